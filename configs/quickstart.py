@@ -1,0 +1,64 @@
+"""The ten-minute run: five skills on the simulated table, demonstrations included.
+
+    make quickstart                                         everything, installation to report
+    python scripts/train.py --config configs/quickstart.py  the training alone
+    ... --config configs/quickstart.py:debug                seconds, to see that all is wired
+"""
+
+from octolike.config import Component, Config, parse_arg
+
+
+def get_config(arg: str = "") -> Config:
+    """Return the config; arguments: debug."""
+    args = parse_arg(arg, debug=False)
+    config = Config(workdir="runs/quickstart")
+    config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
+    config.collect.skills = {"touch": 1500, "push": 500, "lift": 500, "put": 250, "stack": 250}
+
+    data = config.data
+    data.root, data.mix = "runs/quickstart/data", "tabletop"
+    data.cameras = {"primary": 64, "wrist": 48}
+    data.window, data.horizon, data.goal = 1, 8, "none"
+    data.batch_size, data.pool = 32, 4096
+    data.text = Component(kind="hash", length=16, vocabulary=1024)
+
+    def camera(name: str) -> Component:
+        encoder = Component(kind="keypoints", features=(48, 64, 64), strides=(4, 2, 1))
+        return Component(kind="image", cameras=(name,), film=True, encoder=encoder)
+
+    model = config.model
+    model.width, model.layers, model.attention_heads, model.mlp_width = 128, 2, 4, 512
+    model.tokenizers = {
+        "language": Component(kind="language", vocabulary=1024, pooled=True),
+        "primary": camera("primary"),
+        "wrist": camera("wrist"),
+        "proprio": Component(kind="proprio"),
+    }
+    model.heads = {
+        "action": Component(
+            kind="diffusion",
+            steps=20,
+            blocks=2,
+            expansion=2,
+            samples_per_example=4,
+            prediction="sample",
+            sampler="ddim",
+            inference_steps=10,
+        )
+    }
+    config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.999
+    config.train.steps, config.train.validate_every = 8000, 2000
+    config.train.checkpoint_every = 4000
+    config.evaluate.execute = 2
+    config.evaluate.splits = ("train", "held_out_combination", "held_out_phrasing")
+
+    if args.debug:
+        config.workdir = "runs/quickstart-debug"
+        data.root = "runs/quickstart-debug/data"
+        config.collect.skills = {"touch": 4, "push": 2}
+        config.collect.episodes_per_shard = 2
+        config.train.steps, config.train.log_every, config.optim.warmup = 20, 5, 2
+        config.train.validate_every, config.train.checkpoint_every = 10, 10
+        config.train.validation_batches = 1
+        config.evaluate.episodes, config.evaluate.splits = 2, ("train",)
+    return config

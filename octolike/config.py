@@ -1,0 +1,439 @@
+"""The schema of every run: each option once, with its type, default, unit and meaning.
+
+A config file is `configs/x.py` with `get_config(arg) -> Config`. Two ways to change one at the
+command line:
+
+    --config configs/x.py:debug            an argument changes the structure (see `parse_arg`)
+    --config.optim.learning_rate=1e-4      a dotted override changes one value
+
+Open sets (tokenizers, encoders, heads, text tokenizers, environments) are `Component`s: {"kind":
+name, field: value, ...}, looked up in one table of the module that owns them; the other keys must
+be fields of what the table holds. A name that nobody knows is an error at every door: constructor,
+attribute, command line, config argument, stored JSON and component field.
+"""
+
+# No `from __future__ import annotations`: config_flags reads the fields' types, not their names.
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type, or at odds with another one."""
+
+
+class Component(dict):
+    """One choice out of an open set: {"kind": name, field: value, ...}.
+
+    Fields are checked when the component is built (`build_component`), by the table that knows
+    them.
+    """
+
+    def __missing__(self, key: str) -> object:
+        # The command line may set a field that the config file leaves at its default: config_flags
+        # asks for the present value to learn its type, and takes any literal for an `object`.
+        return object()
+
+
+def option(default: Any, meaning: str) -> Any:
+    """Return a dataclass field with a default (a callable makes a fresh one) and its meaning."""
+    metadata = {"meaning": meaning}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Which episodes, and how they become batches."""
+
+    root: str = option("", "directory (local or gs://) that holds the datasets' folders")
+    mix: str = option("", "a name of data/mixes.py, or 'dataset=weight,dataset=weight'")
+    mix_weights: str = option("multipliers", "'multipliers' of a dataset's size, or 'shares'")
+    cameras: dict[str, int] = option(lambda: {"primary": 128}, "camera: side in pixels; [] none")
+    window: int = option(1, "W: frames of history, the present one included")
+    horizon: int = option(4, "H: actions per chunk")
+    use_proprio: bool = option(True, "observation.proprio in the batch")
+    normalization: str = option(
+        "normal", "'normal' (mean, std) or 'bounds' (1st to 99th percentile)"
+    )
+    text: Component = option(
+        lambda: Component(kind="hash", length=16, vocabulary=4096),
+        "instruction to token ids: octolike.text",
+    )
+    goal: str = option("uniform", "goal images: 'uniform' future frame, 'last' frame, or 'none'")
+    keep_language: float = option(1.0, "probability that an example keeps its instruction")
+    keep_goal: float = option(1.0, "probability that an example keeps its goal image")
+    batch_size: int = option(64, "B: examples per step")
+    episodes: int = option(0, "use the first so many training episodes of each dataset; 0: all")
+    pool: int = option(512, "episodes of a dataset whose frames are mixed with one another")
+    threads: int = option(0, "threads of tf.data; 0: one per core")
+    prefetch: int = option(2, "batches made ahead")
+    train_split: str = option("train", "split to train on")
+    validation_split: str = option("val", "held-out split; '' for none")
+    bad_episodes: str = option(
+        "error", "'error', or 'drop': leave out bad episodes, count and report them"
+    )
+    cache: str = option("", "where statistics are kept when a dataset's directory is read-only")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The transformer and what is around it; `octolike.model.octo` draws how it fits together."""
+
+    width: int = option(256, "D: token width")
+    layers: int = option(4, "transformer blocks")
+    attention_heads: int = option(4, "attention heads per block")
+    mlp_width: int = option(1024, "width of the feed-forward layer")
+    dropout: float = option(0.0, "dropout rate in the transformer")
+    dtype: str = option("float32", "compute type: 'float32' or 'bfloat16'; parameters stay float32")
+    tokenizers: dict[str, Component] = option(dict, "token groups: octolike.model.tokenizers")
+    readouts: dict[str, int] = option(lambda: {"action": 1}, "readout groups: number of tokens")
+    heads: dict[str, Component] = option(dict, "action heads: octolike.model.heads")
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """The optimiser: AdamW."""
+
+    learning_rate: float = option(3e-4, "peak learning rate")
+    schedule: str = option("cosine", "'cosine' to zero, 'rsqrt', or 'constant', after the warm-up")
+    warmup: int = option(200, "steps of linear warm-up")
+    weight_decay: float = option(0.01, "decoupled weight decay, on kernels only")
+    clip: float = option(1.0, "largest global gradient norm; 0: no clipping")
+    b1: float = option(0.9, "decay of the first moment")
+    b2: float = option(0.95, "decay of the second moment")
+    frozen: tuple[str, ...] = option(
+        (), "parameters that stay: patterns over paths such as 'tokenizers/*'"
+    )
+    ema: float = option(0.0, "decay of the averaged parameters that the policy uses; 0: none")
+
+
+@dataclass(kw_only=True, slots=True)
+class AugmentConfig:
+    """Image augmentation inside the step; one geometry per window, fresh colours per example."""
+
+    crop_scale: tuple[float, float] = option(
+        (1.0, 1.0), "area of the random resized crop, as a share"
+    )
+    crop_ratio: tuple[float, float] = option((1.0, 1.0), "aspect ratio of the crop")
+    brightness: float = option(0.0, "largest shift, as a share of the range")
+    contrast: float = option(0.0, "contrast factor in 1 ± this")
+    saturation: float = option(0.0, "saturation factor in 1 ± this")
+    hue: float = option(0.0, "largest turn of the hue circle, in turns")
+    cameras: tuple[str, ...] = option((), "cameras whose geometry may change; () for all")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = option(10_000, "optimiser steps")
+    init_from: str = option("", "run directory whose parameters start this run; '': from scratch")
+    log_every: int = option(50, "steps between logged metrics")
+    validate_every: int = option(1000, "steps between validations; 0: at the end only")
+    validation_batches: int = option(8, "batches per validation and dataset")
+    checkpoint_every: int = option(
+        1000, "steps between checkpoints; one is always written at the end"
+    )
+    keep: int = option(2, "newest checkpoints kept")
+    augment: AugmentConfig = option(AugmentConfig, "image augmentation")
+
+
+@dataclass(kw_only=True, slots=True)
+class CollectConfig:
+    """Demonstrations made by a simulator's scripted experts: scripts/collect.py."""
+
+    dataset: str = option("tabletop", "name of the dataset to write, under data.root")
+    skills: dict[str, int] = option(dict, "skill: training episodes")
+    validation_share: float = option(
+        0.05, "validation episodes, as a share of the training episodes"
+    )
+    noise: float = option(
+        0.5, "how much the executed actions stray from the expert's; 0: not at all"
+    )
+    episodes_per_shard: int = option(50, "episodes per TFRecord file")
+    workers: int = option(0, "processes; 0: one per core")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """Closed-loop episodes: scripts/evaluate.py."""
+
+    episodes: int = option(20, "episodes per skill and split")
+    splits: tuple[str, ...] = option(("train",), "splits of the environment's tasks")
+    skills: tuple[str, ...] = option((), "skills; () for all that were collected")
+    execute: int = option(1, "actions of each chunk that are executed before the next is asked for")
+    ensemble: float = option(
+        0.0, "temporal ensembling: older predictions weigh exp(-this · age); 0: off"
+    )
+    videos: int = option(2, "videos per skill and split, of successes and of failures")
+    untrained: bool = option(True, "also evaluate the same network before training, as the floor")
+    batch: int = option(16, "environments stepped together; one policy call serves them all")
+    workers: int = option(0, "processes; 0: one per core")
+    seed: int = option(1_000_000, "first episode's seed; collection counts from 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """One run."""
+
+    workdir: str = option("", "where everything of this run is written")
+    seed: int = option(0, "seeds parameters, data order, augmentation and noise")
+    data: DataConfig = option(DataConfig, "episodes to batches")
+    model: ModelConfig = option(ModelConfig, "the policy network")
+    optim: OptimConfig = option(OptimConfig, "the optimiser")
+    train: TrainConfig = option(TrainConfig, "the loop")
+    environment: Component = option(dict, "simulator: octolike.envs; {} for none")
+    collect: CollectConfig = option(CollectConfig, "demonstrations")
+    evaluate: EvaluateConfig = option(EvaluateConfig, "closed-loop evaluation")
+
+    def check(self) -> None:
+        """Raise ConfigError for the first group of settings that do not fit each other."""
+        _check_types(self, "config")
+        d, m, o, t = self.data, self.model, self.optim, self.train
+        _choice("data.mix_weights", d.mix_weights, ("multipliers", "shares"))
+        _choice("data.normalization", d.normalization, ("normal", "bounds"))
+        _choice("data.goal", d.goal, ("uniform", "last", "none"))
+        _choice("data.bad_episodes", d.bad_episodes, ("error", "drop"))
+        _choice("model.dtype", m.dtype, ("float32", "bfloat16"))
+        _choice("optim.schedule", o.schedule, ("cosine", "rsqrt", "constant"))
+        for name, value, low in (
+            ("data.window", d.window, 1),
+            ("data.horizon", d.horizon, 1),
+            ("data.batch_size", d.batch_size, 1),
+            ("data.pool", d.pool, 1),
+            ("train.steps", t.steps, 1),
+            ("train.log_every", t.log_every, 1),
+            ("train.checkpoint_every", t.checkpoint_every, 1),
+            ("train.keep", t.keep, 1),
+            ("model.layers", m.layers, 1),
+            ("evaluate.execute", self.evaluate.execute, 1),
+            ("evaluate.episodes", self.evaluate.episodes, 1),
+            ("evaluate.batch", self.evaluate.batch, 1),
+        ):
+            _require(value >= low, f"{name} is {value}; it must be at least {low}")
+        for name, value in (
+            ("data.keep_language", d.keep_language),
+            ("data.keep_goal", d.keep_goal),
+            ("model.dropout", m.dropout),
+            ("optim.ema", o.ema),
+            ("collect.validation_share", self.collect.validation_share),
+        ):
+            _require(0 <= value <= 1, f"{name} is {value}; it must lie in [0, 1]")
+        _require(
+            m.width % m.attention_heads == 0,
+            f"model.width {m.width} is no multiple of model.attention_heads {m.attention_heads}",
+        )
+        _require(
+            self.evaluate.execute <= d.horizon,
+            f"evaluate.execute {self.evaluate.execute} exceeds the chunk, data.horizon {d.horizon}",
+        )
+        _require(o.warmup <= t.steps, f"optim.warmup {o.warmup} exceeds train.steps {t.steps}")
+        _require(bool(self.workdir), "workdir is empty; name one, e.g. --config.workdir=runs/mine")
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
+    """Parse a config argument such as 'debug,head=l1' into the given names, typed as defaults.
+
+    A bare word is a flag. Unknown names raise ConfigError with the choices.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, given, text = item.partition("=")
+        if name not in defaults:
+            raise ConfigError(unknown("config argument", name, defaults))
+        values[name] = _parse_like(name, text if given else "true", defaults[name])
+    return types.SimpleNamespace(**values)
+
+
+def to_json(config: Any) -> str:
+    """Return a config (or a part of one) as JSON text."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """Return the Config that `to_json` wrote; unknown or missing names raise ConfigError."""
+    return _from_dict(Config, json.loads(text), "config")
+
+
+def build_component(
+    table: Mapping[str, Any], component: Mapping[str, Any], path: str, **context: Any
+) -> Any:
+    """Return table[kind](**fields, **context); `path` names the component in errors.
+
+    The table's values are dataclasses (linen modules too). `context` holds fields that come from
+    elsewhere (the batch spec, the language length) and that a component therefore must not set.
+    Raises ConfigError for an unknown kind or field, with the choices.
+    """
+    fields = dict(component)
+    kind = fields.pop("kind", None)
+    if kind is None:
+        raise ConfigError(f"{path} has no 'kind'; choose one of {_list(table)}")
+    if kind not in table:
+        raise ConfigError(unknown(f"kind at {path}", kind, table))
+    known = {f.name for f in dataclasses.fields(table[kind])} - {"parent", "name"}
+    for name in fields:
+        if name in context:
+            raise ConfigError(f"{path}.{name} is set by the rest of the config; remove it here")
+        if name not in known:
+            raise ConfigError(unknown(f"field of {path} ({kind!r})", name, known - context.keys()))
+    for f in dataclasses.fields(table[kind]):
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and f.name in known - fields.keys() - context.keys():
+            raise ConfigError(f"{path} ({kind!r}) lacks {f.name!r}, which has no default")
+    return table[kind](**fields, **{k: v for k, v in context.items() if k in known | {"name"}})
+
+
+def run(main: Callable[[Config], Any]) -> None:
+    """Run `main(config)` with the config of the command line: the one line under `__main__`.
+
+    Exits with one line (no traceback) for a setting that nobody knows.
+    """
+    from absl import app, flags
+    from ml_collections import config_flags
+
+    flag = config_flags.DEFINE_config_file("config", help_string="path of a config file")
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            if flag.value is None:
+                raise ConfigError("no config given; try --config configs/quickstart.py")
+            if len(rest) > 1:
+                raise ConfigError(f"arguments that nobody reads: {' '.join(rest[1:])}")
+            flag.value.check()
+        except (KeyError, AttributeError, OSError, ValueError, TypeError, flags.Error) as error:
+            sys.exit(f"error: {_explain(error, argv)}")
+        return rest
+
+    app.run(lambda _: main(flag.value), flags_parser=parse)
+
+
+def describe() -> str:
+    """Return a table of every option: dotted path, default, meaning."""
+    rows = [(p, repr(v), meaning) for p, v, meaning in _walk(Config(), "")]
+    wide = max(len(r[0]) for r in rows), max(len(r[1]) for r in rows)
+    return "\n".join(f"{p:<{wide[0]}}  {v:<{wide[1]}}  {m}" for p, v, m in rows)
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> str:
+    """Return the sentence for a name that nobody knows: the nearest one, and the choices."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what}: {name!r}{hint} (choices: {_list(choices)})"
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """Name the override that config_flags could not place, and its nearest neighbour."""
+    for arg in argv:
+        if not arg.lstrip("-").startswith("config."):
+            continue
+        path = arg.lstrip("-").partition("=")[0].partition(".")[2]
+        node: Any = Config()
+        for part in path.split("."):
+            if isinstance(node, Component):
+                break
+            if dataclasses.is_dataclass(node):
+                names = [f.name for f in dataclasses.fields(node)]
+                if part not in names:
+                    return unknown(f"setting --config.{path}", part, names)
+                node = getattr(node, part)
+            else:
+                return f"unknown setting --config.{path}: this config has no {part!r} there"
+    text = str(error).strip().splitlines()
+    return text[-1] if text else repr(error)
+
+
+def _walk(node: Any, prefix: str) -> Iterable[tuple[str, Any, str]]:
+    for f in dataclasses.fields(node):
+        value, path = getattr(node, f.name), f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, path + ".")
+        else:
+            yield path, value, f.metadata["meaning"]
+
+
+def _from_dict(cls: type, data: Any, path: str) -> Any:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is {data!r}; expected the fields of {cls.__name__}")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    for name in data:
+        if name not in names:
+            raise ConfigError(unknown(f"setting {path}.{name}", name, names))
+    missing = [n for n in names if n not in data]
+    if missing:
+        raise ConfigError(f"{path} lacks {_list(missing)}")
+    return cls(**{n: _convert(hints[n], data[n], f"{path}.{n}") for n in names})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _from_dict(hint, value, path)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(value)
+    if hint is Component:
+        return _component(value)
+    if origin is dict and args[1] is Component and isinstance(value, dict):
+        return {k: _component(v) for k, v in value.items()}
+    return value
+
+
+def _component(value: Any) -> Any:
+    """Undo what JSON does to a component: its tuples and the components inside it."""
+    if isinstance(value, dict):
+        return Component({k: _component(v) for k, v in value.items()})
+    return tuple(map(_component, value)) if isinstance(value, list) else value
+
+
+def _check_types(node: Any, path: str) -> None:
+    hints = typing.get_type_hints(type(node))
+    for f in dataclasses.fields(node):
+        value, hint, where = getattr(node, f.name), hints[f.name], f"{path}.{f.name}"
+        if dataclasses.is_dataclass(hint):
+            _require(type(value) is hint, f"{where} is {value!r}; expected {hint.__name__}")
+            _check_types(value, where)
+            continue
+        expected = typing.get_origin(hint) or hint
+        if expected is Component:
+            expected = dict
+        good = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
+        if expected is float:
+            good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _require(good, f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def _parse_like(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"config argument {name}={text!r}: expected true or false")
+        return text.lower() == "true"
+    try:
+        return type(default)(text)
+    except ValueError as e:
+        raise ConfigError(
+            f"config argument {name}={text!r}: expected {type(default).__name__}"
+        ) from e
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(unknown(f"value of {name}", value, choices))
+
+
+def _require(good: bool, message: str) -> None:
+    if not good:
+        raise ConfigError(message)
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

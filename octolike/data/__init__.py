@@ -1,0 +1,1 @@
+"""From episodes on disk to numpy batches; the only place that imports tensorflow."""

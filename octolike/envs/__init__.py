@@ -1,0 +1,1 @@
+"""Simulators behind the gymnasium protocol; each is imported only when it is used."""

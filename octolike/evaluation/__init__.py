@@ -1,0 +1,1 @@
+"""Closed-loop rollouts and the reports that one can look at."""

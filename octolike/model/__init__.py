@@ -1,0 +1,1 @@
+"""The policy network: jax and flax only."""

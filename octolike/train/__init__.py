@@ -1,0 +1,1 @@
+"""One step, one loop, for every script: jax, optax and orbax."""

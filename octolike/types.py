@@ -1,0 +1,107 @@
+"""The words everybody shares: axis letters, the batch contract, TokenGroup. No framework but numpy.
+
+Axis letters (suffixes and einsum letters everywhere):
+
+    B batch · W window (history) · H horizon (action chunk) · A action dims · P proprio dims
+    L language tokens · N tokens of a group · D token width · T steps of an episode · K samples
+
+The batch contract. A batch is a nested dict of numpy arrays:
+
+    observation.image_<camera>  uint8   [B, W, h, w, 3]
+    observation.proprio         float32 [B, W, P]        normalised; padded with 0 to the widest
+    observation.timestep_mask   bool    [B, W]           False: before the episode's first step
+    observation.present.<key>   bool    [B, W]           False: this dataset has no such sensor
+    task.language.ids           int32   [B, L]
+    task.language.mask          bool    [B, L]           False: padding
+    task.image_<camera>         uint8   [B, h, w, 3]     the goal image
+    task.task_id                int32   [B]
+    task.present.<key>          bool    [B]              keys: language, image_<camera>, task_id
+    action                      float32 [B, W, H, A]     normalised; padded with 0 to the widest
+    action_mask                 bool    [B, W, H, A]     False: padded, or past the end or goal
+    dataset                     int32   [B]              index into the run's datasets
+    embodiment                  int32   [B]              index into the run's embodiment records
+
+A key is there for every example of a run or for none: what a dataset lacks is filled with zeros and
+marked absent under `present`, and the model masks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Batch = dict[str, Any]
+BatchSpec = dict[str, tuple[tuple[int, ...], str]]
+
+
+class TokenGroup(NamedTuple):
+    """Tokens that enter the transformer together.
+
+    tokens: float [..., N, D]; mask: bool [..., N], False where a token must not be attended to.
+    Task groups have leading axes [B]; observation and readout groups [B, W].
+    """
+
+    tokens: Any
+    mask: Any
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, leaf) of a nested dict, sorted by key at each level."""
+    for key in sorted(tree):
+        path = f"{prefix}.{key}" if prefix else key
+        if isinstance(tree[key], Mapping):
+            yield from flatten(tree[key], path)
+        else:
+            yield path, tree[key]
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested dict with the given dotted paths and leaves: the inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, key = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[key] = leaf
+    return tree
+
+
+def batch_spec(batch: Mapping[str, Any]) -> BatchSpec:
+    """Return {dotted path: (shape without the batch axis, dtype name)} of a batch."""
+    return {path: (tuple(x.shape[1:]), np.dtype(x.dtype).name) for path, x in flatten(batch)}
+
+
+def zeros(spec: BatchSpec, batch_size: int) -> Batch:
+    """Return an all-zero batch of `batch_size` examples: what model initialisation needs."""
+    return unflatten({k: np.zeros((batch_size, *s), d) for k, (s, d) in spec.items()})
+
+
+def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:
+    """Raise ValueError naming every key that is missing, extra, or of another shape or dtype."""
+    found, faults = batch_spec(batch), []
+    for path in sorted(spec.keys() | found.keys()):
+        if path not in found:
+            faults.append(f"{path}: missing, expected {_show(spec[path])}")
+        elif path not in spec:
+            faults.append(f"{path}: found {_show(found[path])}, but this run has no such key")
+        elif found[path] != (tuple(spec[path][0]), spec[path][1]):
+            faults.append(f"{path}: found {_show(found[path])}, expected {_show(spec[path])}")
+    if faults:
+        raise ValueError("the batch does not fit the batch spec:\n  " + "\n  ".join(faults))
+
+
+def spec_to_json(spec: BatchSpec) -> dict[str, Any]:
+    """Return the spec as plain JSON data."""
+    return {k: {"shape": list(s), "dtype": d} for k, (s, d) in spec.items()}
+
+
+def spec_from_json(data: Mapping[str, Any]) -> BatchSpec:
+    """Return the spec that `spec_to_json` wrote."""
+    return {k: (tuple(v["shape"]), v["dtype"]) for k, v in data.items()}
+
+
+def _show(leaf: tuple[tuple[int, ...], str]) -> str:
+    return f"{leaf[1]} [batch{''.join(f', {n}' for n in leaf[0])}]"

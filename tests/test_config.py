@@ -1,0 +1,151 @@
+"""The config system: its six doors reject unknown names, and what is stored comes back."""
+
+import dataclasses
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from octolike import config as c
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def run_script(body: str, *args: str) -> subprocess.CompletedProcess:
+    code = f"from octolike import config\ndef main(cfg):\n    {body}\nconfig.run(main)"
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_json_round_trip_keeps_everything():
+    original = c.Config(workdir="runs/x")
+    original.model.heads["action"] = c.Component(kind="diffusion", steps=10)
+    original.optim.frozen = ("a/*", "b")
+    restored = c.from_json(c.to_json(original))
+    assert restored == original
+    assert isinstance(restored.model.heads["action"], c.Component)
+    assert isinstance(restored.optim.frozen, tuple)
+
+
+def test_door_1_constructor():
+    with pytest.raises(TypeError, match="learning_rat"):
+        c.OptimConfig(learning_rat=1.0)
+
+
+def test_door_2_attribute():
+    with pytest.raises(AttributeError, match="learning_rat"):
+        c.Config().optim.learning_rat = 1.0
+
+
+def test_door_3_command_line():
+    done = run_script(
+        "print(cfg.seed)", "--config", "configs/quickstart.py", "--config.optim.learning_rat=1"
+    )
+    assert done.returncode
+    assert "'learning_rat'; did you mean 'learning_rate'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_door_3_names_a_component_that_the_config_lacks():
+    done = run_script(
+        "pass", "--config=configs/quickstart.py", "--config.model.heads.acton.steps=1"
+    )
+    assert done.returncode
+    assert "--config.model.heads.acton.steps: this config has no 'acton'" in done.stderr
+
+
+def test_door_4_config_argument():
+    with pytest.raises(c.ConfigError, match="did you mean 'debug'"):
+        c.parse_arg("debgu", debug=False)
+    with pytest.raises(c.ConfigError, match="expected int"):
+        c.parse_arg("size=big", size=3)
+
+
+def test_door_5_stored_json():
+    data = json.loads(c.to_json(c.Config()))
+    data["model"]["widht"] = 3
+    with pytest.raises(c.ConfigError, match=r"config\.model\.widht.*did you mean 'width'"):
+        c.from_json(json.dumps(data))
+    del data["model"]["widht"], data["seed"]
+    with pytest.raises(c.ConfigError, match="lacks seed"):
+        c.from_json(json.dumps(data))
+
+
+@dataclasses.dataclass
+class Thing:
+    size: int = 1
+    horizon: int = 0
+
+
+def test_door_6_component_field():
+    table = {"thing": Thing}
+    build = lambda **f: c.build_component(table, f, "model.heads.action", horizon=4)
+    assert build(kind="thing", size=3) == Thing(3, 4)
+    with pytest.raises(c.ConfigError, match=r"model\.heads\.action.*'sise'; did you mean 'size'"):
+        build(kind="thing", sise=3)
+    with pytest.raises(c.ConfigError, match="did you mean 'thing'"):
+        build(kind="thin")
+    with pytest.raises(c.ConfigError, match="no 'kind'"):
+        build(size=3)
+    with pytest.raises(c.ConfigError, match="set by the rest"):
+        build(kind="thing", horizon=8)
+
+
+def test_overrides_and_arguments_reach_main():
+    done = run_script(
+        "print(cfg.optim.learning_rate, cfg.model.heads['action']['steps'])",
+        "--config=configs/quickstart.py:debug",
+        "--config.optim.learning_rate=0.5",
+        "--config.model.heads.action.steps=7",
+    )
+    assert done.stdout.split() == ["0.5", "7"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: setattr(x.data, "window", 0), "data.window is 0"),
+        (lambda x: setattr(x.model, "attention_heads", 7), "no multiple"),
+        (lambda x: setattr(x.optim, "schedule", "cosin"), "did you mean 'cosine'"),
+        (lambda x: setattr(x.evaluate, "execute", 99), "exceeds the chunk"),
+        (lambda x: setattr(x.data, "keep_goal", 1.5), r"\[0, 1\]"),
+        (lambda x: setattr(x.train, "steps", "many"), "config.train.steps is 'many'"),
+        (lambda x: setattr(x, "workdir", ""), "workdir is empty"),
+    ],
+)
+def test_check_names_the_setting(change, message):
+    config = c.Config(workdir="runs/x")
+    config.check()
+    change(config)
+    with pytest.raises(c.ConfigError, match=message):
+        config.check()
+
+
+def load(path: Path):
+    return runpy.run_path(str(path))["get_config"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+@pytest.mark.parametrize("arg", ["", "debug"])
+def test_every_config_checks_and_has_a_debug_form(path, arg):
+    config = load(path)(arg)
+    config.check()
+    assert c.from_json(c.to_json(config)) == config
+    if arg:
+        assert config.train.steps <= 100
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_config_opens_with_its_command(path):
+    head = path.read_text(encoding="utf-8")[:800]
+    assert f"configs/{path.name}" in head
+
+
+def test_describe_names_every_option():
+    text = c.describe()
+    assert "optim.learning_rate" in text
+    assert "peak learning rate" in text
