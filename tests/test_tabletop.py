@@ -1,0 +1,330 @@
+"""The simulator: determinism, splits, experts, noise, and what wrong input is told."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from octolike.envs.tabletop import tasks
+from octolike.envs.tabletop.tasks import HELD_OUT_PAIRS, PHRASINGS, SKILLS, SPLITS, Thing
+
+pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
+gymnasium = pytest.importorskip("gymnasium")
+
+from gymnasium.utils import env_checker  # noqa: E402
+
+from octolike.envs.tabletop import Expert, Noise, TabletopEnv, collect_episode  # noqa: E402
+from octolike.envs.tabletop.expert import CLEAN  # noqa: E402
+from octolike.envs.tabletop.scene import RGB  # noqa: E402
+
+STILL = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = TabletopEnv(primary_size=(48, 64), wrist_size=32)
+    yield env
+    env.close()
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def play(env, seed: int, actions: np.ndarray) -> list[dict]:
+    return [env.reset(seed=seed)[0], *(env.step(a)[0] for a in actions)]
+
+
+# tasks and splits
+
+
+def test_tasks_do_not_import_a_simulator():
+    code = (
+        "import sys, octolike.envs.tabletop.tasks as t; t.tasks_of('train'); "
+        "assert not {'mujoco', 'gymnasium', 'jax'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_splits_are_disjoint_by_construction():
+    asked = {split: set(tasks.tasks_of(split)) for split in SPLITS}
+    train = asked["train"]
+    assert not train & asked["held_out_combination"]
+    assert not train & asked["held_out_family"]
+    assert asked["held_out_phrasing"] == train
+    assert {t.colour for _, t, _ in train} == set(tasks.COLOURS)
+    assert {t.shape for _, t, _ in train} == set(tasks.SHAPES)
+    named = {t for _, t, _ in train} | {Thing(*r.split("_")) for _, _, r in train if "_" in r}
+    assert not named & set(HELD_OUT_PAIRS)
+    assert not any(skill == "lift" and t.shape == "ball" for skill, t, _ in train)
+    assert {(skill, t.shape) for skill, t, _ in asked["held_out_family"]} == {("lift", "ball")}
+
+
+def test_wordings_are_disjoint_and_plenty():
+    everything = [w for p in PHRASINGS.values() for w in (*p.train, *p.held_out)]
+    assert len(everything) == len(set(everything))
+    for skill, wording in PHRASINGS.items():
+        assert len(wording.train) >= 4, skill
+        assert len(wording.held_out) >= 2, skill
+        assert all(w == w.lower() for w in (*wording.train, *wording.held_out))
+
+
+def test_two_thousand_samples_keep_to_their_split():
+    rng = np.random.default_rng(0)
+    said = {split: set() for split in SPLITS}
+    for split in SPLITS:
+        allowed = {tasks.make_task(*parts).name for parts in tasks.tasks_of(split)}
+        for _ in range(500):
+            task = tasks.sample_task(rng, split)
+            assert task.name in allowed
+            said[split].add(task.instruction)
+    assert not said["train"] & set.union(*(said[s] for s in SPLITS if s != "train"))
+
+
+def test_distractors_differ_from_what_is_asked_for():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        task = tasks.sample_task(rng)
+        others = tasks.distractors(rng, task, 3)
+        things = [task.target, task.reference_thing, *others]
+        assert len(others) == 3
+        assert len(set(things)) == len(things)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda rng: tasks.sample_task(rng, "trian"), "'trian'.*'held_out_family'.*'train'"),
+        (lambda rng: tasks.sample_task(rng, "train", ["lft"]), "unknown skill 'lft'.*'lift'"),
+        (lambda rng: tasks.sample_task(rng, "held_out_family", ["push"]), "'held_out_family'"),
+        (lambda rng: tasks.sample_task(rng, "train", []), "no skills"),
+        (lambda rng: tasks.make_task("push", Thing("red", "cube"), "up"), "unknown reference of"),
+        (lambda rng: tasks.make_task("lift", Thing("pink", "cube")), "unknown colour 'pink'"),
+        (lambda rng: tasks.make_task("stack", Thing("red", "ball"), "red_cube"), "shape 'ball'"),
+    ],
+)
+def test_unknown_choices_are_named_and_listed(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(np.random.default_rng(0))
+
+
+# the environment
+
+
+@pytest.mark.parametrize("first", ["", "import mujoco; "])
+@pytest.mark.parametrize("backend", ["", "glfw"])
+def test_a_working_backend_is_found(first, backend):
+    """Also where mujoco was imported before, with a backend that needs a display."""
+    code = first + (
+        "import warnings; warnings.simplefilter('ignore'); "
+        "from octolike.envs.tabletop import TabletopEnv; "
+        "assert TabletopEnv(16, 16).reset(seed=0)[0]['image_primary'].std() > 1"
+    )
+    environment = {**os.environ, "MUJOCO_GL": backend}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+
+
+def test_without_a_backend_the_apt_packages_are_named():
+    code = (
+        "from octolike.envs.tabletop import scene; "
+        "scene._BACKENDS = ('nothing',); scene.load_mujoco()"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 1
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: MuJoCo cannot render off screen with nothing: ")
+    assert "libosmesa6" in last
+    assert "libegl1 libgl1 libgl1-mesa-dri" in last
+
+
+def test_spaces_and_gymnasium_contract(env):
+    env_checker.check_env(env, skip_render_check=True)
+    observation, info = env.reset(seed=3)
+    assert env.observation_space.contains(observation)
+    assert set(info) == {"instruction", "task", "skill", "success", "failure"}
+    assert env.render().shape == (256, 256, 3)
+
+
+def test_same_seed_and_actions_give_the_same_observations(env):
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(env.action_space.low, env.action_space.high, (8, 7))
+    first = play(env, 11, actions)
+    env.reset(seed=5)
+    again = play(env, 11, actions)
+    other = play(env, 12, actions)
+    assert all(map(same, first, again))
+    assert not any(map(same, first, other))
+
+
+def test_state_can_be_taken_back(env):
+    env.reset(seed=2, options={"skills": ["put"]})
+    expert = Expert(env)
+    for _ in range(4):
+        env.step(expert.act())
+    state = env.get_state()
+    ahead = [env.step(expert.act())[0] for _ in range(4)]
+    env.reset(seed=7)
+    env.set_state(state)
+    assert all(map(same, ahead, [env.step(expert.act())[0] for _ in range(4)]))
+
+
+def test_gripper_goes_where_it_is_told(env):
+    """Within 2 mm in one step, in the directions of proprio, and no farther than the workspace."""
+    env.reset(seed=0)
+    before = env.pose()
+    move = np.array([0.03, -0.05, 0.02, 0.1, -0.2, 0.3, 0.0])
+    after = env.step(move)[0]["proprio"]
+    np.testing.assert_allclose(after[:3] - before[:3], move[:3], atol=2e-3)
+    np.testing.assert_allclose(after[3:6] - before[3:6], move[3:6], atol=2e-2)
+    assert before[6] == 1
+    assert after[6] < 0.05
+    for _ in range(8):
+        far = env.step(np.array([0.9, 0, 9, 0, 0, 0, 1]))[0]["proprio"]
+    np.testing.assert_allclose(far[[0, 2]], [0.20, 0.22], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.zeros(6), r"float32 \[7\].*shape \[6\]"),
+        (np.zeros((1, 7)), r"shape \[1, 7\]"),
+        (np.full(7, np.nan), "finite"),
+        (np.array([0, 0, np.inf, 0, 0, 0, 1]), "finite"),
+        ("up", "float32"),
+    ],
+)
+def test_wrong_actions_are_rejected(env, action, message):
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.step(action)
+
+
+def test_wrong_options_are_rejected(env):
+    with pytest.raises(ValueError, match=r"unknown reset option 'splits'.*Did you mean 'split'"):
+        env.reset(options={"splits": "train"})
+    with pytest.raises(ValueError, match="excludes"):
+        env.reset(options={"task": tasks.make_task("lift", Thing("red", "cube")), "split": "train"})
+    with pytest.raises(ValueError, match="num_distractors"):
+        TabletopEnv(num_distractors=9)
+    with pytest.raises(ValueError, match="primary_size=4"):
+        TabletopEnv(primary_size=4)
+
+
+def test_touching_another_object_fails(env):
+    """The expert for a task that was swapped after the table was laid touches the wrong thing."""
+    env.reset(seed=4, options={"skills": ["touch"]})
+    asked, other = env.task, env.scene.things[1]
+    expert, done = Expert(env), False
+    while not done:
+        env.task = tasks.make_task("touch", other)
+        action = expert.act()
+        env.task = asked
+        _, reward, done, truncated, info = env.step(action)
+        assert not truncated
+    assert info["failure"] == f"touched {other.words}"
+    assert reward == 0
+    assert not info["success"]
+
+
+def test_doing_nothing_is_truncated(env):
+    env.reset(seed=0, options={"skills": ["lift"]})
+    for step in range(1, tasks.STEP_LIMITS["lift"] + 1):
+        _, reward, terminated, truncated, _ = env.step(STILL)
+        assert (reward, terminated) == (0, False)
+        assert truncated == (step == tasks.STEP_LIMITS["lift"])
+
+
+@pytest.mark.parametrize("colour", tasks.COLOURS)
+def test_target_colour_is_in_the_picture(env, colour):
+    task = tasks.make_task("touch", Thing(colour, "cube"))
+    observation, _ = env.reset(seed=1, options={"task": task})
+    picture = observation["image_primary"].astype(float)
+    hue = np.array(RGB[colour])
+    cosine = picture @ hue / np.maximum(np.linalg.norm(picture, axis=-1), 1) / np.linalg.norm(hue)
+    assert (cosine > 0.985).sum() >= 20
+
+
+# the experts
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+@pytest.mark.parametrize("noise", [CLEAN, Noise()], ids=["clean", "noisy"])
+def test_expert_succeeds(env, skill, noise):
+    episodes = [collect_episode(env, seed, "train", [skill], noise) for seed in range(8)]
+    won = [e["episode_metadata"]["success"] for e in episodes]
+    assert sum(won) >= (8 if noise is CLEAN else 7), won
+    lengths = [len(e["steps"]["action"]) for e in episodes]
+    assert max(lengths) <= tasks.STEP_LIMITS[skill]
+
+
+@pytest.mark.parametrize("split", SPLITS[1:])
+def test_expert_succeeds_on_held_out_tasks(env, split):
+    won = [
+        collect_episode(env, seed, split, noise=CLEAN)["episode_metadata"]["success"]
+        for seed in range(8)
+    ]
+    assert all(won), won
+
+
+@pytest.mark.parametrize("num_distractors", [0, 3])
+def test_empty_and_full_tables(num_distractors):
+    env = TabletopEnv(primary_size=16, wrist_size=16, num_distractors=num_distractors)
+    for skill in SKILLS:
+        metadata = collect_episode(env, 1, "train", [skill], CLEAN)["episode_metadata"]
+        assert metadata["success"], skill
+    env.close()
+
+
+def test_labels_are_the_clean_expert_and_noise_is_what_was_executed(env):
+    noise = Noise(share=1.0, kicks=0.3)
+    episode = collect_episode(env, 6, "train", ["stack"], noise)
+    steps = episode["steps"]
+    observation, _ = env.reset(seed=6, options={"split": "train", "skills": ["stack"]})
+    expert = Expert(env)
+    for index, (label, executed) in enumerate(zip(steps["action"], steps["executed_action"])):
+        assert np.array_equal(steps["observation"]["state"][index], observation["proprio"])
+        picture = steps["observation"]["image_primary"][index]
+        assert np.array_equal(picture, observation["image_primary"])
+        assert np.array_equal(label, expert.act())
+        observation = env.step(executed)[0]
+    assert (steps["action"] != steps["executed_action"])[:, :3].any(axis=1).all()
+    assert np.array_equal(steps["action"][:, 3:], steps["executed_action"][:, 3:])
+
+
+def test_episode_contract(env):
+    episode = collect_episode(env, 9, "train", ["put"], CLEAN)
+    steps, metadata = episode["steps"], episode["episode_metadata"]
+    count = len(steps["action"])
+    expected = {
+        "image_primary": ((count, 48, 64, 3), np.uint8),
+        "image_wrist": ((count, 32, 32, 3), np.uint8),
+        "state": ((count, 7), np.float32),
+    }
+    found = {k: (v.shape, v.dtype) for k, v in steps["observation"].items()}
+    assert found == expected
+    assert steps["action"].dtype == steps["executed_action"].dtype == np.float32
+    assert np.array_equal(steps["action"], steps["executed_action"])
+    assert metadata["task"].startswith("put/")
+    assert metadata == {**metadata, "seed": 9, "skill": "put", "split": "train", "success": True}
+    # It ends with opening the fingers and at least one step upwards.
+    gripper = steps["action"][:, 6]
+    assert gripper[-2:].tolist() == [1, 1]
+    assert steps["action"][-1, 2] > 0
+    assert 0 in gripper
+
+
+def test_the_expert_does_not_idle(env):
+    """No two steps in a row without motion: idling makes the expert ambiguous to imitate."""
+    for skill in SKILLS:
+        actions = collect_episode(env, 3, "train", [skill], CLEAN)["steps"]["action"]
+        still = np.abs(actions[:, :6]).max(axis=1) < 1e-3
+        assert not (still[1:] & still[:-1]).any(), skill
