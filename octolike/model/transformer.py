@@ -1,0 +1,83 @@
+"""The pre-norm transformer: attention and feed-forward blocks over one masked sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Transformer(nn.Module):
+    """Blocks of x + attention(norm(x)) and x + mlp(norm(x)), then a last norm.
+
+    Parameters are float32; `dtype` is what is computed in.
+    """
+
+    layers: int
+    attention_heads: int
+    mlp_width: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Return [B, N, D] for x [B, N, D] and mask bool [B, 1, N, N], True: may attend."""
+        for i in range(self.layers):
+            block = Block(
+                attention_heads=self.attention_heads,
+                mlp_width=self.mlp_width,
+                dropout=self.dropout,
+                dtype=self.dtype,
+                name=f"block_{i}",
+            )
+            x = block(x, mask, train=train)
+        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+
+
+class Block(nn.Module):
+    """One transformer block, [B, N, D] to [B, N, D]."""
+
+    attention_heads: int
+    mlp_width: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="attention_norm")(x)
+        h = Attention(heads=self.attention_heads, dtype=self.dtype, name="attention")(h, mask)
+        x = x + drop(h)
+        h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="mlp_norm")(x)
+        h = nn.Dense(self.mlp_width, dtype=self.dtype, kernel_init=_xavier, name="mlp_in")(h)
+        h = drop(nn.gelu(h, approximate=True))
+        h = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=_xavier, name="mlp_out")(h)
+        return x + drop(h)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxNxD: jax.Array, mask: jax.Array) -> jax.Array:
+        width = x_BxNxD.shape[-1]
+
+        def project(name: str) -> jax.Array:
+            shape = (self.heads, width // self.heads)
+            return nn.DenseGeneral(shape, dtype=self.dtype, kernel_init=_xavier, name=name)(x_BxNxD)
+
+        out_BxNxHxDh = jax.nn.dot_product_attention(
+            project("query"), project("key"), project("value"), mask=mask
+        )
+        out = nn.DenseGeneral(
+            width, axis=(-2, -1), dtype=self.dtype, kernel_init=_xavier, name="out"
+        )
+        return out(out_BxNxHxDh)
+
+
+_xavier = nn.initializers.xavier_uniform()
