@@ -1,0 +1,208 @@
+"""Disk to standard episodes: records read by offset, parsed, standardised, checked.
+
+Images stay the encoded bytes that they are on disk. `Reader` opens one split of one dataset; an
+episode's record is found by the index that `statistics.py` makes, so any episode can be read at
+any time, and an order of episodes is just an order of numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from octolike.data.datasets import DatasetSpec
+from octolike.data.rlds_names import IS_FIRST, OBSERVATION, STEPS
+from octolike.data.standardize import Standard
+
+# A TFRecord is: length (8 bytes), its checksum (4), the data, its checksum (4).
+RECORD_HEADER, RECORD_FOOTER = 12, 4
+
+
+class DataError(ValueError):
+    """Data that cannot be used as they are; the message names dataset, file or episode."""
+
+
+@dataclass
+class Episode:
+    """A standard episode of T usable steps.
+
+    Attributes:
+        action: float32 [T, A], in robot units.
+        proprio: float32 [T, P], in robot units, or None.
+        instructions: T strings, "" where there is none.
+        images: camera: T encoded images; a camera that this episode lacks is not in it.
+    """
+
+    action: np.ndarray
+    proprio: np.ndarray | None
+    instructions: list[str]
+    images: dict[str, list[bytes]]
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+
+class Reader:
+    """One split of one dataset on disk."""
+
+    def __init__(self, spec: DatasetSpec, root: str, split: str) -> None:
+        """Open <root>/<name>/<version> (local or gs://).
+
+        Raises DataError when the directory, version, split, a shard or a feature is missing.
+        """
+        self.spec, self.split = spec, split
+        self.directory = locate(spec, root)
+        info = tfds.builder_from_directory(self.directory).info
+        if split not in info.splits:
+            raise DataError(
+                f"{spec.name}: no split {split!r} in {self.directory} "
+                f"(there is: {', '.join(sorted(info.splits)) or 'none'})"
+            )
+        self.files = [str(f) for f in info.splits[split].filepaths]
+        self.counts = list(info.splits[split].shard_lengths)
+        lost = [f for f in self.files if not tf.io.gfile.exists(f)]
+        if lost:
+            raise DataError(
+                f"{spec.name}: {len(lost)} of {len(self.files)} shards of split {split!r} are "
+                f"missing, the first is {lost[0]}; copy the dataset again"
+            )
+        self.features = info.features
+        self._check_features()
+        skip = {STEPS: tfds.decode.SkipDecoding()}
+        self._parse = tf.function(
+            lambda raw: self.features.deserialize_example(raw, decoders=skip),
+            input_signature=[tf.TensorSpec((), tf.string)],
+        )
+
+    def records(self, shard: int) -> Iterator[bytes]:
+        """Yield the raw records of a shard, in order; DataError names a truncated or corrupt one."""
+        count = 0
+        stream = iter(tf.data.TFRecordDataset(self.files[shard], buffer_size=1 << 20))
+        while True:
+            try:
+                raw = next(stream).numpy()
+            except StopIteration:
+                break
+            except tf.errors.DataLossError as error:
+                raise DataError(
+                    f"{self.files[shard]}: record {count} is truncated or corrupt "
+                    f"({error.message}); copy the file again"
+                ) from None
+            yield raw
+            count += 1
+        if count != self.counts[shard]:
+            raise DataError(
+                f"{self.files[shard]}: {count} records, but dataset_info.json promises "
+                f"{self.counts[shard]}; copy the file again"
+            )
+
+    def read(self, shard: int, offset: int, length: int) -> Episode:
+        """Return the episode of the record that starts at byte `offset` and holds `length` bytes."""
+        path = self.files[shard]
+        with tf.io.gfile.GFile(path, "rb") as f:
+            f.seek(offset)
+            block = f.read(RECORD_HEADER + length)
+        if len(block) < RECORD_HEADER + length or struct.unpack("<Q", block[:8])[0] != length:
+            raise DataError(
+                f"{path}: no record of {length} bytes at {offset}; the file has changed since its "
+                "index was made: restore it, or delete the index to have it made again"
+            )
+        return self.episode(block[RECORD_HEADER:], f"{path}, byte {offset}")
+
+    def episode(self, raw: bytes, where: str) -> Episode:
+        """Return the standard episode of a raw record; `where` names it in errors."""
+        steps = self._steps(raw)
+        standard = self.check(steps, where)
+        t = len(standard.action)
+        images = {}
+        for camera, key in self.spec.cameras.items():
+            frames = list(steps[OBSERVATION][key][:t])
+            if _is_picture(frames[0]):
+                images[camera] = frames
+        text = steps[self.spec.language][:t] if self.spec.language else [b""] * t
+        instructions = [x.decode("utf-8", errors="replace") for x in text]
+        return Episode(standard.action, standard.proprio, instructions, images)
+
+    def standard(self, raw: bytes, where: str) -> Standard:
+        """Return the checked actions and proprio of a raw record."""
+        return self.check(self._steps(raw), where)
+
+    def check(self, steps: Mapping[str, Any], where: str) -> Standard:
+        """Standardise; DataError for an episode without usable steps or with non-finite numbers."""
+        if len(steps[IS_FIRST]) == 0:
+            raise DataError(f"{self.spec.name}: {where} has no steps")
+        action, proprio = self.spec.standardize(steps)
+        if len(action) == 0:
+            raise DataError(f"{self.spec.name}: {where} has no usable steps")
+        proprio = proprio if self.spec.proprio else None
+        parts = (("action", action, self.spec.action), ("proprio", proprio, self.spec.proprio))
+        for part, x, layout in parts:
+            if layout is None:
+                continue
+            if x.shape[1:] != (len(layout),):
+                raise DataError(
+                    f"{self.spec.name}: {where}: {part} has shape {x.shape}, expected "
+                    f"[T, {len(layout)}] ({', '.join(layout.names)})"
+                )
+            if not np.isfinite(x).all():
+                t, d = np.argwhere(~np.isfinite(x))[0]
+                raise DataError(
+                    f"{self.spec.name}: {where}: {part} at step {t} is {x[t, d]} in dimension "
+                    f"{d} ({layout.names[d]}); mend it or set data.bad_episodes='drop'"
+                )
+        return Standard(
+            np.asarray(action, np.float32), None if proprio is None else np.float32(proprio)
+        )
+
+    def _steps(self, raw: bytes) -> dict[str, Any]:
+        return tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw)[STEPS])
+
+    def _check_features(self) -> None:
+        steps = self.features[STEPS].feature
+        for camera, key in self.spec.cameras.items():
+            if key not in steps[OBSERVATION]:
+                raise DataError(
+                    f"{self.spec.name}: camera {camera!r} should be steps.observation.{key}, but "
+                    f"{self.directory} has {', '.join(sorted(steps[OBSERVATION]))}"
+                )
+        if self.spec.language and self.spec.language not in steps:
+            raise DataError(
+                f"{self.spec.name}: the instruction should be steps.{self.spec.language}, but "
+                f"{self.directory} has {', '.join(sorted(steps))}"
+            )
+
+
+def locate(spec: DatasetSpec, root: str) -> str:
+    """Return the directory of a dataset's version; DataError says what was found instead."""
+    name = f"{root.rstrip('/')}/{spec.name}"
+    wanted = f"{name}/{spec.version}"
+    if tf.io.gfile.exists(f"{wanted}/features.json"):
+        return wanted
+    if not root or not tf.io.gfile.isdir(root):
+        raise DataError(
+            f"data.root {root!r} is no directory; set it to the one that holds {spec.name}/"
+        )
+    place = name if tf.io.gfile.isdir(name) else root
+    found = ", ".join(sorted(x.rstrip("/") for x in tf.io.gfile.listdir(place))[:20]) or "nothing"
+    why = "is not finished (no features.json)" if tf.io.gfile.isdir(wanted) else "is not there"
+    raise DataError(
+        f"{spec.name}: {wanted} {why}; {place} has: {found}. Set data.root to the directory that "
+        f"holds {spec.name}/{spec.version}"
+    )
+
+
+def _is_picture(encoded: bytes) -> bool:
+    """Tell a real image from padding: empty bytes, a single pixel, or black all over.
+
+    The flags of Bridge V2's metadata say False for images that are there.
+    """
+    if not encoded:
+        return False
+    image = tf.io.decode_image(encoded, expand_animations=False).numpy()
+    return image.size > image.shape[-1] and bool(image.any())

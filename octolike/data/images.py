@@ -1,0 +1,37 @@
+"""Encoded bytes to pixels, in graph code: decoding and resizing."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def decode(encoded: tf.Tensor, side: int) -> tf.Tensor:
+    """Return uint8 [N, side, side, 3] of N JPEG or PNG images; black where the bytes are empty.
+
+    Resized only where the size differs: bilinear with antialiasing, rounded. The policy does the
+    same to what a camera gives.
+    """
+    return tf.map_fn(
+        lambda x: _decode_one(x, side),
+        encoded,
+        fn_output_signature=tf.TensorSpec((side, side, 3), tf.uint8),
+        parallel_iterations=8,
+    )
+
+
+def _decode_one(encoded: tf.Tensor, side: int) -> tf.Tensor:
+    black = tf.zeros((side, side, 3), tf.uint8)
+    return tf.cond(tf.strings.length(encoded) == 0, lambda: black, lambda: _read(encoded, side))
+
+
+def _read(encoded: tf.Tensor, side: int) -> tf.Tensor:
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image.set_shape((None, None, 3))
+    fits = tf.reduce_all(tf.shape(image)[:2] == side)
+    image = tf.cond(fits, lambda: image, lambda: _resize(image, side))
+    return tf.ensure_shape(image, (side, side, 3))
+
+
+def _resize(image: tf.Tensor, side: int) -> tf.Tensor:
+    resized = tf.image.resize(image, (side, side), method="bilinear", antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)

@@ -1,0 +1,68 @@
+"""Named mixes of datasets. A mix says whether its numbers multiply sizes or are shares.
+
+The two kinds are never confused: multipliers scale a dataset's number of steps, shares are of the
+examples, whatever the sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from octolike.config import ConfigError, unknown
+from octolike.data.datasets import DATASETS
+
+KINDS = ("multipliers", "shares")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """weights: dataset: number > 0; kind: "multipliers" of steps, or "shares" of examples."""
+
+    weights: Mapping[str, float]
+    kind: str
+
+    def shares(self, steps: Mapping[str, int]) -> np.ndarray:
+        """Return the share of examples of each dataset, float64 [datasets], summing to 1."""
+        weight = np.array([self.weights[d] for d in self.weights], np.float64)
+        if self.kind == "multipliers":
+            weight = weight * np.array([steps[d] for d in self.weights], np.float64)
+        return weight / weight.sum()
+
+
+MIXES = {"bridge_and_tabletop": Mix({"bridge_dataset": 1.0, "tabletop": 1.0}, "shares")}
+
+
+def parse(text: str, kind: str) -> Mix:
+    """Return the mix that data.mix names, or spells as 'dataset=weight,dataset'.
+
+    `kind` is of spelled weights; a named mix has its own. Raises ConfigError for an unknown name and
+    for a weight that is not a positive number.
+    """
+    if text in MIXES:
+        return MIXES[text]
+    weights: dict[str, float] = {}
+    for item in filter(None, text.split(",")):
+        name, given, number = item.strip().partition("=")
+        if name not in DATASETS:
+            raise ConfigError(unknown("mix or dataset in data.mix", name, {*MIXES, *DATASETS}))
+        try:
+            weight = float(number) if given else 1.0
+        except ValueError:
+            raise ConfigError(f"data.mix: weight {number!r} of {name} is no number") from None
+        if not (0 < weight < float("inf")):
+            raise ConfigError(
+                f"data.mix: weight {number} of {name} must be a positive number; "
+                "to leave a dataset out, leave out its name"
+            )
+        if name in weights:
+            raise ConfigError(f"data.mix names {name} twice")
+        weights[name] = weight
+    if not weights:
+        raise ConfigError(
+            "data.mix is empty; name a mix or datasets "
+            f"(mixes: {', '.join(sorted(MIXES))}; datasets: {', '.join(sorted(DATASETS))})"
+        )
+    return Mix(weights, kind)
