@@ -1,0 +1,350 @@
+"""What a run leaves on disk, and how it is read back.
+
+    workdir/
+      config.json        the whole config
+      embodiments.json   each robot's action and proprio layout, with statistics
+      batch_spec.json    shape and dtype of everything in a batch
+      datasets.json      names of the datasets, in the order of their index in a batch
+      versions.json      of Python and the libraries
+      checkpoints/<step>/{params, ema, optimizer, data}
+
+The JSON files are written before the first step, so that a run is loaded from its directory alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from octolike import types
+from octolike.config import Config, ConfigError, from_json, to_json
+from octolike.normalize import Embodiment, embodiments_from_json, embodiments_to_json
+from octolike.train import optimizer
+from octolike.train.state import Params, TrainState, merge_strictly
+
+FILES = {
+    "config.json": "the run's config",
+    "embodiments.json": "the robots' action and proprio layouts with their statistics",
+    "batch_spec.json": "shape and dtype of everything in a batch",
+    "datasets.json": "the names of the datasets",
+}
+CHECKPOINTS = "checkpoints"
+LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+# What a second run in the same directory may change; all else would make it another run.
+MAY_CHANGE = ("workdir", "train.steps", "evaluate.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run. params: numpy arrays, the averaged ones where they are kept."""
+
+    config: Config
+    embodiments: list[Embodiment]
+    spec: types.BatchSpec
+    datasets: list[str]
+    params: Params
+    step: int
+
+
+def write_run_files(
+    config: Config,
+    embodiments: Sequence[Embodiment],
+    spec: types.BatchSpec,
+    datasets: Sequence[str],
+) -> None:
+    """Write the JSON files of a run; each is there whole or not at all."""
+    directory = Path(config.workdir)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in _contents(config, embodiments, spec, datasets).items():
+        write_text(directory / name, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that a crash cannot leave half written."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def check_same_run(
+    config: Config,
+    embodiments: Sequence[Embodiment],
+    spec: types.BatchSpec,
+    datasets: Sequence[str],
+) -> bool:
+    """Return whether `config.workdir` holds this run already.
+
+    Raises ConfigError if it holds another one: a config, embodiment, batch spec or list of datasets
+    that differs. The error lists the dotted paths with both values. What `MAY_CHANGE` names does
+    not count.
+    """
+    directory = Path(config.workdir)
+    if not (directory / "config.json").exists():
+        return False
+    for name, text in _contents(config, embodiments, spec, datasets).items():
+        if name == "versions.json" or not (directory / name).exists():
+            continue
+        changes = _differences(_read_json(directory / name), json.loads(text))
+        if name == "config.json":
+            changes = [c for c in changes if not c.startswith(MAY_CHANGE)]
+        if changes:
+            raise ConfigError(
+                f"{directory} holds another run; its {name} differs (stored -> now):\n  "
+                + "\n  ".join(changes)
+                + "\nTake the change back to resume that run, name another directory "
+                + "(--config.workdir=...) for a new one, or move the old directory away."
+            )
+    return True
+
+
+def load_run(run_dir: str | Path, step: int | None = None) -> Run:
+    """Load a run for acting: its JSON files and the parameters of a checkpoint (the newest).
+
+    Raises FileNotFoundError or ValueError that names what is missing or broken, and what is there.
+    """
+    directory = Path(run_dir)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no run directory {directory}; {_listing(directory.parent)}")
+    texts = {}
+    for name, purpose in FILES.items():
+        path = directory / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{directory} has no {name} ({purpose}; written by scripts/train.py before the "
+                f"first step): {_listing(directory)}"
+            )
+        texts[name] = _read_json(path)
+    step, params = _read_policy_params(directory, step)
+    return Run(
+        config=from_json(json.dumps(texts["config.json"])),
+        embodiments=embodiments_from_json(texts["embodiments.json"]),
+        spec=types.spec_from_json(texts["batch_spec.json"]),
+        datasets=texts["datasets.json"],
+        params=params,
+        step=step,
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one run: complete ones under <step>, the `keep` newest."""
+
+    def __init__(self, workdir: str | Path, keep: int) -> None:
+        """Open or make workdir/checkpoints and remove what an interrupted save left there."""
+        self.directory = Path(workdir).absolute() / CHECKPOINTS
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        )
+        with _quiet():
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
+        """Save the state and the position in the data, unless this step is saved already."""
+        step = int(state.step)
+        if step == self.latest:
+            return
+        items = {
+            "params": ocp.args.StandardSave(state.all_params()),
+            "optimizer": ocp.args.StandardSave(state.opt_state),
+            "data": ocp.args.JsonSave(dict(data)),
+        }
+        if state.ema:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        with _quiet():
+            self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Return the newest state that can be read, and the position in the data.
+
+        `like` is abstract and carries shardings. A broken checkpoint newer than the one returned is
+        moved to checkpoints.broken/<step>, and said so. Raises ValueError if none can be read, or
+        if the parameters are those of another model.
+        """
+        faults: dict[int, Exception] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                stored = _metadata(self.directory / str(step) / "params")
+            except (
+                Exception
+            ) as error:  # orbax raises what its storage raises: ValueError, KeyError, …
+                faults[step] = error
+                continue
+            merge_strictly(like.all_params(), stored, f"checkpoint {step} in {self.directory}")
+            try:
+                restored = self._read(step, like)
+            except Exception as error:
+                faults[step] = error
+                continue
+            for broken, error in faults.items():
+                self._move_aside(broken, error, step)
+            return restored
+        raise ValueError(f"no checkpoint can be read.{_faults(self.directory, faults)}")
+
+    def close(self) -> None:
+        """Wait for what is still being written."""
+        with _quiet():
+            self._manager.close()
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        items = {
+            "params": ocp.args.StandardRestore(like.all_params()),
+            "optimizer": ocp.args.StandardRestore(like.opt_state),
+            "data": ocp.args.JsonRestore(),
+        }
+        if like.ema:
+            items["ema"] = ocp.args.StandardRestore(like.ema)
+        with _quiet():
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        params, frozen = optimizer.split(found["params"], optimizer.flatten(like.frozen))
+        counter = jax.device_put(np.int32(step), like.step.sharding)
+        ema = found["ema"] if like.ema else {}
+        state = TrainState(counter, params, frozen, ema, found["optimizer"])
+        return state, found["data"]
+
+    def _move_aside(self, step: int, error: Exception, good: int) -> None:
+        aside = self.directory.with_name(CHECKPOINTS + ".broken")
+        aside.mkdir(exist_ok=True)
+        os.replace(self.directory / str(step), aside / f"{step}")
+        with _quiet():
+            self._manager.reload()
+        print(
+            f"checkpoint {step} cannot be read ({_first_line(error)}): going back to {good}; "
+            f"the broken one is now in {aside}"
+        )
+
+
+def _read_policy_params(directory: Path, step: int | None) -> tuple[int, Params]:
+    folder = directory / CHECKPOINTS
+    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    if not steps:
+        raise FileNotFoundError(
+            f"{directory} has no checkpoint (a folder {CHECKPOINTS}/<step>): {_listing(directory)}"
+        )
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f"{folder} has no checkpoint {step}; it has {steps}")
+    step = steps[-1] if step is None else step
+    try:
+        params = _read_arrays(folder / str(step) / "params")
+        if (folder / str(step) / "ema").is_dir():
+            params = optimizer.merge(params, _read_arrays(folder / str(step) / "ema"))
+    except Exception as error:  # orbax raises what its storage raises: ValueError, KeyError, …
+        others = [s for s in steps if s != step]
+        remedy = f"; load another one with step=, of {others}" if others else ""
+        raise ValueError(
+            f"checkpoint {step} of {directory} cannot be read ({_first_line(error)}){remedy}"
+        ) from error
+    return step, params
+
+
+def _metadata(path: Path) -> Params:
+    """Return the nested dict of a stored tree's shapes."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is missing")
+    with _quiet():
+        return ocp.PyTreeCheckpointer().metadata(path.absolute()).item_metadata.tree
+
+
+def _read_arrays(path: Path) -> Params:
+    """Return a stored tree as numpy arrays, whatever devices it was saved from."""
+    to_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
+    arguments = ocp.args.PyTreeRestore(restore_args=jax.tree.map(to_numpy, _metadata(path)))
+    with _quiet():
+        return ocp.PyTreeCheckpointer().restore(path.absolute(), args=arguments)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence orbax's remarks about its own files, which nobody can act upon."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _contents(
+    config: Config,
+    embodiments: Sequence[Embodiment],
+    spec: types.BatchSpec,
+    datasets: Sequence[str],
+) -> dict[str, str]:
+    versions = {name: _version(name) for name in LIBRARIES}
+    return {
+        "config.json": to_json(config),
+        "embodiments.json": _dump(embodiments_to_json(embodiments)),
+        "batch_spec.json": _dump(types.spec_to_json(spec)),
+        "datasets.json": _dump(list(datasets)),
+        "versions.json": _dump({"python": platform.python_version(), **versions}),
+    }
+
+
+def _differences(old: Any, new: Any) -> list[str]:
+    """Return 'path: old -> new' for every leaf of two JSON values that is not the same."""
+    old, new = dict(types.flatten(_nested(old))), dict(types.flatten(_nested(new)))
+    show = lambda values, path: json.dumps(values[path]) if path in values else "absent"
+    return [
+        f"{path}: {show(old, path)} -> {show(new, path)}"
+        for path in sorted(old.keys() | new.keys())
+        if path not in old or path not in new or old[path] != new[path]
+    ]
+
+
+def _nested(x: Any) -> Any:
+    """Return JSON data with its lists of objects as objects, so that paths reach into them."""
+    if isinstance(x, list) and not all(isinstance(y, (int, float)) for y in x):
+        x = {str(i): y for i, y in enumerate(x)}
+    return {k: _nested(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def _dump(data: Any) -> str:
+    return json.dumps(data, indent=2) + "\n"
+
+
+def _listing(directory: Path) -> str:
+    if not directory.is_dir():
+        return f"{directory} does not exist"
+    return (
+        f"{directory} holds {', '.join(sorted(p.name for p in directory.iterdir())) or 'nothing'}"
+    )
+
+
+def _faults(directory: Path, faults: Mapping[int, Exception]) -> str:
+    lines = "".join(f"\n  {step}: {_first_line(error)}" for step, error in faults.items())
+    return f" {directory}:{lines}\nMove that folder away to start again from step 0."
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"

@@ -1,0 +1,170 @@
+"""What training tells: a progress bar or lines, metrics.jsonl and TensorBoard.
+
+metrics.jsonl has one JSON object per line: "step" and "seconds" (of training, over all resumes),
+and numbers by name: those of training (loss, loss/<dataset>, learning_rate, …) every `log_every`
+steps, and validation/<dataset>/<name> at each validation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+from tqdm import tqdm
+
+FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class Metrics:
+    """The log of one run; a context manager. Rates are over the time since the previous row."""
+
+    def __init__(self, workdir: str | Path, *, step: int, steps: int, batch_size: int) -> None:
+        """Open the log at a step: rows past it, of a run that was interrupted, are dropped."""
+        self.workdir, self.steps, self.batch_size = Path(workdir), steps, batch_size
+        self._path = self.workdir / FILE
+        self._before = truncate(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = tensorboardX.SummaryWriter(
+            str(self.workdir / TENSORBOARD), purge_step=step + 1 if step else None
+        )
+        self._start = self._row_time = time.perf_counter()
+        self._row_step = step
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self._before + time.perf_counter() - self._start
+
+    def advance(self) -> None:
+        """Move the progress bar by one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def train(self, step: int, values: Mapping[str, float], waited: float) -> None:
+        """Log means over the steps since the last such row, and the seconds without a batch."""
+        now = time.perf_counter()
+        passed, done = max(now - self._row_time, 1e-9), step - self._row_step
+        rate = done * self.batch_size / passed
+        self._row_time, self._row_step = now, step
+        speed = {"examples_per_second": rate, "data_wait": min(waited / passed, 1.0)}
+        self._write(step, {**values, **speed})
+        loss, wait = f"{values['loss']:.4f}", f"{speed['data_wait']:.0%}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss}, {rate:.0f} examples/s, data wait {wait}")
+            return
+        left = (self.steps - step) * passed / max(done, 1)
+        wide = len(str(self.steps))
+        print(
+            f"step {step:{wide}}/{self.steps}  loss {loss}  {rate:.0f} examples/s  "
+            f"data wait {wait}  {duration(left)} left",
+            flush=True,
+        )
+
+    def validation(self, step: int, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Log {dataset: {name: number}} of a validation."""
+        flat = {f"validation/{d}/{k}": v for d, row in values.items() for k, v in row.items()}
+        self._write(step, flat)
+        for dataset, row in values.items():
+            numbers = "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in row.items())
+            self.say(f"step {step}  held-out {dataset}: {numbers}")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what is done inside, saving and validating, out of the rates."""
+        started = time.perf_counter()
+        yield
+        self._row_time += time.perf_counter() - started
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the progress bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Close bar and files; every row is on disk already."""
+        if self._bar is not None:
+            self._bar.close()
+        self._file.close()
+        self._board.close()
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        row = {"step": step, "seconds": round(self.seconds, 3)}
+        row.update({k: float(v) for k, v in values.items()})
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, float(value), step)
+
+
+class Means:
+    """Running means by name, of numbers that may come at some steps only."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, values: Mapping[str, float], weight: float = 1.0) -> None:
+        """Add numbers; a weight of 0 adds nothing."""
+        for name, value in values.items():
+            total, count = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = total + weight * float(value), count + weight
+
+    def take(self) -> dict[str, float]:
+        """Return the means and start again."""
+        means = {k: total / count for k, (total, count) in self._sums.items() if count}
+        self._sums.clear()
+        return means
+
+
+def truncate(path: Path, step: int) -> float:
+    """Drop the rows of metrics.jsonl past `step`, and a half-written last one.
+
+    Returns the seconds of training of the last row kept, 0 without one.
+    """
+    kept = [row for row in read(path) if row["step"] <= step]
+    if path.exists():
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(part, path)
+    return kept[-1]["seconds"] if kept else 0.0
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl, without a half-written last one; none without a file."""
+    if not path.exists():
+        return []
+    return list(_rows(path.read_text(encoding="utf-8").splitlines(), path))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: '45 s', '12 min', '3.2 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _rows(lines: list[str], path: Path) -> Iterable[dict[str, Any]]:
+    for i, line in enumerate(lines):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if i + 1 < len(lines):
+                raise ValueError(f"line {i + 1} of {path} is no JSON: {line[:80]!r}") from error

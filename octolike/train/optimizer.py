@@ -1,0 +1,113 @@
+"""The optimiser: a learning-rate schedule, clipping, AdamW, and which parameters it trains.
+
+Parameters are named by their path, 'transformer/block_0/mlp/kernel'. What is frozen is cut out of
+the tree before gradients are taken: it has neither gradients nor optimiser state.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import optax
+from flax import traverse_util
+
+from octolike.config import ConfigError, OptimConfig, unknown
+
+Params = dict[str, Any]
+
+RSQRT_TIMESCALE = 10_000  # steps after the warm-up until 1/√2 of the peak; Octo's choice
+
+
+def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Return step -> learning rate: linear warm-up from 0, then the config's schedule.
+
+    Cosine reaches 0 at `steps`. The first update is step 0: with a warm-up, its rate is 0.
+    """
+    peak, warmup = config.learning_rate, config.warmup
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+    elif config.schedule == "rsqrt":
+        after = lambda step: peak * (1 + step / RSQRT_TIMESCALE) ** -0.5
+    elif config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        choices = ("cosine", "rsqrt", "constant")
+        raise ConfigError(unknown("value of optim.schedule", config.schedule, choices))
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Return clipping by the global norm, then AdamW with decay on kernels only."""
+    adamw = optax.adamw(
+        schedule(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=kernels,
+    )
+    if not config.clip:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+
+
+def kernels(params: Params) -> Params:
+    """Return a tree of bools: True where weight decay applies, which is what is named 'kernel'."""
+    return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
+
+
+def frozen_paths(params: Params, patterns: Sequence[str]) -> dict[str, list[str]]:
+    """Return {pattern: the parameter paths that it freezes}; '*' also crosses '/'.
+
+    Raises ConfigError for a pattern that matches nothing, with the nearest path, and if nothing
+    would be left to train.
+    """
+    paths = list(flatten(params))
+    matches = {p: fnmatch.filter(paths, p) for p in patterns}
+    for pattern, found in matches.items():
+        if not found:
+            # The heads of paths, too: 'tokenizer/*' is near 'tokenizers_primary/*'.
+            heads = {path.rpartition("/")[0].partition("/")[0] + "/*" for path in paths}
+            raise ConfigError(
+                "optim.frozen matches no parameter: "
+                + unknown("pattern", pattern, heads | _near(pattern, paths))
+            )
+    if matches and set(paths) == {path for found in matches.values() for path in found}:
+        raise ConfigError(f"optim.frozen {list(patterns)} freezes every parameter; none is trained")
+    return matches
+
+
+def split(params: Params, frozen: Iterable[str]) -> tuple[Params, Params]:
+    """Return (trained, frozen): two nested dicts that together hold every parameter."""
+    frozen, flat = set(frozen), flatten(params)
+    return (
+        unflatten({k: v for k, v in flat.items() if k not in frozen}),
+        unflatten({k: v for k, v in flat.items() if k in frozen}),
+    )
+
+
+def merge(*parts: Params) -> Params:
+    """Return the union of nested dicts; of a path in several, the last one counts."""
+    flat: dict[str, Any] = {}
+    for part in parts:
+        flat.update(flatten(part))
+    return unflatten(flat)
+
+
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {'a/b/c': parameter}."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """Return the nested dict that `flatten` took apart."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def _near(pattern: str, paths: Sequence[str]) -> set[str]:
+    import difflib
+
+    return set(difflib.get_close_matches(pattern, paths, n=3, cutoff=0.5))

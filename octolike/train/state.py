@@ -1,0 +1,137 @@
+"""TrainState, how it starts, and the strict merge of parameters from another run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from octolike import types
+from octolike.config import unknown
+from octolike.train import optimizer
+
+Params = dict[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+    """What a step changes. One pytree, so that it is sharded, donated and saved as one.
+
+    step: int32 [], optimiser updates made. params: trained parameters, nested by name. frozen: the
+    others. ema: running average of `params`, {} if there is none. opt_state: optax state of
+    `params`.
+    """
+
+    step: jax.Array
+    params: Params
+    frozen: Params
+    ema: Params
+    opt_state: optax.OptState
+
+    def all_params(self) -> Params:
+        """Return trained and frozen parameters as one tree: what the model takes."""
+        return optimizer.merge(self.frozen, self.params)
+
+    def policy_params(self) -> Params:
+        """Return the parameters that a policy uses: averaged ones where they are kept."""
+        return optimizer.merge(self.frozen, self.params, self.ema)
+
+
+def init_params(model: nn.Module, spec: types.BatchSpec, key: jax.Array) -> Params:
+    """Return fresh parameters; traceable, so that `jax.eval_shape` gives their shapes alone."""
+    params, noise, dropout = jax.random.split(key, 3)
+    rngs = {"params": params, "noise": noise, "dropout": dropout}
+    return model.init(rngs, types.zeros(spec, 1), train=False)["params"]
+
+
+def create(
+    params: Params, tx: optax.GradientTransformation, frozen: Iterable[str], *, ema: bool
+) -> TrainState:
+    """Return the state before the first step."""
+    trained, still = optimizer.split(params, frozen)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=trained,
+        frozen=still,
+        ema=jax.tree.map(jnp.copy, trained) if ema else {},
+        opt_state=tx.init(trained),
+    )
+
+
+def update(
+    state: TrainState, grads: Params, tx: optax.GradientTransformation, ema_decay: float
+) -> TrainState:
+    """Return the state after one optimiser update.
+
+    ema ← d · ema + (1 − d) · params with d = min(ema_decay, (1 + step) / (10 + step)), so that the
+    average forgets its random start within a short run too.
+    """
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema:
+        d = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(params, ema, step_size=1 - d)
+    return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+
+
+def merge_strictly(params: Params, given: Params, source: str) -> Params:
+    """Return `given` if it has exactly the paths and shapes of `params`, else raise ValueError.
+
+    The error names every path that is missing, extra, or of another shape. `params` may be
+    abstract.
+    """
+    mine, theirs = optimizer.flatten(params), optimizer.flatten(given)
+    faults = []
+    for path in sorted(mine.keys() | theirs.keys()):
+        if path not in theirs:
+            faults.append(f"missing there: {path} {list(mine[path].shape)}")
+        elif path not in mine:
+            faults.append(f"only there: {unknown('parameter', path, mine).partition(' (')[0]}")
+        elif mine[path].shape != theirs[path].shape:
+            shapes = f"{list(theirs[path].shape)}, expected {list(mine[path].shape)}"
+            faults.append(f"other shape: {path} {shapes}")
+    if faults:
+        raise ValueError(
+            f"the parameters of {source} do not fit this model ({len(faults)} differences):\n  "
+            + "\n  ".join(faults)
+            + "\nUse the model settings of that run (its config.json)."
+        )
+    return given
+
+
+def describe(params: Params, frozen: Iterable[str]) -> str:
+    """Return the parameter table: path, shape, count, frozen or not. `params` may be abstract."""
+    frozen = set(frozen)
+    rows = [
+        (k, "×".join(map(str, v.shape)), f"{v.size:,}", "frozen" if k in frozen else "")
+        for k, v in sorted(optimizer.flatten(params).items())
+    ]
+    return _table([("parameter", "shape", "count", ""), *rows])
+
+
+def summarize(params: Params, frozen: Iterable[str]) -> str:
+    """Return the table of the model's parts: arrays, parameters, trained ones; and the total."""
+    frozen, parts = set(frozen), {}
+    for path, x in sorted(optimizer.flatten(params).items()):
+        for part in (path.partition("/")[0], "total"):
+            n = parts.setdefault(part, [0, 0, 0])
+            n[:] = n[0] + 1, n[1] + x.size, n[2] + (0 if path in frozen else x.size)
+    parts["total"] = parts.pop("total")
+    rows = [(name, *(f"{n:,}" for n in row)) for name, row in parts.items()]
+    return _table([("part", "arrays", "parameters", "trained"), *rows])
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(row[1:], wide[1:]))]
+        ).rstrip()
+        for row in rows
+    )

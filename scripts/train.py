@@ -1,0 +1,39 @@
+"""Train a policy.
+
+    python scripts/train.py --config configs/quickstart.py    once scripts/collect.py has run
+    python scripts/train.py --config configs/bridge.py --config.data.root=DIR
+    ... --config configs/quickstart.py:debug                  seconds, to see that all is wired
+
+Expect a table of parameters, a progress line with loss and examples per second, the held-out loss
+and action error now and then, and in the run's directory (config.workdir) checkpoints,
+metrics.jsonl and TensorBoard events. Ctrl-C (exit code 130) or SIGTERM (143) saves; the same
+command resumes where it was.
+"""
+
+import sys
+
+from octolike import config as configs
+
+
+def main(config: configs.Config) -> None:
+    """Open the data and train; a setting or data that do not fit are an error without traceback."""
+    from octolike.data import batches, episodes
+    from octolike.train import loop
+
+    try:
+        data = batches.open_data(config)
+        print(data.describe())
+        loop.train(
+            config,
+            data.train,
+            spec=data.spec,
+            embodiments=data.embodiments,
+            datasets=data.datasets,
+            validation=data.validation(),
+        )
+    except (configs.ConfigError, episodes.DataError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    configs.run(main)

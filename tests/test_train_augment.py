@@ -1,0 +1,151 @@
+"""Image augmentation: identity when off, shared geometry, independent draws, golden operations."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from octolike.config import AugmentConfig
+from octolike.train import augment as ops
+
+GOLDEN = Path(__file__).parents[2] / "shared/golden/octo_parts/image_ops.npz"
+SIDE = 16
+COLOURS = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1}
+ALL = AugmentConfig(crop_scale=(0.5, 1.0), cameras=("primary",), **COLOURS)
+
+
+def batch(size=6, window=2, seed=0):
+    """Return a batch whose frames are all the same: of all examples, cameras and goals."""
+    image = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    windows = np.broadcast_to(image, (size, window, SIDE, SIDE, 3)).copy()
+    return {
+        "observation": {"image_primary": windows, "image_wrist": windows.copy()},
+        "task": {"image_primary": windows[:, 0].copy()},
+        "action": np.zeros((size, window, 1, 1), np.float32),
+    }
+
+
+@functools.cache
+def augmented():
+    """Return `batch()` with everything on, as numpy; compiled once."""
+    made = jax.jit(lambda b, k: ops.augment(b, ALL, k))(batch(), jax.random.key(0))
+    return jax.tree.map(np.asarray, made)
+
+
+def test_off_is_the_very_same_batch():
+    before = batch()
+    assert ops.augment(before, AugmentConfig(), jax.random.key(0)) is before
+
+
+def test_a_camera_that_nothing_changes_keeps_its_bytes():
+    config = AugmentConfig(crop_scale=(0.5, 0.6), cameras=("primary",))
+    after = jax.jit(lambda b, k: ops.augment(b, config, k))(batch(), jax.random.key(0))
+    after = after["observation"]
+    assert after["image_wrist"].dtype == np.uint8
+    np.testing.assert_array_equal(after["image_wrist"], batch()["observation"]["image_wrist"])
+    assert not np.array_equal(after["image_primary"], batch()["observation"]["image_primary"])
+
+
+def test_values_stay_in_range_and_float():
+    config = AugmentConfig(brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5)
+    after = jax.jit(lambda b, k: ops.augment(b, config, k))(batch(), jax.random.key(1))
+    for image in (after["observation"]["image_primary"], after["task"]["image_primary"]):
+        assert image.dtype == jnp.float32
+        assert image.min() == 0  # the shift alone takes some there
+        assert image.max() == 255
+
+
+def test_a_window_shares_its_draws_and_examples_do_not():
+    images = augmented()["observation"]["image_primary"]
+    np.testing.assert_array_equal(images[:, 0], images[:, 1])
+    assert len({image[0].tobytes() for image in images}) == len(images)
+
+
+def test_cameras_and_goals_draw_for_themselves():
+    after = augmented()
+    observed, goal = after["observation"]["image_primary"][:, 0], after["task"]["image_primary"]
+    assert not any(np.allclose(a, b) for a, b in zip(observed, goal))
+    # The wrist camera's geometry is off, so its colours alone differ from the original's.
+    wrist = after["observation"]["image_wrist"]
+    assert wrist.dtype == np.float32
+
+
+def test_draws_of_different_operations_are_uncorrelated(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        ops, "augment_windows", lambda x, config, draws, geometry: seen.append(draws) or x
+    )
+    ops.augment(batch(size=4000), ALL, jax.random.key(0))
+    rows = np.asarray([row for draws in seen for row in draws])
+    assert rows.shape == (3 * len(ops.Draws._fields), 4000)
+    correlation = np.corrcoef(rows) - np.eye(len(rows))
+    assert np.abs(correlation).max() < 0.08  # five standard deviations of chance
+
+
+def test_crop_equals_a_numpy_reference():
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 255, (5, 7, 3)).astype(np.float32)
+    boxes = np.array([[0.0, 0.0, 1.0, 1.0], [0.1, 0.3, 0.55, 0.6]], np.float32)
+    found = jax.jit(ops.crop)(np.stack([image[None]] * 2), boxes)
+    for top, left, height, width, i in [(*b, i) for i, b in enumerate(boxes)]:
+        expected = np.empty_like(image)
+        for r in range(5):
+            for c in range(7):
+                y = (top + height * r / 4) * 4
+                x = (left + width * c / 6) * 6
+                y0, x0 = min(int(y), 3), min(int(x), 5)
+                fy, fx = y - y0, x - x0
+                above = image[y0, x0] * (1 - fx) + image[y0, x0 + 1] * fx
+                below = image[y0 + 1, x0] * (1 - fx) + image[y0 + 1, x0 + 1] * fx
+                expected[r, c] = above * (1 - fy) + below * fy
+        np.testing.assert_allclose(found[i, 0], expected, atol=1e-3)
+    np.testing.assert_allclose(found[0, 0], image, atol=1e-4)
+
+
+def test_boxes_stay_inside_and_have_their_area():
+    draws = ops.Draws(*np.random.default_rng(0).uniform(size=(8, 500)).astype(np.float32))
+    top, left, height, width = np.asarray(ops.boxes(draws, (0.3, 0.9), (0.8, 1.25))).T
+    assert min(top.min(), left.min()) >= 0
+    assert max((top + height).max(), (left + width).max()) <= 1 + 1e-6
+    inside = (height < 1) & (width < 1)
+    area = (height * width)[inside]
+    assert area.min() > 0.3 - 1e-6
+    assert area.max() < 0.9 + 1e-6
+    assert (width / height)[inside].max() > 1.2
+
+
+def test_hue_by_a_full_turn_and_saturation_by_one_are_the_identity():
+    image = batch(size=2)["observation"]["image_primary"]
+    after = ops.saturation_and_hue(image, np.ones(2, np.float32), np.ones(2, np.float32))
+    np.testing.assert_allclose(after, image, atol=1e-3)
+
+
+def test_an_unknown_camera_is_an_error():
+    config = AugmentConfig(brightness=0.1, cameras=("primry",))
+    with pytest.raises(ValueError, match=r"'primry'; did you mean 'primary'"):
+        ops.augment(batch(), config, jax.random.key(0))
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden arrays at {GOLDEN}")
+def test_operations_equal_octos_for_the_same_numbers():
+    golden = np.load(GOLDEN)
+    image = golden["decoded"][None, None]  # Octo's operations work on values in 0 to 1
+    factor, delta = golden["aug/factor_0.9_1.1"][None], golden["aug/hue_delta"][None]
+    # Octo seeds every draw alike: the crop's offsets are the draw behind all of these numbers.
+    share = (factor[0] - 0.9) / 0.2
+    scale, aspect = golden["aug/rrc_scale"][0], np.exp(golden["aug/rrc_logratio"][0])
+    height, width = np.sqrt(scale / aspect), np.sqrt(scale * aspect)
+    box = np.array([[(1 - height) * share, (1 - width) * share, height, width]], np.float32)
+    ours = {
+        "random_resized_crop": ops.crop(image, box),
+        "random_brightness": ops.brightness(image, golden["aug/brightness_delta"][None]),
+        "random_contrast": ops.contrast(image, factor),
+        "random_saturation": ops.saturation_and_hue(image, factor, None),
+        "random_hue": ops.saturation_and_hue(image, None, delta),
+    }
+    for name, found in ours.items():
+        expected = 255 * golden[f"aug/{name}"]
+        np.testing.assert_allclose(found[0, 0], expected, atol=2e-2, err_msg=name)

@@ -1,0 +1,282 @@
+"""The trainer: resume is exact, donation, no retrace, interruption, what is written and when."""
+
+import json
+import os
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+import train_fakes
+from train_fakes import ACTION, DATASETS, HORIZON, SPEC, Stream, Tiny, config, make_batch, parts
+
+from octolike.config import AugmentConfig, ConfigError, OptimConfig
+from octolike.train import checkpoint, loop, metrics, optimizer, sharding, state, validate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with train_fakes.compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+class Signalled(Stream):
+    """Batches during whose making a signal arrives."""
+
+    at, signum = 2, signal.SIGTERM
+
+    def __next__(self):
+        if self.index == self.at:
+            os.kill(os.getpid(), self.signum)
+        return super().__next__()
+
+
+def equal(a, b) -> bool:
+    """Return whether two trees have the same structure and bits."""
+    same = jax.tree.map(lambda x, y: np.array_equal(x, y), a, b)
+    return all(jax.tree.leaves(same))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return (directory, last state, batches given) of a run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    streams = []
+    last = loop.train(run(directory), lambda start: keep(streams, Stream(start)), **parts())
+    return directory, last, streams[0].given
+
+
+def run(directory):
+    made = config(directory, steps=6, checkpoint_every=4, keep=3)
+    made.optim.ema = 0.9
+    return made
+
+
+def keep(streams, stream):
+    streams.append(stream)
+    return stream
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_resume_equals_no_interruption_bit_for_bit(whole, tmp_path, capsys, signum, code):
+    streams = []
+    interrupted = type("Interrupted", (Signalled,), {"signum": signum})
+    with pytest.raises(SystemExit) as stop:
+        loop.train(run(tmp_path), lambda start: keep(streams, interrupted(start)), **parts())
+    assert stop.value.code == code
+    saved = checkpoint.Checkpoints(tmp_path, keep=3).latest
+    assert 0 < saved < 6
+    said = capsys.readouterr().out
+    assert f"saved at step {saved} of 6; the same command resumes {tmp_path}" in said
+
+    last = loop.train(run(tmp_path), lambda start: keep(streams, Stream(start)), **parts())
+    assert f"resuming {tmp_path} at step {saved}" in capsys.readouterr().out
+    _, expected, given = whole
+    assert equal(last, expected)
+    assert int(last.step) == 6
+    # Prefetched batches that were never trained on come again.
+    assert streams[0].given[:saved] + streams[1].given == given
+    steps = [row["step"] for row in metrics.read(tmp_path / metrics.FILE)]
+    assert steps == sorted(set(steps))
+
+
+def test_a_second_run_of_a_finished_one_does_nothing(whole, capsys):
+    directory, last, _ = whole
+    again = loop.train(run(directory), Stream, **parts())
+    assert equal(again, last)
+    assert "all 6 steps are done" in capsys.readouterr().out
+
+
+def test_everything_of_the_run_is_on_disk(whole):
+    directory, last, _ = whole
+    names = {p.name for p in directory.iterdir()}
+    assert names >= {*checkpoint.FILES, "versions.json", "metrics.jsonl", "parameters.txt"}
+    assert list((directory / "tensorboard").glob("events.*"))
+    assert {p.name for p in (directory / "checkpoints").iterdir()} == {"4", "6"}
+    loaded = checkpoint.load_run(directory)
+    assert loaded.step == 6
+    assert loaded.spec == SPEC
+    assert loaded.datasets == DATASETS
+    assert loaded.embodiments[0].action == parts()["embodiments"][0].action
+    assert equal(loaded.params, last.ema)  # the policy's are the averaged ones
+    assert not equal(loaded.params, last.params)
+
+
+def test_metrics_rows_have_the_numbers(whole):
+    rows = metrics.read(whole[0] / metrics.FILE)
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    for row in rows:
+        assert row["share/one"] == 0.5
+        middle = (row["loss/one"] + row["loss/two"]) / 2
+        assert row["loss"] == pytest.approx(middle, rel=1e-5)
+        assert 0 <= row["data_wait"] <= 1
+        assert row["examples_per_second"] > 0
+    assert rows[0]["learning_rate"] > rows[-1]["learning_rate"]
+
+
+def test_the_files_are_there_before_the_first_batch(tmp_path):
+    class Fails(Stream):
+        def __next__(self):
+            assert (tmp_path / "embodiments.json").exists()
+            raise OSError("truncated record")
+
+    with pytest.raises(OSError, match="truncated record"):
+        loop.train(run(tmp_path), Fails, **parts())
+    assert {p.name for p in tmp_path.iterdir()} >= {*checkpoint.FILES, "versions.json"}
+
+
+def test_another_config_in_the_directory_is_an_error(whole):
+    other = run(whole[0])
+    other.optim.learning_rate, other.train.augment.hue = 1e-3, 0.1
+    other.evaluate.episodes, other.train.steps = 3, 99
+    with pytest.raises(ConfigError, match=r"holds another run; its config\.json differs") as error:
+        loop.train(other, Stream, **parts())
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    assert lines[1:3] == ["optim.learning_rate: 0.01 -> 0.001", "train.augment.hue: 0.0 -> 0.1"]
+    assert "--config.workdir=" in lines[3]
+
+
+def test_other_datasets_or_statistics_in_the_directory_are_an_error(whole):
+    with pytest.raises(ConfigError, match=r'datasets\.json differs[^$]*1: "two" -> "three"'):
+        loop.train(run(whole[0]), Stream, **{**parts(), "datasets": ["one", "three"]})
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    poisoned = run(tmp_path)
+    poisoned.train.checkpoint_every = 2
+    pattern = r"loss is nan.* at step 4; the loss was [\d.]+ at the step before. Checkpoint 2 is"
+    with pytest.raises(FloatingPointError, match=pattern):
+        loop.train(poisoned, lambda start: Stream(start, poison=3), **parts())
+    assert np.isfinite(checkpoint.load_run(tmp_path).params["head"]["kernel"]).all()
+
+
+def test_a_batch_that_does_not_fit_the_spec_is_named(tmp_path):
+    class Wide(Stream):
+        def __next__(self):
+            batch = super().__next__()
+            batch["action"] = batch["action"][..., :1]
+            return batch
+
+    with pytest.raises(ValueError, match=r"action: found float32 \[batch, 2, 2, 1\], expected"):
+        loop.train(run(tmp_path), Wide, **parts())
+
+
+def test_starting_from_another_run(whole, tmp_path):
+    made = run(tmp_path)
+    made.train.init_from = str(whole[0])
+    made.optim.learning_rate, made.optim.frozen = 0.0, ("stem/*",)
+    made.train.steps = 1
+    last = loop.train(made, Stream, **parts())
+    expected = checkpoint.load_run(whole[0]).params
+    assert equal(last.all_params(), expected)
+
+    made = run(tmp_path / "wide")
+    made.train.init_from = str(whole[0])
+    with pytest.raises(ValueError, match=r"at step 6 do not fit[^$]*other shape: head/kernel"):
+        loop.train(made, Stream, **{**parts(), "model": Tiny(width=9)})
+
+
+@pytest.fixture(scope="module")
+def step():
+    """Return (compiled step, a fresh state, mesh)."""
+    tx = optimizer.make(OptimConfig(), 10)
+    mesh = sharding.make_mesh()
+    start = loop.Start(tx, ["stem/kernel"], True, mesh)
+    first = start.scratch(lambda key: state.init_params(Tiny(), SPEC, key), jax.random.key(0))
+    made = loop.make_step(Tiny(), tx, run("unused"), jax.random.key(1))
+    return loop.compile_step(made, first, SPEC, 4, mesh), first, mesh
+
+
+def test_the_step_donates_its_state_and_makes_no_implicit_transfer(step):
+    compiled, before, mesh = step
+    before = jax.tree.map(lambda x: x.copy(), before)
+    held = jax.tree.leaves(before)
+    with jax.transfer_guard("disallow"):
+        after, out = compiled(before, sharding.put_batch(make_batch(0), mesh))
+        after, _ = compiled(after, sharding.put_batch(make_batch(1), mesh))
+    assert all(x.is_deleted() for x in held)
+    assert out["loss_per_example"].shape == (4,)
+    assert int(after.step) == 2
+
+
+def test_the_step_is_traced_once(tmp_path, monkeypatch):
+    traces = []
+    original = state.update
+    monkeypatch.setattr(state, "update", lambda *a: traces.append(1) or original(*a))
+    loop.train(run(tmp_path), Stream, **parts())
+    assert traces == [1]
+
+
+def test_randomness_is_a_function_of_seed_and_step(step):
+    compiled, before, mesh = step
+    copies = [jax.tree.map(lambda x: x.copy(), before) for _ in range(3)]
+    copies[2] = copies[2].replace(step=copies[2].step + 1)
+    losses = [compiled(c, sharding.put_batch(make_batch(0), mesh))[1]["loss"] for c in copies]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_a_batch_size_that_the_devices_cannot_share_is_an_error():
+    mesh = type("Mesh", (), {"size": 8})
+    with pytest.raises(ConfigError, match="batch_size 20 does not divide over 8 devices; try 16"):
+        sharding.check_batch_size(20, mesh)
+
+
+def test_validation_equals_its_definition():
+    batches = [make_batch(seed) for seed in (7, 8)]
+    batches[0]["action_mask"][0] = False
+    batches[1]["action_mask"][..., 1:, 2] = False
+    params = state.init_params(Tiny(), SPEC, jax.random.key(0))
+    mesh = sharding.make_mesh()
+    made = validate.Validator(
+        Tiny(),
+        {"one": lambda: iter(batches)},
+        parts()["embodiments"],
+        SPEC,
+        batches=5,
+        mesh=mesh,
+        key=jax.random.key(0),
+    )
+    found = made(params)
+    assert made(params) == found  # the noise is fixed
+    error, right, total, grippers = 0.0, 0, 0, 0
+    for batch in batches:
+        sampled = Tiny().apply(
+            {"params": params}, batch["observation"], {}, method="sample_actions"
+        )
+        for i, h, a in np.ndindex(4, HORIZON, ACTION):
+            if batch["action_mask"][i, -1, h, a]:
+                true, guess = batch["action"][i, -1, h, a], float(sampled[i, h, a])
+                error, total = error + abs(true - guess), total + 1
+                if a == 2:
+                    right, grippers = right + ((true > 0.5) == (guess > 0.5)), grippers + 1
+    assert found["one"]["action_error"] == pytest.approx(error / total, rel=1e-5)
+    assert found["one"]["gripper_accuracy"] == pytest.approx(right / grippers)
+
+
+def test_an_empty_validation_split_is_an_error():
+    made = validate.Validator(
+        Tiny(),
+        {"one": lambda: iter([])},
+        parts()["embodiments"],
+        SPEC,
+        batches=1,
+        mesh=sharding.make_mesh(),
+        key=jax.random.key(0),
+    )
+    with pytest.raises(ValueError, match="validation split of 'one' gave no batch"):
+        made({})
+
+
+def test_validation_is_logged(tmp_path):
+    made = run(tmp_path)
+    made.train.validate_every, made.train.augment = 3, AugmentConfig()
+    held_out = {"one": lambda: iter([make_batch(9)])}
+    loop.train(made, Stream, **{**parts(), "validation": held_out})
+    rows = [r for r in metrics.read(tmp_path / metrics.FILE) if "validation/one/loss" in r]
+    assert [row["step"] for row in rows] == [3, 6]
+    assert rows[0]["validation/one/action_error"] > 0
+    text = (tmp_path / metrics.FILE).read_text()
+    assert all(re.match(r'\{"step": \d+', line) for line in text.splitlines())
+    assert json.loads(text.splitlines()[0])["step"] == 2

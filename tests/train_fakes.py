@@ -1,0 +1,142 @@
+"""A tiny network, batches with a saveable position, and a robot: for the trainer's tests."""
+
+import contextlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from octolike.config import Config
+from octolike.normalize import Embodiment, Layout
+from octolike.types import batch_spec, unflatten
+
+HORIZON, ACTION, BATCH, SIDE = 2, 3, 4, 6
+
+
+class Tiny(nn.Module):
+    """Images and a dropout to actions; the loss is noisy, so that the random stream matters."""
+
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, batch, *, train):
+        predicted = self.predict(batch["observation"], train)
+        noise = 0.1 * jax.random.normal(self.make_rng("noise"), predicted.shape)
+        error = jnp.square(predicted + noise - batch["action"])
+        per_example = error.mean(axis=(1, 2, 3))
+        return per_example.mean(), {"loss_per_example": per_example}
+
+    @nn.compact
+    def sample_actions(self, observation, task, dims=None):
+        return self.predict(observation, train=False)[:, -1]
+
+    @nn.compact
+    def predict(self, observation, train):
+        images = observation["image_primary"].astype(jnp.float32) / 255
+        x = images.reshape(*images.shape[:2], -1)
+        x = nn.LayerNorm(name="norm")(nn.swish(nn.Dense(self.width, name="stem")(x)))
+        x = nn.Dropout(0.1, deterministic=not train)(x)
+        x = nn.Dense(HORIZON * ACTION, name="head")(x)
+        return x.reshape(*images.shape[:2], HORIZON, ACTION)
+
+
+class Stream:
+    """Endless batches, each a pure function of its index; remembers the indices it gave."""
+
+    def __init__(self, start=None, poison=None):
+        self.index = 0 if start is None else start["index"]
+        self.poison, self.given = poison, []
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.given.append(self.index)
+        batch = make_batch(self.index)
+        if self.index == self.poison:
+            batch["action"][0] = np.nan
+        self.index += 1
+        return batch
+
+    def state(self):
+        return {"index": self.index}
+
+    def close(self):
+        self.index = None
+
+
+def make_batch(seed: int, size: int = BATCH, window: int = 2) -> dict:
+    """Return a random batch of two datasets, valid everywhere."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (size, window, SIDE, SIDE, 3), np.uint8)
+    return unflatten(
+        {
+            "observation.image_primary": image,
+            "observation.timestep_mask": np.ones((size, window), bool),
+            "observation.present.image_primary": np.ones((size, window), bool),
+            "task.image_primary": image[:, 0].copy(),
+            "task.present.image_primary": np.ones(size, bool),
+            "action": rng.normal(size=(size, window, HORIZON, ACTION)).astype(np.float32),
+            "action_mask": np.ones((size, window, HORIZON, ACTION), bool),
+            "dataset": np.arange(size, dtype=np.int32) % 2,
+            "embodiment": np.zeros(size, np.int32),
+        }
+    )
+
+
+@contextlib.contextmanager
+def compiled_once(directory):
+    """Keep what XLA compiles in a directory: runs that differ in nothing compiled share it."""
+    names = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+SPEC = batch_spec(make_batch(0))
+DATASETS = ["one", "two"]
+
+
+def robot() -> Embodiment:
+    """Return an embodiment of three action dimensions, the last one a gripper."""
+    layout = Layout(
+        names=("dx", "dy", "gripper"),
+        units=("m", "m", ""),
+        absolute=(False, False, True),
+        normalized=(True, True, False),
+    )
+    return Embodiment(
+        name="fake", robot="none", control_hz=5.0, gripper="1 = open", action=layout, proprio=None
+    )
+
+
+def config(workdir, steps: int = 6, **train) -> Config:
+    """Return the config of a run of `steps` steps; keywords are fields of `train`."""
+    made = Config(workdir=str(workdir))
+    made.data.batch_size = BATCH
+    made.optim.warmup, made.optim.learning_rate = 0, 1e-2
+    made.train.steps, made.train.validate_every = steps, 0
+    made.train.log_every = 2
+    made.train.augment.brightness = 0.1
+    made.train.augment.crop_scale = (0.5, 1.0)
+    for name, value in train.items():
+        setattr(made.train, name, value)
+    return made
+
+
+def parts() -> dict:
+    """Return what `loop.train` takes beside the config and the batches."""
+    return {
+        "spec": SPEC,
+        "embodiments": [robot()],
+        "datasets": DATASETS,
+        "validation": {},
+        "model": Tiny(),
+    }
