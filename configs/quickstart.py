@@ -23,7 +23,9 @@ def get_config(arg: str = "") -> Config:
     data.text = Component(kind="hash", length=16, vocabulary=1024)
 
     def camera(name: str) -> Component:
-        encoder = Component(kind="keypoints", features=(48, 64, 64), strides=(4, 2, 1))
+        encoder = Component(
+            kind="keypoints", features=(48, 64, 64), kernels=(4, 3, 3), strides=(4, 2, 1)
+        )
         return Component(kind="image", cameras=(name,), film=True, encoder=encoder)
 
     model = config.model
@@ -48,7 +50,7 @@ def get_config(arg: str = "") -> Config:
     }
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.999
     config.train.steps, config.train.validate_every = 8000, 2000
-    config.train.checkpoint_every = 4000
+    config.train.checkpoint_every, config.train.log_every = 4000, 100
     config.evaluate.execute = 2
     config.evaluate.splits = ("train", "held_out_combination", "held_out_phrasing")
 

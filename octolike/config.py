@@ -296,7 +296,7 @@ def run(main: Callable[[Config], Any]) -> None:
 
     Exits with one line (no traceback) for a setting that nobody knows.
     """
-    from absl import app, flags
+    from absl import app, flags, logging
     from ml_collections import config_flags
 
     flag = config_flags.DEFINE_config_file("config", help_string="path of a config file")
@@ -313,7 +313,11 @@ def run(main: Callable[[Config], Any]) -> None:
             sys.exit(f"error: {_explain(error, argv)}")
         return rest
 
-    app.run(lambda _: main(flag.value), flags_parser=parse)
+    def start(_: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # libraries' notes would drown our own
+        main(flag.value)
+
+    app.run(start, flags_parser=parse)
 
 
 def describe() -> str:

@@ -1,0 +1,110 @@
+"""Demonstrations by scripted experts: which episodes there will be, and recording them by shards.
+
+A shard is what one worker does at a time. Its content depends on the plan alone, so any number of
+workers, in any order, make the same dataset. Seeds: training counts from 0, validation from
+500,000, evaluation from 1,000,000 (octolike.evaluation.suites); an episode has `TRIES` seeds of its
+own, and where the expert fails with one the next is tried, so that a skill gets exactly as many
+demonstrations as asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from octolike.config import CollectConfig, ConfigError
+from octolike.envs.pool import Call, Crash, Pool
+from octolike.envs.registry import choose_names, kind_of, make_env, simulator
+
+TRIES = 8
+FIRST_SEEDS = {"train": 0, "val": 500_000}
+LAST_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Episodes of one file: `episodes` are (skill, first seed), `index` of `total` in `split`."""
+
+    split: str
+    index: int
+    total: int
+    episodes: tuple[tuple[str, int], ...]
+
+
+def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Shard]:
+    """Return the shards of a dataset, skills well mixed; ConfigError for unknown skills or none."""
+    if not collect.skills or min(collect.skills.values()) < 1:
+        raise ConfigError(
+            f"collect.skills is {collect.skills}; expected skill: at least one episode"
+        )
+    choose_names("skill", tuple(collect.skills), simulator(kind_of(environment)).load("skills"))
+    counts = {
+        "train": collect.skills,
+        "val": {s: _validation(n, collect.validation_share) for s, n in collect.skills.items()},
+    }
+    shards = []
+    for split, skills in counts.items():
+        names = np.repeat(list(skills), list(skills.values()))
+        names = np.random.default_rng(len(names)).permutation(names)
+        end = FIRST_SEEDS[split] + TRIES * len(names)
+        if end > (FIRST_SEEDS["val"] if split == "train" else LAST_SEED):
+            raise ConfigError(f"{len(names)} {split} episodes need more seeds than are set aside")
+        episodes = [(str(s), FIRST_SEEDS[split] + TRIES * i) for i, s in enumerate(names)]
+        parts = [
+            tuple(episodes[i : i + collect.episodes_per_shard])
+            for i in range(0, len(episodes), collect.episodes_per_shard)
+        ]
+        shards += [Shard(split, i, len(parts), part) for i, part in enumerate(parts)]
+    return shards
+
+
+class Recorder:
+    """Records demonstrations in a worker process, away from the tensorflow that writes them."""
+
+    def __init__(self, environment: Mapping[str, Any], collect: CollectConfig) -> None:
+        """Prepare; the simulator starts with the first episode."""
+        self._collect_episode = simulator(kind_of(environment)).load("collect_episode")
+        self._noise = collect.noise
+        self._pool = Pool(functools.partial(make_env, dict(environment)), slots=1, workers=1)
+
+    def record(self, shard: Shard) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield (episode dict, failed tries before it) for each episode of a shard.
+
+        Raises RuntimeError when the simulator crashes, or when the expert fails with all of an
+        episode's seeds.
+        """
+        for skill, first in shard.episodes:
+            for failed in range(TRIES):
+                episode = self._one(skill, first + failed)
+                if episode["episode_metadata"]["success"]:
+                    yield episode, failed
+                    break
+            else:
+                raise RuntimeError(
+                    f"the expert for {skill!r} failed with seeds {first} to {first + TRIES - 1}, "
+                    f"noise {self._noise}; lower collect.noise or mend the expert"
+                )
+
+    def _one(self, skill: str, seed: int) -> dict[str, Any]:
+        call = Call(self._collect_episode, (seed, "train", [skill], self._noise))
+        episode = self._pool.run({0: call})[0]
+        if isinstance(episode, Crash):
+            raise RuntimeError(f"the simulator crashed at {skill!r}, seed {seed}:\n{episode.text}")
+        return episode
+
+
+def tabletop_episode(
+    env: Any, seed: int, split: str, skills: list[str], noise: float
+) -> dict[str, Any]:
+    """Record one demonstration on the table; noise 0.5 is the simulator's default, 0 none."""
+    from octolike.envs.tabletop import Noise, collect_episode
+
+    return collect_episode(env, seed, split, skills, Noise(share=noise, kicks=noise / 10))
+
+
+def _validation(episodes: int, share: float) -> int:
+    return max(1, round(episodes * share)) if share else 0

@@ -1,0 +1,222 @@
+"""Many environments stepped together, spread over worker processes.
+
+The workers are there for speed, and because a simulator must not share a process with tensorflow:
+software OpenGL and tensorflow each bring an LLVM, and the second one to be loaded crashes.
+
+A pool has numbered slots with one environment each. Every round it is given one command per slot
+that takes part, and answers with one reply per command. What a slot does never depends on the other
+slots or on the number of workers, so the workers are a matter of speed alone.
+
+An environment that raises, or a worker that dies or hangs, answers with a `Crash`; the slot gets a
+fresh environment at its next reset. An environment that cannot even be built is an error at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+TIMEOUT = 120.0  # seconds that a worker may need for one round
+
+
+class Reset(NamedTuple):
+    """Start an episode; the reply is (observation, info)."""
+
+    seed: int
+    options: dict[str, Any]
+
+
+class Step(NamedTuple):
+    """Act; the reply is (observation, reward, terminated, truncated, info)."""
+
+    action: Any
+
+
+class Call(NamedTuple):
+    """Call a module's function with the environment; the reply is what it returns."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+
+
+class Crash(NamedTuple):
+    """The reply of a slot whose environment is gone: the traceback, or how the worker ended."""
+
+    text: str
+
+
+Command = Reset | Step | Call
+
+
+class _Unbuildable(NamedTuple):
+    text: str
+
+
+def default_workers(slots: int) -> int:
+    """Return one worker per core that this process may use, but no more than slots."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, min(cores, slots))
+
+
+class Pool:
+    """`slots` environments made by `make`, over `workers` processes; 0: in this process."""
+
+    def __init__(self, make: Callable[[], Any], slots: int, workers: int) -> None:
+        """Set up; for worker processes `make` must be a module's function, or a partial of one."""
+        if slots < 1 or workers < 0:
+            raise ValueError(f"{slots} slots and {workers} workers; expected at least one slot")
+        self.slots = slots
+        processes = [_Process(make) for _ in range(min(workers, slots))]
+        self._workers = processes or [_Local(make)]
+
+    def run(self, commands: Mapping[int, Command]) -> dict[int, Any]:
+        """Carry out one command per slot; returns {slot: reply or Crash}.
+
+        Raises RuntimeError with the reason when an environment cannot be built.
+        """
+        shares = [
+            {s: c for s, c in commands.items() if s % len(self._workers) == i}
+            for i in range(len(self._workers))
+        ]
+        for worker, share in zip(self._workers, shares):
+            worker.send(share)
+        replies: dict[int, Any] = {}
+        for worker, share in zip(self._workers, shares):
+            replies |= worker.receive(share)
+        for reply in replies.values():
+            if isinstance(reply, _Unbuildable):
+                raise RuntimeError(f"the environment cannot be built:\n{reply.text}")
+        return {slot: replies[slot] for slot in commands}
+
+    def close(self) -> None:
+        """Close every environment and end the workers."""
+        for worker in self._workers:
+            worker.close()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Slots:
+    """The environments of one worker."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._envs = make, {}
+
+    def run(self, commands: Mapping[int, Command]) -> dict[int, Any]:
+        return {slot: self._one(slot, command) for slot, command in commands.items()}
+
+    def _one(self, slot: int, command: Command) -> Any:
+        if slot not in self._envs:
+            try:
+                self._envs[slot] = self._make()
+            except Exception:
+                return _Unbuildable(traceback.format_exc())
+        env = self._envs[slot]
+        try:
+            if isinstance(command, Reset):
+                return env.reset(seed=command.seed, options=command.options)
+            if isinstance(command, Call):
+                return command.function(env, *command.arguments)
+            return env.step(command.action)
+        except Exception:
+            del self._envs[slot]  # its state is unknown, so it is not closed either
+            return Crash(traceback.format_exc())
+
+    def close(self) -> None:
+        for env in self._envs.values():
+            env.close()
+        self._envs.clear()
+
+
+class _Local:
+    """A worker without a process."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._inner = _Slots(make)
+        self._commands: Mapping[int, Command] = {}
+
+    def send(self, commands: Mapping[int, Command]) -> None:
+        self._commands = commands
+
+    def receive(self, _: Mapping[int, Any]) -> dict[int, Any]:
+        return self._inner.run(self._commands)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _Process:
+    """A worker process, started again after it died."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._start()
+
+    def _start(self) -> None:
+        # spawn: a forked child would inherit locks of jax's threads and a foreign GL context
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._make), daemon=True)
+        self._process.start()
+        self._ready = False
+        theirs.close()
+
+    def send(self, commands: Mapping[int, Command]) -> None:
+        with contextlib.suppress(OSError):  # it died; `receive` notices
+            self._pipe.send(commands)
+
+    def receive(self, commands: Mapping[int, Any]) -> dict[int, Any]:
+        if not commands:
+            return {}
+        try:
+            while self._pipe.poll(TIMEOUT):
+                if self._ready:
+                    return self._pipe.recv()
+                self._ready = self._pipe.recv()
+            how = f"did not answer within {TIMEOUT:.0f} s"
+        except (EOFError, OSError):
+            self._process.join(5)
+            how = f"ended with exit code {self._process.exitcode}"
+        if not self._ready:  # starting it again would end the same way
+            why = f"the worker process {how} before it was ready; its output says why"
+            return dict.fromkeys(commands, _Unbuildable(why))
+        self._end()
+        self._start()
+        return {slot: Crash(f"the worker process {how}") for slot in commands}
+
+    def close(self) -> None:
+        try:
+            self._pipe.send(None)
+            self._process.join(5)
+        except OSError:
+            pass
+        self._end()
+
+    def _end(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
+    slots = _Slots(make)
+    try:
+        pipe.send(True)
+        while (commands := pipe.recv()) is not None:
+            if commands:
+                pipe.send(slots.run(commands))
+    except (EOFError, KeyboardInterrupt):
+        pass
+    slots.close()

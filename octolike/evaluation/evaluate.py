@@ -1,0 +1,223 @@
+"""From a run's directory to its report: load, roll out, film, draw."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from octolike.envs.pool import Pool, default_workers
+from octolike.evaluation import report, rollouts, suites
+from octolike.evaluation.figures import Chunks, Clip, duration
+from octolike.evaluation.report import Curves, Material
+from octolike.evaluation.success import count
+from octolike.policy import Policy
+from octolike.train import metrics
+from octolike.train.checkpoint import load_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """A demonstrated episode as a robot saw it.
+
+    observation: image_<camera> uint8 [T, h, w, 3], proprio float32 [T, P] in the robot's units;
+    action: float32 [T, A] in the robot's units.
+    """
+
+    observation: Mapping[str, np.ndarray]
+    action: np.ndarray
+    instruction: str
+
+
+class Evaluation:
+    """One evaluation of one checkpoint; stopped half-way, the next one goes on where it was.
+
+    Attributes:
+        policy: with one row per environment.
+        plan: the episodes.
+        results: their rows, in RUN/evaluation/results.jsonl.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        suite: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        step: int | None = None,
+        embodiment: str | None = None,
+    ) -> None:
+        """Load a run and choose what to run.
+
+        Args:
+            run_dir: what training wrote.
+            suite: a name of `suites.SUITES`; default: the run's own settings.
+            overrides: fields of the suite: splits, skills, episodes, seed.
+            step: the checkpoint; default: the newest.
+            embodiment: the robot, where the run knows several.
+
+        Raises:
+            ConfigError: no simulator in the run's config, an unknown suite, split or skill.
+            ValueError, FileNotFoundError: the run cannot be loaded, or holds several robots.
+        """
+        self.directory = Path(run_dir)
+        run = load_run(run_dir, step=step)
+        self.config, settings = run.config, run.config.evaluate
+        environment = run.config.environment
+        if suite:
+            chosen = suites.named(suite, environment)
+        else:
+            chosen = suites.from_config(environment, settings, tuple(run.config.collect.skills))
+        self.plan = dataclasses.replace(chosen, **(overrides or {})).plan()
+        self.policy = Policy(run, embodiment, min(settings.batch, len(self.plan)))
+        self.setup = {
+            "checkpoint": self.policy.step,
+            "embodiment": self.policy.embodiment.name,
+            "environment": dict(environment),
+            "execute": settings.execute,
+            "ensemble": settings.ensemble,
+            "batch": settings.batch,
+        }
+        pieces = self.directory / "evaluation"
+        self.results = rollouts.Results(pieces, self.setup, settings.videos)
+        self._remarks: list[str] = []
+        self._clips: list[Clip] = []
+
+    def run(self) -> None:
+        """Run every episode that has no result yet, trained and untrained, and film some.
+
+        Raises ValueError or RuntimeError before the first episode where policy and simulator do
+        not fit, or the simulator cannot be built.
+        """
+        settings = self.config.evaluate
+        make = rollouts.env_maker(
+            self.policy, self.config.environment, settings.execute, settings.ensemble
+        )
+        slots = self.policy.batch_size
+        policies = {"trained": self.policy}
+        if settings.untrained:
+            policies["untrained"] = self.policy.untrained(self.config.seed)
+        with Pool(make, slots, settings.workers or default_workers(slots)) as pool:
+            rollouts.check_fit(self.policy, pool)
+            for label, policy in policies.items():
+                self._run_one(label, policy, pool)
+            self._clips = self._film(pool)
+
+    def _run_one(self, label: str, policy: Policy, pool: Pool) -> None:
+        left = sum(not self.results.done(label, e) for e in self.plan)
+        with tqdm(total=left, desc=f"{label} policy", unit="episode", disable=not left) as bar:
+
+            def progress(_: Any) -> None:
+                bar.update()
+                rate = count(self.results.rows, policy=label)
+                bar.set_postfix_str(f"success {rate.successes}/{rate.episodes}")
+
+            timing = rollouts.run(policy, label, self.plan, pool, self.results, progress)
+        if label == "trained" and left:
+            how = f"{pool.slots} environments at once"
+            self._remarks.append(f"Throughput: {timing.sentence()}, {how}.")
+
+    def _film(self, pool: Pool) -> list[Clip]:
+        """Film the episodes of the trained policy whose actions were kept."""
+        kept = [r for r in self.rows if r["policy"] == "trained" and r["actions"]]
+        films = rollouts.film(pool, kept, self.results.directory)
+        bar = tqdm(films, total=len(kept), desc="filming", unit="episode", disable=not kept)
+        return [Clip(row, pictures) for row, pictures in zip(kept, bar)]
+
+    def imitate(self, demonstrations: Sequence[Demonstration], samples: int = 6) -> Chunks:
+        """Let the policy act on one frame of each demonstration, beside what was demonstrated.
+
+        The frames go through the door that a robot uses, not through the data pipeline: where the
+        two disagree, the curves here do too.
+        """
+        names, horizon = self.policy.embodiment.action.names, self.policy.horizon
+        moments = [
+            int(part * (len(d.action) - 1))
+            for d, part in zip(demonstrations, np.linspace(0.15, 0.85, len(demonstrations)))
+        ]
+        seen, tasks = [], []
+        shape = (len(moments), horizon, len(names))
+        demonstrated, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
+        for i, (d, t) in enumerate(zip(demonstrations, moments)):
+            frames = slice(max(0, t + 1 - self.policy.window), t + 1)
+            seen.append({k: v[frames] for k, v in d.observation.items()})
+            tasks.append(self.policy.create_task(instruction=d.instruction))
+            following = d.action[t : t + horizon]
+            demonstrated[i, : len(following)], mask[i, : len(following)] = following, True
+        predicted = [
+            self.policy.sample_batch(seen, tasks, [s * len(seen) + i for i in range(len(seen))])
+            for s in range(samples)
+        ]
+        camera = next(iter(self.policy.image_shapes))
+        return Chunks(
+            pictures=np.stack([frames[camera][-1] for frames in seen]),
+            instructions=[d.instruction for d in demonstrations],
+            names=names,
+            demonstrated=demonstrated,
+            mask=mask,
+            predicted=np.stack(predicted, axis=1),
+        )
+
+    def report(self, chunks: Chunks | None = None) -> Path:
+        """Write the report; returns the page's path, RUN/report.html."""
+        material = Material(
+            title=f"What {self.directory.name} learned",
+            facts=self.facts(),
+            setup=self.setup,
+            rows=self.rows,
+            curves=read_curves(self.directory),
+            clips=self._clips,
+            chunks=chunks,
+            remarks=self._remarks,
+        )
+        return report.write(material, self.results.directory, self.directory / "report.html")
+
+    def facts(self) -> dict[str, str]:
+        """Say what was trained, on what, for how long."""
+        c, spec = self.config, self.policy.spec
+        cameras = ", ".join(
+            f"{key.removeprefix('image_')} {h}×{w}"
+            for key, (h, w, _) in self.policy.image_shapes.items()
+        )
+        seconds = read_curves(self.directory).seconds
+        demonstrations = ", ".join(f"{n} {skill}" for skill, n in c.collect.skills.items())
+        heads = ", ".join(h["kind"] for h in c.model.heads.values())
+        return {
+            "Learned from": f"{c.data.mix}" + (f": {demonstrations}" if demonstrations else ""),
+            "Sees": f"{cameras}" + (", its own pose" if "observation.proprio" in spec else ""),
+            "Is told": "an instruction in words" if "task.language.ids" in spec else "a goal image",
+            "Does": f"{self.policy.horizon} actions ahead, of which {c.evaluate.execute} executed "
+            f"before it looks again ({', '.join(self.policy.embodiment.action.names)})",
+            "Network": f"transformer, {c.model.layers} layers of width {c.model.width}, "
+            f"{heads} head, {self.policy.parameter_count / 1e6:.2f} M parameters",
+            "Training": f"{self.policy.step} steps of {c.data.batch_size} examples"
+            + (f", {duration(seconds)}" if seconds else ""),
+        }
+
+    @property
+    def rows(self) -> list[Any]:
+        """Return the rows of this plan, in its order; the file may hold more."""
+        wanted = {e: i for i, e in enumerate(self.plan)}
+        mine = [r for r in self.results.rows if rollouts.episode_of(r) in wanted]
+        return sorted(mine, key=lambda r: (r["policy"], wanted[rollouts.episode_of(r)]))
+
+
+def read_curves(directory: Path) -> Curves:
+    """Return what metrics.jsonl in a run's directory holds; empty curves where it is missing."""
+    rows = metrics.read(directory / metrics.FILE)
+    held_out: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "action_error": {}}
+    for row in rows:
+        for name, value in row.items():
+            what, _, rest = name.partition("/")
+            dataset, _, number = rest.rpartition("/")
+            if what == "validation" and number in held_out:
+                held_out[number].setdefault(dataset, []).append((row["step"], value))
+    return Curves(
+        train=[(r["step"], r["loss"]) for r in rows if "loss" in r],
+        validation=held_out["loss"],
+        action_error=held_out["action_error"],
+        seconds=rows[-1]["seconds"] if rows else None,
+    )

@@ -1,0 +1,336 @@
+"""Pictures of a run: learning curves, success bars, film strips, action chunks, videos.
+
+Every function takes plain arrays and rows, writes one file, and returns its path.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from PIL import Image, ImageDraw, ImageFont
+
+from octolike.evaluation.success import SEEN, Rate
+
+INK, FAINT, GRID = "#22262b", "#7b828a", "#e4e6e9"
+SUCCESS, FAILURE, FLOOR = "#2e8b57", "#c2452d", "#b4b9bf"
+PREDICTED, DEMONSTRATED = "#2a6fb0", "#22262b"
+SPLIT_COLOURS = {
+    "train": "#2a6fb0",
+    "held_out_combination": "#e08a2e",
+    "held_out_phrasing": "#4a9d8e",
+    "held_out_family": "#8c62a8",
+}
+OTHER_COLOURS = ("#a1623a", "#6b8e23", "#b0467f")
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+DPI = 144
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A filmed episode: its row of results and its pictures, uint8 [h, w, 3] each."""
+
+    row: Mapping[str, Any]
+    pictures: Sequence[np.ndarray]
+
+    @property
+    def verdict(self) -> str:
+        """'success after 12 steps', or why it failed."""
+        if self.row["success"]:
+            return f"success after {self.row['steps']} steps"
+        return f"failure: {self.row['failure']}"
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Demonstrated and predicted action chunks of a few validation frames, in the robot's units.
+
+    pictures: uint8 [n, h, w, 3]; instructions: n; names: A; demonstrated: [n, H, A]; mask: bool
+    [n, H, A], False where there is no demonstrated action; predicted: [n, S, H, A], S samples each.
+    """
+
+    pictures: np.ndarray
+    instructions: Sequence[str]
+    names: Sequence[str]
+    demonstrated: np.ndarray
+    mask: np.ndarray
+    predicted: np.ndarray
+
+
+def split_name(split: str) -> str:
+    """Return a split in words: 'seen', 'held-out combination'."""
+    return "seen" if split == SEEN else split.replace("held_out_", "held-out ").replace("_", " ")
+
+
+def split_colour(split: str, index: int = 0) -> str:
+    """Return a split's colour; `index` tells unknown splits apart."""
+    return SPLIT_COLOURS.get(split, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+
+
+def learning_curves(
+    path: Path,
+    train: Sequence[tuple[float, float]],
+    validation: Mapping[str, Sequence[tuple[float, float]]],
+    action_error: Mapping[str, Sequence[tuple[float, float]]],
+    seconds: float | None,
+) -> Path:
+    """Draw the losses over optimiser steps, and beside them the error of sampled actions.
+
+    Args:
+        path: of the PNG.
+        train: (step, loss).
+        validation: dataset: (step, loss) on held-out demonstrations.
+        action_error: dataset: (step, error); without it there is one panel.
+        seconds: training time so far, for the title.
+    """
+    panels = 2 if action_error else 1
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(5.2 * panels if panels > 1 else 7.4, 3.5, 1, panels)
+        if train:
+            steps, losses = np.array(train, float).T
+            axes[0].plot(steps, losses, color=INK, alpha=0.18, lw=1)
+            axes[0].plot(steps, _smooth(losses), color=INK, lw=1.8, label="training, smoothed")
+        for axis, curves in zip(axes, (validation, action_error)):
+            for i, (name, curve) in enumerate(curves.items()):
+                steps, values = np.array(curve, float).T
+                colour = list(SPLIT_COLOURS.values())[i % 4]
+                axis.plot(steps, values, "o-", color=colour, ms=4, lw=1.8, label=f"held-out {name}")
+        after = f", {duration(seconds)} of training" if seconds else ""
+        axes[0].set(title=f"Loss{after}", ylabel="loss")
+        _scale(axes[0], [v for c in (train, *validation.values()) for _, v in c])
+        if action_error:
+            axes[1].set(title="Error of sampled actions", ylabel="normalised units")
+            axes[1].set_ylim(bottom=0)
+        for axis in axes:
+            axis.set_xlabel("optimiser step")
+            axis.set_xlim(left=0)
+            axis.legend()
+        return _save(figure, path)
+
+
+def success_bars(
+    path: Path,
+    table: Mapping[str, Mapping[str, Mapping[str, Rate]]],
+    title: str = "Success in closed loop",
+) -> Path:
+    """Draw success per skill and split with 95 % intervals; grey beside it: untrained.
+
+    `table` is what `success.table` returns.
+    """
+    trained = table["trained"]
+    splits = list(trained)
+    skills = list(dict.fromkeys(k for cells in trained.values() for k in cells if k != "all"))
+    skills += ["all"] if len(skills) > 1 else []
+    width = 0.8 / len(splits)
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = _figure(max(6.0, 1.6 + 1.25 * len(skills)), 3.9, 1)
+        for i, split in enumerate(splits):
+            for j, skill in enumerate(skills):
+                if (rate := trained[split].get(skill)) and rate.episodes:
+                    floor = table.get("untrained", {}).get(split, {}).get(skill)
+                    left = j - 0.4 + i * width
+                    share = 0.62 if floor else 0.9
+                    _bar(axis, left, width * share, rate, split_colour(split, i), INK)
+                    if floor and floor.episodes:
+                        _bar(axis, left + width * share, width * 0.28, floor, FLOOR, FAINT)
+                    place = (left + width * share / 2, rate.interval[1] + 0.015)
+                    axis.text(*place, f"{rate.rate:.0%}", ha="center", fontsize=7.5)
+            axis.bar(0, 0, color=split_colour(split, i), label=split_name(split))
+        if "untrained" in table:
+            axis.bar(0, 0, color=FLOOR, label="untrained network")
+        axis.set_xticks(range(len(skills)), [s if s != "all" else "all skills" for s in skills])
+        axis.set(title=title, ylabel="episodes that succeeded", ylim=(0, 1.08))
+        axis.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
+        axis.grid(axis="x", visible=False)
+        if "all" in skills and len(skills) > 2:
+            axis.axvline(len(skills) - 1.5, color=FAINT, lw=0.8, ls=":")
+        axis.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1), handlelength=1.1)
+        return _save(figure, path)
+
+
+def film_strips(path: Path, clips: Sequence[Clip], title: str, frames: int = 6) -> Path:
+    """Draw one row of pictures per episode, the instruction and the outcome above it."""
+    side, gap, above = 1.7, 0.08, 0.62  # inches: a picture, between pictures, over a row
+    width, height = frames * (side + gap) + gap, len(clips) * (side + above) + 0.45
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), facecolor="white")
+        figure.text(gap / width, 1 - 0.12 / height, title, weight="bold", size=13, va="top")
+        for i, clip in enumerate(clips):
+            chosen = np.unique(np.linspace(0, len(clip.pictures) - 1, frames).round().astype(int))
+            bottom = height - 0.25 - (i + 1) * (side + above)
+            for j, index in enumerate(chosen):
+                left = gap + j * (side + gap)
+                box = (left / width, bottom / height, side / width, side / height)
+                axis = figure.add_axes(box, xticks=[], yticks=[])
+                axis.imshow(clip.pictures[index], interpolation="lanczos")
+                axis.text(0.03, 0.03, f"step {index}", transform=axis.transAxes, size=7.5)
+                colour = SUCCESS if clip.row["success"] else FAILURE
+                for spine in axis.spines.values():
+                    spine.set(visible=index == chosen[-1], color=colour, linewidth=3)
+            line = (bottom + side + 0.07) / height
+            words = f"“{clip.row['instruction']}”"
+            figure.text(gap / width, line, words, size=10.5, weight="bold")
+            verdict = f"{clip.verdict} · {split_name(clip.row['split'])}"
+            figure.text(1 - gap / width, line, verdict, size=9, color=colour, ha="right")
+        return _save(figure, path)
+
+
+def action_chunks(path: Path, chunks: Chunks) -> Path:
+    """Draw demonstrated and predicted actions: a row per frame, a column per dimension."""
+    moving = _moving(chunks)
+    count, columns = len(chunks.pictures), 1 + len(moving)
+    steps = np.arange(chunks.demonstrated.shape[1])
+    with matplotlib.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 9}):
+        figure, axes = _figure(1.65 * columns + 0.3, 1.75 * count + 0.7, count, columns)
+        figure.suptitle(
+            "Predicted action chunks against demonstrated ones, on held-out frames",
+            fontweight="bold",
+            fontsize=12,
+            x=0.01,
+            ha="left",
+        )
+        rows = np.reshape(axes, (count, columns))
+        limits = [_limits(chunks, dim) for dim in moving]
+        for i, row in enumerate(rows):
+            row[0].imshow(chunks.pictures[i], interpolation="lanczos")
+            row[0].set(xticks=[], yticks=[])
+            row[0].spines[:].set_visible(False)
+            words = textwrap.fill(chunks.instructions[i] or "(no instruction)", 24)
+            row[0].set_xlabel(words, fontsize=8, labelpad=3)
+            for axis, dim, limit in zip(row[1:], moving, limits):
+                predicted = chunks.predicted[i, :, :, dim].T
+                axis.plot(steps, predicted, color=PREDICTED, alpha=0.45, lw=1)
+                known = np.where(chunks.mask[i, :, dim], chunks.demonstrated[i, :, dim], np.nan)
+                axis.plot(steps, known, "o-", color=DEMONSTRATED, ms=3, lw=1.4)
+                axis.set(ylim=limit, xlim=(-0.3, steps[-1] + 0.3))
+                axis.set_xticks(steps, [str(s) if i == count - 1 else "" for s in steps])
+                if i == 0:
+                    axis.set_title(chunks.names[dim])
+                if i == count - 1:
+                    axis.set_xlabel("steps ahead")
+        samples = chunks.predicted.shape[1]
+        handles = [rows[0][1].lines[-1], rows[0][1].lines[0]]
+        labels = ["demonstrated", f"predicted ({samples} samples)"]
+        figure.legend(handles, labels, ncols=2, loc="outside lower right", fontsize=9)
+        return _save(figure, path)
+
+
+def video(path: Path, clip: Clip, fps: float = 5.0, size: int = 224) -> Path:
+    """Write a GIF of an episode: the instruction above, the outcome below, a pause at the end."""
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 12)
+    verdict = ImageFont.truetype(findfont("DejaVu Sans:bold"), 11)
+    words = textwrap.wrap(f"“{clip.row['instruction']}”", 32)
+    top, bottom = 8 + 15 * len(words), 22
+    colour = SUCCESS if clip.row["success"] else FAILURE
+    frames = []
+    for index, picture in enumerate(clip.pictures):
+        frame = Image.new("RGB", (size, size + top + bottom), "white")
+        scaled = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
+        frame.paste(scaled, (0, top))
+        draw = ImageDraw.Draw(frame)
+        draw.multiline_text((6, 3), "\n".join(words), fill=INK, font=font, spacing=2)
+        last = index == len(clip.pictures) - 1
+        text, ink = (clip.verdict, colour) if last else (f"step {index}", FAINT)
+        draw.text((6, top + size + 4), text, fill=ink, font=verdict)
+        if last:
+            draw.rectangle((0, top, size - 1, top + size - 1), outline=colour, width=4)
+        frames.append(frame)
+    # One palette for the whole film, taken from its ends: colours do not flicker.
+    ends = Image.new("RGB", (size, 2 * frames[0].height))
+    ends.paste(frames[0], (0, 0))
+    ends.paste(frames[-1], (0, frames[0].height))
+    palette = ends.quantize(128)
+    small = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    step = round(1000 / fps)
+    durations = [step] * (len(small) - 1) + [1600]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small[0].save(path, save_all=True, append_images=small[1:], duration=durations, loop=0)
+    return path
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: '45 s', '7.5 min', '2.3 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _figure(width: float, height: float, rows: int, columns: int = 1) -> tuple[Figure, list[Any]]:
+    # not through pyplot, which keeps figures alive and may want a display
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def _scale(axis: Any, values: Sequence[float]) -> None:
+    """Make the axis logarithmic where the values span much, with plain numbers on it."""
+    if values and min(values) > 0 and max(values) > 8 * min(values):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _bar(axis: Any, left: float, width: float, rate: Rate, colour: str, ink: str) -> None:
+    low, high = rate.interval
+    axis.bar(left + width / 2, rate.rate, width, color=colour)
+    errors = [[rate.rate - low], [high - rate.rate]]
+    axis.errorbar(left + width / 2, rate.rate, errors, color=ink, lw=1, capsize=2, zorder=3)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Return the running mean over a tenth of the curve, narrower near its steep start."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(index, max(1, len(values) // 20))
+    end = np.minimum(index + reach + 1, len(values))
+    return (total[end] - total[index - reach]) / (end - index + reach)
+
+
+def _moving(chunks: Chunks) -> list[int]:
+    """Return the action dimensions that change in the demonstrations; all where none does."""
+    shown = np.where(chunks.mask, chunks.demonstrated, np.nan)
+    spread = np.nanmax(shown, (0, 1)) - np.nanmin(shown, (0, 1))
+    moving = [int(d) for d in np.flatnonzero(spread > 1e-4)]
+    return moving or list(range(len(chunks.names)))
+
+
+def _limits(chunks: Chunks, dim: int) -> tuple[float, float]:
+    shown = chunks.demonstrated[..., dim][chunks.mask[..., dim]]
+    values = np.concatenate([shown.ravel(), chunks.predicted[..., dim].ravel()])
+    pad = 0.08 * max(np.ptp(values), 1e-3)
+    return float(values.min() - pad), float(values.max() + pad)

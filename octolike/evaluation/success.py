@@ -1,0 +1,181 @@
+"""Rows of results → success rates with intervals, the gap to held-out tasks, and both in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SEEN = "train"
+Z = 1.959964  # two-sided 95 %
+MEANING = {
+    "train": "tasks like those of the demonstrations, in new arrangements",
+    "held_out_combination": "colour and shape pairs that were never asked for in training",
+    "held_out_phrasing": "known tasks in wordings that were never used in training",
+    "held_out_family": "a skill on a kind of object that it was never shown with",
+}
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`successes` of `episodes`, as a share with its Wilson 95 % interval.
+
+    `crashed` episodes have no outcome and are not among `episodes`.
+    """
+
+    successes: int
+    episodes: int
+    crashed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The share of successes; NaN without episodes."""
+        return self.successes / self.episodes if self.episodes else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The Wilson 95 % confidence interval."""
+        return wilson(self.successes, self.episodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for report.json."""
+        low, high = self.interval
+        return {
+            "successes": self.successes,
+            "episodes": self.episodes,
+            "crashed": self.crashed,
+            "rate": self.rate if self.episodes else None,
+            "low": low,
+            "high": high,
+        }
+
+
+def wilson(successes: int, episodes: int) -> tuple[float, float]:
+    """Return the Wilson score interval, 95 %, of a share; (0, 1) without episodes.
+
+    Wilson (1927); unlike the normal approximation it is right at 0 and 1 and for few episodes.
+    """
+    if not 0 <= successes <= episodes:
+        raise ValueError(f"{successes} successes of {episodes} episodes")
+    if not episodes:
+        return 0.0, 1.0
+    p, n = successes / episodes, episodes
+    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    # At 0 and 1 the ends are exact; rounding must not leave them outside.
+    low = 0.0 if successes == 0 else max(0.0, middle - half)
+    high = 1.0 if successes == episodes else min(1.0, middle + half)
+    return low, high
+
+
+def difference(a: Rate, b: Rate) -> tuple[float, float, float]:
+    """Return (a - b, low, high): a difference of shares with Newcombe's 95 % interval (1998)."""
+    (la, ua), (lb, ub) = a.interval, b.interval
+    d = a.rate - b.rate
+    low = d - math.hypot(a.rate - la, ub - b.rate)
+    high = d + math.hypot(ua - a.rate, b.rate - lb)
+    return d, low, high
+
+
+def count(rows: Iterable[Row], **where: str) -> Rate:
+    """Return the rate of the rows whose fields equal `where`."""
+    chosen = [r for r in rows if all(r[k] == v for k, v in where.items())]
+    done = [r for r in chosen if r["success"] is not None]
+    return Rate(sum(bool(r["success"]) for r in done), len(done), len(chosen) - len(done))
+
+
+def table(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Rate]]]:
+    """Return {policy: {split: {skill: Rate}}} in order of appearance; 'all' adds skills up."""
+    out: dict[str, dict[str, dict[str, Rate]]] = {}
+    for policy in _distinct(rows, "policy"):
+        mine = [r for r in rows if r["policy"] == policy]
+        out[policy] = {}
+        for split in _distinct(mine, "split"):
+            here = [r for r in mine if r["split"] == split]
+            cells = {skill: count(here, skill=skill) for skill in _distinct(here, "skill")}
+            out[policy][split] = cells | {"all": count(here)}
+    return out
+
+
+def failures(rows: Sequence[Row], **where: str) -> dict[str, int]:
+    """Return {why an episode failed: how often}, the most frequent first."""
+    words = [
+        r["failure"]
+        for r in rows
+        if r["success"] is False and all(r[k] == v for k, v in where.items())
+    ]
+    return dict(sorted(((w, words.count(w)) for w in set(words)), key=lambda x: (-x[1], x[0])))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Seen against held-out success over the skills that both have."""
+
+    split: str
+    skills: tuple[str, ...]
+    seen: Rate
+    held_out: Rate
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for report.json."""
+        d, low, high = difference(self.seen, self.held_out)
+        return {
+            "split": self.split,
+            "skills": list(self.skills),
+            "seen": self.seen.to_json(),
+            "held_out": self.held_out.to_json(),
+            "difference": d,
+            "low": low,
+            "high": high,
+            "sentence": self.sentence,
+        }
+
+
+def gaps(rows: Sequence[Row], policy: str = "trained") -> list[Gap]:
+    """Return one gap per held-out split that was evaluated beside the seen one."""
+    mine = [r for r in rows if r["policy"] == policy]
+    floor_rows = [r for r in rows if r["policy"] == "untrained" and r["split"] == SEEN]
+    skills_of = {
+        s: _distinct([r for r in mine if r["split"] == s], "skill")
+        for s in _distinct(mine, "split")
+    }
+    out = []
+    for split in skills_of:
+        common = tuple(k for k in skills_of[split] if k in skills_of.get(SEEN, ()))
+        if split == SEEN or not common:
+            continue
+        shared = [r for r in mine if r["skill"] in common]
+        seen, held_out = count(shared, split=SEEN), count(shared, split=split)
+        floor = count([r for r in floor_rows if r["skill"] in common])
+        if seen.episodes and held_out.episodes:
+            out.append(Gap(split, common, seen, held_out, _judge(split, seen, held_out, floor)))
+    return out
+
+
+def _judge(split: str, seen: Rate, held_out: Rate, floor: Rate) -> str:
+    """Say in words what a gap signals."""
+    _, low, high = difference(seen, held_out)
+    name = split.replace("_", "-", 1).replace("_", " ")
+    start = f"{seen.rate:.0%} on seen tasks, {held_out.rate:.0%} on {name}"
+    bound = f"95 % interval of the gap: {100 * low:+.0f} to {100 * high:+.0f} points"
+    if floor.episodes and seen.interval[0] <= floor.interval[1]:
+        return (
+            f"{start}: seen tasks do not stand out from the untrained policy; the gap says nothing."
+        )
+    if low > 0 and held_out.rate < seen.rate / 2:
+        return f"{start}: less than half. This signals memorising, not learning ({bound})."
+    if low > 0:
+        return f"{start}: a real loss, part of what it learned is tied to seen tasks ({bound})."
+    if high < 0:
+        return f"{start}: the held-out tasks went better; they may be the easier ones ({bound})."
+    return (
+        f"{start}: no gap beyond chance; one of up to {100 * high:.0f} points could hide ({bound})."
+    )
+
+
+def _distinct(rows: Iterable[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(r[key] for r in rows))

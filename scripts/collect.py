@@ -1,0 +1,64 @@
+"""Collect demonstrations by a simulator's scripted experts, as an ordinary RLDS dataset.
+
+    python scripts/collect.py --config configs/quickstart.py
+    ... --config configs/quickstart.py:debug                  a handful of episodes
+
+Expect a progress bar and, at the end, the directory <data.root>/<collect.dataset>/<version>. Failed
+demonstrations are counted and made again. Stopped half-way, the same command goes on with the
+shards that are missing; a finished dataset is left alone.
+"""
+
+import os
+import queue
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from octolike import config as configs
+from octolike.envs import demonstrations
+
+
+def main(config: configs.Config) -> None:
+    """Plan the shards, write them over processes, finish the dataset."""
+    from octolike.data import datasets, write
+
+    try:
+        spec = datasets.find(config.collect.dataset)
+        plan = demonstrations.plan(config.environment, config.collect)
+    except configs.ConfigError as error:
+        sys.exit(f"error: {error}")
+    shards = {s.split: s.total for s in plan}
+    writer = write.Writer(config.data.root, spec.name, spec.version, shards)
+    if writer.finished:
+        print(f"{writer.directory} is there already; remove it to collect anew")
+        return
+    left = [s for s in plan if not writer.written(s.split, s.index)]
+    total = sum(len(s.episodes) for s in plan)
+    done = total - sum(len(s.episodes) for s in left)
+    workers = min(config.collect.workers or os.cpu_count() or 1, max(len(left), 1))
+    recorders = queue.SimpleQueue()
+    for _ in range(workers):
+        recorders.put(demonstrations.Recorder(config.environment, config.collect))
+
+    def make(shard: demonstrations.Shard) -> int:
+        recorder = recorders.get()
+        try:
+            recorded = list(recorder.record(shard))
+        finally:
+            recorders.put(recorder)
+        failed = sum(tries for _, tries in recorded)
+        return writer.write(shard.split, shard.index, (e for e, _ in recorded), failed=failed)
+
+    with (
+        tqdm(total=total, initial=done, desc="demonstrations", unit=" episodes") as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for count in pool.map(make, left):
+            bar.update(count)
+    failed = sum(writer.written(s.split, s.index)["failed"] for s in plan)
+    print(f"{total} demonstrations in {writer.finish()}; {failed} failed and were made again")
+
+
+if __name__ == "__main__":
+    configs.run(main)

@@ -1,0 +1,333 @@
+"""Rates and intervals, suites, and closed-loop episodes with a stand-in policy and environment."""
+
+import dataclasses
+import functools
+import json
+import types
+
+import numpy as np
+import pytest
+
+from octolike.config import ConfigError, EvaluateConfig
+from octolike.envs.pool import Pool
+from octolike.envs.wrappers import ChunkExecution, History
+from octolike.evaluation import rollouts, success, suites
+from octolike.evaluation.rollouts import Results
+from octolike.evaluation.success import Rate, difference, gaps, wilson
+from octolike.evaluation.suites import Episode, Suite
+
+A, H = 2, 3
+
+
+# Rates
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [  # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0),
+    ],
+)
+def test_wilson_equals_the_published_table(successes, episodes, low, high):
+    assert wilson(successes, episodes) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_newcombe_equals_the_published_table():
+    # Newcombe 1998, Statistics in Medicine 17:873, table II (a), method 10: 56/70 - 48/80
+    assert difference(Rate(56, 70), Rate(48, 80)) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_impossible_counts_are_refused():
+    with pytest.raises(ValueError, match="3 successes of 2 episodes"):
+        wilson(3, 2)
+
+
+def rows(policy, split, skill, outcomes, failure="time ran out"):
+    return [
+        {
+            "policy": policy,
+            "split": split,
+            "skill": skill,
+            "seed": i,
+            "success": ok,
+            "failure": "" if ok else failure,
+            "steps": 5,
+        }
+        for i, ok in enumerate(outcomes)
+    ]
+
+
+def test_crashed_episodes_are_in_no_rate():
+    mixed = rows("trained", "train", "touch", [True, False, None, True])
+    rate = success.count(mixed)
+    assert rate == Rate(2, 3, crashed=1)
+    assert success.failures(mixed) == {"time ran out": 1}
+    assert success.table(mixed)["trained"]["train"]["all"] == rate
+
+
+@pytest.mark.parametrize(
+    ("seen", "held_out", "floor", "says"),
+    [
+        ([1] * 45 + [0] * 5, [1] * 5 + [0] * 45, [0] * 50, "signals memorising"),
+        ([1] * 45 + [0] * 5, [1] * 30 + [0] * 20, [0] * 50, "a real loss"),
+        ([1] * 45 + [0] * 5, [1] * 44 + [0] * 6, [0] * 50, "no gap beyond chance"),
+        ([1] * 20 + [0] * 30, [1] * 45 + [0] * 5, [0] * 50, "went better"),
+        ([1] * 3 + [0] * 47, [0] * 50, [1] * 3 + [0] * 47, "the gap says nothing"),
+    ],
+)
+def test_the_gap_is_put_into_words(seen, held_out, floor, says):
+    split = "held_out_combination"
+    all_rows = rows("trained", "train", "touch", map(bool, seen))
+    all_rows += rows("trained", split, "touch", map(bool, held_out))
+    all_rows += rows("untrained", "train", "touch", map(bool, floor))
+    # a skill that only one of the splits has must not count
+    all_rows += rows("trained", "train", "stack", [False] * 50)
+    (gap,) = gaps(all_rows)
+    assert gap.skills == ("touch",)
+    assert gap.seen == Rate(sum(seen), 50)
+    assert says in gap.sentence
+
+
+# Suites
+
+
+def test_a_plan_is_paired_and_leaves_out_what_does_not_exist():
+    plan = Suite("tabletop", "", ("train", "held_out_family"), ("touch", "lift"), 2, seed=7).plan()
+    pairs = [("train", "touch"), ("train", "lift"), ("held_out_family", "lift")]
+    assert plan == [Episode(*pair, seed) for seed in (7, 8) for pair in pairs]
+    assert plan[0].options == {"split": "train", "skills": ["touch"]}
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_every_suite_makes_a_plan(name):
+    plan = suites.SUITES[name].plan()
+    assert len(set(plan)) == len(plan) > 0
+    assert min(e.seed for e in plan) >= suites.FIRST_SEED
+
+
+@pytest.mark.parametrize(
+    ("suite", "match"),
+    [
+        (Suite("tabletop", "", ("trian",)), "unknown split: 'trian'; did you mean 'train'"),
+        (Suite("tabletop", "", (), ("tuch",)), "unknown skill: 'tuch'; did you mean 'touch'"),
+        (Suite("tabletop", "", ("held_out_family",), ("stack",)), "none of the splits"),
+        (Suite("tabletop", "", episodes=0), "0 episodes"),
+    ],
+)
+def test_bad_suites_are_refused(suite, match):
+    with pytest.raises(ConfigError, match=match):
+        suite.plan()
+
+
+def test_suites_by_name_and_from_a_config():
+    with pytest.raises(ConfigError, match="unknown suite: 'tabletop_quik'; did you mean"):
+        suites.named("tabletop_quik", {"kind": "tabletop"})
+    config = EvaluateConfig(episodes=3, splits=("train",))
+    plan = suites.from_config({"kind": "tabletop"}, config, ["push"]).plan()
+    assert plan == [Episode("train", "push", config.seed + i) for i in range(3)]
+
+
+# Rollouts
+
+
+class Walk:
+    """Succeeds when the summed first action exceeds a threshold that the seed draws."""
+
+    crashes = ()
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.steps, self.position = seed, 0, 0.0
+        self.goal = np.random.default_rng(seed).uniform(0, 8)
+        self.skill = options["skills"][0]
+        return self._see(), self._info()
+
+    def step(self, action):
+        self.steps += 1
+        self.position += float(action[0])
+        if (self.skill, self.seed, self.steps) in type(self).crashes:
+            raise ArithmeticError("the physics exploded")
+        done = self.position > self.goal
+        return self._see(), float(done), done, self.steps >= 9 and not done, self._info()
+
+    def _see(self):
+        return {"proprio": np.array([self.position], np.float32), "image_extra": np.zeros(3)}
+
+    def _info(self):
+        won = self.position > self.goal
+        return {"instruction": f"go {self.skill}", "task": "t", "success": won, "failure": ""}
+
+    def render(self):
+        return np.full((4, 4, 3), min(255, int(self.position)), np.uint8)
+
+    def close(self):
+        pass
+
+
+class CrashesAlways(Walk):
+    crashes = (("walk", 0, 3),)
+
+
+class CrashesOnce(Walk):
+    left = 1
+
+    def step(self, action):
+        if (self.seed, self.steps) == (0, 3) and CrashesOnce.left:
+            CrashesOnce.left -= 1
+            raise ArithmeticError("the physics exploded")
+        return super().step(action)
+
+
+class Forward:
+    """A policy whose actions depend on observation, task, seed and, were it asked wrongly, row."""
+
+    observation_keys, window, horizon = ("proprio",), 2, H
+    gripper = (False, True)
+
+    def __init__(self, batch_size):
+        self.batch_size, self.calls = batch_size, 0
+
+    def create_task(self, instruction):
+        return len(instruction)
+
+    def sample_batch(self, observations, tasks, seeds):
+        assert len(observations) == len(tasks) == len(seeds) == self.batch_size
+        self.calls += 1
+        out = []
+        for row, (observation, task, seed) in enumerate(zip(observations, tasks, seeds)):
+            assert set(observation) == {"proprio", "timestep_mask"}
+            assert observation["proprio"].shape == (2, 1)
+            draw = np.random.default_rng([seed, row]).uniform(0, 0.2 * task, (H, A))
+            out.append(draw + 0.01 * observation["proprio"][-1])
+        return np.stack(out).astype(np.float32)
+
+
+PLAN = [Episode("train", skill, seed) for seed in range(6) for skill in ("walk", "run")]
+SETUP = {"checkpoint": 1}
+
+
+def make(kind=Walk):
+    return ChunkExecution(History(kind(), 2), 2)
+
+
+def evaluate(directory, kind=Walk, workers=0, policy=None, videos=0):
+    results, seen = Results(directory, SETUP, videos), []
+    with Pool(functools.partial(make, kind), 4, workers) as pool:
+        timing = rollouts.run(policy or Forward(4), "trained", PLAN, pool, results, seen.append)
+    by_episode = {(r["skill"], r["seed"]): r for r in results.rows}
+    return by_episode, seen, timing
+
+
+def test_episodes_become_rows_whatever_the_workers(tmp_path):
+    expected, seen, timing = evaluate(tmp_path / "one")
+    assert len(expected) == len(seen) == len(PLAN)
+    assert {r["success"] for r in seen} == {True, False}
+    assert all(r["failure"] == ("" if r["success"] else "time ran out") for r in seen)
+    assert all(r["return"] == float(r["success"]) for r in seen)
+    assert sum(r["steps"] for r in seen) == timing.environment_steps
+    assert expected["run", 3]["instruction"] == "go run"
+    assert "environment steps/s" in timing.sentence()
+    two, _, _ = evaluate(tmp_path / "two", workers=2)
+    assert two == expected
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_result(tmp_path):
+    expected, _, _ = evaluate(tmp_path / "whole")
+
+    class Killed(Forward):
+        def sample_batch(self, *args):
+            if self.calls == 6:
+                raise KeyboardInterrupt
+            return super().sample_batch(*args)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path / "part", policy=Killed(4))
+    path = tmp_path / "part" / "results.jsonl"
+    kept = path.read_text().splitlines()[1:]
+    assert 0 < len(kept) < len(PLAN)
+    path.write_text(path.read_text() + '{"policy": "trai')  # killed while writing
+    resumed, seen, _ = evaluate(tmp_path / "part")
+    assert resumed == expected
+    assert len(seen) == len(PLAN) - len(kept)
+    assert len(path.read_text().splitlines()) == 1 + len(PLAN)
+
+
+def test_rows_of_another_setup_are_put_aside(tmp_path):
+    evaluate(tmp_path)
+    other = Results(tmp_path, {"checkpoint": 2})
+    assert other.rows == []
+    assert len((tmp_path / "results.old.jsonl").read_text().splitlines()) == 1 + len(PLAN)
+
+
+def test_a_crashed_episode_is_run_again(tmp_path):
+    expected, _, _ = evaluate(tmp_path / "sound")
+    CrashesOnce.left = 1
+    got, _, _ = evaluate(tmp_path / "crash", CrashesOnce)
+    assert CrashesOnce.left == 0
+    assert got == expected
+
+
+def test_an_episode_that_always_crashes_is_reported_not_counted_as_failure(tmp_path):
+    got, _, _ = evaluate(tmp_path, CrashesAlways)
+    row = got["walk", 0]
+    assert row["success"] is None
+    assert row["failure"] == "crashed: ArithmeticError: the physics exploded"
+    assert success.count(got.values()).crashed == 1
+    again, seen, _ = evaluate(tmp_path)  # a later run tries it again, and only it
+    assert [r["seed"] for r in seen] == [0]
+    assert again["walk", 0]["success"] is not None
+
+
+def test_films_repeat_the_episode(tmp_path):
+    got, _, _ = evaluate(tmp_path, videos=1)
+    kept = [r for r in got.values() if r["actions"]]
+    assert sorted((r["skill"], r["success"]) for r in kept) == sorted(
+        {(r["skill"], r["success"]) for r in got.values()}
+    )
+    with Pool(make, 2, workers=0) as pool:
+        films = list(rollouts.film(pool, kept, tmp_path))
+        assert [len(pictures) for pictures in films] == [r["steps"] + 1 for r in kept]
+        wrong = {**kept[0], "success": not kept[0]["success"]}
+        with pytest.raises(RuntimeError, match="not deterministic"):
+            list(rollouts.film(pool, [wrong], tmp_path))
+
+
+def test_mismatches_are_refused(tmp_path):
+    results = Results(tmp_path, SETUP)
+    with Pool(make, 4, 0) as pool, pytest.raises(ValueError, match="size is 2, the pool has 4"):
+        rollouts.run(Forward(2), "trained", PLAN, pool, results, print)
+    with pytest.raises(ValueError, match="execute is 4; the policy predicts 3"):
+        rollouts.env_maker(Forward(1), {"kind": "tabletop"}, 4, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("actions", "camera", "match"),
+    [
+        ((7,), "proprio", r"\(arm\) have 2 dimensions, the environment takes \[7\]"),
+        ((2,), "image_a", "does not give proprio, .*; it gives image_a"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_refused(actions, camera, match):
+    policy, env = Forward(1), Walk()
+    policy.embodiment = types.SimpleNamespace(
+        name="arm", action=types.SimpleNamespace(names=("x", "y"))
+    )
+    env.action_space = types.SimpleNamespace(shape=actions)
+    shapes = {camera: types.SimpleNamespace(shape=(1,))}
+    env.observation_space = types.SimpleNamespace(spaces=shapes)
+    with Pool(lambda: env, 1, 0) as pool, pytest.raises(ValueError, match=match):
+        rollouts.check_fit(policy, pool)
+
+
+def test_results_are_plain_json(tmp_path):
+    evaluate(tmp_path)
+    head, *lines = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert head == {"setup": SETUP}
+    assert set(lines[0]) == {
+        *("policy", "split", "skill", "seed", "task", "instruction"),
+        *("success", "failure", "steps", "return", "actions"),
+    }
+    assert dataclasses.astuple(Episode("train", "walk", 0)) == ("train", "walk", 0)

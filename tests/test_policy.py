@@ -1,0 +1,398 @@
+"""The policy: raw observation to the robot's actions, what it refuses, no tensorflow."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from octolike import types
+from octolike.config import Component, Config
+from octolike.model import octo
+from octolike.normalize import Embodiment, Layout, Statistics
+from octolike.policy import Policy, resize
+from octolike.train import checkpoint
+from octolike.train.checkpoint import Run
+from octolike.train.state import init_params
+
+ROOT = Path(__file__).parents[1]
+W, H, A, P, SIDE = 2, 3, 7, 7, 16
+NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+
+def layout(width=A):
+    names = NAMES[-width:]
+    gripper = tuple(n == "gripper" for n in names)
+    free = tuple(not g for g in gripper)
+    return Layout(names=names, units=("m",) * width, absolute=gripper, normalized=free)
+
+
+def statistics(width=A):
+    values = np.linspace(1, 2, width, dtype=np.float32)
+    names = ("mean", "std", "min", "max", "p01", "p99")
+    return Statistics(**dict.fromkeys(names, values), steps=9, episodes=3)
+
+
+def robot(name="arm", width=A):
+    return Embodiment(
+        name=name,
+        robot="simulated",
+        control_hz=5.0,
+        gripper="1 = open",
+        action=layout(width),
+        proprio=layout(),
+        action_statistics=statistics(width),
+        proprio_statistics=statistics(),
+    )
+
+
+def spec(language=True, goal=False):
+    out = {
+        "observation.image_primary": ((W, SIDE, SIDE, 3), "uint8"),
+        "observation.proprio": ((W, P), "float32"),
+        "observation.timestep_mask": ((W,), "bool"),
+        "observation.present.image_primary": ((W,), "bool"),
+        "observation.present.proprio": ((W,), "bool"),
+        "action": ((W, H, A), "float32"),
+        "action_mask": ((W, H, A), "bool"),
+        "dataset": ((), "int32"),
+        "embodiment": ((), "int32"),
+    }
+    if language:
+        out["task.language.ids"] = out["task.language.mask"] = ((8,), "int32")
+        out["task.language.mask"] = ((8,), "bool")
+        out["task.present.language"] = ((), "bool")
+    if goal:
+        out["task.image_primary"] = ((SIDE, SIDE, 3), "uint8")
+        out["task.present.image_primary"] = ((), "bool")
+    return out
+
+
+def run_of(robots=None, language=True, goal=False):
+    robots = [robot()] if robots is None else robots
+    return dataclasses.replace(_run(language, goal), embodiments=robots)
+
+
+@functools.cache
+def _run(language, goal):
+    config = Config(workdir="unused")
+    config.data.cameras, config.data.window, config.data.horizon = {"primary": SIDE}, W, H
+    config.data.text = Component(kind="hash", length=8, vocabulary=64)
+    model = config.model
+    model.width, model.layers, model.attention_heads, model.mlp_width = 16, 1, 2, 16
+    encoder = {"kind": "patch", "patch": 8, "width": 8}
+    model.tokenizers = {
+        "primary": Component(kind="image", cameras=("primary",), goal=goal, encoder=encoder),
+        "proprio": Component(kind="proprio"),
+    }
+    if language:
+        model.tokenizers["language"] = Component(kind="language", vocabulary=64, width=8)
+    model.heads = {"action": Component(kind="diffusion", hidden=16, blocks=1, steps=4)}
+    shapes = spec(language, goal)
+    network = octo.build(dataclasses.asdict(model), shapes)
+    tree = jax.eval_shape(lambda: init_params(network, shapes, jax.random.key(0)))
+    rng = np.random.default_rng(0)  # drawn here, as compiling the initialisation takes seconds
+    params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), tree)
+    return Run(config, [], shapes, ["data"], params, 7)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return Policy(run_of(), batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def goal_policy():
+    return Policy(run_of(language=True, goal=True))
+
+
+def observation(seed=0, frames=None, side=SIDE):
+    rng = np.random.default_rng(seed)
+    lead = () if frames is None else (frames,)
+    return {
+        "image_primary": rng.integers(0, 256, (*lead, side, side, 3), dtype=np.uint8),
+        "proprio": rng.normal(size=(*lead, P)).astype(np.float32),
+    }
+
+
+# Acting
+
+
+def test_a_chunk_is_in_the_robots_units(policy):
+    task = policy.create_task(instruction="lift the cube")
+    actions = policy.sample_actions(observation(), task, seed=3)
+    assert actions.shape == (H, A)
+    assert actions.dtype == np.float32
+    inputs = jax.tree.map(lambda x: x[None], (policy._prepare(observation()), task.inputs))
+    normalized = policy.sample_normalized(*inputs, [3])[0]
+    values = np.linspace(1, 2, A)  # mean and std of `statistics`; the gripper is left as it is
+    scale, shift = np.where(np.arange(A) < 6, values, 1), np.where(np.arange(A) < 6, values, 0)
+    np.testing.assert_allclose(actions, normalized * scale + shift, rtol=1e-5)
+
+
+def test_what_the_network_gets_equals_the_batch_contract(policy):
+    """One frame given: it is repeated in front, masked there, and proprio is normalised."""
+    seen, given = policy._prepare(observation()), observation()
+    shapes = {k[12:]: v for k, v in spec().items() if k.startswith("observation.")}
+    assert {k: (x.shape, x.dtype.name) for k, x in types.flatten(seen)} == shapes
+    assert seen["timestep_mask"].tolist() == [False, True]
+    assert seen["present"]["image_primary"].all()
+    for t in range(W):
+        np.testing.assert_array_equal(seen["image_primary"][t], given["image_primary"])
+        np.testing.assert_allclose(
+            seen["proprio"][t], robot().normalize_proprio(given["proprio"][None])[0]
+        )
+
+
+def test_a_history_with_its_mask_is_taken_as_it_is(policy):
+    given = observation(frames=W) | {"timestep_mask": np.array([True, True])}
+    seen = policy._prepare(given)
+    np.testing.assert_array_equal(seen["image_primary"], given["image_primary"])
+    assert seen["timestep_mask"].tolist() == [True, True]
+    masked = policy._prepare(given | {"timestep_mask": np.array([False, True])})
+    assert masked["timestep_mask"].tolist() == [False, True]
+
+
+def test_masked_history_does_not_matter(policy):
+    task = policy.create_task(instruction="lift the cube")
+    one = policy.sample_actions(observation(), task)
+    padded = {k: np.stack([np.zeros_like(v), v]) for k, v in observation().items()}
+    padded["timestep_mask"] = np.array([False, True])
+    np.testing.assert_allclose(policy.sample_actions(padded, task), one, atol=1e-5)
+
+
+def test_the_seed_decides_the_noise_whatever_the_batch(policy):
+    """Example i of a batch equals the same example alone; so rollouts do not depend on batching."""
+    words = ["lift the cube", "push the ball to the left", "touch the bowl"]
+    tasks = [policy.create_task(instruction=w) for w in words]
+    seen = [observation(i) for i in range(3)]
+    together = policy.sample_batch(seen, tasks, [5, 6, 7])
+    for i in range(3):
+        alone = policy.sample_actions(seen[i], tasks[i], seed=5 + i)
+        np.testing.assert_allclose(together[i], alone, atol=1e-5)
+    again = policy.sample_batch(seen, tasks, [5, 6, 7])
+    np.testing.assert_array_equal(together, again)
+    assert np.abs(policy.sample_actions(seen[0], tasks[0], seed=9) - together[0]).max() > 1e-3
+    # a longer batch than the compiled one is cut into pieces
+    many = policy.sample_batch([seen[0]] * 6, [tasks[0]] * 6, [5] * 6)
+    np.testing.assert_allclose(many, np.repeat(together[:1], 6, axis=0), atol=1e-5)
+    assert policy._act._cache_size() == 1
+
+
+def test_instruction_and_observation_matter(policy):
+    a, b = (policy.create_task(instruction=w) for w in ("lift the cube", "touch the bowl"))
+    base = policy.sample_actions(observation(), a)
+    assert np.abs(policy.sample_actions(observation(), b) - base).max() > 1e-5
+    assert np.abs(policy.sample_actions(observation(1), a) - base).max() > 1e-5
+
+
+def test_an_untrained_policy_shares_the_compiled_function(policy):
+    fresh = policy.untrained(seed=1)
+    task = policy.create_task(instruction="lift the cube")
+    a, b = (p.sample_actions(observation(), task) for p in (policy, fresh))
+    assert np.abs(a - b).max() > 1e-3
+    assert fresh.step == 0
+    assert policy.step == 7
+    assert policy._act._cache_size() == 1
+
+
+def test_a_narrower_robot_gets_its_own_dimensions():
+    policy = Policy(run_of([robot("arm"), robot("slim", width=4)]), embodiment="slim")
+    actions = policy.sample_actions(observation(), policy.create_task(instruction="go"))
+    assert actions.shape == (H, 4)
+
+
+def test_goal_images_and_instructions(goal_policy):
+    goal = np.full((40, 30, 3), 200, np.uint8)
+    tasks = {
+        "both": goal_policy.create_task("lift the cube", {"primary": goal}),
+        "language": goal_policy.create_task("lift the cube"),
+        "goal": goal_policy.create_task(goal_images={"primary": goal}),
+    }
+    present = {k: t.inputs["present"] for k, t in tasks.items()}
+    assert present["both"] == {"language": True, "image_primary": True}
+    assert present["language"] == {"language": True, "image_primary": False}
+    assert present["goal"] == {"language": False, "image_primary": True}
+    assert tasks["goal"].inputs["image_primary"].shape == (SIDE, SIDE, 3)
+    chunks = [goal_policy.sample_actions(observation(), t) for t in tasks.values()]
+    assert np.abs(chunks[0] - chunks[1]).max() > 1e-5
+    assert np.abs(chunks[1] - chunks[2]).max() > 1e-5
+
+
+def test_a_sensor_that_the_robot_lacks_is_marked_absent(policy):
+    seen = policy._prepare(observation() | {"proprio": None})
+    assert not seen["present"]["proprio"].any()
+    assert not seen["proprio"].any()
+
+
+# Refusals
+
+
+def without(key):
+    return {k: v for k, v in observation().items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        (without("image_primary"), "lacks image_primary: this policy was trained with"),
+        (without("proprio"), "lacks proprio"),
+        (observation() | {"image_wrist": 0}, "unknown key of the observation: 'image_wrist'"),
+        (
+            observation() | {"image_primary": np.zeros((SIDE, SIDE, 3), np.float32)},
+            r"is float32 \[16, 16, 3\]; expected uint8 .* give the raw camera image",
+        ),
+        (
+            observation() | {"image_primary": np.zeros((SIDE, SIDE), np.uint8)},
+            r"is uint8 \[16, 16\]; expected uint8 \[h, w, 3\]",
+        ),
+        (
+            observation() | {"image_primary": np.zeros((SIDE, SIDE, 4), np.uint8)},
+            r"is uint8 \[16, 16, 4\]",
+        ),
+        (observation() | {"proprio": np.zeros(5)}, r"float64 \[5\]; expected float32 \[7\]"),
+        (observation() | {"proprio": np.zeros(P, int)}, r"is int64 \[7\]; expected float32"),
+        (observation() | {"proprio": np.full(P, np.nan)}, "not finite"),
+        (observation(frames=3), "has 3 frames; this policy was trained on windows of 2"),
+        (observation(frames=0) | {"proprio": None}, r"is uint8 \[0, 16, 16, 3\]"),
+        (observation(frames=2) | {"proprio": np.zeros(P)}, "histories differ in length"),
+        (observation() | {"timestep_mask": np.ones(1)}, r"float64 \[1\]; expected bool"),
+        (observation() | {"timestep_mask": np.array([False])}, "hides the newest frame"),
+        ({"image_primary": None, "proprio": None}, "every sensor of the observation is None"),
+        ([1, 2], "is a list; expected a dict"),
+    ],
+)
+def test_bad_observations_are_refused(policy, bad, match):
+    with pytest.raises(ValueError, match=match):
+        policy.sample_actions(bad, policy.create_task(instruction="go"))
+
+
+def test_bad_tasks_are_refused(policy, goal_policy):
+    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    cases = [
+        (policy, {}, r"lacks an instruction: this policy needs create_task\(instruction=…\)"),
+        (policy, {"instruction": " "}, "the instruction is ' '"),
+        (policy, {"instruction": 3}, "the instruction is 3"),
+        (policy, {"goal_images": {"primary": image}}, "trained without goals"),
+        (goal_policy, {}, r"instruction=… or goal_images"),
+        (goal_policy, {"goal_images": {"primry": image}}, "'primry'; did you mean 'primary'"),
+        (goal_policy, {"goal_images": {"primary": image / 255}}, "is float64"),
+    ]
+    for chosen, arguments, match in cases:
+        with pytest.raises(ValueError, match=match):
+            chosen.create_task(**arguments)
+    blind = Policy(run_of(language=False, goal=True))
+    with pytest.raises(ValueError, match="trained without language"):
+        blind.create_task(instruction="go")
+    with pytest.raises(ValueError, match="lacks a goal image"):
+        blind.create_task()
+
+
+def test_missing_and_ambiguous_records_are_refused():
+    with pytest.raises(ValueError, match="holds no embodiment record"):
+        Policy(run_of([]))
+    run = run_of([robot("arm"), robot("leg")])
+    with pytest.raises(ValueError, match=r"name one of them: embodiment=arm \| leg"):
+        Policy(run)
+    with pytest.raises(ValueError, match="unknown embodiment: 'amr'; did you mean 'arm'"):
+        Policy(run, embodiment="amr")
+    assert Policy(run, embodiment="leg").embodiment.name == "leg"
+
+
+def test_batches_of_different_lengths_are_refused(policy):
+    task = policy.create_task(instruction="go")
+    with pytest.raises(ValueError, match="2 observations, 1 tasks and 2 seeds"):
+        policy.sample_batch([observation()] * 2, [task], [0, 1])
+    with pytest.raises(ValueError, match="no observations"):
+        policy.sample_batch([], [], [])
+
+
+def test_actions_that_are_not_finite_are_refused():
+    run = run_of()
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), run.params)
+    policy = Policy(dataclasses.replace(run, params=broken))
+    with pytest.raises(FloatingPointError, match=r"not finite, for examples \[0\]"):
+        policy.sample_actions(observation(), policy.create_task(instruction="go"))
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    ("size", "new"), [((64, 48), (16, 16)), ((9, 9), (16, 16)), ((30, 41), (24, 31))]
+)
+def test_resizing_equals_tensorflows(size, new):
+    tf = pytest.importorskip("tensorflow")
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    theirs = tf.image.resize(image, new, method="bilinear", antialias=True)
+    theirs = tf.cast(tf.clip_by_value(tf.round(theirs), 0, 255), tf.uint8).numpy()
+    ours = resize(image, *new)
+    assert ours.shape == (*new, 3)
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def test_an_image_of_the_right_size_is_left_alone():
+    image = observation()["image_primary"]
+    assert resize(image, SIDE, SIDE) is image
+
+
+def test_another_size_is_resized(policy):
+    task = policy.create_task(instruction="go")
+    big = np.repeat(np.repeat(observation()["image_primary"], 4, 0), 4, 1)
+    seen = policy._prepare(observation() | {"image_primary": big})
+    small = seen["image_primary"][-1].astype(int)
+    assert small.shape == (SIDE, SIDE, 3)
+    assert policy.sample_actions(observation() | {"image_primary": big}, task).shape == (H, A)
+
+
+# From disk, without tensorflow
+
+ACT = """
+import sys
+
+for name in ("tensorflow", "tensorflow_datasets", "rlds"):
+    sys.modules[name] = None  # importing it raises ImportError
+import json, numpy as np
+from octolike.policy import Policy
+policy = Policy.load(sys.argv[1])
+rng = np.random.default_rng(0)
+seen = {"image_primary": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),
+        "proprio": rng.normal(size=7).astype(np.float32)}
+task = policy.create_task(instruction="lift the cube")
+print(json.dumps([policy.step, policy.sample_actions(seen, task, seed=3).tolist()]))
+"""
+
+
+def test_a_policy_loads_and_acts_where_importing_tensorflow_fails(policy, tmp_path):
+    run = run_of()
+    config = dataclasses.replace(run.config, workdir=str(tmp_path))
+    checkpoint.write_run_files(config, run.embodiments, run.spec, run.datasets)
+    save_params(tmp_path, run)
+    done = subprocess.run(
+        [sys.executable, "-c", ACT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    step, actions = json.loads(done.stdout.splitlines()[-1])
+    assert step == run.step
+    expected = policy.sample_actions(
+        observation(), policy.create_task(instruction="lift the cube"), seed=3
+    )
+    np.testing.assert_allclose(actions, expected, atol=1e-4)
+
+
+def save_params(directory, run):
+    """Save a checkpoint of the run's parameters by the trainer's own means."""
+    import jax.numpy as jnp
+    import optax
+
+    from octolike.train import state
+
+    trained = state.create(jax.tree.map(jnp.asarray, run.params), optax.sgd(0.1), (), ema=False)
+    checkpoints = checkpoint.Checkpoints(directory, keep=1)
+    checkpoints.save(trained.replace(step=jnp.int32(run.step)), {})
+    checkpoints.close()

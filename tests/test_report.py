@@ -1,0 +1,182 @@
+"""The report: pictures and a page made of plain rows and arrays, honest about what is missing."""
+
+import base64
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from octolike.evaluation import figures, report, success
+from octolike.evaluation.figures import Chunks, Clip
+from octolike.evaluation.report import Curves, Material
+
+SPLITS = ("train", "held_out_combination")
+
+
+def rows():
+    """Trained: 4 of 5 seen touches, 1 of 5 held-out ones, no lifts; untrained: never."""
+    wins = {("trained", "train", "touch"): 4, ("trained", "held_out_combination", "touch"): 1}
+    out = []
+    for policy in ("trained", "untrained"):
+        for split in SPLITS:
+            for skill in ("touch", "lift"):
+                for seed in range(5):
+                    ok = seed < wins.get((policy, split, skill), 0)
+                    failure = "" if ok else ("touched red <cube>" if seed == 4 else "time ran out")
+                    out.append(
+                        {
+                            "policy": policy,
+                            "split": split,
+                            "skill": skill,
+                            "seed": seed,
+                            "instruction": f"{skill} the <b>red</b> cube & more",
+                            "success": ok,
+                            "failure": failure,
+                            "steps": 3,
+                        }
+                    )
+    return out
+
+
+def clips():
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
+    trained = [r for r in rows() if r["policy"] == "trained"]
+    return [Clip(r, pictures) for r in trained[3:6]]
+
+
+def chunks():
+    rng = np.random.default_rng(0)
+    demonstrated = rng.normal(size=(2, 4, 3))
+    demonstrated[..., 1] = 0  # a dimension that does not move is not drawn
+    mask = np.ones((2, 4, 3), bool)
+    mask[0, 2:] = False
+    pictures = np.zeros((2, 8, 8, 3), np.uint8)
+    predicted = np.repeat(demonstrated[:, None], 3, axis=1)
+    return Chunks(pictures, ["go", ""], ["x", "roll", "gripper"], demonstrated, mask, predicted)
+
+
+@pytest.fixture(scope="module")
+def material():
+    return Material(
+        "a <small> run",
+        {"network": "3 parameters"},
+        {"checkpoint": 7},
+        rows(),
+        Curves([(0, 2.0), (10, 1.0)], {"table": [(10, 1.5)]}, {"table": [(10, 0.4)]}, seconds=75.0),
+        clips(),
+        chunks(),
+        ["9 steps/s"],
+    )
+
+
+@pytest.fixture(scope="module")
+def written(material, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    return report.write(material, directory / "evaluation", directory / "report.html")
+
+
+def test_every_picture_is_there_and_opens(written):
+    pieces = written.parent / "evaluation"
+    names = {"success.png", "loss.png", "chunks.png", "successes.png", "failures.png"}
+    films = {"train-touch-3.gif", "train-touch-4.gif", "train-lift-0.gif"}
+    assert {p.name for p in pieces.iterdir()} == names | films | {"report.json"}
+    for name in names:
+        with Image.open(pieces / name) as image:
+            assert min(image.size) > 200
+            assert np.ptp(np.asarray(image.convert("L"))) > 100
+    with Image.open(pieces / "train-touch-3.gif") as film:
+        assert film.n_frames == 4
+
+
+def test_the_page_is_one_file_with_everything_in_words(written):
+    page = written.read_text()
+    assert "80%" in page
+    assert "the gap says nothing" in page
+    assert "3 parameters" in page
+    assert "9 steps/s" in page
+    assert "touched the wrong thing" in page
+    # nothing is loaded from elsewhere, and the pictures are whole
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources
+    assert all(s.startswith("data:image/") for s in sources)
+    data = sources[0].partition("base64,")[2]
+    assert base64.b64decode(data) == (written.parent / "evaluation/success.png").read_bytes()
+
+
+def test_text_is_escaped(written):
+    page = written.read_text()
+    assert "a &lt;small&gt; run" in page
+    assert "<small> run" not in page
+
+
+def test_the_json_holds_the_numbers(written):
+    data = json.loads((written.parent / "evaluation" / "report.json").read_text())
+    cell = data["success"]["trained"]["train"]["touch"]
+    assert (cell["successes"], cell["episodes"], cell["rate"]) == (4, 5, 0.8)
+    assert (cell["low"], cell["high"]) == pytest.approx(success.wilson(4, 5))
+    (gap,) = data["gaps"]
+    assert gap["difference"] == pytest.approx(0.3)
+    assert data["failures"]["train"] == {"time ran out": 4, "touched red <cube>": 2}
+    assert data["curves"]["train"] == [[0, 2.0], [10, 1.0]]
+    assert data["setup"] == {"checkpoint": 7}
+
+
+def test_the_headline_says_whether_it_learned(material):
+    assert "4 of 10" in report.headline(material.rows)
+    assert "the intervals overlap" in report.headline(material.rows)
+    touch = [r for r in rows() if r["skill"] == "touch"]
+    many = [{**r, "seed": i} for i in range(10) for r in touch]
+    assert "do not overlap" in report.headline(many)
+    trained = [r for r in rows() if r["policy"] == "trained"]
+    assert "was not evaluated" in report.headline(trained)
+
+
+def test_a_report_of_bare_results_leaves_the_rest_out(material, tmp_path):
+    trained = [r for r in rows() if r["policy"] == "trained" and r["split"] == "train"]
+    bare = Material("bare", {}, {}, trained)
+    page = report.write(bare, tmp_path / "pieces", tmp_path / "page.html").read_text()
+    assert "Does it imitate?" not in page
+    assert "Watch it" not in page
+    assert "No held-out split was evaluated" in page
+
+
+def test_crashes_are_on_the_page(material, tmp_path):
+    crashed = [dict(r) for r in material.rows]
+    crashed[0].update(success=None, failure="crashed: ArithmeticError")
+    bare = dataclasses.replace(material, rows=crashed, clips=(), chunks=None)
+    page = report.write(bare, tmp_path, tmp_path / "page.html").read_text()
+    assert "1 episodes crashed and are in no rate" in page
+    assert "1 crashed" in page
+    assert json.loads((tmp_path / "report.json").read_text())["crashed"][0]["seed"] == 0
+
+
+def test_no_results_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no results of the trained policy"):
+        report.write(Material("x", {}, {}, []), tmp_path, tmp_path / "page.html")
+
+
+def test_the_terminal_table(material):
+    lines = report.text_table(material.rows).splitlines()
+    assert lines[1] == "seen"
+    assert re.search(r"touch +80% \[38, 96\] of 5 +0% \[0, 43\] of 5", lines[2])
+
+
+def test_smoothing_keeps_constants_and_the_start():
+    np.testing.assert_allclose(figures._smooth(np.full(50, 3.0)), 3.0)
+    falling = np.linspace(9, 0, 100)
+    smooth = figures._smooth(falling)
+    assert smooth[0] == falling[0]
+    np.testing.assert_allclose(smooth[5:95], falling[5:95])
+
+
+def test_durations_in_words():
+    assert [figures.duration(s) for s in (8, 450, 8280)] == ["8 s", "7.5 min", "2.3 h"]
+
+
+def test_first_clips_differ_in_skill():
+    row = rows()[0]
+    many = [Clip({**row, "skill": s, "seed": i}, []) for i, s in enumerate("aaabbc")]
+    assert [c.row["skill"] for c in report._spread(many)] == ["a", "b", "c", "a", "b", "a"]

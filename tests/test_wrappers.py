@@ -1,0 +1,280 @@
+"""History, chunk execution, temporal ensembling, environment pools, plans of demonstrations."""
+
+import functools
+import os
+
+import numpy as np
+import pytest
+
+from octolike.config import CollectConfig, Component, ConfigError
+from octolike.envs import demonstrations
+from octolike.envs.pool import Call, Crash, Pool, Reset, Step
+from octolike.envs.registry import kind_of, make_env
+from octolike.envs.wrappers import ChunkExecution, History, TemporalEnsemble, replay
+
+H, A = 4, 3
+
+
+class Counter:
+    """Counts: the observation is the number of steps so far; ends after `limit` of them."""
+
+    def __init__(self, limit=100):
+        self.limit, self.closed = limit, False
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.actions = seed, []
+        return self._see(), {"options": options}
+
+    def step(self, action):
+        if action[0] == 13:
+            raise ArithmeticError("thirteen")
+        if action[0] == 14:
+            os._exit(3)
+        self.actions.append(np.array(action))
+        n = len(self.actions)
+        return self._see(), 1.0, n >= self.limit, False, {"seed": self.seed, "n": n}
+
+    def _see(self):
+        n = len(self.actions)
+        return {
+            "image_primary": np.full((2, 2, 3), n, np.uint8),
+            "proprio": np.array([n], np.float32),
+        }
+
+    def close(self):
+        self.closed = True
+
+
+def chunks(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, H, A)).astype(np.float32)
+
+
+def test_history_repeats_the_first_frame_and_marks_it():
+    env = History(Counter(), 3)
+    for _ in range(2):  # a second episode remembers nothing of the first
+        observation, _ = env.reset(seed=1)
+        seen = [observation] + [env.step(np.zeros(A))[0] for _ in range(4)]
+        for t, observation in enumerate(seen):
+            times = [max(0, t - 2), max(0, t - 1), t]
+            assert observation["proprio"][:, 0].tolist() == times
+            assert observation["image_primary"].shape == (3, 2, 2, 3)
+            assert observation["image_primary"][:, 0, 0, 0].tolist() == times
+            assert observation["timestep_mask"].tolist() == [t >= 2, t >= 1, True]
+            assert observation["timestep_mask"].dtype == bool
+
+
+def test_chunk_execution_executes_k_and_stops_at_the_end():
+    inner = Counter(limit=5)
+    env = ChunkExecution(History(inner, 2), execute=3)
+    env.reset(seed=0)
+    first, second = chunks(2)
+    observation, reward, terminated, _, info = env.step(first)
+    assert (reward, terminated) == (3.0, False)
+    # History is inside: it saw the steps within the chunk
+    assert observation["proprio"][:, 0].tolist() == [2, 3]
+    _, reward, terminated, _, info = env.step(second)
+    assert (reward, terminated, info["n"]) == (2.0, True, 5)
+    np.testing.assert_array_equal(info["actions"], second[:2])
+    np.testing.assert_array_equal(inner.actions, np.concatenate([first[:3], second[:2]]))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "match"),
+    [
+        (np.zeros((2, A)), r"shape \[2, 3\]; expected \[H, A\] with H at least 3"),
+        (np.zeros(A), "expected"),
+        (np.full((H, A), np.nan), "not finite"),
+    ],
+)
+def test_a_bad_chunk_is_refused(chunk, match):
+    env = ChunkExecution(Counter(), execute=3)
+    env.reset()
+    with pytest.raises(ValueError, match=match):
+        env.step(chunk)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_ensembling_equals_its_definition(k):
+    """Every executed action is the weighted mean of all predictions for its moment."""
+    m, gripper = 0.3, np.array([False, False, True])
+    inner = Counter()
+    env = ChunkExecution(inner, execute=k, ensemble=m, gripper=gripper)
+    for seed in range(2):  # the second episode starts with an empty ensemble
+        env.reset(seed=seed)
+        given = chunks(6, seed)
+        for chunk in given:
+            env.step(chunk)
+        for moment, action in enumerate(inner.actions):
+            predictions, weights = [], []
+            for asked in range(0, moment + 1, k):
+                if asked <= moment < asked + H and asked <= moment // k * k:
+                    predictions.append(given[asked // k][moment - asked])
+                    weights.append(np.exp(-m * (moment // k * k - asked)))
+            expected = np.average(predictions, axis=0, weights=weights)
+            expected[2] = given[moment // k][moment % k][2]
+            np.testing.assert_allclose(action, expected, atol=1e-6)
+
+
+def test_newer_predictions_weigh_more():
+    ensemble = TemporalEnsemble(decay=1.0, execute=1, gripper=[False])
+    ensemble.add(np.zeros((2, 1), np.float32))
+    (merged,) = ensemble.add(np.ones((2, 1), np.float32))
+    assert merged[0] == pytest.approx(1 / (1 + np.exp(-1.0)))
+
+
+def test_wrapper_settings_are_checked():
+    for build in (
+        lambda: History(Counter(), 0),
+        lambda: ChunkExecution(Counter(), 0),
+        lambda: ChunkExecution(Counter(), 1, ensemble=-1.0, gripper=[False]),
+    ):
+        with pytest.raises(ValueError, match=r"is 0|above 0"):
+            build()
+
+
+def play(pool):
+    """Return what every slot of a pool answers to a few rounds."""
+    replies = [pool.run({s: Reset(s, {"slot": s}) for s in range(3)})]
+    replies += [pool.run({s: Step(np.full(A, s)) for s in range(3)}) for _ in range(2)]
+    replies.append(pool.run({1: Step(np.zeros(A))}))
+    return [{s: (r[-1], r[0]["proprio"].tolist()) for s, r in round_.items()} for round_ in replies]
+
+
+def test_workers_change_nothing():
+    with Pool(Counter, 3, workers=0) as alone:
+        expected = play(alone)
+    with Pool(Counter, 3, workers=2) as several:
+        assert play(several) == expected
+    assert expected[-1] == {1: ({"seed": 1, "n": 3}, [3.0])}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_raising_environment_leaves_the_other_slots_alone(workers):
+    with Pool(Counter, 3, workers) as pool:
+        pool.run({s: Reset(s, {}) for s in range(3)})
+        replies = pool.run({s: Step(np.full(A, 13 if s == 0 else 0)) for s in range(3)})
+        assert isinstance(replies[0], Crash)
+        assert "ArithmeticError: thirteen" in replies[0].text
+        assert replies[2][-1]["n"] == 1
+        pool.run({0: Reset(7, {})})
+        assert pool.run({0: Step(np.zeros(A))})[0][-1] == {"seed": 7, "n": 1}
+
+
+def test_a_dead_worker_is_reported_and_replaced():
+    with Pool(Counter, 3, workers=2) as pool:
+        pool.run({s: Reset(s, {}) for s in range(3)})
+        replies = pool.run({s: Step(np.full(A, 14 if s == 0 else 0)) for s in range(3)})
+        assert [isinstance(replies[s], Crash) for s in range(3)] == [True, False, True]
+        assert "exit code 3" in replies[0].text
+        pool.run({0: Reset(7, {})})
+        assert pool.run({0: Step(np.zeros(A))})[0][-1]["n"] == 1
+
+
+def test_replay_goes_around_the_wrappers():
+    inner = Counter()
+    inner.render = lambda: len(inner.actions)
+    env = ChunkExecution(History(inner, 2), 3)
+    pictures, info = replay(env, 5, {}, np.zeros((4, A)))
+    assert pictures == [0, 1, 2, 3, 4]
+    assert info == {"seed": 5, "n": 4}
+
+
+def shout(env, word):
+    return f"{word} {env.seed}"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_functions_are_called_where_the_environment_lives(workers):
+    with Pool(Counter, 2, workers) as pool:
+        pool.run({1: Reset(9, {})})
+        assert pool.run({1: Call(shout, ("seed",))}) == {1: "seed 9"}
+
+
+def unbuildable():
+    raise ImportError("no GL library")
+
+
+def test_an_environment_that_cannot_be_built_is_an_error():
+    with (
+        Pool(unbuildable, 2, workers=0) as pool,
+        pytest.raises(RuntimeError, match="no GL library"),
+    ):
+        pool.run({0: Reset(0, {})})
+
+
+class Unstartable:
+    """Cannot be unpickled, so no worker gets as far as being ready."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit(4)",))
+
+    def __call__(self):
+        raise AssertionError
+
+
+def test_a_worker_that_cannot_start_is_an_error():
+    with Pool(Unstartable(), 2, workers=2) as pool:  # noqa: SIM117
+        with pytest.raises(RuntimeError, match="exit code 4 before it was ready"):
+            pool.run({0: Reset(0, {})})
+
+
+def test_unknown_simulators_and_fields_are_refused():
+    with pytest.raises(ConfigError, match="names no simulator"):
+        kind_of({})
+    with pytest.raises(ConfigError, match="'tabeltop'; did you mean 'tabletop'"):
+        make_env({"kind": "tabeltop"})
+    pytest.importorskip("gymnasium")
+    with pytest.raises(ConfigError, match="'primary_sise'; did you mean 'primary_size'"):
+        make_env({"kind": "tabletop", "primary_sise": 64})
+
+
+TABLE = Component(kind="tabletop")
+
+
+def test_the_plan_of_demonstrations():
+    collect = CollectConfig(skills={"touch": 30, "push": 11}, episodes_per_shard=8)
+    shards = demonstrations.plan(TABLE, collect)
+    by_split = {
+        s: [e for x in shards if x.split == s for e in x.episodes] for s in ("train", "val")
+    }
+    assert {s: len(e) for s, e in by_split.items()} == {"train": 41, "val": 3}
+    assert [x.index for x in shards if x.split == "train"] == list(range(6))
+    assert all(len(x.episodes) <= 8 for x in shards)
+    # every try of every episode has a seed of its own, and none reaches the evaluation's
+    seeds = [f + t for e in by_split.values() for _, f in e for t in range(demonstrations.TRIES)]
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < 1_000_000
+    assert sum(skill == "push" for skill, _ in by_split["train"]) == 11
+    assert len({skill for skill, _ in shards[0].episodes}) == 2
+    assert shards == demonstrations.plan(TABLE, collect)
+
+
+def test_bad_plans_are_refused():
+    with pytest.raises(ConfigError, match=r"collect.skills is \{\}"):
+        demonstrations.plan(TABLE, CollectConfig())
+    with pytest.raises(ConfigError, match="'tuch'; did you mean 'touch'"):
+        demonstrations.plan(TABLE, CollectConfig(skills={"tuch": 1}))
+
+
+def episode_that_fails(env, seed, split, skills, noise, failures):
+    if seed == 14:
+        raise ArithmeticError("the physics exploded")
+    metadata = {"success": seed % 8 >= failures, "seed": seed, "skill": skills[0]}
+    return {"episode_metadata": metadata}
+
+
+def recorder(failures):
+    made = demonstrations.Recorder(TABLE, CollectConfig(noise=0.25))
+    made._pool = Pool(Counter, 1, workers=0)
+    made._collect_episode = functools.partial(episode_that_fails, failures=failures)
+    return made
+
+
+def test_failed_demonstrations_are_replaced_and_counted():
+    shard = demonstrations.Shard("train", 0, 1, (("touch", 0), ("push", 8)))
+    got = [(e["episode_metadata"], failed) for e, failed in recorder(2).record(shard)]
+    assert [(m["seed"], m["skill"], f) for m, f in got] == [(2, "touch", 2), (10, "push", 2)]
+    with pytest.raises(RuntimeError, match=r"'touch' failed with seeds 0 to 7, noise 0.25"):
+        list(recorder(8).record(shard))
+    with pytest.raises(RuntimeError, match=r"crashed at 'push', seed 14(.|\n)*exploded"):
+        list(recorder(7).record(demonstrations.Shard("train", 0, 1, (("push", 8),))))
