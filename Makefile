@@ -27,6 +27,7 @@ quickstart: .venv/ready
 	$(BIN)/python scripts/evaluate.py --run $(RUN)
 
 test: .venv/ready lint
+	$(BIN)/python -m pytest tests/simulator
 	$(BIN)/python -m pytest
 
 lint: .venv/ready

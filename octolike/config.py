@@ -110,7 +110,7 @@ class OptimConfig:
     b1: float = option(0.9, "decay of the first moment")
     b2: float = option(0.95, "decay of the second moment")
     frozen: tuple[str, ...] = option(
-        (), "parameters that stay: patterns over paths such as 'tokenizers/*'"
+        (), "parameters that stay: patterns over paths, e.g. 'tokenizers_*'"
     )
     ema: float = option(0.0, "decay of the averaged parameters that the policy uses; 0: none")
 
@@ -235,6 +235,14 @@ class Config:
             self.evaluate.execute <= d.horizon,
             f"evaluate.execute {self.evaluate.execute} exceeds the chunk, data.horizon {d.horizon}",
         )
+        for name, tokenizer in m.tokenizers.items():
+            if "vocabulary" in tokenizer and "vocabulary" in d.text:
+                ours, theirs = tokenizer["vocabulary"], d.text["vocabulary"]
+                _require(
+                    ours == theirs,
+                    f"model.tokenizers.{name}.vocabulary {ours} differs from "
+                    f"data.text.vocabulary {theirs}",
+                )
         _require(o.warmup <= t.steps, f"optim.warmup {o.warmup} exceeds train.steps {t.steps}")
         _require(bool(self.workdir), "workdir is empty; name one, e.g. --config.workdir=runs/mine")
 

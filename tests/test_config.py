@@ -105,6 +105,9 @@ def test_overrides_and_arguments_reach_main():
     assert done.stdout.split() == ["0.5", "7"], done.stderr
 
 
+WORDS = c.Component(kind="language", vocabulary=7)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -115,6 +118,10 @@ def test_overrides_and_arguments_reach_main():
         (lambda x: setattr(x.data, "keep_goal", 1.5), r"\[0, 1\]"),
         (lambda x: setattr(x.train, "steps", "many"), "config.train.steps is 'many'"),
         (lambda x: setattr(x, "workdir", ""), "workdir is empty"),
+        (
+            lambda x: x.model.tokenizers.update(words=WORDS),
+            "differs from data.text.vocabulary 4096",
+        ),
     ],
 )
 def test_check_names_the_setting(change, message):

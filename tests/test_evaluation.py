@@ -6,12 +6,14 @@ import json
 import types
 
 import numpy as np
+import policy_fakes
 import pytest
+from rollout_fakes import CrashesAlways, CrashesOnce, Walk, make
 
-from octolike.config import ConfigError, EvaluateConfig
+from octolike.config import Component, ConfigError, EvaluateConfig
 from octolike.envs.pool import Pool
-from octolike.envs.wrappers import ChunkExecution, History
-from octolike.evaluation import rollouts, success, suites
+from octolike.evaluation import evaluate, rollouts, success, suites
+from octolike.evaluation.evaluate import Demonstration
 from octolike.evaluation.rollouts import Results
 from octolike.evaluation.success import Rate, difference, gaps, wilson
 from octolike.evaluation.suites import Episode, Suite
@@ -134,53 +136,6 @@ def test_suites_by_name_and_from_a_config():
 # Rollouts
 
 
-class Walk:
-    """Succeeds when the summed first action exceeds a threshold that the seed draws."""
-
-    crashes = ()
-
-    def reset(self, *, seed=None, options=None):
-        self.seed, self.steps, self.position = seed, 0, 0.0
-        self.goal = np.random.default_rng(seed).uniform(0, 8)
-        self.skill = options["skills"][0]
-        return self._see(), self._info()
-
-    def step(self, action):
-        self.steps += 1
-        self.position += float(action[0])
-        if (self.skill, self.seed, self.steps) in type(self).crashes:
-            raise ArithmeticError("the physics exploded")
-        done = self.position > self.goal
-        return self._see(), float(done), done, self.steps >= 9 and not done, self._info()
-
-    def _see(self):
-        return {"proprio": np.array([self.position], np.float32), "image_extra": np.zeros(3)}
-
-    def _info(self):
-        won = self.position > self.goal
-        return {"instruction": f"go {self.skill}", "task": "t", "success": won, "failure": ""}
-
-    def render(self):
-        return np.full((4, 4, 3), min(255, int(self.position)), np.uint8)
-
-    def close(self):
-        pass
-
-
-class CrashesAlways(Walk):
-    crashes = (("walk", 0, 3),)
-
-
-class CrashesOnce(Walk):
-    left = 1
-
-    def step(self, action):
-        if (self.seed, self.steps) == (0, 3) and CrashesOnce.left:
-            CrashesOnce.left -= 1
-            raise ArithmeticError("the physics exploded")
-        return super().step(action)
-
-
 class Forward:
     """A policy whose actions depend on observation, task, seed and, were it asked wrongly, row."""
 
@@ -209,11 +164,7 @@ PLAN = [Episode("train", skill, seed) for seed in range(6) for skill in ("walk",
 SETUP = {"checkpoint": 1}
 
 
-def make(kind=Walk):
-    return ChunkExecution(History(kind(), 2), 2)
-
-
-def evaluate(directory, kind=Walk, workers=0, policy=None, videos=0):
+def roll_out(directory, kind=Walk, workers=0, policy=None, videos=0):
     results, seen = Results(directory, SETUP, videos), []
     with Pool(functools.partial(make, kind), 4, workers) as pool:
         timing = rollouts.run(policy or Forward(4), "trained", PLAN, pool, results, seen.append)
@@ -222,7 +173,7 @@ def evaluate(directory, kind=Walk, workers=0, policy=None, videos=0):
 
 
 def test_episodes_become_rows_whatever_the_workers(tmp_path):
-    expected, seen, timing = evaluate(tmp_path / "one")
+    expected, seen, timing = roll_out(tmp_path / "one")
     assert len(expected) == len(seen) == len(PLAN)
     assert {r["success"] for r in seen} == {True, False}
     assert all(r["failure"] == ("" if r["success"] else "time ran out") for r in seen)
@@ -230,12 +181,12 @@ def test_episodes_become_rows_whatever_the_workers(tmp_path):
     assert sum(r["steps"] for r in seen) == timing.environment_steps
     assert expected["run", 3]["instruction"] == "go run"
     assert "environment steps/s" in timing.sentence()
-    two, _, _ = evaluate(tmp_path / "two", workers=2)
+    two, _, _ = roll_out(tmp_path / "two", workers=2)
     assert two == expected
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_result(tmp_path):
-    expected, _, _ = evaluate(tmp_path / "whole")
+    expected, _, _ = roll_out(tmp_path / "whole")
 
     class Killed(Forward):
         def sample_batch(self, *args):
@@ -244,45 +195,45 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_result(tmp_path):
             return super().sample_batch(*args)
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tmp_path / "part", policy=Killed(4))
+        roll_out(tmp_path / "part", policy=Killed(4))
     path = tmp_path / "part" / "results.jsonl"
     kept = path.read_text().splitlines()[1:]
     assert 0 < len(kept) < len(PLAN)
     path.write_text(path.read_text() + '{"policy": "trai')  # killed while writing
-    resumed, seen, _ = evaluate(tmp_path / "part")
+    resumed, seen, _ = roll_out(tmp_path / "part")
     assert resumed == expected
     assert len(seen) == len(PLAN) - len(kept)
     assert len(path.read_text().splitlines()) == 1 + len(PLAN)
 
 
 def test_rows_of_another_setup_are_put_aside(tmp_path):
-    evaluate(tmp_path)
+    roll_out(tmp_path)
     other = Results(tmp_path, {"checkpoint": 2})
     assert other.rows == []
     assert len((tmp_path / "results.old.jsonl").read_text().splitlines()) == 1 + len(PLAN)
 
 
 def test_a_crashed_episode_is_run_again(tmp_path):
-    expected, _, _ = evaluate(tmp_path / "sound")
+    expected, _, _ = roll_out(tmp_path / "sound")
     CrashesOnce.left = 1
-    got, _, _ = evaluate(tmp_path / "crash", CrashesOnce)
+    got, _, _ = roll_out(tmp_path / "crash", CrashesOnce)
     assert CrashesOnce.left == 0
     assert got == expected
 
 
 def test_an_episode_that_always_crashes_is_reported_not_counted_as_failure(tmp_path):
-    got, _, _ = evaluate(tmp_path, CrashesAlways)
+    got, _, _ = roll_out(tmp_path, CrashesAlways)
     row = got["walk", 0]
     assert row["success"] is None
     assert row["failure"] == "crashed: ArithmeticError: the physics exploded"
     assert success.count(got.values()).crashed == 1
-    again, seen, _ = evaluate(tmp_path)  # a later run tries it again, and only it
+    again, seen, _ = roll_out(tmp_path)  # a later run tries it again, and only it
     assert [r["seed"] for r in seen] == [0]
     assert again["walk", 0]["success"] is not None
 
 
 def test_films_repeat_the_episode(tmp_path):
-    got, _, _ = evaluate(tmp_path, videos=1)
+    got, _, _ = roll_out(tmp_path, videos=1)
     kept = [r for r in got.values() if r["actions"]]
     assert sorted((r["skill"], r["success"]) for r in kept) == sorted(
         {(r["skill"], r["success"]) for r in got.values()}
@@ -323,7 +274,7 @@ def test_an_environment_that_does_not_fit_is_refused(actions, camera, match):
 
 
 def test_results_are_plain_json(tmp_path):
-    evaluate(tmp_path)
+    roll_out(tmp_path)
     head, *lines = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert head == {"setup": SETUP}
     assert set(lines[0]) == {
@@ -331,3 +282,65 @@ def test_results_are_plain_json(tmp_path):
         *("success", "failure", "steps", "return", "actions"),
     }
     assert dataclasses.astuple(Episode("train", "walk", 0)) == ("train", "walk", 0)
+
+
+# All of it
+
+
+def test_curves_are_read_from_the_metrics(tmp_path):
+    rows = [
+        {"step": 1, "seconds": 2.0, "loss": 3.0, "loss/table": 3.5},
+        {
+            "step": 1,
+            "seconds": 3.0,
+            "validation/table/loss": 4.0,
+            "validation/table/action_error": 5,
+        },
+        {"step": 2, "seconds": 4.5, "loss": 2.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    curves = evaluate.read_curves(tmp_path)
+    assert curves.train == [(1, 3.0), (2, 2.0)]
+    assert (curves.validation, curves.action_error) == ({"table": [(1, 4.0)]}, {"table": [(1, 5)]})
+    assert curves.seconds == 4.5
+    assert evaluate.read_curves(tmp_path / "none").seconds is None
+
+
+def simulated_run(directory):
+    run = policy_fakes.run_of()
+    run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)
+    run.config.collect.skills = {"touch": 1, "push": 1}
+    settings = run.config.evaluate
+    settings.episodes, settings.batch, settings.execute, settings.videos = 2, 2, 3, 1
+    return policy_fakes.save_run(directory, run)
+
+
+def test_from_a_run_to_its_report(tmp_path):
+    """Everything but the demonstrations, in the simulator, which lives in worker processes."""
+    pytest.importorskip("mujoco")
+    simulated_run(tmp_path)
+    evaluation = evaluate.Evaluation(tmp_path, overrides={"skills": ("touch",)})
+    evaluation.run()
+    rows = evaluation.rows
+    assert [(r["policy"], r["skill"]) for r in rows] == [("trained", "touch")] * 2 + [
+        ("untrained", "touch")
+    ] * 2
+    assert all(r["success"] is not None for r in rows)
+    proprio = np.zeros((5, policy_fakes.P), np.float32)
+    images = np.zeros((5, 20, 20, 3), np.uint8)
+    shown = Demonstration({"image_primary": images, "proprio": proprio}, proprio, "touch it")
+    chunks = evaluation.imitate([shown, shown], samples=3)
+    assert chunks.predicted.shape == (2, 3, policy_fakes.H, policy_fakes.A)
+    assert chunks.mask[:, 0].all()
+    assert not chunks.mask[1, -1].any()  # past the demonstration's end
+    page = evaluation.report(chunks)
+    assert page == tmp_path / "report.html"
+    assert list((tmp_path / "evaluation").glob("*.gif"))
+    again = evaluate.Evaluation(tmp_path, overrides={"skills": ("touch",)})
+    assert again.rows == rows  # nothing is left to run
+
+
+def test_a_run_without_a_simulator_is_refused(tmp_path):
+    policy_fakes.save_run(tmp_path, policy_fakes.run_of())
+    with pytest.raises(ConfigError, match="names no simulator"):
+        evaluate.Evaluation(tmp_path)

@@ -1,7 +1,6 @@
 """The policy: raw observation to the robot's actions, what it refuses, no tensorflow."""
 
 import dataclasses
-import functools
 import json
 import subprocess
 import sys
@@ -10,95 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from policy_fakes import SIDE, A, H, P, W, robot, run_of, save_run, spec
 
 from octolike import types
-from octolike.config import Component, Config
-from octolike.model import octo
-from octolike.normalize import Embodiment, Layout, Statistics
 from octolike.policy import Policy, resize
-from octolike.train import checkpoint
-from octolike.train.checkpoint import Run
-from octolike.train.state import init_params
 
 ROOT = Path(__file__).parents[1]
-W, H, A, P, SIDE = 2, 3, 7, 7, 16
-NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-
-
-def layout(width=A):
-    names = NAMES[-width:]
-    gripper = tuple(n == "gripper" for n in names)
-    free = tuple(not g for g in gripper)
-    return Layout(names=names, units=("m",) * width, absolute=gripper, normalized=free)
-
-
-def statistics(width=A):
-    values = np.linspace(1, 2, width, dtype=np.float32)
-    names = ("mean", "std", "min", "max", "p01", "p99")
-    return Statistics(**dict.fromkeys(names, values), steps=9, episodes=3)
-
-
-def robot(name="arm", width=A):
-    return Embodiment(
-        name=name,
-        robot="simulated",
-        control_hz=5.0,
-        gripper="1 = open",
-        action=layout(width),
-        proprio=layout(),
-        action_statistics=statistics(width),
-        proprio_statistics=statistics(),
-    )
-
-
-def spec(language=True, goal=False):
-    out = {
-        "observation.image_primary": ((W, SIDE, SIDE, 3), "uint8"),
-        "observation.proprio": ((W, P), "float32"),
-        "observation.timestep_mask": ((W,), "bool"),
-        "observation.present.image_primary": ((W,), "bool"),
-        "observation.present.proprio": ((W,), "bool"),
-        "action": ((W, H, A), "float32"),
-        "action_mask": ((W, H, A), "bool"),
-        "dataset": ((), "int32"),
-        "embodiment": ((), "int32"),
-    }
-    if language:
-        out["task.language.ids"] = out["task.language.mask"] = ((8,), "int32")
-        out["task.language.mask"] = ((8,), "bool")
-        out["task.present.language"] = ((), "bool")
-    if goal:
-        out["task.image_primary"] = ((SIDE, SIDE, 3), "uint8")
-        out["task.present.image_primary"] = ((), "bool")
-    return out
-
-
-def run_of(robots=None, language=True, goal=False):
-    robots = [robot()] if robots is None else robots
-    return dataclasses.replace(_run(language, goal), embodiments=robots)
-
-
-@functools.cache
-def _run(language, goal):
-    config = Config(workdir="unused")
-    config.data.cameras, config.data.window, config.data.horizon = {"primary": SIDE}, W, H
-    config.data.text = Component(kind="hash", length=8, vocabulary=64)
-    model = config.model
-    model.width, model.layers, model.attention_heads, model.mlp_width = 16, 1, 2, 16
-    encoder = {"kind": "patch", "patch": 8, "width": 8}
-    model.tokenizers = {
-        "primary": Component(kind="image", cameras=("primary",), goal=goal, encoder=encoder),
-        "proprio": Component(kind="proprio"),
-    }
-    if language:
-        model.tokenizers["language"] = Component(kind="language", vocabulary=64, width=8)
-    model.heads = {"action": Component(kind="diffusion", hidden=16, blocks=1, steps=4)}
-    shapes = spec(language, goal)
-    network = octo.build(dataclasses.asdict(model), shapes)
-    tree = jax.eval_shape(lambda: init_params(network, shapes, jax.random.key(0)))
-    rng = np.random.default_rng(0)  # drawn here, as compiling the initialisation takes seconds
-    params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), tree)
-    return Run(config, [], shapes, ["data"], params, 7)
 
 
 @pytest.fixture(scope="module")
@@ -369,10 +285,7 @@ print(json.dumps([policy.step, policy.sample_actions(seen, task, seed=3).tolist(
 
 
 def test_a_policy_loads_and_acts_where_importing_tensorflow_fails(policy, tmp_path):
-    run = run_of()
-    config = dataclasses.replace(run.config, workdir=str(tmp_path))
-    checkpoint.write_run_files(config, run.embodiments, run.spec, run.datasets)
-    save_params(tmp_path, run)
+    run = save_run(tmp_path, run_of())
     done = subprocess.run(
         [sys.executable, "-c", ACT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
@@ -383,16 +296,3 @@ def test_a_policy_loads_and_acts_where_importing_tensorflow_fails(policy, tmp_pa
         observation(), policy.create_task(instruction="lift the cube"), seed=3
     )
     np.testing.assert_allclose(actions, expected, atol=1e-4)
-
-
-def save_params(directory, run):
-    """Save a checkpoint of the run's parameters by the trainer's own means."""
-    import jax.numpy as jnp
-    import optax
-
-    from octolike.train import state
-
-    trained = state.create(jax.tree.map(jnp.asarray, run.params), optax.sgd(0.1), (), ema=False)
-    checkpoints = checkpoint.Checkpoints(directory, keep=1)
-    checkpoints.save(trained.replace(step=jnp.int32(run.step)), {})
-    checkpoints.close()

@@ -149,7 +149,7 @@ def success_bars(
     skills += ["all"] if len(skills) > 1 else []
     width = 0.8 / len(splits)
     with matplotlib.rc_context(STYLE):
-        figure, (axis,) = _figure(max(6.0, 1.6 + 1.25 * len(skills)), 3.9, 1)
+        figure, (axis,) = _figure(max(8.0, 1.6 + 1.25 * len(skills)), 3.9, 1)
         for i, split in enumerate(splits):
             for j, skill in enumerate(skills):
                 if (rate := trained[split].get(skill)) and rate.episodes:

@@ -110,9 +110,10 @@ def to_json(material: Material) -> dict[str, Any]:
 def headline(rows: Sequence[Row]) -> str:
     """Return the result in one or two sentences."""
     trained, floor = (success.count(rows, policy=p, split=SEEN) for p in ("trained", "untrained"))
-    if not trained.episodes:
+    first = f"On tasks as in training it succeeds in {_percent(trained)} of the episodes"
+    if not trained.episodes:  # only held-out splits were asked for
         trained, floor = (success.count(rows, policy=p) for p in ("trained", "untrained"))
-    first = f"It succeeds in {_percent(trained)} of the episodes"
+        first = f"It succeeds in {_percent(trained)} of the episodes"
     if not floor.episodes:
         return f"{first}; the untrained network was not evaluated."
     apart = trained.interval[0] > floor.interval[1]

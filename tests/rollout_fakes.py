@@ -1,0 +1,56 @@
+"""Stand-in environments for rollouts; worker processes import this, so it imports little."""
+
+import numpy as np
+
+from octolike.envs.wrappers import ChunkExecution, History
+
+
+class Walk:
+    """Succeeds when the summed first action exceeds a threshold that the seed draws."""
+
+    crashes = ()
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.steps, self.position = seed, 0, 0.0
+        self.goal = np.random.default_rng(seed).uniform(0, 8)
+        self.skill = options["skills"][0]
+        return self._see(), self._info()
+
+    def step(self, action):
+        self.steps += 1
+        self.position += float(action[0])
+        if (self.skill, self.seed, self.steps) in type(self).crashes:
+            raise ArithmeticError("the physics exploded")
+        done = self.position > self.goal
+        return self._see(), float(done), done, self.steps >= 9 and not done, self._info()
+
+    def _see(self):
+        return {"proprio": np.array([self.position], np.float32), "image_extra": np.zeros(3)}
+
+    def _info(self):
+        won = self.position > self.goal
+        return {"instruction": f"go {self.skill}", "task": "t", "success": won, "failure": ""}
+
+    def render(self):
+        return np.full((4, 4, 3), min(255, int(self.position)), np.uint8)
+
+    def close(self):
+        pass
+
+
+class CrashesAlways(Walk):
+    crashes = (("walk", 0, 3),)
+
+
+class CrashesOnce(Walk):
+    left = 1
+
+    def step(self, action):
+        if (self.seed, self.steps) == (0, 3) and CrashesOnce.left:
+            CrashesOnce.left -= 1
+            raise ArithmeticError("the physics exploded")
+        return super().step(action)
+
+
+def make(kind=Walk):
+    return ChunkExecution(History(kind(), 2), 2)
