@@ -1,0 +1,114 @@
+"""Writing RLDS datasets: any reader reads what was written, and only what is whole is read."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from octolike.data.episodes import DataError
+from octolike.data.fake import fake_episodes, write_fake_dataset
+from octolike.data.write import Writer, rlds_episode
+
+CAMERAS = {"primary": 16, "wrist": 12}
+
+
+def episodes(count, seed=0):
+    return list(fake_episodes(seed, count, steps=5, cameras=CAMERAS))
+
+
+def test_any_rlds_reader_reads_what_was_written(tmp_path):
+    wrote = episodes(5)
+    writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 2, "val": 1})
+    writer.write("train", 0, wrote[:3])
+    writer.write("train", 1, wrote[3:])
+    writer.write("val", 0, episodes(1, seed=9))
+    builder = tfds.builder_from_directory(writer.finish())
+    assert builder.info.splits["train"].shard_lengths == [3, 2]
+    read = list(builder.as_dataset(split="train"))
+    for ours, theirs in zip(wrote, read, strict=True):
+        steps = list(theirs["steps"].as_numpy_iterator())
+        state = np.stack([s["observation"]["state"] for s in steps])
+        np.testing.assert_array_equal(state, ours["steps"]["observation"]["state"])
+        image = np.stack([s["observation"]["image_wrist"] for s in steps])
+        np.testing.assert_array_equal(image, ours["steps"]["observation"]["image_wrist"])
+        text = ours["steps"]["language_instruction"].encode()
+        assert all(s["language_instruction"] == text for s in steps)
+        n = len(steps)
+        assert [s["is_first"] for s in steps] == [True] + [False] * (n - 1)
+        assert [s["is_last"] for s in steps] == [False] * (n - 1) + [True]
+        assert steps[-1]["reward"] == 1
+        assert theirs["episode_metadata"]["success"].numpy()
+
+
+def test_a_failed_episode_is_not_terminal():
+    episode = episodes(1)[0]
+    episode["episode_metadata"]["success"] = False
+    steps = rlds_episode(episode, "here")["steps"]
+    assert steps["is_last"][-1]
+    assert not steps["is_terminal"].any()
+    assert not steps["reward"].any()
+
+
+def test_shards_written_in_parallel_make_the_same_dataset(tmp_path):
+    for name, workers in (("one", 1), ("many", 4)):
+        writer = Writer(str(tmp_path / name), "fake", "1.0.0", {"train": 4})
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda i, w=writer: w.write("train", i, episodes(2, seed=i)), range(4)))
+        writer.finish()
+    files = [sorted((tmp_path / n).rglob("*.*")) for n in ("one", "many")]
+    for a, b in zip(*files, strict=True):
+        assert a.is_dir() or a.read_bytes() == b.read_bytes()
+
+
+def test_a_kill_costs_the_unfinished_shard_only(tmp_path):
+    def interrupted():
+        yield episodes(1)[0]
+        raise KeyboardInterrupt
+
+    writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 2})
+    writer.write("train", 0, episodes(2), failed=3)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write("train", 1, interrupted())
+    assert writer.written("train", 0)["failed"] == 3
+    assert writer.written("train", 1) is None
+    assert writer.write("train", 0, iter([])) == 2  # known: nothing is asked for again
+    with pytest.raises(DataError, match=r"shards \[1\] of 2 are not written"):
+        writer.finish()
+    assert not writer.finished
+    assert not writer.directory.exists()
+    writer.write("train", 1, episodes(1))
+    writer.finish()
+    names = sorted(p.name for p in writer.directory.iterdir())
+    assert names == [
+        "dataset_info.json",
+        "fake-train.tfrecord-00000-of-00002",
+        "fake-train.tfrecord-00001-of-00002",
+        "features.json",
+    ]
+
+
+def test_bad_episodes_are_refused_by_name(tmp_path):
+    writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 1})
+    bad = episodes(2)
+    bad[1]["steps"]["action"][3, 2] = np.nan
+    with pytest.raises(
+        DataError, match=r"shard 0, episode 1: steps.action is not finite at step 3"
+    ):
+        writer.write("train", 0, bad)
+    bad[1]["steps"]["action"] = bad[1]["steps"]["action"][:-1]
+    with pytest.raises(DataError, match="expected one length"):
+        writer.write("train", 0, bad)
+    odd = [*episodes(1), *fake_episodes(0, 1, steps=5, cameras={"primary": 20, "wrist": 12})]
+    with pytest.raises(DataError, match="does not fit the features"):
+        writer.write("train", 0, odd)
+    with pytest.raises(DataError, match="no episodes"):
+        writer.write("train", 0, [])
+
+
+def test_fake_data_are_a_function_of_the_seed(tmp_path):
+    a = write_fake_dataset(tmp_path / "a", train=3, val=1)
+    b = write_fake_dataset(tmp_path / "b", train=3, val=1)
+    c = write_fake_dataset(tmp_path / "c", train=3, val=1, seed=5)
+    read = lambda d: [f.read_bytes() for f in sorted(d.glob("*tfrecord*"))]
+    assert read(a) == read(b) != read(c)
