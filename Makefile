@@ -6,8 +6,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-export PYTHONPATH := $(CURDIR)
-
 .PHONY: quickstart test lint lock clean
 .DEFAULT_GOAL := quickstart
 

@@ -1,8 +1,8 @@
 """The ten-minute run: five skills on the simulated table, demonstrations included.
 
-    make quickstart                                         everything, installation to report
-    python scripts/train.py --config configs/quickstart.py  the training alone
-    ... --config configs/quickstart.py:debug                seconds, to see that all is wired
+make quickstart                                         everything, installation to report
+python scripts/train.py --config configs/quickstart.py  the training alone
+... --config configs/quickstart.py:debug                seconds, to see that all is wired
 """
 
 from octolike.config import Component, Config, parse_arg
@@ -13,7 +13,7 @@ def get_config(arg: str = "") -> Config:
     args = parse_arg(arg, debug=False)
     config = Config(workdir="runs/quickstart")
     config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
-    config.collect.skills = {"touch": 1500, "push": 500, "lift": 500, "put": 250, "stack": 250}
+    config.collect.skills = {"touch": 1200, "push": 700, "lift": 700, "put": 600, "stack": 400}
 
     data = config.data
     data.root, data.mix = "runs/quickstart/data", "tabletop"
@@ -49,8 +49,8 @@ def get_config(arg: str = "") -> Config:
         )
     }
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.999
-    config.train.steps, config.train.validate_every = 8000, 2000
-    config.train.checkpoint_every, config.train.log_every = 4000, 100
+    config.train.steps, config.train.validate_every = 7000, 1000
+    config.train.checkpoint_every, config.train.log_every = 3500, 100
     config.evaluate.execute = 2
     config.evaluate.splits = ("train", "held_out_combination", "held_out_phrasing")
 

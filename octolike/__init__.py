@@ -1,3 +1,3 @@
-"""octolike: one robot policy for many tasks, datasets and robots. Nothing heavy is imported here."""
+"""One robot policy for many tasks, datasets and robots. Nothing heavy is imported here."""
 
 __version__ = "0.1.0"

@@ -51,7 +51,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Statistics:
-    """Of a vector over the training steps: float32 arrays [dims], and how much they were made of."""
+    """Of a vector over the training steps: float32 arrays [dims], and of how much they are."""
 
     mean: np.ndarray
     std: np.ndarray

@@ -20,14 +20,19 @@ from octolike.envs import demonstrations
 
 
 def main(config: configs.Config) -> None:
+    """Collect; what does not fit is one line, without a traceback."""
+    try:
+        collect(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def collect(config: configs.Config) -> None:
     """Plan the shards, write them over processes, finish the dataset."""
     from octolike.data import datasets, write
 
-    try:
-        spec = datasets.find(config.collect.dataset)
-        plan = demonstrations.plan(config.environment, config.collect)
-    except configs.ConfigError as error:
-        sys.exit(f"error: {error}")
+    spec = datasets.find(config.collect.dataset)
+    plan = demonstrations.plan(config.environment, config.collect)
     shards = {s.split: s.total for s in plan}
     writer = write.Writer(config.data.root, spec.name, spec.version, shards)
     if writer.finished:

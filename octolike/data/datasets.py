@@ -1,4 +1,4 @@
-"""One row per dataset: where its fields are and what they mean. The only place to edit for a new one."""
+"""One row per dataset: where its fields are and what they mean. A new dataset is a new row."""
 
 from __future__ import annotations
 

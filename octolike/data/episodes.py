@@ -81,7 +81,7 @@ class Reader:
         )
 
     def records(self, shard: int) -> Iterator[bytes]:
-        """Yield the raw records of a shard, in order; DataError names a truncated or corrupt one."""
+        """Yield a shard's raw records in order; DataError names a truncated or corrupt one."""
         count = 0
         stream = iter(tf.data.TFRecordDataset(self.files[shard], buffer_size=1 << 20))
         while True:
@@ -103,7 +103,7 @@ class Reader:
             )
 
     def read(self, shard: int, offset: int, length: int) -> Episode:
-        """Return the episode of the record that starts at byte `offset` and holds `length` bytes."""
+        """Return the episode of the record of `length` bytes that starts at byte `offset`."""
         path = self.files[shard]
         with tf.io.gfile.GFile(path, "rb") as f:
             f.seek(offset)

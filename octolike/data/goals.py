@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Task(NamedTuple):
-    """goal: the step whose images are the goal, or None; language: whether the instruction stays."""
+    """goal: the step whose images are the goal, or None; language: is the instruction kept?"""
 
     goal: int | None
     language: bool

@@ -38,8 +38,8 @@ MIXES = {"bridge_and_tabletop": Mix({"bridge_dataset": 1.0, "tabletop": 1.0}, "s
 def parse(text: str, kind: str) -> Mix:
     """Return the mix that data.mix names, or spells as 'dataset=weight,dataset'.
 
-    `kind` is of spelled weights; a named mix has its own. Raises ConfigError for an unknown name and
-    for a weight that is not a positive number.
+    `kind` is of spelled weights; a named mix has its own. Raises ConfigError for an unknown name
+    and for a weight that is not a positive number.
     """
     if text in MIXES:
         return MIXES[text]

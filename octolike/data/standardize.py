@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Standard(NamedTuple):
-    """action: float32 [T', A]; proprio: float32 [T', P], or None. T' ≤ T: trailing steps dropped."""
+    """action: float32 [T', A]; proprio: float32 [T', P], or None. T' ≤ T: the end is dropped."""
 
     action: np.ndarray
     proprio: np.ndarray | None

@@ -7,8 +7,8 @@ written again:
     writer.write("train", 3, episodes)     # in a worker; an existing shard is left alone
     writer.finish()                        # once all are there: metadata, then the real name
 
-Everything happens in <root>/<name>/<version>.incomplete, which becomes <version> at the very end, so
-nothing half-written is ever read as whole.
+Everything happens in <root>/<name>/<version>.incomplete, which becomes <version> at the very end,
+so nothing half-written is ever read as whole.
 
 An episode is {"steps": nested dict of arrays [T, ...], "episode_metadata": flat dict}. A string
 under steps is every step's. Images are uint8 [T, h, w, 3] and stored as PNG: at 64 to 96 pixels of

@@ -92,7 +92,7 @@ class Pool:
             replies |= worker.receive(share)
         for reply in replies.values():
             if isinstance(reply, _Unbuildable):
-                raise RuntimeError(f"the environment cannot be built:\n{reply.text}")
+                raise RuntimeError(f"the environment cannot be built: {reply.text}")
         return {slot: replies[slot] for slot in commands}
 
     def close(self) -> None:
@@ -120,8 +120,10 @@ class _Slots:
         if slot not in self._envs:
             try:
                 self._envs[slot] = self._make()
+            except ImportError as error:  # a library is missing; the message says which
+                return _Unbuildable(str(error))
             except Exception:
-                return _Unbuildable(traceback.format_exc())
+                return _Unbuildable("\n" + traceback.format_exc())
         env = self._envs[slot]
         try:
             if isinstance(command, Reset):
