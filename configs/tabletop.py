@@ -57,8 +57,8 @@ def get_config(arg: str = "") -> Config:
         )
     }
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 500, 0.999
-    config.train.steps, config.train.validate_every = 20_000, 2500
-    config.train.checkpoint_every, config.train.keep = 2500, 8
+    config.train.steps, config.train.validate_every = 12_000, 2000
+    config.train.checkpoint_every, config.train.keep = 2000, 8
     config.train.log_every = 100
     config.evaluate.execute = 2
     config.evaluate.episodes = 50

@@ -95,6 +95,14 @@ class Embodiment:
                 f"embodiment {self.name!r}: normalization {self.normalization!r} is not one of "
                 f"{', '.join(NORMALIZATIONS)}"
             )
+        for part in ("action", "proprio"):
+            layout, statistics = getattr(self, part), getattr(self, f"{part}_statistics")
+            for name in STATISTICS if layout is not None and statistics is not None else ():
+                if getattr(statistics, name).shape != (len(layout),):
+                    raise ValueError(
+                        f"embodiment {self.name!r}: {part}_statistics.{name} has shape "
+                        f"{getattr(statistics, name).shape}, expected ({len(layout)},)"
+                    )
 
     def normalize_action(self, x: np.ndarray) -> np.ndarray:
         """Return actions float [..., A] in robot units as normalised float32."""

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from octolike.config import ConfigError
+
 
 @dataclass
 class TextTokenizer:
@@ -25,6 +27,10 @@ class TextTokenizer:
     _known: dict[str, tuple[np.ndarray, np.ndarray]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"data.text.length is {self.length}; it must be at least 1")
 
     def encode(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids int32 [B, L], mask bool [B, L]) of B instructions; mask False is padding.
@@ -62,6 +68,13 @@ class HashTokenizer(TextTokenizer):
 
     vocabulary: int = 4096
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vocabulary < 2:
+            raise ConfigError(
+                f"data.text.vocabulary is {self.vocabulary}; it must be at least 2: id 0 is padding"
+            )
+
     def _ids(self, text: str) -> list[int]:
         words = re.findall(r"\w+", text.lower())
         return [zlib.crc32(w.encode()) % (self.vocabulary - 1) + 1 for w in words]
@@ -71,7 +84,7 @@ class HashTokenizer(TextTokenizer):
 class HuggingFaceTokenizer(TextTokenizer):
     """A tokenizer of the transformers library, from a local directory or a hub id.
 
-    Raises OSError, naming `path`, where there is none.
+    Raises ConfigError, naming `path`, where there is none.
     """
 
     path: str = ""
@@ -83,7 +96,7 @@ class HuggingFaceTokenizer(TextTokenizer):
         try:
             return AutoTokenizer.from_pretrained(self.path)
         except (OSError, ValueError) as error:
-            raise OSError(
+            raise ConfigError(
                 f"data.text.path {self.path!r} is neither a directory with a tokenizer "
                 f"(tokenizer.json, tokenizer_config.json) nor a hub id that can be reached: {error}"
             ) from error

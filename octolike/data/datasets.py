@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octolike.config import ConfigError, unknown
@@ -66,33 +66,24 @@ _ROWS = (
         robot="WidowX 250",
         standardize=standardize.bridge,
     ),
-    DatasetSpec(
-        name="tabletop",
-        version="1.0.0",
-        cameras={"primary": "image_primary", "wrist": "image_wrist"},
-        language="language_instruction",
-        action=EEF_DELTA,
-        proprio=EEF_POSE,
-        gripper="absolute, 1 = open",
-        control_hz=5,
-        robot="simulated two-finger gripper (octolike.envs.tabletop)",
-        standardize=standardize.as_stored,
-    ),
-    DatasetSpec(
-        name="fake",
-        version="1.0.0",
-        cameras={"primary": "image_primary", "wrist": "image_wrist"},
-        language="language_instruction",
-        action=EEF_DELTA,
-        proprio=EEF_POSE,
-        gripper="absolute, 1 = open",
-        control_hz=5,
-        robot="none: octolike.data.fake",
-        standardize=standardize.as_stored,
-    ),
 )
 
-DATASETS = {row.name: row for row in _ROWS}
+# Everything that this project's simulators and tests write has the same fields.
+_OWN = DatasetSpec(
+    name="tabletop",
+    version="1.0.0",
+    cameras={"primary": "image_primary", "wrist": "image_wrist"},
+    language="language_instruction",
+    action=EEF_DELTA,
+    proprio=EEF_POSE,
+    gripper="absolute, 1 = open",
+    control_hz=5,
+    robot="simulated two-finger gripper (octolike.envs.tabletop)",
+    standardize=standardize.as_stored,
+)
+_FAKE = replace(_OWN, name="fake", robot="none: octolike.data.fake")
+
+DATASETS = {row.name: row for row in (*_ROWS, _OWN, _FAKE)}
 
 
 def find(name: str) -> DatasetSpec:

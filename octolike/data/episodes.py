@@ -89,9 +89,9 @@ class Reader:
                 raw = next(stream).numpy()
             except StopIteration:
                 break
-            except tf.errors.DataLossError as error:
+            except tf.errors.OpError as error:
                 raise DataError(
-                    f"{self.files[shard]}: record {count} is truncated or corrupt "
+                    f"{self.files[shard]}: record {count} is truncated, corrupt or unreadable "
                     f"({error.message}); copy the file again"
                 ) from None
             yield raw
@@ -105,9 +105,12 @@ class Reader:
     def read(self, shard: int, offset: int, length: int) -> Episode:
         """Return the episode of the record of `length` bytes that starts at byte `offset`."""
         path = self.files[shard]
-        with tf.io.gfile.GFile(path, "rb") as f:
-            f.seek(offset)
-            block = f.read(RECORD_HEADER + length)
+        try:
+            with tf.io.gfile.GFile(path, "rb") as f:
+                f.seek(offset)
+                block = f.read(RECORD_HEADER + length)
+        except tf.errors.OpError as error:
+            raise DataError(f"{path} could not be read: {error.message}") from None
         if len(block) < RECORD_HEADER + length or struct.unpack("<Q", block[:8])[0] != length:
             raise DataError(
                 f"{path}: no record of {length} bytes at {offset}; the file has changed since its "
@@ -117,27 +120,35 @@ class Reader:
 
     def episode(self, raw: bytes, where: str) -> Episode:
         """Return the standard episode of a raw record; `where` names it in errors."""
-        steps = self._steps(raw)
+        steps = self._steps(raw, where)
         standard = self.check(steps, where)
         t = len(standard.action)
         images = {}
         for camera, key in self.spec.cameras.items():
             frames = list(steps[OBSERVATION][key][:t])
-            if _is_picture(frames[0]):
+            if _is_picture(frames[0], f"{self.spec.name}: {where}: {camera} image of step 0"):
                 images[camera] = frames
-        text = steps[self.spec.language][:t] if self.spec.language else [b""] * t
+        told = self.spec.language and self.spec.language_informative
+        text = steps[self.spec.language][:t] if told else [b""] * t
         instructions = [x.decode("utf-8", errors="replace") for x in text]
         return Episode(standard.action, standard.proprio, instructions, images)
 
     def standard(self, raw: bytes, where: str) -> Standard:
         """Return the checked actions and proprio of a raw record."""
-        return self.check(self._steps(raw), where)
+        return self.check(self._steps(raw, where), where)
 
     def check(self, steps: Mapping[str, Any], where: str) -> Standard:
         """Standardise; DataError for an episode without usable steps or with non-finite numbers."""
         if len(steps[IS_FIRST]) == 0:
             raise DataError(f"{self.spec.name}: {where} has no steps")
-        action, proprio = self.spec.standardize(steps)
+        try:
+            action, proprio = self.spec.standardize(steps)
+        except KeyError as error:
+            raise DataError(
+                f"{self.spec.name}: {where} has no field {error}, which its standardise function "
+                f"reads; steps has {', '.join(sorted(steps))}, steps.observation "
+                f"{', '.join(sorted(steps[OBSERVATION]))}"
+            ) from None
         if len(action) == 0:
             raise DataError(f"{self.spec.name}: {where} has no usable steps")
         proprio = proprio if self.spec.proprio else None
@@ -160,8 +171,13 @@ class Reader:
             np.asarray(action, np.float32), None if proprio is None else np.float32(proprio)
         )
 
-    def _steps(self, raw: bytes) -> dict[str, Any]:
-        return tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw)[STEPS])
+    def _steps(self, raw: bytes, where: str) -> dict[str, Any]:
+        try:
+            return tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw)[STEPS])
+        except tf.errors.OpError as error:
+            raise DataError(
+                f"{self.spec.name}: {where} is not what features.json says: {error.message}"
+            ) from None
 
     def _check_features(self) -> None:
         steps = self.features[STEPS].feature
@@ -197,12 +213,15 @@ def locate(spec: DatasetSpec, root: str) -> str:
     )
 
 
-def _is_picture(encoded: bytes) -> bool:
+def _is_picture(encoded: bytes, where: str) -> bool:
     """Tell a real image from padding: empty bytes, a single pixel, or black all over.
 
     The flags of Bridge V2's metadata say False for images that are there.
     """
     if not encoded:
         return False
-    image = tf.io.decode_image(encoded, expand_animations=False).numpy()
+    try:
+        image = tf.io.decode_image(encoded, expand_animations=False).numpy()
+    except tf.errors.OpError as error:
+        raise DataError(f"{where} cannot be decoded: {error.message}") from None
     return image.size > image.shape[-1] and bool(image.any())

@@ -36,4 +36,6 @@ def chunk_steps(
 
 def pad_last(x: np.ndarray, width: int) -> np.ndarray:
     """Return x [..., n] padded with zeros to [..., width]."""
+    if x.shape[-1] == width:  # nearly always; np.pad is slow even then
+        return x
     return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])

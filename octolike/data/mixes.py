@@ -14,8 +14,6 @@ import numpy as np
 from octolike.config import ConfigError, unknown
 from octolike.data.datasets import DATASETS
 
-KINDS = ("multipliers", "shares")
-
 
 @dataclass(frozen=True)
 class Mix:
@@ -45,7 +43,7 @@ def parse(text: str, kind: str) -> Mix:
         return MIXES[text]
     weights: dict[str, float] = {}
     for item in filter(None, text.split(",")):
-        name, given, number = item.strip().partition("=")
+        name, given, number = (part.strip() for part in item.partition("="))
         if name not in DATASETS:
             raise ConfigError(unknown("mix or dataset in data.mix", name, {*MIXES, *DATASETS}))
         try:

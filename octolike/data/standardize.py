@@ -48,11 +48,13 @@ def binarize_gripper(x: np.ndarray, low: float = 0.05, high: float = 0.95) -> np
     """Return gripper commands [T] as 0 (closed) or 1 (open).
 
     Above `high` is open, below `low` closed; a value between is the gripper on its way, and takes
-    the next extreme's. With no extreme after it: open if above the middle.
+    the next extreme's. With no extreme after it: open if the last command is above the middle. What
+    is not finite stays NaN, as do the values before it that would take its side.
     """
-    extreme = np.where(x > high, 1.0, np.where(x < low, 0.0, np.nan))
-    result, following = np.empty_like(extreme), float(x[-1] > 0.5)
+    between = (low <= x) & (x <= high)
+    side = np.where(np.isfinite(x), x > high, np.nan)
+    result, following = np.empty(len(x), np.float32), float(x[-1] > 0.5)
     for t in reversed(range(len(x))):
-        following = following if np.isnan(extreme[t]) else extreme[t]
+        following = following if between[t] else side[t]
         result[t] = following
-    return result.astype(np.float32)
+    return result

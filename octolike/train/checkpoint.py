@@ -44,7 +44,15 @@ CHECKPOINTS = "checkpoints"
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # What a second run in the same directory may change; all else would make it another run.
-MAY_CHANGE = ("workdir", "train.steps", "evaluate.")
+MAY_CHANGE = (
+    "workdir",
+    "train.steps",
+    "train.log_every",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "evaluate.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
