@@ -49,8 +49,8 @@ def get_config(arg: str = "") -> Config:
         )
     }
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.999
-    config.train.steps, config.train.validate_every = 7000, 1000
-    config.train.checkpoint_every, config.train.log_every = 3500, 100
+    config.train.steps, config.train.validate_every = 5000, 1000
+    config.train.checkpoint_every, config.train.log_every = 2500, 100
     config.evaluate.execute = 2
     config.evaluate.splits = ("train", "held_out_combination", "held_out_phrasing")
 

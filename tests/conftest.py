@@ -1,5 +1,7 @@
 """Rules of the whole suite."""
 
+from pathlib import Path
+
 import pytest
 
 
@@ -11,3 +13,12 @@ def pytest_collection_modifyitems(config, items):
             "tests/simulator must run in a process of its own (software OpenGL and tensorflow "
             "each bring an LLVM): pytest; pytest tests/simulator"
         )
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The golden arrays and real episodes that lie beside the checkout."""
+    path = Path(__file__).parents[2] / "shared"
+    if not (path / "golden").is_dir():
+        pytest.skip(f"no golden data in {path}")
+    return path

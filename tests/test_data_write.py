@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from octolike.data.episodes import DataError
@@ -61,6 +62,14 @@ def test_shards_written_in_parallel_make_the_same_dataset(tmp_path):
         assert a.is_dir() or a.read_bytes() == b.read_bytes()
 
 
+def test_the_bytes_of_a_shard_do_not_depend_on_the_process(tmp_path):
+    writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 1})
+    writer.write("train", 0, episodes(2))
+    for record in tf.data.TFRecordDataset(str(next(writer.finish().glob("*tfrecord*")))):
+        example = tf.train.Example.FromString(record.numpy())
+        assert record.numpy() == example.SerializeToString(deterministic=True)
+
+
 def test_a_kill_costs_the_unfinished_shard_only(tmp_path):
     def interrupted():
         yield episodes(1)[0]
@@ -86,6 +95,51 @@ def test_a_kill_costs_the_unfinished_shard_only(tmp_path):
         "fake-train.tfrecord-00001-of-00002",
         "features.json",
     ]
+
+
+def test_what_a_killed_writer_left_is_not_in_the_dataset(tmp_path):
+    writer = Writer(str(tmp_path), "fake", "1.0.0", {"val": 1})
+    writer.write("val", 0, episodes(1))
+    place = tmp_path / "fake" / "1.0.0.incomplete"
+    (place / ".fake-val.tfrecord-00000-of-00001.123").write_bytes(b"half")
+    assert not [p for p in writer.finish().iterdir() if p.name.startswith(".")]
+
+
+def test_shards_of_another_plan_are_not_mixed_in(tmp_path):
+    Writer(str(tmp_path), "fake", "1.0.0", {"train": 3}).write("train", 2, episodes(1))
+    with pytest.raises(DataError, match="00002-of-00003, which is not of the planned shards"):
+        Writer(str(tmp_path), "fake", "1.0.0", {"train": 2})
+    assert Writer(str(tmp_path), "fake", "1.0.0", {"train": 3}).written("train", 2)
+
+
+def test_a_number_under_steps_is_every_steps(tmp_path):
+    episode = episodes(1)[0]
+    episode["steps"]["weight"] = np.float32(2.5)
+    writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 1})
+    writer.write("train", 0, [episode])
+    (read,) = tfds.builder_from_directory(writer.finish()).as_dataset(split="train")
+    steps = list(read["steps"].as_numpy_iterator())
+    assert [s["weight"] for s in steps] == [2.5] * len(episode["steps"]["action"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda e: e["steps"].pop("action"), "episode 1 does not fit the features.*'action'"),
+        (lambda e: e["episode_metadata"].pop("success"), "does not fit the features.*'success'"),
+        (lambda e: e["steps"].update(weight=np.float32("nan")), "steps.weight is not finite"),
+        (lambda e: e["episode_metadata"].update(success=np.inf), "metadata.success is not finite"),
+        (lambda e: e.pop("steps"), "expected 'steps'"),
+    ],
+)
+def test_an_episode_unlike_the_first_is_refused(tmp_path, spoil, message):
+    writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 1})
+    bad = episodes(2)
+    spoil(bad[1])
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        writer.write("train", 0, bad)
+    assert writer.written("train", 0) is None
+    assert not list((tmp_path / "fake" / "1.0.0.incomplete").iterdir())
 
 
 def test_bad_episodes_are_refused_by_name(tmp_path):

@@ -18,19 +18,22 @@ have been and how many frames of each dataset they took. Resuming is arithmetic.
 
 from __future__ import annotations
 
+import itertools
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from octolike.config import Config, ConfigError, DataConfig, build_component
+from octolike.config import Config, ConfigError, DataConfig, build_component, unknown
 from octolike.data import frames, goals, images, mixes, sampling, statistics
 from octolike.data.datasets import DatasetSpec, find
-from octolike.data.episodes import DataError, Episode, Reader
+from octolike.data.episodes import DataError, Episode, Reader, brief
 from octolike.data.statistics import Index
 from octolike.normalize import Embodiment
 from octolike.text import TOKENIZERS
@@ -39,23 +42,29 @@ from octolike.types import Batch, BatchSpec, batch_spec, unflatten
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One split of one dataset, ready to be sampled."""
+    """One split of one dataset, ready to be sampled; `cameras` are those that are read."""
 
     number: int
     spec: DatasetSpec
     reader: Reader
     index: Index
     embodiment: Embodiment
+    cameras: tuple[str, ...]
 
     def load(self, episode: int) -> Episode:
         """Read one episode, its numbers normalised."""
         i = self.index
         where = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
-        loaded = self.reader.read(*where)
+        loaded = self.reader.read(*where, self.cameras)
         loaded.action = self.embodiment.normalize_action(loaded.action)
         if loaded.proprio is not None:
             loaded.proprio = self.embodiment.normalize_proprio(loaded.proprio)
         return loaded
+
+    def name_of(self, episode: int) -> str:
+        """Return where an episode is, for messages."""
+        i = self.index
+        return f"{self.reader.files[i.shard[episode]]}, byte {i.offset[episode]}"
 
 
 class Data:
@@ -82,6 +91,9 @@ class Data:
         self._text = build_component(TOKENIZERS, d.text, "data.text")
         self._executor = ThreadPoolExecutor(self._threads)
         self._maker = Maker(self._config, self.embodiments)
+        # Validation streams between two uses: every new one costs a trace, and memory that
+        # tensorflow does not give back.
+        self._idle: dict[str, list[Batches]] = {}
         self.spec = self._spec()
 
     def train(self, start: Mapping[str, Any] | None = None) -> Batches:
@@ -95,31 +107,47 @@ class Data:
         The same batches at every call, with every instruction and goal kept. A dataset without the
         split data.validation_split raises DataError; '' means no validation.
         """
-        result = {}
-        for source in self._sources if self._config.validation_split else ():
-            reader = Reader(source.spec, self._config.root, self._config.validation_split)
-            held_out = replace(source, reader=reader, index=self._index(reader))
-            result[source.spec.name] = lambda s=held_out: self._finite(s)
-        return result
+        return {s.spec.name: lambda s=s: self._finite(s) for s in self._held_out}
 
     def describe(self) -> str:
-        """Return a table of the datasets: episodes, steps, share, left-out episodes."""
+        """Return a table of the datasets: episodes, steps, share, left-out episodes and why."""
         rows = [("dataset", "episodes", "steps", "share", "bad", "robot")]
-        for source, share in zip(self._sources, self.shares, strict=True):
-            i = source.index
-            numbers = f"{len(i.steps):,}", f"{i.steps.sum():,}", f"{share:.1%}", str(len(i.bad))
-            rows.append((source.spec.name, *numbers, source.spec.robot))
+        sources = self._sources + self._held_out
+        shares = [f"{share:.1%}" for share in self.shares] + ["held out"] * len(self._held_out)
+        for source, share in zip(sources, shares, strict=True):
+            i, name = source.index, f"{source.spec.name}/{source.reader.split}"
+            numbers = f"{len(i.steps):,}", f"{i.steps.sum():,}", share, str(len(i.bad))
+            rows.append((name, *numbers, source.spec.robot))
         wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
-        lines += [f"left out: {b}" for s in self._sources for b in s.index.bad[:5]]
+        for bad in (s.index.bad for s in sources):
+            lines += [f"left out: {reason}" for reason in bad[:5]]
+            lines += [f"left out: {len(bad) - 5} more"] if len(bad) > 5 else []
         return "\n".join(lines)
+
+    @cached_property
+    def _held_out(self) -> list[Source]:
+        """Return the validation splits, opened when they are first asked for."""
+        result = []
+        for source in self._sources if self._config.validation_split else ():
+            reader = Reader(source.spec, self._config.root, self._config.validation_split)
+            result.append(replace(source, reader=reader, index=self._index(reader)))
+        return result
 
     def _finite(self, source: Source) -> Iterator[Batch]:
         size = min(self._config.batch_size, int(source.index.steps.sum()))
-        stream = Batches(self, [source], np.ones(1), 0, size, None, dropout=False)
-        for _ in range(self._validation_batches):
-            yield next(stream)
-        stream.close()
+        idle = self._idle.setdefault(source.spec.name, [])
+        if idle:
+            stream = idle.pop()
+            stream.restart()
+        else:
+            stream = Batches(self, [source], np.ones(1), 0, size, None, dropout=False)
+        try:
+            for _ in range(self._validation_batches):
+                yield next(stream)
+        finally:  # also when the caller takes no more
+            stream.close()
+            idle.append(stream)
 
     def _spec(self) -> BatchSpec:
         """Return the spec of every batch, from one episode."""
@@ -148,7 +176,8 @@ class Data:
             action_statistics=index.action,
             proprio_statistics=index.proprio,
         )
-        return Source(number, spec, reader, index.first(self._config.episodes), embodiment)
+        index = index.first(self._config.episodes)
+        return Source(number, spec, reader, index, embodiment, tuple(self._config.cameras))
 
     def _index(self, reader: Reader) -> Index:
         d = self._config
@@ -159,10 +188,7 @@ class Data:
         there = {c for s in self._sources for c in s.spec.cameras}
         for camera in self._config.cameras:
             if camera not in there:
-                raise ConfigError(
-                    f"data.cameras names {camera!r}, which no dataset of the mix has "
-                    f"(cameras: {', '.join(sorted(there))})"
-                )
+                raise ConfigError(unknown("camera of this mix in data.cameras", camera, there))
 
 
 class Batches(Iterator[Batch]):
@@ -178,12 +204,20 @@ class Batches(Iterator[Batch]):
         start: Mapping[str, Any] | None,
         dropout: bool = True,
     ) -> None:
-        self._data, self._sources, self._shares = data, sources, shares
-        self._seed, self._size, self._dropout = seed, size, dropout
-        self._fault: Exception | None = None
-        self._closed = False
-        self._state = self._initial(start)
-        self._stream = iter(self._pipeline())
+        self._data, self._sources, self._size = data, sources, size
+        self._start = self._initial(start)
+        self._make_plan = partial(Plan, data, sources, shares, seed, size, dropout)
+        self._pipeline = self._make_pipeline()
+        self._running: list[Iterator[dict[str, tf.Tensor]]] = []
+        # Also at exit: tensorflow's threads complain when the interpreter ends before they do.
+        weakref.finalize(self, self._running.clear)
+        self.restart()
+
+    def restart(self) -> None:
+        """Go back to where this stream began."""
+        self._state = {"batches": self._start["batches"], "frames": dict(self._start["frames"])}
+        self._plan = self._make_plan()
+        self._running[:] = [iter(self._pipeline)]
 
     def state(self) -> dict[str, Any]:
         """Return what `Data.train(start=...)` needs to go on after the last returned batch."""
@@ -191,9 +225,13 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         try:
-            element = next(self._stream)
-        except (tf.errors.OpError, StopIteration) as error:
-            raise (self._fault or error) from None
+            element = next(itertools.chain(*self._running))
+        except StopIteration:
+            if self._plan.fault is None:
+                raise
+            raise self._plan.fault from None
+        except tf.errors.OpError as error:
+            raise DataError(self._plan.blame(*self._position(self._state), error)) from None
         leaves = {k: v.numpy() for k, v in element.items()}
         taken = leaves.pop("taken")
         self._state["batches"] += 1
@@ -205,8 +243,8 @@ class Batches(Iterator[Batch]):
 
     def close(self) -> None:
         """Stop making batches ahead."""
-        self._closed = True
-        self._stream = iter(())
+        self._plan.close()
+        self._running.clear()
 
     def _initial(self, start: Mapping[str, Any] | None) -> dict[str, Any]:
         names = [s.spec.name for s in self._sources]
@@ -219,7 +257,11 @@ class Batches(Iterator[Batch]):
             )
         return {"batches": start["batches"], "frames": dict(start["frames"])}
 
-    def _pipeline(self) -> tf.data.Dataset:
+    def _position(self, state: Mapping[str, Any]) -> tuple[int, list[int]]:
+        """Return (number of the next batch, frames of each source in the batches before it)."""
+        return state["batches"], [state["frames"][s.spec.name] for s in self._sources]
+
+    def _make_pipeline(self) -> tf.data.Dataset:
         threads, maker = self._data._threads, self._data._maker
 
         def decode(element: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -230,7 +272,12 @@ class Batches(Iterator[Batch]):
                     result[path] = tf.reshape(pixels, (*leaf.shape, side, side, 3))
             return result
 
-        made = tf.data.Dataset.from_generator(self._elements, output_signature=self._signature())
+        # tensorflow keeps every generator function for good: this one must not keep the episodes.
+        this = weakref.ref(self)
+        made = tf.data.Dataset.from_generator(
+            lambda: this()._plan.run(*this()._position(this()._start)),
+            output_signature=self._signature(),
+        )
         made = made.map(decode, num_parallel_calls=threads, deterministic=True)
         options = tf.data.Options()
         options.threading.private_threadpool_size = threads
@@ -249,35 +296,80 @@ class Batches(Iterator[Batch]):
         signature["taken"] = tf.TensorSpec((len(self._sources),), tf.int64)
         return signature
 
-    def _elements(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield batches with encoded images, in order; a fault is kept to be raised as it is."""
-        maker = self._data._maker
-        pools = [self._pool(s) for s in self._sources]
-        position = [self._state["frames"][s.spec.name] for s in self._sources]
-        number = self._state["batches"]
-        try:
-            while not self._closed:
-                chosen = sampling.choose_datasets(self._seed, number, self._shares, self._size)
-                rng = sampling.task_rng(self._seed, number)
-                examples = []
-                for d in chosen:
-                    pool, episode, step = pools[d].order.at(position[d])
-                    loaded = pools[d].get(pool, episode)
-                    source = self._sources[d]
-                    examples.append(maker.example(source, loaded, step, rng, self._dropout))
-                    position[d] += 1
-                taken = np.bincount(chosen, minlength=len(pools)).astype(np.int64)
-                number += 1
-                yield {k: _stack([e[k] for e in examples]) for k in examples[0]} | {"taken": taken}
-        except Exception as error:
-            self._fault = error
-            raise
 
-    def _pool(self, source: Source) -> sampling.Pool:
-        d = self._data._config
-        steps = source.index.steps
-        order = sampling.Order(steps, seed=self._seed, dataset=source.number, pool=d.pool)
-        return sampling.Pool(order, source.load, self._data._executor)
+class Plan:
+    """Who is in each batch, and the batches with encoded images; `fault`: why they ended."""
+
+    def __init__(
+        self,
+        data: Data,
+        sources: list[Source],
+        shares: np.ndarray,
+        seed: int,
+        size: int,
+        dropout: bool,
+    ) -> None:
+        self.fault: Exception | None = None
+        self._maker, self._sources, self._shares = data._maker, sources, shares
+        self._seed, self._size, self._dropout = seed, size, dropout
+        self._open = True
+        self._pools = []
+        for s in sources:
+            steps, pool = s.index.steps, data._config.pool
+            order = sampling.Order(steps, seed=seed, dataset=s.number, pool=pool)
+            self._pools.append(sampling.Pool(order, s.load, data._executor))
+
+    def run(self, number: int, taken: list[int]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield batches from `number` on; taken: frames of each source in the batches before.
+
+        A fault ends the stream and is kept: raised in here, it would become one of tensorflow's.
+        """
+        try:
+            while self._open:
+                members, examples = self._members(number, taken), []
+                rng = sampling.task_rng(self._seed, number)
+                for d, pool, episode, step in members:
+                    source, loaded = self._sources[d], self._pools[d].get(pool, episode)
+                    examples.append(self._maker.example(source, loaded, step, rng, self._dropout))
+                counts = np.bincount([m[0] for m in members], minlength=len(taken))
+                batch = {k: _stack([e[k] for e in examples]) for k in examples[0]}
+                yield batch | {"taken": counts.astype(np.int64)}
+                number, taken = number + 1, (counts + taken).tolist()
+        except Exception as error:
+            self.fault = error if self._open else None  # closing cancels what is being loaded
+        finally:
+            self.close()
+
+    def blame(self, number: int, taken: list[int], error: tf.errors.OpError) -> str:
+        """Return the sentence on a batch whose images could not be decoded: which one, and why."""
+        for d, _, episode, _ in self._members(number, taken):
+            source = self._sources[d]
+            for camera, shots in source.load(episode).images.items():
+                for t, shot in enumerate(shots):
+                    try:
+                        images.check(shot)
+                    except tf.errors.OpError as fault:
+                        return (
+                            f"{source.spec.name}: {source.name_of(episode)}: {camera} image of "
+                            f"step {t} cannot be decoded: {brief(fault)}"
+                        )
+        return f"batch {number} could not be made: {brief(error)}"
+
+    def close(self) -> None:
+        """End the stream and forget the episodes."""
+        self._open = False
+        for pool in self._pools:
+            pool.close()
+
+    def _members(
+        self, number: int, taken: list[int]
+    ) -> list[tuple[int, tuple[int, int], int, int]]:
+        """Return (source, pool, episode, step) of each example of a batch."""
+        position, members = list(taken), []
+        for d in sampling.choose_datasets(self._seed, number, self._shares, self._size).tolist():
+            members.append((d, *self._pools[d].order.at(position[d])))
+            position[d] += 1
+        return members
 
 
 class Maker:
@@ -301,11 +393,12 @@ class Maker:
         """Return the leaves of frame t of an episode, by dotted path; images are encoded bytes."""
         d, length = self._config, len(episode)
         text = episode.instructions[t].strip()
+        seen = any(c in episode.images for c in d.cameras)
         task = goals.choose(
             rng,
             t,
             length,
-            strategy=d.goal,
+            strategy=d.goal if seen else "none",  # a goal that no camera shows is none
             keep_language=d.keep_language if dropout else 1.0,
             keep_goal=d.keep_goal if dropout else 1.0,
             has_language=bool(text),

@@ -8,7 +8,7 @@ any time, and an order of episodes is just an order of numbers.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,13 @@ class Reader:
         """
         self.spec, self.split = spec, split
         self.directory = locate(spec, root)
-        info = tfds.builder_from_directory(self.directory).info
+        try:
+            info = tfds.builder_from_directory(self.directory).info
+        except Exception as error:  # tfds raises whatever its parsers raise
+            raise DataError(
+                f"{spec.name}: features.json or dataset_info.json in {self.directory} cannot be "
+                f"read: {error}; copy the dataset again"
+            ) from error
         if split not in info.splits:
             raise DataError(
                 f"{spec.name}: no split {split!r} in {self.directory} "
@@ -92,7 +98,7 @@ class Reader:
             except tf.errors.OpError as error:
                 raise DataError(
                     f"{self.files[shard]}: record {count} is truncated, corrupt or unreadable "
-                    f"({error.message}); copy the file again"
+                    f"({brief(error)}); copy the file again"
                 ) from None
             yield raw
             count += 1
@@ -102,29 +108,36 @@ class Reader:
                 f"{self.counts[shard]}; copy the file again"
             )
 
-    def read(self, shard: int, offset: int, length: int) -> Episode:
-        """Return the episode of the record of `length` bytes that starts at byte `offset`."""
+    def read(
+        self, shard: int, offset: int, length: int, cameras: Collection[str] | None = None
+    ) -> Episode:
+        """Return the episode of the record of `length` bytes that starts at byte `offset`.
+
+        cameras: whose images are kept; None: all.
+        """
         path = self.files[shard]
         try:
             with tf.io.gfile.GFile(path, "rb") as f:
                 f.seek(offset)
                 block = f.read(RECORD_HEADER + length)
         except tf.errors.OpError as error:
-            raise DataError(f"{path} could not be read: {error.message}") from None
+            raise DataError(f"{path} could not be read: {brief(error)}") from None
         if len(block) < RECORD_HEADER + length or struct.unpack("<Q", block[:8])[0] != length:
             raise DataError(
                 f"{path}: no record of {length} bytes at {offset}; the file has changed since its "
                 "index was made: restore it, or delete the index to have it made again"
             )
-        return self.episode(block[RECORD_HEADER:], f"{path}, byte {offset}")
+        return self.episode(block[RECORD_HEADER:], f"{path}, byte {offset}", cameras)
 
-    def episode(self, raw: bytes, where: str) -> Episode:
+    def episode(self, raw: bytes, where: str, cameras: Collection[str] | None = None) -> Episode:
         """Return the standard episode of a raw record; `where` names it in errors."""
         steps = self._steps(raw, where)
         standard = self.check(steps, where)
         t = len(standard.action)
         images = {}
         for camera, key in self.spec.cameras.items():
+            if cameras is not None and camera not in cameras:
+                continue
             frames = list(steps[OBSERVATION][key][:t])
             if _is_picture(frames[0], f"{self.spec.name}: {where}: {camera} image of step 0"):
                 images[camera] = frames
@@ -176,7 +189,7 @@ class Reader:
             return tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw)[STEPS])
         except tf.errors.OpError as error:
             raise DataError(
-                f"{self.spec.name}: {where} is not what features.json says: {error.message}"
+                f"{self.spec.name}: {where} is not what features.json says: {brief(error)}"
             ) from None
 
     def _check_features(self) -> None:
@@ -204,13 +217,22 @@ def locate(spec: DatasetSpec, root: str) -> str:
         raise DataError(
             f"data.root {root!r} is no directory; set it to the one that holds {spec.name}/"
         )
+    for started in (wanted, f"{wanted}.incomplete"):
+        if tf.io.gfile.isdir(started):
+            raise DataError(
+                f"{spec.name}: {started} is not finished; run what was writing it again to the end"
+            )
     place = name if tf.io.gfile.isdir(name) else root
     found = ", ".join(sorted(x.rstrip("/") for x in tf.io.gfile.listdir(place))[:20]) or "nothing"
-    why = "is not finished (no features.json)" if tf.io.gfile.isdir(wanted) else "is not there"
     raise DataError(
-        f"{spec.name}: {wanted} {why}; {place} has: {found}. Set data.root to the directory that "
-        f"holds {spec.name}/{spec.version}"
+        f"{spec.name}: {wanted} is not there; {place} has: {found}. Set data.root to the directory "
+        f"that holds {spec.name}/{spec.version}"
     )
+
+
+def brief(error: tf.errors.OpError) -> str:
+    """Return the first line of tensorflow's message, without the names of graph nodes."""
+    return error.message.partition("\n")[0].rpartition("}} ")[2]
 
 
 def _is_picture(encoded: bytes, where: str) -> bool:
@@ -223,5 +245,5 @@ def _is_picture(encoded: bytes, where: str) -> bool:
     try:
         image = tf.io.decode_image(encoded, expand_animations=False).numpy()
     except tf.errors.OpError as error:
-        raise DataError(f"{where} cannot be decoded: {error.message}") from None
+        raise DataError(f"{where} cannot be decoded: {brief(error)}") from None
     return image.size > image.shape[-1] and bool(image.any())

@@ -31,6 +31,7 @@ def fake_episode(
     """
     colour = str(rng.choice(list(COLOURS)))
     target, position = rng.uniform(-0.2, 0.2, (2, 3))
+    target[2] = 0.0  # on the table: the picture does not show height
     states, actions = [], []
     for _ in range(steps):
         move = np.clip(target - position, -REACH, REACH)

@@ -19,6 +19,12 @@ def decode(encoded: tf.Tensor, side: int) -> tf.Tensor:
     )
 
 
+def check(encoded: bytes) -> None:
+    """Raise tf.errors.OpError for bytes that are no image; empty ones stand for a black image."""
+    if encoded:
+        tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
 def _decode_one(encoded: tf.Tensor, side: int) -> tf.Tensor:
     black = tf.zeros((side, side, 3), tf.uint8)
     return tf.cond(tf.strings.length(encoded) == 0, lambda: black, lambda: _read(encoded, side))

@@ -91,6 +91,12 @@ class Pool:
             }
         return self._held[episode].result()
 
+    def close(self) -> None:
+        """Forget the episodes, and do not load those still waiting to be."""
+        for future in self._held.values():
+            future.cancel()
+        self._held, self._present = {}, None
+
 
 def choose_datasets(seed: int, batch: int, shares: np.ndarray, size: int) -> np.ndarray:
     """Return the dataset of each example of a batch, int [size]."""

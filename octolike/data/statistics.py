@@ -74,9 +74,10 @@ def index(reader: Reader, *, threads: int, cache: str, drop_bad: bool) -> Index:
 def digest(reader: Reader) -> str:
     """Return a digest of what an index depends on: files, features, the row, the code."""
     code = inspect.getsource(reader.spec.standardize) + inspect.getsource(standardize)
-    sizes = [[Path(f).name, tf.io.gfile.stat(f).length] for f in reader.files]
+    stats = [tf.io.gfile.stat(f) for f in reader.files]
+    files = [[Path(f).name, s.length, s.mtime_nsec] for f, s in zip(reader.files, stats)]
     layout = [repr(reader.spec.action), repr(reader.spec.proprio), reader.spec.version]
-    parts = [FORMAT, code, sizes, layout, reader.counts, repr(reader.features)]
+    parts = [FORMAT, code, files, layout, reader.counts, repr(reader.features)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -134,9 +135,7 @@ def _scan_shard(reader: Reader, shard: int, drop_bad: bool, bar: tqdm) -> tuple[
     except DataError as error:
         if not drop_bad:
             raise
-        if not (bad and bad[-1] == str(error)):
-            lost = max(reader.counts[shard] - count, 1)
-            bad += [str(error)] * lost
+        bad += [str(error)] * max(reader.counts[shard] - count, 1)
     return rows, actions, proprios, bad
 
 
@@ -153,6 +152,9 @@ def _save(result: Index, places: list[str], name: str) -> None:
     np.savez_compressed(buffer, **arrays)
     refusals = []
     for directory in places:
+        if _closed(directory):
+            refusals.append(f"{directory}: read-only")
+            continue
         temporary = f"{directory}/.{name}.{os.getpid()}"
         try:
             tf.io.gfile.makedirs(directory)
@@ -176,6 +178,12 @@ def _load(path: str) -> Index:
                 statistics[part] = Statistics(**arrays, steps=steps, episodes=episodes)
         arrays = (data[k] for k in ("shard", "offset", "length", "steps"))
         return Index(*arrays, **statistics, bad=tuple(data["bad"].tolist()))
+
+
+def _closed(directory: str) -> bool:
+    """Tell whether a local directory's parent is marked read-only, which root's rights ignore."""
+    parent = Path(directory).parent
+    return parent.is_dir() and not parent.stat().st_mode & 0o222
 
 
 def _user_cache() -> str:

@@ -1,0 +1,356 @@
+"""Order, mixing, resume and caching: a batch is a pure function of the config and a few numbers."""
+
+import gc
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_fakes import numbered, opened, shown, write, write_numbered
+
+from octolike import types
+from octolike.config import ConfigError
+from octolike.data import standardize, statistics
+from octolike.data.datasets import find
+from octolike.data.episodes import DataError, Reader
+from octolike.data.mixes import Mix
+from octolike.data.sampling import Order
+
+LENGTHS = [3, 1, 4, 1, 5, 2, 6, 5, 3, 5]  # of "fake"
+BOTH = {"mix": "fake=1,bridge_dataset=1", "cameras": {"primary": 8, "wrist": 4}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two datasets; Bridge's has no wrist camera."""
+    path = tmp_path_factory.mktemp("data")
+    write_numbered(path, "fake", LENGTHS)
+    write_numbered(path, "bridge_dataset", [4, 6, 8])
+    return path
+
+
+def assert_equal(a, b):
+    for (path, x), (other, y) in zip(types.flatten(a), types.flatten(b), strict=True):
+        assert path == other
+        np.testing.assert_array_equal(x, y, err_msg=path)
+
+
+def differ(a, b) -> bool:
+    return any(
+        not np.array_equal(x, y)
+        for (_, x), (_, y) in zip(types.flatten(a), types.flatten(b), strict=True)
+    )
+
+
+def take(stream, count):
+    """Return `count` batches and the state after each, as it would be stored."""
+    return [(next(stream), json.loads(json.dumps(stream.state()))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("pool", [1, 3, 7, 100])
+def test_every_epoch_has_every_frame_once(pool):
+    steps = np.array([3, 1, 4, 1, 5, 9, 2])
+    order = Order(steps, seed=0, dataset=0, pool=pool)
+    everything = [(e, t) for e, n in enumerate(steps) for t in range(n)]
+    epochs = []
+    for epoch in range(3):
+        found = [order.at(epoch * len(everything) + i) for i in range(len(everything))]
+        frames = [(e, t) for _, e, t in found]
+        assert sorted(frames) == everything
+        epochs.append(frames)
+        # pools follow one another, each with its own episodes
+        pools = [key for key, _ in itertools.groupby(p for p, _, _ in found)]
+        assert pools == [(epoch, i) for i in range(-(-len(steps) // pool))]
+        assert all(e in order.episodes(*p) for p, e, _ in found)
+        following = [order.following(*p) for p in pools]
+        assert following == [*pools[1:], (epoch + 1, 0)]
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_order_depends_on_seed_and_dataset():
+    steps = np.array([5] * 6)
+    orders = [Order(steps, seed=s, dataset=d, pool=3) for s, d in ((0, 0), (1, 0), (0, 1), (0, 0))]
+    a, b, c, d = ([o.at(i)[1:] for i in range(30)] for o in orders)
+    assert a == d
+    assert a not in (b, c)
+
+
+def test_batches_show_every_frame_once_an_epoch(root):
+    frames = [(e, t) for e, n in enumerate(LENGTHS) for t in range(n)]
+    assert len(frames) == 35
+    stream = opened(root, batch_size=5, pool=3).train()
+    for _ in range(2):
+        seen = [next(stream)["observation"]["image_primary"][:, -1] for _ in range(7)]
+        assert sorted(map(tuple, shown(np.concatenate(seen)))) == frames
+    stream.close()
+
+
+def test_the_first_episodes_only(root):
+    data = opened(root, episodes=2, batch_size=20)
+    assert {e for e, _ in shown(next(data.train())["observation"]["image_primary"][:, 0])} == {0, 1}
+    assert data.embodiments[0].action_statistics.episodes == len(LENGTHS)  # those of all
+
+
+def test_resuming_anywhere_is_as_if_nothing_had_happened(root):
+    settings = {"mix": BOTH["mix"], "window": 2, "pool": 2, "batch_size": 3}
+    settings |= {"goal": "uniform", "keep_language": 0.6, "keep_goal": 0.6}
+    whole = take(opened(root, **settings).train(), 40)
+    again = opened(root, **settings)
+    for at in np.random.default_rng(0).choice(36, size=10, replace=False):
+        resumed = again.train(whole[at][1])
+        for (a, after), (b, expected) in zip(take(resumed, 3), whole[at + 1 :], strict=False):
+            assert_equal(a, b)
+            assert after == expected
+        resumed.close()
+
+
+def test_the_same_seed_is_the_same_and_another_is_another(root):
+    data = opened(root)
+    a, b = next(data.train()), next(data.train())
+    assert_equal(a, b)
+    other = opened(root)
+    other._seed = 1
+    assert differ(a, next(other.train()))
+
+
+def test_threads_and_prefetching_change_nothing(root):
+    a, b = (
+        next(opened(root, threads=n, prefetch=n, batch_size=30, **BOTH).train()) for n in (1, 4)
+    )
+    assert_equal(a, b)
+
+
+def test_a_state_of_another_mix_is_refused(root):
+    state = opened(root).train().state()
+    with pytest.raises(DataError, match=r"is of \['fake'\], this mix is of \['bridge_dataset', 'f"):
+        opened(root, **BOTH).train(state)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mix", "share"),
+    [
+        ("shares", "fake=3,bridge_dataset=1", 3 / 4),
+        ("shares", "fake,bridge_dataset", 1 / 2),
+        ("multipliers", "fake=1,bridge_dataset=1", 35 / 50),
+        ("multipliers", "fake=3,bridge_dataset=1", 105 / 120),
+    ],
+)
+def test_realised_shares_are_the_asked_ones(root, kind, mix, share):
+    data = opened(root, mix, mix_weights=kind, batch_size=250)
+    assert data.shares[0] == pytest.approx(share)
+    assert f"{share:.1%}" in data.describe()
+    stream = data.train()
+    seen = np.concatenate([next(stream)["dataset"] for _ in range(4)])
+    assert np.mean(seen == 0) == pytest.approx(share, abs=0.04)
+    np.testing.assert_array_equal(list(stream.state()["frames"].values()), np.bincount(seen))
+    stream.close()
+
+
+def test_multipliers_scale_sizes_and_shares_do_not():
+    steps = {"a": 300, "b": 100}
+    for kind, expected in (("shares", [1 / 3, 2 / 3]), ("multipliers", [0.6, 0.4])):
+        np.testing.assert_allclose(Mix({"a": 1, "b": 2}, kind).shares(steps), expected)
+
+
+def test_what_a_dataset_lacks_is_masked(root):
+    data = opened(root, **BOTH, goal="uniform", batch_size=40, window=2)
+    batch = next(data.train())
+    types.check_batch(batch, data.spec)
+    ours = batch["dataset"] == 0
+    assert 5 < ours.sum() < 35
+    for part in (batch["observation"], batch["task"]):
+        assert part["present"]["image_primary"].all()
+        wrist = part["present"]["image_wrist"].reshape(40, -1)
+        np.testing.assert_array_equal(wrist, np.broadcast_to(ours[:, None], wrist.shape))
+        assert not part["image_wrist"][~ours].any()
+        assert part["image_wrist"][ours].any((-1, -2, -3)).all()
+
+
+def test_a_camera_that_one_episode_lacks_is_masked(tmp_path):
+    episodes = [numbered(i, 3, ["image_primary", "image_wrist"]) for i in range(2)]
+    episodes[0]["steps"]["observation"]["image_wrist"] = np.zeros((3, 8, 8, 3), np.uint8)
+    write(tmp_path, "fake", {"train": episodes})
+    batch = next(opened(tmp_path, cameras={"primary": 8, "wrist": 8}, batch_size=6).train())
+    episode = np.array(shown(batch["observation"]["image_primary"]))[:, 0, 0]
+    assert sorted(episode) == [0, 0, 0, 1, 1, 1]
+    present = batch["observation"]["present"]
+    np.testing.assert_array_equal(present["image_wrist"][:, 0], episode == 1)
+    assert present["image_primary"].all()
+
+
+def test_every_setting_of_the_contract_keeps_it(root):
+    for goal, proprio, cameras in (
+        ("uniform", False, {}),
+        ("uniform", True, {"primary": 4, "secondary": 6}),
+        ("none", False, {"wrist": 8}),
+    ):
+        data = opened(root, BOTH["mix"], goal=goal, use_proprio=proprio, cameras=cameras, horizon=3)
+        batch = next(data.train())
+        types.check_batch(batch, data.spec)
+        assert ("proprio" in batch["observation"]) == proprio
+        assert batch["action"].shape == (4, 1, 3, 7)
+        for camera, side in cameras.items():
+            assert batch["observation"][f"image_{camera}"].shape == (4, 1, side, side, 3)
+            assert (f"image_{camera}" in batch["task"]) == (goal != "none")
+
+
+def test_validation_is_the_same_at_every_call(root):
+    settings = {"mix": BOTH["mix"], "keep_language": 0.0, "goal": "uniform", "batch_size": 6}
+    loaders = opened(root, **settings).validation()
+    assert list(loaders) == ["fake", "bridge_dataset"]
+    for name, loader in loaders.items():
+        first = list(loader())
+        assert len(first) == 2
+        others = (list(loader()), list(opened(root, **settings).validation()[name]()))
+        for batches in others:
+            for a, b in zip(first, batches, strict=True):
+                assert_equal(a, b)
+        for batch in first:
+            assert batch["task"]["present"]["language"].all()  # no dropout here
+            assert set(batch["dataset"]) == {list(loaders).index(name)}
+        # two at once, and one that is left early, do not disturb each other
+        for a, (b, c) in zip(first, zip(loader(), loader(), strict=True), strict=True):
+            assert_equal(a, b)
+            assert_equal(a, c)
+        next(loader())
+        assert_equal(first[0], next(loader()))
+
+
+def test_no_validation_split_is_said_or_switched_off(tmp_path):
+    write(tmp_path, "fake", {"train": [numbered(0, 3, ["image_primary", "image_wrist"])]})
+    with pytest.raises(DataError, match=r"fake: no split 'val' in .* \(there is: train\)"):
+        opened(tmp_path).validation()
+    assert opened(tmp_path, validation_split="").validation() == {}
+
+
+def test_held_out_episodes_are_not_in_the_record(tmp_path):
+    cameras = ["image_primary", "image_wrist"]
+    splits = {"train": [numbered(1, 3, cameras)], "val": [numbered(200, 3, cameras)]}
+    write(tmp_path, "fake", splits)
+    data = opened(tmp_path, batch_size=3)
+    record = data.embodiments[0].action_statistics
+    assert (record.steps, record.episodes, record.max[0]) == (3, 1, 1)
+    batch = next(data.validation()["fake"]())
+    assert set(np.array(shown(batch["observation"]["image_primary"]))[:, 0, 0]) == {200}
+    # and the training record normalises them
+    action = data.embodiments[0].unnormalize_action(batch["action"][:, 0, 0])
+    np.testing.assert_allclose(action[:, 0], 200, rtol=1e-5)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The passes over records that are made, as a list that grows."""
+    made, scan = [], statistics._scan
+    monkeypatch.setattr(statistics, "_scan", lambda *a: made.append(a[0].spec.name) or scan(*a))
+    return made
+
+
+def test_a_second_opening_reads_no_record(tmp_path, passes, monkeypatch):
+    write_numbered(tmp_path, "fake", [3, 4])
+    first = opened(tmp_path)
+    assert passes == ["fake"]
+    monkeypatch.setattr(Reader, "records", None)
+    second = opened(tmp_path)
+    assert passes == ["fake"]
+    assert (tmp_path / "fake" / "1.0.0" / ".octolike").is_dir()
+    for part in ("action_statistics", "proprio_statistics"):
+        a, b = (getattr(d.embodiments[0], part) for d in (first, second))
+        assert (a.steps, a.episodes) == (b.steps, b.episodes)
+        for name in ("mean", "std", "min", "max", "p01", "p99"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_other_files_of_the_same_size_are_read_again(tmp_path, passes):
+    write_numbered(tmp_path, "fake", [3, 4])
+    assert opened(tmp_path).embodiments[0].action_statistics.max[0] == 1
+    cameras = ["image_primary", "image_wrist"]
+    later = [numbered(i, n, cameras, f"do {i}") for i, n in ((2, 3), (3, 4))]
+    write(tmp_path / "later", "fake", {"train": later})
+    for path in (tmp_path / "later" / "fake" / "1.0.0").glob("*train*"):
+        known = tmp_path / "fake" / "1.0.0" / path.name
+        assert known.stat().st_size == path.stat().st_size
+        path.replace(known)
+        os.utime(known, (1e9, 1e9))
+    assert opened(tmp_path).embodiments[0].action_statistics.max[0] == 3
+    assert passes == ["fake", "fake"]
+
+
+def test_the_digest_follows_the_standardise_code(root, monkeypatch):
+    reader = Reader(find("fake"), str(root), "train")
+    before = statistics.digest(reader)
+    assert before == statistics.digest(Reader(find("fake"), str(root), "train"))
+    assert before != statistics.digest(Reader(find("fake"), str(root), "val"))
+    source = statistics.inspect.getsource
+    edited = lambda x: source(x) + ("  # changed" if x is standardize.as_stored else "")
+    monkeypatch.setattr(statistics.inspect, "getsource", edited)
+    assert before != statistics.digest(reader)
+
+
+def test_a_read_only_directory_uses_the_cache(tmp_path, passes):
+    write_numbered(tmp_path, "fake", [3, 4])
+    place = tmp_path / "fake" / "1.0.0"
+    place.chmod(0o555)
+    try:
+        opened(tmp_path)
+        opened(tmp_path)
+        assert passes == ["fake"]
+        assert not (place / ".octolike").exists()
+        assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
+    finally:
+        place.chmod(0o755)
+
+
+def test_streams_and_their_episodes_are_given_back(root):
+    data = opened(root)
+    seen = []
+    for _ in range(3):
+        stream = data.train()
+        next(stream)
+        seen += [weakref.ref(stream), weakref.ref(stream._plan)]
+        del stream  # without closing it
+    closed = data.train()
+    next(closed)
+    closed.close()
+    with pytest.raises(StopIteration):
+        next(closed)
+    assert not any(pool._held for pool in closed._plan._pools)
+    for _ in range(50):
+        gc.collect()
+        if not any(ref() for ref in seen):
+            return
+        time.sleep(0.1)
+    pytest.fail("tensorflow keeps streams that nobody holds any more")
+
+
+def test_a_process_with_a_running_stream_ends_quietly(root):
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from data_fakes import opened
+stream = opened(Path({str(root)!r}), batch_size=8).train()
+next(stream)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout + done.stderr == ""  # no notes of tensorflow's either
+
+
+def test_unknown_cameras_of_a_mix_are_refused(root):
+    with pytest.raises(
+        ConfigError, match=r"'wirst'; did you mean 'wrist'\? \(choices: primary, se"
+    ):
+        opened(root, BOTH["mix"], cameras={"wirst": 8})

@@ -1,0 +1,79 @@
+"""Instructions to token ids."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octolike.config import ConfigError, build_component
+from octolike.text import TOKENIZERS, HashTokenizer
+
+TINY_T5 = Path(__file__).parents[2] / "shared" / "golden" / "tiny-t5"
+
+
+def test_hashing_is_stable_and_ignores_case_and_punctuation():
+    text = HashTokenizer(length=6, vocabulary=1024)
+    ids, mask = text.encode(["Put the RED cube, please!", "put the red cube please", ""])
+    assert ids.dtype == np.int32
+    assert ids[0].tolist() == ids[1].tolist() == [227, 775, 913, 118, 729, 0]
+    assert mask.sum(1).tolist() == [5, 5, 0]
+    assert ids[2].tolist() == [0] * 6
+
+
+def test_ids_are_in_range_and_zero_is_padding():
+    words = [f"word{i}" for i in range(500)]
+    text = HashTokenizer(length=500, vocabulary=50)
+    ids, mask = text.encode([" ".join(words)])
+    assert mask.all()
+    assert ids.min() >= 1
+    assert ids.max() <= 49
+
+
+def test_too_long_an_instruction_is_cut_with_a_warning_once():
+    text = HashTokenizer(length=2)
+    with pytest.warns(UserWarning, match=r"'one two three' has 3 tokens and is cut at 2"):
+        ids, mask = text.encode(["one two three"])
+    assert mask.all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(text.encode(["one two three"])[0], ids)
+
+
+@pytest.mark.skipif(not TINY_T5.exists(), reason=f"no tokenizer in {TINY_T5}")
+def test_a_hugging_face_tokenizer_from_a_directory():
+    text = build_component(
+        TOKENIZERS, {"kind": "huggingface", "path": str(TINY_T5), "length": 32}, "data.text"
+    )
+    ids, mask = text.encode(["put the cup into the sink"])
+    assert mask[0].any()
+    assert ids[0, mask[0]].tolist() == list(text._tokenizer("put the cup into the sink").input_ids)
+    assert text.vocabulary > ids.max()
+
+
+def test_a_wrong_tokenizer_path_is_named(tmp_path):
+    text = build_component(
+        TOKENIZERS, {"kind": "huggingface", "path": str(tmp_path / "none")}, "data.text"
+    )
+    with pytest.raises(ConfigError, match="neither a directory with a tokenizer"):
+        text.encode(["x"])
+
+
+def test_what_is_returned_may_be_changed():
+    text = HashTokenizer(length=2)
+    text.encode(["one"])[0][:] = 7
+    assert text.encode(["one"])[0][0, 1] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"length": 0}, r"data\.text\.length is 0; it must be at least 1"),
+        ({"vocabulary": 1}, r"data\.text\.vocabulary is 1; .* id 0 is padding"),
+        ({"lenght": 3}, "did you mean 'length'"),
+        ({"kind": "hugingface"}, "did you mean 'huggingface'"),
+    ],
+)
+def test_settings_that_make_no_sense(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        build_component(TOKENIZERS, {"kind": "hash"} | fields, "data.text")
