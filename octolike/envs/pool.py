@@ -219,6 +219,6 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
         while (commands := pipe.recv()) is not None:
             if commands:
                 pipe.send(slots.run(commands))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the other end is gone
         pass
     slots.close()
