@@ -56,7 +56,9 @@ class DataConfig:
     root: str = option("", "directory (local or gs://) that holds the datasets' folders")
     mix: str = option("", "a name of data/mixes.py, or 'dataset=weight,dataset=weight'")
     mix_weights: str = option("multipliers", "'multipliers' of a dataset's size, or 'shares'")
+    specs: tuple[str, ...] = option((), "Python files with rows of one's own: data/datasets.py")
     cameras: dict[str, int] = option(lambda: {"primary": 128}, "camera: side in pixels; [] none")
+    depth: dict[str, int] = option(dict, "camera: side in pixels of its depth images")
     window: int = option(1, "W: frames of history, the present one included")
     horizon: int = option(4, "H: actions per chunk")
     use_proprio: bool = option(True, "observation.proprio in the batch")
@@ -67,9 +69,21 @@ class DataConfig:
         lambda: Component(kind="hash", length=16, vocabulary=4096),
         "instruction to token ids: octolike.text",
     )
+    paraphrases: str = option("", "JSON file: {instruction: [other wordings, ...]}; '': none")
+    uninformative_language: bool = option(
+        False, "keep instructions that do not say what to do (marked in the dataset's row)"
+    )
+    tasks: str = option(
+        "instruction", "what counts as a task: 'instruction', 'label' (of the row), or 'dataset'"
+    )
+    task_ids: bool = option(False, "tell the policy its task by number too: task.task_id")
     goal: str = option("uniform", "goal images: 'uniform' future frame, 'last' frame, or 'none'")
     keep_language: float = option(1.0, "probability that an example keeps its instruction")
     keep_goal: float = option(1.0, "probability that an example keeps its goal image")
+    keep_task_id: float = option(1.0, "probability that an example keeps its task id")
+    sampling: Component = option(
+        lambda: Component(kind="mix"), "who is in a batch: octolike.data.sampling"
+    )
     batch_size: int = option(64, "B: examples per step")
     episodes: int = option(0, "use the first so many training episodes of each dataset; 0: all")
     pool: int = option(512, "episodes of a dataset whose frames are mixed with one another")
@@ -93,6 +107,11 @@ class ModelConfig:
     mlp_width: int = option(1024, "width of the feed-forward layer")
     dropout: float = option(0.0, "dropout rate in the transformer")
     dtype: str = option("float32", "compute type: 'float32' or 'bfloat16'; parameters stay float32")
+    max_window: int = option(0, "timesteps with a position embedding; 0: data.window")
+    repeat_task_tokens: bool = option(False, "show the task tokens again at every timestep")
+    experts: Component = option(
+        dict, "mixture of experts in the feed-forward: octolike.model.experts; {}: dense"
+    )
     tokenizers: dict[str, Component] = option(dict, "token groups: octolike.model.tokenizers")
     readouts: dict[str, int] = option(lambda: {"action": 1}, "readout groups: number of tokens")
     heads: dict[str, Component] = option(dict, "action heads: octolike.model.heads")
@@ -201,6 +220,7 @@ class Config:
         _choice("data.mix_weights", d.mix_weights, ("multipliers", "shares"))
         _choice("data.normalization", d.normalization, ("normal", "bounds"))
         _choice("data.goal", d.goal, ("uniform", "last", "none"))
+        _choice("data.tasks", d.tasks, ("instruction", "label", "dataset"))
         _choice("data.bad_episodes", d.bad_episodes, ("error", "drop"))
         _choice("model.dtype", m.dtype, ("float32", "bfloat16"))
         _choice("optim.schedule", o.schedule, ("cosine", "rsqrt", "constant"))
@@ -222,11 +242,16 @@ class Config:
         for name, value in (
             ("data.keep_language", d.keep_language),
             ("data.keep_goal", d.keep_goal),
+            ("data.keep_task_id", d.keep_task_id),
             ("model.dropout", m.dropout),
             ("optim.ema", o.ema),
             ("collect.validation_share", self.collect.validation_share),
         ):
             _require(0 <= value <= 1, f"{name} is {value}; it must lie in [0, 1]")
+        _require(
+            m.max_window == 0 or m.max_window >= d.window,
+            f"model.max_window {m.max_window} is smaller than data.window {d.window}",
+        )
         _require(
             m.width % m.attention_heads == 0,
             f"model.width {m.width} is no multiple of model.attention_heads {m.attention_heads}",

@@ -66,8 +66,9 @@ class Policy:
         self.image_shapes = _image_shapes(run.spec, "observation")
         self.goal_shapes = _image_shapes(run.spec, "task")
         self._params = jax.device_put(run.params)
-        self._model = octo.build(dataclasses.asdict(run.config.model), run.spec)
-        self._act = jax.jit(functools.partial(_act, self._model, self._own_dims()))
+        self._model = octo.build(dataclasses.asdict(run.config.model), run.spec, run.names)
+        number = run.names.embodiments.index(self.embodiment.name)
+        self._act = jax.jit(functools.partial(_act, self._model, self._own_dims(), number))
         self._text = None
         if "task.language.ids" in run.spec:
             self._text = build_component(TOKENIZERS, run.config.data.text, "data.text")
@@ -333,14 +334,21 @@ def _weights(size: int, new: int) -> np.ndarray:
 
 
 def _act(
-    model: Any, dims: np.ndarray, params: Any, observation: Any, task: Any, seeds: jax.Array
+    model: Any,
+    dims: np.ndarray,
+    embodiment: int,
+    params: Any,
+    observation: Any,
+    task: Any,
+    seeds: jax.Array,
 ) -> jax.Array:
     """Sample normalised chunks [B, H, A]; mapped over examples so that each draws its own noise."""
 
     def one(observation: Any, task: Any, seed: jax.Array) -> jax.Array:
         example = jax.tree.map(lambda x: x[None], (observation, task))
         sample = functools.partial(model.apply, {"params": params}, method="sample_actions")
-        return sample(*example, dims=dims[None], rngs={"noise": jax.random.key(seed)})[0]
+        whose = {"dims": dims[None], "embodiment": np.full(1, embodiment)}
+        return sample(*example, **whose, rngs={"noise": jax.random.key(seed)})[0]
 
     return jax.vmap(one)(observation, task, seeds)
 

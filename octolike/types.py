@@ -11,15 +11,21 @@ The batch contract. A batch is a nested dict of numpy arrays:
     observation.proprio         float32 [B, W, P]        normalised; padded with 0 to the widest
     observation.timestep_mask   bool    [B, W]           False: before the episode's first step
     observation.present.<key>   bool    [B, W]           False: this dataset has no such sensor
+    observation.depth_<camera>  float32 [B, W, h, w, 1]  metres; 0 where nothing was measured
     task.language.ids           int32   [B, L]
     task.language.mask          bool    [B, L]           False: padding
     task.image_<camera>         uint8   [B, h, w, 3]     the goal image
-    task.task_id                int32   [B]
+    task.task_id                int32   [B]              index into the run's tasks
     task.present.<key>          bool    [B]              keys: language, image_<camera>, task_id
     action                      float32 [B, W, H, A]     normalised; padded with 0 to the widest
     action_mask                 bool    [B, W, H, A]     False: padded, or past the end or goal
     dataset                     int32   [B]              index into the run's datasets
     embodiment                  int32   [B]              index into the run's embodiment records
+
+Where a frozen text encoder runs outside the step (octolike.model.language), the trainer and the
+policy put its states in place of the ids, just before the model sees the batch:
+
+    task.language.states        float   [B, L, E]
 
 A key is there for every example of a run or for none: what a dataset lacks is filled with zeros and
 marked absent under `present`, and the model masks it.
@@ -45,6 +51,14 @@ class TokenGroup(NamedTuple):
 
     tokens: Any
     mask: Any
+
+
+class Names(NamedTuple):
+    """What the integers of a batch count: names in the order of their index, saved with the run."""
+
+    datasets: tuple[str, ...]
+    embodiments: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

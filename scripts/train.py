@@ -28,7 +28,7 @@ def main(config: configs.Config) -> None:
             data.train,
             spec=data.spec,
             embodiments=data.embodiments,
-            datasets=data.datasets,
+            names=data.names,
             validation=data.validation(),
         )
     except (configs.ConfigError, episodes.DataError, FloatingPointError) as error:

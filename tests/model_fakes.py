@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 
-from octolike.types import BatchSpec, unflatten
+from octolike.types import BatchSpec, Names, unflatten
 
 WORDS, VOCABULARY = 5, 32
+NAMES = Names(("one", "two"), ("arm", "base"), ("lift", "push", "touch"))
 
 
 def spec(window: int = 2, horizon: int = 2, action_dim: int = 3, cameras=None) -> BatchSpec:
@@ -18,6 +19,8 @@ def spec(window: int = 2, horizon: int = 2, action_dim: int = 3, cameras=None) -
         "task.language.ids": ((WORDS,), "int32"),
         "task.language.mask": ((WORDS,), "bool"),
         "task.present.language": ((), "bool"),
+        "task.task_id": ((), "int32"),
+        "task.present.task_id": ((), "bool"),
         "action": ((window, horizon, action_dim), "float32"),
         "action_mask": ((window, horizon, action_dim), "bool"),
         "dataset": ((), "int32"),
@@ -41,7 +44,9 @@ def batch(spec: BatchSpec, size: int, seed: int = 0) -> dict:
         if dtype == "uint8":
             return rng.integers(0, 256, (size, *shape), np.uint8)
         if dtype == "int32":
-            return rng.integers(1, VOCABULARY, (size, *shape)).astype(np.int32)
+            words = path == "task.language.ids"
+            low, high = (1, VOCABULARY) if words else (0, 2)
+            return rng.integers(low, high, (size, *shape)).astype(np.int32)
         return rng.normal(size=(size, *shape)).astype(np.float32)
 
     return unflatten({path: leaf(path, *s) for path, s in spec.items()})
@@ -72,6 +77,9 @@ def model(**changes) -> dict:
         "mlp_width": 32,
         "dropout": 0.0,
         "dtype": "float32",
+        "max_window": 0,
+        "repeat_task_tokens": False,
+        "experts": {},
         "tokenizers": {
             "language": {"kind": "language", "vocabulary": VOCABULARY, "width": 8},
             "primary": {

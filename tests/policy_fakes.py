@@ -15,8 +15,10 @@ from octolike.normalize import Embodiment, Layout, Statistics
 from octolike.train import checkpoint, state
 from octolike.train.checkpoint import Run
 from octolike.train.state import init_params
+from octolike.types import Names
 
 W, H, A, P, SIDE = 2, 3, 7, 7, 16
+RUN_NAMES = Names(("data",), ("arm",))
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
@@ -55,6 +57,8 @@ def spec(language=True, goal=False):
         "observation.present.proprio": ((W,), "bool"),
         "action": ((W, H, A), "float32"),
         "action_mask": ((W, H, A), "bool"),
+        "task.task_id": ((), "int32"),
+        "task.present.task_id": ((), "bool"),
         "dataset": ((), "int32"),
         "embodiment": ((), "int32"),
     }
@@ -71,7 +75,9 @@ def spec(language=True, goal=False):
 def run_of(robots=None, language=True, goal=False):
     robots = [robot()] if robots is None else robots
     run = _run(language, goal)
-    return dataclasses.replace(run, config=copy.deepcopy(run.config), embodiments=robots)
+    names = run.names._replace(embodiments=tuple(r.name for r in robots))
+    config = copy.deepcopy(run.config)
+    return dataclasses.replace(run, config=config, embodiments=robots, names=names)
 
 
 @functools.cache
@@ -90,11 +96,11 @@ def _run(language, goal):
         model.tokenizers["language"] = Component(kind="language", vocabulary=64, width=8)
     model.heads = {"action": Component(kind="diffusion", hidden=16, blocks=1, steps=4)}
     shapes = spec(language, goal)
-    network = octo.build(dataclasses.asdict(model), shapes)
+    network = octo.build(dataclasses.asdict(model), shapes, RUN_NAMES)
     tree = jax.eval_shape(lambda: init_params(network, shapes, jax.random.key(0)))
     rng = np.random.default_rng(0)  # drawn here, as compiling the initialisation takes seconds
     params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), tree)
-    return Run(config, [], shapes, ["data"], params, 7)
+    return Run(config, [], shapes, RUN_NAMES, params, 7)
 
 
 def save_params(directory, run):
@@ -109,6 +115,6 @@ def save_params(directory, run):
 def save_run(directory, run):
     """Write everything that a trained run leaves in its directory; returns the run."""
     config = dataclasses.replace(run.config, workdir=str(directory))
-    checkpoint.write_run_files(config, run.embodiments, run.spec, run.datasets)
+    checkpoint.write_run_files(config, run.embodiments, run.spec, run.names)
     save_params(directory, run)
     return dataclasses.replace(run, config=config)

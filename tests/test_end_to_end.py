@@ -79,7 +79,7 @@ def test_sampled_actions_of_one_real_batch_are_learnt_by_heart(tmp_path):
         lambda start: Constant(batch),
         spec=data.spec,
         embodiments=data.embodiments,
-        datasets=data.datasets,
+        names=data.names,
         validation={"the batch": lambda: iter([batch])},
     )
     last = metrics.read(tmp_path / "run" / metrics.FILE)[-1]
@@ -106,7 +106,7 @@ def train(config: Config):
         data.train,
         spec=data.spec,
         embodiments=data.embodiments,
-        datasets=data.datasets,
+        names=data.names,
         validation=data.validation(),
     )
 

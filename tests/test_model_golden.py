@@ -90,6 +90,7 @@ def small():
             heads={"action": {"kind": "diffusion"}},
         ),
         batch_spec(batch(inputs)),
+        fakes.NAMES,
     )
     stored = (folder / "octo_ckpt" / "0" / "default" / "checkpoint").read_bytes()
     params = flax.traverse_util.flatten_dict(flax.serialization.msgpack_restore(stored), sep="/")

@@ -116,6 +116,7 @@ def test_overfitting_the_whole_model():
             },
         ),
         spec,
+        fakes.NAMES,
     )
     b = fakes.batch(spec, 4)
     rngs = {"params": KEY, "noise": KEY}

@@ -21,7 +21,7 @@ OWN = ("readout_action", "readout_other")
 
 @pytest.fixture(scope="module")
 def model():
-    return octo.build(fakes.model(), SPEC)
+    return octo.build(fakes.model(), SPEC, fakes.NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_a_shorter_window_may_be_used_and_a_longer_one_not(model, variables):
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
-    model = octo.build(fakes.model(dtype="bfloat16"), SPEC)
+    model = octo.build(fakes.model(dtype="bfloat16"), SPEC, fakes.NAMES)
     b = fakes.batch(SPEC, 2)
     rngs = {k: jax.random.key(0) for k in ("params", "noise", "dropout")}
     shapes = jax.eval_shape(lambda: model.init(rngs, b, train=False))
@@ -292,7 +292,9 @@ def test_published_sizes(sizes, published):
         heads={"action": {"kind": "diffusion"}},
     )
     made |= dict(zip(("width", "layers", "attention_heads", "mlp_width"), sizes, strict=True))
-    count = sum(int(np.prod(shape)) for shape in tree(octo.build(made, spec), spec).values())
+    count = sum(
+        int(np.prod(shape)) for shape in tree(octo.build(made, spec, fakes.NAMES), spec).values()
+    )
     assert count - 768 == published  # Octo's count without its language encoder, here one word
 
 
@@ -361,4 +363,4 @@ def test_published_sizes(sizes, published):
 )
 def test_refusals(change, message):
     with pytest.raises(ConfigError, match=message):
-        octo.build(fakes.model(**change), SPEC)
+        octo.build(fakes.model(**change), SPEC, fakes.NAMES)

@@ -131,9 +131,9 @@ def test_goal_images_and_instructions(goal_policy):
         "goal": goal_policy.create_task(goal_images={"primary": goal}),
     }
     present = {k: t.inputs["present"] for k, t in tasks.items()}
-    assert present["both"] == {"language": True, "image_primary": True}
-    assert present["language"] == {"language": True, "image_primary": False}
-    assert present["goal"] == {"language": False, "image_primary": True}
+    assert present["both"] == {"language": True, "image_primary": True, "task_id": False}
+    assert present["language"] == {"language": True, "image_primary": False, "task_id": False}
+    assert present["goal"] == {"language": False, "image_primary": True, "task_id": False}
     assert tasks["goal"].inputs["image_primary"].shape == (SIDE, SIDE, 3)
     chunks = [goal_policy.sample_actions(observation(), t) for t in tasks.values()]
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-5

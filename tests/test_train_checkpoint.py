@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train_fakes import DATASETS, SPEC, config, robot
+from train_fakes import NAMES, SPEC, config, robot
 
 from octolike.config import OptimConfig
 from octolike.train import checkpoint, loop, optimizer, sharding, state
@@ -23,7 +23,7 @@ def start():
 def original(tmp_path_factory):
     """Return a run directory with checkpoints 1, 2 and 3; each adds its step to the kernel."""
     directory = tmp_path_factory.mktemp("runs") / "a"
-    checkpoint.write_run_files(config(directory), [robot()], SPEC, DATASETS)
+    checkpoint.write_run_files(config(directory), [robot()], SPEC, NAMES)
     checkpoints = checkpoint.Checkpoints(directory, keep=3)
     now = start().given(PARAMS)
     for step in (1, 2, 3):

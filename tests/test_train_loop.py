@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import train_fakes
-from train_fakes import ACTION, DATASETS, HORIZON, SPEC, Stream, Tiny, config, make_batch, parts
+from train_fakes import ACTION, HORIZON, NAMES, SPEC, Stream, Tiny, config, make_batch, parts
 
 from octolike.config import AugmentConfig, ConfigError, OptimConfig
 from octolike.train import checkpoint, loop, metrics, optimizer, sharding, state, validate
@@ -97,7 +97,7 @@ def test_everything_of_the_run_is_on_disk(whole):
     loaded = checkpoint.load_run(directory)
     assert loaded.step == 6
     assert loaded.spec == SPEC
-    assert loaded.datasets == DATASETS
+    assert loaded.names == NAMES
     assert loaded.embodiments[0].action == parts()["embodiments"][0].action
     assert equal(loaded.params, last.ema)  # the policy's are the averaged ones
     assert not equal(loaded.params, last.params)
@@ -138,8 +138,10 @@ def test_another_config_in_the_directory_is_an_error(whole):
 
 
 def test_other_datasets_or_statistics_in_the_directory_are_an_error(whole):
-    with pytest.raises(ConfigError, match=r'datasets\.json differs[^$]*1: "two" -> "three"'):
-        loop.train(run(whole[0]), Stream, **{**parts(), "datasets": ["one", "three"]})
+    with pytest.raises(ConfigError, match=r'names\.json differs[^$]*1: "two" -> "three"'):
+        loop.train(
+            run(whole[0]), Stream, **{**parts(), "names": NAMES._replace(datasets=("one", "three"))}
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 
 from octolike.config import Config
 from octolike.normalize import Embodiment, Layout
-from octolike.types import batch_spec, unflatten
+from octolike.types import Names, batch_spec, unflatten
 
 HORIZON, ACTION, BATCH, SIDE = 2, 3, 4, 6
 
@@ -28,7 +28,7 @@ class Tiny(nn.Module):
         return per_example.mean(), {"loss_per_example": per_example}
 
     @nn.compact
-    def sample_actions(self, observation, task, dims=None):
+    def sample_actions(self, observation, task, dims=None, embodiment=None):
         return self.predict(observation, train=False)[:, -1]
 
     @nn.compact
@@ -77,6 +77,7 @@ def make_batch(seed: int, size: int = BATCH, window: int = 2) -> dict:
             "observation.present.image_primary": np.ones((size, window), bool),
             "task.image_primary": image[:, 0].copy(),
             "task.present.image_primary": np.ones(size, bool),
+            "task.task_id": np.zeros(size, np.int32),
             "action": rng.normal(size=(size, window, HORIZON, ACTION)).astype(np.float32),
             "action_mask": np.ones((size, window, HORIZON, ACTION), bool),
             "dataset": np.arange(size, dtype=np.int32) % 2,
@@ -101,7 +102,7 @@ def compiled_once(directory):
 
 
 SPEC = batch_spec(make_batch(0))
-DATASETS = ["one", "two"]
+NAMES = Names(datasets=("one", "two"), embodiments=("fake",))
 
 
 def robot() -> Embodiment:
@@ -136,7 +137,7 @@ def parts() -> dict:
     return {
         "spec": SPEC,
         "embodiments": [robot()],
-        "datasets": DATASETS,
+        "names": NAMES,
         "validation": {},
         "model": Tiny(),
     }

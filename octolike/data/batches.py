@@ -37,7 +37,7 @@ from octolike.data.episodes import DataError, Episode, Reader, brief
 from octolike.data.statistics import Index
 from octolike.normalize import Embodiment
 from octolike.text import TOKENIZERS
-from octolike.types import Batch, BatchSpec, batch_spec, unflatten
+from octolike.types import Batch, BatchSpec, Names, batch_spec, unflatten
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +74,7 @@ class Data:
         spec: of every batch.
         datasets: names, in the order of batch["dataset"].
         embodiments: records, in the order of batch["embodiment"].
+        names: what the integers of a batch count.
         shares: of examples per dataset, float64 [datasets].
     """
 
@@ -87,6 +88,8 @@ class Data:
         self._sources = [self._open(i, name) for i, name in enumerate(self.datasets)]
         self._check_cameras()
         self.embodiments = [s.embodiment for s in self._sources]
+        robots = tuple(e.name for e in self.embodiments)
+        self.names = Names(tuple(self.datasets), robots)
         self.shares = mix.shares({s.spec.name: int(s.index.steps.sum()) for s in self._sources})
         self._text = build_component(TOKENIZERS, d.text, "data.text")
         self._executor = ThreadPoolExecutor(self._threads)

@@ -2,11 +2,13 @@
 
 A head predicts a chunk for each timestep of the window in training, for the last when acting:
 
-    head(group, action)       group: the readout's TokenGroup, tokens [B, W, N, D]
-                              action: float32 [B, W, H, A], zero where masked
-                              → errors float32 [B, W, H, A], whose masked mean is the loss
-    head.sample(group, dims)  dims: bool [B, A], False: the embodiment lacks this; or None
-                              → float32 [B, H, A], normalised actions
+    head(group, action, context)       group: the readout's TokenGroup, tokens [B, W, N, D]
+                                       action: float32 [B, W, H, A], zero where masked
+                                       → errors float32 [B, W, H, A]: their masked mean is the loss
+    head.sample(group, dims, context)  dims: bool [B, A], False: the embodiment lacks this; or None
+                                       → float32 [B, H, A], normalised actions
+
+`context` (`Context`) says whose chunk it is, for heads that differ between robots or tasks.
 
 A chunk is flattened to F = H · A values, action dimensions innermost. Errors are scaled by A, so
 that the loss is a sum over the action dimensions, as in Octo, and learning rates carry over.
@@ -14,17 +16,29 @@ that the loss is a sum over the action dimensions, as in Octo, and learning rate
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, unknown
+from octolike.config import ConfigError, build_component, unknown
 from octolike.model import diffusion
-from octolike.types import TokenGroup
+from octolike.types import BatchSpec, Names, TokenGroup
 
 LIMIT = 5.0  # normalised actions beyond ±5 are faults of the data
+
+
+class Context(NamedTuple):
+    """Whose chunk it is.
+
+    task: [B, E], the pooled task tokens, or None; embodiment, task_id: int32 [B].
+    """
+
+    task: jax.Array | None
+    embodiment: jax.Array
+    task_id: jax.Array
 
 
 class Diffusion(nn.Module):
@@ -67,7 +81,9 @@ class Diffusion(nn.Module):
         self.betas = diffusion.cosine_betas(self.steps)
         self.score = _score_network(self)
 
-    def __call__(self, group: TokenGroup, action: jax.Array) -> jax.Array:
+    def __call__(
+        self, group: TokenGroup, action: jax.Array, context: Context | None = None
+    ) -> jax.Array:
         shape = (self.samples_per_example, *action.shape[:2])
         key_time, key_noise = jax.random.split(self.make_rng("noise"))
         time = jax.random.randint(key_time, (*shape, 1), 0, self.steps)
@@ -85,7 +101,12 @@ class Diffusion(nn.Module):
         target = noise if self.prediction == "noise" else x0
         return ((out - target) ** 2).mean(axis=0).reshape(action.shape) * self.action_dim
 
-    def sample(self, group: TokenGroup, dims: jax.Array | None = None) -> jax.Array:
+    def sample(
+        self,
+        group: TokenGroup,
+        dims: jax.Array | None = None,
+        context: Context | None = None,
+    ) -> jax.Array:
         shape = (group.tokens.shape[0], self.horizon * self.action_dim)
         key_x, key_z = jax.random.split(self.make_rng("noise"))
         steps = self.steps if self.sampler == "ddpm" else 0
@@ -137,7 +158,9 @@ class Flow(nn.Module):
     def setup(self) -> None:
         self.score = _score_network(self)
 
-    def __call__(self, group: TokenGroup, action: jax.Array) -> jax.Array:
+    def __call__(
+        self, group: TokenGroup, action: jax.Array, context: Context | None = None
+    ) -> jax.Array:
         shape = (self.samples_per_example, *action.shape[:2])
         key_time, key_noise = jax.random.split(self.make_rng("noise"))
         time = jax.random.uniform(key_time, (*shape, 1))
@@ -154,7 +177,12 @@ class Flow(nn.Module):
         )
         return ((out - (x1 - noise)) ** 2).mean(axis=0).reshape(action.shape) * self.action_dim
 
-    def sample(self, group: TokenGroup, dims: jax.Array | None = None) -> jax.Array:
+    def sample(
+        self,
+        group: TokenGroup,
+        dims: jax.Array | None = None,
+        context: Context | None = None,
+    ) -> jax.Array:
         shape = (group.tokens.shape[0], self.horizon * self.action_dim)
         return self.denoise(group, jax.random.normal(self.make_rng("noise"), shape), dims)
 
@@ -183,7 +211,9 @@ class Regression(nn.Module):
     def setup(self) -> None:
         self.out = nn.Dense(self.horizon * self.action_dim, dtype=self.dtype)
 
-    def __call__(self, group: TokenGroup, action: jax.Array) -> jax.Array:
+    def __call__(
+        self, group: TokenGroup, action: jax.Array, context: Context | None = None
+    ) -> jax.Array:
         return self.error(self.predict(pooled(group)) - action) * self.action_dim
 
     def predict(self, embedding: jax.Array) -> jax.Array:
@@ -191,7 +221,12 @@ class Regression(nn.Module):
         x = self.out(embedding).astype(jnp.float32)
         return _chunk(self.limit * jnp.tanh(x / self.limit), self.action_dim)
 
-    def sample(self, group: TokenGroup, dims: jax.Array | None = None) -> jax.Array:
+    def sample(
+        self,
+        group: TokenGroup,
+        dims: jax.Array | None = None,
+        context: Context | None = None,
+    ) -> jax.Array:
         return self.predict(pooled(group)[:, -1])
 
     def error(self, difference: jax.Array) -> jax.Array:
@@ -238,6 +273,15 @@ class ScoreNetwork(nn.Module):
             y = nn.swish(dense(self.expansion * self.hidden, f"up_{i}")(y))
             h = h + dense(self.hidden, f"down_{i}")(y)
         return dense(x.shape[-1], "out")(nn.swish(h)).astype(jnp.float32)
+
+
+def build(
+    component: Mapping[str, Any], path: str, spec: BatchSpec, *, names: Names, dtype: Any
+) -> nn.Module:
+    """Return the head of a config's component, for the chunks of the batch spec."""
+    _, horizon, action_dim = spec["action"][0]
+    sizes = {"horizon": horizon, "action_dim": action_dim, "dtype": dtype}
+    return build_component(HEADS, component, path, **sizes)
 
 
 HEADS = {"diffusion": Diffusion, "flow": Flow, "mse": MSE, "l1": L1}

@@ -17,30 +17,44 @@ The sequence, and who looks at whom (rows at columns; `tokens.py` has the rule):
 
 The groups are named task_<tokenizer>, obs_<tokenizer> and readout_<readout>, in the order of the
 config. Each has a projection to the token width and a learned position embedding; a readout is its
-embedding alone.
+embedding alone. With `repeat_task_tokens`, every timestep shows the embedded task tokens again, as
+obs_task_<tokenizer>. "obs" is all observation groups together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, build_component, unknown
-from octolike.model import tokenizers, tokens
-from octolike.model.heads import HEADS, masked_losses
+from octolike.config import ConfigError, unknown
+from octolike.model import heads, tokenizers, tokens
+from octolike.model.heads import Context, masked_losses
 from octolike.model.transformer import Transformer
-from octolike.types import BatchSpec, TokenGroup
+from octolike.types import BatchSpec, Names, TokenGroup
+
+
+class Encoded(NamedTuple):
+    """What the transformer leaves.
+
+    groups: every TokenGroup by name; readouts are never masked. task: [B, E], the mean token of
+    each task tokenizer side by side, or None without one. metrics: of the transformer, its
+    "balance_loss" among them where it has experts.
+    """
+
+    groups: dict[str, TokenGroup]
+    task: jax.Array | None
+    metrics: dict[str, jax.Array]
 
 
 class Octo(nn.Module):
     """The policy network; `build` makes one from a config.
 
     Random streams: "params" at init, "noise", and "dropout" in training. Parameters of a tokenizer
-    or head are under tokenizers_<name> and heads_<name>.
+    or head are under tokenizers_<name> and heads_<name>. window: timesteps with an embedding.
     """
 
     tokenizers: dict[str, nn.Module]
@@ -49,6 +63,7 @@ class Octo(nn.Module):
     heads: dict[str, nn.Module]
     width: int
     window: int
+    repeat_task_tokens: bool = False
     dtype: Any = jnp.float32
 
     def __call__(
@@ -56,15 +71,19 @@ class Octo(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (loss, metrics) of a training batch; images may be uint8, or float in 0 to 255.
 
-        Metrics: loss_per_example [B], and <head>_loss of each head; the loss is their sum.
+        Metrics: loss_per_example [B], and <head>_loss of each head; the loss is their sum, and the
+        transformer's balance_loss where it has experts.
         """
-        groups = self.encode(batch["observation"], batch["task"], train=train)
+        encoded = self._encode(batch["observation"], batch["task"], train=train)
+        context = Context(encoded.task, batch["embodiment"], batch["task"]["task_id"])
         mask = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         # A head that noises actions would otherwise let masked ones reach its network.
         action = jnp.where(mask, batch["action"], 0)
-        loss, metrics = 0.0, {"loss_per_example": 0.0}
+        metrics = encoded.metrics | {"loss_per_example": 0.0}
+        loss = metrics.get("balance_loss", 0.0)
         for name, head in self.heads.items():
-            head_loss, per_example = masked_losses(head(groups[head.readout], action), mask)
+            errors = head(encoded.groups[head.readout], action, context)
+            head_loss, per_example = masked_losses(errors, mask)
             loss += head_loss
             metrics[f"{name}_loss"] = head_loss
             metrics["loss_per_example"] += per_example
@@ -77,21 +96,31 @@ class Octo(nn.Module):
         *,
         head: str = "action",
         dims: jax.Array | None = None,
+        embodiment: jax.Array | None = None,
     ) -> jax.Array:
         """Return normalised action chunks, float32 [B, H, A], for the last frame of the window.
 
         dims: bool [B, A], False for action dimensions that an embodiment lacks; None: it has all.
+        embodiment: int [B], which robot; None: the first.
         """
         if head not in self.heads:
             raise ValueError(unknown("head", head, self.heads))
-        groups = self.encode(observation, task, train=False)
-        return self.heads[head].sample(groups[self.heads[head].readout], dims)
+        encoded = self._encode(observation, task, train=False)
+        first = jnp.zeros(observation["timestep_mask"].shape[0], jnp.int32)
+        robot = first if embodiment is None else embodiment
+        context = Context(encoded.task, robot, task["task_id"])
+        return self.heads[head].sample(encoded.groups[self.heads[head].readout], dims, context)
 
-    @nn.compact
     def encode(
         self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
     ) -> dict[str, TokenGroup]:
         """Return every group as the transformer leaves it, by name; readouts are never masked."""
+        return self._encode(observation, task, train=train).groups
+
+    @nn.compact
+    def _encode(
+        self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
+    ) -> Encoded:
         steps = observation["timestep_mask"]
         if steps.shape[1] > self.window:
             raise ValueError(f"{steps.shape[1]} frames; the model's window is {self.window}")
@@ -107,11 +136,22 @@ class Octo(nn.Module):
                 groups.observation[f"obs_{name}"] = TokenGroup(x, mask & steps[..., None])
         for kind in (groups.task, groups.observation):
             kind.update({name: self._embed(name, group) for name, group in kind.items()})
+        if self.repeat_task_tokens:
+            window = steps.shape[1]
+            repeat = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], window, *x.shape[1:]))
+            for name, group in groups.task.items():
+                groups.observation[f"obs_{name}"] = TokenGroup(*map(repeat, group))
         for name, n in self.readouts.items():
             groups.readout[f"readout_{name}"] = self._readout(f"readout_{name}", n, steps)
-        x = self.transformer(tokens.join(groups), tokens.attention_mask(groups), train=train)
+        mask = tokens.attention_mask(groups)
+        x, metrics = self.transformer(tokens.join(groups), mask, condition, train=train)
         done = tokens.split(x, groups)
-        return done.task | done.observation | done.readout
+        seen = [
+            jnp.concatenate(x, axis=axis)
+            for x, axis in zip(zip(*done.observation.values()), (-2, -1))
+        ]
+        all_groups = done.task | done.observation | done.readout | {"obs": TokenGroup(*seen)}
+        return Encoded(all_groups, condition, metrics)
 
     def _embed(self, name: str, group: TokenGroup) -> TokenGroup:
         x = nn.Dense(self.width, dtype=self.dtype, name=f"{name}_projection")(group.tokens)
@@ -130,18 +170,18 @@ class Octo(nn.Module):
         return (x if window is None else x[:, :window]).astype(self.dtype)
 
 
-def build(model: Mapping[str, Any], spec: BatchSpec) -> Octo:
+def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
     """Return the network of `dataclasses.asdict(config.model)` for batches of the given spec.
 
-    Raises ConfigError for an unknown kind, field, camera or readout, with the choices.
+    names: what the batches' integers count. Raises ConfigError for an unknown kind, field, camera
+    or readout, with the choices.
     """
-    window, horizon, action_dim = spec["action"][0]
     dtype = jnp.dtype(model["dtype"])
     for part in ("tokenizers", "readouts", "heads"):
         if not model[part]:
             raise ConfigError(f"model.{part} is empty; the policy needs at least one")
     made = {
-        name: tokenizers.build(c, f"model.tokenizers.{name}", spec, dtype=dtype)
+        name: tokenizers.build(c, f"model.tokenizers.{name}", spec, names=names, dtype=dtype)
         for name, c in model["tokenizers"].items()
     }
     places = [t.place for t in made.values()]
@@ -152,13 +192,13 @@ def build(model: Mapping[str, Any], spec: BatchSpec) -> Octo:
             raise ConfigError(
                 f"model.tokenizers.{name}.film needs a tokenizer of the task; add a 'language' one"
             )
-    heads = {}
+    readouts = _readouts(model, made)
+    finished = {}
     for name, c in model["heads"].items():
-        sizes = {"horizon": horizon, "action_dim": action_dim, "dtype": dtype}
-        heads[name] = build_component(HEADS, c, f"model.heads.{name}", **sizes)
-        readout, readouts = heads[name].readout, [f"readout_{r}" for r in model["readouts"]]
-        if readout not in readouts:
-            raise ConfigError(unknown(f"readout of model.heads.{name}", readout, readouts))
+        path = f"model.heads.{name}"
+        head = finished[name] = heads.build(c, path, spec, names=names, dtype=dtype)
+        if head.readout not in readouts:
+            raise ConfigError(unknown(f"readout of {path}", head.readout, readouts))
     return Octo(
         tokenizers=made,
         readouts=dict(model["readouts"]),
@@ -169,8 +209,15 @@ def build(model: Mapping[str, Any], spec: BatchSpec) -> Octo:
             dropout=model["dropout"],
             dtype=dtype,
         ),
-        heads=heads,
+        heads=finished,
         width=model["width"],
-        window=window,
+        window=max(model["max_window"], spec["action"][0][0]),
+        repeat_task_tokens=model["repeat_task_tokens"],
         dtype=dtype,
     )
+
+
+def _readouts(model: Mapping[str, Any], made: Mapping[str, nn.Module]) -> list[str]:
+    """Return the groups that a head may read: those that belong to timesteps."""
+    seen = [f"obs_{name}" for name, t in made.items() if t.place == "observation"]
+    return [*(f"readout_{name}" for name in model["readouts"]), *seen, "obs"]

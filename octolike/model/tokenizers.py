@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from octolike.config import ConfigError, build_component
 from octolike.model.encoders import ENCODERS
-from octolike.types import BatchSpec, TokenGroup
+from octolike.types import BatchSpec, Names, TokenGroup
 
 
 class Image(nn.Module):
@@ -133,12 +133,14 @@ class Proprio(nn.Module):
 TOKENIZERS = {"image": Image, "goal_image": GoalImage, "language": Language, "proprio": Proprio}
 
 
-def build(component: Mapping[str, Any], path: str, spec: BatchSpec, **context: Any) -> nn.Module:
+def build(
+    component: Mapping[str, Any], path: str, spec: BatchSpec, *, names: Names, dtype: Any
+) -> nn.Module:
     """Return the tokenizer of a config's component, its encoder included.
 
     Raises ConfigError, naming `path`, for an unknown kind or field, or a key that the spec lacks.
     """
-    fields = dict(component)
+    fields, context = dict(component), {"dtype": dtype}
     if isinstance(fields.get("encoder"), Mapping):
         encoder = build_component(ENCODERS, fields["encoder"], f"{path}.encoder", **context)
         fields["encoder"] = encoder

@@ -22,8 +22,13 @@ class Transformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
-        """Return [B, N, D] for x [B, N, D] and mask bool [B, 1, N, N], True: may attend."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, condition: jax.Array | None, *, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return ([B, N, D], metrics) for x [B, N, D] and mask bool [B, 1, N, N], True: may attend.
+
+        condition: [B, E], the pooled task tokens, or None without any.
+        """
         for i in range(self.layers):
             block = Block(
                 attention_heads=self.attention_heads,
@@ -33,7 +38,7 @@ class Transformer(nn.Module):
                 name=f"block_{i}",
             )
             x = block(x, mask, train=train)
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x), {}
 
 
 class Block(nn.Module):

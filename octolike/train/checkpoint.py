@@ -4,7 +4,7 @@
       config.json        the whole config
       embodiments.json   each robot's action and proprio layout, with statistics
       batch_spec.json    shape and dtype of everything in a batch
-      datasets.json      names of the datasets, in the order of their index in a batch
+      names.json         datasets, embodiments and tasks, in the order of their index in a batch
       versions.json      of Python and the libraries
       checkpoints/<step>/{params, ema, optimizer, data}
 
@@ -38,7 +38,7 @@ FILES = {
     "config.json": "the run's config",
     "embodiments.json": "the robots' action and proprio layouts with their statistics",
     "batch_spec.json": "shape and dtype of everything in a batch",
-    "datasets.json": "the names of the datasets",
+    "names.json": "the names of the datasets, embodiments and tasks",
 }
 CHECKPOINTS = "checkpoints"
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -62,7 +62,7 @@ class Run:
     config: Config
     embodiments: list[Embodiment]
     spec: types.BatchSpec
-    datasets: list[str]
+    names: types.Names
     params: Params
     step: int
 
@@ -71,12 +71,12 @@ def write_run_files(
     config: Config,
     embodiments: Sequence[Embodiment],
     spec: types.BatchSpec,
-    datasets: Sequence[str],
+    names: types.Names,
 ) -> None:
     """Write the JSON files of a run; each is there whole or not at all."""
     directory = Path(config.workdir)
     directory.mkdir(parents=True, exist_ok=True)
-    for name, text in _contents(config, embodiments, spec, datasets).items():
+    for name, text in _contents(config, embodiments, spec, names).items():
         write_text(directory / name, text)
 
 
@@ -91,18 +91,18 @@ def check_same_run(
     config: Config,
     embodiments: Sequence[Embodiment],
     spec: types.BatchSpec,
-    datasets: Sequence[str],
+    names: types.Names,
 ) -> bool:
     """Return whether `config.workdir` holds this run already.
 
-    Raises ConfigError if it holds another one: a config, embodiment, batch spec or list of datasets
-    that differs. The error lists the dotted paths with both values. What `MAY_CHANGE` names does
+    Raises ConfigError if it holds another one: a config, embodiment, batch spec or name that
+    differs. The error lists the dotted paths with both values. What `MAY_CHANGE` names does
     not count.
     """
     directory = Path(config.workdir)
     if not (directory / "config.json").exists():
         return False
-    for name, text in _contents(config, embodiments, spec, datasets).items():
+    for name, text in _contents(config, embodiments, spec, names).items():
         if name == "versions.json" or not (directory / name).exists():
             continue
         changes = _differences(_read_json(directory / name), json.loads(text))
@@ -140,7 +140,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
         config=from_json(json.dumps(texts["config.json"])),
         embodiments=embodiments_from_json(texts["embodiments.json"]),
         spec=types.spec_from_json(texts["batch_spec.json"]),
-        datasets=texts["datasets.json"],
+        names=types.Names(**{k: tuple(v) for k, v in texts["names.json"].items()}),
         params=params,
         step=step,
     )
@@ -293,14 +293,14 @@ def _contents(
     config: Config,
     embodiments: Sequence[Embodiment],
     spec: types.BatchSpec,
-    datasets: Sequence[str],
+    names: types.Names,
 ) -> dict[str, str]:
     versions = {name: _version(name) for name in LIBRARIES}
     return {
         "config.json": to_json(config),
         "embodiments.json": _dump(embodiments_to_json(embodiments)),
         "batch_spec.json": _dump(types.spec_to_json(spec)),
-        "datasets.json": _dump(list(datasets)),
+        "names.json": _dump({k: list(v) for k, v in names._asdict().items()}),
         "versions.json": _dump({"python": platform.python_version(), **versions}),
     }
 

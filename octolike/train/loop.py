@@ -5,7 +5,7 @@ How training starts:
     1. the directory: empty, or holding this very run (then it is resumed), else an error
     2. the devices, and how a batch is cut over them
     3. the model's parameters: their table, and what each frozen pattern matches
-    4. config, embodiments, batch spec, datasets and versions are written
+    4. config, embodiments, batch spec, names and versions are written
     5. the state: resumed, initialised from another run, or from scratch
     6. the data, from where the state left it
     7. the step, compiled once, with its memory plan
@@ -68,7 +68,7 @@ def train(
     *,
     spec: types.BatchSpec,
     embodiments: Sequence[Embodiment],
-    datasets: Sequence[str],
+    names: types.Names,
     validation: Loaders,
     model: nn.Module | None = None,
 ) -> TrainState:
@@ -79,7 +79,7 @@ def train(
         batches: makes the training batches from a saved position, or from the start for None.
         spec: of every batch.
         embodiments: the robots that a batch's `embodiment` counts.
-        datasets: the names that a batch's `dataset` counts.
+        names: what a batch's integers count.
         validation: {dataset: makes an iterator of held-out batches}; {} for none.
         model: the network; by default that of `config.model`.
 
@@ -91,7 +91,7 @@ def train(
     """
     config.check()
     # 1. The directory.
-    known = checkpoint.check_same_run(config, embodiments, spec, datasets)
+    known = checkpoint.check_same_run(config, embodiments, spec, names)
     checkpoints = checkpoint.Checkpoints(config.workdir, config.train.keep)
     resume = known and checkpoints.latest is not None
     # 2. The devices.
@@ -99,13 +99,13 @@ def train(
     sharding.check_batch_size(config.data.batch_size, mesh)
     print(f"devices: {mesh.size} × {jax.local_devices()[0].device_kind}")
     # 3. The parameters.
-    model = model or octo.build(dataclasses.asdict(config.model), spec)
+    model = model or octo.build(dataclasses.asdict(config.model), spec, names)
     keys = jax.random.split(jax.random.key(config.seed), 3)
     shapes = jax.eval_shape(lambda key: states.init_params(model, spec, key), keys[0])
     frozen = _freeze(shapes, config.optim.frozen)
     print(states.summarize(shapes, frozen))
     # 4. The files.
-    checkpoint.write_run_files(config, embodiments, spec, datasets)
+    checkpoint.write_run_files(config, embodiments, spec, names)
     table = states.describe(shapes, frozen) + "\n"
     checkpoint.write_text(Path(config.workdir) / "parameters.txt", table)
     # 5. The state.
@@ -136,7 +136,7 @@ def train(
             model, validation, embodiments, spec, batches=n, mesh=mesh, key=keys[2]
         )
     with contextlib.closing(feed):
-        return Loop(config, step, feed, checkpoints, validator, datasets).run(state)
+        return Loop(config, step, feed, checkpoints, validator, names).run(state)
 
 
 def make_step(
@@ -245,10 +245,10 @@ class Loop:
         feed: Feed,
         checkpoints: checkpoint.Checkpoints,
         validator: Validator | None,
-        datasets: Sequence[str],
+        names: types.Names,
     ) -> None:
         self._config, self._step, self._feed = config, step, feed
-        self._checkpoints, self._validator, self._datasets = checkpoints, validator, datasets
+        self._checkpoints, self._validator, self._datasets = checkpoints, validator, names.datasets
         self._means, self._waited, self._last_loss = Means(), 0.0, math.nan
 
     def run(self, state: TrainState) -> TrainState:

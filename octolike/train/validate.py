@@ -78,6 +78,7 @@ class Validator:
             batch["observation"],
             batch["task"],
             dims=jnp.asarray(self._dims)[batch["embodiment"]],
+            embodiment=batch["embodiment"],
             method="sample_actions",
             rngs={"noise": key_sample},
         )
