@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from octolike.config import ConfigError, unknown
-from octolike.model import heads, tokenizers, tokens
+from octolike.model import experts, heads, tokenizers, tokens
 from octolike.model.heads import Context, masked_losses
 from octolike.model.transformer import Transformer
 from octolike.types import BatchSpec, Names, TokenGroup
@@ -207,6 +207,7 @@ def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
             attention_heads=model["attention_heads"],
             mlp_width=model["mlp_width"],
             dropout=model["dropout"],
+            experts=experts.build(model["experts"]),
             dtype=dtype,
         ),
         heads=finished,

@@ -46,6 +46,8 @@ from octolike.train.metrics import Means, Metrics
 from octolike.train.state import Params, TrainState
 from octolike.train.validate import Loaders, Validator
 
+MOST_NAMES = 50  # datasets or tasks whose losses are logged one by one
+
 Step = Callable[[TrainState, types.Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -176,10 +178,10 @@ def compile_step(
     started = time.perf_counter()
     compiled = jitted.lower(state, _abstract_batch(spec, batch_size)).compile()
     seconds, memory = time.perf_counter() - started, compiled.memory_analysis()
-    plan = ""
+    plan = f"; {_flops(compiled) / 1e9:.4g} GFLOP"
     if memory is not None:
         held, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-        plan = f"; per device {held / 2**20:.0f} MiB held, {work / 2**20:.0f} MiB while it computes"
+        plan += f"; per device {held / 2**20:.0f} MiB held, {work / 2**20:.0f} MiB while it computes"
     print(f"step compiled in {seconds:.1f} s{plan}", flush=True)
     return compiled
 
@@ -209,10 +211,11 @@ class Start:
 
 
 class Fed(NamedTuple):
-    """A batch on the devices; dataset: int [B], on the host; position: in the data, after it."""
+    """A batch on the devices; dataset, task: int [B], on the host; position: in the data, after."""
 
     arrays: types.Batch
     dataset: np.ndarray
+    task: np.ndarray
     position: dict[str, Any]
     ready: float
 
@@ -228,7 +231,8 @@ class Feed:
         batch = next(self._batches)
         types.check_batch(batch, self._spec)
         position, ready = self._batches.state(), time.perf_counter()
-        return Fed(sharding.put_batch(batch, self._mesh), batch["dataset"], position, ready)
+        whose = batch["dataset"], batch["task"]["task_id"]
+        return Fed(sharding.put_batch(batch, self._mesh), *whose, position, ready)
 
     def close(self) -> None:
         """Stop making batches."""
@@ -248,7 +252,11 @@ class Loop:
         names: types.Names,
     ) -> None:
         self._config, self._step, self._feed = config, step, feed
-        self._checkpoints, self._validator, self._datasets = checkpoints, validator, names.datasets
+        self._checkpoints, self._validator = checkpoints, validator
+        # One name says nothing that the whole does not; hundreds are for the report, not the log.
+        self._datasets, self._tasks = (
+            n if 1 < len(n) <= MOST_NAMES else () for n in (names.datasets, names.tasks)
+        )
         self._means, self._waited, self._last_loss = Means(), 0.0, math.nan
 
     def run(self, state: TrainState) -> TrainState:
@@ -304,20 +312,24 @@ class Loop:
         scalars = {k: float(v) for k, v in metrics.items() if v.ndim == 0}
         self._check_finite(step, scalars)
         self._means.add(scalars)
-        if len(self._datasets) > 1:
-            self._add_per_dataset(metrics, fed.dataset)
+        self._add_per_name(metrics, fed)
         log.advance()
         if step % self._config.train.log_every == 0 or step == self._config.train.steps:
             log.train(step, self._means.take(), self._waited)
             self._waited = 0.0
 
-    def _add_per_dataset(self, metrics: Mapping[str, np.ndarray], dataset: np.ndarray) -> None:
-        for i, name in enumerate(self._datasets):
-            mine = dataset == i
-            self._means.add({f"share/{name}": mine.mean()})
-            if mine.any():
-                values = metrics["loss_per_example"][mine]
-                self._means.add({f"loss/{name}": values.mean()}, weight=mine.sum())
+    def _add_per_name(self, metrics: Mapping[str, np.ndarray], fed: Fed) -> None:
+        """Take in the losses, and the use of experts, of each dataset and of each task."""
+        for of, names in ((fed.dataset, self._datasets), (fed.task, self._tasks)):
+            for i, name in enumerate(names):
+                mine = of == i
+                self._means.add({f"share/{name}": mine.mean()})
+                if not mine.any():
+                    continue
+                found = {f"loss/{name}": metrics["loss_per_example"][mine].mean()}
+                used = metrics.get("experts_per_example", np.zeros((len(of), 0)))[mine].mean(axis=0)
+                found |= {f"expert_{e}/{name}": share for e, share in enumerate(used)}
+                self._means.add(found, weight=mine.sum())
 
     def _check_finite(self, step: int, scalars: Mapping[str, float]) -> None:
         bad = {k: v for k, v in scalars.items() if not math.isfinite(v)}
@@ -368,6 +380,12 @@ def _read(metrics: dict[str, jax.Array]) -> tuple[dict[str, np.ndarray], float]:
     """Return the metrics on the host, and when the device had finished them."""
     values = jax.device_get(jax.block_until_ready(metrics))
     return {k: np.asarray(v) for k, v in values.items()}, time.perf_counter()
+
+
+def _flops(compiled: Any) -> float:
+    """Return the floating-point operations of a compiled function, as the compiler counts them."""
+    costs = compiled.cost_analysis() or {}
+    return float(costs.get("flops", math.nan))
 
 
 def _freeze(shapes: Params, patterns: Sequence[str]) -> list[str]:

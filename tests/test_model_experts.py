@@ -1,0 +1,140 @@
+"""Mixture of experts: routing, capacity, balance, and what must not change between the two ways."""
+
+import jax
+import jax.numpy as jnp
+import model_fakes as fakes
+import numpy as np
+import pytest
+
+from octolike.config import ConfigError
+from octolike.model import experts, octo
+from octolike.model.experts import Experts, TopK
+
+B, N, D, E = 3, 6, 8, 4
+X = np.random.default_rng(0).normal(size=(B, N, D)).astype(np.float32)
+VISIBLE = np.ones((B, N), bool)
+VISIBLE[1, 4:] = False
+TASK = np.random.default_rng(1).normal(size=(B, 5)).astype(np.float32)
+
+
+def make(**fields):
+    module = Experts(TopK(**{"count": E, "capacity": float(E), **fields}), mlp_width=16)
+    variables = fakes.parameters(module.init, X, VISIBLE, TASK, train=True)
+    return module, variables
+
+
+def by_hand(params, x, expert):
+    gelu = lambda h: jax.nn.gelu(h, approximate=True)
+    h = gelu(x @ params["in_kernel"][expert] + params["in_bias"][expert])
+    return h @ params["out_kernel"][expert] + params["out_bias"][expert]
+
+
+@pytest.mark.parametrize(("gate", "k"), [("token", 1), ("token", 2), ("task", 2)])
+@pytest.mark.parametrize("train", [True, False])
+def test_each_unit_gets_its_best_experts(gate, k, train):
+    module, variables = make(gate=gate, k=k)
+    y, metrics = module.apply(variables, X, VISIBLE, TASK, train=train)
+    p = variables["params"]
+    for b in range(B):
+        for n in range(N):
+            unit = TASK[b] if gate == "task" else X[b, n]
+            share = jax.nn.softmax(unit @ p["gate"]["kernel"] + p["gate"]["bias"])
+            best = np.argsort(-share)[:k]
+            weight = share[best] / (share[best].sum() if k > 1 else 1)
+            want = sum(w * by_hand(p, X[b, n], e) for w, e in zip(weight, best, strict=True))
+            served = gate == "task" or VISIBLE[b, n]
+            np.testing.assert_allclose(y[b, n], want if served else 0, atol=1e-5)
+    assert metrics["experts_per_example"].shape == (B, E)
+    np.testing.assert_allclose(metrics["experts_per_example"].sum(-1), 1, rtol=1e-6)
+    assert metrics["experts_full"] == 0
+
+
+@pytest.mark.parametrize("gate", ["token", "task"])
+def test_acting_example_by_example_is_acting_in_a_batch(gate):
+    module, variables = make(gate=gate, k=2)
+    act = lambda *example: module.apply(variables, *example, train=False)[0]
+    one_by_one = jax.vmap(lambda *e: act(*(v[None] for v in e))[0])(X, VISIBLE, TASK)
+    np.testing.assert_allclose(one_by_one, act(X, VISIBLE, TASK), atol=1e-5)
+
+
+def test_a_full_expert_turns_away_the_last_ones_and_only_in_training():
+    module, variables = make(capacity=1.0)
+    gate = variables["params"]["gate"]
+    gate["kernel"], gate["bias"] = np.zeros_like(gate["kernel"]), np.float32([9, 0, 0, 0])
+    y, metrics = module.apply(variables, X, VISIBLE, None, train=True)
+    room = int(np.ceil(N / E))
+    assert (np.abs(y[:, :room]).max(-1) > 0).all()
+    assert not np.abs(y[:, room:]).any()
+    np.testing.assert_allclose(metrics["experts_full"], 1 - B * room / VISIBLE.sum())
+    y, metrics = module.apply(variables, X, VISIBLE, None, train=False)
+    assert (np.abs(y[VISIBLE]).max(-1) > 0).all()
+    assert metrics["experts_full"] == 0
+
+
+def test_examples_do_not_influence_one_another_and_hidden_tokens_nobody():
+    module, variables = make(capacity=1.0, k=2)
+    run = lambda x: module.apply(variables, x, VISIBLE, None, train=True)[0]
+    other = X.copy()
+    other[0] += 1
+    other[1, 4:] = 7
+    np.testing.assert_array_equal(run(X)[1, :4], run(other)[1, :4])
+    np.testing.assert_array_equal(run(X)[2], run(other)[2])
+
+
+def test_the_balance_loss_is_least_when_all_are_used_alike():
+    wanted = np.ones((1, 8), bool)
+    even = np.eye(E, dtype=np.float32)[np.arange(8) % E][None] * 9
+    skewed = np.zeros((1, 8, E), np.float32) + np.float32([9, 0, 0, 0])
+    losses = []
+    for logits in (even, skewed):
+        routing = experts.route(jnp.asarray(logits), wanted, 1)
+        chosen = jax.nn.one_hot(routing.expert, E)
+        losses.append(float(experts._balance(routing, chosen, wanted)))
+    assert losses[0] == pytest.approx(1, abs=1e-3)
+    assert losses[1] > 3.9
+
+
+def test_the_gate_learns():
+    module, variables = make()
+
+    def loss(v):
+        y, metrics = module.apply(v, X, VISIBLE, TASK, train=True)
+        return jnp.square(y).sum() + metrics["balance_loss"]
+
+    grads = jax.grad(loss)(variables)["params"]
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("gate", ["token", "task"])
+def test_in_the_whole_model(gate):
+    spec = fakes.spec()
+    made = fakes.model(experts={"kind": "top_k", "count": 3, "gate": gate, "every": 2})
+    model, batch = octo.build(made, spec, fakes.NAMES), fakes.batch(spec, 2)
+    variables = fakes.parameters(model.init, batch, train=False)
+    blocks = variables["params"]["transformer"]
+    assert "experts" in blocks["block_1"]
+    assert "mlp_in" in blocks["block_0"]
+    rngs = {"noise": jax.random.key(0), "dropout": jax.random.key(1)}
+    loss, metrics = jax.eval_shape(lambda: model.apply(variables, batch, train=True, rngs=rngs))
+    assert loss.shape == ()
+    assert metrics["experts_per_example"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "top"}, "unknown kind at model.experts: 'top'; did you mean 'top_k'"),
+        ({"kind": "top_k", "gate": "tokens"}, "model.experts.gate"),
+        ({"kind": "top_k", "k": 5}, "model.experts.k is 5; it must lie in 1 to"),
+        ({"kind": "top_k", "capacity": 0.5}, "capacity 0.5"),
+    ],
+)
+def test_bad_settings(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        experts.build(fields)
+
+
+def test_a_task_gate_without_a_task_is_an_error():
+    module, variables = make(gate="task")
+    with pytest.raises(ConfigError, match="needs a tokenizer of the task"):
+        module.apply(variables, X, VISIBLE, None, train=False)
