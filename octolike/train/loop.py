@@ -181,7 +181,7 @@ def compile_step(
     plan = f"; {_flops(compiled) / 1e9:.4g} GFLOP"
     if memory is not None:
         held, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-        plan += f"; per device {held / 2**20:.0f} MiB held, {work / 2**20:.0f} MiB while it computes"
+        plan += f"; per device {held / 2**20:.0f} MiB held, {work / 2**20:.0f} MiB for computing"
     print(f"step compiled in {seconds:.1f} s{plan}", flush=True)
     return compiled
 
