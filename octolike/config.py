@@ -15,6 +15,7 @@ attribute, command line, config argument, stored JSON and component field.
 # No `from __future__ import annotations`: config_flags reads the fields' types, not their names.
 import dataclasses
 import difflib
+import importlib.util
 import json
 import sys
 import types
@@ -188,6 +189,9 @@ class EvaluateConfig:
     episodes: int = option(20, "episodes per skill and split")
     splits: tuple[str, ...] = option(("train",), "splits of the environment's tasks")
     skills: tuple[str, ...] = option((), "skills; () for all that were collected")
+    tell: tuple[str, ...] = option(
+        ("language",), "how the policy is told its task: any of 'language', 'goal', 'task_id'"
+    )
     execute: int = option(1, "actions of each chunk that are executed before the next is asked for")
     ensemble: float = option(
         0.0, "temporal ensembling: older predictions weigh exp(-this · age); 0: off"
@@ -224,6 +228,8 @@ class Config:
         _choice("data.bad_episodes", d.bad_episodes, ("error", "drop"))
         _choice("model.dtype", m.dtype, ("float32", "bfloat16"))
         _choice("optim.schedule", o.schedule, ("cosine", "rsqrt", "constant"))
+        for way in self.evaluate.tell:
+            _choice("evaluate.tell", way, ("language", "goal", "task_id"))
         for name, value, low in (
             ("data.window", d.window, 1),
             ("data.horizon", d.horizon, 1),
@@ -322,6 +328,21 @@ def build_component(
         if required and f.name in known - fields.keys() - context.keys():
             raise ConfigError(f"{path} ({kind!r}) lacks {f.name!r}, which has no default")
     return table[kind](**fields, **{k: v for k, v in context.items() if k in known | {"name"}})
+
+
+def load_module(path: str) -> types.ModuleType:
+    """Return the module of a Python file; ConfigError where there is none or it does not run."""
+    spec = importlib.util.spec_from_file_location(f"octolike_file_{abs(hash(path))}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}") from None
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    return module
 
 
 def run(main: Callable[[Config], Any]) -> None:

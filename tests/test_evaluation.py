@@ -141,12 +141,14 @@ class Forward:
 
     observation_keys, window, horizon = ("proprio",), 2, H
     gripper = (False, True)
+    goal_shapes = {"image_extra": (3,)}  # noqa: RUF012
 
     def __init__(self, batch_size):
-        self.batch_size, self.calls = batch_size, 0
+        self.batch_size, self.calls, self.told = batch_size, 0, []
 
-    def create_task(self, instruction):
-        return len(instruction)
+    def create_task(self, instruction, goal_images, task_id):
+        self.told.append((instruction, goal_images, task_id))
+        return len(instruction or "goal")
 
     def sample_batch(self, observations, tasks, seeds):
         assert len(observations) == len(tasks) == len(seeds) == self.batch_size
@@ -164,12 +166,35 @@ PLAN = [Episode("train", skill, seed) for seed in range(6) for skill in ("walk",
 SETUP = {"checkpoint": 1}
 
 
-def roll_out(directory, kind=Walk, workers=0, policy=None, videos=0):
+def goal_of(env, seed, options):
+    return {"image_extra": np.full(3, seed), "image_other": np.zeros(3)}
+
+
+def roll_out(directory, kind=Walk, workers=0, policy=None, videos=0, tell=("language",)):
     results, seen = Results(directory, SETUP, videos), []
     with Pool(functools.partial(make, kind), 4, workers) as pool:
-        timing = rollouts.run(policy or Forward(4), "trained", PLAN, pool, results, seen.append)
+        timing = rollouts.run(
+            policy or Forward(4), "trained", PLAN, pool, results, seen.append, tell, goal_of
+        )
     by_episode = {(r["skill"], r["seed"]): r for r in results.rows}
     return by_episode, seen, timing
+
+
+@pytest.mark.parametrize(
+    ("tell", "told"),
+    [
+        (("language",), ("go walk", None, None)),
+        (("language", "task_id"), ("go walk", None, "t")),
+        (("goal",), (None, {"extra": [0.0, 0.0, 0.0]}, None)),
+        ((), (None, None, None)),
+    ],
+)
+def test_the_policy_is_told_its_task_as_asked(tmp_path, tell, told):
+    policy = Forward(4)
+    roll_out(tmp_path, policy=policy, tell=tell)
+    instruction, goals, task_id = policy.told[0]
+    goals = goals and {k: v.tolist() for k, v in goals.items()}
+    assert (instruction, goals, task_id) == told
 
 
 def test_episodes_become_rows_whatever_the_workers(tmp_path):

@@ -187,7 +187,7 @@ def step():
     start = loop.Start(tx, ["stem/kernel"], True, mesh)
     first = start.scratch(lambda key: state.init_params(Tiny(), SPEC, key), jax.random.key(0))
     made = loop.make_step(Tiny(), tx, run("unused"), jax.random.key(1))
-    return loop.compile_step(made, first, SPEC, 4, mesh), first, mesh
+    return loop.compile_step(made, first, SPEC, 4, mesh)[0], first, mesh
 
 
 def test_the_step_donates_its_state_and_makes_no_implicit_transfer(step):

@@ -62,6 +62,12 @@ def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Shard]:
     return shards
 
 
+def settings(environment: Mapping[str, Any], collect: CollectConfig) -> dict[str, Any]:
+    """Return what the demonstrations depend on: to go on with others would mix two datasets."""
+    names = ("skills", "validation_share", "noise", "episodes_per_shard")
+    return {"environment": dict(environment)} | {n: getattr(collect, n) for n in names}
+
+
 class Recorder:
     """Records demonstrations in a worker process, away from the tensorflow that writes them."""
 
@@ -104,6 +110,18 @@ def tabletop_episode(
     from octolike.envs.tabletop import Noise, collect_episode
 
     return collect_episode(env, seed, split, skills, Noise(share=noise, kicks=noise / 10))
+
+
+def tabletop_goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the cameras' pictures, uint8 [h, w, 3], at the end of the expert's own episode.
+
+    The environment is left at that end: reset it before the policy's turn.
+    """
+    from octolike.envs.tabletop import CLEAN, collect_episode
+
+    episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], CLEAN)
+    seen = episode["steps"]["observation"]
+    return {key: frames[-1] for key, frames in seen.items() if key.startswith("image_")}
 
 
 def _validation(episodes: int, share: float) -> int:

@@ -27,6 +27,7 @@ class Simulator:
     tasks_of: (split, skills) -> the tasks there, empty where a split has none.
     collect_episode: (env, seed, split, skills, noise in [0, 1]) -> episode dict, with
         episode_metadata.success.
+    goal: (env, seed, options of reset) -> {"image_<camera>": how it looks when the task is done}.
     """
 
     env: str
@@ -34,6 +35,7 @@ class Simulator:
     splits: str
     tasks_of: str
     collect_episode: str
+    goal: str
 
     def load(self, part: str) -> Any:
         """Import one part: 'env', 'skills', …"""
@@ -97,5 +99,6 @@ ENVIRONMENTS = {
         splits="octolike.envs.tabletop.tasks:SPLITS",
         tasks_of="octolike.envs.tabletop.tasks:tasks_of",
         collect_episode="octolike.envs.demonstrations:tabletop_episode",
+        goal="octolike.envs.demonstrations:tabletop_goal",
     ),
 }

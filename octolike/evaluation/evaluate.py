@@ -11,13 +11,20 @@ import numpy as np
 from tqdm import tqdm
 
 from octolike.envs.pool import Pool, default_workers
+from octolike.envs.registry import kind_of, simulator
 from octolike.evaluation import report, rollouts, suites
 from octolike.evaluation.figures import Chunks, Clip, duration
 from octolike.evaluation.report import Curves, Material
 from octolike.evaluation.success import count
-from octolike.policy import Policy
+from octolike.policy import Policy, Task
 from octolike.train import metrics
 from octolike.train.checkpoint import load_run
+
+TOLD = {
+    "language": "an instruction in words",
+    "goal": "pictures of the goal",
+    "task_id": "the task's number",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +32,13 @@ class Demonstration:
     """A demonstrated episode as a robot saw it.
 
     observation: image_<camera> uint8 [T, h, w, 3], proprio float32 [T, P] in the robot's units;
-    action: float32 [T, A] in the robot's units.
+    action: float32 [T, A] in the robot's units; task: its name, "" where it has none.
     """
 
     observation: Mapping[str, np.ndarray]
     action: np.ndarray
     instruction: str
+    task: str = ""
 
 
 class Evaluation:
@@ -79,6 +87,7 @@ class Evaluation:
             "environment": dict(environment),
             "execute": settings.execute,
             "ensemble": settings.ensemble,
+            "tell": list(settings.tell),
             "batch": settings.batch,
         }
         pieces = self.directory / "evaluation"
@@ -115,7 +124,11 @@ class Evaluation:
                 rate = count(self.results.rows, policy=label)
                 bar.set_postfix_str(f"success {rate.successes}/{rate.episodes}")
 
-            timing = rollouts.run(policy, label, self.plan, pool, self.results, progress)
+            tell = self.config.evaluate.tell
+            goal = simulator(kind_of(self.config.environment)).load("goal")
+            timing = rollouts.run(
+                policy, label, self.plan, pool, self.results, progress, tell, goal
+            )
         if label == "trained" and left:
             how = f"{pool.slots} environments at once"
             self._remarks.append(f"Throughput: {timing.sentence()}, {how}.")
@@ -144,7 +157,7 @@ class Evaluation:
         for i, (d, t) in enumerate(zip(demonstrations, moments)):
             frames = slice(max(0, t + 1 - self.policy.window), t + 1)
             seen.append({k: v[frames] for k, v in d.observation.items()})
-            tasks.append(self.policy.create_task(instruction=d.instruction))
+            tasks.append(self._task(d))
             following = d.action[t : t + horizon]
             demonstrated[i, : len(following)], mask[i, : len(following)] = following, True
         predicted = [
@@ -159,6 +172,16 @@ class Evaluation:
             demonstrated=demonstrated,
             mask=mask,
             predicted=np.stack(predicted, axis=1),
+        )
+
+    def _task(self, demonstration: Demonstration) -> Task:
+        tell = self.config.evaluate.tell
+        ends = {k: v[-1] for k, v in demonstration.observation.items()}
+        goals = {k.removeprefix("image_"): ends[k] for k in self.policy.goal_shapes}
+        return self.policy.create_task(
+            instruction=demonstration.instruction if "language" in tell else None,
+            goal_images=goals if "goal" in tell else None,
+            task_id=demonstration.task if "task_id" in tell else None,
         )
 
     def report(self, chunks: Chunks | None = None) -> Path:
@@ -188,7 +211,7 @@ class Evaluation:
         return {
             "Learned from": f"{c.data.mix}" + (f": {demonstrations}" if demonstrations else ""),
             "Sees": f"{cameras}" + (", its own pose" if "observation.proprio" in spec else ""),
-            "Is told": "an instruction in words" if "task.language.ids" in spec else "a goal image",
+            "Is told": " and ".join(TOLD[way] for way in c.evaluate.tell) or "nothing",
             "Does": f"{self.policy.horizon} actions ahead, of which {c.evaluate.execute} executed "
             f"before it looks again ({', '.join(self.policy.embodiment.action.names)})",
             "Network": f"transformer, {c.model.layers} layers of width {c.model.width}, "

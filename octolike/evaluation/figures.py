@@ -111,7 +111,7 @@ def learning_curves(
     """
     panels = 2 if action_error else 1
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.2 * panels if panels > 1 else 7.4, 3.5, 1, panels)
+        figure, axes = new(5.2 * panels if panels > 1 else 7.4, 3.5, 1, panels)
         if train:
             steps, losses = np.array(train, float).T
             axes[0].plot(steps, losses, color=INK, alpha=0.18, lw=1)
@@ -131,7 +131,7 @@ def learning_curves(
             axis.set_xlabel("optimiser step")
             axis.set_xlim(left=0)
             axis.legend()
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def success_bars(
@@ -149,7 +149,7 @@ def success_bars(
     skills += ["all"] if len(skills) > 1 else []
     width = 0.8 / len(splits)
     with matplotlib.rc_context(STYLE):
-        figure, (axis,) = _figure(max(8.0, 1.6 + 1.25 * len(skills)), 3.9, 1)
+        figure, (axis,) = new(max(8.0, 1.6 + 1.25 * len(skills)), 3.9, 1)
         for i, split in enumerate(splits):
             for j, skill in enumerate(skills):
                 if (rate := trained[split].get(skill)) and rate.episodes:
@@ -171,7 +171,7 @@ def success_bars(
         if "all" in skills and len(skills) > 2:
             axis.axvline(len(skills) - 1.5, color=FAINT, lw=0.8, ls=":")
         axis.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1), handlelength=1.1)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def film_strips(path: Path, clips: Sequence[Clip], title: str, frames: int = 6) -> Path:
@@ -198,7 +198,7 @@ def film_strips(path: Path, clips: Sequence[Clip], title: str, frames: int = 6) 
             figure.text(gap / width, line, words, size=10.5, weight="bold")
             verdict = f"{clip.verdict} · {split_name(clip.row['split'])}"
             figure.text(1 - gap / width, line, verdict, size=9, color=colour, ha="right")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def action_chunks(path: Path, chunks: Chunks) -> Path:
@@ -207,7 +207,7 @@ def action_chunks(path: Path, chunks: Chunks) -> Path:
     count, columns = len(chunks.pictures), 1 + len(moving)
     steps = np.arange(chunks.demonstrated.shape[1])
     with matplotlib.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 9}):
-        figure, axes = _figure(1.65 * columns + 0.3, 1.75 * count + 0.7, count, columns)
+        figure, axes = new(1.65 * columns + 0.3, 1.75 * count + 0.7, count, columns)
         figure.suptitle(
             "Predicted action chunks against demonstrated ones, on held-out frames",
             fontweight="bold",
@@ -238,7 +238,7 @@ def action_chunks(path: Path, chunks: Chunks) -> Path:
         handles = [rows[0][1].lines[-1], rows[0][1].lines[0]]
         labels = ["demonstrated", f"predicted ({samples} samples)"]
         figure.legend(handles, labels, ncols=2, loc="outside lower right", fontsize=9)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def video(path: Path, clip: Clip, fps: float = 5.0, size: int = 224) -> Path:
@@ -283,14 +283,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _figure(width: float, height: float, rows: int, columns: int = 1) -> tuple[Figure, list[Any]]:
+def new(width: float, height: float, rows: int, columns: int = 1) -> tuple[Figure, list[Any]]:
+    """Return a white figure of the given inches and its axes, row by row."""
     # not through pyplot, which keeps figures alive and may want a display
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
     return path

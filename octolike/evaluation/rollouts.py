@@ -117,6 +117,7 @@ class _Running:
 
     episode: Episode
     attempt: int
+    goal: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     task: Task | None = None
     observation: Any = None
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -173,6 +174,8 @@ def run(
     pool: Pool,
     results: Results,
     progress: Any,
+    tell: Sequence[str] = ("language",),
+    goal: Any = None,
 ) -> Timing:
     """Run what is left of a plan and add its rows to `results`.
 
@@ -183,6 +186,8 @@ def run(
         pool: of environments made by `env_maker`.
         results: where rows go.
         progress: called with (row) after each episode.
+        tell: how the policy is told its task: any of "language", "goal", "task_id".
+        goal: the simulator's function that shows how the task looks when it is done.
     """
     if policy.batch_size != pool.slots:
         raise ValueError(
@@ -205,18 +210,35 @@ def run(
         progress(row)
 
     while active or any(queues):
-        _start(policy, pool, queues, active, finish)
+        _start(policy, pool, queues, active, finish, tell, goal)
         if active:
             chunks = _ask(policy, pool.slots, active, timing)
             _execute(pool, chunks, active, finish, timing)
     return timing
 
 
-def _start(policy: Policy, pool: Pool, queues: list[deque], active: dict, finish: Any) -> None:
+def _start(
+    policy: Policy,
+    pool: Pool,
+    queues: list[deque],
+    active: dict,
+    finish: Any,
+    tell: Sequence[str],
+    goal: Any,
+) -> None:
     """Begin the next episode in every free slot."""
     free = [s for s, queue in enumerate(queues) if queue and s not in active]
     for slot in free:
         active[slot] = queues[slot].popleft()
+    if "goal" in tell:
+        episodes = {s: active[s].episode for s in free}
+        wishes = {s: Call(goal, (e.seed, e.options)) for s, e in episodes.items()}
+        for slot, reply in pool.run(wishes).items():
+            if isinstance(reply, Crash):
+                finish(slot, None, _crashed(reply))
+                free.remove(slot)
+            else:
+                active[slot].goal = reply
     commands = {s: Reset(active[s].episode.seed, active[s].episode.options) for s in free}
     for slot, reply in pool.run(commands).items():
         if isinstance(reply, Crash):
@@ -224,7 +246,18 @@ def _start(policy: Policy, pool: Pool, queues: list[deque], active: dict, finish
         else:
             running = active[slot]
             running.observation, running.info = reply
-            running.task = policy.create_task(instruction=running.info["instruction"])
+            running.task = _task(policy, running, tell)
+
+
+def _task(policy: Policy, running: _Running, tell: Sequence[str]) -> Task:
+    """Return what the policy is told: of the goal, the cameras that it was trained on."""
+    prefix = "image_"
+    goals = {k: v for k, v in running.goal.items() if k in policy.goal_shapes}
+    return policy.create_task(
+        instruction=running.info["instruction"] if "language" in tell else None,
+        goal_images={k.removeprefix(prefix): v for k, v in goals.items()} or None,
+        task_id=running.info["task"] if "task_id" in tell else None,
+    )
 
 
 def _ask(policy: Policy, slots: int, active: dict, timing: Timing) -> np.ndarray:

@@ -5,6 +5,7 @@
       embodiments.json   each robot's action and proprio layout, with statistics
       batch_spec.json    shape and dtype of everything in a batch
       names.json         datasets, embodiments and tasks, in the order of their index in a batch
+      costs.json         parameters, floating-point operations per step, seconds to compile it
       versions.json      of Python and the libraries
       checkpoints/<step>/{params, ema, optimizer, data}
 
@@ -41,6 +42,7 @@ FILES = {
     "names.json": "the names of the datasets, embodiments and tasks",
 }
 CHECKPOINTS = "checkpoints"
+COSTS = "costs.json"
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # What a second run in the same directory may change; all else would make it another run.

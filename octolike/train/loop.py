@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import signal
 import threading
@@ -130,7 +131,9 @@ def train(
     feed = Feed(batches(position), spec, mesh)
     # 7. The step.
     step = make_step(model, tx, config, keys[1])
-    step = compile_step(step, state, spec, config.data.batch_size, mesh)
+    step, costs = compile_step(step, state, spec, config.data.batch_size, mesh)
+    costs |= {"parameters": sum(x.size for x in jax.tree.leaves(shapes))}
+    checkpoint.write_text(Path(config.workdir) / checkpoint.COSTS, json.dumps(costs) + "\n")
     validator = None
     if validation:
         n = config.train.validation_batches
@@ -169,8 +172,11 @@ def make_step(
 
 def compile_step(
     step: Step, state: TrainState, spec: types.BatchSpec, batch_size: int, mesh: Mesh
-) -> Step:
-    """Return the step compiled for just these shapes: it cannot retrace. It donates the state."""
+) -> tuple[Step, dict[str, float]]:
+    """Return the step compiled for just these shapes, and its costs.
+
+    It cannot retrace, and donates the state. Costs: flops_per_step, compile_seconds.
+    """
     whole, examples = sharding.replicated(mesh), sharding.by_example(mesh)
     jitted = jax.jit(
         step, in_shardings=(whole, examples), out_shardings=(whole, whole), donate_argnums=0
@@ -178,12 +184,13 @@ def compile_step(
     started = time.perf_counter()
     compiled = jitted.lower(state, _abstract_batch(spec, batch_size)).compile()
     seconds, memory = time.perf_counter() - started, compiled.memory_analysis()
-    plan = f"; {_flops(compiled) / 1e9:.4g} GFLOP"
+    flops = _flops(compiled)
+    plan = f"; {flops / 1e9:.4g} GFLOP"
     if memory is not None:
         held, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         plan += f"; per device {held / 2**20:.0f} MiB held, {work / 2**20:.0f} MiB for computing"
     print(f"step compiled in {seconds:.1f} s{plan}", flush=True)
-    return compiled
+    return compiled, {"flops_per_step": flops, "compile_seconds": seconds}
 
 
 class Start:

@@ -1,0 +1,50 @@
+"""The comparison of runs: what is pooled, what is ordered, what is said of a missing run."""
+
+import json
+
+import pytest
+
+from octolike.evaluation import comparison
+
+
+def make_run(directory, name, wins, error=0.2, costs=True):
+    run = directory / name
+    (run / "evaluation").mkdir(parents=True)
+    rows = [{"setup": {}}]
+    for split, won in wins.items():
+        for i in range(4):
+            row = {"policy": "trained", "split": split, "skill": "touch", "seed": i}
+            rows.append(row | {"success": i < won, "failure": ""})
+    rows.append(rows[-1] | {"policy": "untrained", "success": True})
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    (run / "evaluation" / "results.jsonl").write_text(lines)
+    log = [{"step": s, "seconds": 0.05 * s, "loss": 1.0} for s in (10, 20, 30)]
+    log.append({"step": 30, "seconds": 9.0, "validation/table/action_error": error})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
+    if costs:
+        (run / "costs.json").write_text('{"parameters": 2000000, "flops_per_step": 3e9}')
+
+
+def test_seeds_are_pooled_and_variants_ordered(tmp_path):
+    make_run(tmp_path, "default-0", {"train": 1, "held_out_combination": 0}, 0.3)
+    make_run(tmp_path, "default-1", {"train": 2, "held_out_combination": 1}, 0.1)
+    make_run(tmp_path, "moe-0", {"train": 4})
+    make_run(tmp_path, "goal-image-0", {"train": 3}, costs=False)
+    entries = comparison.read(tmp_path)
+    assert [e.variant for e in entries] == ["default", "goal-image", "moe"]
+    default = entries[0]
+    assert (default.pooled("train").successes, default.pooled("train").episodes) == (3, 8)
+    assert default.step_seconds == pytest.approx((0.05, 0.05))
+    lines = comparison.table(entries, first="default").splitlines()
+    assert lines[2].startswith("| default | 2 | 38 % [14 %, 69 %]; seeds 25 % to 50 % |")
+    assert "| 0.200 | 2.00 M | 3.00 | 50 |" in lines[2]
+    assert [line.split()[1] for line in lines[3:]] == ["moe", "goal-image"]
+    assert "| – | 0.200 | – | – | 50 |" in lines[4]
+    picture = comparison.draw(entries, tmp_path / "comparison.png", first="default")
+    assert picture.stat().st_size > 5000
+
+
+def test_nothing_to_compare_is_an_error(tmp_path):
+    (tmp_path / "default-0").mkdir()
+    with pytest.raises(FileNotFoundError, match="no evaluated run <variant>-<seed>"):
+        comparison.read(tmp_path)
