@@ -229,6 +229,7 @@ def test_validation_equals_its_definition():
     batches = [make_batch(seed) for seed in (7, 8)]
     batches[0]["action_mask"][0] = False
     batches[1]["action_mask"][..., 1:, 2] = False
+    batches[1]["task"]["task_id"][:] = [0, 1, 1, 3]  # 3: a task that training does not know
     params = state.init_params(Tiny(), SPEC, jax.random.key(0))
     mesh = sharding.make_mesh()
     made = validate.Validator(
@@ -236,13 +237,14 @@ def test_validation_equals_its_definition():
         {"one": lambda: iter(batches)},
         parts()["embodiments"],
         SPEC,
+        ("lift", "push", "never"),
         batches=5,
         mesh=mesh,
         key=jax.random.key(0),
     )
     found = made(params)
     assert made(params) == found  # the noise is fixed
-    error, right, total, grippers = 0.0, 0, 0, 0
+    error, right, total, grippers, lift = 0.0, 0, 0, 0, []
     for batch in batches:
         sampled = Tiny().apply(
             {"params": params}, batch["observation"], {}, method="sample_actions"
@@ -251,10 +253,13 @@ def test_validation_equals_its_definition():
             if batch["action_mask"][i, -1, h, a]:
                 true, guess = batch["action"][i, -1, h, a], float(sampled[i, h, a])
                 error, total = error + abs(true - guess), total + 1
+                lift += [abs(true - guess)] if batch["task"]["task_id"][i] == 0 else []
                 if a == 2:
                     right, grippers = right + ((true > 0.5) == (guess > 0.5)), grippers + 1
-    assert found["one"]["action_error"] == pytest.approx(error / total, rel=1e-5)
-    assert found["one"]["gripper_accuracy"] == pytest.approx(right / grippers)
+    assert found.datasets["one"]["action_error"] == pytest.approx(error / total, rel=1e-5)
+    assert found.datasets["one"]["gripper_accuracy"] == pytest.approx(right / grippers)
+    assert list(found.tasks) == ["lift", "push"]
+    assert found.tasks["lift"] == pytest.approx(np.mean(lift), rel=1e-5)
 
 
 def test_an_empty_validation_split_is_an_error():
@@ -275,10 +280,13 @@ def test_validation_is_logged(tmp_path):
     made = run(tmp_path)
     made.train.validate_every, made.train.augment = 3, AugmentConfig()
     held_out = {"one": lambda: iter([make_batch(9)])}
-    loop.train(made, Stream, **{**parts(), "validation": held_out})
+    streams = []
+    make = lambda start: streams.append(Stream(start)) or streams[-1]
+    loop.train(made, make, **{**parts(), "validation": held_out})
     rows = [r for r in metrics.read(tmp_path / metrics.FILE) if "validation/one/loss" in r]
     assert [row["step"] for row in rows] == [3, 6]
     assert rows[0]["validation/one/action_error"] > 0
+    assert streams[0].fed == ({"one": pytest.approx(rows[1]["validation/one/action_error"])}, {})
     text = (tmp_path / metrics.FILE).read_text()
     assert all(re.match(r'\{"step": \d+', line) for line in text.splitlines())
     assert json.loads(text.splitlines()[0])["step"] == 2

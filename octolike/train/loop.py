@@ -45,7 +45,7 @@ from octolike.train import state as states
 from octolike.train.augment import augment
 from octolike.train.metrics import Means, Metrics
 from octolike.train.state import Params, TrainState
-from octolike.train.validate import Loaders, Validator
+from octolike.train.validate import Loaders, Validated, Validator
 
 MOST_NAMES = 50  # datasets or tasks whose losses are logged one by one
 
@@ -60,6 +60,12 @@ class Batches(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Return the position after the last batch taken, as JSON data."""
+
+    def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
+        """Take in held-out action errors by name; sampling may follow them from a later batch."""
+
+    def state_at(self, position: dict[str, Any]) -> dict[str, Any]:
+        """Return an earlier `state()` with what feedback has changed since."""
 
     def close(self) -> None:
         """Stop making batches."""
@@ -138,7 +144,14 @@ def train(
     if validation:
         n = config.train.validation_batches
         validator = Validator(
-            model, validation, embodiments, spec, batches=n, mesh=mesh, key=keys[2]
+            model,
+            validation,
+            embodiments,
+            spec,
+            names.tasks,
+            batches=n,
+            mesh=mesh,
+            key=keys[2],
         )
     with contextlib.closing(feed):
         return Loop(config, step, feed, checkpoints, validator, names).run(state)
@@ -241,6 +254,12 @@ class Feed:
         whose = batch["dataset"], batch["task"]["task_id"]
         return Fed(sharding.put_batch(batch, self._mesh), *whose, position, ready)
 
+    def feedback(self, found: Validated, position: dict[str, Any]) -> dict[str, Any]:
+        """Tell the data how well things go, and return a position with what that changes."""
+        errors = {name: row["action_error"] for name, row in found.datasets.items()}
+        self._batches.feedback(errors, found.tasks)
+        return self._batches.state_at(position)
+
     def close(self) -> None:
         """Stop making batches."""
         self._batches.close()
@@ -295,15 +314,21 @@ class Loop:
                 self._digest(log, *pending, next_ready=fed.ready if fed else 0.0)
                 pending = None
                 with log.paused():
-                    if done or step % options.checkpoint_every == 0:
-                        self._checkpoints.save(state, current.position)
+                    position = current.position
                     if validates:
-                        log.validation(step, self._validator(state.policy_params()))
+                        found = self._validator(state.policy_params())
+                        log.validation(step, {**found.datasets, **self._named(found.tasks)})
+                        position = self._feed.feedback(found, position)
+                    if done or step % options.checkpoint_every == 0:
+                        self._checkpoints.save(state, position)
             log.say(self._farewell(step, interrupt.signal))
         self._checkpoints.close()
         if interrupt.signal is not None and step < options.steps:
             raise SystemExit(128 + interrupt.signal)
         return state
+
+    def _named(self, tasks: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        return {k: {"action_error": v} for k, v in tasks.items() if k in self._tasks}
 
     def _validates(self, step: int) -> bool:
         options = self._config.train

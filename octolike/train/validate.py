@@ -5,13 +5,14 @@
                       normalised units, over valid entries, for the newest frame of each window
     gripper_accuracy  share of gripper entries on the demonstrated side of the middle
 
-The noise is the same at every validation, so that two of them differ by the parameters alone.
+The action error is also given per task, over all datasets. The noise is the same at every
+validation, so that two of them differ by the parameters alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,13 @@ from octolike.types import Batch
 Loaders = Mapping[str, Callable[[], Iterator[Batch]]]
 
 
+class Validated(NamedTuple):
+    """datasets: {dataset: {name: number}}; tasks: {task: action error}, of those that were seen."""
+
+    datasets: dict[str, dict[str, float]]
+    tasks: dict[str, float]
+
+
 class Validator:
     """Validates parameters; compiled at the first call, once."""
 
@@ -36,21 +44,26 @@ class Validator:
         loaders: Loaders,
         embodiments: Sequence[Embodiment],
         spec: types.BatchSpec,
+        tasks: Sequence[str] = (),
         *,
         batches: int,
         mesh: Mesh,
         key: jax.Array,
     ) -> None:
-        """Prepare; `batches` of each of the `loaders` ({dataset: make iterator}) are taken."""
+        """Prepare; `batches` of each of the `loaders` ({dataset: make iterator}) are taken.
+
+        tasks: the names that a batch's task ids count.
+        """
+        self._tasks = tuple(tasks)
         self._model, self._loaders, self._batches = model, loaders, batches
         self._spec, self._mesh, self._key = spec, mesh, key
         width = spec["action"][0][-1]
         self._dims, self._gripper = action_dims(embodiments, width)
         self._measure = jax.jit(self._measure, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Any) -> dict[str, dict[str, float]]:
-        """Return {dataset: {name: number}}; params: as the model takes them."""
-        results = {}
+    def __call__(self, params: Any) -> Validated:
+        """Return the results of parameters as the model takes them."""
+        results, per_task = {}, np.zeros((len(self._tasks), 2))
         for dataset, loader in self._loaders.items():
             totals: dict[str, np.ndarray] = {}
             for i, batch in zip(range(self._batches), loader()):
@@ -58,7 +71,11 @@ class Validator:
                 sharding.check_batch_size(len(batch["action"]), self._mesh)
                 batch = sharding.put_batch(batch, self._mesh)
                 sums = self._measure(params, batch, jax.random.fold_in(self._key, i))
-                for name, value in jax.device_get(sums).items():
+                found = jax.device_get(sums)
+                task, errors = found.pop("task"), found.pop("error_per_example")
+                known = task < len(self._tasks)
+                np.add.at(per_task, task[known], errors[known])
+                for name, value in found.items():
                     totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
             if not totals:
                 raise ValueError(
@@ -66,10 +83,11 @@ class Validator:
                     "name another one in data.validation_split, or '' for none"
                 )
             results[dataset] = {k: float(a / b) for k, (a, b) in totals.items() if b}
-        return results
+        seen = [(name, e, n) for name, (e, n) in zip(self._tasks, per_task) if n]
+        return Validated(results, {name: float(e / n) for name, e, n in seen})
 
     def _measure(self, params: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """Return {name: [sum, count]} over a batch."""
+        """Return {name: [sum, count]} of a batch, task [B], and error_per_example [B, 2]."""
         variables, (key_loss, key_sample) = {"params": params}, jax.random.split(key)
         loss, _ = self._model.apply(variables, batch, train=False, rngs={"noise": key_loss})
         trained = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
@@ -89,6 +107,8 @@ class Validator:
             "loss": jnp.stack([loss * trained.sum(), trained.sum()]),
             "action_error": _masked_sum(jnp.abs(sampled - true), valid),
             "gripper_accuracy": _masked_sum(right, gripper),
+            "task": batch["task"]["task_id"],
+            "error_per_example": jax.vmap(_masked_sum)(jnp.abs(sampled - true), valid),
         }
 
 
