@@ -87,8 +87,9 @@ class DataConfig:
     )
     batch_size: int = option(64, "B: examples per step")
     episodes: int = option(0, "use the first so many training episodes of each dataset; 0: all")
-    pool: int = option(512, "episodes of a dataset whose frames are mixed with one another")
-    threads: int = option(0, "threads of tf.data; 0: one per core")
+    pool: int = option(512, "episodes whose frames are mixed with one another, of all datasets")
+    memory: float = option(4.0, "GiB for episodes and batches held; makes the pool smaller")
+    threads: int = option(0, "threads that read episodes; 0: one per core")
     prefetch: int = option(2, "batches made ahead")
     train_split: str = option("train", "split to train on")
     validation_split: str = option("val", "held-out split; '' for none")
@@ -115,6 +116,9 @@ class ModelConfig:
     )
     tokenizers: dict[str, Component] = option(dict, "token groups: octolike.model.tokenizers")
     readouts: dict[str, int] = option(lambda: {"action": 1}, "readout groups: number of tokens")
+    registers: tuple[str, ...] = option(
+        (), "readouts that observations look at too: tokens to keep things in for later timesteps"
+    )
     heads: dict[str, Component] = option(dict, "action heads: octolike.model.heads")
 
 
@@ -245,6 +249,7 @@ class Config:
             ("evaluate.batch", self.evaluate.batch, 1),
         ):
             _require(value >= low, f"{name} is {value}; it must be at least {low}")
+        _require(d.memory > 0, f"data.memory is {d.memory} GiB; it must be positive")
         for name, value in (
             ("data.keep_language", d.keep_language),
             ("data.keep_goal", d.keep_goal),

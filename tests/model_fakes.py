@@ -112,6 +112,7 @@ def model(**changes) -> dict:
             "proprio": {"kind": "proprio"},
         },
         "readouts": {"action": 1, "other": 2},
+        "registers": (),
         "heads": {
             "action": {"kind": "diffusion", "hidden": 16, "blocks": 1, "samples_per_example": 2},
             "other": {"kind": "l1", "readout": "readout_other"},

@@ -18,7 +18,8 @@ The sequence, and who looks at whom (rows at columns; `tokens.py` has the rule):
 The groups are named task_<tokenizer>, obs_<tokenizer> and readout_<readout>, in the order of the
 config. Each has a projection to the token width and a learned position embedding; a readout is its
 embedding alone. With `repeat_task_tokens`, every timestep shows the embedded task tokens again, as
-obs_task_<tokenizer>. "obs" is all observation groups together.
+obs_task_<tokenizer>. "obs" is all observation groups together. A readout that is one of `registers`
+stands among the observations in the drawing: they and the readouts look at it too.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Octo(nn.Module):
     width: int
     window: int
     repeat_task_tokens: bool = False
+    registers: tuple[str, ...] = ()
     dtype: Any = jnp.float32
 
     def __call__(
@@ -142,14 +144,15 @@ class Octo(nn.Module):
             for name, group in groups.task.items():
                 groups.observation[f"obs_{name}"] = TokenGroup(*map(repeat, group))
         for name, n in self.readouts.items():
-            groups.readout[f"readout_{name}"] = self._readout(f"readout_{name}", n, steps)
+            kind = groups.observation if name in self.registers else groups.readout
+            kind[f"readout_{name}"] = self._readout(f"readout_{name}", n, steps)
         mask = tokens.attention_mask(groups)
-        x, metrics = self.transformer(tokens.join(groups), mask, condition, train=train)
+        x, metrics = self.transformer(
+            tokens.join(groups), mask, condition, ends=tokens.ends(groups), train=train
+        )
         done = tokens.split(x, groups)
-        seen = [
-            jnp.concatenate(x, axis=axis)
-            for x, axis in zip(zip(*done.observation.values()), (-2, -1))
-        ]
+        sensed = [g for name, g in done.observation.items() if name.startswith("obs_")]
+        seen = [jnp.concatenate(x, axis=axis) for x, axis in zip(zip(*sensed), (-2, -1))]
         all_groups = done.task | done.observation | done.readout | {"obs": TokenGroup(*seen)}
         return Encoded(all_groups, condition, metrics)
 
@@ -193,6 +196,9 @@ def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
                 f"model.tokenizers.{name}.film needs a tokenizer of the task; add a 'language' one"
             )
     readouts = _readouts(model, made)
+    for name in model["registers"]:
+        if name not in model["readouts"]:
+            raise ConfigError(unknown("readout in model.registers", name, model["readouts"]))
     finished = {}
     for name, c in model["heads"].items():
         path = f"model.heads.{name}"
@@ -214,6 +220,7 @@ def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
         width=model["width"],
         window=max(model["max_window"], spec["action"][0][0]),
         repeat_task_tokens=model["repeat_task_tokens"],
+        registers=tuple(model["registers"]),
         dtype=dtype,
     )
 

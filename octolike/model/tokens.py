@@ -74,6 +74,18 @@ def attention_mask(groups: Groups) -> jax.Array:
     return jnp.asarray(pattern(*sizes, window))[None, None] & visible[:, None, None, :]
 
 
+def ends(groups: Groups) -> tuple[int, ...]:
+    """Return where each timestep ends in the sequence: what stands before looks at nothing after.
+
+    The first span also holds the task groups. Attention works span by span and so leaves out the
+    blocks of the mask that are empty whatever the data.
+    """
+    task, steps = _ordered(groups)
+    prefix = sum(g.tokens.shape[-2] for g in task)
+    step = sum(g.tokens.shape[-2] for g in steps)
+    return tuple(prefix + step * (t + 1) for t in range(steps[0].tokens.shape[1]))
+
+
 def pattern(
     task: Sequence[int], observation: Sequence[int], readout: Sequence[int], window: int
 ) -> np.ndarray:
