@@ -1,4 +1,4 @@
-"""Heads and encoders by themselves: samplers reach their data, masks hold, keypoints point."""
+"""Heads by themselves: samplers reach their data, masks hold, overfitting succeeds."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from octolike.config import ConfigError
-from octolike.model import diffusion, encoders, heads, octo
+from octolike.model import diffusion, heads, octo
 from octolike.types import TokenGroup
 
+MLP = {"kind": "mlp", "hidden": 64, "blocks": 1}
 KEY = jax.random.key(0, impl="rbg")  # initialisers compile in half the time
 
 
@@ -80,13 +80,12 @@ def sampled_error(loss, sample, action, params, steps: int) -> tuple[float, floa
 @pytest.mark.parametrize(
     "head",
     [
-        heads.Diffusion(
-            2, 3, hidden=64, blocks=1, prediction="sample", sampler="ddim", inference_steps=5
-        ),
-        heads.Flow(2, 3, hidden=64, blocks=1, samples_per_example=8),
+        heads.Diffusion(2, 3, network=MLP, prediction="sample", sampler="ddim", inference_steps=5),
+        heads.Flow(2, 3, network=MLP, samples_per_example=8),
         heads.L1(2, 3),
+        heads.Bins(2, 3, bins=32, bin_kind="uniform", low=-2.0, high=2.0),
     ],
-    ids=["clean actions, ddim", "flow", "l1"],
+    ids=["clean actions, ddim", "flow", "l1", "bins"],
 )
 def test_overfitting_makes_sampled_actions_right(head):
     rng = np.random.default_rng(0)
@@ -111,9 +110,7 @@ def test_overfitting_the_whole_model():
             layers=1,
             tokenizers={"language": language, "proprio": {"kind": "proprio"}},
             readouts={"action": 1},
-            heads={
-                "action": {"kind": "diffusion", "hidden": 64, "blocks": 1, "samples_per_example": 8}
-            },
+            heads={"action": {"kind": "diffusion", "network": MLP, "samples_per_example": 8}},
         ),
         spec,
         fakes.NAMES,
@@ -130,76 +127,6 @@ def test_overfitting_the_whole_model():
         steps=300,
     )
     assert after < 0.15 < before, f"error of sampled actions {before:.3f} → {after:.3f}"
-
-
-ENCODERS = {
-    "small_stem": {"features": (4, 8), "patch": 4, "width": 6, "groups": 2},
-    "patch": {"patch": 4, "width": 6},
-    "keypoints": {
-        "features": (4, 8),
-        "kernels": (4, 3),
-        "strides": (2, 1),
-        "keypoints": 3,
-        "width": 6,
-        "groups": 0,
-    },
-}
-TOKENS = {"small_stem": 16, "patch": 16, "keypoints": 1}
-
-
-@pytest.mark.parametrize("kind", encoders.ENCODERS)
-def test_encoders_make_tokens_that_film_modulates(kind):
-    encoder = encoders.ENCODERS[kind](**ENCODERS[kind])
-    rng = np.random.default_rng(0)
-    x = rng.uniform(-1, 1, size=(2, 16, 16, 3)).astype(np.float32)
-    condition = rng.normal(size=(2, 5)).astype(np.float32)
-    params = fakes.parameters(encoder.init, x, condition)
-    apply = jax.jit(encoder.apply)
-    got = apply(params, x, condition)
-    assert got.shape == (2, TOKENS[kind], 6)
-    condition[1] += 1
-    changed = np.abs(apply(params, x, condition) - got).max(axis=(1, 2))
-    assert changed[0] == 0
-    assert changed[1] > 1e-3
-    plain = jax.eval_shape(encoder.init, jax.random.key(0), x)["params"]
-    assert set(plain) == {n for n in params["params"] if not n.startswith("film")}
-
-
-def test_film_starts_as_the_identity():
-    film, x, condition = encoders.Film(), jnp.ones((2, 3, 3, 4)), jnp.ones((2, 5))
-    params = film.init(jax.random.key(0), x, condition)
-    np.testing.assert_array_equal(film.apply(params, x, condition), x)
-
-
-def test_keypoints_say_where():
-    encoder = encoders.Keypoints(
-        features=(2,), kernels=(5,), strides=(1,), keypoints=1, width=4, groups=0, merge=False
-    )
-    x = jnp.full((1, 9, 9, 3), -1.0).at[0, 2, 6].set(1.0)
-    params = fakes.parameters(encoder.init, x)["params"]
-    kernel = jnp.zeros_like(params["conv_0"]["kernel"]).at[2, 2].set(10.0)
-    params["conv_0"] = {"kernel": kernel, "bias": jnp.zeros(2)}
-    params["attention"] = {"kernel": jnp.full((2, 1), 10.0), "bias": jnp.zeros(1)}
-    # the token: (x, y) of the keypoint, then the features found there
-    params["out"] = {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}
-    token = encoder.apply({"params": params}, x)[0, 0]
-    np.testing.assert_allclose(token, [0.5, -0.5, 30.0, 30.0], atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("encoder", "message"),
-    [
-        (encoders.SmallStem(features=(4, 8), patch=6), "cells of 4 pixels; patch 6 must be"),
-        (encoders.SmallStem(features=(4,), patch=2, groups=3), "4 features.*3 groups"),
-        (
-            encoders.Keypoints(features=(4, 8), strides=(2, 2)),
-            "kernels .5, 3, 3. .*differ in length",
-        ),
-    ],
-)
-def test_encoders_refuse_what_does_not_fit(encoder, message):
-    with pytest.raises(ConfigError, match=message):
-        jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
 
 
 def test_pooled_readout_is_the_mean():

@@ -306,8 +306,8 @@ def test_published_sizes(sizes, published):
             "unknown kind at model.tokenizers.x: 'imgae'; did you mean 'image'",
         ),
         (
-            {"tokenizers": {"x": {"kind": "image", "encoder": {"kind": "resnet"}}}},
-            "unknown kind at model.tokenizers.x.encoder: 'resnet'.*keypoints, patch, small_stem",
+            {"tokenizers": {"x": {"kind": "image", "encoder": {"kind": "mlp"}}}},
+            "unknown kind at model.tokenizers.x.encoder: 'mlp'.*keypoints, patch, .*small_stem",
         ),
         (
             {"tokenizers": {"x": {"kind": "image", "encoder": {"kind": "patch", "size": 3}}}},

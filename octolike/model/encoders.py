@@ -1,4 +1,4 @@
-"""Pixels to feature tokens: convolutional stems, patches, keypoints; any of them FiLM-conditioned.
+"""Pixels to feature tokens: small stems, patches, keypoints, ResNets, ViTs; each takes FiLM.
 
 Every encoder maps float images [B, h, w, C] in [-1, 1], with or without a conditioning vector
 [B, E], to feature tokens [B, N, F].
@@ -6,22 +6,34 @@ Every encoder maps float images [B, h, w, C] in [-1, 1], with or without a condi
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError
+from octolike.config import ConfigError, build_component
+from octolike.model import encoder_weights
+from octolike.model.convolution import Convolution, embed_patches, group_norm, tokens
+from octolike.model.film import film
+from octolike.model.resnet import ResNet
+from octolike.model.vit import ViT
 
 
 class SmallStem(nn.Module):
-    """Standardised 3×3 convolutions of stride 2, then one token per `patch` × `patch` pixels.
+    """Standardised convolutions, then one token per `patch` × `patch` pixels.
 
-    The defaults are Octo's SmallStem16; features=(32, 64, 128), patch=8 suits 64 to 128 pixels.
+    The defaults are Octo's SmallStem16 (patch=32: SmallStem32); features=(32, 64, 128), patch=8
+    suits 64 to 128 pixels. kernels, strides, padding: of each convolution; () means 3, 2 and
+    kernel // 2 for all.
     """
 
     features: tuple[int, ...] = (32, 96, 192, 384)
+    kernels: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
     patch: int = 16
     width: int = 512
     groups: int = 32
@@ -29,17 +41,25 @@ class SmallStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
-        cell = self.patch // 2 ** len(self.features)
-        if cell * 2 ** len(self.features) != self.patch:
+        n = len(self.features)
+        kernels, strides = self.kernels or (3,) * n, self.strides or (2,) * n
+        padding = self.padding or tuple(k // 2 for k in kernels)
+        if {len(kernels), len(strides), len(padding)} != {n}:
             raise ConfigError(
-                f"small_stem: {len(self.features)} convolutions of stride 2 make cells of "
-                f"{2 ** len(self.features)} pixels; patch {self.patch} must be a multiple of that"
+                f"small_stem: features {self.features}, kernels {kernels}, strides {strides} and "
+                f"padding {padding} differ in length"
             )
-        for i, width in enumerate(self.features):
-            x = StandardConv(width, dtype=self.dtype, name=f"conv_{i}")(x)
-            x = nn.relu(_group_norm(self.groups, width, self.dtype, f"norm_{i}")(x))
-        x = _patches(self.width, cell, self.dtype)(x)
-        return _tokens(film(x, condition, self.dtype, "film"))
+        cell, rest = divmod(self.patch, math.prod(strides))
+        if rest or not cell:
+            raise ConfigError(
+                f"small_stem: convolutions of strides {strides} make cells of "
+                f"{math.prod(strides)} pixels; patch {self.patch} must be a multiple of that"
+            )
+        for i, layer in enumerate(zip(self.features, kernels, strides, padding, strict=True)):
+            x = Convolution(*layer, bias=True, dtype=self.dtype, name=f"conv_{i}")(x)
+            x = nn.relu(group_norm(self.groups, layer[0], self.dtype, f"norm_{i}")(x))
+        x = embed_patches(x, self.width, cell, self.dtype)
+        return tokens(film(x, condition, self.dtype, "film"))
 
 
 class Patch(nn.Module):
@@ -51,8 +71,8 @@ class Patch(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
-        x = _patches(self.width, self.patch, self.dtype)(x)
-        return _tokens(film(x, condition, self.dtype, "film"))
+        x = embed_patches(x, self.width, self.patch, self.dtype)
+        return tokens(film(x, condition, self.dtype, "film"))
 
 
 class Keypoints(nn.Module):
@@ -83,7 +103,7 @@ class Keypoints(nn.Module):
         for i, (width, size, stride) in enumerate(zip(*layers, strict=True)):
             x = nn.Conv(width, (size, size), stride, dtype=self.dtype, name=f"conv_{i}")(x)
             if self.groups:
-                x = _group_norm(self.groups, width, self.dtype, f"norm_{i}")(x)
+                x = group_norm(self.groups, width, self.dtype, f"norm_{i}")(x)
             x = nn.relu(film(x, condition, self.dtype, f"film_{i}"))
         xy_BxKx2, found_BxKxC = self._look(x)
         if self.merge:
@@ -106,67 +126,29 @@ class Keypoints(nn.Module):
         return xy.astype(self.dtype), found.astype(self.dtype)
 
 
-class StandardConv(nn.Module):
-    """A 3×3 convolution of stride 2, padding 1, whose kernel is standardised per output channel."""
-
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            "kernel",
-            nn.initializers.lecun_normal(),
-            (3, 3, x.shape[-1], self.features),
-            jnp.float32,
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        kernel = kernel - kernel.mean(axis=(0, 1, 2))
-        kernel = kernel / (kernel.std(axis=(0, 1, 2)) + 1e-5)
-        x, kernel, bias = (v.astype(self.dtype) for v in (x, kernel, bias))
-        y = jax.lax.conv_general_dilated(
-            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return y + bias
-
-
-class Film(nn.Module):
-    """Feature-wise modulation, the identity at first: x · (1 + scale(c)) + shift(c)."""
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """Return x [B, h, w, C] modulated per channel by condition [B, E]."""
-        zeros = nn.initializers.zeros
-        scale = nn.Dense(x.shape[-1], kernel_init=zeros, dtype=self.dtype, name="scale")(condition)
-        shift = nn.Dense(x.shape[-1], kernel_init=zeros, dtype=self.dtype, name="shift")(condition)
-        return x * (1 + scale[:, None, None]) + shift[:, None, None]
-
-
-def film(x: jax.Array, condition: jax.Array | None, dtype: Any, name: str) -> jax.Array:
-    """Return x modulated by `condition`, or x itself where there is none."""
-    return x if condition is None else Film(dtype=dtype, name=name)(x, condition)
-
-
-def _patches(width: int, size: int, dtype: Any) -> nn.Conv:
-    return nn.Conv(width, (size, size), size, padding="VALID", dtype=dtype, name="embedding")
-
-
-def _group_norm(groups: int, width: int, dtype: Any, name: str) -> nn.GroupNorm:
-    if width % groups:
-        raise ConfigError(
-            f"{width} features cannot be normalised in {groups} groups; set groups to a divisor"
-        )
-    return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=dtype, name=name)
-
-
-def _tokens(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
 def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
-ENCODERS = {"small_stem": SmallStem, "patch": Patch, "keypoints": Keypoints}
+ENCODERS = {
+    "small_stem": SmallStem,
+    "patch": Patch,
+    "keypoints": Keypoints,
+    "resnet": ResNet,
+    "vit": ViT,
+}
+
+
+def load_weights(
+    component: Mapping[str, Any], fresh: Mapping[str, Any], path: str = "encoder"
+) -> dict[str, Any]:
+    """Return the parameters, nested as `fresh`, that the component's `weights` file holds.
+
+    fresh: the encoder's own parameters, arrays or shapes, which may lack nothing and say what is
+    expected. What no file has (FiLM) is left out of the result. `path` names the component in
+    errors. Raises ConfigError for an encoder without `weights`, or a file that does not fit.
+    """
+    encoder = build_component(ENCODERS, component, path)
+    if not getattr(encoder, "weights", ""):
+        raise ConfigError(f"{path} ({component['kind']!r}) names no weights file")
+    return encoder_weights.load(encoder.weights, component["kind"], fresh)

@@ -77,7 +77,7 @@ class Octo(nn.Module):
         transformer's balance_loss where it has experts.
         """
         encoded = self._encode(batch["observation"], batch["task"], train=train)
-        context = Context(encoded.task, batch["embodiment"], batch["task"]["task_id"])
+        context = _context(encoded, batch["embodiment"], batch["task"]["task_id"])
         mask = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         # A head that noises actions would otherwise let masked ones reach its network.
         action = jnp.where(mask, batch["action"], 0)
@@ -110,7 +110,7 @@ class Octo(nn.Module):
         encoded = self._encode(observation, task, train=False)
         first = jnp.zeros(observation["timestep_mask"].shape[0], jnp.int32)
         robot = first if embodiment is None else embodiment
-        context = Context(encoded.task, robot, task["task_id"])
+        context = _context(encoded, robot, task["task_id"])
         return self.heads[head].sample(encoded.groups[self.heads[head].readout], dims, context)
 
     def encode(
@@ -223,6 +223,11 @@ def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
         registers=tuple(model["registers"]),
         dtype=dtype,
     )
+
+
+def _context(encoded: Encoded, embodiment: Any, task_id: Any) -> Context:
+    # arrays that can index others while a step is traced, wherever they come from
+    return Context(encoded.task, jnp.asarray(embodiment), jnp.asarray(task_id))
 
 
 def _readouts(model: Mapping[str, Any], made: Mapping[str, nn.Module]) -> list[str]:

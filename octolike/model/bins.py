@@ -1,0 +1,66 @@
+"""Numbers to bins and back: discretised proprio and actions.
+
+n bins are n + 1 increasing edges; bin i holds edges[i] ≤ x < edges[i + 1]. Edges may be [n + 1],
+the same for every value, or [..., n + 1] with leading axes that broadcast against the values'.
+
+What lies outside every bin goes to the "nearest" one, or, as in Octo, to the "first", which then
+holds both ends. Octo clips into the range of uniform bins beforehand: that is "nearest".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from octolike.config import ConfigError, unknown
+
+EPSILON = 1e-6  # of the probability mass, left out at each end of normal bins
+KINDS = ("uniform", "normal")
+OUTSIDE = ("nearest", "first")
+
+
+def edges(kind: str, n: int, low: float, high: float) -> np.ndarray:
+    """Return the edges, float32 [n + 1], of "uniform" bins in [low, high], or of "normal" ones.
+
+    Normal bins are equally likely under the standard normal distribution; low and high do not
+    matter to them. Raises ConfigError for an unknown kind, no bin, or low ≥ high.
+    """
+    if kind not in KINDS:
+        raise ConfigError(unknown("kind of bins", kind, KINDS))
+    if n < 1:
+        raise ConfigError(f"{n} bins; there must be at least 1")
+    # Made outside of any trace: constants, whose float32 rounding is then the same everywhere.
+    with jax.ensure_compile_time_eval():
+        if kind == "normal":
+            share = jnp.linspace(EPSILON, 1 - EPSILON, n + 1)
+            return np.asarray(jax.scipy.stats.norm.ppf(share), np.float32)
+        if not low < high:
+            raise ConfigError(f"bins from {low} to {high}; the first must be the smaller")
+        return np.asarray(jnp.linspace(low, high, n + 1), np.float32)
+
+
+def encode(x: jax.Array, edges: Any, outside: str = "nearest") -> jax.Array:
+    """Return the bins, int32 [...], of values [...]."""
+    check_outside(outside)
+    n = edges.shape[-1] - 1
+    index = (x[..., None] >= edges).sum(axis=-1, dtype=jnp.int32) - 1
+    if outside == "nearest":
+        return jnp.clip(index, 0, n - 1)
+    return jnp.where((index < 0) | (index >= n), 0, index)
+
+
+def decode(index: jax.Array, edges: Any) -> jax.Array:
+    """Return the centres, float32 [...], of bins int [...]."""
+    edges = jnp.asarray(edges, jnp.float32)
+    centres = (edges[..., 1:] + edges[..., :-1]) / 2
+    centres = jnp.broadcast_to(centres, (*index.shape, centres.shape[-1]))
+    return jnp.take_along_axis(centres, index[..., None], axis=-1)[..., 0]
+
+
+def check_outside(outside: str) -> None:
+    """Raise ConfigError for anything but "nearest" and "first"."""
+    if outside not in OUTSIDE:
+        raise ConfigError(unknown("outside", outside, OUTSIDE))

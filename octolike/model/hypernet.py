@@ -1,0 +1,134 @@
+"""A head whose weights depend on the task: a hypernetwork over the pooled task tokens.
+
+    task [B, E] ─ norm ─ dense ─ swish ─ z ─┬─ per kernel: u(z) · v(z), of low rank
+                                            └─ per bias and small kernel: the change itself
+
+target "head": weights of an example = weights that all share + that change. target "adapter": all
+share the head, and the change is a bottleneck in front of it: token + swish(token · u(z)) · v(z).
+v and the changes start at zero, so training starts with a shared head.
+
+In training each example has weights of its own, B · (parameters of the head) numbers: "head" is for
+small heads. When acting they are made once per chunk, not once per denoising step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from octolike.config import ConfigError, unknown
+from octolike.model.groups import inner_init
+from octolike.types import TokenGroup
+
+if TYPE_CHECKING:
+    from octolike.model.heads import Context
+
+TARGETS = ("head", "adapter")
+
+
+class Hypernet(nn.Module):
+    """The inner head with weights, or an adapter in front of it, made from the task.
+
+    rank: of the change of a kernel (0: whole kernels are made), or the adapter's bottleneck.
+    hidden: width of z. where: its place in the config, for errors.
+    """
+
+    head: nn.Module
+    target: str = "head"
+    rank: int = 4
+    hidden: int = 64
+    where: str = "model.heads"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ConfigError(unknown(f"value of {self.where}.target", self.target, TARGETS))
+        least = 1 if self.target == "adapter" else 0
+        if self.rank < least or self.hidden < 1:
+            raise ConfigError(
+                f"{self.where}: rank {self.rank} must be at least {least}, hidden {self.hidden} at "
+                "least 1"
+            )
+        super().__post_init__()
+
+    @property
+    def readout(self) -> str:
+        return self.head.readout
+
+    @property
+    def horizon(self) -> int:
+        return self.head.horizon
+
+    @property
+    def action_dim(self) -> int:
+        return self.head.action_dim
+
+    def __call__(self, group: TokenGroup, action: jax.Array, context: Context) -> jax.Array:
+        return self._run("__call__", group, action, context)
+
+    def sample(self, group: TokenGroup, dims: jax.Array | None, context: Context) -> jax.Array:
+        return self._run("sample", group, dims, context)
+
+    @nn.compact
+    def _run(
+        self, method: str, group: TokenGroup, values: jax.Array | None, context: Context
+    ) -> jax.Array:
+        z = self._code(context)
+        if self.target == "adapter":
+            return getattr(self.head, method)(self._adapt(group, z), values, context)
+        head = self.head.clone(parent=None, name=None)  # a function of parameters, owning none
+        base = self.param("base", inner_init, head, group, context)
+        names = [name for name in ("noise", "dropout") if self.has_rng(name)]
+        keys = {name: jax.random.split(self.make_rng(name), len(z)) for name in names}
+        changes = flax.traverse_util.flatten_dict(base, sep="_")
+        changes = {name: self._change(name, z, leaf.shape) for name, leaf in changes.items()}
+        paths = flax.traverse_util.flatten_dict(base)
+        changes = dict(zip(paths, changes.values(), strict=True))
+        params = jax.tree.map(jnp.add, base, flax.traverse_util.unflatten_dict(changes))
+
+        def run(params: Any, inputs: Any, rngs: dict[str, jax.Array]) -> jax.Array:
+            inputs = jax.tree.map(lambda x: x[None], inputs)
+            return head.apply({"params": params}, *inputs, rngs=rngs, method=method)[0]
+
+        return jax.vmap(run)(params, (group, values, context), keys)
+
+    def _code(self, context: Context) -> jax.Array:
+        if context is None or context.task is None:
+            raise ConfigError(
+                f"{self.where} makes weights from the task, but the model has no tokenizer of the "
+                "task; add one, e.g. 'language'"
+            )
+        z = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="task_norm")(context.task)
+        return nn.swish(nn.Dense(self.hidden, dtype=self.dtype, name="task_in")(z))
+
+    def _adapt(self, group: TokenGroup, z: jax.Array) -> TokenGroup:
+        width = group.tokens.shape[-1]
+        down = self._made("adapter_u", z, (width, self.rank))
+        up = self._made("adapter_v", z, (self.rank, width), zero=True)
+        h = nn.swish(jnp.einsum("bwnd,bdr->bwnr", group.tokens.astype(jnp.float32), down))
+        change = jnp.einsum("bwnr,brd->bwnd", h, up)
+        return TokenGroup(group.tokens + change.astype(group.tokens.dtype), group.mask)
+
+    def _change(self, name: str, z: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Return [B, *shape], a parameter's change, of low rank where that is smaller."""
+        m, n = shape[0], math.prod(shape[1:])
+        if not 0 < self.rank * (m + n) < m * n:
+            return self._made(f"{name}_change", z, shape, zero=True)
+        u = self._made(f"{name}_u", z, (m, self.rank))
+        v = self._made(f"{name}_v", z, (self.rank, n), zero=True)
+        return jnp.einsum("bmr,brn->bmn", u, v).reshape(-1, *shape)
+
+    def _made(
+        self, name: str, z: jax.Array, shape: tuple[int, ...], zero: bool = False
+    ) -> jax.Array:
+        """Return float32 [B, *shape], linear in z; `zero`: as long as nothing is trained."""
+        # Otherwise of the size of a dense layer's kernel over shape[0] inputs.
+        scale = nn.initializers.variance_scaling(1 / shape[0], "fan_in", "normal")
+        init = nn.initializers.zeros if zero else scale
+        out = nn.Dense(math.prod(shape), dtype=self.dtype, kernel_init=init, name=name)(z)
+        return out.astype(jnp.float32).reshape(-1, *shape)

@@ -1,0 +1,277 @@
+"""Weights of text encoders: Hugging Face's config.json and safetensors, read and written.
+
+A directory, or a hub id, has config.json and model.safetensors, or several files that
+model.safetensors.index.json lists. Of a whole T5 or CLIP only the text encoder is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octolike.config import ConfigError, unknown
+
+INDEX, WEIGHTS, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
+
+# Our module path → theirs. A {i} is the same on both sides.
+_T5 = "encoder.block.{i}.layer"
+_CLIP = "text_model.encoder.layers.{i}"
+NAMES = {
+    "t5": {
+        "words": "shared",
+        "relative_bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+        "block_{i}_attention_norm": f"{_T5}.0.layer_norm",
+        "block_{i}_query": f"{_T5}.0.SelfAttention.q",
+        "block_{i}_key": f"{_T5}.0.SelfAttention.k",
+        "block_{i}_value": f"{_T5}.0.SelfAttention.v",
+        "block_{i}_out": f"{_T5}.0.SelfAttention.o",
+        "block_{i}_mlp_norm": f"{_T5}.1.layer_norm",
+        "block_{i}_mlp_in": f"{_T5}.1.DenseReluDense.wi",
+        "block_{i}_mlp_out": f"{_T5}.1.DenseReluDense.wo",
+        "norm": "encoder.final_layer_norm",
+    },
+    "clip": {
+        "words": "text_model.embeddings.token_embedding",
+        "positions": "text_model.embeddings.position_embedding",
+        "block_{i}_attention_norm": f"{_CLIP}.layer_norm1",
+        "block_{i}_query": f"{_CLIP}.self_attn.q_proj",
+        "block_{i}_key": f"{_CLIP}.self_attn.k_proj",
+        "block_{i}_value": f"{_CLIP}.self_attn.v_proj",
+        "block_{i}_out": f"{_CLIP}.self_attn.out_proj",
+        "block_{i}_mlp_norm": f"{_CLIP}.layer_norm2",
+        "block_{i}_mlp_in": f"{_CLIP}.mlp.fc1",
+        "block_{i}_mlp_out": f"{_CLIP}.mlp.fc2",
+        "norm": "text_model.final_layer_norm",
+    },
+}
+# Of a gated T5, "wi" is two layers.
+GATED = {
+    "block_{i}_mlp_gate": f"{_T5}.1.DenseReluDense.wi_0",
+    "block_{i}_mlp_in": f"{_T5}.1.DenseReluDense.wi_1",
+}
+LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+# A text encoder that was saved alone, or tied embeddings: their name there → the usual one.
+ALIASES = {
+    "t5": (r"^encoder\.embed_tokens\.", "shared."),
+    "clip": (r"^(?=embeddings\.|encoder\.layers\.|final_layer_norm\.)", "text_model."),
+}
+# What such files may have beside the text encoder.
+OTHERS = {
+    "t5": r"(decoder|lm_head)\.",
+    "clip": r"(vision_model|visual_projection|text_projection|logit_scale|logit_bias)\b"
+    r"|text_model\.embeddings\.position_ids$",
+}
+
+# Our size → (theirs in config.json, what it is where config.json leaves it out).
+SIZES = {
+    "t5": {
+        "vocabulary": ("vocab_size", 32128),
+        "width": ("d_model", 512),
+        "layers": ("num_layers", 6),
+        "attention_heads": ("num_heads", 8),
+        "head_width": ("d_kv", 64),
+        "mlp_width": ("d_ff", 2048),
+        "buckets": ("relative_attention_num_buckets", 32),
+        "max_distance": ("relative_attention_max_distance", 128),
+        "epsilon": ("layer_norm_epsilon", 1e-6),
+    },
+    "clip": {
+        "vocabulary": ("vocab_size", 49408),
+        "width": ("hidden_size", 512),
+        "layers": ("num_hidden_layers", 12),
+        "attention_heads": ("num_attention_heads", 8),
+        "mlp_width": ("intermediate_size", 2048),
+        "activation": ("hidden_act", "quick_gelu"),
+        "max_length": ("max_position_embeddings", 77),
+        "epsilon": ("layer_norm_eps", 1e-5),
+    },
+}
+KINDS = {"t5": "t5", "mt5": "t5", "clip": "clip", "clip_text_model": "clip"}
+
+
+def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
+    """Return the encoder's sizes as its config.json gives them.
+
+    source: directory or hub id; `path` names the setting in errors. Raises ConfigError where there
+    is no config.json, or one of another kind of encoder.
+    """
+    file = find(source, (CONFIG,), path) / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}.path: {file} is no JSON: {error}") from error
+    found = config.get("model_type")
+    if KINDS.get(found) != kind:
+        known = ", ".join(sorted(k for k, v in KINDS.items() if v == kind))
+        raise ConfigError(f"{path}.path: {file} is of model_type {found!r}; {kind!r} reads {known}")
+    config = config.get("text_config") or config.get("text_config_dict") or config
+    sizes = {
+        ours: config.get(theirs, usual) if config.get(theirs) is not None else usual
+        for ours, (theirs, usual) in SIZES[kind].items()
+    }
+    if kind == "t5":
+        # v1.0 "relu"; v1.1 "gated-gelu", by which its makers mean the tanh approximation
+        activation = config.get("feed_forward_proj", "relu")
+        sizes["gated"] = gated = activation.startswith("gated-")
+        activation = activation.removeprefix("gated-")
+        sizes["activation"] = "gelu_new" if gated and activation == "gelu" else activation
+    return sizes
+
+
+def read(source: str, kind: str, shapes: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return parameters like `shapes` (nested), float32, read from the safetensors at `source`.
+
+    Raises ConfigError for a place without such files, and for every parameter that is missing, of
+    another shape, or that nobody knows; `path` names the setting.
+    """
+    patterns = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors")
+    folder = find(source, patterns, path)
+    return from_tensors(_tensors(folder, path), kind, shapes, f"{path}.path {str(source)!r}")
+
+
+def from_tensors(
+    tensors: Mapping[str, Any], kind: str, shapes: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Return parameters like `shapes`, float32, of Hugging Face's tensors (arrays or callables).
+
+    `where` names their source in errors. ConfigError lists all that do not fit.
+    """
+    wanted = _wanted(shapes, kind)
+    given = {re.sub(*ALIASES[kind], name): name for name in tensors}
+    given |= {name: name for name in tensors if name in wanted}
+    params, faults = {}, []
+    for theirs, (module, leaf) in wanted.items():
+        expected = list(shapes[module][leaf].shape)
+        if theirs not in given:
+            faults.append(f"missing: {theirs}, for {module}/{leaf} {expected}")
+            continue
+        value = tensors[given.pop(theirs)]
+        value = np.asarray(value() if callable(value) else value)
+        # PyTorch's linear layers keep [out, in]
+        value = value.T if leaf == "kernel" else value
+        if list(value.shape) != expected:
+            faults.append(f"{theirs} gives {module}/{leaf} as {list(value.shape)}, not {expected}")
+            continue
+        params.setdefault(module, {})[leaf] = np.ascontiguousarray(value, np.float32)
+    faults += [f"unknown: {x}" for x in given.values() if not re.match(OTHERS[kind], x)]
+    if faults:
+        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise ConfigError(
+            f"the weights of {where} do not fit its config.json ({len(faults)} differences):\n  "
+            + "\n  ".join(faults[:20])
+            + more
+        )
+    return params
+
+
+def from_flax(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return {PyTorch's name: tensor} of Hugging Face's Flax parameters {slash path: array}."""
+    tensors = {}
+    for path, value in leaves.items():
+        *parents, leaf = path.split("/")
+        value = value.T if leaf == "kernel" else value
+        tensors[".".join([*parents, LEAVES.get(leaf, leaf)])] = np.asarray(value)
+    return tensors
+
+
+def save(
+    directory: str | Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Write a directory that `read` and `read_sizes` read: all of it or nothing.
+
+    config: Hugging Face's; tensors: by PyTorch's names, {} for a directory of sizes alone.
+    """
+    from safetensors.numpy import save_file
+
+    directory = Path(directory)
+    part = directory.with_name(directory.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    (part / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+    if tensors:
+        whole = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
+        save_file(whole, part / WEIGHTS, metadata={"format": "pt"})
+    os.replace(part, directory)
+
+
+def copy(source: str, kind: str, shapes: Mapping[str, Any] | None, target: Path, path: str) -> None:
+    """Write to `target` the config.json of `source` and, with `shapes`, the encoder's tensors."""
+    config = json.loads((find(source, (CONFIG,), path) / CONFIG).read_text(encoding="utf-8"))
+    tensors = {}
+    if shapes is not None:
+        params = read(source, kind, shapes, path)
+        for theirs, (module, leaf) in _wanted(shapes, kind).items():
+            value = params[module][leaf]
+            tensors[theirs] = value.T if leaf == "kernel" else value
+    save(target, config, tensors)
+
+
+@functools.lru_cache(maxsize=8)
+def find(source: str, patterns: tuple[str, ...], path: str) -> Path:
+    """Return the local directory of a directory or hub id: downloaded, as far as patterns go."""
+    if Path(source).is_dir():
+        if not (Path(source) / CONFIG).is_file():
+            there = ", ".join(sorted(p.name for p in Path(source).iterdir())) or "nothing"
+            raise ConfigError(f"{path}.path {source!r} has no {CONFIG}; it holds {there}")
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(patterns)))
+    except Exception as error:  # of the hub's own classes, of its client's, or OSError
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ConfigError(
+            f"{path}.path {source!r} is neither a directory with {CONFIG} nor a hub id that can be "
+            f"reached ({reason})"
+        ) from error
+
+
+def _tensors(folder: Path, path: str) -> dict[str, Any]:
+    """Return {name: function that reads the tensor} of a directory's safetensors."""
+    from safetensors import safe_open
+
+    if (folder / WEIGHTS).is_file():
+        files = [WEIGHTS]
+    elif (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        files = sorted(set(index["weight_map"].values()))
+    else:
+        there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise ConfigError(
+            f"{path}.path {str(folder)!r} has no weights: no {WEIGHTS} and no {INDEX}; it holds "
+            f"{there}. Weights in another format: load them with transformers and save_pretrained"
+        )
+    tensors = {}
+    for name in files:
+        try:
+            # "flax": numpy knows no bfloat16
+            file = safe_open(folder / name, framework="flax")
+        except Exception as error:
+            raise ConfigError(
+                f"{path}.path: {folder / name} cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        tensors |= {key: functools.partial(file.get_tensor, key) for key in list(file.keys())}
+    return tensors
+
+
+def _wanted(shapes: Mapping[str, Any], kind: str) -> dict[str, tuple[str, str]]:
+    """Return {their name: (our module, leaf)} of every parameter."""
+    gated = any(name.endswith("_mlp_gate") for name in shapes)
+    table = NAMES[kind] | (GATED if gated else {})
+    wanted = {}
+    for module, leaves in shapes.items():
+        number = re.match(r"block_(\d+)_", module)
+        row = re.sub(r"^block_\d+_", "block_{i}_", module)
+        if row not in table:
+            raise ConfigError(unknown(f"part of a {kind} encoder", module, table))
+        theirs = table[row].format(i=number[1] if number else "")
+        wanted |= {f"{theirs}.{LEAVES[leaf]}": (module, leaf) for leaf in leaves}
+    return wanted

@@ -1,0 +1,104 @@
+"""ResNet-18, 34 and 50 with group norm: images to a feature map of one token per 32 × 32 pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from octolike.config import ConfigError
+from octolike.model.convolution import Convolution, group_norm, tokens
+from octolike.model.film import film
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+class ResNet(nn.Module):
+    """A residual network (He et al. 2015; the stride of a bottleneck is in its 3 × 3 convolution).
+
+    depth: 18, 34 (two 3 × 3 convolutions per block) or 50 (bottlenecks). width: channels of the
+    first stage; each later one doubles them. standardised: kernels too, not the features alone.
+    FiLM modulates every block before its residual sum. weights: a file in timm's layout of a
+    network with group norm (resnet50_gn, which has standardised=False), read when training starts.
+    """
+
+    depth: int = 18
+    width: int = 64
+    groups: int = 32
+    standardised: bool = True
+    weights: str = ""
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.depth not in BLOCKS:
+            raise ConfigError(f"resnet: depth {self.depth}; choose one of {_list(BLOCKS)}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        x = Convolution(
+            self.width, 7, 2, 3, standardised=self.standardised, dtype=self.dtype, name="conv"
+        )(x)
+        x = nn.relu(group_norm(self.groups, self.width, self.dtype, "norm", EPSILON)(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, blocks in enumerate(BLOCKS[self.depth], start=1):
+            for i in range(blocks):
+                block = ResidualBlock(
+                    self.width * 2 ** (stage - 1),
+                    stride=2 if stage > 1 and not i else 1,
+                    bottleneck=self.depth >= 50,
+                    groups=self.groups,
+                    standardised=self.standardised,
+                    dtype=self.dtype,
+                    name=f"stage_{stage}_block_{i}",
+                )
+                x = block(x, condition)
+        return tokens(x)
+
+
+class ResidualBlock(nn.Module):
+    """relu(x + film(convolutions(x))); x goes through a convolution where the shape changes."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    groups: int
+    standardised: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array | None) -> jax.Array:
+        out = self.width * (4 if self.bottleneck else 1)
+        layers = (  # features, size, stride
+            ((self.width, 1, 1), (self.width, 3, self.stride), (out, 1, 1))
+            if self.bottleneck
+            else ((out, 3, self.stride), (out, 3, 1))
+        )
+        y = x
+        for i, layer in enumerate(layers, start=1):
+            y = self._layer(nn.relu(y) if i > 1 else y, *layer, suffix=f"_{i}")
+        y = film(y, condition, self.dtype, "film")
+        if self.stride != 1 or x.shape[-1] != out:
+            x = self._layer(x, out, 1, self.stride, suffix="_skip")
+        return nn.relu(x + y)
+
+    def _layer(self, x: jax.Array, width: int, size: int, stride: int, suffix: str) -> jax.Array:
+        x = Convolution(
+            width,
+            size,
+            stride,
+            size // 2,
+            standardised=self.standardised,
+            dtype=self.dtype,
+            name=f"conv{suffix}",
+        )(x)
+        return group_norm(self.groups, width, self.dtype, f"norm{suffix}", EPSILON)(x)
+
+
+EPSILON = 1e-5  # as in PyTorch's group norm, for which published weights were trained
+
+
+def _list(names: Any) -> str:
+    return ", ".join(map(str, names))
