@@ -279,6 +279,11 @@ class Config:
                     f"model.tokenizers.{name}.vocabulary {ours} differs from "
                     f"data.text.vocabulary {theirs}",
                 )
+            _require(
+                tokenizer.get("kind") != "task_id" or d.task_ids,
+                f"model.tokenizers.{name} tells the policy its task by number, but data.task_ids "
+                "is off",
+            )
         _require(o.warmup <= t.steps, f"optim.warmup {o.warmup} exceeds train.steps {t.steps}")
         _require(bool(self.workdir), "workdir is empty; name one, e.g. --config.workdir=runs/mine")
 

@@ -8,6 +8,8 @@ What an image goes through; an operation that is off in the config is not even t
     4. saturation and 5. hue, both in HSV, in one pass
     6. clipping to 0 to 255, which HSV wants of its input too
 
+Depth images are cut out like the colours they belong to, without mixing pixels: 0 is no distance.
+
 Every operation, camera and goal image has its own random number. It is drawn per example: the
 frames of a window share geometry and colours.
 """
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 from octolike.config import AugmentConfig, unknown
 from octolike.types import Batch
 
-IMAGE = "image_"
+IMAGE, DEPTH = "image_", "depth_"
 
 
 class Draws(NamedTuple):
@@ -62,6 +64,10 @@ def augment(batch: Batch, config: AugmentConfig, key: jax.Array) -> Batch:
         windows = x if x.ndim == 5 else x[:, None]
         windows = augment_windows(windows, config, Draws(*mine), geometry=geometry)
         parts[part][name] = windows if x.ndim == 5 else windows[:, 0]
+        depth = name.replace(IMAGE, DEPTH, 1)
+        if depth in parts[part] and geometry and _crops(config):
+            box = boxes(Draws(*mine), config.crop_scale, config.crop_ratio)
+            parts[part][depth] = crop(parts[part][depth], box, nearest=True)
     return {**batch, **parts}
 
 
@@ -70,7 +76,7 @@ def augment_windows(
 ) -> jax.Array:
     """Return [B, W, h, w, 3], float32 unless everything is off."""
     x = images
-    if geometry and (config.crop_scale, config.crop_ratio) != ((1.0, 1.0), (1.0, 1.0)):
+    if geometry and _crops(config):
         x = crop(x, boxes(draws, config.crop_scale, config.crop_ratio))
     if config.brightness:
         x = brightness(x, _around(0.0, config.brightness, draws.brightness))
@@ -97,8 +103,8 @@ def boxes(draws: Draws, scale: tuple[float, float], ratio: tuple[float, float]) 
     return jnp.stack([(1 - height) * draws.top, (1 - width) * draws.left, height, width], axis=-1)
 
 
-def crop(images: jax.Array, boxes: jax.Array) -> jax.Array:
-    """Return the boxes [B, 4] of images [B, W, h, w, 3], resized bilinearly to [h, w].
+def crop(images: jax.Array, boxes: jax.Array, *, nearest: bool = False) -> jax.Array:
+    """Return the boxes [B, 4] of images [B, W, h, w, C], resized to [h, w], bilinearly or not.
 
     The outermost pixels of the result lie on the box's edges, as in tf.image.crop_and_resize, so
     that the whole image as a box is the identity. Two gathers per axis: on a CPU twelve times as
@@ -108,7 +114,7 @@ def crop(images: jax.Array, boxes: jax.Array) -> jax.Array:
     def positions(start: jax.Array, length: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
         x = (start + length * jnp.linspace(0.0, 1.0, size)) * (size - 1)
         low = jnp.clip(jnp.floor(x).astype(jnp.int32), 0, size - 2)
-        return low, x - low
+        return low, jnp.round(x - low) if nearest else x - low
 
     def one(x: jax.Array, box: jax.Array) -> jax.Array:
         row, dy = positions(box[0], box[2], x.shape[1])
@@ -158,6 +164,10 @@ def saturation_and_hue(
         return value - chroma * ratio * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
 
     return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
+
+
+def _crops(config: AugmentConfig) -> bool:
+    return (config.crop_scale, config.crop_ratio) != ((1.0, 1.0), (1.0, 1.0))
 
 
 def _around(middle: float, spread: float, draw: jax.Array) -> jax.Array:
