@@ -58,7 +58,8 @@ def get_config(arg: str = "") -> Config:
         model.tokenizers["primary"]["encoder"] = Component(
             kind="small_stem", features=(8, 16, 32), groups=4, patch=16, width=64
         )
-        model.heads = {"action": Component(kind="diffusion", steps=5, hidden=32, blocks=1)}
+        network = Component(kind="mlp", hidden=32, blocks=1)
+        model.heads = {"action": Component(kind="diffusion", steps=5, network=network)}
         config.optim.warmup = 5
         config.train.steps, config.train.log_every = 40, 10
         config.train.validate_every, config.train.checkpoint_every = 20, 20

@@ -40,8 +40,7 @@ def get_config(arg: str = "") -> Config:
         "action": Component(
             kind="diffusion",
             steps=20,
-            blocks=2,
-            expansion=2,
+            network=Component(kind="mlp", blocks=2, expansion=2),
             samples_per_example=4,
             prediction="sample",
             sampler="ddim",

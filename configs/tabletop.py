@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> Config:
     data.root, data.mix = "runs/tabletop/data", "tabletop"
     data.cameras = {"primary": 64, "wrist": 48}
     data.window, data.horizon, data.goal = 1, 8, "none"
-    data.batch_size, data.pool = 32, 16_384
+    data.batch_size, data.pool, data.memory = 32, 16_384, 8.0
     data.text = Component(kind="hash", length=16, vocabulary=1024)
 
     def camera(name: str) -> Component:
@@ -48,8 +48,7 @@ def get_config(arg: str = "") -> Config:
         "action": Component(
             kind="diffusion",
             steps=20,
-            blocks=2,
-            expansion=2,
+            network=Component(kind="mlp", blocks=2, expansion=2),
             samples_per_example=4,
             prediction="sample",
             sampler="ddim",

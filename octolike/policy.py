@@ -31,8 +31,8 @@ import jax
 import numpy as np
 
 from octolike import types
-from octolike.config import build_component, unknown
-from octolike.model import octo
+from octolike.config import Config, build_component, unknown
+from octolike.model import language, octo
 from octolike.normalize import Embodiment
 from octolike.text import TOKENIZERS
 from octolike.train.checkpoint import Run, load_run
@@ -45,7 +45,8 @@ class Task(NamedTuple):
     """What to do, ready for the network: made once by `Policy.create_task`, used at every step.
 
     instruction: as given, "" without one; inputs: the `task` part of the batch contract without
-    batch axis (the instruction's token ids among them, so that it is tokenized once).
+    batch axis (the instruction's token ids among them, and a frozen text encoder's states, so that
+    both are made once).
     """
 
     instruction: str
@@ -64,14 +65,22 @@ class Policy:
         self.batch_size = batch_size
         self.window, self.horizon, _ = run.spec["action"][0]
         self.image_shapes = _image_shapes(run.spec, "observation")
-        self.goal_shapes = _image_shapes(run.spec, "task")
         self._params = jax.device_put(run.params)
-        self._model = octo.build(dataclasses.asdict(run.config.model), run.spec, run.names)
+        settings = dataclasses.asdict(run.config.model)
+        self._seen = language.extend_spec(settings, run.spec)
+        self._model = octo.build(settings, self._seen, run.names)
+        reads = {key for t in self._model.tokenizers.values() for key in t.reads()}
+        told = _conditioning(run.config, reads)
+        goals = _image_shapes(run.spec, "task") if "goal" in told else {}
+        self.goal_shapes = {k: v for k, v in goals.items() if f"task.{k}" in reads}
+        self._tasks = run.names.tasks if "task_id" in told else ()
         number = run.names.embodiments.index(self.embodiment.name)
         self._act = jax.jit(functools.partial(_act, self._model, self._own_dims(), number))
-        self._text = None
-        if "task.language.ids" in run.spec:
+        self._text = self._encoder = None
+        if "language" in told:
             self._text = build_component(TOKENIZERS, run.config.data.text, "data.text")
+            language.check_vocabulary(settings, self._text.vocabulary)
+            self._encoder = language.frozen_encoder(settings)
 
     @classmethod
     def load(
@@ -114,7 +123,7 @@ class Policy:
 
     def untrained(self, seed: int = 0) -> Policy:
         """Return this policy with freshly initialised parameters; they share what is compiled."""
-        init = jax.jit(functools.partial(init_params, self._model, self.spec))
+        init = jax.jit(functools.partial(init_params, self._model, self._seen))
         fresh = object.__new__(Policy)
         fresh.__dict__.update(self.__dict__)
         fresh._params = init(jax.random.key(seed))
@@ -125,19 +134,20 @@ class Policy:
         self,
         instruction: str | None = None,
         goal_images: Mapping[str, np.ndarray] | None = None,
+        task_id: str | None = None,
     ) -> Task:
-        """Return the task of an instruction, of goal images, or of both.
+        """Return the task of an instruction, of goal images, of a task's number, or of several.
 
         Args:
             instruction: in natural language.
             goal_images: camera: uint8 [h, w, 3], how the scene shall look.
+            task_id: the name of one of the run's tasks, which the network knows by number.
 
         Raises:
-            ValueError: a conditioning that the run was not trained on, a missing instruction or
-            goal, an
-                image of the wrong shape or dtype.
+            ValueError: a conditioning that the run was not trained on, none at all where it was
+                trained on some, an unknown task, an image of the wrong shape or dtype.
         """
-        inputs = types.zeros({k: v for k, v in self.spec.items() if k.startswith("task.")}, 1)
+        inputs = types.zeros({k: v for k, v in self._seen.items() if k.startswith("task.")}, 1)
         inputs = jax.tree.map(lambda x: x[0], inputs.get("task", {}))
         if instruction is not None and not (isinstance(instruction, str) and instruction.strip()):
             raise ValueError(f"the instruction is {instruction!r}; expected a sentence")
@@ -145,13 +155,13 @@ class Policy:
             self._put_language(inputs, instruction)
         for camera, image in (goal_images or {}).items():
             self._put_goal(inputs, camera, image)
-        if instruction is None and not goal_images and (self._text or self.goal_shapes):
-            ways = ["instruction=…"] * bool(self._text) + ["goal_images={…}"] * bool(
-                self.goal_shapes
-            )
-            wants = "an instruction" if self._text else "a goal image"
+        if task_id is not None:
+            self._put_task_id(inputs, task_id)
+        ways = self._ways()
+        if ways and instruction is None and not goal_images and task_id is None:
+            asked = " or ".join(ways.values())
             raise ValueError(
-                f"the task lacks {wants}: this policy needs create_task({' or '.join(ways)})"
+                f"the task lacks {next(iter(ways))}: this policy needs create_task({asked})"
             )
         return Task(instruction or "", inputs)
 
@@ -202,6 +212,8 @@ class Policy:
         self, observation: types.Batch, task: types.Batch, seeds: Sequence[int]
     ) -> np.ndarray:
         """Return normalised chunks float32 [B, H, A] for the parts of a batch (octolike.types)."""
+        if self._encoder and "states" not in task["language"]:
+            task = self._encoder({"task": task})["task"]
         total, out = len(seeds), []
         for start in range(0, total, self.batch_size):
             rows = np.minimum(np.arange(start, start + self.batch_size), total - 1)
@@ -227,24 +239,46 @@ class Policy:
 
     # Task
 
+    def _ways(self) -> dict[str, str]:
+        """Return {what can be told: the argument of `create_task`}."""
+        ways = {
+            "an instruction": "instruction=…" if self._text else "",
+            "a goal image": "goal_images={…}" if self.goal_shapes else "",
+            "a task id": "task_id=…" if self._tasks else "",
+        }
+        return {what: argument for what, argument in ways.items() if argument}
+
+    def _refuse(self, given: str, without: str) -> ValueError:
+        ways = self._ways()
+        choices = f"it takes {' or '.join(ways.values())}" if ways else "it takes no task at all"
+        return ValueError(
+            f"{given} was given, but this policy was trained without {without}; {choices}"
+        )
+
+    def _put_task_id(self, inputs: dict[str, Any], task_id: str) -> None:
+        if not self._tasks:
+            raise self._refuse(f"the task id {task_id!r}", "task ids")
+        if task_id not in self._tasks:
+            raise ValueError(unknown("task id", task_id, self._tasks))
+        inputs["task_id"] = np.int32(self._tasks.index(task_id))
+        _set_present(inputs, "task_id", np.True_)
+
     def _put_language(self, inputs: dict[str, Any], instruction: str) -> None:
         if self._text is None:
-            raise ValueError(
-                "an instruction was given, but this policy was trained without language"
-            )
+            raise self._refuse("an instruction", "language")
         ids, mask = self._text.encode([instruction])
         inputs["language"] = {
             "ids": np.asarray(ids[0], np.int32),
             "mask": np.asarray(mask[0], bool),
         }
+        if self._encoder:
+            inputs["language"]["states"] = self._encoder.states(ids, mask)[0]
         _set_present(inputs, "language", np.True_)
 
     def _put_goal(self, inputs: dict[str, Any], camera: str, image: np.ndarray) -> None:
         key = IMAGE + camera
         if not self.goal_shapes:
-            raise ValueError(
-                f"a goal image {camera!r} was given, but this policy was trained without goals"
-            )
+            raise self._refuse(f"a goal image {camera!r}", "goals")
         if key not in self.goal_shapes:
             raise ValueError(unknown("camera of a goal image", camera, _cameras(self.goal_shapes)))
         image = _check_image(f"goal image {camera!r}", image, (3,))
@@ -366,6 +400,20 @@ def _choose_embodiment(embodiments: Sequence[Embodiment], name: str | None) -> E
     if name is not None and name not in names:
         raise ValueError(unknown("embodiment", name, names))
     return embodiments[0 if name is None else names.index(name)]
+
+
+def _conditioning(config: Config, reads: set[str]) -> set[str]:
+    """Return the ways to tell the task that the network reads and that training showed it."""
+    data = config.data
+    told = {"language"} if any(k.startswith("task.language.") for k in reads) else set()
+    told |= {"goal"} if any(k.startswith(f"task.{IMAGE}") for k in reads) else set()
+    told |= {"task_id"} if "task.task_id" in reads else set()
+    kept = {
+        "language": data.keep_language,
+        "goal": data.keep_goal,
+        "task_id": data.keep_task_id,
+    }
+    return {way for way in told if kept[way] > 0}
 
 
 def _image_shapes(spec: types.BatchSpec, part: str) -> dict[str, tuple[int, ...]]:

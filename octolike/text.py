@@ -1,17 +1,22 @@
 """Instruction to token ids; the data pipeline and the policy use the same.
 
 `TOKENIZERS` is looked up by config.data.text. A tokenizer has `length` (L) and `vocabulary` (number
-of ids, 0 is padding) and encodes each distinct instruction once.
+of ids) and encodes each distinct instruction once. `load_paraphrases` reads other
+wordings of the same instructions.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,14 +54,23 @@ class TextTokenizer:
                     f"{self.length}; raise data.text.length",
                     stacklevel=3,
                 )
-            tokens = tokens[: self.length]
-            ids = np.zeros(self.length, np.int32)
+                tokens = self._cut(text, tokens)
+            ids = np.full(self.length, self.padding, np.int32)
             ids[: len(tokens)] = tokens
             self._known[text] = ids, np.arange(self.length) < len(tokens)
         return self._known[text]
 
+    @property
+    def padding(self) -> int:
+        """The id after the last token; its mask is False."""
+        return 0
+
     def _ids(self, text: str) -> list[int]:
         raise NotImplementedError
+
+    def _cut(self, text: str, tokens: list[int]) -> list[int]:
+        """Return the first `length` tokens of a longer text."""
+        return tokens[: self.length]
 
 
 @dataclass
@@ -105,8 +119,66 @@ class HuggingFaceTokenizer(TextTokenizer):
     def vocabulary(self) -> int:
         return len(self._tokenizer)
 
+    @property
+    def padding(self) -> int:
+        """The tokenizer's own: 0 for T5, the end of the sentence for CLIP."""
+        own = self._tokenizer.pad_token_id
+        return 0 if own is None else own
+
+    def save(self, directory: str | Path) -> None:
+        """Write the tokenizer's files, so that `directory` can be a `path`: all or nothing."""
+        directory = Path(directory)
+        part = directory.with_name(directory.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        self._tokenizer.save_pretrained(part)
+        os.replace(part, directory)
+
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text)["input_ids"])
 
+    def _cut(self, text: str, tokens: list[int]) -> list[int]:
+        # The tokenizer keeps its end mark, which encoders were trained to see.
+        cut = self._tokenizer(text, truncation=True, max_length=self.length)
+        return list(cut["input_ids"])
+
 
 TOKENIZERS = {"hash": HashTokenizer, "huggingface": HuggingFaceTokenizer}
+
+
+def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Return {instruction: other wordings} of a JSON file {instruction: [wording, ...]}.
+
+    Wordings are stripped of surrounding blanks. Raises ConfigError that names the file and the
+    entry for what is not there, no JSON, twice there, empty, or not text.
+    """
+    path = Path(path)
+    where = f"data.paraphrases {str(path)!r}"
+    try:
+        # pairs, not a dict: JSON lets a key be there twice, and the first would be lost silently
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where} is no JSON: {error}") from error
+    if not isinstance(pairs, _Pairs):
+        raise ConfigError(f"{where} is a {type(pairs).__name__}; expected {_FORM}")
+    found: dict[str, tuple[str, ...]] = {}
+    for instruction, wordings in pairs:
+        if not isinstance(wordings, list) or isinstance(wordings, _Pairs) or not wordings:
+            raise ConfigError(f"{where}[{instruction!r}] is {wordings!r}; expected {_FORM}")
+        for wording in (instruction, *wordings):
+            if not isinstance(wording, str) or not wording.strip():
+                raise ConfigError(
+                    f"{where}[{instruction!r}] has {wording!r}; expected a sentence: {_FORM}"
+                )
+        if instruction.strip() in found:
+            raise ConfigError(f"{where} has {instruction!r} twice; put its wordings in one list")
+        found[instruction.strip()] = tuple(w.strip() for w in wordings)
+    return found
+
+
+_FORM = '{"instruction": ["another wording", ...], ...}'
+
+
+class _Pairs(list):
+    """A JSON object as (key, value) pairs."""

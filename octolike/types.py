@@ -23,7 +23,7 @@ The batch contract. A batch is a nested dict of numpy arrays:
     embodiment                  int32   [B]              index into the run's embodiment records
 
 Where a frozen text encoder runs outside the step (octolike.model.language), the trainer and the
-policy put its states in place of the ids, just before the model sees the batch:
+policy put its states beside the ids, just before the model sees the batch:
 
     task.language.states        float   [B, L, E]
 

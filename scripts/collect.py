@@ -34,7 +34,8 @@ def collect(config: configs.Config) -> None:
     spec = datasets.find(config.collect.dataset)
     plan = demonstrations.plan(config.environment, config.collect)
     shards = {s.split: s.total for s in plan}
-    writer = write.Writer(config.data.root, spec.name, spec.version, shards)
+    settings = demonstrations.settings(config.environment, config.collect)
+    writer = write.Writer(config.data.root, spec.name, spec.version, shards, settings)
     if writer.finished:
         print(f"{writer.directory} is there already; remove it to collect anew")
         return

@@ -114,7 +114,11 @@ def model(**changes) -> dict:
         "readouts": {"action": 1, "other": 2},
         "registers": (),
         "heads": {
-            "action": {"kind": "diffusion", "hidden": 16, "blocks": 1, "samples_per_example": 2},
+            "action": {
+                "kind": "diffusion",
+                "network": {"kind": "mlp", "hidden": 16, "blocks": 1},
+                "samples_per_example": 2,
+            },
             "other": {"kind": "l1", "readout": "readout_other"},
         },
         **changes,

@@ -94,7 +94,8 @@ def _run(language, goal):
     }
     if language:
         model.tokenizers["language"] = Component(kind="language", vocabulary=64, width=8)
-    model.heads = {"action": Component(kind="diffusion", hidden=16, blocks=1, steps=4)}
+    network = {"kind": "mlp", "hidden": 16, "blocks": 1}
+    model.heads = {"action": Component(kind="diffusion", network=network, steps=4)}
     shapes = spec(language, goal)
     network = octo.build(dataclasses.asdict(model), shapes, RUN_NAMES)
     tree = jax.eval_shape(lambda: init_params(network, shapes, jax.random.key(0)))

@@ -34,72 +34,61 @@ def test_chunks_equal_their_definition(window, horizon, length):
             assert valid[w, h] == (start >= 0 and start + h < end)
 
 
-def test_padding_adds_zeros_on_the_right_only():
-    x = np.ones((2, 3, 4), np.float32)
-    padded = frames.pad_last(x, 6)
-    np.testing.assert_array_equal(padded[..., :4], x)
-    assert padded.shape == (2, 3, 6)
-    assert not padded[..., 4:].any()
-    np.testing.assert_array_equal(frames.pad_last(x, 4), x)
-
-
-def draw(n=4000, **changes):
-    """Return n tasks of frame 2 in an episode of 7 steps."""
-    settings = {
-        "strategy": "uniform",
-        "keep_language": 1.0,
-        "keep_goal": 1.0,
-        "has_language": True,
-    }
-    rng = np.random.default_rng(0)
-    return [goals.choose(rng, 2, 7, **(settings | changes)) for _ in range(n)]
+def draw(n=4000, *, t=2, language=True, goal=True, task_id=False, **changes):
+    """Return n tasks of frame t in an episode of 7 steps; what else there is to be told."""
+    settings = {"strategy": "uniform", "keep_language": 1.0, "keep_goal": 1.0, "keep_task_id": 1.0}
+    there = {"has_language": language, "has_goal": goal, "has_task_id": task_id}
+    return goals.choose(
+        np.random.default_rng(0).random((n, goals.DRAWS)),
+        np.full(n, t),
+        np.full(n, 7),
+        **(settings | changes),
+        **{k: np.full(n, v) for k, v in there.items()},
+    )
 
 
 def test_uniform_goals_lie_after_the_frame_each_as_often():
-    drawn = [task.goal for task in draw()]
-    values, counts = np.unique(drawn, return_counts=True)
+    drawn = draw()
+    assert drawn.goal.all()
+    values, counts = np.unique(drawn.step, return_counts=True)
     assert values.tolist() == [3, 4, 5, 6]
-    np.testing.assert_allclose(counts / len(drawn), 1 / 4, atol=0.03)
+    np.testing.assert_allclose(counts / 4000, 1 / 4, atol=0.03)
 
 
 def test_the_last_frame_has_nothing_but_itself_as_its_goal():
-    rng = np.random.default_rng(0)
     for strategy in ("uniform", "last"):
-        task = goals.choose(
-            rng, 6, 7, strategy=strategy, keep_language=1, keep_goal=1, has_language=True
-        )
-        assert task.goal == 6
+        assert set(draw(n=50, t=6, strategy=strategy).step) == {6}
 
 
 def test_last_goals_are_the_last_step():
-    assert {task.goal for task in draw(strategy="last", n=50)} == {6}
+    assert set(draw(strategy="last", n=50).step) == {6}
 
 
 def test_no_goals_leave_the_instruction_alone():
-    tasks = draw(strategy="none", keep_language=0.0, n=50)
-    assert set(tasks) == {goals.Task(None, True)}
-    assert set(draw(strategy="none", has_language=False, n=50)) == {goals.Task(None, False)}
+    for language in (True, False):
+        task = draw(strategy="none", keep_language=0.0, language=language, n=50)
+        assert not task.goal.any()
+        assert (task.language == language).all()
 
 
-def test_dropout_is_as_frequent_as_asked_and_never_takes_both():
-    tasks = draw(keep_language=0.7, keep_goal=0.6)
-    assert all(task.goal is not None or task.language for task in tasks)
-    assert np.mean([task.language for task in tasks]) == pytest.approx(0.7, abs=0.02)
-    # without an instruction the goal stays: 0.3 + 0.7 · 0.6
-    assert np.mean([task.goal is not None for task in tasks]) == pytest.approx(0.72, abs=0.02)
-    kept = [task.goal is not None for task in tasks if task.language]
-    assert np.mean(kept) == pytest.approx(0.6, abs=0.03)
-
-
-def test_an_episode_without_language_keeps_its_goal():
-    tasks = draw(has_language=False, keep_goal=0.0, n=50)
-    assert all(task.goal is not None and not task.language for task in tasks)
+@pytest.mark.parametrize("there", list(itertools.product((True, False), repeat=3)))
+def test_dropout_is_as_frequent_as_asked_and_never_takes_everything(there):
+    goal, language, task_id = there
+    keep = {"keep_goal": 0.6, "keep_language": 0.7, "keep_task_id": 0.2}
+    task = draw(goal=goal, language=language, task_id=task_id, **keep)
+    found = np.stack([task.goal, task.language, task.task_id])
+    assert (found.any(0) == any(there)).all()
+    assert not found[~np.array(there)].any()
+    rates = np.array(list(keep.values())) * there
+    # the first that there is also takes the place of everything lost
+    rates[np.argmax(there)] += np.prod(1 - rates) * any(there)
+    np.testing.assert_allclose(found.mean(1), rates, atol=0.03)
 
 
 def test_one_setting_leaves_the_draws_of_the_others_alone():
     everything = draw(n=100)
     without = draw(n=100, keep_language=0.5, keep_goal=0.5)
-    assert all(b.goal in (None, a.goal) for a, b in zip(everything, without, strict=True))
+    np.testing.assert_array_equal(everything.step, without.step)
 
 
 @pytest.mark.parametrize("goal", ["uniform", "last", "none"])

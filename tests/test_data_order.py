@@ -1,7 +1,6 @@
 """Order, mixing, resume and caching: a batch is a pure function of the config and a few numbers."""
 
 import gc
-import itertools
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ from octolike.data import standardize, statistics
 from octolike.data.datasets import find
 from octolike.data.episodes import DataError, Reader
 from octolike.data.mixes import Mix
-from octolike.data.sampling import Order
+from octolike.data.order import Order, PoolKey, Stock
 
 LENGTHS = [3, 1, 4, 1, 5, 2, 6, 5, 3, 5]  # of "fake"
 BOTH = {"mix": "fake=1,bridge_dataset=1", "cameras": {"primary": 8, "wrist": 4}}
@@ -53,32 +52,79 @@ def take(stream, count):
     return [(next(stream), json.loads(json.dumps(stream.state()))) for _ in range(count)]
 
 
-@pytest.mark.parametrize("pool", [1, 3, 7, 100])
-def test_every_epoch_has_every_frame_once(pool):
-    steps = np.array([3, 1, 4, 1, 5, 9, 2])
-    order = Order(steps, seed=0, dataset=0, pool=pool)
+def an_order(steps, *, shares=(1.0,), groups=None, seed=0, start=0, pool=3, budget=10**9, **more):
+    """Return an order of episodes of 10 bytes per step."""
+    steps = np.array(steps)
+    groups = np.zeros(len(steps), int) if groups is None else np.array(groups)
+    stock = Stock(steps=steps, sizes=10 * steps, groups=groups)
+    settings = {"seed": seed, "start": start, "pool": pool, "budget": budget}
+    return Order(stock, np.array(shares), **settings, **more)
+
+
+@pytest.mark.parametrize(("pool", "budget"), [(1, 10**9), (3, 10**9), (100, 10**9), (100, 90)])
+def test_every_epoch_has_every_frame_once(pool, budget):
+    steps = [3, 1, 4, 1, 5, 9, 2]
+    order = an_order(steps, pool=pool, budget=budget)
     everything = [(e, t) for e, n in enumerate(steps) for t in range(n)]
     epochs = []
     for epoch in range(3):
-        found = [order.at(epoch * len(everything) + i) for i in range(len(everything))]
-        frames = [(e, t) for _, e, t in found]
+        pools, found = order.take(epoch * len(everything), len(everything))
+        frames = [tuple(f) for f in found.tolist()]
         assert sorted(frames) == everything
         epochs.append(frames)
         # pools follow one another, each with its own episodes
-        pools = [key for key, _ in itertools.groupby(p for p, _, _ in found)]
-        assert pools == [(epoch, i) for i in range(-(-len(steps) // pool))]
-        assert all(e in order.episodes(*p) for p, e, _ in found)
-        following = [order.following(*p) for p in pools]
-        assert following == [*pools[1:], (epoch + 1, 0)]
+        assert pools == [PoolKey(0, epoch, i) for i in range(len(pools))]
+        assert [order.following(p) for p in pools] == [*pools[1:], PoolKey(0, epoch + 1, 0)]
+        members = [order.episodes(p).tolist() for p in pools]
+        assert sorted(e for some in members for e in some) == list(range(len(steps)))
+        assert list(dict.fromkeys(e for e, _ in frames)) == [e for some in members for e in some]
+        for some in members:
+            assert len(some) <= pool
+            assert sum(10 * steps[e] for e in some) <= budget
+        if budget > 90:
+            assert len(pools) == -(-len(steps) // pool)
     assert epochs[0] != epochs[1] != epochs[2]
+    # the same from any position, in pieces of any size
+    _, all_of_them = order.take(0, 75)
+    for at, count in ((0, 1), (24, 2), (13, 60)):
+        np.testing.assert_array_equal(order.take(at, count)[1], all_of_them[at : at + count])
+    pool, done = order.progress(25)
+    assert (pool, done) == (PoolKey(0, 1, 0), 0)
 
 
-def test_the_order_depends_on_seed_and_dataset():
-    steps = np.array([5] * 6)
-    orders = [Order(steps, seed=s, dataset=d, pool=3) for s, d in ((0, 0), (1, 0), (0, 1), (0, 0))]
-    a, b, c, d = ([o.at(i)[1:] for i in range(30)] for o in orders)
+def test_the_order_depends_on_seed_and_start():
+    settings = ({}, {"seed": 1}, {"start": 7}, {})
+    a, b, c, d = (an_order([5] * 6, **s).take(0, 30)[1].tolist() for s in settings)
     assert a == d
     assert a not in (b, c)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.3, 0.2), (0.98, 0.01, 0.01), (0.9, 0.1, 0.0)])
+def test_repeated_episodes_make_the_shares_and_come_in_turn(shares):
+    rng = np.random.default_rng(0)
+    groups = np.repeat([0, 1, 2], [5, 300, 40])
+    steps = rng.integers(1, 20, len(groups))
+    order = an_order(steps, shares=shares, groups=groups, pool=32)
+    _, frames = order.take(0, 20_000)
+    found = np.bincount(groups[frames[:, 0]], minlength=3) / len(frames)
+    np.testing.assert_allclose(found, shares, atol=0.02)
+    for g in range(3):  # no episode of a group is shown more than once more than another
+        mine = frames[groups[frames[:, 0]] == g]
+        times = np.zeros((len(steps), 20), int)
+        np.add.at(times, tuple(mine.T), 1)
+        firsts = times[groups == g, 0]
+        if shares[g]:
+            pools = 32 * shares[g] * len(steps) / (groups == g).sum()  # some are under way
+            assert firsts.max() - firsts.min() <= 2 + pools
+
+
+def test_a_host_needs_no_other_episodes_than_its_own():
+    whole = an_order([2] * 50, pool=10)
+    mine = an_order([2] * 50, pool=10, part=(2, 4, 8))
+    for batch in range(12):
+        pools, frames = whole.take(8 * batch + 2, 2)
+        assert set(frames[:, 0]) <= {e for p in pools for e in mine.episodes(p).tolist()}
+    assert len(mine.episodes(PoolKey(0, 0, 0))) <= 6 < len(whole.episodes(PoolKey(0, 0, 0)))
 
 
 def test_batches_show_every_frame_once_an_epoch(root):
@@ -148,7 +194,8 @@ def test_realised_shares_are_the_asked_ones(root, kind, mix, share):
     stream = data.train()
     seen = np.concatenate([next(stream)["dataset"] for _ in range(4)])
     assert np.mean(seen == 0) == pytest.approx(share, abs=0.04)
-    np.testing.assert_array_equal(list(stream.state()["frames"].values()), np.bincount(seen))
+    assert list(stream.realised()) == data.datasets
+    np.testing.assert_allclose(list(stream.realised().values()), np.bincount(seen) / len(seen))
     stream.close()
 
 
@@ -312,14 +359,14 @@ def test_streams_and_their_episodes_are_given_back(root):
     for _ in range(3):
         stream = data.train()
         next(stream)
-        seen += [weakref.ref(stream), weakref.ref(stream._plan)]
+        seen += [weakref.ref(stream), weakref.ref(stream._shelf)]
         del stream  # without closing it
     closed = data.train()
     next(closed)
     closed.close()
     with pytest.raises(StopIteration):
         next(closed)
-    assert not any(pool._held for pool in closed._plan._pools)
+    assert closed.memory() == 0
     for _ in range(50):
         gc.collect()
         if not any(ref() for ref in seen):

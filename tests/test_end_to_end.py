@@ -59,8 +59,7 @@ def small(directory) -> Config:
         kind="diffusion",
         prediction="sample",
         sampler="ddim",
-        hidden=128,
-        blocks=2,
+        network=Component(kind="mlp", hidden=128, blocks=2),
         samples_per_example=8,
     )
     config.optim.learning_rate, config.optim.warmup, config.optim.weight_decay = 2e-3, 20, 0.0

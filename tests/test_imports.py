@@ -20,7 +20,7 @@ MAY_SEE = {
     "text": {"types", "config"},
     "data": {"types", "config", "normalize", "text", "data"},
     "model": {"types", "config", "model"},
-    "train": {"types", "config", "normalize", "model", "train"},
+    "train": {"types", "config", "normalize", "text", "model", "train"},
     "policy": {"types", "config", "normalize", "text", "model", "train"},
     "envs": {"types", "config", "envs"},
     "evaluation": {"types", "config", "normalize", "policy", "envs", "train", "evaluation"},

@@ -12,6 +12,7 @@ import pytest
 from policy_fakes import SIDE, A, H, P, W, robot, run_of, save_run, spec
 
 from octolike import types
+from octolike.config import Component
 from octolike.policy import Policy, resize
 
 ROOT = Path(__file__).parents[1]
@@ -207,6 +208,37 @@ def test_bad_tasks_are_refused(policy, goal_policy):
         blind.create_task(instruction="go")
     with pytest.raises(ValueError, match="lacks a goal image"):
         blind.create_task()
+
+
+def test_a_task_is_told_in_the_ways_that_the_network_reads():
+    """What the data have does not count, nor what training always left out."""
+    run = run_of(language=True, goal=True)
+    names = run.names._replace(tasks=("lift", "push"))
+    tokenizers = dict(run.config.model.tokenizers)
+    tokenizers["primary"] = tokenizers["primary"] | {"goal": False}
+    del tokenizers["language"]
+    run = dataclasses.replace(run, names=names)
+    run.config.model.tokenizers = tokenizers
+    nothing = Policy(run)
+    assert nothing.goal_shapes == {}
+    assert not any(nothing.create_task().inputs["present"].values())
+    with pytest.raises(ValueError, match="without language; it takes no task at all"):
+        nothing.create_task(instruction="go")
+    with pytest.raises(ValueError, match="without goals; it takes no task at all"):
+        nothing.create_task(goal_images={"primary": observation()["image_primary"]})
+    with pytest.raises(ValueError, match=r"'lift' was given, but .* without task ids"):
+        nothing.create_task(task_id="lift")
+    run.config.model.tokenizers = tokenizers | {"task": Component(kind="task_id")}
+    numbered = Policy(run)
+    inputs = numbered.create_task(task_id="push").inputs
+    assert (inputs["task_id"], inputs["present"]["task_id"]) == (1, True)
+    with pytest.raises(ValueError, match="unknown task id: 'pusj'; did you mean 'push'"):
+        numbered.create_task(task_id="pusj")
+    with pytest.raises(ValueError, match=r"lacks a task id: .* create_task\(task_id=…\)"):
+        numbered.create_task()
+    run.config.data.keep_task_id = 0.0
+    with pytest.raises(ValueError, match="trained without task ids"):
+        Policy(run).create_task(task_id="push")
 
 
 def test_missing_and_ambiguous_records_are_refused():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from octolike.config import ConfigError, build_component
-from octolike.text import TOKENIZERS, HashTokenizer
+from octolike.text import TOKENIZERS, HashTokenizer, HuggingFaceTokenizer, load_paraphrases
 
 TINY_T5 = Path(__file__).parents[2] / "shared" / "golden" / "tiny-t5"
 
@@ -49,6 +49,46 @@ def test_a_hugging_face_tokenizer_from_a_directory():
     assert mask[0].any()
     assert ids[0, mask[0]].tolist() == list(text._tokenizer("put the cup into the sink").input_ids)
     assert text.vocabulary > ids.max()
+
+
+@pytest.mark.skipif(not TINY_T5.exists(), reason=f"no tokenizer in {TINY_T5}")
+def test_a_cut_instruction_keeps_its_end_mark(tmp_path):
+    text = HuggingFaceTokenizer(path=str(TINY_T5), length=4)
+    with pytest.warns(UserWarning, match="is cut at 4"):
+        ids, mask = text.encode(["put the cup into the sink"])
+    assert mask.all()
+    assert ids[0, -1] == text._tokenizer.eos_token_id
+    text.save(tmp_path / "own")
+    again = HuggingFaceTokenizer(path=str(tmp_path / "own"), length=30)
+    ids, mask = again.encode(["put it there"])
+    assert ids[0, ~mask[0]].tolist() == [again.padding] * (~mask).sum()
+
+
+def test_paraphrases(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"lift the cube": ["raise it ", "up with the cube"]}')
+    assert load_paraphrases(path) == {"lift the cube": ("raise it", "up with the cube")}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "is no JSON"),
+        ("[1]", "is a list; expected"),
+        ('{"a": "b"}', r"\['a'\] is 'b'; expected"),
+        ('{"a": []}', r"\['a'\] is \[\]; expected"),
+        ('{"a": {"b": ["c"]}}', r"\['a'\] is .*; expected"),
+        ('{"a": ["b", 3]}', r"\['a'\] has 3; expected a sentence"),
+        ('{" ": ["b"]}', "has ' '; expected a sentence"),
+        ('{"a": ["b"], "a": ["c"]}', "has 'a' twice"),
+    ],
+)
+def test_paraphrases_that_make_no_sense(tmp_path, text, match):
+    if text is not None:
+        (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        load_paraphrases(tmp_path / "p.json")
 
 
 def test_a_wrong_tokenizer_path_is_named(tmp_path):

@@ -21,6 +21,7 @@ class DatasetSpec:
         version: RLDS version that the row was written for.
         cameras: camera name (primary, secondary, wrist): key under steps.observation.
         language: key of the instruction under steps; "" for none.
+        label: key under steps of a text that names the task (data.tasks="label"); "" for none.
         language_informative: False where the text does not say what to do.
         action, proprio: what `standardize` returns; proprio None where there is none.
         gripper: its convention in words.
@@ -33,6 +34,7 @@ class DatasetSpec:
     version: str
     cameras: Mapping[str, str]
     language: str
+    label: str = ""
     language_informative: bool = True
     action: Layout
     proprio: Layout | None

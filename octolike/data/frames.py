@@ -1,6 +1,7 @@
 """Episode to frames: the history window, the action chunk, and which of it is real.
 
-All functions are pure and work on indices, for one frame t of an episode of T steps:
+All functions are pure and work on indices, for frames t of episodes of T steps; t, T and `end` are
+numbers or arrays [...] of the same shape:
 
     window slot w shows step          t − (W − 1) + w                clamped to 0 before the start
     chunk entry h of slot w is step   t − (W − 1) + w + h            clamped to T − 1 past the end
@@ -15,27 +16,25 @@ from __future__ import annotations
 import numpy as np
 
 
-def window_steps(t: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (steps int [W], timestep_mask bool [W]) of the history that ends at t."""
-    steps = t - (window - 1) + np.arange(window)
+def window_steps(t: np.ndarray | int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (steps int [..., W], timestep_mask bool [..., W]) of the history that ends at t."""
+    steps = np.asarray(t)[..., None] - (window - 1) + np.arange(window)
     return np.maximum(steps, 0), steps >= 0
 
 
 def chunk_steps(
-    t: int, window: int, horizon: int, length: int, end: int
+    t: np.ndarray | int,
+    window: int,
+    horizon: int,
+    length: np.ndarray | int,
+    end: np.ndarray | int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (steps int [W, H], valid bool [W, H]) of the chunks of each slot's step.
+    """Return (steps int [..., W, H], valid bool [..., W, H]) of the chunks of each slot's step.
 
     length: T, steps of the episode. end: first step that is past the goal, at most T.
     """
-    start = t - (window - 1) + np.arange(window)[:, None]
+    length, end = np.asarray(length)[..., None, None], np.asarray(end)[..., None, None]
+    start = (np.asarray(t)[..., None] - (window - 1) + np.arange(window))[..., None]
     steps = start + np.arange(horizon)
     valid = (start >= 0) & (steps < end)
     return np.clip(steps, 0, length - 1), valid
-
-
-def pad_last(x: np.ndarray, width: int) -> np.ndarray:
-    """Return x [..., n] padded with zeros to [..., width]."""
-    if x.shape[-1] == width:  # nearly always; np.pad is slow even then
-        return x
-    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])

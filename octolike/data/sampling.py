@@ -1,109 +1,415 @@
-"""Who is in a batch: an order that is a pure function of (seed, position), resumable anywhere.
+"""Who is in a batch: strategies that give each group of episodes its share of the examples.
 
-`Order` is one dataset's endless order of frames. Each epoch permutes the episodes; consecutive
-episodes form a pool, and a pool's frames are mixed with one another. Only numbers are permuted:
-encoded images are held once, by `Pool`, and decoded after mixing.
+A group is a dataset or a task (`over`). `SAMPLING` is looked up by config.data.sampling:
 
-    epoch:  e7 e2 e9 | e1 e4 e8 | ...       pools of `pool` episodes
-    frames: (e9,3) (e7,0) (e2,5) (e7,1) ... | (e8,2) ...
+    mix           the weights of data.mix, or of `weights` where the groups are tasks
+    proportional  as many examples as there are steps
+    uniform       every group the same: rare ones are shown more often
+    temperature   share ∝ steps^(1/t): t = 1 is proportional, large t uniform
+    curriculum    ordered stages, or the easiest groups first; a function of the batch number
+    difficulty    more of what goes badly, by the results that the trainer feeds back
+    group_dro     shares that follow the excess loss (scripts/learn_mix.py learns a mix with it)
+
+Shares are a pure function of the batch number and of `memory`, one number per group that feedback
+leaves behind. `Schedule` keeps the memories with the batches from which they hold; it is what a
+checkpoint stores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+import base64
+import fnmatch
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from octolike.data.episodes import Episode
+from octolike.config import ConfigError, unknown
 
-# Streams of random numbers, so that no two purposes share draws.
-_EPISODES, _FRAMES, _DATASETS, _TASKS = range(4)
+OVER = ("dataset", "task")
 
 
-class Order:
-    """The endless order of one dataset's frames."""
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The groups of a run: names, and how many steps each has (int64 [G]).
 
-    def __init__(self, steps: np.ndarray, *, seed: int, dataset: int, pool: int) -> None:
-        """steps: int [episodes], usable steps of each; pool: episodes mixed at a time."""
-        self.steps, self.pool = steps, pool
-        self._key = (seed, dataset)
-        self._frames_of = lru_cache(maxsize=2)(self._mix)
-        self._episodes_of = lru_cache(maxsize=2)(self._permute)
+    asked: their weights in data.mix where they are datasets, float64 [G]; else None.
+    kind: data.mix_weights (of a named mix: its own): "multipliers" of steps, or "shares".
+    """
 
-    def at(self, position: int) -> tuple[tuple[int, int], int, int]:
-        """Return ((epoch, pool number), episode, step) at a position ≥ 0."""
-        epoch, offset = divmod(position, int(self.steps.sum()))
-        _, starts = self._episodes_of(epoch)
-        number = int(np.searchsorted(starts, offset, side="right")) - 1
-        episode, step = self._frames_of(epoch, number)[offset - starts[number]]
-        return (epoch, number), int(episode), int(step)
+    names: tuple[str, ...]
+    steps: np.ndarray
+    asked: np.ndarray | None = None
+    kind: str = "multipliers"
 
-    def episodes(self, epoch: int, number: int) -> np.ndarray:
-        """Return the episodes of a pool, int [≤ pool]."""
-        order, _ = self._episodes_of(epoch)
-        return order[number * self.pool : (number + 1) * self.pool]
+    def number(self, name: str, where: str) -> int:
+        """Return a group's number; ConfigError with the nearest name where there is none."""
+        if name not in self.names:
+            raise ConfigError(unknown(f"dataset or task in {where}", name, self.names))
+        return self.names.index(name)
 
-    def following(self, epoch: int, number: int) -> tuple[int, int]:
-        """Return the pool that comes after a pool."""
-        last = (number + 1) * self.pool >= len(self.steps)
-        return (epoch + 1, 0) if last else (epoch, number + 1)
+    def spread(self, values: Mapping[str, float], where: str, other: float) -> np.ndarray:
+        """Return a number per group, float64 [G], from {name or pattern such as 'put *': number}.
 
-    def _permute(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (episodes in this epoch's order, position at which each pool starts)."""
-        rng = np.random.default_rng((*self._key, _EPISODES, epoch))
-        order = rng.permutation(len(self.steps))
-        ends = np.cumsum(self.steps[order])
-        starts = np.concatenate([[0], ends[self.pool - 1 :: self.pool]])
-        return order, starts[: -(-len(order) // self.pool)]
+        The first pattern that fits a group counts; a group that none fits gets `other`. A pattern
+        that fits nothing is a ConfigError with the nearest name.
+        """
+        result, free = np.full(len(self.names), other, np.float64), np.ones(len(self.names), bool)
+        for pattern, value in values.items():
+            fits = np.array([fnmatch.fnmatchcase(name, pattern) for name in self.names])
+            if not fits.any():
+                raise ConfigError(unknown(f"dataset or task in {where}", pattern, self.names))
+            result[fits & free], free = value, free & ~fits
+        return result
 
-    def _mix(self, epoch: int, number: int) -> np.ndarray:
-        """Return (episode, step) of a pool's frames in their order, int [frames, 2]."""
-        members = self.episodes(epoch, number)
-        frames = np.concatenate(
-            [np.stack([np.full(self.steps[e], e), np.arange(self.steps[e])], 1) for e in members]
+
+@dataclass
+class Sampling:
+    """What every strategy does; by default constant shares that feedback leaves alone."""
+
+    over: str = "dataset"
+
+    def __post_init__(self) -> None:
+        if self.over not in OVER:
+            raise ConfigError(unknown("value of data.sampling.over", self.over, OVER))
+
+    def shares(self, groups: Groups, batch: int, memory: np.ndarray) -> np.ndarray:
+        """Return the share of each group in a batch, float64 [G], summing to 1.
+
+        memory: float64 [G], NaN for groups of which nothing has been fed back.
+        """
+        raise NotImplementedError
+
+    def since(self, batch: int) -> int:
+        """Return the first batch, at most `batch`, from which the shares have been the same."""
+        return 0
+
+    def remember(self, memory: np.ndarray, results: np.ndarray) -> np.ndarray:
+        """Return the memory after feedback; results: float64 [G], NaN where there is none."""
+        return memory
+
+
+@dataclass
+class Mix(Sampling):
+    """Explicit weights: those of data.mix for datasets, `weights` {task: number} for tasks.
+
+    They multiply steps or are shares, as data.mix_weights says; tasks without one have weight 1.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def shares(self, groups: Groups, batch: int, memory: np.ndarray) -> np.ndarray:
+        if groups.asked is not None:
+            if self.weights:
+                raise ConfigError("data.sampling.weights are of tasks; data.mix weighs datasets")
+            weights = groups.asked
+        else:
+            where = "data.sampling.weights"
+            weights = groups.spread(_positive(self.weights, where), where, 1.0)
+        return _share(weights * groups.steps if groups.kind == "multipliers" else weights)
+
+
+@dataclass
+class Proportional(Sampling):
+    """As many examples of a group as it has steps."""
+
+    def shares(self, groups: Groups, batch: int, memory: np.ndarray) -> np.ndarray:
+        return _share(groups.steps)
+
+
+@dataclass
+class Uniform(Sampling):
+    """The same share for every group, however rare."""
+
+    def shares(self, groups: Groups, batch: int, memory: np.ndarray) -> np.ndarray:
+        return _share(np.ones(len(groups.names)))
+
+
+@dataclass
+class Temperature(Sampling):
+    """Share ∝ steps^(1/t)."""
+
+    t: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("t", self.t, 1e-3)
+
+    def shares(self, groups: Groups, batch: int, memory: np.ndarray) -> np.ndarray:
+        return _share((groups.steps / groups.steps.max()) ** (1 / self.t))
+
+
+@dataclass
+class Curriculum(Sampling):
+    """Ordered stages, or the easiest groups first: a function of the batch number alone.
+
+    Stages: ((first batch, {name or pattern: multiplier of steps}), ...), the first from batch 0; a
+    group that a stage does not name is not in it.
+
+    Scores: {name or pattern: difficulty}. At batch n the easiest share c(n) of the groups is
+    sampled, by size; c goes from `start` at batch 0 to 1 at `batches`, in 20 levels, along
+    `pacing`: "linear", "root" (√: fast first) or "quadratic".
+    """
+
+    stages: tuple[tuple[int, dict[str, float]], ...] = ()
+    scores: dict[str, float] = field(default_factory=dict)
+    pacing: str = "linear"
+    start: float = 0.2
+    batches: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.stages) == bool(self.scores):
+            raise ConfigError("data.sampling (curriculum) needs either 'stages' or 'scores'")
+        firsts = [first for first, _ in self.stages]
+        if self.stages and (firsts[0] != 0 or sorted(set(firsts)) != firsts):
+            raise ConfigError(
+                f"data.sampling.stages begin at batches {firsts}; expected rising numbers from 0"
+            )
+        for first, weights in self.stages:
+            _positive(weights, f"data.sampling.stages (from batch {first})")
+            if not weights:
+                raise ConfigError(f"data.sampling.stages: the stage from batch {first} is empty")
+        if self.pacing not in _PACING:
+            raise ConfigError(unknown("value of data.sampling.pacing", self.pacing, _PACING))
+        _at_least("batches", self.batches, 1)
+        if not 0 < self.start <= 1:
+            raise ConfigError(f"data.sampling.start is {self.start}; it must lie in (0, 1]")
+
+    def shares(self, groups: Groups, batch: int, memory: np.ndarray) -> np.ndarray:
+        if self.stages:
+            first, weights = [s for s in self.stages if s[0] <= batch][-1]
+            for _, other in self.stages:  # a name that nobody knows is said at the start
+                groups.spread(other, "data.sampling.stages", 0.0)
+            where = f"data.sampling.stages (from batch {first})"
+            return _share(groups.spread(weights, where, 0.0) * groups.steps)
+        difficulty = groups.spread(self.scores, "data.sampling.scores", np.nan)
+        if np.isnan(difficulty).any():
+            name = groups.names[int(np.argmax(np.isnan(difficulty)))]
+            raise ConfigError(f"data.sampling.scores has no difficulty for {name!r} (or use '*')")
+        count = max(1, round(self._opened(batch) * len(difficulty)))
+        limit = np.sort(difficulty)[count - 1]  # equally difficult groups come together
+        return _share(np.where(difficulty <= limit, groups.steps, 0))
+
+    def since(self, batch: int) -> int:
+        if self.stages:
+            return [first for first, _ in self.stages if first <= batch][-1]
+        if batch >= self.batches:
+            return self.batches
+        level, low, high = self._opened(batch), 0, batch
+        while low < high:  # c never falls: the first batch of this level by bisection
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._opened(middle) == level else (middle + 1, high)
+        return low
+
+    def _opened(self, batch: int) -> float:
+        """Return c(batch)."""
+        done = _PACING[self.pacing](min(batch / self.batches, 1.0))
+        return self.start + (1 - self.start) * int(done * 20) / 20
+
+
+@dataclass
+class Difficulty(Sampling):
+    """More of what goes badly: share ∝ base · difficulty^power.
+
+    Feedback is {name: number}: "error" (≥ 0, a loss or action error; the difficulty itself) or
+    "success" (a rate in [0, 1]; the difficulty is 1 minus it). Groups of which nothing is known
+    count as the mean of those that are. `base`: "uniform" or "proportional" to steps; `floor` of
+    the examples is always sampled by it, so that no group starves. `smoothing` of the old value
+    stays at each feedback.
+    """
+
+    measure: str = "error"
+    base: str = "uniform"
+    power: float = 1.0
+    floor: float = 0.1
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (
+            ("measure", ("error", "success")),
+            ("base", ("uniform", "proportional")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    unknown(f"value of data.sampling.{name}", getattr(self, name), choices)
+                )
+        for name in ("floor", "smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"data.sampling.{name} must lie in [0, 1]")
+        _at_least("power", self.power, 0)
+
+    def shares(self, groups: Groups, batch: int, memory: np.ndarray) -> np.ndarray:
+        base = _share(groups.steps if self.base == "proportional" else np.ones(len(groups.names)))
+        known = np.isfinite(memory)
+        if not known.any() or not memory[known].any():
+            return base
+        weight = np.where(known, memory, memory[known].mean()) ** self.power
+        return self.floor * base + (1 - self.floor) * _share(base * weight)
+
+    def remember(self, memory: np.ndarray, results: np.ndarray) -> np.ndarray:
+        low, high = np.nanmin(results), np.nanmax(results)
+        if low < 0 or (self.measure == "success" and high > 1):
+            wanted = "errors of at least 0" if self.measure == "error" else "rates in [0, 1]"
+            raise ConfigError(
+                f"feedback from {low:g} to {high:g}; data.sampling.measure {self.measure!r} "
+                f"expects {wanted}"
+            )
+        new = results if self.measure == "error" else 1 - results
+        new = np.where(np.isnan(new), memory, new)
+        kept = np.where(np.isnan(memory), new, memory)
+        return self.smoothing * kept + (1 - self.smoothing) * new
+
+
+@dataclass
+class GroupDRO(Sampling):
+    """Shares that follow the excess loss, by `group_dro`; feedback is {name: excess loss}.
+
+    The start is proportional to steps, `smoothing` of the examples is always uniform.
+    """
+
+    step_size: float = 1.0
+    smoothing: float = 0.05
+
+    def shares(self, groups: Groups, batch: int, memory: np.ndarray) -> np.ndarray:
+        # the memory is the sum of the excess losses: the log of what has multiplied the weights
+        return group_dro(
+            np.nan_to_num(memory), _share(groups.steps), self.step_size, self.smoothing
         )
-        rng = np.random.default_rng((*self._key, _FRAMES, epoch, number))
-        return frames[rng.permutation(len(frames))]
+
+    def remember(self, memory: np.ndarray, results: np.ndarray) -> np.ndarray:
+        total = np.nan_to_num(memory) + np.nan_to_num(np.maximum(results, 0))
+        return total - total.min()
 
 
-class Pool:
-    """The episodes in memory: those of the present pool, and of the next one as they arrive."""
+def group_dro(
+    excess_losses: np.ndarray, weights: np.ndarray, step_size: float, smoothing: float
+) -> np.ndarray:
+    """Return the weights after one step of group distributionally robust optimisation, [G].
+
+    weights ∝ weights · exp(step_size · max(excess loss, 0)), then `smoothing` of them uniform: an
+    exponentiated gradient ascent on the worst group's excess over a reference (Re-Mix, DoReMi).
+    """
+    excess = np.maximum(np.asarray(excess_losses, np.float64), 0)
+    grown = np.log(np.asarray(weights, np.float64)) + step_size * excess
+    grown = np.exp(grown - grown.max())
+    return (1 - smoothing) * grown / grown.sum() + smoothing / len(grown)
+
+
+SAMPLING = {
+    "mix": Mix,
+    "proportional": Proportional,
+    "uniform": Uniform,
+    "temperature": Temperature,
+    "curriculum": Curriculum,
+    "difficulty": Difficulty,
+    "group_dro": GroupDRO,
+}
+
+_PACING = {"linear": lambda x: x, "root": np.sqrt, "quadratic": np.square}
+
+
+class Schedule:
+    """A strategy's shares over the batches of a run: constant from one batch to another."""
 
     def __init__(
-        self, order: Order, load: Callable[[int], Episode], executor: ThreadPoolExecutor
+        self, strategy: Sampling, groups: Groups, updates: Iterable[tuple[int, str]] = ()
     ) -> None:
-        self.order, self._load, self._executor = order, load, executor
-        self._held: dict[int, Future[Episode]] = {}
-        self._present: tuple[int, int] | None = None
+        """updates: what `state` returned."""
+        self.groups, self.over, self.known = groups, strategy.over, frozenset(groups.names)
+        self._strategy = strategy
+        nothing = np.full(len(groups.names), np.nan)
+        self._updates = [(first, _unpack(text, len(nothing))) for first, text in updates]
+        self._updates = self._updates or [(0, nothing)]
+        self.shares(0)  # what does not fit is said now
 
-    def get(self, pool: tuple[int, int], episode: int) -> Episode:
-        """Return an episode of a pool; asking for a new pool starts loading the one after it."""
-        if pool != self._present:
-            self._present = pool
-            wanted = [int(e) for e in self.order.episodes(*pool)]
-            wanted += [int(e) for e in self.order.episodes(*self.order.following(*pool))]
-            # dict keeps what is there, so a dataset that fits into one pool is read once
-            self._held = {
-                e: self._held.get(e) or self._executor.submit(self._load, e)
-                for e in dict.fromkeys(wanted)
-            }
-        return self._held[episode].result()
+    def since(self, batch: int) -> int:
+        """Return the first batch from which the shares have been what they are at `batch`."""
+        return max(self._update(batch)[0], self._strategy.since(batch))
 
-    def close(self) -> None:
-        """Forget the episodes, and do not load those still waiting to be."""
-        for future in self._held.values():
-            future.cancel()
-        self._held, self._present = {}, None
+    def shares(self, batch: int) -> np.ndarray:
+        """Return the share of each group at a batch, float64 [G]."""
+        return self._strategy.shares(self.groups, batch, self._update(batch)[1])
+
+    def feedback(self, batch: int, results: Mapping[str, float]) -> bool:
+        """Take in results that hold from `batch` on; return whether they change the shares."""
+        found = np.full(len(self.groups.names), np.nan)
+        for name, value in results.items():
+            if not np.isfinite(value):
+                raise ConfigError(f"feedback for {name!r} is {value}; expected a finite number")
+            found[self.groups.number(name, "feedback")] = value
+        _, memory = self._update(batch)
+        new = self._strategy.remember(memory, found) if results else memory
+        if new is memory:
+            return False
+        # rounded as it is stored, so that a resumed run has the same shares
+        new = _unpack(_pack(new), len(new))
+        # the position that is saved next is of the batches before this one
+        self._updates = [u for u in self._updates if u[0] != batch][-1:] + [(batch, new)]
+        return True
+
+    def state(self) -> list[list[Any]]:
+        """Return [[first batch, packed memory], ...]: JSON data."""
+        return [[first, _pack(memory)] for first, memory in self._updates]
+
+    def _update(self, batch: int) -> tuple[int, np.ndarray]:
+        return [u for u in self._updates if u[0] <= batch or u is self._updates[0]][-1]
 
 
-def choose_datasets(seed: int, batch: int, shares: np.ndarray, size: int) -> np.ndarray:
-    """Return the dataset of each example of a batch, int [size]."""
-    rng = np.random.default_rng((seed, _DATASETS, batch))
-    return rng.choice(len(shares), size=size, p=shares)
+def describe(groups: Groups, shares: np.ndarray, what: str, most: int = 20) -> str:
+    """Return a table of the groups with the largest shares, and a line on the others."""
+    order = np.argsort(-shares, kind="stable")
+    rows = [(what, "steps", "share")]
+    rows += [
+        (groups.names[g] or "(unknown)", f"{groups.steps[g]:,}", f"{shares[g]:.2%}")
+        for g in order[:most]
+    ]
+    wide = [min(max(map(len, column)), 60) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(x[:w].ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
+    rest = order[most:]
+    if len(rest):
+        low, high = shares[rest].min(), shares[rest].max()
+        lines.append(
+            f"and {len(rest):,} more: {groups.steps[rest].sum():,} steps, "
+            f"{shares[rest].sum():.2%} together, {low:.2g} to {high:.2g} each"
+        )
+    return "\n".join(lines)
 
 
-def task_rng(seed: int, batch: int) -> np.random.Generator:
-    """Return the generator of a batch's goals and dropout."""
-    return np.random.default_rng((seed, _TASKS, batch))
+def _share(weights: np.ndarray) -> np.ndarray:
+    weights = np.asarray(weights, np.float64)
+    return weights / weights.sum()
+
+
+def _positive(weights: Mapping[str, Any], where: str) -> Mapping[str, float]:
+    for name, weight in weights.items():
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 < weight < float("inf"):
+            raise ConfigError(
+                f"{where}: weight {weight!r} of {name!r} must be a positive number; to leave "
+                "something out, leave out its name"
+            )
+    return weights
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ConfigError(f"data.sampling.{name} is {value}; it must be at least {low:g}")
+
+
+def _pack(memory: np.ndarray) -> str:
+    """Return a memory as text: two bytes a group, less where little is known."""
+    return base64.b85encode(zlib.compress(memory.astype("<f2").tobytes(), 9)).decode()
+
+
+def _unpack(text: str, count: int) -> np.ndarray:
+    memory = np.frombuffer(zlib.decompress(base64.b85decode(text)), "<f2").astype(np.float64)
+    if len(memory) != count:
+        raise ConfigError(
+            f"the saved sampling state is of {len(memory)} groups, this mix has {count}; start a "
+            "new run, or restore the data's settings"
+        )
+    return memory

@@ -8,20 +8,22 @@ written again:
     writer.finish()                        # once all are there: metadata, then the real name
 
 Everything happens in <root>/<name>/<version>.incomplete, which becomes <version> at the very end,
-so nothing half-written is ever read as whole.
+so nothing half-written is ever read as whole. What the dataset is made with (`settings`) lies in
+settings.json beside the shards: going on with other settings is an error, half-way and afterwards.
 
 An episode is {"steps": nested dict of arrays [T, ...], "episode_metadata": flat dict}. A string or
 number under steps is every step's. Images are uint8 [T, h, w, 3] and stored as PNG: for the
 tabletop's frames of 48 and 64 pixels that is exact, half the size of JPEG at quality 95, and at
-most a fifth slower to decode.
+most a fifth slower to decode. Frames that are encoded already are stored as they are: `Encoded`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +42,49 @@ from octolike.data.rlds_names import (
 )
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A camera's frames as encoded images: `frames` are T byte strings.
+
+    shape: (h, w, 3) of every one; format: "jpeg" or "png". It stands where an array [T, h, w, 3]
+    would, and its bytes are stored unchanged.
+    """
+
+    frames: tuple[bytes, ...]
+    shape: tuple[int, int, int]
+    format: str
+
+    ndim = 4
+    dtype = np.dtype(object)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, i: int) -> bytes:
+        return self.frames[i]
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes one dataset. shards: number of TFRecord files per split.
+    """Writes one dataset.
 
-    Raises DataError where an unfinished dataset was planned with other numbers of shards.
+    shards: number of TFRecord files per split. settings: what the episodes depend on, as plain
+    JSON values; kept with the dataset. Raises DataError where an unfinished dataset was planned
+    with other numbers of shards, and where the dataset was begun or made with other settings.
     """
 
     root: str
     name: str
     version: str
     shards: Mapping[str, int]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for place in (self.directory, self._place):
+            self._check_settings(place)
         planned = {self._path(s, i).name for s, n in self.shards.items() for i in range(n)}
         for path in sorted(self._place.glob(f"{self.name}-*.tfrecord-*")):
             if path.name.removesuffix(".json") not in planned:
@@ -79,18 +109,26 @@ class Writer:
         return json.loads(note.read_text()) if note.exists() else None
 
     def write(
-        self, split: str, index: int, episodes: Iterable[Mapping[str, Any]], **notes: Any
+        self,
+        split: str,
+        index: int,
+        episodes: Iterable[Mapping[str, Any]],
+        *,
+        check: Callable[[Path, tfds.features.FeaturesDict], Any] | None = None,
+        **notes: Any,
     ) -> int:
         """Write one shard, if it is not there yet, and return its number of episodes.
 
-        notes: plain values kept with the shard (see `written`). Raises DataError for an episode
-        that is empty, not finite, or unlike the first one; OSError when the disk is full.
+        check: is called with the written file and its features, before the file gets its name; what
+        it raises undoes the shard. notes: plain values kept with the shard (see `written`), as
+        they are when it is whole. Raises DataError for an episode that is empty, not finite, or
+        unlike the first one; OSError when the disk is full.
         """
         known = self.written(split, index)
         if known:
             return known["episodes"]
         path = self._path(split, index)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._claim()
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         features, count, size = None, 0, 0
         try:
@@ -102,13 +140,15 @@ class Writer:
                     record = _serialize(features, example, where)
                     file.write(record)
                     count, size = count + 1, size + len(record)
+            if features is None:
+                raise DataError(f"{self.name}/{split}: shard {index} has no episodes")
+            if check is not None:
+                check(temporary, features)
             temporary.rename(path)
         except tf.errors.OpError as error:
             raise OSError(f"{path} could not be written: {error.message}") from None
         finally:
             temporary.unlink(missing_ok=True)
-        if features is None:
-            raise DataError(f"{self.name}/{split}: shard {index} has no episodes")
         note = {"episodes": count, "bytes": size, "features": features.to_json(), **notes}
         # Last and at once: a shard without its note counts as missing.
         temporary.write_text(json.dumps(note))
@@ -156,13 +196,34 @@ class Writer:
             version=self.version,
             check_data=False,
         )
-        for split, count in self.shards.items():
-            for i in range(count):
-                self._note(split, i).unlink()
-        for left in place.glob(f".{self.name}-*"):  # by a writer that was killed
+        for left in place.glob(".*"):  # by a writer that was killed
             left.unlink()
         place.rename(self.directory)
+        # Only now: without their notes, an unfinished dataset's shards would count as missing.
+        for note in self.directory.glob(f"{self.name}-*.json"):
+            note.unlink()
         return self.directory
+
+    def _claim(self) -> None:
+        """Say in the unfinished directory what it is made with, unless that is said already."""
+        self._place.mkdir(parents=True, exist_ok=True)
+        self._check_settings(self._place)
+        if self.settings and not (self._place / SETTINGS).exists():
+            temporary = self._place / f".{SETTINGS}.{os.getpid()}.{threading.get_ident()}"
+            temporary.write_text(json.dumps(self.settings, indent=2) + "\n")
+            temporary.rename(self._place / SETTINGS)
+
+    def _check_settings(self, place: Path) -> None:
+        if not self.settings or not (place / SETTINGS).exists():
+            return
+        known, ours = json.loads((place / SETTINGS).read_text()), _plain(self.settings)
+        differ = [k for k in sorted({*known, *ours}) if known.get(k) != ours.get(k)]
+        if differ:
+            was, now = ({k: d.get(k) for k in differ} for d in (known, ours))
+            raise DataError(
+                f"{place} was begun with {was}, now it is {now}; go on with the old settings, give "
+                "the dataset another name, or remove the directory to make it anew"
+            )
 
     @property
     def _place(self) -> Path:
@@ -180,12 +241,13 @@ class Writer:
 def rlds_episode(episode: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return an episode with RLDS's own step fields added where it lacks them.
 
-    Reward is 1 and the step terminal at the end of a success (episode_metadata.success, else True).
+    Reward is 1 and the step terminal at the end of a success: episode_metadata.success. Where that
+    is not said, no reward is given and no step is terminal: nobody knows how the episode ended.
     Raises DataError, naming `where`, for no steps, differing lengths or non-finite numbers.
     """
     if STEPS not in episode:
         raise DataError(f"{where} has the keys {sorted(episode)}, expected {STEPS!r}")
-    steps = _map(episode[STEPS], np.asarray)
+    steps = _map(episode[STEPS], lambda x: x if isinstance(x, Encoded) else np.asarray(x))
     metadata = dict(episode.get("episode_metadata", {}))
     lengths = {k: len(x) for k, x in _leaves(steps) if x.ndim}
     if not lengths or len(set(lengths.values())) > 1 or min(lengths.values()) == 0:
@@ -199,7 +261,7 @@ def rlds_episode(episode: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise DataError(f"{where}: episode_metadata.{key} is not finite")
     t = next(iter(lengths.values()))
     last = np.arange(t) == t - 1
-    done = last & bool(metadata.get("success", True))
+    done = last & bool(metadata.get("success", False))
     own = {
         IS_FIRST: np.arange(t) == 0,
         IS_LAST: last,
@@ -212,7 +274,7 @@ def rlds_episode(episode: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def features_of(example: Mapping[str, Any]) -> tfds.features.FeaturesDict:
     """Return the TFDS features that an `rlds_episode` shows."""
-    steps = _map(example[STEPS], lambda x: _feature(np.asarray(x[0])))
+    steps = _map(example[STEPS], _step_feature)
     metadata = _map(example["episode_metadata"], lambda x: _feature(np.asarray(x)))
     return tfds.features.FeaturesDict(
         {STEPS: tfds.features.Dataset(steps), "episode_metadata": metadata}
@@ -232,6 +294,12 @@ def _serialize(features: tfds.features.FeaturesDict, example: dict[str, Any], wh
     return tf.train.Example.FromString(record).SerializeToString(deterministic=True)
 
 
+def _step_feature(x: np.ndarray | Encoded) -> Any:
+    if isinstance(x, Encoded):
+        return tfds.features.Image(shape=x.shape, encoding_format=x.format)
+    return _feature(np.asarray(x[0]))
+
+
 def _feature(x: np.ndarray) -> Any:
     if x.dtype == np.uint8 and x.ndim == 3 and x.shape[-1] == 3:
         return tfds.features.Image(shape=x.shape, encoding_format="png")
@@ -240,6 +308,11 @@ def _feature(x: np.ndarray) -> Any:
     if x.ndim == 0:
         return tfds.features.Scalar(dtype=x.dtype.type)
     return tfds.features.Tensor(shape=x.shape, dtype=x.dtype.type)
+
+
+def _plain(x: Any) -> Any:
+    """Return a value as JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(x))
 
 
 def _finite(x: np.ndarray) -> bool:

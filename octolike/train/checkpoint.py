@@ -7,14 +7,18 @@
       names.json         datasets, embodiments and tasks, in the order of their index in a batch
       costs.json         parameters, floating-point operations per step, seconds to compile it
       versions.json      of Python and the libraries
+      tokenizer/         of the instructions, where it is a pretrained one
+      text_encoder/      config.json of a pretrained one, and its weights if it stays frozen
       checkpoints/<step>/{params, ema, optimizer, data}
 
-The JSON files are written before the first step, so that a run is loaded from its directory alone.
+All but the checkpoints is written before the first step, so that a run is loaded from its directory
+alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -30,8 +34,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from octolike import types
-from octolike.config import Config, ConfigError, from_json, to_json
+from octolike.config import Component, Config, ConfigError, build_component, from_json, to_json
+from octolike.model import language
 from octolike.normalize import Embodiment, embodiments_from_json, embodiments_to_json
+from octolike.text import TOKENIZERS
 from octolike.train import optimizer
 from octolike.train.state import Params, TrainState, merge_strictly
 
@@ -42,6 +48,7 @@ FILES = {
     "names.json": "the names of the datasets, embodiments and tasks",
 }
 CHECKPOINTS = "checkpoints"
+TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 COSTS = "costs.json"
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -59,7 +66,10 @@ MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run. params: numpy arrays, the averaged ones where they are kept."""
+    """A trained run. params: numpy arrays, the averaged ones where they are kept.
+
+    config: with the run's own tokenizer and text encoder (`with_own_files`).
+    """
 
     config: Config
     embodiments: list[Embodiment]
@@ -75,11 +85,33 @@ def write_run_files(
     spec: types.BatchSpec,
     names: types.Names,
 ) -> None:
-    """Write the JSON files of a run; each is there whole or not at all."""
+    """Write the JSON files of a run, and what it has of a pretrained text encoder.
+
+    Each is there whole or not at all; a text encoder or tokenizer that is there already stays.
+    """
     directory = Path(config.workdir)
     directory.mkdir(parents=True, exist_ok=True)
+    if config.data.text.get("path") and not (directory / TOKENIZER).is_dir():
+        build_component(TOKENIZERS, config.data.text, "data.text").save(directory / TOKENIZER)
+    if not (directory / TEXT_ENCODER).is_dir():
+        language.write(dataclasses.asdict(config.model), directory / TEXT_ENCODER)
     for name, text in _contents(config, embodiments, spec, names).items():
         write_text(directory / name, text)
+
+
+def with_own_files(config: Config, directory: str | Path) -> Config:
+    """Return a config that reads the tokenizer and text encoder kept in a run's directory.
+
+    What is not there (yet) is read from where the config says.
+    """
+    directory, own = Path(directory), copy.deepcopy(config)
+    if own.data.text.get("path") and (directory / TOKENIZER).is_dir():
+        own.data.text = Component({**own.data.text, "path": str(directory / TOKENIZER)})
+    if (directory / TEXT_ENCODER).is_dir():
+        tokenizers = {"tokenizers": own.model.tokenizers}
+        moved = language.with_paths(tokenizers, str(directory / TEXT_ENCODER))
+        own.model.tokenizers = moved["tokenizers"]
+    return own
 
 
 def write_text(path: Path, text: str) -> None:
@@ -139,7 +171,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
         texts[name] = _read_json(path)
     step, params = _read_policy_params(directory, step)
     return Run(
-        config=from_json(json.dumps(texts["config.json"])),
+        config=with_own_files(from_json(json.dumps(texts["config.json"])), directory),
         embodiments=embodiments_from_json(texts["embodiments.json"]),
         spec=types.spec_from_json(texts["batch_spec.json"]),
         names=types.Names(**{k: tuple(v) for k, v in texts["names.json"].items()}),

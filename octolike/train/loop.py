@@ -37,9 +37,10 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from octolike import types
-from octolike.config import Config
-from octolike.model import octo
+from octolike.config import Config, build_component
+from octolike.model import language, octo, pretrained
 from octolike.normalize import Embodiment
+from octolike.text import TOKENIZERS
 from octolike.train import checkpoint, optimizer, sharding
 from octolike.train import state as states
 from octolike.train.augment import augment
@@ -108,13 +109,17 @@ def train(
     sharding.check_batch_size(config.data.batch_size, mesh)
     print(f"devices: {mesh.size} × {jax.local_devices()[0].device_kind}")
     # 3. The parameters.
-    model = model or octo.build(dataclasses.asdict(config.model), spec, names)
+    own = checkpoint.with_own_files(config, config.workdir)
+    settings, given = dataclasses.asdict(own.model), spec
+    _check_vocabulary(own, settings)
+    spec = language.extend_spec(settings, given)
+    model = model or octo.build(settings, spec, names)
     keys = jax.random.split(jax.random.key(config.seed), 3)
     shapes = jax.eval_shape(lambda key: states.init_params(model, spec, key), keys[0])
     frozen = _freeze(shapes, config.optim.frozen)
     print(states.summarize(shapes, frozen))
     # 4. The files.
-    checkpoint.write_run_files(config, embodiments, spec, names)
+    checkpoint.write_run_files(config, embodiments, given, names)
     table = states.describe(shapes, frozen) + "\n"
     checkpoint.write_text(Path(config.workdir) / "parameters.txt", table)
     # 5. The state.
@@ -129,12 +134,14 @@ def train(
         state = start.given(states.merge_strictly(shapes, other.params, source))
         print(f"starting from the parameters of {source}")
     else:
-        state = start.scratch(lambda key: states.init_params(model, spec, key), keys[0])
+        init = lambda key: states.init_params(model, spec, key)
+        state = start.scratch(init, keys[0], pretrained.read(settings, shapes))
     if int(state.step) >= config.train.steps:
         print(f"all {config.train.steps} steps are done; with more train.steps it would go on")
         return state
     # 6. The data.
-    feed = Feed(batches(position), spec, mesh)
+    encoder = language.frozen_encoder(settings)
+    feed = Feed(batches(position), given, mesh, encoder)
     # 7. The step.
     step = make_step(model, tx, config, keys[1])
     step, costs = compile_step(step, state, spec, config.data.batch_size, mesh)
@@ -147,8 +154,9 @@ def train(
             model,
             validation,
             embodiments,
-            spec,
+            given,
             names.tasks,
+            encoder=encoder,
             batches=n,
             mesh=mesh,
             key=keys[2],
@@ -215,10 +223,12 @@ class Start:
         self._create = lambda params: states.create(params, tx, frozen, ema=ema)
         self._whole = sharding.replicated(mesh)
 
-    def scratch(self, init: Callable[[jax.Array], Params], key: jax.Array) -> TrainState:
-        """Return the state of fresh parameters."""
-        make = jax.jit(lambda key: self._create(init(key)), out_shardings=self._whole)
-        return make(key)
+    def scratch(
+        self, init: Callable[[jax.Array], Params], key: jax.Array, given: Params | None = None
+    ) -> TrainState:
+        """Return the state of fresh parameters, with given (pretrained) ones in place of some."""
+        fresh = lambda key, given: self._create(optimizer.merge(init(key), given))
+        return jax.jit(fresh, out_shardings=self._whole)(key, given or {})
 
     def given(self, params: Params) -> TrainState:
         """Return the state of given parameters."""
@@ -241,10 +251,19 @@ class Fed(NamedTuple):
 
 
 class Feed:
-    """Takes numpy batches to the devices, with the position in the data that comes after each."""
+    """Takes numpy batches to the devices, with the position in the data that comes after each.
 
-    def __init__(self, batches: Batches, spec: types.BatchSpec, mesh: Mesh) -> None:
-        self._batches, self._spec, self._mesh = batches, spec, mesh
+    spec: of the batches; encoder: adds a frozen text encoder's states to them, if there is one.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        spec: types.BatchSpec,
+        mesh: Mesh,
+        encoder: language.FrozenEncoder | None = None,
+    ) -> None:
+        self._batches, self._spec, self._mesh, self._encoder = batches, spec, mesh, encoder
 
     def next(self) -> Fed:
         """Return the next batch; the transfer may still be under way."""
@@ -252,6 +271,7 @@ class Feed:
         types.check_batch(batch, self._spec)
         position, ready = self._batches.state(), time.perf_counter()
         whose = batch["dataset"], batch["task"]["task_id"]
+        batch = self._encoder(batch) if self._encoder else batch
         return Fed(sharding.put_batch(batch, self._mesh), *whose, position, ready)
 
     def feedback(self, found: Validated, position: dict[str, Any]) -> dict[str, Any]:
@@ -418,6 +438,13 @@ def _flops(compiled: Any) -> float:
     """Return the floating-point operations of a compiled function, as the compiler counts them."""
     costs = compiled.cost_analysis() or {}
     return float(costs.get("flops", math.nan))
+
+
+def _check_vocabulary(config: Config, model: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the text tokenizer has ids that a text encoder does not know."""
+    if language.source(model):
+        text = build_component(TOKENIZERS, config.data.text, "data.text")
+        language.check_vocabulary(model, text.vocabulary)
 
 
 def _freeze(shapes: Params, patterns: Sequence[str]) -> list[str]:

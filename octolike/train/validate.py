@@ -21,6 +21,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from octolike import types
+from octolike.model.language import FrozenEncoder
 from octolike.normalize import Embodiment
 from octolike.train import sharding
 from octolike.types import Batch
@@ -49,11 +50,13 @@ class Validator:
         batches: int,
         mesh: Mesh,
         key: jax.Array,
+        encoder: FrozenEncoder | None = None,
     ) -> None:
         """Prepare; `batches` of each of the `loaders` ({dataset: make iterator}) are taken.
 
-        tasks: the names that a batch's task ids count.
+        tasks: the names that a batch's task ids count. encoder: the frozen text encoder, if any.
         """
+        self._encoder = encoder
         self._tasks = tuple(tasks)
         self._model, self._loaders, self._batches = model, loaders, batches
         self._spec, self._mesh, self._key = spec, mesh, key
@@ -69,6 +72,7 @@ class Validator:
             for i, batch in zip(range(self._batches), loader()):
                 types.check_batch(batch, self._spec)
                 sharding.check_batch_size(len(batch["action"]), self._mesh)
+                batch = self._encoder(batch) if self._encoder else batch
                 batch = sharding.put_batch(batch, self._mesh)
                 sums = self._measure(params, batch, jax.random.fold_in(self._key, i))
                 found = jax.device_get(sums)

@@ -1,0 +1,153 @@
+"""One setting at a time: how a policy is told its task, acts, sees and shares, on equal terms.
+
+    python scripts/collect.py --config configs/compare.py
+    python scripts/compare.py --config configs/compare.py                 every variant, 3 seeds
+    python scripts/train.py --config configs/compare.py:variant=moe,seed=1    one run
+
+Every variant is `default` (language, keypoints with FiLM, one diffusion head) with one thing
+changed. What to expect is in RESULTS.md; a run takes two to four minutes on one core.
+"""
+
+from collections.abc import Callable
+
+from octolike.config import Component, Config, ConfigError, parse_arg, unknown
+
+CAMERAS = ("primary", "wrist")
+SKILLS = {"touch": 600, "push": 400, "lift": 400}
+
+
+def get_config(arg: str = "") -> Config:
+    """Return the config; arguments: variant, seed, debug."""
+    args = parse_arg(arg, variant="default", seed=0, debug=False)
+    if args.variant not in VARIANTS:
+        raise ConfigError(unknown("variant", args.variant, VARIANTS))
+    config = base()
+    config.workdir, config.seed = f"runs/compare/{args.variant}-{args.seed}", args.seed
+    VARIANTS[args.variant](config)
+    if args.debug:
+        config.workdir = f"runs/compare-debug/{args.variant}-{args.seed}"
+        config.data.root = "runs/compare-debug/data"
+        config.collect.skills, config.collect.episodes_per_shard = {"touch": 4, "push": 2}, 2
+        config.train.steps, config.train.log_every, config.optim.warmup = 20, 5, 2
+        config.train.validation_batches, config.evaluate.episodes = 1, 2
+    return config
+
+
+def base() -> Config:
+    """Return what all variants share."""
+    config = Config()
+    config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
+    config.collect.skills, config.collect.episodes_per_shard = dict(SKILLS), 100
+
+    data = config.data
+    data.root, data.mix = "runs/compare/data", "tabletop"
+    data.cameras = {"primary": 64, "wrist": 48}
+    data.window, data.horizon, data.goal, data.tasks = 1, 8, "none", "label"
+    data.batch_size, data.pool = 32, 4096
+    data.text = Component(kind="hash", length=16, vocabulary=1024)
+
+    model = config.model
+    model.width, model.layers, model.attention_heads, model.mlp_width = 96, 2, 4, 384
+    model.tokenizers = {
+        "language": Component(kind="language", vocabulary=1024, pooled=True),
+        **{name: Component(kind="image", cameras=(name,), film=True) for name in CAMERAS},
+        "proprio": Component(kind="proprio"),
+    }
+    see(config, kind="keypoints", features=(32, 48, 48), kernels=(4, 3, 3), strides=(4, 2, 1))
+    model.heads = {"action": diffusion()}
+
+    config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.995
+    config.train.steps, config.train.validate_every = 1500, 0
+    config.train.checkpoint_every, config.train.log_every = 1500, 100
+    config.evaluate.execute, config.evaluate.untrained, config.evaluate.videos = 2, False, 0
+    config.evaluate.splits = ("train", "held_out_combination")
+    return config
+
+
+def diffusion(**network: object) -> Component:
+    """Return the diffusion head that all variants but those of heads have."""
+    return Component(
+        kind="diffusion",
+        network=Component(
+            **(network or {"kind": "mlp", "hidden": 192, "blocks": 2, "expansion": 2})
+        ),
+        steps=20,
+        samples_per_example=4,
+        prediction="sample",
+        sampler="ddim",
+        inference_steps=10,
+    )
+
+
+def see(config: Config, **encoder: object) -> None:
+    """Give every camera the encoder."""
+    for name in CAMERAS:
+        config.model.tokenizers[name]["encoder"] = Component(**encoder)
+
+
+def act(config: Config, **head: object) -> None:
+    """Exchange the head."""
+    config.model.heads = {"action": Component(**head)}
+
+
+def share(config: Config, **wrapper: object) -> None:
+    """Wrap the head."""
+    config.model.heads = {"action": Component(**wrapper, head=diffusion())}
+
+
+def experts(config: Config, gate: str) -> None:
+    """Put four experts, of which two are used, into every block."""
+    config.model.experts = Component(kind="top_k", count=4, k=2, gate=gate)
+
+
+def untold(config: Config, film: bool = False) -> None:
+    """Take the instruction away."""
+    del config.model.tokenizers["language"]
+    config.evaluate.tell = ()
+    for name in CAMERAS:
+        config.model.tokenizers[name]["film"] = film
+
+
+def by_number(config: Config) -> None:
+    """Tell the task by its number; a combination that training lacks has none."""
+    untold(config, film=True)
+    others = config.model.tokenizers
+    config.model.tokenizers = {"task_id": Component(kind="task_id"), **others}
+    config.data.task_ids, config.evaluate.tell = True, ("task_id",)
+    config.evaluate.splits = ("train",)
+
+
+def by_goal(config: Config) -> None:
+    """Show how it looks when the task is done, stacked on what is seen."""
+    untold(config)
+    for name in CAMERAS:
+        config.model.tokenizers[name]["goal"] = True
+    config.data.goal, config.evaluate.tell = "last", ("goal",)
+
+
+BY_SKILL = {"kind": "per_group", "by": "task", "groups": {s: (f"{s}*",) for s in SKILLS}}
+VARIANTS: dict[str, Callable[[Config], object]] = {
+    "default": lambda c: None,
+    # how it is told
+    "task_id": by_number,
+    "goal_image": by_goal,
+    "no_conditioning": untold,
+    # how it acts
+    "flow": lambda c: act(c, kind="flow", network=diffusion()["network"], samples_per_example=4),
+    "l1": lambda c: act(c, kind="l1"),
+    "bins": lambda c: act(c, kind="bins"),
+    "unet": lambda c: c.model.heads.update(action=diffusion(kind="unet", features=(32, 64))),
+    # how it sees
+    "small_stem": lambda c: see(
+        c, kind="small_stem", features=(32, 48, 64, 96), patch=16, width=128, groups=8
+    ),
+    "vit": lambda c: see(
+        c, kind="vit", patch=16, width=96, layers=2, mlp_width=384, attention_heads=4
+    ),
+    "resnet": lambda c: see(c, kind="resnet", depth=18, width=16, groups=8),
+    # what it shares
+    "head_per_skill": lambda c: share(c, **BY_SKILL),
+    "experts_by_token": lambda c: experts(c, "token"),
+    "experts_by_task": lambda c: experts(c, "task"),
+    "hypernet": lambda c: share(c, kind="hypernet", rank=4, hidden=64),
+}

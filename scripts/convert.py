@@ -1,0 +1,56 @@
+"""Convert recordings of one's own robot to an RLDS dataset.
+
+    python scripts/convert.py --source recordings --target data --name my_robot
+    ... --format hdf5-aloha|hdf5-robomimic|lerobot|npz        where it is not found out
+    ... --instruction "fold the towel"                        for episodes that carry none
+
+Expect a progress bar and the directory <target>/<name>/1.0.0, every shard read back and compared.
+Stopped half-way, the same command goes on. Next: scripts/inspect_data.py, whose command is printed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Convert; what does not fit is one line, without a traceback."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--source", required=True, type=Path, help="file or folder of recordings")
+    parser.add_argument("--target", required=True, help="data.root: where datasets lie")
+    parser.add_argument("--name", required=True, help="of the dataset")
+    parser.add_argument("--format", default="", help="hdf5-aloha, hdf5-robomimic, lerobot or npz")
+    parser.add_argument("--instruction", default="", help="for episodes that carry none")
+    parser.add_argument("--hz", type=float, default=0.0, help="steps per second, if known")
+    parser.add_argument("--jpeg", type=int, default=95, help="quality of frames; 0: PNG, exact")
+    parser.add_argument("--bgr", action="store_true", help="frames are stored blue first")
+    parser.add_argument("--validation", type=float, default=0.05, help="share held out")
+    parser.add_argument("--episodes-per-shard", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    parser.add_argument("--drop-bad", action="store_true", help="leave bad episodes out, counted")
+    args = parser.parse_args()
+    try:
+        from octolike.data.convert import run
+        from octolike.data.convert.source import Options
+
+        options = Options(args.instruction, args.jpeg, args.bgr, args.hz)
+        plan = run.Plan(
+            args.format,
+            options,
+            args.validation,
+            args.episodes_per_shard,
+            args.workers,
+            args.drop_bad,
+        )
+        directory, dropped = run.convert(args.source, args.target, args.name, plan)
+    except ImportError as error:
+        sys.exit(f"error: {error.name} is missing; pip install 'octolike[convert]'")
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    for reason in dropped:
+        print(f"left out: {reason}")
+    print(f"{directory}\nnext: python scripts/inspect_data.py {directory}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,412 @@
+"""T5 and CLIP: equal to PyTorch's, read strictly, run once per instruction, kept with the run."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import policy_fakes as fakes
+import pytest
+
+from octolike.config import Component, ConfigError
+from octolike.model import language, language_weights, octo, pretrained
+from octolike.model.transformer import Transformer
+from octolike.policy import Policy
+from octolike.train import checkpoint, loop, sharding
+from octolike.train.state import init_params
+from octolike.types import zeros
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+L, VOCABULARY, WIDTH = 8, 64, 12
+SIZES = {
+    "t5": {
+        "model_type": "t5",
+        "vocab_size": VOCABULARY,
+        "d_model": WIDTH,
+        "d_kv": 5,
+        "d_ff": 20,
+        "num_layers": 2,
+        "num_heads": 3,
+        "feed_forward_proj": "gated-gelu",
+    },
+    "clip": {
+        "model_type": "clip",
+        "text_config": {
+            "vocab_size": VOCABULARY,
+            "hidden_size": WIDTH,
+            "intermediate_size": 20,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "max_position_embeddings": L,
+        },
+    },
+}
+
+
+def tensors(kind: str, sizes: dict | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random weights by Hugging Face's names."""
+    rng, out = np.random.default_rng(seed), {}
+    encoder = language.ENCODERS[kind](**(sizes or sizes_of(kind)))
+    shapes = language.shapes(encoder)
+    for theirs, (module, leaf) in language_weights._wanted(shapes, kind).items():
+        shape = shapes[module][leaf].shape
+        value = rng.normal(0, 0.3, shape).astype(np.float32)
+        out[theirs] = value.T if leaf == "kernel" else value
+    return out
+
+
+def sizes_of(kind: str) -> dict:
+    """Return our sizes of `SIZES`."""
+    shared = {"vocabulary": VOCABULARY, "width": WIDTH, "layers": 2, "attention_heads": 3}
+    own = {
+        "t5": {"head_width": 5, "gated": True, "activation": "gelu_new"},
+        "clip": {"max_length": L},
+    }
+    return {**shared, "mlp_width": 20, **own[kind]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a directory with a small random T5."""
+    language_weights.save(tmp_path / "t5", SIZES["t5"], tensors("t5"))
+    return tmp_path / "t5"
+
+
+def component(folder, kind="t5", **fields):
+    encoder = Component(kind=kind, path=str(folder))
+    return Component(kind="text_encoder", encoder=encoder, **fields)
+
+
+def run_of(folder, **fields):
+    """Return a run of random parameters whose language is read by the T5 of a directory."""
+    run = fakes.run_of()
+    model = run.config.model
+    model.tokenizers = {**model.tokenizers, "language": component(folder, **fields)}
+    settings = dataclasses.asdict(model)
+    spec = language.extend_spec(settings, run.spec)
+    network = octo.build(settings, spec, run.names)
+    shapes = jax.eval_shape(lambda: init_params(network, spec, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
+    return dataclasses.replace(run, params=params)
+
+
+def observation():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (fakes.SIDE, fakes.SIDE, 3), dtype=np.uint8)
+    return {"image_primary": image, "proprio": rng.normal(size=fakes.P).astype(np.float32)}
+
+
+# Equal to PyTorch
+
+
+def torch_models():
+    """Return {name: (kind, a random small model of transformers, its text encoder)}."""
+    transformers = pytest.importorskip("transformers")
+    t5 = {k: v for k, v in SIZES["t5"].items() if k != "feed_forward_proj"}
+    t5["decoder_start_token_id"] = 0
+    clip = SIZES["clip"]["text_config"] | {"max_position_embeddings": 160}
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    relu = transformers.T5EncoderModel(transformers.T5Config(**t5))
+    gated = transformers.T5Config(**t5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    gated = transformers.T5ForConditionalGeneration(gated)
+    alone = transformers.CLIPTextModel(transformers.CLIPTextConfig(**clip, **ends))
+    whole = transformers.CLIPConfig(
+        text_config={**clip, **ends, "hidden_act": "gelu"}, vision_config=vision
+    )
+    whole = transformers.CLIPModel(whole)
+    return {
+        "t5 v1.0, encoder alone": ("t5", relu, relu.get_encoder()),
+        "t5 v1.1, with decoder": ("t5", gated, gated.get_encoder()),
+        "clip, text alone": ("clip", alone, alone),
+        "clip, with vision": ("clip", whole, whole.text_model),
+    }
+
+
+def test_encoders_equal_pytorchs(tmp_path):
+    """All distance buckets (160 tokens), sharded files, padding, from what transformers saves."""
+    torch = pytest.importorskip(
+        "torch", reason="torch is not installed: pip install octolike[torch]"
+    )
+    rng, length = np.random.default_rng(0), 160
+    ids = rng.integers(3, VOCABULARY, (3, length)).astype(np.int32)
+    mask = np.arange(length) < np.array([[length], [5], [1]])
+    torch.manual_seed(0)
+    for i, (name, (kind, model, text)) in enumerate(torch_models().items()):
+        for p in model.parameters():
+            p.data.normal_(0, 0.2)
+        folder = tmp_path / str(i)
+        model.eval().save_pretrained(folder, **({"max_shard_size": "10KB"} if i % 2 else {}))
+        assert (folder / language_weights.INDEX).exists() == bool(i % 2)
+        encoder = language.build_encoder({"kind": kind, "path": str(folder)}, "e", jnp.float32)
+        params = language.read_params(str(folder), kind, language.shapes(encoder), "e")
+        given = torch.tensor(ids).long(), torch.tensor(mask).long()
+        with torch.no_grad():
+            theirs = text(input_ids=given[0], attention_mask=given[1]).last_hidden_state.numpy()
+        ours = np.asarray(jax.jit(encoder.apply)({"params": params}, ids, mask))
+        assert np.abs(theirs).max() > 0.5
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not beside this checkout")
+def test_language_tokens_equal_octos(tmp_path):
+    """T5's weights out of an Octo checkpoint; padding is seen. What the transformer makes of it."""
+    folder = GOLDEN / "octo_small_shape"
+    stored = (folder / "octo_ckpt" / "0" / "default" / "checkpoint").read_bytes()
+    leaves = flax.traverse_util.flatten_dict(flax.serialization.msgpack_restore(stored), sep="/")
+    inputs, outputs = (dict(np.load(folder / f"{n}.npz")) for n in ("inputs", "outputs"))
+    encoder = below(leaves, "octo_transformer/task_tokenizers_language/hf_model/")
+    sizes = json.loads((GOLDEN / "tiny-t5" / "config.json").read_text())
+    language_weights.save(tmp_path / "t5", sizes, language_weights.from_flax(encoder))
+    frozen = language.frozen_encoder({"tokenizers": {"language": component(tmp_path / "t5")}})
+    words = below(inputs, "task/language_instruction/")
+    words = {"ids": words["input_ids"], "mask": words["attention_mask"].astype(bool)}
+    there = inputs["task/pad_mask_dict/language_instruction"].astype(bool)
+    states = frozen.states(**words)
+    tokenizer = language.TextEncoder(encoder=None)
+    task = {"language": {**words, "states": states}, "present": {"language": there}}
+    tokens, mask = tokenizer.apply({}, {}, task)
+    projection = below(leaves, "octo_transformer/task_language_projection/")
+    x = tokens @ projection["kernel"] + projection["bias"]
+    x = x + leaves["octo_transformer/task_language_pos_embedding"]
+    params = transformer_params(leaves)
+    network = Transformer(layers=2, attention_heads=4, mlp_width=128, dropout=0.0)
+    seen = jnp.broadcast_to(mask[:, None, None, :], (3, 1, 16, 16))
+    out, _ = network.apply({"params": params}, x, seen, None, train=False)
+    # Where the instruction is missing, the mask hides every key: what comes out is nobody's.
+    golden = outputs["tokens/task_language"][there]
+    np.testing.assert_array_equal(mask, outputs["mask/task_language"].astype(bool))
+    np.testing.assert_allclose(np.asarray(out)[there], golden, atol=1e-5)
+
+
+def below(leaves, prefix):
+    return {k.removeprefix(prefix): v for k, v in leaves.items() if k.startswith(prefix)}
+
+
+def transformer_params(leaves):
+    """Return Octo's transformer under our names."""
+    names = {
+        "LayerNorm_0": "attention_norm",
+        "LayerNorm_1": "mlp_norm",
+        "MlpBlock_0/Dense_0": "mlp_in",
+        "MlpBlock_0/Dense_1": "mlp_out",
+        "MultiHeadDotProductAttention_0": "attention",
+        "encoderblock_": "block_",
+        "encoder_norm": "norm",
+    }
+    params = {}
+    for path, leaf in below(leaves, "octo_transformer/BlockTransformer_0/Transformer_0/").items():
+        for theirs, ours in names.items():
+            path = path.replace(theirs, ours)
+        params[path] = leaf
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+# Once per instruction
+
+
+def test_a_frozen_encoder_runs_once_per_instruction(folder):
+    frozen = language.frozen_encoder({"tokenizers": {"language": component(folder)}})
+    rng, calls = np.random.default_rng(0), []
+    encode = frozen._encode
+    frozen._encode = lambda params, ids, mask: calls.append(len(ids)) or encode(params, ids, mask)
+    ids = rng.integers(1, VOCABULARY, (40, L)).astype(np.int32)
+    mask = np.arange(L) < rng.integers(1, L + 1, (40, 1))
+    states = frozen.states(ids, mask)
+    assert calls == [16, 16, 16]
+    rows = np.array([3, 3, 39, 0])
+    np.testing.assert_array_equal(frozen.states(ids[rows], mask[rows]), states[rows])
+    assert len(calls) == 3
+    assert encode._cache_size() == 1
+    alone = encode(frozen._params, ids[7:8], mask[7:8])
+    np.testing.assert_allclose(alone[0], states[7], atol=1e-5)
+
+
+def test_the_cache_is_bounded_and_keeps_what_was_used_last(folder):
+    frozen = language.frozen_encoder({"tokenizers": {"language": component(folder)}})
+    frozen._room = 3 * L * WIDTH * 4
+    ids, mask = np.arange(1, 1 + 6 * L, dtype=np.int32).reshape(6, L) % 60, np.ones((6, L), bool)
+    states = frozen.states(ids, mask)
+    assert len(frozen._kept) == 3
+    frozen.states(ids[3:4], mask[:1])  # used again: it outlives row 4
+    frozen.states(ids[:1], mask[:1])
+    assert [k[: ids[0].nbytes] for k in frozen._kept] == [ids[i].tobytes() for i in (5, 3, 0)]
+    np.testing.assert_allclose(frozen.states(ids, mask), states, atol=1e-6)
+
+
+def test_padding_is_seen_or_hidden(folder):
+    task = zeros({"language.states": ((L, WIDTH), "float32")}, 2)
+    task["language"]["mask"] = np.arange(L) < np.array([[3], [5]])
+    task["present"] = {"language": np.array([True, False])}
+    for visible, expected in ((True, [L, 0]), (False, [3, 0])):
+        tokenizer = language.TextEncoder(encoder=None, padding_visible=visible)
+        assert tokenizer.apply({}, {}, task).mask.sum(1).tolist() == expected
+
+
+# In training and acting
+
+
+def test_the_spec_says_what_the_network_reads(folder):
+    spec = fakes.spec()
+    frozen = {"tokenizers": {"language": component(folder, states="bfloat16")}}
+    assert language.extend_spec(frozen, spec)[language.STATES] == ((8, WIDTH), "bfloat16")
+    trained = {"tokenizers": {"language": component(folder, trained=True)}}
+    assert language.extend_spec(trained, spec) == spec
+    assert language.extend_spec({"tokenizers": {}}, spec) == spec
+
+
+def test_the_feed_puts_states_into_batches(folder):
+    """What the data give is checked against the data's spec; the network gets the states too."""
+    settings = {"tokenizers": {"language": component(folder)}}
+    spec, encoder = fakes.spec(), language.frozen_encoder(settings)
+
+    class Stream:
+        def __next__(self):
+            return zeros(spec, 2)
+
+        def state(self):
+            return {}
+
+    fed = loop.Feed(Stream(), spec, sharding.make_mesh(), encoder).next()
+    words = fed.arrays["task"]["language"]
+    expected = encoder.states(np.zeros((1, L), np.int32), np.zeros((1, L), bool))[0]
+    np.testing.assert_allclose(np.asarray(words["states"])[0], expected, atol=1e-6)
+
+
+def test_a_trained_encoder_starts_from_its_weights(folder):
+    run = run_of(folder, trained=True)
+    settings = dataclasses.asdict(run.config.model)
+    found = pretrained.read(settings, run.params)
+    assert found.keys() == {"tokenizers_language"}
+    own = found["tokenizers_language"]["encoder"]
+    there = run.params["tokenizers_language"]["encoder"]
+    assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, there)
+    query = tensors("t5")["encoder.block.1.layer.0.SelfAttention.q.weight"]
+    np.testing.assert_array_equal(own["block_1_query"]["kernel"], query.T)
+    start = loop.Start(optax.sgd(0.1), (), False, sharding.make_mesh())
+    like = jax.tree.map(lambda x: np.zeros_like(x), there)
+    state = start.scratch(
+        lambda key: {"tokenizers_language": {"encoder": like}}, jax.random.key(0), found
+    )
+    np.testing.assert_array_equal(
+        state.params["tokenizers_language"]["encoder"]["block_1_query"]["kernel"], query.T
+    )
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_run_acts_from_its_directory_alone(folder, tmp_path, trained):
+    """The encoder's directory may go once the run is written."""
+    run = run_of(folder, trained=trained)
+    policy = Policy(run)
+    task = policy.create_task("lift the cube")
+    assert ("states" in task.inputs["language"]) != trained
+    actions = policy.sample_actions(observation(), task)
+    other = policy.sample_actions(observation(), policy.create_task("touch the bowl"))
+    assert np.abs(actions - other).max() > 1e-5
+    fakes.save_run(tmp_path / "run", run)
+    kept = {p.name for p in (tmp_path / "run" / checkpoint.TEXT_ENCODER).iterdir()}
+    assert kept == {"config.json"} | (set() if trained else {"model.safetensors"})
+    folder.rename(folder.with_name("gone"))
+    language_weights.find.cache_clear()
+    again = Policy.load(tmp_path / "run")
+    task = again.create_task("lift the cube")
+    np.testing.assert_allclose(again.sample_actions(observation(), task), actions, atol=1e-5)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not beside this checkout")
+def test_a_run_keeps_its_tokenizer(tmp_path):
+    run = fakes.run_of()
+    path = str(GOLDEN / "tiny-t5")
+    run.config.data.text = Component(kind="huggingface", path=path, length=16)
+    run.config.model.tokenizers["language"]["vocabulary"] = 512
+    run.config.workdir = str(tmp_path)
+    checkpoint.write_run_files(run.config, run.embodiments, run.spec, run.names)
+    own = checkpoint.with_own_files(run.config, tmp_path)
+    assert own.data.text["path"] == str(tmp_path / "tokenizer")
+    assert run.config.data.text["path"] == path
+    encode = lambda c: language.build_component(checkpoint.TOKENIZERS, c.data.text, "t").encode
+    for a, b in zip(encode(own)(["put it there"]), encode(run.config)(["put it there"])):
+        np.testing.assert_array_equal(a, b)
+
+
+# Refusals
+
+
+def test_weights_that_do_not_fit_are_listed(folder):
+    def read(change):
+        given = tensors("t5")
+        change(given)
+        language_weights.save(folder.with_name("bad"), SIZES["t5"], given)
+        encoder = language.build_encoder(
+            {"kind": "t5", "path": str(folder.with_name("bad"))}, "e", jnp.float32
+        )
+        path = str(folder.with_name("bad"))
+        language.read_params(path, "t5", language.shapes(encoder), "here")
+
+    read(lambda t: t.update({"decoder.x": np.zeros(1)}))
+    (folder.with_name("bad")).rename(folder.with_name("bad1"))
+    wide = {"encoder.final_layer_norm.weight": np.zeros(13)}
+    match = r"here\.path .*bad' do not fit.*\n  encoder\.final_layer_norm\.weight gives .*\[13\]"
+    with pytest.raises(ConfigError, match=match):
+        read(lambda t: t.update(wide))
+    (folder.with_name("bad")).rename(folder.with_name("bad2"))
+    with pytest.raises(ConfigError, match=r"missing: shared\.weight, for words/embedding \[64, 12"):
+        read(lambda t: t.pop("shared.weight"))
+    (folder.with_name("bad")).rename(folder.with_name("bad3"))
+    with pytest.raises(ConfigError, match=r"unknown: encoder\.extra"):
+        read(lambda t: t.update({"encoder.extra": np.zeros(1)}))
+
+
+def test_a_directory_without_weights_is_named(tmp_path):
+    language_weights.save(tmp_path / "t5", SIZES["t5"], {})
+    settings = {"tokenizers": {"language": component(tmp_path / "t5")}}
+    with pytest.raises(ConfigError, match=r"has no weights: no model\.safetensors and no .*holds"):
+        language.frozen_encoder(settings)
+    (tmp_path / "t5" / "config.json").unlink()
+    language_weights.find.cache_clear()
+    with pytest.raises(ConfigError, match=r"has no config\.json; it holds nothing"):
+        language.frozen_encoder(settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"encoder": 3}, "lacks 'encoder'"),
+        ({"encoder": {"kind": "t6"}}, "unknown kind at .*encoder: 't6'; did you mean 't5'"),
+        ({"encoder": {"kind": "t5"}}, "encoder has no path: a frozen encoder needs weights"),
+        ({"states": "int8"}, "unknown states of a text_encoder: 'int8'"),
+    ],
+)
+def test_settings_that_make_no_sense(folder, change, match):
+    settings = {"tokenizers": {"language": component(folder) | change}}
+    with pytest.raises(ConfigError, match=match):
+        language.extend_spec(settings, fakes.spec())
+
+
+def test_encoders_that_do_not_fit_the_config_are_refused(folder, tmp_path):
+    build = lambda **c: language.build_encoder({"path": str(folder), **c}, "here", jnp.float32)
+    with pytest.raises(ConfigError, match=r"model_type 't5'; 'clip' reads clip, clip_text_model"):
+        build(kind="clip")
+    with pytest.raises(ConfigError, match=r"here\.width is read from config\.json"):
+        build(kind="t5", width=3)
+    with pytest.raises(ConfigError, match="unknown activation of a text encoder: 'rely'"):
+        language.build_encoder({"kind": "t5", "activation": "rely"}, "here", jnp.float32)
+    settings = {"tokenizers": {"language": component(folder)}}
+    language.check_vocabulary(settings, VOCABULARY)
+    with pytest.raises(ConfigError, match=r"data\.text makes ids below 65, .* knows 64 only"):
+        language.check_vocabulary(settings, VOCABULARY + 1)
+    language_weights.save(tmp_path / "clip", SIZES["clip"], tensors("clip"))
+    long = fakes.spec() | {"task.language.ids": ((L + 1,), "int32")}
+    settings = {"tokenizers": {"language": component(tmp_path / "clip", "clip")}}
+    with pytest.raises(ConfigError, match=r"length is 9; the encoder of .* takes at most 8"):
+        language.extend_spec(settings, long)
+    settings["tokenizers"]["other"] = component(folder, trained=True)
+    with pytest.raises(ConfigError, match=r"name several text encoders .*; a run keeps one"):
+        language.extend_spec(settings, fakes.spec())
