@@ -81,8 +81,8 @@ class PerGroup(nn.Module):
         keys = {name: jax.random.split(self.make_rng(name), len(tiles.group)) for name in names}
 
         def run(group_of_tile: jax.Array, example: jax.Array, rngs: dict[str, jax.Array]):
-            params = jax.tree.map(lambda x: x[group_of_tile], stacked)
-            inputs = jax.tree.map(lambda x: x[example], (group, values, context))
+            params = jax.tree.map(lambda x: jnp.asarray(x)[group_of_tile], stacked)
+            inputs = jax.tree.map(lambda x: jnp.asarray(x)[example], (group, values, context))
             return head.apply({"params": params}, *inputs, rngs=rngs, method=method)
 
         out = jax.vmap(run)(tiles.group, tiles.example, keys)

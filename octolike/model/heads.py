@@ -330,8 +330,8 @@ class Bins(Head):
                                                             each dimension, as RT-2 and OpenVLA do
         data.normalization "normal", "normal"               quantiles of a normal distribution
 
-    Values beyond the outermost edges count as the outermost bins. temperature: of sampling; 0: the
-    likeliest bin.
+    outside: where values beyond the outermost edges go, as in `bins`. temperature: of sampling; 0:
+    the likeliest bin.
     """
 
     layout: str = "chunk"
@@ -339,11 +339,13 @@ class Bins(Head):
     bin_kind: str = "normal"
     low: float = -1.0
     high: float = 1.0
+    outside: str = "nearest"
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
         _choice("layout", self.layout, ("value", "step", "chunk"))
         bins.edges(self.bin_kind, self.bins, self.low, self.high)  # raises for what is no bin
+        bins.check_outside(self.outside)
         if self.temperature < 0:
             raise ConfigError(f"temperature {self.temperature} is negative; 0: the likeliest bin")
         super().__post_init__()
@@ -364,7 +366,7 @@ class Bins(Head):
     ) -> jax.Array:
         self.check(action)
         logits = nn.log_softmax(self.logits(group))
-        index = bins.encode(action, self.edges)
+        index = bins.encode(action, self.edges, self.outside)
         return -jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
 
     def logits(self, group: TokenGroup) -> jax.Array:
