@@ -31,7 +31,7 @@ def collect(config: configs.Config) -> None:
     """Plan the shards, write them over processes, finish the dataset."""
     from octolike.data import datasets, write
 
-    spec = datasets.find(config.collect.dataset)
+    spec = datasets.find(config.collect.dataset, datasets.load_specs(config.data.specs))
     plan = demonstrations.plan(config.environment, config.collect)
     shards = {s.split: s.total for s in plan}
     settings = demonstrations.settings(config.environment, config.collect)

@@ -54,7 +54,8 @@ def compare(evaluation):
     config, policy = evaluation.config.data, evaluation.policy
     found = []
     try:
-        spec = datasets.find(policy.embodiment.datasets[0])
+        rows = datasets.load_specs(config.specs)
+        spec = datasets.find(policy.embodiment.datasets[0], rows)
         reader = episodes.Reader(spec, config.root, config.validation_split)
         for raw in itertools.islice(reader.records(0), 4):
             episode = reader.episode(raw, reader.files[0])
@@ -63,7 +64,9 @@ def compare(evaluation):
                 pictures = [imageio.v3.imread(io.BytesIO(frame)) for frame in frames]
                 seen[f"image_{camera}"] = np.stack(pictures)
             seen = {key: seen[key] for key in policy.observation_keys}
-            found.append(Demonstration(seen, episode.action, episode.instructions[0]))
+            told = episode.instructions[0]
+            told = told if isinstance(told, str) else told[0]
+            found.append(Demonstration(seen, episode.action, told, reader.label(raw, "")))
     except (ValueError, LookupError) as error:
         print(f"no comparison with demonstrations: {error}")
         return None

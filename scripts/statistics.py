@@ -30,8 +30,9 @@ def main(config: configs.Config) -> None:
         "drop_bad": d.bad_episodes == "drop",
     }
     try:
-        for name in mixes.parse(d.mix, d.mix_weights).weights:
-            spec, begin = datasets.find(name), time.monotonic()
+        rows = datasets.load_specs(d.specs)
+        for name in mixes.parse(d.mix, d.mix_weights, rows).weights:
+            spec, begin = datasets.find(name, rows), time.monotonic()
             reader = episodes.Reader(spec, d.root, d.train_split)
             index = statistics.index(reader, **settings)
             tasks = len(set(index.tasks) - {""})

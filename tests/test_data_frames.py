@@ -7,7 +7,8 @@ import pytest
 from data_fakes import opened, shown, write_numbered
 
 from octolike.data import frames, goals
-from octolike.data.standardize import binarize_gripper, bridge, wrap_angle
+from octolike.data.datasets import find
+from octolike.data.expressions import binarize_gripper, wrap_angle
 
 
 @pytest.mark.parametrize(("window", "length"), list(itertools.product((1, 2, 3), range(1, 7))))
@@ -194,7 +195,8 @@ def test_bridge_actions_are_the_reached_changes_with_wrapped_angles():
     state[:, 0], state[:, 3], state[:, 6] = [0, 0.1, 0.3], [3.1, -3.1, -3.0], [1, 0.5, 0]
     action = np.zeros((3, 7), np.float32)
     action[:, 6] = [0.5, 0.5, 0]
-    standard = bridge({"observation": {"state": state}, "action": action})
+    steps = {"observation": {"state": state}, "action": action, "is_first": state[:, 0] * 0}
+    standard = find("bridge_dataset").standard(steps)
     np.testing.assert_allclose(standard.action[:, 0], [0.1, 0.2], atol=1e-6)
     np.testing.assert_allclose(standard.action[:, 3], [2 * np.pi - 6.2, 0.1], atol=1e-6)
     np.testing.assert_array_equal(standard.action[:, 6], [0, 0])

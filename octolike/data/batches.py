@@ -29,8 +29,7 @@ import numpy as np
 
 from octolike.config import Config, ConfigError, build_component, unknown
 from octolike.data import datasets, goals, mixes, sampling, statistics
-from octolike.data.datasets import find
-from octolike.data.episodes import DataError, Reader
+from octolike.data.episodes import DataError, NoSplitError, Reader
 from octolike.data.examples import Maker, Shown
 from octolike.data.sampling import Groups, Schedule
 from octolike.data.sources import Source, Supply, records, task_names
@@ -59,9 +58,10 @@ class Data:
         d = self._config = config.data
         self._seed, self._validation_batches = config.seed, config.train.validation_batches
         self._threads = d.threads or os.cpu_count() or 1
-        self._mix = mixes.parse(d.mix, d.mix_weights)
+        rows = datasets.load_specs(d.specs)
+        self._mix = mixes.parse(d.mix, d.mix_weights, rows)
         self.datasets = list(self._mix.weights)
-        self._sources = self._open([find(name) for name in self.datasets])
+        self._sources = self._open([datasets.find(name, rows) for name in self.datasets])
         self._check_cameras()
         self._strategy = build_component(sampling.SAMPLING, d.sampling, "data.sampling")
         self._groups, self._supply = self._group()
@@ -120,18 +120,29 @@ class Data:
         And of the tasks where these are sampled; what is uncertain about the datasets; and how many
         instructions have other wordings.
         """
-        rows = [("dataset", "episodes", "steps", "share", "bad", "robot")]
+        rows = [("dataset", "episodes", "steps", "share", "bad", "filtered", "robot")]
         sources = self._sources + self._held_out
         shares = [f"{share:.1%}" for share in self.shares] + ["held out"] * len(self._held_out)
         for source, share in zip(sources, shares, strict=True):
             i, name = source.index, f"{source.spec.name}/{source.reader.split}"
-            numbers = f"{len(i.steps):,}", f"{i.steps.sum():,}", share, str(len(i.bad))
+            numbers = (
+                f"{len(i.steps):,}",
+                f"{i.steps.sum():,}",
+                share,
+                str(len(i.bad)),
+                str(i.filtered),
+            )
             rows.append((name, *numbers, source.spec.robot))
         wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
         for bad in (s.index.bad for s in sources):
             lines += [f"left out: {reason}" for reason in bad[:5]]
             lines += [f"left out: {len(bad) - 5} more"] if len(bad) > 5 else []
+        held_out = {s.spec.name for s in self._held_out}
+        without = [name for name in self.datasets if name not in held_out]
+        if self._config.validation_split and without:
+            lines.append(f"no split {self._config.validation_split!r}: {', '.join(without)}")
+        lines += filter(None, [datasets.describe_uncertain([s.spec for s in self._sources])])
         if self._strategy.over == "task":
             shares = Schedule(self._strategy, self._groups).shares(0)
             lines.append(sampling.describe(self._groups, shares, what="task"))
@@ -147,9 +158,14 @@ class Data:
         """Return the validation splits, opened when they are first asked for."""
         result, numbers = [], {name: i for i, name in enumerate(self.tasks)}
         for source in self._sources if self._config.validation_split else ():
-            reader = Reader(source.spec, self._config.root, self._config.validation_split)
+            try:
+                reader = self._reader(source.spec, self._config.validation_split)
+            except NoSplitError:
+                if len(self._sources) == 1:
+                    raise
+                continue  # of a mix, those are validated that can be: `describe` says which
             index = self._index(reader)
-            names = task_names(source.spec, index, self._config.tasks)
+            names = self._tasks_of(source.spec, index, self._config.tasks)
             # a task that training does not know has the number after the last one
             tasks = np.array([numbers.get(name, len(numbers)) for name in names])
             known = np.array([bool(name) and name in numbers for name in names])
@@ -190,14 +206,16 @@ class Data:
 
     def _open(self, specs: Sequence[datasets.DatasetSpec]) -> list[Source]:
         d = self._config
-        readers = [Reader(spec, d.root, d.train_split) for spec in specs]
+        readers = [self._reader(spec, d.train_split) for spec in specs]
         indices = [self._index(reader) for reader in readers]
         self.embodiments, record = records(specs, indices, d.normalization)
         indices = [i.first(d.episodes) for i in indices]
-        names = [task_names(s, i, d.tasks) for s, i in zip(specs, indices, strict=True)]
+        names = [self._tasks_of(s, i, d.tasks) for s, i in zip(specs, indices, strict=True)]
         self.tasks = tuple(dict.fromkeys(name for some in names for name in some))
         self._instructions = {
-            x for s, i in zip(specs, indices, strict=True) for x in task_names(s, i, "instruction")
+            x
+            for s, i in zip(specs, indices, strict=True)
+            for x in self._tasks_of(s, i, "instruction")
         } - {""}
         numbers = {name: i for i, name in enumerate(self.tasks)}
         return [
@@ -209,6 +227,7 @@ class Data:
                 index=indices[i],
                 embodiment=self.embodiments[record[i]],
                 cameras=tuple(d.cameras),
+                depth=tuple(c for c in d.depth if c in specs[i].depth),
                 tasks=np.array([numbers[name] for name in names[i]]),
                 known=np.array([bool(name) for name in names[i]]),
             )
@@ -235,6 +254,13 @@ class Data:
         which = np.repeat(np.arange(len(self._sources)), [len(s.tasks) for s in self._sources])
         return np.bincount(which, per_step * self._supply.stock.steps)
 
+    def _reader(self, spec: datasets.DatasetSpec, split: str) -> Reader:
+        d = self._config
+        return Reader(spec, d.root, split, uninformative=d.uninformative_language)
+
+    def _tasks_of(self, spec: datasets.DatasetSpec, index: Index, kind: str) -> list[str]:
+        return task_names(spec, index, kind, self._config.uninformative_language)
+
     def _index(self, reader: Reader) -> Index:
         d = self._config
         drop = d.bad_episodes == "drop"
@@ -245,8 +271,11 @@ class Data:
         for camera in self._config.cameras:
             if camera not in there:
                 raise ConfigError(unknown("camera of this mix in data.cameras", camera, there))
-        if self._config.depth:
-            raise ConfigError("data.depth: no dataset of this mix has depth images; leave it empty")
+        deep = {c for s in self._sources for c in s.spec.depth}
+        for camera in self._config.depth:
+            if camera not in deep:
+                what = "camera with depth in this mix (data.depth)"
+                raise ConfigError(unknown(what, camera, deep or {"none"}))
 
     def _batch_bytes(self) -> int:
         size = sum(int(np.prod(s)) * np.dtype(t).itemsize for s, t in self.spec.values())

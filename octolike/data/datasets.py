@@ -1,74 +1,19 @@
-"""One row per dataset: where its fields are and what they mean. A new dataset is a new row."""
+"""One row per dataset. A new dataset is a new row.
+
+The Open X-Embodiment datasets are in `oxe`; rows of one's own may live outside the package, in a
+Python file that config.data.specs names (`load_specs`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from octolike.config import ConfigError, unknown
+from octolike.config import ConfigError, load_module, unknown
 from octolike.data import standardize
-from octolike.data.standardize import Standard
-from octolike.normalize import Layout
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetSpec:
-    """A dataset's row.
-
-    Attributes:
-        name: of the RLDS dataset; its folder is <data.root>/<name>/<version>.
-        version: RLDS version that the row was written for.
-        cameras: camera name (primary, secondary, wrist): key under steps.observation.
-        language: key of the instruction under steps; "" for none.
-        label: key under steps of a text that names the task (data.tasks="label"); "" for none.
-        language_informative: False where the text does not say what to do.
-        action, proprio: what `standardize` returns; proprio None where there is none.
-        gripper: its convention in words.
-        control_hz: steps per second.
-        robot: the machine.
-        standardize: raw steps to Standard.
-    """
-
-    name: str
-    version: str
-    cameras: Mapping[str, str]
-    language: str
-    label: str = ""
-    language_informative: bool = True
-    action: Layout
-    proprio: Layout | None
-    gripper: str
-    control_hz: float
-    robot: str
-    standardize: Callable[[Mapping[str, Any]], Standard]
-
-
-_POSE = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-_METRIC = ("m", "m", "m", "rad", "rad", "rad", "")
-
-EEF_DELTA = Layout(
-    names=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"),
-    units=_METRIC,
-    absolute=(False,) * 6 + (True,),
-    normalized=(True,) * 6 + (False,),
-)
-EEF_POSE = Layout(names=_POSE, units=_METRIC, absolute=(True,) * 7, normalized=(True,) * 7)
-
-_ROWS = (
-    DatasetSpec(
-        name="bridge_dataset",
-        version="1.0.0",
-        cameras={"primary": "image_0", "secondary": "image_1"},
-        language="language_instruction",
-        action=EEF_DELTA,
-        proprio=EEF_POSE,
-        gripper="absolute, 1 = open",
-        control_hz=5,
-        robot="WidowX 250",
-        standardize=standardize.bridge,
-    ),
-)
+from octolike.data.oxe import OXE
+from octolike.data.spec import EEF_DELTA, EEF_POSE, DatasetSpec
 
 # Everything that this project's simulators and tests write has the same fields.
 _OWN = DatasetSpec(
@@ -76,6 +21,7 @@ _OWN = DatasetSpec(
     version="1.0.0",
     cameras={"primary": "image_primary", "wrist": "image_wrist"},
     language="language_instruction",
+    label="episode.episode_metadata.task",
     action=EEF_DELTA,
     proprio=EEF_POSE,
     gripper="absolute, 1 = open",
@@ -83,13 +29,42 @@ _OWN = DatasetSpec(
     robot="simulated two-finger gripper (octolike.envs.tabletop)",
     standardize=standardize.as_stored,
 )
-_FAKE = replace(_OWN, name="fake", robot="none: octolike.data.fake")
+_FAKE = replace(_OWN, name="fake", label="", robot="none: octolike.data.fake")
 
-DATASETS = {row.name: row for row in (*_ROWS, _OWN, _FAKE)}
+DATASETS = {row.name: row for row in (_OWN, _FAKE, *OXE)}
 
 
-def find(name: str) -> DatasetSpec:
+def find(name: str, rows: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:
     """Return the row of a dataset; ConfigError with the nearest name where there is none."""
-    if name not in DATASETS:
-        raise ConfigError(unknown("dataset in data.mix", name, DATASETS))
-    return DATASETS[name]
+    if name not in rows:
+        raise ConfigError(unknown("dataset in data.mix", name, rows))
+    return rows[name]
+
+
+def load_specs(paths: Sequence[str]) -> dict[str, DatasetSpec]:
+    """Return all rows: ours, and those of Python files that define DATASETS (rows, or a dict).
+
+    A file's row takes the place of ours of the same name. ConfigError for a file that is missing,
+    does not run, has no DATASETS or something else in it, and where two files name one dataset.
+    """
+    found: dict[str, str] = {}
+    rows = dict(DATASETS)
+    for path in paths:
+        given = getattr(load_module(path), "DATASETS", None)
+        listed: Iterable[Any] = given.values() if isinstance(given, Mapping) else given or ()
+        if not isinstance(given, (Mapping, list, tuple)) or not given:
+            raise ConfigError(f"{path} defines no DATASETS = [DatasetSpec(...), ...]")
+        for row in listed:
+            if not isinstance(row, DatasetSpec):
+                raise ConfigError(
+                    f"DATASETS of {path} has {row!r}; expected rows: DatasetSpec(...)"
+                )
+            if row.name in found:
+                raise ConfigError(f"dataset {row.name!r} is in {found[row.name]} and in {path}")
+            found[row.name], rows[row.name] = path, row
+    return rows
+
+
+def describe_uncertain(rows: Iterable[DatasetSpec]) -> str:
+    """Return a line per dataset of which the sources leave something open; "" for none."""
+    return "\n".join(f"uncertain: {r.name}: {'; '.join(r.uncertain)}" for r in rows if r.uncertain)

@@ -8,16 +8,17 @@ any time, and an order of episodes is just an order of numbers.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from octolike.data.datasets import DatasetSpec
 from octolike.data.rlds_names import IS_FIRST, OBSERVATION, STEPS
+from octolike.data.spec import DatasetSpec
 from octolike.data.standardize import Standard
 
 # A TFRecord is: length (8 bytes), its checksum (4), the data, its checksum (4).
@@ -28,6 +29,14 @@ class DataError(ValueError):
     """Data that cannot be used as they are; the message names dataset, file or episode."""
 
 
+class NoSplitError(DataError):
+    """A split that a dataset does not have."""
+
+
+class LeftOutError(DataError):
+    """An episode that the dataset's row leaves out by its `keep` flag."""
+
+
 @dataclass
 class Episode:
     """A standard episode of T usable steps.
@@ -35,14 +44,16 @@ class Episode:
     Attributes:
         action: float32 [T, A], in robot units.
         proprio: float32 [T, P], in robot units, or None.
-        instructions: T strings, "" where there is none.
+        instructions: T strings, "" where there is none; T tuples where the row has several fields.
         images: camera: T encoded images; a camera that this episode lacks is not in it.
+        depth: camera: T depth images, encoded or as arrays [h, w, 1], in the row's unit.
     """
 
     action: np.ndarray
     proprio: np.ndarray | None
-    instructions: list[str]
+    instructions: list[str] | list[tuple[str, ...]]
     images: dict[str, list[bytes]]
+    depth: dict[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.action)
@@ -51,12 +62,16 @@ class Episode:
 class Reader:
     """One split of one dataset on disk."""
 
-    def __init__(self, spec: DatasetSpec, root: str, split: str) -> None:
+    def __init__(
+        self, spec: DatasetSpec, root: str, split: str, *, uninformative: bool = False
+    ) -> None:
         """Open <root>/<name>/<version> (local or gs://).
 
+        uninformative: keep instructions that the row marks as not saying what to do.
         Raises DataError when the directory, version, split, a shard or a feature is missing.
         """
         self.spec, self.split = spec, split
+        self._told = spec.language_informative or uninformative
         self.directory = locate(spec, root)
         try:
             info = tfds.builder_from_directory(self.directory).info
@@ -66,7 +81,7 @@ class Reader:
                 f"read: {error}; copy the dataset again"
             ) from error
         if split not in info.splits:
-            raise DataError(
+            raise NoSplitError(
                 f"{spec.name}: no split {split!r} in {self.directory} "
                 f"(there is: {', '.join(sorted(info.splits)) or 'none'})"
             )
@@ -82,7 +97,7 @@ class Reader:
         self._check_features()
         skip = {STEPS: tfds.decode.SkipDecoding()}
         self._parse = tf.function(
-            lambda raw: self.features.deserialize_example(raw, decoders=skip),
+            lambda raw: self.features.deserialize_example(raw, decoders=skip),  # images encoded
             input_signature=[tf.TensorSpec((), tf.string)],
         )
 
@@ -109,11 +124,16 @@ class Reader:
             )
 
     def read(
-        self, shard: int, offset: int, length: int, cameras: Collection[str] | None = None
+        self,
+        shard: int,
+        offset: int,
+        length: int,
+        cameras: Collection[str] | None = None,
+        depth: Collection[str] = (),
     ) -> Episode:
         """Return the episode of the record of `length` bytes that starts at byte `offset`.
 
-        cameras: whose images are kept; None: all.
+        cameras, depth: whose images are kept; cameras None: all.
         """
         path = self.files[shard]
         try:
@@ -127,9 +147,15 @@ class Reader:
                 f"{path}: no record of {length} bytes at {offset}; the file has changed since its "
                 "index was made: restore it, or delete the index to have it made again"
             )
-        return self.episode(block[RECORD_HEADER:], f"{path}, byte {offset}", cameras)
+        return self.episode(block[RECORD_HEADER:], f"{path}, byte {offset}", cameras, depth)
 
-    def episode(self, raw: bytes, where: str, cameras: Collection[str] | None = None) -> Episode:
+    def episode(
+        self,
+        raw: bytes,
+        where: str,
+        cameras: Collection[str] | None = None,
+        depth: Collection[str] = (),
+    ) -> Episode:
         """Return the standard episode of a raw record; `where` names it in errors."""
         steps = self._steps(raw, where)
         standard = self.check(steps, where)
@@ -141,10 +167,19 @@ class Reader:
             frames = list(steps[OBSERVATION][key][:t])
             if _is_picture(frames[0], f"{self.spec.name}: {where}: {camera} image of step 0"):
                 images[camera] = frames
-        told = self.spec.language and self.spec.language_informative
-        text = steps[self.spec.language][:t] if told else [b""] * t
-        instructions = [x.decode("utf-8", errors="replace") for x in text]
-        return Episode(standard.action, standard.proprio, instructions, images)
+        deep = {c: list(steps[OBSERVATION][self.spec.depth[c]][:t]) for c in depth}
+        texts = [decode_texts(at(steps, path))[:t] for path in self.spec.languages]
+        if not self._told or not texts:
+            texts = [[""] * t]
+        instructions = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
+        return Episode(standard.action, standard.proprio, instructions, images, deep)
+
+    def label(self, raw: bytes, where: str) -> str:
+        """Return the text of the row's label field in a raw record, "" where the row has none."""
+        if not self.spec.label:
+            return ""
+        value = at(self._steps(raw, where), self.spec.label)
+        return next(iter(decode_texts(np.reshape(value, -1))), "")
 
     def standard(self, raw: bytes, where: str) -> Standard:
         """Return the checked actions and proprio of a raw record."""
@@ -152,15 +187,21 @@ class Reader:
 
     def check(self, steps: Mapping[str, Any], where: str) -> Standard:
         """Standardise; DataError for an episode without usable steps or with non-finite numbers."""
+        if self.spec.keep and not np.all(at(steps, self.spec.keep)):
+            raise LeftOutError(f"{self.spec.name}: {where}: {self.spec.keep} is false")
         if len(steps[IS_FIRST]) == 0:
             raise DataError(f"{self.spec.name}: {where} has no steps")
         try:
-            action, proprio = self.spec.standardize(steps)
+            action, proprio = self.spec.standard(steps)
         except KeyError as error:
             raise DataError(
-                f"{self.spec.name}: {where} has no field {error}, which its standardise function "
-                f"reads; steps has {', '.join(sorted(steps))}, steps.observation "
+                f"{self.spec.name}: {where} has no field {error}, which the dataset's row reads; "
+                f"steps has {', '.join(sorted(steps))}, steps.observation "
                 f"{', '.join(sorted(steps[OBSERVATION]))}"
+            ) from None
+        except (zlib.error, ValueError, TypeError, IndexError) as error:
+            raise DataError(
+                f"{self.spec.name}: {where} is not as the dataset's row expects: {error}"
             ) from None
         if len(action) == 0:
             raise DataError(f"{self.spec.name}: {where} has no usable steps")
@@ -186,7 +227,8 @@ class Reader:
 
     def _steps(self, raw: bytes, where: str) -> dict[str, Any]:
         try:
-            return tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw)[STEPS])
+            parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw))
+            return arrange(parsed, self.spec.every)
         except tf.errors.OpError as error:
             raise DataError(
                 f"{self.spec.name}: {where} is not what features.json says: {brief(error)}"
@@ -200,17 +242,57 @@ class Reader:
                     f"{self.spec.name}: camera {camera!r} should be steps.observation.{key}, but "
                     f"{self.directory} has {', '.join(sorted(steps[OBSERVATION]))}"
                 )
-        if self.spec.language and self.spec.language not in steps:
-            raise DataError(
-                f"{self.spec.name}: the instruction should be steps.{self.spec.language}, but "
-                f"{self.directory} has {', '.join(sorted(steps))}"
-            )
+        for camera, key in self.spec.depth.items():
+            if key not in steps[OBSERVATION]:
+                raise DataError(
+                    f"{self.spec.name}: the depth of {camera!r} should be steps.observation.{key}, "
+                    f"but {self.directory} has {', '.join(sorted(steps[OBSERVATION]))}"
+                )
+        for path in self.spec.languages:
+            node, key = path.rpartition(".")[::2]
+            there = dict(steps)[node] if node else steps
+            if key not in there:
+                raise DataError(
+                    f"{self.spec.name}: the instruction should be steps.{path}, but "
+                    f"{self.directory} has {', '.join(sorted(there))}"
+                )
+
+
+def arrange(example: Mapping[str, Any], every: int) -> dict[str, Any]:
+    """Return the steps of a parsed example as rows see them.
+
+    Of the steps, each `every`-th is kept; "unthinned" has the first two of all then. "episode" has
+    what the example says of the whole episode.
+    """
+    steps = dict(example[STEPS])
+    if every > 1:
+        first = tf.nest.map_structure(lambda x: x[:2], steps)
+        steps = tf.nest.map_structure(lambda x: x[::every], steps) | {"unthinned": first}
+    return steps | {"episode": {k: v for k, v in example.items() if k != STEPS}}
+
+
+def at(steps: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path; KeyError, naming the path, where there is none."""
+    value: Any = steps
+    for key in path.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise KeyError(path)
+        value = value[key]
+    return value
+
+
+def decode_texts(x: Any) -> list[str]:
+    """Return texts of bytes [T], or of code points [T, n] that end with the first zero."""
+    x = np.asarray(x)
+    if x.dtype.kind in "iu":
+        return ["".join(map(chr, row[: (*np.flatnonzero(row == 0), len(row))[0]])) for row in x]
+    return [t.decode("utf-8", errors="replace") for t in x.tolist()]
 
 
 def locate(spec: DatasetSpec, root: str) -> str:
     """Return the directory of a dataset's version; DataError says what was found instead."""
     name = f"{root.rstrip('/')}/{spec.name}"
-    wanted = f"{name}/{spec.version}"
+    wanted = f"{name}/{spec.version or _only_version(name)}"
     if tf.io.gfile.exists(f"{wanted}/features.json"):
         return wanted
     if not root or not tf.io.gfile.isdir(root):
@@ -228,6 +310,13 @@ def locate(spec: DatasetSpec, root: str) -> str:
         f"{spec.name}: {wanted} is not there; {place} has: {found}. Set data.root to the directory "
         f"that holds {spec.name}/{spec.version}"
     )
+
+
+def _only_version(name: str) -> str:
+    """Return the version on disk where a row states none, and there is just one."""
+    there = tf.io.gfile.listdir(name) if tf.io.gfile.isdir(name) else []
+    versions = [v.rstrip("/") for v in there if v[:1].isdigit() and "incomplete" not in v]
+    return versions[0] if len(versions) == 1 else "<version>"
 
 
 def brief(error: tf.errors.OpError) -> str:

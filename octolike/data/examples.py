@@ -39,11 +39,12 @@ class Maker:
         if config.paraphrases:
             self.paraphrases = load_paraphrases(config.paraphrases)
         self._decode = {
-            side: tf.function(
-                lambda x, side=side: images.decode(x, side),
+            (side, bgr): tf.function(
+                lambda x, side=side, bgr=bgr: images.decode(x, side)[..., :: -1 if bgr else 1],
                 input_signature=[tf.TensorSpec([None], tf.string)],
             )
             for side in set(config.cameras.values())
+            for bgr in (False, True)
         }
 
     def batch(
@@ -102,6 +103,8 @@ class Maker:
             leaves["observation.present.proprio"] = np.repeat(there[:, None], d.window, 1)
         for camera in d.cameras:
             leaves |= self._pictures(camera, episodes, which, steps, task)
+        for camera in d.depth:
+            leaves |= self._depths(camera, episodes, which, steps)
         texts = [x if kept else "" for x, kept in zip(texts, task.language, strict=True)]
         return leaves, texts
 
@@ -151,18 +154,51 @@ class Maker:
             leaves[f"task.{key}"] = pixels[places[:, window]]
         return leaves
 
+    def _depths(
+        self, camera: str, episodes: Sequence[Shown], which: np.ndarray, steps: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return the leaves of a camera's depth: metres, 0 where there is none."""
+        side, key = self._config.depth[camera], f"depth_{camera}"
+        there = np.array([camera in e.episode.depth for e in episodes])[which]
+        metres = np.zeros((*steps.shape, side, side, 1), np.float32)
+        made: dict[tuple[int, int], np.ndarray] = {}
+        for i, j in enumerate(which.tolist()):
+            for w, s in enumerate(steps[i].tolist() if there[i] else ()):
+                if (j, s) not in made:
+                    made[j, s] = self._depth(camera, episodes[j], s, side)
+                metres[i, w] = made[j, s]
+        present = np.repeat(there[:, None], steps.shape[1], 1)
+        return {f"observation.{key}": metres, f"observation.present.{key}": present}
+
+    def _depth(self, camera: str, shown: Shown, step: int, side: int) -> np.ndarray:
+        unit = shown.source.spec.depth_unit
+        try:
+            return images.decode_depth(shown.episode.depth[camera][step], side) * unit
+        except tf.errors.OpError as error:
+            raise DataError(
+                f"{shown.source.spec.name}: {shown.source.name_of(shown.number)}: depth of "
+                f"{camera}, step {step}, cannot be decoded: {brief(error)}"
+            ) from None
+
     def _pixels(
         self, camera: str, episodes: Sequence[Shown], wanted: Sequence[tuple[int, int]]
     ) -> np.ndarray:
         """Return uint8 [N, side, side, 3] of (episode, step) frames."""
         side = self._config.cameras[camera]
-        if not wanted:
-            return np.zeros((0, side, side, 3), np.uint8)
+        result = np.zeros((len(wanted), side, side, 3), np.uint8)
         encoded = [episodes[j].episode.images[camera][s] for j, s in wanted]
-        try:
-            return self._decode[side](tf.constant(encoded, tf.string)).numpy()
-        except tf.errors.OpError as error:
-            raise self._blame(camera, episodes, wanted, encoded, error) from None
+        bgr = np.array([camera in episodes[j].source.spec.bgr for j, _ in wanted], bool)
+        for swapped in np.unique(bgr).tolist():
+            mine = np.flatnonzero(bgr == swapped)
+            given = tf.constant([encoded[i] for i in mine.tolist()], tf.string)
+            try:
+                pixels = self._decode[side, swapped](given).numpy()
+            except tf.errors.OpError as error:
+                raise self._blame(camera, episodes, wanted, encoded, error) from None
+            if len(mine) == len(wanted):
+                return pixels
+            result[mine] = pixels
+        return result
 
     def _blame(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -17,6 +18,19 @@ def decode(encoded: tf.Tensor, side: int) -> tf.Tensor:
         fn_output_signature=tf.TensorSpec((side, side, 3), tf.uint8),
         parallel_iterations=8,
     )
+
+
+def decode_depth(stored: bytes | np.ndarray, side: int) -> np.ndarray:
+    """Return float32 [side, side, 1], in the stored unit, of an encoded image or an array [h, w].
+
+    The nearest pixel where the size differs: between an edge's two sides there is nothing.
+    """
+    if isinstance(stored, bytes):
+        stored = tf.io.decode_png(stored, channels=1, dtype=tf.uint16).numpy()
+    depth = np.asarray(stored, np.float32)
+    depth = depth.reshape(*depth.shape[:2], -1)[..., :1]
+    rows, columns = (((np.arange(side) + 0.5) * n / side).astype(np.int64) for n in depth.shape[:2])
+    return depth[rows][:, columns]
 
 
 def check(encoded: bytes) -> None:

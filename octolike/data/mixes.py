@@ -6,7 +6,7 @@ examples, whatever the sizes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,19 +33,19 @@ class Mix:
 MIXES = {"bridge_and_tabletop": Mix({"bridge_dataset": 1.0, "tabletop": 1.0}, "shares")}
 
 
-def parse(text: str, kind: str) -> Mix:
+def parse(text: str, kind: str, rows: Collection[str] = DATASETS) -> Mix:
     """Return the mix that data.mix names, or spells as 'dataset=weight,dataset'.
 
-    `kind` is of spelled weights; a named mix has its own. Raises ConfigError for an unknown name
-    and for a weight that is not a positive number.
+    `kind` is of spelled weights; a named mix has its own. rows: the datasets there are. Raises
+    ConfigError for an unknown name and for a weight that is not a positive number.
     """
     if text in MIXES:
         return MIXES[text]
     weights: dict[str, float] = {}
     for item in filter(None, text.split(",")):
         name, given, number = (part.strip() for part in item.partition("="))
-        if name not in DATASETS:
-            raise ConfigError(unknown("mix or dataset in data.mix", name, {*MIXES, *DATASETS}))
+        if name not in rows:
+            raise ConfigError(unknown("mix or dataset in data.mix", name, {*MIXES, *rows}))
         try:
             weight = float(number) if given else 1.0
         except ValueError:
@@ -61,6 +61,6 @@ def parse(text: str, kind: str) -> Mix:
     if not weights:
         raise ConfigError(
             "data.mix is empty; name a mix or datasets "
-            f"(mixes: {', '.join(sorted(MIXES))}; datasets: {', '.join(sorted(DATASETS))})"
+            f"(mixes: {', '.join(sorted(MIXES))}; datasets: {', '.join(sorted(rows))})"
         )
     return Mix(weights, kind)

@@ -13,9 +13,9 @@ import numpy as np
 
 from octolike.config import ConfigError
 from octolike.data import statistics
-from octolike.data.datasets import DatasetSpec
 from octolike.data.episodes import Episode, Reader
 from octolike.data.order import Stock
+from octolike.data.spec import DatasetSpec
 from octolike.data.statistics import Index
 from octolike.normalize import Embodiment
 
@@ -35,6 +35,7 @@ class Source:
     index: Index
     embodiment: Embodiment
     cameras: tuple[str, ...]
+    depth: tuple[str, ...]
     tasks: np.ndarray
     known: np.ndarray
 
@@ -42,7 +43,7 @@ class Source:
         """Read one episode, its numbers normalised."""
         i = self.index
         where = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
-        loaded = self.reader.read(*where, self.cameras)
+        loaded = self.reader.read(*where, self.cameras, self.depth)
         loaded.action = self.embodiment.normalize_action(loaded.action)
         if loaded.proprio is not None:
             loaded.proprio = self.embodiment.normalize_proprio(loaded.proprio)
@@ -117,11 +118,13 @@ def records(
     return result, number
 
 
-def task_names(spec: DatasetSpec, index: Index, kind: str) -> list[str]:
+def task_names(
+    spec: DatasetSpec, index: Index, kind: str, uninformative: bool = False
+) -> list[str]:
     """Return the task of each episode, "" where it is not known; kind: config.data.tasks."""
     if kind == "dataset":
         return [spec.name] * len(index.steps)
-    if kind == "instruction" and not spec.language_informative:
+    if kind == "instruction" and not (spec.language_informative or uninformative):
         return [""] * len(index.steps)
     if kind == "instruction":
         return [index.tasks[i] for i in index.task]
@@ -129,7 +132,7 @@ def task_names(spec: DatasetSpec, index: Index, kind: str) -> list[str]:
 
 
 def _embodiment(spec: DatasetSpec) -> str:
-    return getattr(spec, "embodiment", "") or spec.name
+    return spec.embodiment or spec.name
 
 
 def _pooled(indices: Sequence[Index]) -> tuple:

@@ -1,4 +1,4 @@
-"""Raw RLDS steps to a standard episode: one short function per dataset.
+"""Raw RLDS steps to a standard episode, where a row's expressions do not say it all.
 
 A standardise function takes the steps of an episode as stored (a nested dict of numpy arrays
 [T, ...], images left out) and returns `Standard`: actions and proprio in the layout that the
@@ -21,40 +21,24 @@ class Standard(NamedTuple):
     proprio: np.ndarray | None
 
 
-def bridge(steps: Mapping[str, Any]) -> Standard:
-    """Bridge V2: actions relabelled from the reached states; the last step has no next state.
+def navigation(steps: Mapping[str, Any]) -> Standard:
+    """Waypoints of mobile robots (GNM): displacement to the next kept step in the robot's frame.
 
-    The commanded motion is not what the arm did; the state change is. The gripper command is kept,
-    made binary.
+    One scale per episode brings metres to the units of the stored actions: the length of the first
+    stored action over that of the first displacement, both before steps are left out.
     """
-    state = steps["observation"]["state"]
-    moved = state[1:, :6] - state[:-1, :6]
-    moved[:, 3:] = wrap_angle(moved[:, 3:])
-    gripper = binarize_gripper(steps["action"][:, 6])[:-1, None]
-    return Standard(np.concatenate([moved, gripper], axis=1).astype(np.float32), state[:-1])
+    raw = steps.get("unthinned", steps)
+    first = np.linalg.norm(np.diff(raw["observation"]["position"][:2], axis=0))
+    stored = np.linalg.norm(raw["action"][:1])
+    position, yaw = steps["observation"]["position"], np.reshape(steps["observation"]["yaw"], -1)
+    moved = np.diff(np.asarray(position, np.float64), axis=0)
+    scale = stored / first if first > 0 and stored > 0 else 1.0
+    cos, sin = np.cos(yaw[:-1]), np.sin(yaw[:-1])
+    body = np.stack([cos * moved[:, 0] + sin * moved[:, 1], cos * moved[:, 1] - sin * moved[:, 0]])
+    state = np.concatenate([position, yaw[:, None]], axis=1)[:-1]
+    return Standard(np.float32(scale * body.T), np.float32(state))
 
 
 def as_stored(steps: Mapping[str, Any]) -> Standard:
     """Return `action` and `observation.state` as they are: datasets written by this project."""
     return Standard(steps["action"], steps["observation"]["state"])
-
-
-def wrap_angle(x: np.ndarray) -> np.ndarray:
-    """Return angles in radians, brought into (−π, π]."""
-    return x - 2 * np.pi * np.ceil((x - np.pi) / (2 * np.pi))
-
-
-def binarize_gripper(x: np.ndarray, low: float = 0.05, high: float = 0.95) -> np.ndarray:
-    """Return gripper commands [T] as 0 (closed) or 1 (open).
-
-    Above `high` is open, below `low` closed; a value between is the gripper on its way, and takes
-    the next extreme's. With no extreme after it: open if the last command is above the middle. What
-    is not finite stays NaN, as do the values before it that would take its side.
-    """
-    between = (low <= x) & (x <= high)
-    side = np.where(np.isfinite(x), x > high, np.nan)
-    result, following = np.empty(len(x), np.float32), float(x[-1] > 0.5)
-    for t in reversed(range(len(x))):
-        following = following if between[t] else side[t]
-        result[t] = following
-    return result

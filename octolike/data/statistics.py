@@ -15,7 +15,6 @@ their names when they are whole.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import itertools
 import json
@@ -36,13 +35,22 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from octolike.data import standardize
-from octolike.data.episodes import RECORD_FOOTER, RECORD_HEADER, DataError, Reader, brief
+from octolike.data.episodes import (
+    RECORD_FOOTER,
+    RECORD_HEADER,
+    DataError,
+    LeftOutError,
+    Reader,
+    arrange,
+    at,
+    brief,
+    decode_texts,
+)
 from octolike.data.rlds_names import STEPS
 from octolike.data.sketch import Sketch
 from octolike.normalize import Statistics
 
-FORMAT = 2  # of the cache
+FORMAT = 3  # of the cache
 _ROWS = ("shard", "offset", "length", "steps", "task", "label")
 _TEXTS = ("tasks", "labels", "bad")
 _PARTS = ("action", "proprio")
@@ -59,7 +67,8 @@ class Index:
         task: int64 [episodes], into `tasks`, the instructions as stored; "" where there is none.
         label: int64 [episodes], into `labels`, texts of the row's label field; "" where none.
         sketches: "action" and, where there is one, "proprio": over all their steps.
-        bad: reasons of the episodes that were left out.
+        bad: reasons of the episodes that were left out because they cannot be used.
+        filtered: how many episodes the row leaves out by its `keep` flag.
     """
 
     shard: np.ndarray
@@ -72,6 +81,7 @@ class Index:
     labels: tuple[str, ...]
     sketches: Mapping[str, Sketch]
     bad: tuple[str, ...]
+    filtered: int = 0
 
     @cached_property
     def action(self) -> Statistics:
@@ -124,12 +134,10 @@ def pooled(indices: Sequence[Index]) -> tuple[Statistics, Statistics | None]:
 
 def digest(reader: Reader) -> str:
     """Return a digest of what an index depends on: files, features, the row, the code."""
-    code = inspect.getsource(reader.spec.standardize) + inspect.getsource(standardize)
     stats = [tf.io.gfile.stat(f) for f in reader.files]
     files = [[Path(f).name, s.length, s.mtime_nsec] for f, s in zip(reader.files, stats)]
-    spec = reader.spec
-    layout = [repr(spec.action), repr(spec.proprio), spec.version, spec.language, spec.label]
-    parts = [FORMAT, code, files, layout, reader.counts, repr(reader.features)]
+    row = reader.spec.fingerprint()
+    parts = [FORMAT, row, files, reader.counts, repr(reader.features)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -169,7 +177,9 @@ def _join(parts: Iterator[Index]) -> Index:
     rows, bad = {k: [] for k in _ROWS}, []
     texts: dict[str, dict[str, int]] = {"task": {}, "label": {}}
     sketches: dict[str, Sketch] = {}
+    filtered = 0
     for part in parts:
+        filtered += part.filtered
         for k in ("shard", "offset", "length", "steps"):
             rows[k].append(getattr(part, k))
         for k, known in texts.items():
@@ -180,7 +190,7 @@ def _join(parts: Iterator[Index]) -> Index:
         bad += part.bad
     columns = {k: np.concatenate(v) for k, v in rows.items()}
     names = {"tasks": tuple(texts["task"]), "labels": tuple(texts["label"])}
-    return Index(**columns, **names, sketches=sketches, bad=tuple(bad))
+    return Index(**columns, **names, sketches=sketches, bad=tuple(bad), filtered=filtered)
 
 
 @dataclass
@@ -192,6 +202,7 @@ class _Shard:
     texts: dict[str, dict[str, int]] = field(default_factory=lambda: {"task": {}, "label": {}})
     sketches: dict[str, Sketch] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
+    filtered: int = 0
 
     def add(
         self, reader: Reader, offset: int, length: int, steps: Mapping[str, Any], where: str
@@ -202,7 +213,7 @@ class _Shard:
             x = getattr(standard, part)
             if x is not None:
                 self.sketches.setdefault(part, Sketch(x.shape[1])).update(x)
-        keys = {"task": reader.spec.language, "label": reader.spec.label}
+        keys = {"task": next(iter(reader.spec.languages), ""), "label": reader.spec.label}
         numbers = [
             known.setdefault(_text(steps, keys[k]), len(known)) for k, known in self.texts.items()
         ]
@@ -213,7 +224,8 @@ class _Shard:
         rows = np.array(self.rows, np.int64).reshape(-1, len(_ROWS))
         names = {f"{k}s": tuple(known) for k, known in self.texts.items()}
         columns = dict(zip(_ROWS, rows.T.copy(), strict=True))
-        return Index(**columns, **names, sketches=self.sketches, bad=tuple(self.bad))
+        bad = tuple(self.bad)
+        return Index(**columns, **names, sketches=self.sketches, bad=bad, filtered=self.filtered)
 
 
 def _scan_shard(reader: Reader, parser: _Parser, shard: int, drop_bad: bool, bar: tqdm) -> Index:
@@ -228,6 +240,8 @@ def _scan_shard(reader: Reader, parser: _Parser, shard: int, drop_bad: bool, bar
                         f"{reader.spec.name}: {where} is not what features.json says: {steps}"
                     )
                 found.add(reader, offset, length, steps, where)
+            except LeftOutError:
+                found.filtered += 1
             except DataError as error:
                 found.bad.append(str(error))
                 if not drop_bad:
@@ -251,7 +265,7 @@ class _Parser:
         features = _without_images(reader.features)
         skip = {STEPS: tfds.decode.SkipDecoding()}
         self._parse = tf.function(
-            lambda raw: features.deserialize_example(raw, decoders=skip)[STEPS],
+            lambda raw: features.deserialize_example(raw, decoders=skip),
             input_signature=[tf.TensorSpec((), tf.string)],
         )
 
@@ -270,7 +284,7 @@ class _Parser:
         count = 0
         try:
             for length, steps in stream.as_numpy_iterator():
-                yield int(length), steps
+                yield int(length), arrange(steps, self._reader.spec.every)
                 count += 1
         except _FAULTS:
             pass
@@ -279,7 +293,8 @@ class _Parser:
                 return
         for raw in itertools.islice(self._reader.records(shard), count, None):
             try:
-                steps = tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw))
+                parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw))
+                steps = arrange(parsed, self._reader.spec.every)
             except _FAULTS as error:
                 steps = brief(error) if isinstance(error, tf.errors.OpError) else "no text at all"
             yield len(raw), steps
@@ -317,7 +332,7 @@ def _save(result: Index, places: list[str], name: str) -> list[str]:
     """Write to the first place that takes it, whole or not at all; else return why none did."""
     arrays = {k: getattr(result, k) for k in _ROWS}
     # As JSON: numpy would give every text the room of the longest.
-    texts = json.dumps({k: getattr(result, k) for k in _TEXTS})
+    texts = json.dumps({k: getattr(result, k) for k in (*_TEXTS, "filtered")})
     arrays["texts"] = np.frombuffer(texts.encode(), np.uint8)
     for part, sketch in result.sketches.items():
         arrays |= {f"{part}.{k}": x for k, x in sketch.arrays().items()}
@@ -361,7 +376,8 @@ def _load(path: str) -> Index:
         own = {k.removeprefix(f"{part}."): x for k, x in arrays.items() if k.startswith(f"{part}.")}
         if own:
             sketches[part] = Sketch.from_arrays(own)
-    texts = {k: tuple(v) for k, v in json.loads(arrays["texts"].tobytes()).items()}
+    texts = json.loads(arrays["texts"].tobytes())
+    texts |= {k: tuple(texts[k]) for k in _TEXTS}
     return Index(**{k: arrays[k] for k in _ROWS}, **texts, sketches=sketches)
 
 
@@ -378,8 +394,10 @@ def _without_images(feature: tfds.features.FeatureConnector) -> tfds.features.Fe
 
 def _text(steps: Mapping[str, Any], key: str) -> str:
     """Return the first text of an episode that says something; "" for none, and without a key."""
-    texts = (x.decode("utf-8", errors="replace").strip() for x in steps[key]) if key else ()
-    return next(filter(None, texts), "")
+    if not key:
+        return ""
+    value = np.reshape(at(steps, key), -1) if key.startswith("episode.") else at(steps, key)
+    return next(filter(None, (x.strip() for x in decode_texts(value))), "")
 
 
 def _closed(directory: str) -> bool:

@@ -1,0 +1,88 @@
+"""Measure how fast a part of octolike is, as ratios to what the same machine can do at best.
+
+    python scripts/benchmark.py data                 the data engine
+    python scripts/benchmark.py data --only decode   one of its measurements
+    python scripts/benchmark.py model                acting
+
+Each part is a module of scripts/benchmarks with `arguments(parser)` and `run(args)`, which returns
+rows of plain values. Expect a table, and the rows with date and versions in --output as JSON.
+"""
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+LIBRARIES = ("octolike", "jax", "flax", "numpy", "tensorflow-cpu", "tensorflow-datasets")
+
+
+def main() -> None:
+    """Run the part that the command line names, print its table and write its JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parts = parser.add_subparsers(dest="part", required=True)
+    chosen = [name for name in names() if name in sys.argv[1:]]
+    modules = {}
+    for name in names():
+        part = parts.add_parser(name)
+        if name in chosen:  # a part imports what it measures, and nothing else should be loaded
+            modules[name] = importlib.import_module(f"benchmarks.{name}")
+            modules[name].arguments(part)
+    args = parser.parse_args()
+    rows = modules[args.part].run(args)
+    print(table(rows))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(circumstances(args.part) | {"rows": rows}, indent=2))
+
+
+def names() -> list[str]:
+    """Return the parts that can be measured."""
+    return sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))
+
+
+def circumstances(part: str) -> dict[str, object]:
+    """Return what was measured, when, and on what."""
+    return {
+        "part": part,
+        "command": " ".join(sys.argv),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpus": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def version(library: str) -> str:
+    """Return a library's version; '' where it is not installed."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Return the rows as text; a column is a key, in the order of first appearance."""
+    keys = list(dict.fromkeys(k for row in rows for k in row))
+    cells = [keys, *([show(row.get(k, "")) for k in keys] for row in rows)]
+    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)) for r in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def show(value: object) -> str:
+    """Return a value for reading: four digits of a float."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Import a checkpoint of the original Octo: an ordinary run directory comes out.
+
+    python scripts/import_octo.py --source CKPT_DIR --target runs/octo-small
+    ... --text_encoder DIR_OR_HUB_ID    tokenizer (and weights, if the checkpoint has none)
+    ... --step N                        another step than the newest
+    ... --golden DIR                    compare with arrays that Octo computed: octo_golden.py
+
+Expect the parts of the model with their parameter counts, remarks on what the checkpoint leaves
+open, and with --golden a table of differences; the exit code is 1 if one exceeds 1e-4 (of a whole
+sampling run: and also what rounding of the score network alone would do to that value). Afterwards
+Policy.load(runs/octo-small) acts, and --config.train.init_from=runs/octo-small finetunes.
+"""
+
+import argparse
+import sys
+
+
+def main() -> None:
+    """Import, print what there is to know, compare; exit 1 where it fails, in one line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", required=True, help="what Octo's save_pretrained wrote")
+    parser.add_argument("--target", required=True, help="run directory to write")
+    parser.add_argument("--text_encoder", default="", help="directory or hub id")
+    parser.add_argument("--step", type=int, help="step to import; default: the newest")
+    parser.add_argument("--golden", help="directory with inputs.npz and outputs.npz")
+    options = parser.parse_args()
+
+    from octolike.train import octo_golden, octo_import, state
+
+    try:
+        imported = octo_import.import_checkpoint(
+            options.source, options.target, text_encoder=options.text_encoder, step=options.step
+        )
+        print(state.summarize(imported.run.params, ()))
+        for note in imported.notes:
+            print(f"note: {note}")
+        print(f"step {imported.run.step} of {options.source} is now {options.target}")
+        if options.golden:
+            rows = octo_golden.compare(imported, options.golden)
+            print(octo_golden.table(rows))
+            sys.exit(0 if all(row.good for row in rows) else 1)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
