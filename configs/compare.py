@@ -27,7 +27,10 @@ def get_config(arg: str = "") -> Config:
     if args.debug:
         config.workdir = f"runs/compare-debug/{args.variant}-{args.seed}"
         config.data.root = "runs/compare-debug/data"
-        config.collect.skills, config.collect.episodes_per_shard = {"touch": 4, "push": 2}, 2
+        config.collect.skills, config.collect.episodes_per_shard = (
+            {"touch": 2, "push": 2, "lift": 2},
+            2,
+        )
         config.train.steps, config.train.log_every, config.optim.warmup = 20, 5, 2
         config.train.validation_batches, config.evaluate.episodes = 1, 2
     return config
@@ -100,6 +103,13 @@ def experts(config: Config, gate: str) -> None:
     config.model.experts = Component(kind="top_k", count=4, k=2, gate=gate)
 
 
+def per_skill(config: Config) -> None:
+    """Give every skill a head of its own; which one, says the task's number."""
+    groups = {skill: (f"{skill}/*",) for skill in SKILLS}
+    share(config, kind="per_group", by="task", groups=groups)
+    config.evaluate.tell, config.evaluate.splits = ("language", "task_id"), ("train",)
+
+
 def untold(config: Config, film: bool = False) -> None:
     """Take the instruction away."""
     del config.model.tokenizers["language"]
@@ -125,7 +135,6 @@ def by_goal(config: Config) -> None:
     config.data.goal, config.evaluate.tell = "last", ("goal",)
 
 
-BY_SKILL = {"kind": "per_group", "by": "task", "groups": {s: (f"{s}*",) for s in SKILLS}}
 VARIANTS: dict[str, Callable[[Config], object]] = {
     "default": lambda c: None,
     # how it is told
@@ -146,7 +155,7 @@ VARIANTS: dict[str, Callable[[Config], object]] = {
     ),
     "resnet": lambda c: see(c, kind="resnet", depth=18, width=16, groups=8),
     # what it shares
-    "head_per_skill": lambda c: share(c, **BY_SKILL),
+    "head_per_skill": per_skill,
     "experts_by_token": lambda c: experts(c, "token"),
     "experts_by_task": lambda c: experts(c, "task"),
     "hypernet": lambda c: share(c, kind="hypernet", rank=4, hidden=64),

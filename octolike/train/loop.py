@@ -102,8 +102,6 @@ def train(
     config.check()
     # 1. The directory.
     known = checkpoint.check_same_run(config, embodiments, spec, names)
-    checkpoints = checkpoint.Checkpoints(config.workdir, config.train.keep)
-    resume = known and checkpoints.latest is not None
     # 2. The devices.
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.data.batch_size, mesh)
@@ -124,6 +122,8 @@ def train(
     checkpoint.write_text(Path(config.workdir) / "parameters.txt", table)
     # 5. The state.
     tx, position = optimizer.make(config.optim, config.train.steps), None
+    checkpoints = checkpoint.Checkpoints(config.workdir, config.train.keep)
+    resume = known and checkpoints.latest is not None
     start = Start(tx, frozen, config.optim.ema > 0, mesh)
     if resume:
         state, position = checkpoints.restore(start.abstract(shapes))
