@@ -34,7 +34,7 @@ lint: .venv/ready
 
 lock: .venv/ready
 	$(BIN)/uv pip compile setup.py --quiet --universal --python-version 3.11 \
-	  --extra sim --extra dev --upgrade --output-file requirements.lock
+	  --extra sim --extra convert --extra dev --upgrade --output-file requirements.lock
 
 clean:
 	rm -rf .venv runs
