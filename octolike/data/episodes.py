@@ -96,10 +96,11 @@ class Reader:
         self.features = info.features
         self._check_features()
         skip = {STEPS: tfds.decode.SkipDecoding()}
+        # traced here, once: tensorflow warns of functions that many readers make and call
         self._parse = tf.function(
             lambda raw: self.features.deserialize_example(raw, decoders=skip),  # images encoded
             input_signature=[tf.TensorSpec((), tf.string)],
-        )
+        ).get_concrete_function()
 
     def records(self, shard: int) -> Iterator[bytes]:
         """Yield a shard's raw records in order; DataError names a truncated or corrupt one."""
@@ -227,7 +228,7 @@ class Reader:
 
     def _steps(self, raw: bytes, where: str) -> dict[str, Any]:
         try:
-            parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw))
+            parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(tf.constant(raw)))
             return arrange(parsed, self.spec.every)
         except tf.errors.OpError as error:
             raise DataError(
@@ -248,6 +249,16 @@ class Reader:
                     f"{self.spec.name}: the depth of {camera!r} should be steps.observation.{key}, "
                     f"but {self.directory} has {', '.join(sorted(steps[OBSERVATION]))}"
                 )
+        episode = {"episode": {k: v for k, v in self.features.items() if k != STEPS}}
+        for path in filter(None, (self.spec.label, self.spec.keep)):
+            node: Any = {**dict(steps), **episode}
+            for key in path.split("."):
+                if key not in node:
+                    raise DataError(
+                        f"{self.spec.name}: the row reads {path}, but {self.directory} has no "
+                        f"{key!r} there (it has: {', '.join(sorted(node))})"
+                    )
+                node = node[key]
         for path in self.spec.languages:
             node, key = path.rpartition(".")[::2]
             there = dict(steps)[node] if node else steps

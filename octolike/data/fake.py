@@ -49,7 +49,7 @@ def fake_episode(
             "action": np.array(actions, np.float32),
             "language_instruction": f"go to the {colour} square",
         },
-        "episode_metadata": {"success": True},
+        "episode_metadata": {"success": True, "task": f"go/{colour}"},
     }
 
 

@@ -348,7 +348,7 @@ class Loop:
         return state
 
     def _named(self, tasks: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        return {k: {"action_error": v} for k, v in tasks.items() if k in self._tasks}
+        return {k: {"action_error": v} for k, v in tasks.items() if k and k in self._tasks}
 
     def _validates(self, step: int) -> bool:
         options = self._config.train
@@ -374,6 +374,8 @@ class Loop:
         """Take in the losses, and the use of experts, of each dataset and of each task."""
         for of, names in ((fed.dataset, self._datasets), (fed.task, self._tasks)):
             for i, name in enumerate(names):
+                if not name:  # examples of no known task
+                    continue
                 mine = of == i
                 self._means.add({f"share/{name}": mine.mean()})
                 if not mine.any():
