@@ -36,15 +36,18 @@ def test_a_half_written_last_row_is_dropped_and_a_broken_one_inside_is_an_error(
 def test_a_resumed_log_goes_on_in_rows_and_seconds(tmp_path, capsys):
     write(tmp_path / metrics.FILE, ROWS)
     with metrics.Metrics(tmp_path, step=4, steps=8, batch_size=10) as log:
-        log.train(5, {"loss": 0.5}, waited=1e9)
+        log.train(5, {"loss": 0.5}, waited=1e9, held=2**29)
         log.validation(5, {"bridge": {"action_error": 0.25}})
     rows = metrics.read(tmp_path / metrics.FILE)
     assert [row["step"] for row in rows] == [2, 4, 5, 5]
     assert rows[2]["seconds"] >= 8.0
     assert rows[2]["data_wait"] == 1.0
+    assert rows[2]["data_memory_gib"] == 0.5
+    assert 0.01 < rows[2]["memory_gib"] < 100
     assert rows[3]["validation/bridge/action_error"] == 0.25
     said = capsys.readouterr().out
     assert "step 5/8  loss 0.5000" in said
+    assert "GiB (data 0.5)" in said
     assert "held-out bridge: action error 0.2500" in said
     assert "\r" not in said
 

@@ -65,6 +65,9 @@ class Stream:
     def feedback(self, datasets, tasks):
         self.fed = datasets, tasks
 
+    def memory(self):
+        return 2**20 * self.index
+
     def state_at(self, position):
         return position
 

@@ -65,6 +65,9 @@ class Batches(Protocol):
     def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
         """Take in held-out action errors by name; sampling may follow them from a later batch."""
 
+    def memory(self) -> int:
+        """Return the bytes held: encoded episodes, and batches made ahead."""
+
     def state_at(self, position: dict[str, Any]) -> dict[str, Any]:
         """Return an earlier `state()` with what feedback has changed since."""
 
@@ -274,6 +277,10 @@ class Feed:
         batch = self._encoder(batch) if self._encoder else batch
         return Fed(sharding.put_batch(batch, self._mesh), *whose, position, ready)
 
+    def memory(self) -> int:
+        """Return the bytes that the data hold."""
+        return self._batches.memory()
+
     def feedback(self, found: Validated, position: dict[str, Any]) -> dict[str, Any]:
         """Tell the data how well things go, and return a position with what that changes."""
         errors = {name: row["action_error"] for name, row in found.datasets.items()}
@@ -367,7 +374,7 @@ class Loop:
         self._add_per_name(metrics, fed)
         log.advance()
         if step % self._config.train.log_every == 0 or step == self._config.train.steps:
-            log.train(step, self._means.take(), self._waited)
+            log.train(step, self._means.take(), self._waited, self._feed.memory())
             self._waited = 0.0
 
     def _add_per_name(self, metrics: Mapping[str, np.ndarray], fed: Fed) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,23 +58,30 @@ class Metrics:
         if self._bar is not None:
             self._bar.update()
 
-    def train(self, step: int, values: Mapping[str, float], waited: float) -> None:
-        """Log means over the steps since the last such row, and the seconds without a batch."""
+    def train(self, step: int, values: Mapping[str, float], waited: float, held: int = 0) -> None:
+        """Log means over the steps since the last such row, and the seconds without a batch.
+
+        held: bytes that the data hold, told beside the memory of the whole process.
+        """
         now = time.perf_counter()
         passed, done = max(now - self._row_time, 1e-9), step - self._row_step
         rate = done * self.batch_size / passed
         self._row_time, self._row_step = now, step
         speed = {"examples_per_second": rate, "data_wait": min(waited / passed, 1.0)}
-        self._write(step, {**values, **speed})
+        memory = {"memory_gib": resident() / 2**30, "data_memory_gib": held / 2**30}
+        self._write(step, {**values, **speed, **memory})
+        used = "{memory_gib:.1f} GiB (data {data_memory_gib:.2g})".format(**memory)
         loss, wait = f"{values['loss']:.4f}", f"{speed['data_wait']:.0%}"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss}, {rate:.0f} examples/s, data wait {wait}")
+            self._bar.set_postfix_str(
+                f"loss {loss}, {rate:.0f} examples/s, data wait {wait}, {used}"
+            )
             return
         left = (self.steps - step) * passed / max(done, 1)
         wide = len(str(self.steps))
         print(
             f"step {step:{wide}}/{self.steps}  loss {loss}  {rate:.0f} examples/s  "
-            f"data wait {wait}  {duration(left)} left",
+            f"data wait {wait}  {used}  {duration(left)} left",
             flush=True,
         )
 
@@ -152,6 +160,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return list(_rows(path.read_text(encoding="utf-8").splitlines(), path))
+
+
+def resident() -> int:
+    """Return the memory of this process in bytes: now, or where that is not told, its peak."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def duration(seconds: float) -> str:
