@@ -117,7 +117,7 @@ def tabletop_goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, 
 
     The environment is left at that end: reset it before the policy's turn.
     """
-    from octolike.envs.tabletop import CLEAN, collect_episode
+    from octolike.envs.tabletop.expert import CLEAN, collect_episode
 
     episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], CLEAN)
     seen = episode["steps"]["observation"]

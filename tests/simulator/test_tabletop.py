@@ -328,3 +328,22 @@ def test_the_expert_does_not_idle(env):
         actions = collect_episode(env, 3, "train", [skill], CLEAN)["steps"]["action"]
         still = np.abs(actions[:, :6]).max(axis=1) < 1e-3
         assert not (still[1:] & still[:-1]).any(), skill
+
+
+def test_a_goal_shows_the_task_done_whatever_is_wrapped_around():
+    from octolike.envs.demonstrations import tabletop_goal
+    from octolike.envs.registry import make_wrapped_env
+
+    component = {"kind": "tabletop", "primary_size": 48, "wrist_size": 32}
+    env = make_wrapped_env(component, 1, 1, 0.0, (False,) * 6 + (True,))
+    options = {"split": "train", "skills": ["lift"]}
+    goal = tabletop_goal(env, 3, options)
+    assert {k: v.shape for k, v in goal.items()} == {
+        "image_primary": (48, 48, 3),
+        "image_wrist": (32, 32, 3),
+    }
+    first, info = env.reset(seed=3, options=options)
+    assert info["skill"] == "lift"
+    now = first["image_primary"].reshape(-1, 48, 48, 3)[-1]
+    assert np.abs(now.astype(int) - goal["image_primary"]).max() > 50
+    env.close()
