@@ -8,8 +8,6 @@ Every variant is `default` (language, keypoints with FiLM, one diffusion head) w
 changed. What to expect is in RESULTS.md; a run takes two to four minutes on one core.
 """
 
-from collections.abc import Callable
-
 from octolike.config import Component, Config, ConfigError, parse_arg, unknown
 
 CAMERAS = ("primary", "wrist")
@@ -135,7 +133,7 @@ def by_goal(config: Config) -> None:
     config.data.goal, config.evaluate.tell = "last", ("goal",)
 
 
-VARIANTS: dict[str, Callable[[Config], object]] = {
+VARIANTS = {
     "default": lambda c: None,
     # how it is told
     "task_id": by_number,

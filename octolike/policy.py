@@ -70,7 +70,10 @@ class Policy:
         self._seen = language.extend_spec(settings, run.spec)
         self._model = octo.build(settings, self._seen, run.names)
         reads = {key for t in self._model.tokenizers.values() for key in t.reads()}
-        told = _conditioning(run.config, reads)
+        chosen_by = {key for head in self._model.heads.values() for key in head.reads()}
+        # A head per task always knows the task: data.keep_task_id hides it from tokenizers alone.
+        self._needs_task_id = "task.task_id" in chosen_by
+        told = _conditioning(run.config, reads) | ({"task_id"} if self._needs_task_id else set())
         goals = _image_shapes(run.spec, "task") if "goal" in told else {}
         self.goal_shapes = {k: v for k, v in goals.items() if f"task.{k}" in reads}
         self._tasks = run.names.tasks if "task_id" in told else ()
@@ -145,7 +148,8 @@ class Policy:
 
         Raises:
             ValueError: a conditioning that the run was not trained on, none at all where it was
-                trained on some, an unknown task, an image of the wrong shape or dtype.
+                trained on some, no task id where each task has a head, an unknown task, an image of
+                the wrong shape or dtype.
         """
         inputs = types.zeros({k: v for k, v in self._seen.items() if k.startswith("task.")}, 1)
         inputs = jax.tree.map(lambda x: x[0], inputs.get("task", {}))
@@ -162,6 +166,11 @@ class Policy:
             asked = " or ".join(ways.values())
             raise ValueError(
                 f"the task lacks {next(iter(ways))}: this policy needs create_task({asked})"
+            )
+        if self._needs_task_id and task_id is None:
+            raise ValueError(
+                "the task lacks a task id, by which this policy chooses its head: give "
+                f"create_task(task_id=…), one of {', '.join(self._tasks)}"
             )
         return Task(instruction or "", inputs)
 

@@ -29,9 +29,9 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parts = parser.add_subparsers(dest="part", required=True)
-    chosen = [name for name in names() if name in sys.argv[1:]]
-    modules = {}
-    for name in names():
+    names = sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))
+    chosen, modules = [name for name in names if name in sys.argv[1:]], {}
+    for name in names:
         part = parts.add_parser(name)
         if name in chosen:  # a part imports what it measures, and nothing else should be loaded
             modules[name] = importlib.import_module(f"benchmarks.{name}")
@@ -42,11 +42,6 @@ def main() -> None:
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(circumstances(args.part) | {"rows": rows}, indent=2))
-
-
-def names() -> list[str]:
-    """Return the parts that can be measured."""
-    return sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))
 
 
 def circumstances(part: str) -> dict[str, object]:
@@ -72,16 +67,12 @@ def version(library: str) -> str:
 
 def table(rows: list[dict[str, object]]) -> str:
     """Return the rows as text; a column is a key, in the order of first appearance."""
+    show = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     keys = list(dict.fromkeys(k for row in rows for k in row))
     cells = [keys, *([show(row.get(k, "")) for k in keys] for row in rows)]
     wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)) for r in cells)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def show(value: object) -> str:
-    """Return a value for reading: four digits of a float."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

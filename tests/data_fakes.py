@@ -29,7 +29,7 @@ def numbered(episode: int, steps: int, cameras: Sequence[str], text: str = "go")
             "action": numbers.copy(),
             "language_instruction": text,
         },
-        "episode_metadata": {"success": True},
+        "episode_metadata": {"success": True, "task": "numbered"},
     }
 
 

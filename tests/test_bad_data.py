@@ -209,7 +209,7 @@ def test_a_field_that_is_not_there_is_named(tmp_path):
     episode = numbered(1, 3, CAMERAS)
     episode["steps"]["observation"]["proprio"] = episode["steps"]["observation"].pop("state")
     write(tmp_path, "fake", {"train": [episode]})
-    with pytest.raises(DataError, match=r"has no field 'state'.*image_primary, image_wrist, propr"):
+    with pytest.raises(DataError, match=r"has no field '[\w.]*state'.*steps.observation proprio"):
         opened(tmp_path)
 
 
@@ -257,7 +257,7 @@ def test_a_camera_that_no_dataset_has_is_named(whole, tmp_path):
         ("fake,fake", "names fake twice"),
         ("fakes", "unknown mix or dataset in data.mix: 'fakes'; did you mean 'fake'"),
         ("bridge_datset=1", "did you mean 'bridge_dataset'"),
-        ("", r"data\.mix is empty; .*mixes: bridge_and_tabletop; datasets: bridge_dataset, fake"),
+        ("", r"data\.mix is empty; .*mixes: .*bridge_and_tabletop.*; datasets: .*fake"),
         (" , ", "unknown mix or dataset"),
     ],
 )

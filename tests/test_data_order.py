@@ -1,6 +1,7 @@
 """Order, mixing, resume and caching: a batch is a pure function of the config and a few numbers."""
 
 import gc
+import inspect
 import json
 import os
 import subprocess
@@ -333,9 +334,9 @@ def test_the_digest_follows_the_standardise_code(root, monkeypatch):
     before = statistics.digest(reader)
     assert before == statistics.digest(Reader(find("fake"), str(root), "train"))
     assert before != statistics.digest(Reader(find("fake"), str(root), "val"))
-    source = statistics.inspect.getsource
+    source = inspect.getsource
     edited = lambda x: source(x) + ("  # changed" if x is standardize.as_stored else "")
-    monkeypatch.setattr(statistics.inspect, "getsource", edited)
+    monkeypatch.setattr(inspect, "getsource", edited)
     assert before != statistics.digest(reader)
 
 

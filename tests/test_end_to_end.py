@@ -37,6 +37,9 @@ class Constant:
     def state(self):
         return {}
 
+    def memory(self):
+        return 0
+
     def close(self):
         pass
 

@@ -241,6 +241,21 @@ def test_a_task_is_told_in_the_ways_that_the_network_reads():
         Policy(run).create_task(task_id="push")
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_head_per_task_is_chosen_by_the_task_id(wrapped):
+    """Whatever the data hid from tokenizers: without a number there is no head to act with."""
+    run = run_of()
+    run = dataclasses.replace(run, names=run.names._replace(tasks=("lift", "push")))
+    head = {"kind": "per_group", "by": "task", "head": {"kind": "l1"}}
+    outer = Component(kind="hypernet", target="adapter", head=head)
+    run.config.model.heads = {"action": outer if wrapped else Component(**head)}
+    run.config.data.keep_task_id = 0.0
+    policy = Policy(run)
+    assert policy.create_task("lift it", task_id="push").inputs["task_id"] == 1
+    with pytest.raises(ValueError, match=r"lacks a task id, by which .* one of lift, push"):
+        policy.create_task("lift it")
+
+
 def test_missing_and_ambiguous_records_are_refused():
     with pytest.raises(ValueError, match="holds no embodiment record"):
         Policy(run_of([]))

@@ -13,6 +13,7 @@ drops the last step. `FUNCTIONS` are all there is to call. Nothing else of Pytho
 from __future__ import annotations
 
 import ast
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -36,7 +37,7 @@ def evaluate(parts: Sequence[str], steps: Mapping[str, Any]) -> np.ndarray:
     """
     length = len(steps["is_first"])
     values = [np.asarray(_value(_tree(part), steps, length), np.float32) for part in parts]
-    return np.concatenate(_cut([v.reshape(len(v), -1) for v in values]), axis=1)
+    return np.concatenate(_cut([_flat(v) for v in values]), axis=1)
 
 
 def fields(parts: Sequence[str]) -> list[tuple[str, ...]]:
@@ -147,8 +148,8 @@ def _value(node: ast.expr, steps: Mapping[str, Any], length: int) -> Any:
         sides = _cut([_value(side, steps, length) for side in (node.left, node.right)])
         return _OPERATORS[type(node.op)](*sides)
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
-        x = np.asarray(_value(node.value, steps, length))
-        return x.reshape(len(x), -1)[:, _bound(node.slice.lower) : _bound(node.slice.upper)]
+        x = _flat(np.asarray(_value(node.value, steps, length)))
+        return x[:, _bound(node.slice.lower) : _bound(node.slice.upper)]
     if isinstance(node, ast.Call):
         given = [_value(argument, steps, length) for argument in node.args]
         made = _function(node) in ("zeros", "ones")
@@ -176,7 +177,12 @@ def _field(steps: Mapping[str, Any], path: tuple[str, ...]) -> np.ndarray:
             raise KeyError(".".join(path))
         x = x[key]
     x = np.asarray(x)
-    return x if x.dtype.kind in "OSU" else x.astype(np.float32).reshape(len(x), -1)
+    return x if x.dtype.kind in "OSU" else _flat(x.astype(np.float32))
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """Return [T, n] of an array over T steps, of which there may be none."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def _cut(values: list[Any]) -> list[Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from octolike.config import ConfigError, unknown
+from octolike.data import oxe_mixes
 from octolike.data.datasets import DATASETS
 
 
@@ -30,7 +31,11 @@ class Mix:
         return weight / weight.sum()
 
 
-MIXES = {"bridge_and_tabletop": Mix({"bridge_dataset": 1.0, "tabletop": 1.0}, "shares")}
+MIXES = (
+    {"bridge_and_tabletop": Mix({"bridge_dataset": 1.0, "tabletop": 1.0}, "shares")}
+    | {name: Mix(weights, "multipliers") for name, weights in oxe_mixes.MULTIPLIERS.items()}
+    | {name: Mix(weights, "shares") for name, weights in oxe_mixes.SHARES.items()}
+)
 
 
 def parse(text: str, kind: str, rows: Collection[str] = DATASETS) -> Mix:

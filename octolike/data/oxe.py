@@ -92,6 +92,7 @@ OXE = (
         robot="ALOHA (two arms)",
         end_effector="custom 3D-printed gripper",
         uncertain=(
+            "no source states its version: the one on disk is read",
             "the width of the proprio (2 x (6 joints + gripper)) is not stated",
             "the gripper's sign rests on one source or none",
             "arm order (left first) follows ALOHA practice, unverified",
@@ -161,6 +162,7 @@ OXE = (
         robot="ALOHA (two arms)",
         end_effector="custom 3D-printed gripper",
         uncertain=(
+            "no source states its version: the one on disk is read",
             "the width of the proprio (2 x (6 joints + gripper)) is not stated",
             "the gripper's sign rests on one source or none",
             "arm order (left first) follows ALOHA practice, unverified",
@@ -270,6 +272,7 @@ OXE = (
         cameras={"primary": "image", "wrist": "hand_image"},
         bgr=("wrist",),
         depth={"primary": "image_with_depth"},
+        depth_unit=1.0,
         language="observation.natural_language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=(
@@ -292,7 +295,10 @@ OXE = (
         end_effector="Robotiq 2F-85",
         steps=86887,
         episodes=1000,
-        uncertain=("gripper closed flag (sign unverified)",),
+        uncertain=(
+            "gripper closed flag (sign unverified)",
+            "the unit of depth is not stated: metres are assumed",
+        ),
     ),
     _row(
         "berkeley_cable_routing",
@@ -391,6 +397,7 @@ OXE = (
         end_effector="stock gripper of the robot",
         episodes=480,
         uncertain=(
+            "the robot is an xArm or a Franka",
             "the gripper's sign rests on one source or none",
             (
                 "7-joint arm, joint control; whether the joint command is a delta or "
@@ -462,7 +469,7 @@ OXE = (
     _row(
         "bridge_oxe",
         "0.1.0",
-        cameras={"primary": "image", "secondary": "image_1"},
+        cameras={"primary": "image"},
         language="observation.natural_language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=(
@@ -513,6 +520,7 @@ OXE = (
         steps=221887,
         episodes=576,
         uncertain=(
+            "others left it out because of NaNs",
             "the gripper's sign rests on one source or none",
             "the zero or identity quaternion order is unverified",
         ),
@@ -593,6 +601,7 @@ OXE = (
         steps=8487,
         episodes=104,
         uncertain=(
+            "its rotation is yaw, pitch, roll (scipy's 'zxy'), not the usual order",
             "whether 'end-effector command xyz' is absolute or a change is not stated",
             "whether 'rotation command' is absolute or a change is not stated",
             "the gripper's sign rests on one source or none",
@@ -613,6 +622,7 @@ OXE = (
         end_effector="Robotiq 2F-140",
         episodes=107,
         uncertain=(
+            "its rotation is yaw, pitch, roll (scipy's 'zxy'), not the usual order",
             "whether 'end-effector command xyz' is absolute or a change is not stated",
             "whether 'rotation command' is absolute or a change is not stated",
             "the gripper's sign rests on one source or none",
@@ -633,6 +643,7 @@ OXE = (
         end_effector="Robotiq 2F-85",
         episodes=100,
         uncertain=(
+            "its rotation is yaw, pitch, roll (scipy's 'zxy'), not the usual order",
             "whether 'end-effector command xyz' is absolute or a change is not stated",
             "whether 'rotation command' is absolute or a change is not stated",
             "the width of the proprio (end-effector pose) is not stated",
@@ -695,6 +706,7 @@ OXE = (
         proprio_from=("observation.cartesian_position", "observation.gripper_position"),
         gripper="1 = open; stored: absolute, 0 = open, 1 = closed",
         robot="Franka",
+        uncertain=("no source states its version: the one on disk is read",),
     ),
     _row(
         # eef_pose is 7 wide in the TFDS catalogue, so the POS_EULER label of Octo and OpenVLA
@@ -707,6 +719,7 @@ OXE = (
             "secondary": "image_side_2_depth",
             "wrist": "image_wrist_1_depth",
         },
+        depth_unit=1.0,
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:6]", "action[6:7]"),
@@ -718,6 +731,7 @@ OXE = (
         end_effector="stock gripper of the robot",
         episodes=8611,
         uncertain=(
+            "the unit of depth is not stated: metres are assumed",
             (
                 "whether 'end-effector command: translation 3, rotation 3' is absolute "
                 "or a change is not stated"
@@ -774,6 +788,7 @@ OXE = (
         every=3,
         gripper="none",
         robot="several mobile robots",
+        uncertain=("no source states its version: the one on disk is read",),
     ),
     _row(
         "iamlab_cmu_pickup_insert_converted_externally_to_rlds",
@@ -815,7 +830,10 @@ OXE = (
         robot="Sawyer",
         end_effector="Robotiq 2F-85",
         episodes=170,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "the gripper's sign rests on one source or none",
+            "'image' shows the same wrist view as 'wrist_image': there is no camera outside",
+        ),
     ),
     _row(
         "jaco_play",
@@ -916,7 +934,9 @@ OXE = (
         proprio_from=("observation.state[0:6]", "observation.state[-2:]"),
         gripper="1 = open; stored: absolute, -1 = open, +1 = close",
         control_hz=20,
+        embodiment="libero",
         robot="Franka",
+        uncertain=("no source states its version: the one on disk is read",),
     ),
     _row(
         "libero_goal_no_noops",
@@ -929,7 +949,9 @@ OXE = (
         proprio_from=("observation.state[0:6]", "observation.state[-2:]"),
         gripper="1 = open; stored: absolute, -1 = open, +1 = close",
         control_hz=20,
+        embodiment="libero",
         robot="Franka",
+        uncertain=("no source states its version: the one on disk is read",),
     ),
     _row(
         "libero_object_no_noops",
@@ -942,7 +964,9 @@ OXE = (
         proprio_from=("observation.state[0:6]", "observation.state[-2:]"),
         gripper="1 = open; stored: absolute, -1 = open, +1 = close",
         control_hz=20,
+        embodiment="libero",
         robot="Franka",
+        uncertain=("no source states its version: the one on disk is read",),
     ),
     _row(
         "libero_spatial_no_noops",
@@ -955,13 +979,16 @@ OXE = (
         proprio_from=("observation.state[0:6]", "observation.state[-2:]"),
         gripper="1 = open; stored: absolute, -1 = open, +1 = close",
         control_hz=20,
+        embodiment="libero",
         robot="Franka",
+        uncertain=("no source states its version: the one on disk is read",),
     ),
     _row(
         "maniskill_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image", "wrist": "wrist_image"},
         depth={"primary": "depth", "wrist": "wrist_depth"},
+        depth_unit=1 / 1024,
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
@@ -973,7 +1000,10 @@ OXE = (
         end_effector="stock gripper of the robot",
         steps=4282929,
         episodes=30213,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "the gripper's sign rests on one source or none",
+            "the order of its quaternion is w, x, y, z or x, y, z, w",
+        ),
     ),
     _row(
         "mujoco_manip",
@@ -987,6 +1017,7 @@ OXE = (
         gripper="1 = open; stored: absolute, 0..255, 255 = closed",
         robot="",
         uncertain=(
+            "no source states its version: the one on disk is read",
             (
                 "the width of the proprio (not set by the transform; must already "
                 "exist) is not stated"
@@ -1030,6 +1061,7 @@ OXE = (
         end_effector="stock gripper of the robot",
         steps=34083,
         episodes=456,
+        uncertain=("the unit of depth is not stated: millimetres are assumed",),
     ),
     _row(
         # TFDS field text: 0 open, 1 closed
@@ -1062,6 +1094,8 @@ OXE = (
         gripper="1 = open; stored: absolute, boolean or 0/1; 1 = open (Re-Mix)",
         robot="",
         uncertain=(
+            "no source states its version: the one on disk is read",
+            "position and rotation may be swapped",
             (
                 "whether 'tool command in the base frame: xyz + rotation' is absolute "
                 "or a change is not stated"
@@ -1155,6 +1189,7 @@ OXE = (
         "0.1.0",
         cameras={"primary": "image"},
         depth={"primary": "depth_image"},
+        depth_unit=1.0,
         language="language_instruction",
         action="dx dy dz unused_0 unused_1 unused_2 gripper",
         action_from=("action[0:3]", "zeros(3)", "action[-1:]"),
@@ -1164,7 +1199,10 @@ OXE = (
         control_hz=20,
         robot="Kuka iiwa",
         episodes=3000,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "the gripper's sign rests on one source or none",
+            "the unit of depth is not stated: metres are assumed",
+        ),
     ),
     _row(
         # TFDS field text: fourth number is yaw; gripper -1 opens, +1 closes
@@ -1195,6 +1233,7 @@ OXE = (
         "0.1.0",
         cameras={"primary": "image_1", "secondary": "image_2"},
         depth={"primary": "depth_1", "secondary": "depth_2"},
+        depth_unit=1.0,
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:3]", "action[3:6]", "rel2abs(0 - action[6:7], 0.001)"),
@@ -1210,7 +1249,10 @@ OXE = (
         end_effector="stock gripper of the robot",
         steps=104863,
         episodes=2460,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "the gripper's sign rests on one source or none",
+            "the unit of depth is not stated: metres are assumed",
+        ),
     ),
     _row(
         # robot_obs is xyz(3), Euler(3), gripper width(1), joints(7), last gripper action(1):
@@ -1220,6 +1262,7 @@ OXE = (
         "0.1.0",
         cameras={"primary": "rgb_static", "wrist": "rgb_gripper"},
         depth={"primary": "depth_static", "wrist": "depth_gripper"},
+        depth_unit=1.0,
         language="observation.natural_language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action.rel_actions_world[0:6]", "clip(action.rel_actions_world[6:7], 0, 1)"),
@@ -1235,12 +1278,17 @@ OXE = (
         end_effector="custom 3D-printed gripper",
         steps=210730,
         episodes=3603,
+        uncertain=(
+            "the unit of depth is not stated: metres are assumed",
+            "whether its rotation is Euler x, y, z or yaw, pitch, roll is unresolved",
+        ),
     ),
     _row(
         "tdroid_carrot_in_bowl",
         "",
         cameras={"primary": "static_image"},
         depth={"primary": "static_depth_image"},
+        depth_unit=1.0,
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:6]", "binarize(action[-1:])"),
@@ -1251,15 +1299,21 @@ OXE = (
             "the peers' binarisation)"
         ),
         control_hz=5,
+        embodiment="tdroid",
         robot="Franka",
         episodes=50,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "no source states its version: the one on disk is read",
+            "the gripper's sign rests on one source or none",
+            "the unit of depth is not stated: metres are assumed",
+        ),
     ),
     _row(
         "tdroid_cover_object_with_towel",
         "",
         cameras={"primary": "static_image"},
         depth={"primary": "static_depth_image"},
+        depth_unit=1.0,
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:6]", "binarize(action[-1:])"),
@@ -1270,15 +1324,21 @@ OXE = (
             "the peers' binarisation)"
         ),
         control_hz=5,
+        embodiment="tdroid",
         robot="Franka",
         episodes=45,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "no source states its version: the one on disk is read",
+            "the gripper's sign rests on one source or none",
+            "the unit of depth is not stated: metres are assumed",
+        ),
     ),
     _row(
         "tdroid_flip_pot_upright",
         "",
         cameras={"primary": "static_image"},
         depth={"primary": "static_depth_image"},
+        depth_unit=1.0,
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:6]", "binarize(action[-1:])"),
@@ -1289,15 +1349,21 @@ OXE = (
             "the peers' binarisation)"
         ),
         control_hz=5,
+        embodiment="tdroid",
         robot="Franka",
         episodes=10,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "no source states its version: the one on disk is read",
+            "the gripper's sign rests on one source or none",
+            "the unit of depth is not stated: metres are assumed",
+        ),
     ),
     _row(
         "tdroid_knock_object_over",
         "",
         cameras={"primary": "static_image"},
         depth={"primary": "static_depth_image"},
+        depth_unit=1.0,
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:6]", "binarize(action[-1:])"),
@@ -1308,15 +1374,21 @@ OXE = (
             "the peers' binarisation)"
         ),
         control_hz=5,
+        embodiment="tdroid",
         robot="Franka",
         episodes=70,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "no source states its version: the one on disk is read",
+            "the gripper's sign rests on one source or none",
+            "the unit of depth is not stated: metres are assumed",
+        ),
     ),
     _row(
         "tdroid_move_object_onto_plate",
         "",
         cameras={"primary": "static_image"},
         depth={"primary": "static_depth_image"},
+        depth_unit=1.0,
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:6]", "binarize(action[-1:])"),
@@ -1327,15 +1399,21 @@ OXE = (
             "the peers' binarisation)"
         ),
         control_hz=5,
+        embodiment="tdroid",
         robot="Franka",
         episodes=150,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "no source states its version: the one on disk is read",
+            "the gripper's sign rests on one source or none",
+            "the unit of depth is not stated: metres are assumed",
+        ),
     ),
     _row(
         "tdroid_pour_corn_in_pot",
         "",
         cameras={"primary": "static_image"},
         depth={"primary": "static_depth_image"},
+        depth_unit=1.0,
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:6]", "binarize(action[-1:])"),
@@ -1346,9 +1424,14 @@ OXE = (
             "the peers' binarisation)"
         ),
         control_hz=5,
+        embodiment="tdroid",
         robot="Franka",
         episodes=50,
-        uncertain=("the gripper's sign rests on one source or none",),
+        uncertain=(
+            "no source states its version: the one on disk is read",
+            "the gripper's sign rests on one source or none",
+            "the unit of depth is not stated: metres are assumed",
+        ),
     ),
     _row(
         "tokyo_u_lsmo_converted_externally_to_rlds",
@@ -1404,6 +1487,7 @@ OXE = (
         steps=3614,
         episodes=150,
         uncertain=(
+            "its numbers are very large, probably millimetres",
             (
                 "whether 'end-effector position command, probably mm' is absolute or a "
                 "change is not stated"
@@ -1441,6 +1525,10 @@ OXE = (
         robot="Kinova Gen3",
         end_effector="Robotiq 2F-85",
         episodes=192,
+        uncertain=(
+            "the unit of depth is not stated: millimetres are assumed",
+            "its raw data are reported as broken",
+        ),
     ),
     _row(
         "utaustin_mutex",
@@ -1459,6 +1547,7 @@ OXE = (
         end_effector="stock gripper of the robot",
         steps=343702,
         episodes=1500,
+        uncertain=("labels and observations are reported not to match everywhere",),
     ),
     _row(
         "utokyo_pr2_opening_fridge_converted_externally_to_rlds",

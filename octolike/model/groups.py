@@ -60,6 +60,10 @@ class PerGroup(nn.Module):
     def action_dim(self) -> int:
         return self.head.action_dim
 
+    def reads(self) -> tuple[str, ...]:
+        own = ("task.task_id",) if self.by == "task" else ()
+        return (*own, *self.head.reads())
+
     def __call__(self, group: TokenGroup, action: jax.Array, context: Context) -> jax.Array:
         return self._run("__call__", group, action, context)
 

@@ -81,6 +81,10 @@ class Head(nn.Module):
         """How many tokens attention pooling makes."""
         return 1
 
+    def reads(self) -> tuple[str, ...]:
+        """Return the batch paths that the head needs besides its readout, as tokenizers do."""
+        return ()
+
     def embed(self, group: TokenGroup) -> jax.Array:
         """Return [B, W, D], one embedding per timestep."""
         if self.pooling == "mean":

@@ -68,6 +68,9 @@ class Hypernet(nn.Module):
     def action_dim(self) -> int:
         return self.head.action_dim
 
+    def reads(self) -> tuple[str, ...]:
+        return self.head.reads()
+
     def __call__(self, group: TokenGroup, action: jax.Array, context: Context) -> jax.Array:
         return self._run("__call__", group, action, context)
 
