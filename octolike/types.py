@@ -61,6 +61,17 @@ class Names(NamedTuple):
     tasks: tuple[str, ...] = ()
 
 
+class Context(NamedTuple):
+    """Whose chunk a head makes.
+
+    task: float [B, E], the pooled task tokens, or None; embodiment, task_id: int32 [B].
+    """
+
+    task: Any
+    embodiment: Any
+    task_id: Any
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted path, leaf) of a nested dict, sorted by key at each level."""
     for key in sorted(tree):

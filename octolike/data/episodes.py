@@ -303,6 +303,8 @@ def decode_texts(x: Any) -> list[str]:
 def locate(spec: DatasetSpec, root: str) -> str:
     """Return the directory of a dataset's version; DataError says what was found instead."""
     name = f"{root.rstrip('/')}/{spec.name}"
+    if spec.folder and tf.io.gfile.isdir(released := f"{root.rstrip('/')}/{spec.folder}"):
+        name = released
     wanted = f"{name}/{spec.version or _only_version(name)}"
     if tf.io.gfile.exists(f"{wanted}/features.json"):
         return wanted

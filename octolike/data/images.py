@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+# Bit depth and colour type in a PNG's header: TFDS stores the four bytes of a float as colours.
+_RGBA = b"\x08\x06"
+
 
 def decode(encoded: tf.Tensor, side: int) -> tf.Tensor:
     """Return uint8 [N, side, side, 3] of N JPEG or PNG images; black where the bytes are empty.
@@ -25,7 +28,9 @@ def decode_depth(stored: bytes | np.ndarray, side: int) -> np.ndarray:
 
     The nearest pixel where the size differs: between an edge's two sides there is nothing.
     """
-    if isinstance(stored, bytes):
+    if isinstance(stored, bytes) and stored[24:26] == _RGBA:
+        stored = tf.io.decode_png(stored, channels=4).numpy().view(np.float32)
+    elif isinstance(stored, bytes):
         stored = tf.io.decode_png(stored, channels=1, dtype=tf.uint16).numpy()
     depth = np.asarray(stored, np.float32)
     depth = depth.reshape(*depth.shape[:2], -1)[..., :1]

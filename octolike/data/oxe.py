@@ -101,6 +101,7 @@ OXE = (
     _row(
         "aloha_mobile_dataset",
         "0.0.1",
+        folder="aloha_mobile",
         cameras={"primary": "cam_high", "wrist": "cam_right_wrist", "left_wrist": "cam_left_wrist"},
         language="language_instruction",
         action=(
@@ -469,6 +470,7 @@ OXE = (
     _row(
         "bridge_oxe",
         "0.1.0",
+        folder="bridge",
         cameras={"primary": "image"},
         language="observation.natural_language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
@@ -713,6 +715,7 @@ OXE = (
         # cannot be right
         "fmb_dataset",
         "0.0.1",
+        folder="fmb",
         cameras={"primary": "image_side_1", "secondary": "image_side_2", "wrist": "image_wrist_1"},
         depth={
             "primary": "image_side_1_depth",
@@ -1126,6 +1129,7 @@ OXE = (
     _row(
         "roboset",
         "0.0.1",
+        folder="robo_set",
         cameras={"primary": "image_left", "secondary": "image_right", "wrist": "image_wrist"},
         language="language_instruction",
         action="joint_0 joint_1 joint_2 joint_3 joint_4 joint_5 joint_6 gripper",

@@ -21,6 +21,7 @@ class DatasetSpec:
 
     Attributes:
         name: of the RLDS dataset; its folder is <data.root>/<name>/<version>.
+        folder: its name in the public release where that is another; read where it is there.
         version: RLDS version that the row was written for; "" where no source states one: then
             the only one on disk is read.
         cameras: camera name (primary, secondary, wrist, ...): key under steps.observation.
@@ -47,6 +48,7 @@ class DatasetSpec:
 
     name: str
     version: str
+    folder: str = ""
     cameras: Mapping[str, str]
     bgr: tuple[str, ...] = ()
     depth: Mapping[str, str] = field(default_factory=dict)

@@ -19,17 +19,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from octolike.config import ConfigError, unknown
-from octolike.types import Names, TokenGroup
-
-if TYPE_CHECKING:
-    from octolike.model.heads import Context
+from octolike.types import Context, Names, TokenGroup
 
 # A tile's costs beyond its examples, in examples: its group's parameters are copied, and their
 # gradients added up. The choice is flat around the best size, so one number serves all machines.

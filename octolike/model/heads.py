@@ -26,7 +26,7 @@ rates carry over.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,20 +38,9 @@ from octolike.model import bins, denoisers, diffusion
 from octolike.model.groups import PerGroup, membership
 from octolike.model.hypernet import Hypernet
 from octolike.model.pooling import AttentionPooling
-from octolike.types import BatchSpec, Names, TokenGroup
+from octolike.types import BatchSpec, Context, Names, TokenGroup
 
 LIMIT = 5.0  # normalised actions beyond ±5 are faults of the data
-
-
-class Context(NamedTuple):
-    """Whose chunk it is.
-
-    task: [B, E], the pooled task tokens, or None; embodiment, task_id: int32 [B].
-    """
-
-    task: jax.Array | None
-    embodiment: jax.Array
-    task_id: jax.Array
 
 
 class Head(nn.Module):

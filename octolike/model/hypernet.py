@@ -14,7 +14,7 @@ small heads. When acting they are made once per chunk, not once per denoising st
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -23,10 +23,7 @@ import jax.numpy as jnp
 
 from octolike.config import ConfigError, unknown
 from octolike.model.groups import inner_init
-from octolike.types import TokenGroup
-
-if TYPE_CHECKING:
-    from octolike.model.heads import Context
+from octolike.types import Context, TokenGroup
 
 TARGETS = ("head", "adapter")
 

@@ -33,9 +33,9 @@ import jax.numpy as jnp
 
 from octolike.config import ConfigError, unknown
 from octolike.model import experts, heads, tokenizers, tokens
-from octolike.model.heads import Context, masked_losses
+from octolike.model.heads import masked_losses
 from octolike.model.transformer import Transformer
-from octolike.types import BatchSpec, Names, TokenGroup
+from octolike.types import BatchSpec, Context, Names, TokenGroup
 
 
 class Encoded(NamedTuple):

@@ -1,0 +1,254 @@
+"""Open X-Embodiment: every row from TFRecords to a batch, mixes, expressions, rows of one's own."""
+
+import zlib
+
+import numpy as np
+import pytest
+
+from octolike.config import Component, Config, ConfigError
+from octolike.data import expressions, mixes
+from octolike.data.batches import open_data
+from octolike.data.datasets import DATASETS, describe_uncertain, find, load_specs
+from octolike.data.episodes import LeftOutError, Reader
+from octolike.data.fake_oxe import write_fake_oxe
+from octolike.data.oxe import OXE
+
+ROWS = {row.name: row for row in OXE}
+SOUP = mixes.MIXES["magic_soup"]
+# Octo's model card, % of the examples; the order of the largest
+CARD = {
+    "bridge_dataset": 17.0,
+    "fractal20220817_data": 17.0,
+    "kuka": 17.0,
+    "bc_z": 9.1,
+    "stanford_hydra_dataset_converted_externally_to_rlds": 6.0,
+    "language_table": 5.9,
+    "taco_play": 3.6,
+    "furniture_bench_dataset_converted_externally_to_rlds": 3.3,
+    "utaustin_mutex": 3.0,
+    "austin_sailor_dataset_converted_externally_to_rlds": 2.9,
+    "roboturk": 2.8,
+    "toto": 2.4,
+    "austin_sirius_dataset_converted_externally_to_rlds": 2.3,
+    "berkeley_autolab_ur5": 1.5,
+    "iamlab_cmu_pickup_insert_converted_externally_to_rlds": 1.2,
+    "viola": 1.2,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("oxe")
+
+
+def fake(root, name):
+    if not (root / name).exists():
+        write_fake_oxe(root, name, episodes=2, steps=6, side=16)
+
+
+def settings(root, mix, **data) -> Config:
+    config = Config(workdir="unused")
+    d = config.data
+    d.root, d.mix, d.cameras, d.validation_split = str(root), mix, {"primary": 16}, ""
+    d.batch_size, d.window, d.horizon, d.goal, d.memory, d.threads = 8, 1, 2, "none", 0.25, 1
+    d.text = Component(kind="hash", length=8, vocabulary=64)
+    for name, value in data.items():
+        setattr(d, name, value)
+    return config
+
+
+def test_every_dataset_of_the_field_has_a_row():
+    assert len(ROWS) == 75
+    arms = [row for row in OXE if len(row.action) == 7]
+    assert len(arms) > 60
+    assert {len(ROWS[n].action) for n in ROWS} == {2, 7, 8, 14, 16}
+    for row in OXE:
+        grippers = [i for i, n in enumerate(row.action.names) if "gripper" in n]
+        assert not any(row.action.normalized[i] for i in grippers)
+        assert all(row.action.absolute[i] for i in grippers)
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_from_records_through_the_row(root, name):
+    fake(root, name)
+    row = find(name)
+    reader = Reader(row, str(root), "train")
+    episodes = []
+    for raw in (raw for shard in range(len(reader.files)) for raw in reader.records(shard)):
+        try:
+            episodes.append(reader.episode(raw, name, depth=tuple(row.depth)))
+        except LeftOutError:
+            assert row.keep
+    assert episodes
+    for e in episodes:
+        t = len(e)
+        assert e.action.shape == (t, len(row.action))
+        assert e.action.dtype == np.float32
+        assert (e.proprio is None) == (row.proprio is None)
+        if e.proprio is not None:
+            assert e.proprio.shape == (t, len(row.proprio))
+        assert set(e.images) == set(row.cameras)
+        assert all(len(x) == t for x in (*e.images.values(), *e.depth.values(), e.instructions))
+    moving = np.ptp(np.concatenate([e.action for e in episodes]), axis=0) > 0
+    constant = [n for n, m in zip(row.action.names, moving, strict=True) if not m]
+    assert all("unused" in n or "gripper" in n for n in constant), constant
+
+
+def test_the_soup_streams_as_one_mix(root):
+    for name in SOUP.weights:
+        fake(root, name)
+    data = open_data(settings(root, "magic_soup", cameras={"primary": 16, "wrist": 16}))
+    stream = data.train()
+    seen = set()
+    for _ in range(12):
+        batch = next(stream)
+        assert batch["observation"]["image_primary"].shape == (8, 1, 16, 16, 3)
+        assert np.isfinite(batch["action"]).all()
+        seen |= set(batch["dataset"].tolist())
+    stream.close()
+    assert len(seen) > 8
+    assert len(data.names.embodiments) == 25
+    told = data.describe()
+    assert "uncertain: " in told
+    assert all(name in told for name in SOUP.weights)
+
+
+def test_arms_two_arms_and_a_vehicle_share_a_batch(root):
+    names = ("bridge_dataset", "aloha_static_dataset", "gnm_dataset")
+    for name in names:
+        fake(root, name)
+    mix = ",".join(f"{n}=1" for n in names)
+    data = open_data(settings(root, mix, mix_weights="shares", batch_size=24))
+    stream = data.train()
+    batch = next(stream)
+    stream.close()
+    assert batch["action"].shape == (24, 1, 2, 14)
+    for i, width in enumerate((7, 14, 2)):
+        mask = batch["action_mask"][batch["dataset"] == i]
+        assert len(mask)
+        assert mask[:, 0, 0].sum(axis=-1).tolist() == [width] * len(mask)
+
+
+def test_the_soups_shares_are_the_model_cards():
+    steps = {name: ROWS[name].steps for name in SOUP.weights if ROWS[name].steps}
+    assert SOUP.kind == "multipliers"
+    steps |= dict.fromkeys(SOUP.weights.keys() - steps.keys(), 20_000)  # small, size unknown
+    shares = dict(zip(SOUP.weights, 100 * SOUP.shares(steps), strict=True))
+    assert len(shares) == 25
+    for name, share in CARD.items():
+        assert shares[name] == pytest.approx(share, abs=1.5), name
+
+
+def test_the_named_mixes():
+    assert len(mixes.MIXES["rtx"].weights) == 11
+    assert set(mixes.MIXES["bridge_and_fractal"].weights) == {
+        "bridge_dataset",
+        "fractal20220817_data",
+    }
+    assert mixes.MIXES["rtx_remix"].kind == "shares"
+    assert len(mixes.MIXES["all"].weights) > 60
+    for name, mix in mixes.MIXES.items():
+        assert set(mix.weights) <= set(DATASETS), name
+
+
+def steps(**fields):
+    length = len(next(iter(fields["observation"].values())))
+    return {"is_first": np.zeros(length, bool), **fields}
+
+
+def test_gripper_events_become_states():
+    close = np.array([[0], [0.9], [0], [-0.9], [0.05], [0.9]], np.float32)
+    open_ = expressions.relative_to_absolute(close)
+    assert open_[:, 0].tolist() == [1, 0, 0, 1, 1, 0]
+    assert expressions.relative_to_absolute(close[:1])[:, 0].tolist() == [1]
+    assert expressions.relative_to_absolute(-close[1:2])[:, 0].tolist() == [1]
+    nan = expressions.relative_to_absolute(np.float32([[0.5], [np.nan]]))
+    assert np.isnan(nan[1, 0])
+
+
+def test_expressions_cut_wrap_inflate_and_turn():
+    angle = np.float32([[0], [3], [-3], [0.1]])
+    position = {"angle": angle, "present/xyz": np.arange(12.0).reshape(4, 3)}
+    packed = np.array([zlib.compress(np.float32([i, -i]).tobytes()) for i in range(4)], object)
+    given = steps(observation={**position, "packed": packed}, action=np.ones((4, 5), np.int64))
+    run = lambda *parts: expressions.evaluate(parts, given)
+    change = run("wrap(next(observation.angle) - observation.angle)", "action[-1:]")
+    assert change.shape == (3, 2)
+    np.testing.assert_allclose(change[:, 0], [3, 2 * np.pi - 6, 3.1], rtol=1e-6)
+    assert run("observation['present/xyz'][1:3]").tolist()[1] == [4, 5]
+    assert run("zlib_f32(observation.packed, 2)").tolist()[3] == [3, -3]
+    assert run("1 - clip(action[0:1] * 3, 0, 1) / 2", "zeros(2)", "ones(1)")[0].tolist() == [
+        0.5,
+        0,
+        0,
+        1,
+    ]
+    half = np.float32([[0, 0, np.sin(0.5), np.cos(0.5)]])
+    np.testing.assert_allclose(expressions.quaternion_to_euler(half)[0], [0, 0, 1.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("__import__('os')", "none of"),
+        ("action.world.__class__()", "none of the functions"),
+        ("[x for x in action]", "none of"),
+        ("action +", "is no expression"),
+        ("clip(action, min=0)", "none of the functions"),
+    ],
+)
+def test_nothing_else_of_python_is_understood(part, message):
+    given = steps(observation={"a": np.ones(3)}, action=np.ones((3, 2)))
+    with pytest.raises(ValueError, match=message):
+        _ = expressions.check(part) or expressions.evaluate((part,), given)
+
+
+def test_a_field_that_is_not_there_is_named():
+    given = steps(observation={"a": np.ones(3)}, action={"b": np.ones((3, 2))})
+    with pytest.raises(KeyError, match=r"action\.world_vector"):
+        expressions.evaluate(("action.world_vector",), given)
+
+
+OWN = """
+from octolike.data.datasets import DatasetSpec
+from octolike.data.spec import EEF_DELTA
+DATASETS = [DatasetSpec(name="mine", version="1.0.0", cameras={"primary": "image"},
+    language="language_instruction", action=EEF_DELTA, proprio=None, action_from=("action",),
+    gripper="1 = open", robot="mine")]
+"""
+
+
+def test_rows_of_ones_own(tmp_path):
+    path = tmp_path / "my_robot.py"
+    path.write_text(OWN)
+    rows = load_specs([str(path)])
+    assert rows["mine"].robot == "mine"
+    assert set(DATASETS) < set(rows)
+    again = tmp_path / "again.py"
+    again.write_text(OWN)
+    with pytest.raises(ConfigError, match=r"'mine' is in .*my_robot.py and in .*again.py"):
+        load_specs([str(path), str(again)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "defines no DATASETS"),
+        ("DATASETS = [3]", "expected rows"),
+        ("1 / 0", "cannot be read: ZeroDivisionError"),
+        (OWN.replace('("action",)', '("frobnicate(action)",)'), "none of the functions"),
+        (OWN.replace('action_from=("action",),', ""), "either action_from"),
+    ],
+)
+def test_bad_spec_files(tmp_path, text, message):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_specs([str(path)])
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_specs([str(tmp_path / "none.py")])
+
+
+def test_what_is_uncertain_is_said():
+    assert describe_uncertain([find("tabletop")]) == ""
+    assert "rh20t" in describe_uncertain([find("rh20t")])
