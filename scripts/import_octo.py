@@ -6,8 +6,7 @@
     ... --golden DIR                    compare with arrays that Octo computed: octo_golden.py
 
 Expect the parts of the model with their parameter counts, remarks on what the checkpoint leaves
-open, and with --golden a table of differences; the exit code is 1 if one exceeds 1e-4 (of a whole
-sampling run: and also what rounding of the score network alone would do to that value). Afterwards
+open, and with --golden a table of differences; the exit code is 1 if one exceeds 1e-4. Afterwards
 Policy.load(runs/octo-small) acts, and --config.train.init_from=runs/octo-small finetunes.
 """
 
