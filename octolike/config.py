@@ -110,6 +110,7 @@ class ModelConfig:
     dropout: float = option(0.0, "dropout rate in the transformer")
     dtype: str = option("float32", "compute type: 'float32' or 'bfloat16'; parameters stay float32")
     max_window: int = option(0, "timesteps with a position embedding; 0: data.window")
+    remat: bool = option(False, "recompute each block's activations backwards: memory for time")
     repeat_task_tokens: bool = option(False, "show the task tokens again at every timestep")
     experts: Component = option(
         dict, "mixture of experts in the feed-forward: octolike.model.experts; {}: dense"
@@ -136,7 +137,16 @@ class OptimConfig:
     frozen: tuple[str, ...] = option(
         (), "parameters that stay: patterns over paths, e.g. 'tokenizers_*'"
     )
+    lora: tuple[str, ...] = option(
+        (), "kernels that stay but for a low-rank change: patterns, e.g. 'transformer/*/kernel'"
+    )
+    lora_rank: int = option(8, "rank of those changes")
+    lora_scale: float = option(1.0, "factor of those changes: alpha / rank")
     ema: float = option(0.0, "decay of the averaged parameters that the policy uses; 0: none")
+    accumulate: int = option(1, "parts of a batch computed one after the other: memory for time")
+    surgery: str = option(
+        "", "'pcgrad': gradients of 'train.groups' lose what conflicts with another's; '': no"
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -160,6 +170,17 @@ class TrainConfig:
 
     steps: int = option(10_000, "optimiser steps")
     init_from: str = option("", "run directory whose parameters start this run; '': from scratch")
+    init_step: int = option(0, "checkpoint of init_from; 0: the newest")
+    fresh: tuple[str, ...] = option(
+        (), "parameters that need not fit init_from: patterns; they start from scratch"
+    )
+    fsdp: int = option(1, "devices over which parameters and optimiser state are cut; 0: all")
+    distributed: bool = option(False, "several processes: jax.distributed.initialize at the start")
+    compilation_cache: str = option("", "directory of compiled steps; '': none is kept")
+    groups: str = option(
+        "dataset", "whose gradients are compared: 'dataset', 'task' or 'embodiment'"
+    )
+    conflicts_every: int = option(0, "steps between comparisons of the groups' gradients; 0: none")
     log_every: int = option(50, "steps between logged metrics")
     validate_every: int = option(1000, "steps between validations; 0: at the end only")
     validation_batches: int = option(8, "batches per validation and dataset")
@@ -167,6 +188,11 @@ class TrainConfig:
         1000, "steps between checkpoints; one is always written at the end"
     )
     keep: int = option(2, "newest checkpoints kept")
+    keep_every: int = option(0, "also keep the checkpoints at multiples of so many steps; 0: none")
+    keep_best: str = option(
+        "", "also keep the best by a validation number: 'action_error' or 'loss'; '': none"
+    )
+    wandb: str = option("", "project of Weights & Biases, where that is installed; '': none")
     augment: AugmentConfig = option(AugmentConfig, "image augmentation")
 
 
@@ -308,7 +334,10 @@ def to_json(config: Any) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Return the Config that `to_json` wrote; unknown or missing names raise ConfigError."""
+    """Return the Config that `to_json` wrote; unknown names raise ConfigError.
+
+    A name that is missing, since an older version wrote the text, takes its default.
+    """
     return _from_dict(Config, json.loads(text), "config")
 
 
@@ -437,10 +466,7 @@ def _from_dict(cls: type, data: Any, path: str) -> Any:
     for name in data:
         if name not in names:
             raise ConfigError(unknown(f"setting {path}.{name}", name, names))
-    missing = [n for n in names if n not in data]
-    if missing:
-        raise ConfigError(f"{path} lacks {_list(missing)}")
-    return cls(**{n: _convert(hints[n], data[n], f"{path}.{n}") for n in names})
+    return cls(**{n: _convert(hints[n], data[n], f"{path}.{n}") for n in names if n in data})
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

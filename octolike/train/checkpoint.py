@@ -139,7 +139,10 @@ def check_same_run(
     for name, text in _contents(config, embodiments, spec, names).items():
         if name == "versions.json" or not (directory / name).exists():
             continue
-        changes = _differences(_read_json(directory / name), json.loads(text))
+        stored = _read_json(directory / name)
+        if name == "config.json":  # of an older version: what it lacks has its default
+            stored = json.loads(to_json(from_json(json.dumps(stored))))
+        changes = _differences(stored, json.loads(text))
         if name == "config.json":
             changes = [c for c in changes if not c.startswith(MAY_CHANGE)]
         if changes:
