@@ -258,6 +258,9 @@ class Config:
         _choice("data.bad_episodes", d.bad_episodes, ("error", "drop"))
         _choice("model.dtype", m.dtype, ("float32", "bfloat16"))
         _choice("optim.schedule", o.schedule, ("cosine", "rsqrt", "constant"))
+        _choice("optim.surgery", o.surgery, ("", "pcgrad"))
+        _choice("train.groups", t.groups, ("dataset", "task", "embodiment"))
+        _choice("train.keep_best", t.keep_best, ("", "action_error", "loss"))
         for way in self.evaluate.tell:
             _choice("evaluate.tell", way, ("language", "goal", "task_id"))
         for name, value, low in (
@@ -269,6 +272,9 @@ class Config:
             ("train.log_every", t.log_every, 1),
             ("train.checkpoint_every", t.checkpoint_every, 1),
             ("train.keep", t.keep, 1),
+            ("train.fsdp", t.fsdp, 0),
+            ("optim.accumulate", o.accumulate, 1),
+            ("optim.lora_rank", o.lora_rank, 1),
             ("model.layers", m.layers, 1),
             ("evaluate.execute", self.evaluate.execute, 1),
             ("evaluate.episodes", self.evaluate.episodes, 1),
@@ -310,6 +316,11 @@ class Config:
                 f"model.tokenizers.{name} tells the policy its task by number, but data.task_ids "
                 "is off",
             )
+        _require(
+            d.batch_size % o.accumulate == 0,
+            f"data.batch_size {d.batch_size} does not divide into optim.accumulate {o.accumulate} "
+            "equal parts",
+        )
         _require(o.warmup <= t.steps, f"optim.warmup {o.warmup} exceeds train.steps {t.steps}")
         _require(bool(self.workdir), "workdir is empty; name one, e.g. --config.workdir=runs/mine")
 

@@ -184,7 +184,7 @@ def step():
     """Return (compiled step, a fresh state, mesh)."""
     tx = optimizer.make(OptimConfig(), 10)
     mesh = sharding.make_mesh()
-    start = loop.Start(tx, ["stem/kernel"], True, mesh)
+    start = loop.Start(tx, ["stem/kernel"], OptimConfig(ema=0.9), mesh)
     first = start.scratch(lambda key: state.init_params(Tiny(), SPEC, key), jax.random.key(0))
     made = loop.make_step(Tiny(), tx, run("unused"), jax.random.key(1))
     return loop.compile_step(made, first, SPEC, 4, mesh)[0], first, mesh

@@ -38,7 +38,7 @@ from octolike.config import Component, Config, ConfigError, build_component, fro
 from octolike.model import language
 from octolike.normalize import Embodiment, embodiments_from_json, embodiments_to_json
 from octolike.text import TOKENIZERS
-from octolike.train import optimizer
+from octolike.train import lora, optimizer
 from octolike.train.state import Params, TrainState, merge_strictly
 
 FILES = {
@@ -155,6 +155,11 @@ def check_same_run(
     return True
 
 
+def differences(old: Config, new: Config) -> list[str]:
+    """Return 'path: old -> new' for every setting of two configs that is not the same."""
+    return _differences(json.loads(to_json(old)), json.loads(to_json(new)))
+
+
 def load_run(run_dir: str | Path, step: int | None = None) -> Run:
     """Load a run for acting: its JSON files and the parameters of a checkpoint (the newest).
 
@@ -173,12 +178,13 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
             )
         texts[name] = _read_json(path)
     step, params = _read_policy_params(directory, step)
+    config = from_json(json.dumps(texts["config.json"]))
     return Run(
-        config=with_own_files(from_json(json.dumps(texts["config.json"])), directory),
+        config=with_own_files(config, directory),
         embodiments=embodiments_from_json(texts["embodiments.json"]),
         spec=types.spec_from_json(texts["batch_spec.json"]),
         names=types.Names(**{k: tuple(v) for k, v in texts["names.json"].items()}),
-        params=params,
+        params=lora.merged(params, config.optim.lora_scale),
         step=step,
     )
 
@@ -260,7 +266,9 @@ class Checkpoints:
         params, frozen = optimizer.split(found["params"], optimizer.flatten(like.frozen))
         counter = jax.device_put(np.int32(step), like.step.sharding)
         ema = found["ema"] if like.ema else {}
-        state = TrainState(counter, params, frozen, ema, found["optimizer"])
+        state = like.replace(
+            step=counter, params=params, frozen=frozen, ema=ema, opt_state=found["optimizer"]
+        )
         return state, found["data"]
 
     def _move_aside(self, step: int, error: Exception, good: int) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import signal
@@ -37,11 +38,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from octolike import types
-from octolike.config import Config, build_component
+from octolike.config import Config, OptimConfig, build_component
 from octolike.model import language, octo, pretrained
 from octolike.normalize import Embodiment
 from octolike.text import TOKENIZERS
-from octolike.train import checkpoint, optimizer, sharding
+from octolike.train import checkpoint, gradients, lora, optimizer, sharding
 from octolike.train import state as states
 from octolike.train.augment import augment
 from octolike.train.metrics import Means, Metrics
@@ -116,8 +117,8 @@ def train(
     spec = language.extend_spec(settings, given)
     model = model or octo.build(settings, spec, names)
     keys = jax.random.split(jax.random.key(config.seed), 3)
-    shapes = jax.eval_shape(lambda key: states.init_params(model, spec, key), keys[0])
-    frozen = _freeze(shapes, config.optim.frozen)
+    init, frozen = make_init(model, spec, config.optim)
+    shapes = jax.eval_shape(init, keys[0])
     print(states.summarize(shapes, frozen))
     # 4. The files.
     checkpoint.write_run_files(config, embodiments, given, names)
@@ -127,18 +128,14 @@ def train(
     tx, position = optimizer.make(config.optim, config.train.steps), None
     checkpoints = checkpoint.Checkpoints(config.workdir, config.train.keep)
     resume = known and checkpoints.latest is not None
-    start = Start(tx, frozen, config.optim.ema > 0, mesh)
+    start = Start(tx, frozen, config.optim, mesh)
     if resume:
         state, position = checkpoints.restore(start.abstract(shapes))
         print(f"resuming {config.workdir} at step {int(state.step)}")
-    elif config.train.init_from:
-        other = checkpoint.load_run(config.train.init_from)
-        source = f"{config.train.init_from} at step {other.step}"
-        state = start.given(states.merge_strictly(shapes, other.params, source))
-        print(f"starting from the parameters of {source}")
     else:
-        init = lambda key: states.init_params(model, spec, key)
-        state = start.scratch(init, keys[0], pretrained.read(settings, shapes))
+        taken = take_over(config, shapes) if config.train.init_from else {}
+        taken = optimizer.merge(pretrained.read(settings, shapes) or {}, taken)
+        state = start.scratch(init, keys[0], taken)
     if int(state.step) >= config.train.steps:
         print(f"all {config.train.steps} steps are done; with more train.steps it would go on")
         return state
@@ -173,22 +170,29 @@ def make_step(
 ) -> Step:
     """Return the training step (state, batch) -> (state, metrics): pure, to be jitted.
 
-    Metrics: the model's, and loss, grad_norm (before clipping), learning_rate.
+    Metrics: the model's, and loss, grad_norm and grad_norm/<module> (before clipping),
+    learning_rate.
     """
     rate = optimizer.schedule(config.optim, config.train.steps)
 
     def step(before: TrainState, batch: types.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        keys = jax.random.split(jax.random.fold_in(key, before.step), 3)
-        batch = augment(batch, config.train.augment, keys[0])
-
-        def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            variables = {"params": optimizer.merge(before.frozen, params)}
+        def loss(
+            params: Params, batch: types.Batch, key: jax.Array
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
+            keys = jax.random.split(key, 3)
+            batch = augment(batch, config.train.augment, keys[0])
             rngs = {"dropout": keys[1], "noise": keys[2]}
+            variables = {"params": before.model_params(params)}
             return model.apply(variables, batch, train=True, rngs=rngs)
 
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(before.params)
-        norm = optax.tree.norm(grads)
-        own = {"loss": value, "grad_norm": norm, "learning_rate": rate(before.step)}
+        value, metrics, grads = gradients.of_batch(
+            loss,
+            before.params,
+            batch,
+            jax.random.fold_in(key, before.step),
+            config.optim.accumulate,
+        )
+        own = {"loss": value, "learning_rate": rate(before.step), **gradients.norms(grads)}
         return states.update(before, grads, tx, config.optim.ema), {**metrics, **own}
 
     return step
@@ -217,25 +221,66 @@ def compile_step(
     return compiled, {"flops_per_step": flops, "compile_seconds": seconds}
 
 
+def make_init(
+    model: nn.Module, spec: types.BatchSpec, config: OptimConfig
+) -> tuple[Callable[[jax.Array], Params], list[str]]:
+    """Return what makes fresh parameters from a key, low-rank changes too; and the frozen paths.
+
+    Prints what each pattern of optim.frozen and optim.lora matches.
+    """
+    plain = lambda key: states.init_params(model, spec, key)
+    shapes = jax.eval_shape(plain, jax.random.key(0))
+    low_rank = lora.kernels(shapes, config.lora)
+    changed = sorted({path for paths in low_rank.values() for path in paths})
+
+    def init(key: jax.Array) -> Params:
+        params = plain(key)
+        return params | lora.init(params, changed, config.lora_rank, jax.random.fold_in(key, 1))
+
+    matches = optimizer.frozen_paths(shapes, config.frozen, may_all=bool(changed))
+    for pattern, paths in matches.items():
+        verb = "trained" if pattern.startswith("!") else "frozen"
+        print(f"{verb} by {pattern!r}: {', '.join(paths)}")
+    for pattern, paths in low_rank.items():
+        print(f"changed at rank {config.lora_rank} by {pattern!r}: {', '.join(paths)}")
+    return init, sorted({*optimizer.frozen_of(matches), *changed})
+
+
+def take_over(config: Config, shapes: Params) -> Params:
+    """Return the parameters that go over from train.init_from; prints what the runs differ in."""
+    options = config.train
+    other = checkpoint.load_run(options.init_from, options.init_step or None)
+    source = f"{options.init_from} at step {other.step}"
+    print(f"starting from the parameters of {source}")
+    changes = checkpoint.differences(other.config, config)
+    print("settings that differ (there -> here):", *(changes or ["none"]), sep="\n  ")
+    plain = {k: v for k, v in shapes.items() if k != lora.NAME}
+    adapted = states.adapt(plain, other.params, options.fresh, source)
+    print(states.describe_adapted(adapted))
+    return optimizer.unflatten(adapted.taken)
+
+
 class Start:
     """The ways to the first state, on the devices. frozen: parameter paths."""
 
     def __init__(
-        self, tx: optax.GradientTransformation, frozen: Sequence[str], ema: bool, mesh: Mesh
+        self,
+        tx: optax.GradientTransformation,
+        frozen: Sequence[str],
+        config: OptimConfig,
+        mesh: Mesh,
     ) -> None:
-        self._create = lambda params: states.create(params, tx, frozen, ema=ema)
+        self._create = functools.partial(
+            states.create, tx=tx, frozen=frozen, ema=config.ema > 0, lora_scale=config.lora_scale
+        )
         self._whole = sharding.replicated(mesh)
 
     def scratch(
         self, init: Callable[[jax.Array], Params], key: jax.Array, given: Params | None = None
     ) -> TrainState:
-        """Return the state of fresh parameters, with given (pretrained) ones in place of some."""
+        """Return the state of fresh parameters, with given ones in place of some."""
         fresh = lambda key, given: self._create(optimizer.merge(init(key), given))
         return jax.jit(fresh, out_shardings=self._whole)(key, given or {})
-
-    def given(self, params: Params) -> TrainState:
-        """Return the state of given parameters."""
-        return jax.jit(self._create, out_shardings=self._whole)(params)
 
     def abstract(self, shapes: Params) -> TrainState:
         """Return shapes, dtypes and shardings of the state: where a checkpoint is read to."""
@@ -454,14 +499,6 @@ def _check_vocabulary(config: Config, model: Mapping[str, Any]) -> None:
     if language.source(model):
         text = build_component(TOKENIZERS, config.data.text, "data.text")
         language.check_vocabulary(model, text.vocabulary)
-
-
-def _freeze(shapes: Params, patterns: Sequence[str]) -> list[str]:
-    """Return the paths that the patterns freeze, and print what each one matches."""
-    matches = optimizer.frozen_paths(shapes, patterns)
-    for pattern, paths in matches.items():
-        print(f"frozen by {pattern!r}: {', '.join(paths)}")
-    return sorted({path for paths in matches.values() for path in paths})
 
 
 def _abstract_batch(spec: types.BatchSpec, batch_size: int) -> types.Batch:

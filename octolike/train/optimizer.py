@@ -59,24 +59,46 @@ def kernels(params: Params) -> Params:
     return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
 
-def frozen_paths(params: Params, patterns: Sequence[str]) -> dict[str, list[str]]:
-    """Return {pattern: the parameter paths that it freezes}; '*' also crosses '/'.
+def frozen_paths(
+    params: Params, patterns: Sequence[str], *, may_all: bool = False
+) -> dict[str, list[str]]:
+    """Return {pattern: the parameter paths that it decides on}; '*' also crosses '/'.
 
-    Raises ConfigError for a pattern that matches nothing, with the nearest path, and if nothing
-    would be left to train.
+    A pattern that begins with '!' trains what earlier ones froze; of several that match a path, the
+    last one counts: ("*", "!heads_*") trains the heads alone. Raises ConfigError for a pattern that
+    matches nothing, with the nearest path, and if nothing would be left to train (which may be
+    where something else is trained: `may_all`).
     """
     paths = list(flatten(params))
-    matches = {p: fnmatch.filter(paths, p) for p in patterns}
+    matches = match(paths, patterns, "optim.frozen", "parameter")
+    last = {path: pattern for pattern, found in matches.items() for path in found}
+    matches = {p: [k for k in found if last[k] == p] for p, found in matches.items()}
+    if not may_all and len(frozen_of(matches)) == len(paths):
+        raise ConfigError(f"optim.frozen {list(patterns)} freezes every parameter; none is trained")
+    return matches
+
+
+def frozen_of(matches: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the paths that stay, of what `frozen_paths` returned."""
+    return sorted(k for p, found in matches.items() if not p.startswith("!") for k in found)
+
+
+def match(
+    paths: Sequence[str], patterns: Sequence[str], option: str, what: str
+) -> dict[str, list[str]]:
+    """Return {pattern: the paths that it matches}, a leading '!' aside.
+
+    Raises ConfigError, naming the option and the nearest path, where a pattern matches nothing.
+    """
+    matches = {p: fnmatch.filter(paths, p.removeprefix("!")) for p in patterns}
     for pattern, found in matches.items():
         if not found:
             # The heads of paths, too: 'tokenizer/*' is near 'tokenizers_primary/*'.
             heads = {path.rpartition("/")[0].partition("/")[0] + "/*" for path in paths}
             raise ConfigError(
-                "optim.frozen matches no parameter: "
+                f"{option} matches no {what}: "
                 + unknown("pattern", pattern, heads | _near(pattern, paths))
             )
-    if matches and set(paths) == {path for found in matches.values() for path in found}:
-        raise ConfigError(f"optim.frozen {list(patterns)} freezes every parameter; none is trained")
     return matches
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from flax import linen as nn
 from flax import struct
 
 from octolike import types
-from octolike.config import unknown
-from octolike.train import optimizer
+from octolike.config import ConfigError, unknown
+from octolike.train import lora, optimizer
 
 Params = dict[str, Any]
 
@@ -24,7 +24,7 @@ class TrainState:
 
     step: int32 [], optimiser updates made. params: trained parameters, nested by name. frozen: the
     others. ema: running average of `params`, {} if there is none. opt_state: optax state of
-    `params`.
+    `params`. lora_scale: of octolike.train.lora.
     """
 
     step: jax.Array
@@ -32,14 +32,19 @@ class TrainState:
     frozen: Params
     ema: Params
     opt_state: optax.OptState
+    lora_scale: float = struct.field(pytree_node=False, default=1.0)
 
     def all_params(self) -> Params:
-        """Return trained and frozen parameters as one tree: what the model takes."""
+        """Return trained and frozen parameters as one tree: what is saved."""
         return optimizer.merge(self.frozen, self.params)
+
+    def model_params(self, trained: Params) -> Params:
+        """Return what the model takes, for some values of the trained parameters."""
+        return lora.merged(optimizer.merge(self.frozen, trained), self.lora_scale)
 
     def policy_params(self) -> Params:
         """Return the parameters that a policy uses: averaged ones where they are kept."""
-        return optimizer.merge(self.frozen, self.params, self.ema)
+        return self.model_params(optimizer.merge(self.params, self.ema))
 
 
 def init_params(model: nn.Module, spec: types.BatchSpec, key: jax.Array) -> Params:
@@ -50,7 +55,12 @@ def init_params(model: nn.Module, spec: types.BatchSpec, key: jax.Array) -> Para
 
 
 def create(
-    params: Params, tx: optax.GradientTransformation, frozen: Iterable[str], *, ema: bool
+    params: Params,
+    tx: optax.GradientTransformation,
+    frozen: Iterable[str],
+    *,
+    ema: bool,
+    lora_scale: float = 1.0,
 ) -> TrainState:
     """Return the state before the first step."""
     trained, still = optimizer.split(params, frozen)
@@ -60,6 +70,7 @@ def create(
         frozen=still,
         ema=jax.tree.map(jnp.copy, trained) if ema else {},
         opt_state=tx.init(trained),
+        lora_scale=lora_scale,
     )
 
 
@@ -103,6 +114,46 @@ def merge_strictly(params: Params, given: Params, source: str) -> Params:
             + "\nUse the model settings of that run (its config.json)."
         )
     return given
+
+
+class Adapted(NamedTuple):
+    """Parameters that go over from another run, by path; what starts afresh; what stays behind."""
+
+    taken: dict[str, Any]
+    fresh: list[str]
+    left: list[str]
+
+
+def adapt(params: Params, given: Params, fresh: Sequence[str], source: str) -> Adapted:
+    """Return what a model with `params` (may be abstract) takes over from those of another run.
+
+    Everything, but what the patterns `fresh` (train.fresh) match: that may differ, and starts
+    from scratch. Raises ConfigError for a pattern that matches nothing, and with every path that
+    is missing, extra, or of another shape without being matched.
+    """
+    mine, theirs = optimizer.flatten(params), optimizer.flatten(given)
+    found = optimizer.match(sorted(mine.keys() | theirs.keys()), fresh, "train.fresh", "parameter")
+    free = {path for paths in found.values() for path in paths}
+    rest = lambda tree: optimizer.unflatten({k: v for k, v in tree.items() if k not in free})
+    try:
+        taken = merge_strictly(rest(mine), rest(theirs), source)
+    except ValueError as error:
+        raise ConfigError(
+            f"{error} Or let what differs start afresh, e.g. --config.train.fresh=\"('heads_*',)\""
+        ) from None
+    return Adapted(
+        optimizer.flatten(taken), sorted(mine.keys() & free), sorted(theirs.keys() - mine.keys())
+    )
+
+
+def describe_adapted(adapted: Adapted) -> str:
+    """Return the table of the model's parts: arrays taken over, fresh, and left behind."""
+    rows: dict[str, list[int]] = {}
+    for i, paths in enumerate(adapted):
+        for path in paths:
+            rows.setdefault(path.partition("/")[0], [0, 0, 0])[i] += 1
+    shown = [(name, *(str(n) if n else "" for n in row)) for name, row in sorted(rows.items())]
+    return _table([("part", "taken over", "fresh", "left behind"), *shown])
 
 
 def describe(params: Params, frozen: Iterable[str]) -> str:
