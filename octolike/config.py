@@ -55,6 +55,7 @@ class DataConfig:
     """Which episodes, and how they become batches."""
 
     root: str = option("", "directory (local or gs://) that holds the datasets' folders")
+    roots: dict[str, str] = option(dict, "dataset: directory of its own, where it is not root")
     mix: str = option("", "a name of data/mixes.py, or 'dataset=weight,dataset=weight'")
     mix_weights: str = option("multipliers", "'multipliers' of a dataset's size, or 'shares'")
     specs: tuple[str, ...] = option((), "Python files with rows of one's own: data/datasets.py")
@@ -87,6 +88,7 @@ class DataConfig:
     )
     batch_size: int = option(64, "B: examples per step")
     episodes: int = option(0, "use the first so many training episodes of each dataset; 0: all")
+    limits: dict[str, int] = option(dict, "dataset: so many episodes, in place of data.episodes")
     pool: int = option(512, "episodes whose frames are mixed with one another, of all datasets")
     memory: float = option(4.0, "GiB for episodes and batches held; makes the pool smaller")
     threads: int = option(0, "threads that read episodes; 0: one per core")
@@ -97,6 +99,14 @@ class DataConfig:
         "error", "'error', or 'drop': leave out bad episodes, count and report them"
     )
     cache: str = option("", "where statistics are kept when a dataset's directory is read-only")
+
+    def root_of(self, dataset: str) -> str:
+        """Return the directory that holds a dataset's folder."""
+        return self.roots.get(dataset, self.root)
+
+    def limit_of(self, dataset: str) -> int:
+        """Return how many training episodes of a dataset are used; 0: all."""
+        return self.limits.get(dataset, self.episodes)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -227,6 +237,7 @@ class EvaluateConfig:
         0.0, "temporal ensembling: older predictions weigh exp(-this · age); 0: off"
     )
     videos: int = option(2, "videos per skill and split, of successes and of failures")
+    embodiment: str = option("", "the robot, of those that the run knows; '': it has one")
     untrained: bool = option(True, "also evaluate the same network before training, as the floor")
     batch: int = option(16, "environments stepped together; one policy call serves them all")
     workers: int = option(0, "processes; 0: one per core")

@@ -56,7 +56,7 @@ def compare(evaluation):
     try:
         rows = datasets.load_specs(config.specs)
         spec = datasets.find(policy.embodiment.datasets[0], rows)
-        reader = episodes.Reader(spec, config.root, config.validation_split)
+        reader = episodes.Reader(spec, config.root_of(spec.name), config.validation_split)
         for raw in itertools.islice(reader.records(0), 4):
             episode = reader.episode(raw, reader.files[0])
             seen = {"proprio": episode.proprio}

@@ -33,7 +33,7 @@ def main(config: configs.Config) -> None:
         rows = datasets.load_specs(d.specs)
         for name in mixes.parse(d.mix, d.mix_weights, rows).weights:
             spec, begin = datasets.find(name, rows), time.monotonic()
-            reader = episodes.Reader(spec, d.root, d.train_split)
+            reader = episodes.Reader(spec, d.root_of(spec.name), d.train_split)
             index = statistics.index(reader, **settings)
             tasks = len(set(index.tasks) - {""})
             print(

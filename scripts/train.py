@@ -10,30 +10,9 @@ metrics.jsonl and TensorBoard events. Ctrl-C (exit code 130) or SIGTERM (143) sa
 command resumes where it was.
 """
 
-import sys
+import _launch
 
 from octolike import config as configs
 
-
-def main(config: configs.Config) -> None:
-    """Open the data and train; a setting or data that do not fit are an error without traceback."""
-    from octolike.data import batches, episodes
-    from octolike.train import loop
-
-    try:
-        data = batches.open_data(config)
-        print(data.describe())
-        loop.train(
-            config,
-            data.train,
-            spec=data.spec,
-            embodiments=data.embodiments,
-            names=data.names,
-            validation=data.validation(),
-        )
-    except (configs.ConfigError, episodes.DataError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    configs.run(main)
+    configs.run(_launch.launch)

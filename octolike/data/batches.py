@@ -61,6 +61,9 @@ class Data:
         rows = datasets.load_specs(d.specs)
         self._mix = mixes.parse(d.mix, d.mix_weights, rows)
         self.datasets = list(self._mix.weights)
+        for option, names in (("roots", d.roots), ("limits", d.limits)):
+            for name in names.keys() - self._mix.weights.keys():
+                raise ConfigError(unknown(f"dataset in data.{option}", name, self.datasets))
         self._sources = self._open([datasets.find(name, rows) for name in self.datasets])
         self._check_cameras()
         self._strategy = build_component(sampling.SAMPLING, d.sampling, "data.sampling")
@@ -107,6 +110,24 @@ class Data:
         split data.validation_split raises DataError; '' means no validation.
         """
         return {s.spec.name: lambda s=s: self._finite(s) for s in self._held_out}
+
+    def source(self, dataset: str) -> Source:
+        """Return a dataset's held-out episodes, or those of training where none are held out."""
+        sources = {s.spec.name: s for s in [*self._sources, *self._held_out]}
+        if dataset not in sources:
+            raise ConfigError(unknown("dataset of this mix", dataset, sources))
+        return sources[dataset]
+
+    def examples(self, source: Source, frames: np.ndarray, draws: np.ndarray) -> Batch:
+        """Return the batch of given frames, as validation makes it.
+
+        frames: int [B, 2], episode of the source and step; draws: [B, goals.DRAWS], as in `goals`.
+        """
+        distinct, which = np.unique(frames[:, 0], return_inverse=True)
+        shown = [Shown(source, e, source.load(e)) for e in distinct.tolist()]
+        leaves, texts = self._maker.batch(shown, which, frames[:, 1], draws, False)
+        leaves["task.language.ids"], leaves["task.language.mask"] = self._text.encode(texts)
+        return unflatten(leaves)
 
     @property
     def names(self) -> Names:
@@ -209,7 +230,8 @@ class Data:
         readers = [self._reader(spec, d.train_split) for spec in specs]
         indices = [self._index(reader) for reader in readers]
         self.embodiments, record = records(specs, indices, d.normalization)
-        indices = [i.first(d.episodes) for i in indices]
+        limits = [d.limit_of(spec.name) for spec in specs]
+        indices = [i.first(n) for i, n in zip(indices, limits, strict=True)]
         names = [self._tasks_of(s, i, d.tasks) for s, i in zip(specs, indices, strict=True)]
         self.tasks = tuple(dict.fromkeys(name for some in names for name in some))
         self._instructions = {
@@ -256,7 +278,8 @@ class Data:
 
     def _reader(self, spec: datasets.DatasetSpec, split: str) -> Reader:
         d = self._config
-        return Reader(spec, d.root, split, uninformative=d.uninformative_language)
+        root = d.root_of(spec.name)
+        return Reader(spec, root, split, uninformative=d.uninformative_language)
 
     def _tasks_of(self, spec: datasets.DatasetSpec, index: Index, kind: str) -> list[str]:
         return task_names(spec, index, kind, self._config.uninformative_language)

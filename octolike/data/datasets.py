@@ -31,7 +31,10 @@ _OWN = DatasetSpec(
 )
 _FAKE = replace(_OWN, name="fake", label="", robot="none: octolike.data.fake")
 
-DATASETS = {row.name: row for row in (_OWN, _FAKE, *OXE)}
+# The same table again, for what one policy is to learn beside, or after, the rest.
+_TARGET = replace(_OWN, name="tabletop_target")
+
+DATASETS = {row.name: row for row in (_OWN, _TARGET, _FAKE, *OXE)}
 
 
 def find(name: str, rows: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:

@@ -136,6 +136,11 @@ class Reader:
 
         cameras, depth: whose images are kept; cameras None: all.
         """
+        raw = self.record(shard, offset, length)
+        return self.episode(raw, f"{self.files[shard]}, byte {offset}", cameras, depth)
+
+    def record(self, shard: int, offset: int, length: int) -> bytes:
+        """Return the raw record of `length` bytes that starts at byte `offset`."""
         path = self.files[shard]
         try:
             with tf.io.gfile.GFile(path, "rb") as f:
@@ -148,7 +153,7 @@ class Reader:
                 f"{path}: no record of {length} bytes at {offset}; the file has changed since its "
                 "index was made: restore it, or delete the index to have it made again"
             )
-        return self.episode(block[RECORD_HEADER:], f"{path}, byte {offset}", cameras, depth)
+        return block[RECORD_HEADER:]
 
     def episode(
         self,
@@ -181,6 +186,10 @@ class Reader:
             return ""
         value = at(self._steps(raw, where), self.spec.label)
         return next(iter(decode_texts(np.reshape(value, -1))), "")
+
+    def fields(self, raw: bytes, where: str) -> dict[str, Any]:
+        """Return all that a raw record says, as rows see it (`arrange`); images stay encoded."""
+        return self._steps(raw, where)
 
     def standard(self, raw: bytes, where: str) -> Standard:
         """Return the checked actions and proprio of a raw record."""

@@ -41,15 +41,22 @@ MIXES = (
 def parse(text: str, kind: str, rows: Collection[str] = DATASETS) -> Mix:
     """Return the mix that data.mix names, or spells as 'dataset=weight,dataset'.
 
-    `kind` is of spelled weights; a named mix has its own. rows: the datasets there are. Raises
-    ConfigError for an unknown name and for a weight that is not a positive number.
+    `kind` is of spelled weights; a named mix has its own. A named mix may also stand among datasets
+    if its weights are of that kind; a number then multiplies them. rows: the datasets there are.
+    Raises ConfigError for an unknown name and for a weight that is not a positive number.
     """
     if text in MIXES:
         return MIXES[text]
     weights: dict[str, float] = {}
     for item in filter(None, text.split(",")):
         name, given, number = (part.strip() for part in item.partition("="))
-        if name not in rows:
+        parts = MIXES[name].weights if name in MIXES else {name: 1.0}
+        if name in MIXES and MIXES[name].kind != kind:
+            raise ConfigError(
+                f"data.mix: the weights of {name!r} are {MIXES[name].kind}, data.mix_weights is "
+                f"{kind!r}; set it to {MIXES[name].kind!r} to put datasets beside that mix"
+            )
+        if name not in rows and name not in MIXES:
             raise ConfigError(unknown("mix or dataset in data.mix", name, {*MIXES, *rows}))
         try:
             weight = float(number) if given else 1.0
@@ -60,9 +67,9 @@ def parse(text: str, kind: str, rows: Collection[str] = DATASETS) -> Mix:
                 f"data.mix: weight {number} of {name} must be a positive number; "
                 "to leave a dataset out, leave out its name"
             )
-        if name in weights:
-            raise ConfigError(f"data.mix names {name} twice")
-        weights[name] = weight
+        for dataset in parts.keys() & weights.keys():
+            raise ConfigError(f"data.mix names {dataset} twice")
+        weights |= {dataset: weight * part for dataset, part in parts.items()}
     if not weights:
         raise ConfigError(
             "data.mix is empty; name a mix or datasets "

@@ -8,6 +8,7 @@ A group is a dataset or a task (`over`). `SAMPLING` is looked up by config.data.
     temperature   share ∝ steps^(1/t): t = 1 is proportional, large t uniform
     curriculum    ordered stages, or the easiest groups first; a function of the batch number
     difficulty    more of what goes badly, by the results that the trainer feeds back
+    cotrain       a target at a share that may change over time, beside a prior mix
     group_dro     shares that follow the excess loss (scripts/learn_mix.py learns a mix with it)
 
 Shares are a pure function of the batch number and of `memory`, one number per group that feedback
@@ -265,6 +266,61 @@ class Difficulty(Sampling):
 
 
 @dataclass
+class Cotrain(Sampling):
+    """A target at a share of its own, the rest by size or as data.mix weighs it.
+
+    target: a name or pattern; what it fits is the target, within which the same weights count. Its
+    share of the examples goes from `share` at batch 0 to `final` (< 0: it stays) at `batches`, in
+    20 levels.
+    """
+
+    target: str = ""
+    share: float = 0.5
+    final: float = -1.0
+    batches: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.target:
+            raise ConfigError(
+                "data.sampling (cotrain) needs a 'target': a dataset, task or pattern"
+            )
+        for name, value in (("share", self.share), ("final", max(self.final, 0.0) or self.share)):
+            if not 0 < value < 1:
+                raise ConfigError(
+                    f"data.sampling.{name} is {value}; it must lie between 0 and 1 (for the target "
+                    "alone, leave the others out of data.mix)"
+                )
+        _at_least("batches", self.batches, 1)
+
+    def shares(self, groups: Groups, batch: int, memory: np.ndarray) -> np.ndarray:
+        target = groups.spread({self.target: 1.0}, "data.sampling.target", 0.0)
+        if target.all():
+            raise ConfigError(
+                f"data.sampling.target {self.target!r} is all there is: "
+                f"{', '.join(groups.names)}; add the prior datasets to data.mix"
+            )
+        weights = Mix(over=self.over).shares(groups, batch, memory)
+        share = self._share_at(batch)
+        return share * _share(weights * target) + (1 - share) * _share(weights * (1 - target))
+
+    def since(self, batch: int) -> int:
+        if self.final < 0:
+            return 0
+        if batch >= self.batches:
+            return self.batches
+        return -(-self._level(batch) * self.batches // 20)  # the first batch of this level
+
+    def _level(self, batch: int) -> int:
+        return min(20 * batch // self.batches, 20)
+
+    def _share_at(self, batch: int) -> float:
+        if self.final < 0:
+            return self.share
+        return self.share + (self.final - self.share) * self._level(batch) / 20
+
+
+@dataclass
 class GroupDRO(Sampling):
     """Shares that follow the excess loss, by `group_dro`; feedback is {name: excess loss}.
 
@@ -306,6 +362,7 @@ SAMPLING = {
     "temperature": Temperature,
     "curriculum": Curriculum,
     "difficulty": Difficulty,
+    "cotrain": Cotrain,
     "group_dro": GroupDRO,
 }
 

@@ -80,6 +80,7 @@ class Evaluation:
         else:
             chosen = suites.from_config(environment, settings, tuple(run.config.collect.skills))
         self.plan = dataclasses.replace(chosen, **(overrides or {})).plan()
+        embodiment = embodiment or settings.embodiment or None
         self.policy = Policy(run, embodiment, min(settings.batch, len(self.plan)))
         self.setup = {
             "checkpoint": self.policy.step,

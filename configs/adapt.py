@@ -1,0 +1,55 @@
+"""How far a few demonstrations go: alone, beside other tasks, and after them.
+
+    python scripts/collect.py --config configs/adapt.py:variant=prior        touching and pushing
+    python scripts/collect.py --config configs/adapt.py:variant=alone_20     lifting, the new skill
+    python scripts/compare.py --config configs/adapt.py                      every variant, 3 seeds
+
+alone_N learns lifting from N demonstrations, from scratch; cotrain_N from as many beside the other
+skills' data; finetune_N from as many, starting from the policy of those other skills (`prior`). The
+network and settings are those of configs/compare.py. What to expect is in RESULTS.md.
+"""
+
+from pathlib import Path
+
+from octolike.config import Component, Config, ConfigError, load_module, parse_arg, unknown
+
+COUNTS = {"alone": (5, 10, 20, 50, 80), "cotrain": (5, 10, 20, 50), "finetune": (5, 10, 20, 50)}
+VARIANTS = ("prior", *(f"{way}_{n}" for way, counts in COUNTS.items() for n in counts))
+PRIOR, TARGET = {"touch": 600, "push": 400}, {"lift": 80}
+
+
+def get_config(arg: str = "") -> Config:
+    """Return the config; arguments: variant, seed, debug."""
+    args = parse_arg(arg, variant="cotrain_20", seed=0, debug=False)
+    if args.variant not in VARIANTS:
+        raise ConfigError(unknown("variant", args.variant, VARIANTS))
+    here = "runs/adapt-debug" if args.debug else "runs/adapt"
+    config = load_module(str(Path(__file__).with_name("compare.py"))).get_config(
+        "debug" if args.debug else ""
+    )
+    config.workdir, config.seed = f"{here}/{args.variant}-{args.seed}", args.seed
+    config.data.root, config.data.mix = f"{here}/data", "tabletop_target"
+    config.collect.dataset, config.collect.skills = "tabletop_target", dict(TARGET)
+    config.collect.validation_share, config.collect.episodes_per_shard = 0.25, 20
+    config.evaluate.skills, config.evaluate.embodiment = ("lift",), "tabletop_target"
+    config.evaluate.splits, config.evaluate.episodes = ("train",), 30
+
+    way, _, count = args.variant.partition("_")
+    if way == "prior":
+        config.data.mix, config.collect.dataset = "tabletop", "tabletop"
+        config.collect.skills, config.collect.validation_share = dict(PRIOR), 0.05
+        config.collect.episodes_per_shard = 100
+        config.evaluate.skills, config.evaluate.embodiment = tuple(PRIOR), "tabletop"
+    else:
+        config.data.limits = {"tabletop_target": int(count)}
+    if way == "cotrain":
+        config.data.mix = "tabletop_target,tabletop"
+        config.data.sampling = Component(kind="cotrain", target="tabletop_target", share=0.5)
+    if way == "finetune":
+        config.train.init_from = f"{here}/prior-{args.seed}"
+        config.optim.learning_rate, config.train.steps = 3e-4, min(config.train.steps, 750)
+        config.train.checkpoint_every = config.train.steps
+    if args.debug:
+        config.collect.skills = dict.fromkeys(config.collect.skills, 2)
+        config.collect.episodes_per_shard, config.evaluate.episodes = 2, 2
+    return config

@@ -1,0 +1,143 @@
+"""Train on from a run: by default the quick start's policy, on fifty demonstrations of putting.
+
+    python scripts/collect.py --config configs/finetune.py
+    python scripts/finetune.py --config configs/finetune.py:mode=lora
+    ... --config configs/finetune.py:checkpoint=runs/octo,head=l1 --config.data.mix=my_robot
+
+Arguments: checkpoint; mode (full, head, readouts, frozen_vision, frozen_language, lora); head (a
+kind, or 'fresh' for the same one from scratch, as other action dimensions need); camera=name:side
+adds one; proprio=add or drop; window, horizon. What to expect is in RESULTS.md.
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+from octolike.config import (
+    Component,
+    Config,
+    ConfigError,
+    DataConfig,
+    OptimConfig,
+    TrainConfig,
+    from_json,
+    load_module,
+    parse_arg,
+    unknown,
+)
+
+MODES = ("full", "head", "readouts", "frozen_vision", "frozen_language", "lora")
+HEADS, READOUTS = ("!heads_*",), ("!heads_*", "!readout_*")
+# Of the data, only what the network has been shaped by goes over.
+SHAPING = ("cameras", "depth", "window", "horizon", "use_proprio", "normalization", "text", "goal")
+
+
+def get_config(arg: str = "") -> Config:
+    """Return the config; arguments: above, and debug."""
+    args = parse_arg(
+        arg,
+        checkpoint="",
+        mode="full",
+        head="",
+        camera="",
+        proprio="",
+        window=0,
+        horizon=0,
+        debug=False,
+    )
+    config = source(args)
+    old, config.data = config.data, DataConfig(root="runs/finetune/data", mix="tabletop_target")
+    for name in SHAPING:
+        setattr(config.data, name, getattr(old, name))
+    config.data.batch_size, config.data.pool = old.batch_size, old.pool
+    config.data.tasks, config.data.task_ids = old.tasks, old.task_ids
+    init_from = args.checkpoint or ("runs/quickstart-debug" if args.debug else "runs/quickstart")
+    config.workdir = f"runs/finetune/{args.mode}"
+    config.train = TrainConfig(init_from=init_from, steps=2000, validate_every=500, log_every=100)
+    config.optim = OptimConfig(learning_rate=3e-4, warmup=100, ema=config.optim.ema)
+    config.collect.dataset, config.collect.skills = "tabletop_target", {"put": 50}
+    config.collect.episodes_per_shard, config.collect.validation_share = 10, 0.2
+
+    change(config, args)
+    freeze(config, args.mode)
+    if args.debug:
+        config.workdir, config.data.root = "runs/finetune-debug", "runs/finetune-debug/data"
+        config.collect.skills, config.collect.episodes_per_shard = {"put": 2}, 2
+        config.train.steps, config.train.log_every, config.optim.warmup = 20, 5, 2
+        config.train.validate_every, config.train.validation_batches = 10, 1
+        config.data.batch_size = 4
+    return config
+
+
+def source(args: SimpleNamespace) -> Config:
+    """Return the config of the run to start from."""
+    if not args.checkpoint:
+        given = load_module(str(Path(__file__).with_name("quickstart.py")))
+        return given.get_config("debug" if args.debug else "")
+    path = Path(args.checkpoint) / "config.json"
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise ConfigError(f"checkpoint={args.checkpoint} is no run directory: {error}") from None
+
+
+def change(config: Config, args: SimpleNamespace) -> None:
+    """Make the changes to the network that the arguments ask for; what is new starts afresh."""
+    data, model, fresh = config.data, config.model, []
+    if args.head:
+        kept = model.heads["action"]["kind"] if args.head == "fresh" else args.head
+        if args.head != "fresh":
+            model.heads = {"action": Component(kind=kept)}
+        fresh.append("heads_*")
+    if args.camera:
+        name, _, side = args.camera.partition(":")
+        likely = [t for t in model.tokenizers.values() if t["kind"] == "image"]
+        if not side.isdigit() or name in data.cameras or name in model.tokenizers or not likely:
+            raise ConfigError(
+                f"camera={args.camera!r}: expected name:pixels of a camera that the run has not "
+                f"({', '.join(data.cameras)}), and an image tokenizer to take after"
+            )
+        data.cameras = {**data.cameras, name: int(side)}
+        model.tokenizers[name] = Component({**likely[0], "cameras": (name,)})
+        fresh += [f"tokenizers_{name}/*", f"obs_{name}_*"]
+    if args.proprio not in ("", "add", "drop"):
+        raise ConfigError(unknown("value of proprio", args.proprio, ("add", "drop")))
+    if args.proprio == "add":
+        data.use_proprio, model.tokenizers["proprio"] = True, Component(kind="proprio")
+        fresh.append("obs_proprio_*")
+    config.train.fresh = tuple(fresh)
+    if args.proprio == "drop":
+        data.use_proprio = False
+        dropped = [k for k, t in model.tokenizers.items() if t["kind"] == "proprio"]
+        model.tokenizers = {k: t for k, t in model.tokenizers.items() if k not in dropped}
+        config.train.fresh += tuple(f"*_{name}*" for name in dropped)
+    if args.window:
+        model.max_window = max(model.max_window, data.window)
+        if args.window > model.max_window:
+            model.max_window = args.window
+            config.train.fresh += ("*_pos_embedding",)
+        data.window = args.window
+    data.horizon = args.horizon or data.horizon
+    config.evaluate.execute = min(config.evaluate.execute, data.horizon)
+
+
+def freeze(config: Config, mode: str) -> None:
+    """Say which parameters are trained; what starts afresh always is."""
+    tokenizers, fresh = config.model.tokenizers, config.train.fresh
+    named = lambda kind: tuple(
+        f"tokenizers_{k}/*" for k, t in tokenizers.items() if t["kind"] == kind
+    )
+    if mode not in MODES:
+        raise ConfigError(unknown("mode", mode, MODES))
+    frozen = {
+        "full": (),
+        "head": ("*", *HEADS),
+        "readouts": ("*", *READOUTS),
+        "lora": ("*", *READOUTS),
+        "frozen_vision": named("image"),
+        "frozen_language": named("language"),
+    }[mode]
+    # What is dropped is not there to be trained.
+    there = tuple(f"!{p}" for p in fresh if not p.startswith("*_") or p == "*_pos_embedding")
+    config.optim.frozen = frozen + (there if frozen else ())
+    config.optim.lora = ("transformer/*/kernel",) if mode == "lora" else ()

@@ -1,0 +1,75 @@
+"""Hold a trained policy against its data and its simulator: does it see and do what it was taught?
+
+    python scripts/check_policy.py RUN                     or --run RUN
+    ... RUN --frames 256 --demonstrations 200              more of both
+
+(a) Demonstrations are played again in the simulator that made them; (b) frames of each dataset go
+through the policy as on a robot, and are held against training's batches bit for bit, and against
+training's validation. Expect a table that ends with "all is the same", and check_policy.png and
+.json in RUN/check_policy. The exit code is 1 where something differs, and says what and where.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+
+RUN = flags.DEFINE_string("run", None, "directory of the run")
+ROOT = flags.DEFINE_string("root", None, "directory of the datasets, where they have moved")
+CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")
+FRAMES = flags.DEFINE_integer("frames", 64, "frames per dataset", lower_bound=1)
+DEMONSTRATIONS = flags.DEFINE_integer("demonstrations", 50, "demonstrations to replay", 0)
+
+
+def main(arguments: list[str]) -> None:
+    """Check; what does not fit is one line, without a traceback."""
+    logging.set_verbosity(logging.WARNING)
+    run = RUN.value or next(iter(arguments[1:]), None)
+    if run is None:
+        sys.exit("error: no run given: python scripts/check_policy.py RUN")
+    try:
+        report = check(run)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    print(report.table())
+    print(f"\npicture: {report.write(Path(run) / 'check_policy')}")
+    sys.exit(1 if report.faults else 0)
+
+
+def check(directory: str):
+    """Return the report of both checks."""
+    # Imported here: worker processes begin by importing this file, and must not see tensorflow.
+    from tqdm import tqdm
+
+    from octolike.data import batches, recorded
+    from octolike.evaluation import checks
+    from octolike.policy import Policy
+    from octolike.train.checkpoint import load_run
+
+    run = load_run(directory, step=CHECKPOINT.value)
+    config = run.config
+    config.data.root = ROOT.value or config.data.root
+    data = batches.open_data(config)
+    compared, replays, simulators = [], [], []
+    for name in data.datasets:
+        source = data.source(name)
+        frames = recorded.sample_frames(data, config.data, name, FRAMES.value)
+        total = max(1, round(FRAMES.value / recorded.BATCH))
+        policy = Policy(run, run.embodiments[source.record].name, recorded.BATCH)
+        bar = tqdm(frames, f"frames of {name}", total, unit="batch")
+        compared.append(checks.compare(policy, name, bar, run))
+        environment = recorded.made_with(source.reader)
+        if environment is None and name == config.collect.dataset:
+            environment = config.environment
+        if not environment or not DEMONSTRATIONS.value:
+            continue
+        count, demonstrations = recorded.demonstrations(source, DEMONSTRATIONS.value)
+        with tqdm(total=count, desc=f"replays of {name}", unit="episode") as bar:
+            replays += checks.replay_all(demonstrations, policy.embodiment, environment, bar.update)
+        simulators.append(environment["kind"])
+    why = f"(a) no replay: no simulator is known that made {', '.join(data.datasets)}"
+    return checks.Report(replays, compared, ", ".join(simulators), why)
+
+
+if __name__ == "__main__":
+    app.run(main)
