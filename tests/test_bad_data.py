@@ -269,6 +269,11 @@ def test_mixes_that_make_no_sense(mix, message):
 def test_spaces_in_a_mix_mean_nothing():
     assert mixes.parse("fake = 2 , tabletop", "shares").weights == {"fake": 2.0, "tabletop": 1.0}
     assert mixes.parse("bridge_and_tabletop", "multipliers").kind == "shares"
+    beside = mixes.parse("fake,magic_soup=2", "multipliers").weights
+    soup = mixes.MIXES["magic_soup"].weights
+    assert beside == {"fake": 1.0} | {name: 2 * w for name, w in soup.items()}
+    with pytest.raises(ConfigError, match="weights of 'magic_soup' are multipliers"):
+        mixes.parse("fake,magic_soup", "shares")
 
 
 def test_a_file_that_vanishes_while_running_is_named(whole, tmp_path):

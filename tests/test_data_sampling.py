@@ -109,6 +109,36 @@ def test_pacing_opens_the_easiest_first_and_all_in_the_end(pacing):
         assert schedule.since(b) <= b
 
 
+def test_a_target_keeps_its_share_beside_the_prior_and_it_may_change():
+    strategy = make("cotrain", target="a", share=0.5)
+    np.testing.assert_allclose(shares(strategy), [0.5, 0.5 / 3, 1 / 3])
+    assert Schedule(strategy, groups(a=1, b=2)).since(99) == 0
+    schedule = Schedule(
+        make("cotrain", target="[ab]", share=0.2, final=0.8, batches=50), groups(a=1, b=3, c=6)
+    )
+    found = np.array([schedule.shares(b) for b in range(80)])
+    np.testing.assert_allclose(found[0], [0.05, 0.15, 0.8])
+    np.testing.assert_allclose(found[50:], np.tile([0.2, 0.6, 0.2], (30, 1)))
+    assert (np.diff(found[:, 0]) >= 0).all()
+    for b in range(80):
+        np.testing.assert_array_equal(found[schedule.since(b)], found[b])
+        assert schedule.since(b) == 0 or not np.array_equal(found[schedule.since(b) - 1], found[b])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "needs a 'target'"),
+        ({"target": "a", "share": 1.0}, "share is 1.0; it must lie between 0 and 1"),
+        ({"target": "aa"}, "unknown dataset or task in data.sampling.target: 'aa'"),
+        ({"target": "*"}, "is all there is: a, b, c; add the prior"),
+    ],
+)
+def test_bad_targets_are_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        shares(make("cotrain", **fields))
+
+
 def test_difficulty_gives_more_to_what_goes_badly():
     strategy = make("difficulty", floor=0.1)
     found = shares(strategy, feedback=[{"a": 0.1, "b": 0.4, "c": 0.5}])

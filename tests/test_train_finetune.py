@@ -1,0 +1,163 @@
+"""Starting from another run: what goes over, LoRA, what is frozen, gradients part by part."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import train_fakes
+from train_fakes import SPEC, Stream, Tiny, config, make_batch, parts
+
+from octolike.config import ConfigError, OptimConfig
+from octolike.train import checkpoint, gradients, loop, lora, optimizer
+from octolike.train import state as states
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with train_fakes.compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def params():
+    return states.init_params(Tiny(), SPEC, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Return the directory of a finished run."""
+    directory = tmp_path_factory.mktemp("source")
+    loop.train(config(directory, steps=2), Stream, **parts())
+    return directory
+
+
+def tuned(directory, source, **optim):
+    made = config(directory, steps=4, checkpoint_every=2)
+    made.train.init_from = str(source)
+    for name, value in optim.items():
+        setattr(made.optim, name, value)
+    return made
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
+
+
+def test_lora_starts_as_nothing_and_adds_a_product(params):
+    change = lora.init(params, ["stem/kernel"], 2, jax.random.key(1))
+    assert same(lora.merged(params | change, 1.0), params)
+    a = change["lora"]["stem"]["kernel"]["a"]
+    b = jnp.ones_like(change["lora"]["stem"]["kernel"]["b"])
+    change["lora"]["stem"]["kernel"]["b"] = b
+    made = lora.merged(params | change, 0.5)
+    np.testing.assert_allclose(
+        made["stem"]["kernel"], params["stem"]["kernel"] + 0.5 * a @ b, rtol=1e-5, atol=1e-6
+    )
+    assert same(made["head"], params["head"])
+
+
+def test_lora_of_a_convolution_is_over_its_flat_kernel():
+    conv = {"conv": {"kernel": np.zeros((3, 3, 4, 8), np.float32)}}
+    change = lora.init(conv, ["conv/kernel"], 3, jax.random.key(0))
+    factors = change["lora"]["conv"]["kernel"]
+    assert (factors["a"].shape, factors["b"].shape) == ((36, 3), (3, 8))
+    assert lora.merged(conv | change, 1.0)["conv"]["kernel"].shape == (3, 3, 4, 8)
+
+
+def test_bad_lora_settings_are_named(params):
+    with pytest.raises(ConfigError, match=r"optim\.lora matches no kernel.*stem/kernel"):
+        lora.kernels(params, ["sten/kernel"])
+    with pytest.raises(ConfigError, match="matches no kernel"):
+        lora.kernels(params, ["stem/bias"])
+    with pytest.raises(ConfigError, match=r"lora_rank is 8; expected 1 to 7, as stem/kernel is"):
+        lora.init(params, ["stem/kernel"], 8, jax.random.key(0))
+
+
+def test_lora_trains_its_factors_alone_resumes_and_is_merged_on_loading(source, tmp_path):
+    made = tuned(tmp_path, source, lora=("stem/*",), frozen=("*",), lora_rank=2, lora_scale=0.5)
+    made.train.steps = 2
+    loop.train(made, Stream, **parts())
+    made.train.steps = 4
+    last = loop.train(made, Stream, **parts())
+    assert list(last.params) == ["lora"]
+    moments = [x for x in jax.tree.leaves(last.opt_state) if x.ndim]
+    factors = jax.tree.leaves(last.params)
+    assert sorted(x.size for x in moments) == sorted(2 * [x.size for x in factors])
+
+    before, after = checkpoint.load_run(source).params, checkpoint.load_run(tmp_path).params
+    assert same(after["head"], before["head"])
+    change = after["stem"]["kernel"] - before["stem"]["kernel"]
+    assert np.linalg.matrix_rank(change, tol=1e-7) == 2
+    a, b = (last.params["lora"]["stem"]["kernel"][k] for k in "ab")
+    np.testing.assert_allclose(change, 0.5 * np.asarray(a) @ np.asarray(b), rtol=1e-4, atol=1e-6)
+
+
+def test_a_leading_exclamation_mark_trains_what_was_frozen(params):
+    matches = optimizer.frozen_paths(params, ("*", "!head/*"))
+    assert not any(path.startswith("head") for path in optimizer.frozen_of(matches))
+    assert len(optimizer.frozen_of(matches)) == len(optimizer.flatten(params)) - 2
+    with pytest.raises(ConfigError, match="freezes every parameter"):
+        optimizer.frozen_paths(params, ("!head/*", "*"))
+
+
+def test_what_fits_goes_over_and_what_is_named_starts_afresh(params):
+    other = jax.tree.map(lambda x: x + 1, params)
+    other["head"] = {"kernel": np.zeros((8, 2)), "bias": np.zeros(2), "gone": np.zeros(1)}
+    found = states.adapt(params, other, ("head/*",), "runs/a")
+    assert set(found.taken) == {k for k in optimizer.flatten(params) if "head" not in k}
+    np.testing.assert_array_equal(found.taken["stem/bias"], other["stem"]["bias"])
+    assert (found.fresh, found.left) == (["head/bias", "head/kernel"], ["head/gone"])
+    assert "head            0" not in states.describe_adapted(found)
+    with pytest.raises(ConfigError, match=r"of runs/a do not fit[^$]*head/gone[^$]*train\.fresh"):
+        states.adapt(params, other, (), "runs/a")
+    with pytest.raises(ConfigError, match=r"train\.fresh matches no parameter.*'heda/\*'"):
+        states.adapt(params, other, ("heda/*",), "runs/a")
+
+
+def test_a_fresh_head_on_another_runs_stem(source, tmp_path, capsys):
+    made = tuned(tmp_path, source, learning_rate=0.0)
+    made.train.fresh, made.seed = ("head/*",), 7
+    last = loop.train(made, Stream, **parts())
+    before = checkpoint.load_run(source).params
+    assert same(last.params["stem"], before["stem"])
+    assert not np.array_equal(last.params["head"]["kernel"], before["head"]["kernel"])
+    told = capsys.readouterr().out
+    assert "settings that differ (there -> here):" in told
+    assert "  seed: 0 -> 7" in told
+
+
+def test_gradients_part_by_part_are_those_of_the_whole(params):
+    batch = make_batch(0, size=8)
+    batch["action_mask"][1:4, 0] = False  # parts with different numbers of valid actions
+    batch["observation"]["timestep_mask"][6, 0] = False
+
+    def loss(params, batch, key):
+        out = Tiny().apply({"params": params}, batch["observation"], False, method="predict")
+        mask = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
+        errors = jnp.where(mask, jnp.square(out - batch["action"]), 0)
+        each = errors.sum(axis=(1, 2, 3)) / jnp.maximum(mask.sum(axis=(1, 2, 3)), 1)
+        return errors.sum() / mask.sum(), {"loss_per_example": each}
+
+    # what was in the arrays must not matter where the mask is False
+    whole = gradients.of_batch(loss, params, batch, jax.random.key(0))
+    cut = gradients.of_batch(loss, params, batch, jax.random.key(0), parts=4)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_norms_are_given_per_module_and_block():
+    grads = {
+        "transformer": {"block_0": {"a": jnp.array([3.0])}, "block_1": {"a": jnp.array([4.0])}},
+        "heads_action": {"kernel": jnp.array([12.0])},
+    }
+    found = gradients.norms(grads)
+    assert found["grad_norm"] == 13
+    assert found["grad_norm/transformer/block_1"] == 4
+    assert found["grad_norm/heads_action"] == 12
+
+
+def test_a_batch_that_does_not_divide_into_parts_is_an_error(tmp_path):
+    made = config(tmp_path)
+    made.optim = OptimConfig(accumulate=3, warmup=0)
+    with pytest.raises(ConfigError, match=r"batch_size 4 does not divide into optim\.accumulate 3"):
+        made.check()
