@@ -55,7 +55,7 @@ class DataConfig:
     """Which episodes, and how they become batches."""
 
     root: str = option("", "directory (local or gs://) that holds the datasets' folders")
-    roots: dict[str, str] = option(dict, "dataset: directory of its own, where it is not root")
+    roots: Component = option(Component, "dataset: directory of its own, where it is not root")
     mix: str = option("", "a name of data/mixes.py, or 'dataset=weight,dataset=weight'")
     mix_weights: str = option("multipliers", "'multipliers' of a dataset's size, or 'shares'")
     specs: tuple[str, ...] = option((), "Python files with rows of one's own: data/datasets.py")
@@ -88,7 +88,7 @@ class DataConfig:
     )
     batch_size: int = option(64, "B: examples per step")
     episodes: int = option(0, "use the first so many training episodes of each dataset; 0: all")
-    limits: dict[str, int] = option(dict, "dataset: so many episodes, in place of data.episodes")
+    limits: Component = option(Component, "dataset: so many episodes, in place of data.episodes")
     pool: int = option(512, "episodes whose frames are mixed with one another, of all datasets")
     memory: float = option(4.0, "GiB for episodes and batches held; makes the pool smaller")
     threads: int = option(0, "threads that read episodes; 0: one per core")
@@ -414,7 +414,12 @@ def run(main: Callable[[Config], Any]) -> None:
     from absl import app, flags, logging
     from ml_collections import config_flags
 
-    flag = config_flags.DEFINE_config_file("config", help_string="path of a config file")
+    flag = config_flags.DEFINE_config_file(
+        "config",
+        help_string="path of a config file",
+        lock_config=False,  # a component may get a field that it left at its default
+        accept_new_attributes=True,
+    )
 
     def parse(argv: list[str]) -> list[str]:
         try:

@@ -58,6 +58,17 @@ def test_door_3_names_a_component_that_the_config_lacks():
     assert "--config.model.heads.acton.steps: this config has no 'acton'" in done.stderr
 
 
+def test_door_3_takes_fields_that_a_component_leaves_at_their_default():
+    done = run_script(
+        "print(cfg.data.sampling['over'], cfg.data.roots['mine'], cfg.data.specs)",
+        "--config=configs/quickstart.py",
+        "--config.data.sampling.over=task",
+        "--config.data.roots.mine=some/where",
+        "--config.data.specs=mine.py",
+    )
+    assert done.stdout.strip() == "task some/where ('mine.py',)", done.stderr
+
+
 def test_door_4_config_argument():
     with pytest.raises(c.ConfigError, match="did you mean 'debug'"):
         c.parse_arg("debgu", debug=False)
