@@ -9,9 +9,7 @@ skills' data; finetune_N from as many, starting from the policy of those other s
 network and settings are those of configs/compare.py. What to expect is in RESULTS.md.
 """
 
-from pathlib import Path
-
-from octolike.config import Component, Config, ConfigError, load_module, parse_arg, unknown
+from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
 
 COUNTS = {"alone": (5, 10, 20, 50, 80), "cotrain": (5, 10, 20, 50), "finetune": (5, 10, 20, 50)}
 VARIANTS = ("prior", *(f"{way}_{n}" for way, counts in COUNTS.items() for n in counts))
@@ -24,9 +22,7 @@ def get_config(arg: str = "") -> Config:
     if args.variant not in VARIANTS:
         raise ConfigError(unknown("variant", args.variant, VARIANTS))
     here = "runs/adapt-debug" if args.debug else "runs/adapt"
-    config = load_module(str(Path(__file__).with_name("compare.py"))).get_config(
-        "debug" if args.debug else ""
-    )
+    config = base_config("compare.py", "debug" if args.debug else "", beside=__file__)
     config.workdir, config.seed = f"{here}/{args.variant}-{args.seed}", args.seed
     config.data.root, config.data.mix = f"{here}/data", "tabletop_target"
     config.collect.dataset, config.collect.skills = "tabletop_target", dict(TARGET)

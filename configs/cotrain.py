@@ -5,28 +5,27 @@
     python scripts/cotrain.py --config configs/cotrain.py
     ... --config configs/cotrain.py:target=my_robot,prior=magic_soup,base=configs/bridge.py
 
-Arguments: base, the config whose network and settings are used; target, a dataset; prior, a mix or
-a dataset; share, the target's share of the examples, and final, what it ends with (-1: as it was).
-What to expect is in RESULTS.md.
+Arguments: base, another config file whose network and settings are used; target, a dataset; prior,
+a mix or a dataset; share, the target's share of the examples, and final, what it ends with (-1: as
+it was). What to expect is in RESULTS.md.
 """
 
-from pathlib import Path
-
-from octolike.config import Component, Config, load_module, parse_arg
+from octolike.config import Component, Config, base_config, parse_arg
 
 
 def get_config(arg: str = "") -> Config:
     """Return the config; arguments: above, and debug."""
     args = parse_arg(
         arg,
-        base=str(Path(__file__).with_name("compare.py")),
+        base="",
         target="tabletop_target",
         prior="tabletop",
         share=0.5,
         final=-1.0,
         debug=False,
     )
-    config = load_module(args.base).get_config("debug" if args.debug else "")
+    path, beside = (args.base, "") if args.base else ("compare.py", __file__)
+    config = base_config(path, "debug" if args.debug else "", beside=beside)
     config.workdir = "runs/cotrain-debug" if args.debug else "runs/cotrain"
     data = config.data
     data.mix = f"{args.target},{args.prior}"

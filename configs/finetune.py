@@ -9,8 +9,6 @@ kind, or 'fresh' for the same one from scratch, as other action dimensions need)
 adds one; proprio=add or drop; window, horizon. What to expect is in RESULTS.md.
 """
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 from octolike.config import (
@@ -20,9 +18,9 @@ from octolike.config import (
     DataConfig,
     OptimConfig,
     TrainConfig,
-    from_json,
-    load_module,
+    base_config,
     parse_arg,
+    stored_config,
     unknown,
 )
 
@@ -71,14 +69,9 @@ def get_config(arg: str = "") -> Config:
 
 def source(args: SimpleNamespace) -> Config:
     """Return the config of the run to start from."""
-    if not args.checkpoint:
-        given = load_module(str(Path(__file__).with_name("quickstart.py")))
-        return given.get_config("debug" if args.debug else "")
-    path = Path(args.checkpoint) / "config.json"
-    try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise ConfigError(f"checkpoint={args.checkpoint} is no run directory: {error}") from None
+    if args.checkpoint:
+        return stored_config(args.checkpoint)
+    return base_config("quickstart.py", "debug" if args.debug else "", beside=__file__)
 
 
 def change(config: Config, args: SimpleNamespace) -> None:

@@ -14,40 +14,50 @@ attribute, command line, config argument, stored JSON and component field.
 
 # No `from __future__ import annotations`: config_flags reads the fields' types, not their names.
 import dataclasses
-import difflib
-import importlib.util
 import json
 import sys
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from octolike.settings import (
+    Component,
+    ConfigError,
+    build_component,
+    check_types,
+    choice,
+    from_dict,
+    load_module,
+    option,
+    parse_arg,
+    require,
+    unknown,
+)
 
-class ConfigError(ValueError):
-    """A setting that is unknown, of the wrong type, or at odds with another one."""
-
-
-class Component(dict):
-    """One choice out of an open set: {"kind": name, field: value, ...}.
-
-    Fields are checked when the component is built (`build_component`), by the table that knows
-    them.
-    """
-
-    def __missing__(self, key: str) -> object:
-        # The command line may set a field that the config file leaves at its default: config_flags
-        # asks for the present value to learn its type, and takes any literal for an `object`.
-        return object()
-
-
-def option(default: Any, meaning: str) -> Any:
-    """Return a dataclass field with a default (a callable makes a fresh one) and its meaning."""
-    metadata = {"meaning": meaning}
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+__all__ = [
+    "AugmentConfig",
+    "CollectConfig",
+    "Component",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "base_config",
+    "build_component",
+    "describe",
+    "from_json",
+    "load_module",
+    "option",
+    "parse_arg",
+    "run",
+    "stored_config",
+    "to_json",
+    "unknown",
+]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -212,6 +222,7 @@ class CollectConfig:
 
     dataset: str = option("tabletop", "name of the dataset to write, under data.root")
     skills: dict[str, int] = option(dict, "skill: training episodes")
+    split: str = option("train", "split of the environment's tasks that is demonstrated")
     validation_share: float = option(
         0.05, "validation episodes, as a share of the training episodes"
     )
@@ -260,20 +271,20 @@ class Config:
 
     def check(self) -> None:
         """Raise ConfigError for the first group of settings that do not fit each other."""
-        _check_types(self, "config")
+        check_types(self, "config")
         d, m, o, t = self.data, self.model, self.optim, self.train
-        _choice("data.mix_weights", d.mix_weights, ("multipliers", "shares"))
-        _choice("data.normalization", d.normalization, ("normal", "bounds"))
-        _choice("data.goal", d.goal, ("uniform", "last", "none"))
-        _choice("data.tasks", d.tasks, ("instruction", "label", "dataset"))
-        _choice("data.bad_episodes", d.bad_episodes, ("error", "drop"))
-        _choice("model.dtype", m.dtype, ("float32", "bfloat16"))
-        _choice("optim.schedule", o.schedule, ("cosine", "rsqrt", "constant"))
-        _choice("optim.surgery", o.surgery, ("", "pcgrad"))
-        _choice("train.groups", t.groups, ("dataset", "task", "embodiment"))
-        _choice("train.keep_best", t.keep_best, ("", "action_error", "loss"))
+        choice("data.mix_weights", d.mix_weights, ("multipliers", "shares"))
+        choice("data.normalization", d.normalization, ("normal", "bounds"))
+        choice("data.goal", d.goal, ("uniform", "last", "none"))
+        choice("data.tasks", d.tasks, ("instruction", "label", "dataset"))
+        choice("data.bad_episodes", d.bad_episodes, ("error", "drop"))
+        choice("model.dtype", m.dtype, ("float32", "bfloat16"))
+        choice("optim.schedule", o.schedule, ("cosine", "rsqrt", "constant"))
+        choice("optim.surgery", o.surgery, ("", "pcgrad"))
+        choice("train.groups", t.groups, ("dataset", "task", "embodiment"))
+        choice("train.keep_best", t.keep_best, ("", "action_error", "loss"))
         for way in self.evaluate.tell:
-            _choice("evaluate.tell", way, ("language", "goal", "task_id"))
+            choice("evaluate.tell", way, ("language", "goal", "task_id"))
         for name, value, low in (
             ("data.window", d.window, 1),
             ("data.horizon", d.horizon, 1),
@@ -291,8 +302,8 @@ class Config:
             ("evaluate.episodes", self.evaluate.episodes, 1),
             ("evaluate.batch", self.evaluate.batch, 1),
         ):
-            _require(value >= low, f"{name} is {value}; it must be at least {low}")
-        _require(d.memory > 0, f"data.memory is {d.memory} GiB; it must be positive")
+            require(value >= low, f"{name} is {value}; it must be at least {low}")
+        require(d.memory > 0, f"data.memory is {d.memory} GiB; it must be positive")
         for name, value in (
             ("data.keep_language", d.keep_language),
             ("data.keep_goal", d.keep_goal),
@@ -301,53 +312,39 @@ class Config:
             ("optim.ema", o.ema),
             ("collect.validation_share", self.collect.validation_share),
         ):
-            _require(0 <= value <= 1, f"{name} is {value}; it must lie in [0, 1]")
-        _require(
+            require(0 <= value <= 1, f"{name} is {value}; it must lie in [0, 1]")
+        require(
             m.max_window == 0 or m.max_window >= d.window,
             f"model.max_window {m.max_window} is smaller than data.window {d.window}",
         )
-        _require(
+        require(
             m.width % m.attention_heads == 0,
             f"model.width {m.width} is no multiple of model.attention_heads {m.attention_heads}",
         )
-        _require(
+        require(
             self.evaluate.execute <= d.horizon,
             f"evaluate.execute {self.evaluate.execute} exceeds the chunk, data.horizon {d.horizon}",
         )
         for name, tokenizer in m.tokenizers.items():
             if "vocabulary" in tokenizer and "vocabulary" in d.text:
                 ours, theirs = tokenizer["vocabulary"], d.text["vocabulary"]
-                _require(
+                require(
                     ours == theirs,
                     f"model.tokenizers.{name}.vocabulary {ours} differs from "
                     f"data.text.vocabulary {theirs}",
                 )
-            _require(
+            require(
                 tokenizer.get("kind") != "task_id" or d.task_ids,
                 f"model.tokenizers.{name} tells the policy its task by number, but data.task_ids "
                 "is off",
             )
-        _require(
+        require(
             d.batch_size % o.accumulate == 0,
             f"data.batch_size {d.batch_size} does not divide into optim.accumulate {o.accumulate} "
             "equal parts",
         )
-        _require(o.warmup <= t.steps, f"optim.warmup {o.warmup} exceeds train.steps {t.steps}")
-        _require(bool(self.workdir), "workdir is empty; name one, e.g. --config.workdir=runs/mine")
-
-
-def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
-    """Parse a config argument such as 'debug,head=l1' into the given names, typed as defaults.
-
-    A bare word is a flag. Unknown names raise ConfigError with the choices.
-    """
-    values = dict(defaults)
-    for item in filter(None, (arg or "").split(",")):
-        name, given, text = item.partition("=")
-        if name not in defaults:
-            raise ConfigError(unknown("config argument", name, defaults))
-        values[name] = _parse_like(name, text if given else "true", defaults[name])
-    return types.SimpleNamespace(**values)
+        require(o.warmup <= t.steps, f"optim.warmup {o.warmup} exceeds train.steps {t.steps}")
+        require(bool(self.workdir), "workdir is empty; name one, e.g. --config.workdir=runs/mine")
 
 
 def to_json(config: Any) -> str:
@@ -360,50 +357,22 @@ def from_json(text: str) -> Config:
 
     A name that is missing, since an older version wrote the text, takes its default.
     """
-    return _from_dict(Config, json.loads(text), "config")
+    return from_dict(Config, json.loads(text), "config")
 
 
-def build_component(
-    table: Mapping[str, Any], component: Mapping[str, Any], path: str, **context: Any
-) -> Any:
-    """Return table[kind](**fields, **context); `path` names the component in errors.
-
-    The table's values are dataclasses (linen modules too). `context` holds fields that come from
-    elsewhere (the batch spec, the language length) and that a component therefore must not set.
-    Raises ConfigError for an unknown kind or field, with the choices.
-    """
-    fields = dict(component)
-    kind = fields.pop("kind", None)
-    if kind is None:
-        raise ConfigError(f"{path} has no 'kind'; choose one of {_list(table)}")
-    if kind not in table:
-        raise ConfigError(unknown(f"kind at {path}", kind, table))
-    known = {f.name for f in dataclasses.fields(table[kind])} - {"parent", "name"}
-    for name in fields:
-        if name in context:
-            raise ConfigError(f"{path}.{name} is set by the rest of the config; remove it here")
-        if name not in known:
-            raise ConfigError(unknown(f"field of {path} ({kind!r})", name, known - context.keys()))
-    for f in dataclasses.fields(table[kind]):
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and f.name in known - fields.keys() - context.keys():
-            raise ConfigError(f"{path} ({kind!r}) lacks {f.name!r}, which has no default")
-    return table[kind](**fields, **{k: v for k, v in context.items() if k in known | {"name"}})
+def base_config(path: str, arg: str = "", *, beside: str = "") -> Config:
+    """Return the config of another file, for one that builds on it; `beside`: relative to it."""
+    where = Path(beside).with_name(path) if beside else Path(path)
+    return load_module(str(where)).get_config(arg)
 
 
-def load_module(path: str) -> types.ModuleType:
-    """Return the module of a Python file; ConfigError where there is none or it does not run."""
-    spec = importlib.util.spec_from_file_location(f"octolike_file_{abs(hash(path))}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
+def stored_config(run_dir: str) -> Config:
+    """Return the config that a run was started with; ConfigError where there is no run."""
+    path = Path(run_dir) / "config.json"
     try:
-        spec.loader.exec_module(module)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}") from None
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    return module
+        return from_json(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{run_dir} is no run directory: {error}") from None
 
 
 def run(main: Callable[[Config], Any]) -> None:
@@ -447,14 +416,6 @@ def describe() -> str:
     return "\n".join(f"{p:<{wide[0]}}  {v:<{wide[1]}}  {m}" for p, v, m in rows)
 
 
-def unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """Return the sentence for a name that nobody knows: the nearest one, and the choices."""
-    choices = sorted(choices)
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what}: {name!r}{hint} (choices: {_list(choices)})"
-
-
 def _explain(error: Exception, argv: list[str]) -> str:
     """Name the override that config_flags could not place, and its nearest neighbour."""
     for arg in argv:
@@ -483,78 +444,3 @@ def _walk(node: Any, prefix: str) -> Iterable[tuple[str, Any, str]]:
             yield from _walk(value, path + ".")
         else:
             yield path, value, f.metadata["meaning"]
-
-
-def _from_dict(cls: type, data: Any, path: str) -> Any:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is {data!r}; expected the fields of {cls.__name__}")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    for name in data:
-        if name not in names:
-            raise ConfigError(unknown(f"setting {path}.{name}", name, names))
-    return cls(**{n: _convert(hints[n], data[n], f"{path}.{n}") for n in names if n in data})
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _from_dict(hint, value, path)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(value)
-    if hint is Component:
-        return _component(value)
-    if origin is dict and args[1] is Component and isinstance(value, dict):
-        return {k: _component(v) for k, v in value.items()}
-    return value
-
-
-def _component(value: Any) -> Any:
-    """Undo what JSON does to a component: its tuples and the components inside it."""
-    if isinstance(value, dict):
-        return Component({k: _component(v) for k, v in value.items()})
-    return tuple(map(_component, value)) if isinstance(value, list) else value
-
-
-def _check_types(node: Any, path: str) -> None:
-    hints = typing.get_type_hints(type(node))
-    for f in dataclasses.fields(node):
-        value, hint, where = getattr(node, f.name), hints[f.name], f"{path}.{f.name}"
-        if dataclasses.is_dataclass(hint):
-            _require(type(value) is hint, f"{where} is {value!r}; expected {hint.__name__}")
-            _check_types(value, where)
-            continue
-        expected = typing.get_origin(hint) or hint
-        if expected is Component:
-            expected = dict
-        good = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
-        if expected is float:
-            good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _require(good, f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
-
-
-def _parse_like(name: str, text: str, default: Any) -> Any:
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"config argument {name}={text!r}: expected true or false")
-        return text.lower() == "true"
-    try:
-        return type(default)(text)
-    except ValueError as e:
-        raise ConfigError(
-            f"config argument {name}={text!r}: expected {type(default).__name__}"
-        ) from e
-
-
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(unknown(f"value of {name}", value, choices))
-
-
-def _require(good: bool, message: str) -> None:
-    if not good:
-        raise ConfigError(message)
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))

@@ -1,0 +1,96 @@
+"""Does sharing help? Three skills on the simulated table: together, alone, and each left out.
+
+    python scripts/transfer.py --config configs/transfer.py                     every run, 3 seeds
+    python scripts/transfer.py --config configs/transfer.py --stage before      the data alone
+    python scripts/train.py --config configs/transfer.py:variant=together,seed=1    one run
+    ... --config configs/transfer.py:debug                                      to see it is wired
+
+Expect runs/transfer/transfer/report.html. With a budget of S steps per skill: `together` has 3 S
+steps of all skills, `together_short` S; `only_<skill>` has S steps of one, `without_<skill>` 2 S of
+the two others. All runs see the same demonstrations; what to expect is in RESULTS.md.
+"""
+
+from octolike.config import Component, Config, ConfigError, parse_arg, unknown
+
+CAMERAS = ("primary", "wrist")
+SKILLS = {"touch": 400, "push": 400, "lift": 400}  # demonstrations of each
+STEPS = 1000  # the budget of each
+GROUPS = tuple(f"tabletop_{skill}" for skill in SKILLS)
+
+# variant: the datasets in its mix, and how many times the budget it is trained for
+VARIANTS = {
+    "together": (GROUPS, len(GROUPS)),
+    "together_short": (GROUPS, 1),
+    **{f"only_{g}": ((g,), 1) for g in GROUPS},
+    **{f"without_{g}": (tuple(x for x in GROUPS if x != g), len(GROUPS) - 1) for g in GROUPS},
+}
+
+
+def get_config(arg: str = "") -> Config:
+    """Return the config; arguments: variant, seed, debug."""
+    args = parse_arg(arg, variant="together", seed=0, debug=False)
+    if args.variant not in VARIANTS:
+        raise ConfigError(unknown("variant", args.variant, VARIANTS))
+    groups, budgets = VARIANTS[args.variant]
+    config, skills = base(), [g.removeprefix("tabletop_") for g in groups]
+    runs = "runs/transfer-debug" if args.debug else "runs/transfer"
+    config.workdir, config.seed = f"{runs}/{args.variant}-{args.seed}", args.seed
+    config.data.root, config.data.mix = f"{runs}/data", ",".join(groups)
+    # only_<dataset> is what collects a dataset; the others take what is there
+    config.collect.dataset = groups[0]
+    config.collect.skills = {s: 6 if args.debug else SKILLS[s] for s in skills}
+    config.evaluate.skills = tuple(skills)
+    config.train.steps = budgets * (10 if args.debug else STEPS)
+    if args.debug:
+        config.collect.episodes_per_shard = 6
+        config.train.log_every, config.train.conflicts_every, config.optim.warmup = 5, 5, 2
+        config.evaluate.episodes = 2
+    return config
+
+
+def base() -> Config:
+    """Return what all variants share."""
+    config = Config()
+    config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
+    config.collect.validation_share, config.collect.episodes_per_shard = 0.08, 100
+
+    data = config.data
+    data.cameras = {"primary": 64, "wrist": 48}
+    data.window, data.horizon, data.goal, data.tasks = 1, 8, "none", "label"
+    data.batch_size, data.pool = 32, 4096
+    data.sampling = Component(kind="uniform")
+    data.text = Component(kind="hash", length=16, vocabulary=1024)
+
+    model = config.model
+    model.width, model.layers, model.attention_heads, model.mlp_width = 96, 2, 4, 384
+    model.tokenizers = {
+        "language": Component(kind="language", vocabulary=1024, pooled=True),
+        **{name: camera(name) for name in CAMERAS},
+        "proprio": Component(kind="proprio"),
+    }
+    network = Component(kind="mlp", hidden=192, blocks=2, expansion=2)
+    model.heads = {
+        "action": Component(
+            kind="diffusion",
+            network=network,
+            steps=20,
+            samples_per_example=4,
+            prediction="sample",
+            sampler="ddim",
+            inference_steps=10,
+        )
+    }
+    config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.995
+    config.train.validate_every, config.train.checkpoint_every = 0, 1000
+    config.train.log_every, config.train.conflicts_every = 100, 50
+    config.evaluate.execute, config.evaluate.untrained, config.evaluate.videos = 2, False, 0
+    config.evaluate.episodes = 50
+    return config
+
+
+def camera(name: str) -> Component:
+    """Return the tokenizer of a camera."""
+    encoder = Component(
+        kind="keypoints", features=(32, 48, 48), kernels=(4, 3, 3), strides=(4, 2, 1)
+    )
+    return Component(kind="image", cameras=(name,), film=True, encoder=encoder)
