@@ -32,6 +32,7 @@ import numpy as np
 
 from octolike import types
 from octolike.config import Config, build_component, unknown
+from octolike.images import resize
 from octolike.model import language, octo
 from octolike.normalize import Embodiment
 from octolike.text import TOKENIZERS
@@ -54,7 +55,11 @@ class Task(NamedTuple):
 
 
 class Policy:
-    """A network with its parameters, the record of one robot, and one compiled function."""
+    """A network with its parameters, the record of one robot, and one compiled function.
+
+    reads: the paths of a batch that the network reads; told: the ways in which training told it
+    its task, of 'language', 'goal' and 'task_id'.
+    """
 
     def __init__(self, run: Run, embodiment: str | None = None, batch_size: int = 1) -> None:
         """Build the policy of a loaded run; see `load`."""
@@ -71,9 +76,11 @@ class Policy:
         self._model = octo.build(settings, self._seen, run.names)
         reads = {key for t in self._model.tokenizers.values() for key in t.reads()}
         chosen_by = {key for head in self._model.heads.values() for key in head.reads()}
+        self.reads = frozenset(reads | chosen_by | {"observation.timestep_mask"})
         # A head per task always knows the task: data.keep_task_id hides it from tokenizers alone.
         self._needs_task_id = "task.task_id" in chosen_by
         told = _conditioning(run.config, reads) | ({"task_id"} if self._needs_task_id else set())
+        self.told = frozenset(told)
         goals = _image_shapes(run.spec, "task") if "goal" in told else {}
         self.goal_shapes = {k: v for k, v in goals.items() if f"task.{k}" in reads}
         self._tasks = run.names.tasks if "task_id" in told else ()
@@ -127,11 +134,14 @@ class Policy:
     def untrained(self, seed: int = 0) -> Policy:
         """Return this policy with freshly initialised parameters; they share what is compiled."""
         init = jax.jit(functools.partial(init_params, self._model, self._seen))
-        fresh = object.__new__(Policy)
-        fresh.__dict__.update(self.__dict__)
-        fresh._params = init(jax.random.key(seed))
-        fresh.step = 0
-        return fresh
+        return self.with_params(init(jax.random.key(seed)), step=0)
+
+    def with_params(self, params: Any, step: int) -> Policy:
+        """Return this policy with other parameters, of a step; they share what is compiled."""
+        other = object.__new__(Policy)
+        other.__dict__.update(self.__dict__)
+        other._params, other.step = jax.device_put(params), step
+        return other
 
     def create_task(
         self,
@@ -210,12 +220,18 @@ class Policy:
                 f"{len(observations)} observations, {len(tasks)} tasks and {len(seeds)} seeds; "
                 "expected as many of each"
             )
+        actions = self.sample_normalized(*self.inputs(observations, tasks), seeds)
+        return self.unnormalize(actions)
+
+    def inputs(
+        self, observations: Sequence[Mapping[str, Any]], tasks: Sequence[Task]
+    ) -> tuple[types.Batch, types.Batch]:
+        """Return what the network is shown: the `observation` and `task` parts of a batch."""
         if not observations:
             raise ValueError("no observations given")
         prepared = [self._prepare(o) for o in observations]
         stack = functools.partial(jax.tree.map, lambda *x: np.stack(x))
-        actions = self.sample_normalized(stack(*prepared), stack(*[t.inputs for t in tasks]), seeds)
-        return self.unnormalize(actions)
+        return stack(*prepared), stack(*[t.inputs for t in tasks])
 
     def sample_normalized(
         self, observation: types.Batch, task: types.Batch, seeds: Sequence[int]
@@ -347,33 +363,6 @@ class Policy:
                 value = _check_image(f"observation[{key!r}]", value, (3, 4))
                 arrays[key] = value if value.ndim == 4 else value[None]
         return arrays
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return a uint8 image [h, w, 3] as [height, width, 3]: bilinear, antialiased when it shrinks.
-
-    The data pipeline resizes with tf.image.resize(antialias=True); a test holds the two together.
-    An image of the right size is returned as it is.
-    """
-    if image.shape[:2] == (height, width):
-        return image
-    rows, columns = (
-        _weights(image.shape[0], height),
-        _weights(image.shape[1], width),
-    )
-    out = np.einsum("Yy,yxc->Yxc", rows, image.astype(np.float32), optimize=True)
-    out = np.einsum("Xx,Yxc->YXc", columns, out, optimize=True)
-    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
-
-
-@functools.lru_cache(maxsize=32)
-def _weights(size: int, new: int) -> np.ndarray:
-    """Return the interpolation matrix float32 [new, size]: triangles as wide as output pixels."""
-    scale = size / new
-    centers = (np.arange(new) + 0.5) * scale
-    distance = np.abs(np.arange(size) + 0.5 - centers[:, None]) / max(scale, 1.0)
-    weights = np.maximum(0.0, 1.0 - distance)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _act(

@@ -42,6 +42,8 @@ def check(directory: str):
     from tqdm import tqdm
 
     from octolike.data import batches, recorded
+    from octolike.data.episodes import DataError
+    from octolike.envs.registry import environment_of
     from octolike.evaluation import checks
     from octolike.policy import Policy
     from octolike.train.checkpoint import load_run
@@ -51,24 +53,26 @@ def check(directory: str):
     config.data.root = ROOT.value or config.data.root
     data = batches.open_data(config)
     compared, replays, simulators = [], [], []
+    why = f"no simulator is known that made {', '.join(data.datasets)}, or none was asked for"
     for name in data.datasets:
         source = data.source(name)
         frames = recorded.sample_frames(data, config.data, name, FRAMES.value)
-        total = max(1, round(FRAMES.value / recorded.BATCH))
         policy = Policy(run, run.embodiments[source.record].name, recorded.BATCH)
-        bar = tqdm(frames, f"frames of {name}", total, unit="batch")
+        bar = tqdm(frames, f"frames of {name}", -(-FRAMES.value // recorded.BATCH), unit="batch")
         compared.append(checks.compare(policy, name, bar, run))
-        environment = recorded.made_with(source.reader)
-        if environment is None and name == config.collect.dataset:
-            environment = config.environment
-        if not environment or not DEMONSTRATIONS.value:
+        robot = recorded.made_with(source.reader)
+        if robot is None and name == config.collect.dataset and config.environment:
+            robot = environment_of(config.environment, name)
+        if not robot or not DEMONSTRATIONS.value:
             continue
-        count, demonstrations = recorded.demonstrations(source, DEMONSTRATIONS.value)
+        count, found = recorded.demonstrations(source, DEMONSTRATIONS.value)
         with tqdm(total=count, desc=f"replays of {name}", unit="episode") as bar:
-            replays += checks.replay_all(demonstrations, policy.embodiment, environment, bar.update)
-        simulators.append(environment["kind"])
-    why = f"(a) no replay: no simulator is known that made {', '.join(data.datasets)}"
-    return checks.Report(replays, compared, ", ".join(simulators), why)
+            try:
+                replays += checks.replay_all(found, policy.embodiment, robot, bar.update)
+                simulators.append(robot["kind"])
+            except DataError as error:
+                why = str(error)
+    return checks.Report(replays, compared, ", ".join(simulators), f"(a) no replay: {why}")
 
 
 if __name__ == "__main__":

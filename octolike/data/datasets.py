@@ -14,6 +14,7 @@ from octolike.config import ConfigError, load_module, unknown
 from octolike.data import standardize
 from octolike.data.oxe import OXE
 from octolike.data.spec import EEF_DELTA, EEF_POSE, DatasetSpec
+from octolike.normalize import Layout
 
 # Everything that this project's simulators and tests write has the same fields.
 _OWN = DatasetSpec(
@@ -34,7 +35,64 @@ _FAKE = replace(_OWN, name="fake", label="", robot="none: octolike.data.fake")
 # The same table again, for what one policy is to learn beside, or after, the rest.
 _TARGET = replace(_OWN, name="tabletop_target")
 
-DATASETS = {row.name: row for row in (_OWN, _TARGET, _FAKE, *OXE)}
+# Robots that mean another thing by their numbers (octolike.envs.tabletop.conventions), in conflict
+# on purpose; and demonstrations whose tasks are the skills, to sample by.
+_CONFLICTING = tuple(
+    replace(_OWN, name=f"tabletop_{how}", robot=f"{_OWN.robot}, actions {how}")
+    for how in ("mirrored", "rescaled")
+)
+_BY_SKILL = replace(
+    _OWN, name="tabletop_by_skill", label="episode.episode_metadata.skill", embodiment="tabletop"
+)
+
+# A dataset for each skill of one robot, to ask what they are to one another: scripts/transfer.py.
+_SKILLS = tuple(
+    replace(_OWN, name=f"tabletop_{skill}", embodiment="tabletop")
+    for skill in ("touch", "push", "lift", "put", "stack")
+)
+
+# Meta-World as octolike.envs.metaworld shows it: one camera, and of the state the hand alone.
+_METAWORLD = replace(
+    _OWN,
+    name="metaworld",
+    cameras={"primary": "image_primary"},
+    action=Layout(
+        names=("dx", "dy", "dz", "gripper"),
+        units=("cm", "cm", "cm", ""),
+        absolute=(False, False, False, True),
+        normalized=(True, True, True, False),
+    ),
+    proprio=Layout(
+        names=("x", "y", "z", "gripper"),
+        units=("m", "m", "m", ""),
+        absolute=(True,) * 4,
+        normalized=(True,) * 4,
+    ),
+    gripper="effort, -1 opens and 1 closes",
+    control_hz=80,
+    robot="simulated Sawyer (octolike.envs.metaworld)",
+)
+
+# The two simulated arms of gym-aloha: targets and positions of fourteen joints, left arm first.
+_ARM = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+_BIMANUAL = Layout(
+    names=tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _ARM),
+    units=("rad", "rad", "rad", "rad", "rad", "rad", "") * 2,
+    absolute=(True,) * 14,
+    normalized=(True,) * 14,
+)
+_ALOHA = replace(
+    _OWN,
+    name="aloha",
+    cameras={"primary": "image_primary"},
+    action=replace(_BIMANUAL, normalized=((True,) * 6 + (False,)) * 2),
+    proprio=_BIMANUAL,
+    control_hz=50,
+    robot="two simulated ViperX arms (octolike.envs.aloha)",
+)
+
+_TABLES = (_OWN, _TARGET, *_CONFLICTING, _BY_SKILL, *_SKILLS)
+DATASETS = {row.name: row for row in (*_TABLES, _METAWORLD, _ALOHA, _FAKE, *OXE)}
 
 
 def find(name: str, rows: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:

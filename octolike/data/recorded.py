@@ -63,14 +63,14 @@ class Demonstration(NamedTuple):
 
 
 def sample_frames(data: Data, config: DataConfig, dataset: str, count: int) -> Iterator[Frames]:
-    """Yield about `count` frames in batches of `BATCH`, held-out ones where there are any.
+    """Yield at least `count` frames in batches of `BATCH`, held-out ones where there are any.
 
     Each batch has the first step of an episode and the last step of another one among them.
     """
     source, rng = data.source(dataset), np.random.default_rng(0)
     among = np.flatnonzero(source.known)  # a head per task has none for tasks it never met
     among = among if len(among) else np.arange(len(source.known))
-    for _ in range(max(1, round(count / BATCH))):
+    for _ in range(-(-count // BATCH)):
         episodes = rng.choice(among, BATCH)
         steps = rng.integers(source.index.steps[episodes])
         steps[0], steps[1] = 0, source.index.steps[episodes[1]] - 1

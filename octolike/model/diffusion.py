@@ -6,7 +6,8 @@ A sampler takes its initial and added noise as arguments: the same noise gives t
 
 `noise_at(x, t)` is the model's ε for x [..., F] at the integer time t. `valid` (bool, like x; None:
 all) is False for dimensions that an embodiment lacks: training showed x_0 = 0 there, so they are
-kept at the noise that goes with it.
+kept at the noise that goes with it. With `path`, samplers return all that they pass through,
+[1 + steps, ..., F], noise first.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def ddpm(
     *,
     clip: float,
     valid: jax.Array | None = None,
+    path: bool = False,
 ) -> jax.Array:
     """Return x_0 by ancestral sampling (Ho et al. 2020) from the noise x [..., F].
 
@@ -54,10 +56,11 @@ def ddpm(
         t, gain, share, spread, idle, z = at
         y = gain * (x - share * noise_at(x, t)) + spread * z
         y = jnp.clip(y, -clip, clip)
-        return (y if valid is None else jnp.where(valid, y, idle * z)), None
+        y = y if valid is None else jnp.where(valid, y, idle * z)
+        return y, y if path else None
 
     at = (times, gain, share, spread, np.sqrt(1 - bars[times]), z)
-    return jax.lax.scan(step, x, jax.tree.map(jnp.asarray, at))[0]
+    return _end_or_path(x, *jax.lax.scan(step, x, jax.tree.map(jnp.asarray, at)))
 
 
 def ddim(
@@ -68,6 +71,7 @@ def ddim(
     *,
     clip: float,
     valid: jax.Array | None = None,
+    path: bool = False,
 ) -> jax.Array:
     """Return x_0 by deterministic sampling (Song et al. 2021, η = 0) from the noise x [..., F].
 
@@ -84,9 +88,11 @@ def ddim(
         x0 = jnp.clip(x0, -clip, clip)
         noise = (x - jnp.sqrt(bar) * x0) / jnp.sqrt(1 - bar)
         y = jnp.sqrt(after) * x0 + jnp.sqrt(1 - after) * noise
-        return (y if valid is None else jnp.where(valid, y, jnp.sqrt(1 - after) * first)), None
+        y = y if valid is None else jnp.where(valid, y, jnp.sqrt(1 - after) * first)
+        return y, y if path else None
 
-    return jax.lax.scan(step, x, jax.tree.map(jnp.asarray, (times, bars, following)))[0]
+    at = jax.tree.map(jnp.asarray, (times, bars, following))
+    return _end_or_path(x, *jax.lax.scan(step, x, at))
 
 
 def euler(
@@ -95,12 +101,18 @@ def euler(
     steps: int,
     *,
     valid: jax.Array | None = None,
+    path: bool = False,
 ) -> jax.Array:
     """Return x at time 1, from the noise x [..., F] at time 0, along dx/dt = velocity_at(x, t)."""
     first = x
 
     def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         y = x + velocity_at(x, i / steps) / steps
-        return (y if valid is None else jnp.where(valid, y, (1 - (i + 1) / steps) * first)), None
+        y = y if valid is None else jnp.where(valid, y, (1 - (i + 1) / steps) * first)
+        return y, y if path else None
 
-    return jax.lax.scan(step, x, jnp.arange(steps))[0]
+    return _end_or_path(x, *jax.lax.scan(step, x, jnp.arange(steps)))
+
+
+def _end_or_path(start: jax.Array, end: jax.Array, passed: jax.Array | None) -> jax.Array:
+    return end if passed is None else jnp.concatenate([start[None], passed])

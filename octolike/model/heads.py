@@ -192,9 +192,18 @@ class Diffusion(Denoising):
         return self.denoise(group, x, z, dims)
 
     def denoise(
-        self, group: TokenGroup, x: jax.Array, z: jax.Array, dims: jax.Array | None = None
+        self,
+        group: TokenGroup,
+        x: jax.Array,
+        z: jax.Array,
+        dims: jax.Array | None = None,
+        *,
+        path: bool = False,
     ) -> jax.Array:
-        """Return actions [B, H, A] for given noise: x [B, F] and, for ddpm, z [steps, B, F]."""
+        """Return actions [B, H, A] for given noise: x [B, F] and, for ddpm, z [steps, B, F].
+
+        path: all that the sampler passes through, [1 + steps, B, H, A].
+        """
         network = self.network_of(group)
         bars = jnp.asarray(diffusion.alpha_bars(self.betas))
 
@@ -206,11 +215,12 @@ class Diffusion(Denoising):
             return (x - jnp.sqrt(bars[t]) * x0) / jnp.sqrt(1 - bars[t])
 
         valid = self.valid(dims)
+        options = {"clip": self.clip, "valid": valid, "path": path}
         if self.sampler == "ddpm":
-            x = diffusion.ddpm(noise_at, self.betas, x, z, clip=self.clip, valid=valid)
+            x = diffusion.ddpm(noise_at, self.betas, x, z, **options)
         else:
             steps = self.inference_steps or self.steps
-            x = diffusion.ddim(noise_at, self.betas, x, steps, clip=self.clip, valid=valid)
+            x = diffusion.ddim(noise_at, self.betas, x, steps, **options)
         return _chunk(x, self.action_dim)
 
 
@@ -251,14 +261,21 @@ class Flow(Denoising):
         shape = (group.tokens.shape[0], self.horizon * self.action_dim)
         return self.denoise(group, jax.random.normal(self.make_rng("noise"), shape), dims)
 
-    def denoise(self, group: TokenGroup, x: jax.Array, dims: jax.Array | None = None) -> jax.Array:
-        """Return actions [B, H, A] for the given noise x [B, F]."""
+    def denoise(
+        self,
+        group: TokenGroup,
+        x: jax.Array,
+        dims: jax.Array | None = None,
+        *,
+        path: bool = False,
+    ) -> jax.Array:
+        """Return actions [B, H, A] for the given noise x [B, F]; path: as in `Diffusion`."""
         network = self.network_of(group)
 
         def velocity_at(x: jax.Array, t: jax.Array) -> jax.Array:
             return network(x, t * _FLOW_TIME)
 
-        x = diffusion.euler(velocity_at, x, self.steps, valid=self.valid(dims))
+        x = diffusion.euler(velocity_at, x, self.steps, valid=self.valid(dims), path=path)
         return _chunk(jnp.clip(x, -self.clip, self.clip), self.action_dim)
 
 
