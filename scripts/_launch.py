@@ -1,6 +1,7 @@
 """What train.py, finetune.py and cotrain.py have in common: open the data, train."""
 
 import sys
+from typing import Any
 
 from octolike.config import Config, ConfigError
 
@@ -8,18 +9,30 @@ from octolike.config import Config, ConfigError
 def launch(config: Config) -> None:
     """Train; a setting or data that do not fit are one line, without a traceback."""
     from octolike.data import batches, episodes
-    from octolike.train import loop
+    from octolike.train import loop, sharding
 
     try:
+        sharding.start(config.train)  # that the first process alone speaks of the data
         data = batches.open_data(config)
         print(data.describe())
+        success = closed_loop(config, data)
         loop.train(
             config,
-            data.train,
+            lambda start: data.train(start, sharding.process()),
             spec=data.spec,
             embodiments=data.embodiments,
             names=data.names,
             validation=data.validation(),
+            **({"success": success} if success else {}),
         )
     except (ConfigError, episodes.DataError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+
+
+def closed_loop(config: Config, data: Any) -> Any:
+    """Return what measures success while training, where the sampling follows it; else None."""
+    if config.data.sampling.get("measure") != "success":
+        return None  # and neither a simulator nor what evaluates is imported
+    from octolike.evaluation.closed_loop import ClosedLoop
+
+    return ClosedLoop(config, data.embodiments, data.spec, data.names)

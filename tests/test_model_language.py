@@ -17,7 +17,9 @@ from octolike.config import Component, ConfigError
 from octolike.model import language, language_weights, octo, pretrained
 from octolike.model.transformer import Transformer
 from octolike.policy import Policy
-from octolike.train import checkpoint, loop, sharding
+from octolike.train import checkpoint, sharding
+from octolike.train import start as starts
+from octolike.train.feed import Feed
 from octolike.train.state import init_params
 from octolike.types import zeros
 
@@ -274,7 +276,7 @@ def test_the_feed_puts_states_into_batches(folder):
         def state(self):
             return {}
 
-    fed = loop.Feed(Stream(), spec, sharding.make_mesh(), encoder).next()
+    fed = Feed(Stream(), spec, sharding.make_mesh(), encoder).next()
     words = fed.arrays["task"]["language"]
     expected = encoder.states(np.zeros((1, L), np.int32), np.zeros((1, L), bool))[0]
     np.testing.assert_allclose(np.asarray(words["states"])[0], expected, atol=1e-6)
@@ -290,9 +292,9 @@ def test_a_trained_encoder_starts_from_its_weights(folder):
     assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, there)
     query = tensors("t5")["encoder.block.1.layer.0.SelfAttention.q.weight"]
     np.testing.assert_array_equal(own["block_1_query"]["kernel"], query.T)
-    start = loop.Start(optax.sgd(0.1), (), False, sharding.make_mesh())
+    begin = starts.Start(optax.sgd(0.1), (), False, sharding.make_mesh())
     like = jax.tree.map(lambda x: np.zeros_like(x), there)
-    state = start.scratch(
+    state = begin.scratch(
         lambda key: {"tokenizers_language": {"encoder": like}}, jax.random.key(0), found
     )
     np.testing.assert_array_equal(

@@ -1,16 +1,20 @@
-"""The transformer: working span by span is working on the whole mask."""
+"""The transformer: spans, memory for time, half precision; which attention a device gets."""
 
+import chex
+import jax
 import jax.numpy as jnp
 import model_fakes as fakes
 import numpy as np
+import pytest
 
-from octolike.model import tokens
+from octolike.model import attention, tokens
 from octolike.model.tokens import Groups
 from octolike.model.transformer import Transformer
 from octolike.types import TokenGroup
 
 D, WINDOW = 8, 3
 RNG = np.random.default_rng(0)
+RNGS = {"dropout": jax.random.key(1)}
 
 
 def group(*shape) -> TokenGroup:
@@ -37,3 +41,83 @@ def test_spans_leave_out_only_what_the_mask_forbids():
     # a token that may look at nothing gets some average: of what, nobody cares
     seen = np.broadcast_to(mask.any(-1)[:, 0, :, None], x.shape)
     np.testing.assert_allclose(np.where(seen, by_span, 0), np.where(seen, at_once, 0), atol=2e-6)
+
+
+def small(**changes):
+    """Return (x, mask, ends, model) of a sequence that the blocks of a window cut."""
+    groups = Groups({"task_a": group(2, 3)}, {"obs_b": group(2, WINDOW, 4)}, {})
+    x, mask, ends = tokens.join(groups), tokens.attention_mask(groups), tokens.ends(groups)
+    return x, mask, ends, Transformer(layers=1, attention_heads=2, mlp_width=16, **changes)
+
+
+def gradients(model, variables, x, mask, ends):
+    def loss(variables):
+        y, _ = model.apply(variables, x, mask, None, ends=ends, train=True, rngs=RNGS)
+        return jnp.square(y).mean()
+
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(variables))
+
+
+def test_computing_activations_again_changes_nothing_but_what_is_kept():
+    x, mask, ends, plain = small(dropout=0.5)
+    *_, again = small(dropout=0.5, remat=True)
+    variables = fakes.parameters(plain.init, x, mask, None, train=False)
+    shapes = [jax.tree.map(np.shape, fakes.parameters(again.init, x, mask, None, train=False))]
+    assert shapes == [jax.tree.map(np.shape, variables)]  # a checkpoint fits both
+    expected = gradients(plain, variables, x, mask, ends)
+    found = gradients(again, variables, x, mask, ends)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    rngs = RNGS
+    trace = lambda m: str(
+        jax.make_jaxpr(lambda v: m.apply(v, x, mask, None, train=True, rngs=rngs)[0])(variables)
+    )
+    assert "remat" in trace(again)
+    assert "remat" not in trace(plain)
+
+
+def test_bfloat16_computes_nearly_the_same_with_float32_parameters():
+    x, mask, ends, full = small()
+    *_, half = small(dtype=jnp.bfloat16)
+    variables = fakes.parameters(full.init, x, mask, None, train=False)
+    (loss, expected), (rough, found) = (
+        gradients(m, variables, x, mask, ends) for m in (full, half)
+    )
+    out = jax.eval_shape(lambda v: half.apply(v, x, mask, None, train=False)[0], variables)
+    assert out.dtype == jnp.bfloat16
+    assert {g.dtype for g in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+    assert abs(float(rough - loss)) < 0.02 * float(loss)
+    norm = lambda tree: np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(tree)))
+    off = jax.tree.map(lambda a, b: a - b, found, expected)
+    assert norm(off) < 0.05 * norm(expected)
+
+
+def test_tokens_that_only_fill_up_are_looked_at_by_nobody():
+    draw = lambda n: jnp.asarray(RNG.normal(size=(2, n, 2, 8)).astype(np.float32))
+    q, k, v, mask = draw(5), draw(11), draw(11), RNG.random((2, 1, 5, 11)) < 0.6
+    mask[..., 0] = True
+    for some in (jnp.asarray(mask), None):
+        expected = attention.dot_product(q, k, v, some, "xla")
+        found = attention._aligned(q, k, v, some, "xla")
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "width", "expected"),
+    [
+        ("cpu", "", "bfloat16", 64, "xla"),
+        ("gpu", "9.0", "bfloat16", 64, "cudnn"),
+        ("gpu", "8.0", "bfloat16", 256, "xla"),
+        ("gpu", "9.0", "bfloat16", 256, "cudnn"),
+        ("gpu", "10.0", "float16", 64, "cudnn"),
+        ("gpu", "7.5", "bfloat16", 64, "xla"),
+        ("gpu", "9.0", "float32", 64, "xla"),
+        ("gpu", "9.0", "bfloat16", 12, "xla"),
+        ("gpu", "gfx942", "bfloat16", 64, "xla"),
+    ],
+)
+def test_flash_attention_is_taken_where_the_device_has_it(
+    monkeypatch, platform, capability, dtype, width, expected
+):
+    device = type("Device", (), {"platform": platform, "compute_capability": capability})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert attention.implementation_for(dtype, width) == expected

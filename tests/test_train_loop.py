@@ -11,8 +11,10 @@ import pytest
 import train_fakes
 from train_fakes import ACTION, HORIZON, NAMES, SPEC, Stream, Tiny, config, make_batch, parts
 
+from octolike import types
 from octolike.config import AugmentConfig, ConfigError, OptimConfig
-from octolike.train import checkpoint, loop, metrics, optimizer, sharding, state, validate
+from octolike.train import checkpoint, feed, loop, metrics, optimizer, sharding, state, validate
+from octolike.train import start as starts
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -153,6 +155,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     assert np.isfinite(checkpoint.load_run(tmp_path).params["head"]["kernel"]).all()
 
 
+def test_the_batch_of_a_loss_that_is_not_finite_is_saved(tmp_path):
+    path = tmp_path / "bad_batch_4.npz"
+    pattern = rf"not finite in action; it is in {re.escape(str(path))} .*feed.load_batch"
+    with pytest.raises(FloatingPointError, match=pattern):
+        loop.train(run(tmp_path), lambda start: Stream(start, poison=3), **parts())
+    batch, position = feed.load_batch(path)
+    expected = make_batch(3)
+    expected["action"][0] = np.nan
+    assert position == {"index": 4}
+    types.check_batch(batch, SPEC)
+    for name, x in types.flatten(expected):
+        np.testing.assert_array_equal(dict(types.flatten(batch))[name], x)
+
+
 def test_a_batch_that_does_not_fit_the_spec_is_named(tmp_path):
     class Wide(Stream):
         def __next__(self):
@@ -184,8 +200,8 @@ def step():
     """Return (compiled step, a fresh state, mesh)."""
     tx = optimizer.make(OptimConfig(), 10)
     mesh = sharding.make_mesh()
-    start = loop.Start(tx, ["stem/kernel"], OptimConfig(ema=0.9), mesh)
-    first = start.scratch(lambda key: state.init_params(Tiny(), SPEC, key), jax.random.key(0))
+    begin = starts.Start(tx, ["stem/kernel"], OptimConfig(ema=0.9), mesh)
+    first = begin.scratch(lambda key: state.init_params(Tiny(), SPEC, key), jax.random.key(0))
     made = loop.make_step(Tiny(), tx, run("unused"), jax.random.key(1))
     return loop.compile_step(made, first, SPEC, 4, mesh)[0], first, mesh
 

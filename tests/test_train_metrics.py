@@ -1,10 +1,14 @@
 """metrics.jsonl, its truncation on resume, the lines and the bar."""
 
 import json
+import sys
+import types
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
-from octolike.train import metrics
+from octolike.config import ConfigError
+from octolike.train import metrics, peaks, wandb
 
 
 def write(path, rows, tail=""):
@@ -90,3 +94,118 @@ def test_means_are_weighted_and_start_again():
 @pytest.mark.parametrize(("seconds", "words"), [(12.4, "12 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_durations_read_well(seconds, words):
     assert metrics.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("peak", "words", "mfu"), [(1e12, "MFU 20.0%", 0.2), (None, "200 GFLOP/s", None)]
+)
+def test_what_is_made_of_the_devices(tmp_path, monkeypatch, capsys, peak, words, mfu):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    log = metrics.Metrics(tmp_path, step=0, steps=8, batch_size=10, flops=1e11, peak=peak)
+    with log:
+        now[0] = 2.0
+        log.train(4, {"loss": 0.5}, waited=0.5)
+    (row,) = metrics.read(tmp_path / metrics.FILE)
+    assert row["gflops_per_second"] == pytest.approx(200)
+    assert row.get("mfu") == (mfu and pytest.approx(mfu))
+    assert f"20 examples/s  {words}  data wait 25%" in capsys.readouterr().out
+
+
+def test_nothing_is_said_of_devices_where_the_operations_are_not_known(tmp_path, capsys):
+    with metrics.Metrics(tmp_path, step=0, steps=8, batch_size=10, peak=1e12) as log:
+        log.train(4, {"loss": 0.5}, waited=0.0)
+    assert "mfu" not in metrics.read(tmp_path / metrics.FILE)[0]
+    assert "examples/s  data wait" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "tera"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5p", 459),
+    ],
+)
+def test_the_peak_of_a_device_is_found_by_its_name(kind, tera):
+    assert peaks.peak(kind) == tera * 1e12
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v99", "NVIDIA GeForce RTX 4090", "NVIDIA L400"])
+def test_the_peak_of_others_is_not_guessed(kind):
+    assert peaks.peak(kind) is None
+
+
+def test_gradient_norms_of_modules_are_in_the_rows_and_on_the_board(tmp_path):
+    norms = {"grad_norm": 5.0, "grad_norm/heads_action": 3.0, "grad_norm/transformer": 4.0}
+    with metrics.Metrics(tmp_path, step=0, steps=8, batch_size=10) as log:
+        log.train(4, {"loss": 0.5, **norms}, waited=0.0)
+    (row,) = metrics.read(tmp_path / metrics.FILE)
+    assert {k: row[k] for k in norms} == norms
+    shown = scalars(tmp_path / metrics.TENSORBOARD)
+    assert {k: shown[k] for k in norms} == {k: [(4, v)] for k, v in norms.items()}
+
+
+def scalars(directory):
+    """Return {name: [(step, value)]} of the event files in a directory."""
+    found = {}
+    for path in sorted(directory.glob("events.*")):
+        data = path.read_bytes()
+        while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+            data = data[16 + size :]
+    return found
+
+
+class FakePages:
+    """A stand-in for the wandb package."""
+
+    def __init__(self):
+        self.pages, self.rows, self.finished = [], [], 0
+
+    def module(self):
+        made = types.ModuleType("wandb")
+        made.init = lambda **how: self.pages.append(how) or self
+        return made
+
+    def log(self, values, step):
+        self.rows.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_a_run_has_one_page_of_weights_and_biases(tmp_path, monkeypatch):
+    fake = FakePages()
+    monkeypatch.setitem(sys.modules, "wandb", fake.module())
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    for step in (2, 4):  # the second is a resumed run
+        how = {"steps": 8, "batch_size": 10, "wandb": "robots"}
+        with metrics.Metrics(tmp_path, step=step - 2, **how) as log:
+            log.train(step, {"loss": 0.5}, waited=0.0)
+            log.validation(step, {"bridge": {"loss": 0.25}})
+    first, second = fake.pages
+    assert first["id"] == second["id"]
+    assert first["project"] == "robots"
+    assert first["config"] == {"seed": 3}
+    assert first["resume"] == "allow"
+    assert [step for step, _ in fake.rows] == [2, 2, 4, 4]
+    assert fake.rows[0][1]["loss"] == 0.5
+    assert fake.rows[1][1] == {"validation/bridge/loss": 0.25}
+    assert fake.finished == 2
+
+
+def test_where_weights_and_biases_is_missing_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"'robots', but .*pip install wandb, or set"):
+        wandb.load("robots")

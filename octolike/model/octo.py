@@ -214,6 +214,7 @@ def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
             mlp_width=model["mlp_width"],
             dropout=model["dropout"],
             experts=experts.build(model["experts"]),
+            remat=model["remat"],
             dtype=dtype,
         ),
         heads=finished,

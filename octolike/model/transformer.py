@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from octolike.model import attention
 from octolike.model.experts import Experts, TopK
 
 
@@ -15,7 +16,8 @@ class Transformer(nn.Module):
     """Blocks of x + attention(norm(x)) and x + mlp(norm(x)), then a last norm.
 
     Parameters are float32; `dtype` is what is computed in. experts: which blocks have a mixture of
-    experts in place of the mlp; None: no block.
+    experts in place of the mlp; None: no block. remat: keep each block's input alone for the
+    backward pass, which computes the rest again: memory for a third more time.
     """
 
     layers: int
@@ -23,6 +25,7 @@ class Transformer(nn.Module):
     mlp_width: int
     dropout: float = 0.0
     experts: TopK | None = None
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -42,8 +45,9 @@ class Transformer(nn.Module):
         `Experts`: losses summed over the blocks, the rest their mean.
         """
         found: list[dict[str, jax.Array]] = []
+        kind = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
         for i in range(self.layers):
-            block = Block(
+            block = kind(
                 attention_heads=self.attention_heads,
                 mlp_width=self.mlp_width,
                 dropout=self.dropout,
@@ -51,7 +55,7 @@ class Transformer(nn.Module):
                 dtype=self.dtype,
                 name=f"block_{i}",
             )
-            x, metrics = block(x, mask, condition, ends=ends or (x.shape[1],), train=train)
+            x, metrics = block(x, mask, condition, ends or (x.shape[1],), train)
             found += [metrics] if metrics else []
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         total = jax.tree.map(lambda *values: sum(values), *found) if found else {}
@@ -74,7 +78,6 @@ class Block(nn.Module):
         x: jax.Array,
         mask: jax.Array,
         condition: jax.Array | None,
-        *,
         ends: tuple[int, ...],
         train: bool,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -116,11 +119,11 @@ class Attention(nn.Module):
         ends = ends or (tokens,)
         spans = zip((0, *ends), ends)
         out = [
-            jax.nn.dot_product_attention(
+            attention.dot_product(
                 q_BxNxHxDh[:, a:b],
                 k_BxNxHxDh[:, :b],
                 v_BxNxHxDh[:, :b],
-                mask=None if mask is None else mask[:, :, a:b, :b],
+                None if mask is None else mask[:, :, a:b, :b],
             )
             for a, b in spans
         ]

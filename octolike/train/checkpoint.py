@@ -9,10 +9,11 @@
       versions.json      of Python and the libraries
       tokenizer/         of the instructions, where it is a pretrained one
       text_encoder/      config.json of a pretrained one, and its weights if it stays frozen
+      scores.json        what validation found at each checkpoint (octolike.train.keep)
       checkpoints/<step>/{params, ema, optimizer, data}
 
-All but the checkpoints is written before the first step, so that a run is loaded from its directory
-alone.
+All but the last two is written before the first step, so that a run is loaded from its directory
+alone. Checkpoints are written in the background; one has its name <step> only once it is whole.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,8 @@ from octolike.config import Component, Config, ConfigError, build_component, fro
 from octolike.model import language
 from octolike.normalize import Embodiment, embodiments_from_json, embodiments_to_json
 from octolike.text import TOKENIZERS
-from octolike.train import lora, optimizer
+from octolike.train import lora, optimizer, sharding
+from octolike.train.keep import Keep
 from octolike.train.state import Params, TrainState, merge_strictly
 
 FILES = {
@@ -59,7 +62,13 @@ MAY_CHANGE = (
     "train.log_every",
     "train.validate_every",
     "train.checkpoint_every",
-    "train.keep",
+    "train.conflicts_every",
+    "train.keep",  # and all that begins so
+    "train.wandb",
+    "train.fsdp",
+    "train.distributed",
+    "train.compilation_cache",
+    "model.remat",
     "evaluate.",
 )
 
@@ -189,28 +198,73 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
     )
 
 
-class Checkpoints:
-    """The checkpoints of one run: complete ones under <step>, the `keep` newest."""
+class SaveError(OSError):
+    """A checkpoint could not be written; those before it are as they were."""
 
-    def __init__(self, workdir: str | Path, keep: int) -> None:
-        """Open or make workdir/checkpoints and remove what an interrupted save left there."""
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background: complete ones under <step>.
+
+    A context manager: leaving it waits for what is still being written.
+    """
+
+    def __init__(
+        self, workdir: str | Path, keep: int, keep_every: int = 0, keep_best: str = ""
+    ) -> None:
+        """Open or make workdir/checkpoints and remove what an interrupted save left there.
+
+        The `keep` newest stay, those at multiples of `keep_every` steps, and the one that was best
+        by the score `keep_best`.
+        """
         self.directory = Path(workdir).absolute() / CHECKPOINTS
+        self._keep = Keep(self.directory.parent, keep, keep_every, keep_best)
+        self._saving: tuple[int, int] | None = None  # step and bytes
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
+            preservation_policy=self._keep,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
         with _quiet():
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+            return
+        try:  # what went wrong first is the news
+            self.close()
+        except SaveError as second:
+            error.add_note(str(second))
+
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint."""
+        """The step of the newest checkpoint, which may be still on its way."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
-        """Save the state and the position in the data, unless this step is saved already."""
+    def complete(self) -> list[int]:
+        """Return the steps of the checkpoints that are whole on disk, once none is on its way."""
+        with _quiet(), contextlib.suppress(Exception):  # `wait` is where it is told
+            self._manager.wait_until_finished()
+        return sorted(int(p.name) for p in self.directory.glob("*") if p.name.isdigit())
+
+    def save(
+        self,
+        state: TrainState,
+        data: Mapping[str, Any],
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """Start to save the state and the position in the data, unless this step is saved already.
+
+        The state may be donated as soon as this returns. scores: by which checkpoints are compared;
+        lower is better. Raises SaveError for this save or for the one before.
+        """
         step = int(state.step)
         if step == self.latest:
             return
+        self.wait()
         items = {
             "params": ocp.args.StandardSave(state.all_params()),
             "optimizer": ocp.args.StandardSave(state.opt_state),
@@ -218,8 +272,52 @@ class Checkpoints:
         }
         if state.ema:
             items["ema"] = ocp.args.StandardSave(state.ema)
-        with _quiet():
-            self._manager.save(step, args=ocp.args.Composite(**items))
+        size = sum(x.nbytes for x in jax.tree.leaves((state.all_params(), state.opt_state)))
+        size += sum(x.nbytes for x in jax.tree.leaves(state.ema))
+        self._saving = step, size
+        try:
+            if scores:
+                self._keep.note(step, scores, write=sharding.is_first())
+            with _quiet():
+                self._manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax raises what its storage raises
+            self._saving = None
+            raise self._failed(step, size, error) from error
+
+    def check(self) -> None:
+        """Raise SaveError if the save under way has failed; do not wait for it."""
+        if self._saving and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way; raise SaveError if it failed."""
+        if self._saving is None:
+            return
+        (step, size), self._saving = self._saving, None
+        try:
+            with _quiet():
+                self._manager.wait_until_finished()
+        except Exception as error:  # orbax raises what its storage raises
+            raise self._failed(step, size, error) from error
+
+    def close(self) -> None:
+        """Wait for what is still being written; SaveError if that fails."""
+        try:
+            self.wait()
+        finally:
+            with _quiet(), contextlib.suppress(Exception):  # told by `wait`
+                self._manager.close()
+
+    def _failed(self, step: int, size: int, error: Exception) -> SaveError:
+        free = shutil.disk_usage(self.directory).free
+        whole = [s for s in self.complete() if s != step]
+        left = f"Checkpoints {whole} are intact" if whole else "There is no other checkpoint yet"
+        return SaveError(
+            f"checkpoint {step} could not be written to {self.directory}: {_first_line(error)}. "
+            f"It needs up to {size:,} bytes, and {free:,} are free on that disk (a quota may allow "
+            f"less). {left}. Make room, or lower train.keep; the same command then resumes, and "
+            "removes what was written in part"
+        )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Return the newest state that can be read, and the position in the data.
@@ -248,11 +346,6 @@ class Checkpoints:
             return restored
         raise ValueError(f"no checkpoint can be read.{_faults(self.directory, faults)}")
 
-    def close(self) -> None:
-        """Wait for what is still being written."""
-        with _quiet():
-            self._manager.close()
-
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         items = {
             "params": ocp.args.StandardRestore(like.all_params()),
@@ -273,8 +366,11 @@ class Checkpoints:
 
     def _move_aside(self, step: int, error: Exception, good: int) -> None:
         aside = self.directory.with_name(CHECKPOINTS + ".broken")
-        aside.mkdir(exist_ok=True)
-        os.replace(self.directory / str(step), aside / f"{step}")
+        sharding.wait("before a broken checkpoint is moved")
+        if sharding.is_first():
+            aside.mkdir(exist_ok=True)
+            os.replace(self.directory / str(step), aside / f"{step}")
+        sharding.wait("after a broken checkpoint was moved")
         with _quiet():
             self._manager.reload()
         print(

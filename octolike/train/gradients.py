@@ -19,15 +19,21 @@ Loss = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
 
 def of_batch(
-    loss: Loss, params: Params, batch: Batch, key: jax.Array, parts: int = 1
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    parts: int = 1,
+    differentiate: Callable[..., Any] | None = None,
 ) -> tuple[jax.Array, Metrics, Params]:
     """Return (loss, metrics, gradients) of a batch of B examples, computed in `parts` parts.
 
     A part is B / parts examples, and counts by its valid actions, so that the sum is the gradient
     of the whole batch (but for the noise, which each part draws for itself). Metrics with an axis
-    of examples come back in the batch's order.
+    of examples come back in the batch's order. differentiate: another way to the gradients
+    (conflicts.differentiate), (params, batch, key) -> ((loss, metrics), gradients).
     """
-    differentiate = jax.value_and_grad(loss, has_aux=True)
+    differentiate = differentiate or jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
         (value, metrics), grads = differentiate(params, batch, key)
         return value, metrics, grads
@@ -41,7 +47,8 @@ def of_batch(
         (value, metrics), new = differentiate(params, part, jax.random.fold_in(key, i))
         return jax.tree.map(lambda a, b: a + weight * b, grads, new), (value, metrics)
 
-    zero = jax.tree.map(jnp.zeros_like, params)
+    first = jax.tree.map(lambda x: x[0], cut)
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(differentiate, params, first, key)[1])
     grads, (values, metrics) = jax.lax.scan(one, zero, (cut, weights, jnp.arange(parts)))
     join = lambda x: (weights * x).sum() if x.ndim == 1 else _join(x)
     return (weights * values).sum(), jax.tree.map(join, metrics), grads

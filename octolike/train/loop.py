@@ -19,17 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,42 +35,36 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from octolike import types
-from octolike.config import Config, OptimConfig, build_component
+from octolike.config import Config, build_component
 from octolike.model import language, octo, pretrained
 from octolike.normalize import Embodiment
 from octolike.text import TOKENIZERS
-from octolike.train import checkpoint, gradients, lora, optimizer, sharding
+from octolike.train import (
+    checkpoint,
+    conflicts,
+    gradients,
+    keep,
+    optimizer,
+    peaks,
+    pictures,
+    plan,
+    sharding,
+    start,
+    wandb,
+)
 from octolike.train import state as states
 from octolike.train.augment import augment
-from octolike.train.metrics import Means, Metrics
+from octolike.train.feed import Batches, Fed, Feed, save_bad_batch
+from octolike.train.interrupt import Interrupt
+from octolike.train.metrics import Means, Metrics, Silent
 from octolike.train.state import Params, TrainState
 from octolike.train.validate import Loaders, Validated, Validator
 
+SURGERY = 1 << 16  # of a step's randomness, what draws the order of PCGrad
 MOST_NAMES = 50  # datasets or tasks whose losses are logged one by one
 
+Success = Callable[[Params, int], dict[str, float]]
 Step = Callable[[TrainState, types.Batch], tuple[TrainState, dict[str, jax.Array]]]
-
-
-class Batches(Protocol):
-    """Endless numpy batches whose position can be saved: octolike.data.batches has the real one."""
-
-    def __next__(self) -> types.Batch:
-        """Return the next batch."""
-
-    def state(self) -> dict[str, Any]:
-        """Return the position after the last batch taken, as JSON data."""
-
-    def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
-        """Take in held-out action errors by name; sampling may follow them from a later batch."""
-
-    def memory(self) -> int:
-        """Return the bytes held: encoded episodes, and batches made ahead."""
-
-    def state_at(self, position: dict[str, Any]) -> dict[str, Any]:
-        """Return an earlier `state()` with what feedback has changed since."""
-
-    def close(self) -> None:
-        """Stop making batches."""
 
 
 def train(
@@ -84,6 +75,7 @@ def train(
     embodiments: Sequence[Embodiment],
     names: types.Names,
     validation: Loaders,
+    success: Success | None = None,
     model: nn.Module | None = None,
 ) -> TrainState:
     """Train until `config.train.steps` and return the last state.
@@ -95,6 +87,8 @@ def train(
         embodiments: the robots that a batch's `embodiment` counts.
         names: what a batch's integers count.
         validation: {dataset: makes an iterator of held-out batches}; {} for none.
+        success: (a policy's parameters, step) -> {task: rate}, asked at every validation; what the
+            sampling follows then, in place of the held-out errors.
         model: the network; by default that of `config.model`.
 
     Raises:
@@ -104,12 +98,15 @@ def train(
         FloatingPointError: a loss or gradient that is not finite.
     """
     config.check()
+    sharding.start(config.train)
+    keep.check(config, bool(validation))
+    if config.train.wandb:
+        wandb.load(config.train.wandb)
     # 1. The directory.
     known = checkpoint.check_same_run(config, embodiments, spec, names)
     # 2. The devices.
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch_size(config.data.batch_size, mesh)
-    print(f"devices: {mesh.size} × {jax.local_devices()[0].device_kind}")
     # 3. The parameters.
     own = checkpoint.with_own_files(config, config.workdir)
     settings, given = dataclasses.asdict(own.model), spec
@@ -117,25 +114,31 @@ def train(
     spec = language.extend_spec(settings, given)
     model = model or octo.build(settings, spec, names)
     keys = jax.random.split(jax.random.key(config.seed), 3)
-    init, frozen = make_init(model, spec, config.optim)
+    init, frozen = start.make_init(model, spec, config.optim)
     shapes = jax.eval_shape(init, keys[0])
     print(states.summarize(shapes, frozen))
     # 4. The files.
-    checkpoint.write_run_files(config, embodiments, given, names)
-    table = states.describe(shapes, frozen) + "\n"
-    checkpoint.write_text(Path(config.workdir) / "parameters.txt", table)
+    sharding.wait("before the run's files are written")
+    if sharding.is_first():
+        checkpoint.write_run_files(config, embodiments, given, names)
+        table = states.describe(shapes, frozen) + "\n"
+        checkpoint.write_text(Path(config.workdir) / "parameters.txt", table)
+    sharding.wait("after the run's files are written")
     # 5. The state.
     tx, position = optimizer.make(config.optim, config.train.steps), None
-    checkpoints = checkpoint.Checkpoints(config.workdir, config.train.keep)
+    keeping = config.train.keep, config.train.keep_every, config.train.keep_best
+    checkpoints = checkpoint.Checkpoints(config.workdir, *keeping)
     resume = known and checkpoints.latest is not None
-    start = Start(tx, frozen, config.optim, mesh)
+    begin = start.Start(tx, frozen, config.optim, mesh)
+    like = begin.abstract(shapes)
+    print(sharding.describe(like, _abstract_batch(spec, config.data.batch_size), mesh))
     if resume:
-        state, position = checkpoints.restore(start.abstract(shapes))
+        state, position = checkpoints.restore(like)
         print(f"resuming {config.workdir} at step {int(state.step)}")
     else:
-        taken = take_over(config, shapes) if config.train.init_from else {}
+        taken = start.take_over(config, shapes) if config.train.init_from else {}
         taken = optimizer.merge(pretrained.read(settings, shapes) or {}, taken)
-        state = start.scratch(init, keys[0], taken)
+        state = begin.scratch(init, keys[0], taken)
     if int(state.step) >= config.train.steps:
         print(f"all {config.train.steps} steps are done; with more train.steps it would go on")
         return state
@@ -143,10 +146,15 @@ def train(
     encoder = language.frozen_encoder(settings)
     feed = Feed(batches(position), given, mesh, encoder)
     # 7. The step.
-    step = make_step(model, tx, config, keys[1])
+    compare = None
+    if config.train.conflicts_every:
+        loss = make_loss(model, config)
+        compare = conflicts.Comparer(loss, keys[1], config, names, int(state.step))
+    step = make_step(model, tx, config, keys[1], names)
     step, costs = compile_step(step, state, spec, config.data.batch_size, mesh)
     costs |= {"parameters": sum(x.size for x in jax.tree.leaves(shapes))}
-    checkpoint.write_text(Path(config.workdir) / checkpoint.COSTS, json.dumps(costs) + "\n")
+    if sharding.is_first():
+        checkpoint.write_text(Path(config.workdir) / checkpoint.COSTS, json.dumps(costs) + "\n")
     validator = None
     if validation:
         n = config.train.validation_batches
@@ -162,37 +170,60 @@ def train(
             key=keys[2],
         )
     with contextlib.closing(feed):
-        return Loop(config, step, feed, checkpoints, validator, names).run(state)
+        loop = Loop(config, step, feed, checkpoints, validator, names, compare, costs, success)
+        return loop.run(state)
 
 
-def make_step(
-    model: nn.Module, tx: optax.GradientTransformation, config: Config, key: jax.Array
-) -> Step:
-    """Return the training step (state, batch) -> (state, metrics): pure, to be jitted.
+def make_loss(model: nn.Module, config: Config) -> Callable[[TrainState], gradients.Loss]:
+    """Return the training loss of a state; its parameters are given apart, to be differentiated."""
 
-    Metrics: the model's, and loss, grad_norm and grad_norm/<module> (before clipping),
-    learning_rate.
-    """
-    rate = optimizer.schedule(config.optim, config.train.steps)
-
-    def step(before: TrainState, batch: types.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def of(state: TrainState) -> gradients.Loss:
         def loss(
             params: Params, batch: types.Batch, key: jax.Array
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             keys = jax.random.split(key, 3)
             batch = augment(batch, config.train.augment, keys[0])
             rngs = {"dropout": keys[1], "noise": keys[2]}
-            variables = {"params": before.model_params(params)}
+            variables = {"params": state.model_params(params)}
             return model.apply(variables, batch, train=True, rngs=rngs)
 
+        return loss
+
+    return of
+
+
+def make_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    config: Config,
+    key: jax.Array,
+    names: types.Names | None = None,
+) -> Step:
+    """Return the training step (state, batch) -> (state, metrics): pure, to be jitted.
+
+    Metrics: the model's, and loss, grad_norm and grad_norm/<module> (before clipping),
+    learning_rate; with optim.surgery, which needs `names`, conflict_rate; dataset, task int [B].
+    """
+    rate = optimizer.schedule(config.optim, config.train.steps)
+    by, surgery, loss_of = config.train.groups, config.optim.surgery, make_loss(model, config)
+    count = len(conflicts.group_names(by, names)) if surgery else 0
+
+    def step(before: TrainState, batch: types.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, key_step = loss_of(before), jax.random.fold_in(key, before.step)
         value, metrics, grads = gradients.of_batch(
             loss,
             before.params,
             batch,
-            jax.random.fold_in(key, before.step),
+            key_step,
             config.optim.accumulate,
+            conflicts.differentiate(loss, by, count) if surgery else None,
         )
+        if surgery:
+            order = jax.random.fold_in(key_step, SURGERY)
+            grads, metrics["conflict_rate"] = conflicts.pcgrad(grads, order)
         own = {"loss": value, "learning_rate": rate(before.step), **gradients.norms(grads)}
+        # of the whole batch, of which a process may have but a part
+        own |= {"dataset": batch["dataset"], "task": batch["task"]["task_id"]}
         return states.update(before, grads, tx, config.optim.ema), {**metrics, **own}
 
     return step
@@ -203,138 +234,22 @@ def compile_step(
 ) -> tuple[Step, dict[str, float]]:
     """Return the step compiled for just these shapes, and its costs.
 
-    It cannot retrace, and donates the state. Costs: flops_per_step, compile_seconds.
+    It cannot retrace, and donates the state. Costs: flops_per_step of all devices, compile_seconds.
+    Prints what it needs on each device.
     """
     whole, examples = sharding.replicated(mesh), sharding.by_example(mesh)
+    where, batch = sharding.of_state(state, mesh), _abstract_batch(spec, batch_size)
     jitted = jax.jit(
-        step, in_shardings=(whole, examples), out_shardings=(whole, whole), donate_argnums=0
+        step, in_shardings=(where, examples), out_shardings=(where, whole), donate_argnums=0
     )
     started = time.perf_counter()
-    compiled = jitted.lower(state, _abstract_batch(spec, batch_size)).compile()
-    seconds, memory = time.perf_counter() - started, compiled.memory_analysis()
-    flops = _flops(compiled)
-    plan = f"; {flops / 1e9:.4g} GFLOP"
-    if memory is not None:
-        held, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-        plan += f"; per device {held / 2**20:.0f} MiB held, {work / 2**20:.0f} MiB for computing"
-    print(f"step compiled in {seconds:.1f} s{plan}", flush=True)
+    compiled = jitted.lower(state, batch).compile()
+    seconds = time.perf_counter() - started
+    flops = _flops(compiled) * mesh.size  # the compiler counts those of one device
+    print(f"step compiled in {seconds:.1f} s; {flops / 1e9:.4g} GFLOP", flush=True)
+    memory = compiled.memory_analysis()
+    print(plan.describe(plan.of(state, batch, mesh, memory and memory.temp_size_in_bytes)))
     return compiled, {"flops_per_step": flops, "compile_seconds": seconds}
-
-
-def make_init(
-    model: nn.Module, spec: types.BatchSpec, config: OptimConfig
-) -> tuple[Callable[[jax.Array], Params], list[str]]:
-    """Return what makes fresh parameters from a key, low-rank changes too; and the frozen paths.
-
-    Prints what each pattern of optim.frozen and optim.lora matches.
-    """
-    plain = lambda key: states.init_params(model, spec, key)
-    shapes = jax.eval_shape(plain, jax.random.key(0))
-    low_rank = lora.kernels(shapes, config.lora)
-    changed = sorted({path for paths in low_rank.values() for path in paths})
-
-    def init(key: jax.Array) -> Params:
-        params = plain(key)
-        return params | lora.init(params, changed, config.lora_rank, jax.random.fold_in(key, 1))
-
-    matches = optimizer.frozen_paths(shapes, config.frozen, may_all=bool(changed))
-    for pattern, paths in matches.items():
-        verb = "trained" if pattern.startswith("!") else "frozen"
-        print(f"{verb} by {pattern!r}: {', '.join(paths)}")
-    for pattern, paths in low_rank.items():
-        print(f"changed at rank {config.lora_rank} by {pattern!r}: {', '.join(paths)}")
-    return init, sorted({*optimizer.frozen_of(matches), *changed})
-
-
-def take_over(config: Config, shapes: Params) -> Params:
-    """Return the parameters that go over from train.init_from; prints what the runs differ in."""
-    options = config.train
-    other = checkpoint.load_run(options.init_from, options.init_step or None)
-    source = f"{options.init_from} at step {other.step}"
-    print(f"starting from the parameters of {source}")
-    changes = checkpoint.differences(other.config, config)
-    print("settings that differ (there -> here):", *(changes or ["none"]), sep="\n  ")
-    plain = {k: v for k, v in shapes.items() if k != lora.NAME}
-    adapted = states.adapt(plain, other.params, options.fresh, source)
-    print(states.describe_adapted(adapted))
-    return optimizer.unflatten(adapted.taken)
-
-
-class Start:
-    """The ways to the first state, on the devices. frozen: parameter paths."""
-
-    def __init__(
-        self,
-        tx: optax.GradientTransformation,
-        frozen: Sequence[str],
-        config: OptimConfig,
-        mesh: Mesh,
-    ) -> None:
-        self._create = functools.partial(
-            states.create, tx=tx, frozen=frozen, ema=config.ema > 0, lora_scale=config.lora_scale
-        )
-        self._whole = sharding.replicated(mesh)
-
-    def scratch(
-        self, init: Callable[[jax.Array], Params], key: jax.Array, given: Params | None = None
-    ) -> TrainState:
-        """Return the state of fresh parameters, with given ones in place of some."""
-        fresh = lambda key, given: self._create(optimizer.merge(init(key), given))
-        return jax.jit(fresh, out_shardings=self._whole)(key, given or {})
-
-    def abstract(self, shapes: Params) -> TrainState:
-        """Return shapes, dtypes and shardings of the state: where a checkpoint is read to."""
-        put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole)
-        return jax.tree.map(put, jax.eval_shape(self._create, shapes))
-
-
-class Fed(NamedTuple):
-    """A batch on the devices; dataset, task: int [B], on the host; position: in the data, after."""
-
-    arrays: types.Batch
-    dataset: np.ndarray
-    task: np.ndarray
-    position: dict[str, Any]
-    ready: float
-
-
-class Feed:
-    """Takes numpy batches to the devices, with the position in the data that comes after each.
-
-    spec: of the batches; encoder: adds a frozen text encoder's states to them, if there is one.
-    """
-
-    def __init__(
-        self,
-        batches: Batches,
-        spec: types.BatchSpec,
-        mesh: Mesh,
-        encoder: language.FrozenEncoder | None = None,
-    ) -> None:
-        self._batches, self._spec, self._mesh, self._encoder = batches, spec, mesh, encoder
-
-    def next(self) -> Fed:
-        """Return the next batch; the transfer may still be under way."""
-        batch = next(self._batches)
-        types.check_batch(batch, self._spec)
-        position, ready = self._batches.state(), time.perf_counter()
-        whose = batch["dataset"], batch["task"]["task_id"]
-        batch = self._encoder(batch) if self._encoder else batch
-        return Fed(sharding.put_batch(batch, self._mesh), *whose, position, ready)
-
-    def memory(self) -> int:
-        """Return the bytes that the data hold."""
-        return self._batches.memory()
-
-    def feedback(self, found: Validated, position: dict[str, Any]) -> dict[str, Any]:
-        """Tell the data how well things go, and return a position with what that changes."""
-        errors = {name: row["action_error"] for name, row in found.datasets.items()}
-        self._batches.feedback(errors, found.tasks)
-        return self._batches.state_at(position)
-
-    def close(self) -> None:
-        """Stop making batches."""
-        self._batches.close()
 
 
 class Loop:
@@ -348,33 +263,55 @@ class Loop:
         checkpoints: checkpoint.Checkpoints,
         validator: Validator | None,
         names: types.Names,
+        compare: conflicts.Comparer | None = None,
+        costs: Mapping[str, float] | None = None,
+        success: Success | None = None,
     ) -> None:
-        self._config, self._step, self._feed = config, step, feed
-        self._checkpoints, self._validator = checkpoints, validator
+        """Prepare; costs: of `compile_step`, for the share of the devices' peak."""
+        self._config, self._step, self._feed, self._compare = config, step, feed, compare
+        self._checkpoints, self._validator, self._success = checkpoints, validator, success
         # One name says nothing that the whole does not; hundreds are for the report, not the log.
         self._datasets, self._tasks = (
             n if 1 < len(n) <= MOST_NAMES else () for n in (names.datasets, names.tasks)
         )
         self._means, self._waited, self._last_loss = Means(), 0.0, math.nan
+        self._flops = (costs or {}).get("flops_per_step", math.nan)
+
+    def _log(self, step: int) -> Metrics:
+        kind = Metrics if sharding.is_first() else Silent
+        each = peaks.peak(jax.devices()[0].device_kind)
+        return kind(
+            self._config.workdir,
+            step=step,
+            steps=self._config.train.steps,
+            batch_size=self._config.data.batch_size,
+            flops=self._flops,
+            peak=each and each * jax.device_count(),
+            wandb=self._config.train.wandb,
+        )
 
     def run(self, state: TrainState) -> TrainState:
         """Return the last state. Always one step ahead of the metrics that are read."""
         options, step = self._config.train, int(state.step)
-        log = Metrics(
-            self._config.workdir,
-            step=step,
-            steps=options.steps,
-            batch_size=self._config.data.batch_size,
-        )
-        with Interrupt() as interrupt, log, ThreadPoolExecutor(1) as reader:
+        with (
+            Interrupt() as interrupt,
+            self._log(step) as log,
+            self._checkpoints,
+            ThreadPoolExecutor(1) as reader,
+        ):
             pending: tuple[int, Fed, Future] | None = None
+            stop: int | None = None
             fed: Fed | None = self._feed.next()
             while fed is not None:
+                if self._compare and self._compare.due(step):
+                    with log.paused():
+                        self._compare(step, state, fed.arrays)
                 with jax.transfer_guard("disallow"):
                     state, metrics = self._step(state, fed.arrays)
                 step, current = step + 1, fed
                 reading = reader.submit(_read, metrics)
-                done = step == options.steps or interrupt.signal is not None
+                stop = sharding.agree(interrupt.signal, step)
+                done = step == options.steps or stop is not None
                 fed = None if done else self._feed.next()  # while the device computes
                 if pending:
                     self._digest(log, *pending, next_ready=current.ready)
@@ -386,18 +323,29 @@ class Loop:
                 self._digest(log, *pending, next_ready=fed.ready if fed else 0.0)
                 pending = None
                 with log.paused():
-                    position = current.position
+                    position, scores = current.position, None
                     if validates:
-                        found = self._validator(state.policy_params())
-                        log.validation(step, {**found.datasets, **self._named(found.tasks)})
+                        found = self._validate(log, step, state)
                         position = self._feed.feedback(found, position)
+                        scores = keep.mean(found.datasets)
                     if done or step % options.checkpoint_every == 0:
-                        self._checkpoints.save(state, position)
-            log.say(self._farewell(step, interrupt.signal))
-        self._checkpoints.close()
-        if interrupt.signal is not None and step < options.steps:
-            raise SystemExit(128 + interrupt.signal)
+                        self._checkpoints.save(state, position, scores)
+            self._checkpoints.wait()  # a farewell before that would promise too much
+            log.say(self._farewell(step, stop))
+        if stop is not None and step < options.steps:
+            raise SystemExit(128 + stop)
         return state
+
+    def _validate(self, log: Metrics, step: int, state: TrainState) -> Validated:
+        params = state.policy_params()
+        found = self._validator(params)
+        log.validation(step, {**found.datasets, **self._named(found.tasks)})
+        if self._success:
+            found = dataclasses.replace(found, success=self._success(params, step))
+            log.validation(step, {k: {"success": v} for k, v in found.success.items()})
+        if sharding.is_first():
+            pictures.save(found.chunks, step, self._config.workdir)
+        return found
 
     def _named(self, tasks: Mapping[str, float]) -> dict[str, dict[str, float]]:
         return {k: {"action_error": v} for k, v in tasks.items() if k and k in self._tasks}
@@ -411,20 +359,21 @@ class Loop:
         self, log: Metrics, step: int, fed: Fed, reading: Future, *, next_ready: float
     ) -> None:
         """Take in the metrics of a step; next_ready: when the batch after it was there."""
+        self._checkpoints.check()
         metrics, finished = reading.result()
         self._waited += max(0.0, next_ready - finished)
         scalars = {k: float(v) for k, v in metrics.items() if v.ndim == 0}
-        self._check_finite(step, scalars)
+        self._check_finite(step, fed, scalars)
         self._means.add(scalars)
-        self._add_per_name(metrics, fed)
+        self._add_per_name(metrics)
         log.advance()
         if step % self._config.train.log_every == 0 or step == self._config.train.steps:
             log.train(step, self._means.take(), self._waited, self._feed.memory())
             self._waited = 0.0
 
-    def _add_per_name(self, metrics: Mapping[str, np.ndarray], fed: Fed) -> None:
+    def _add_per_name(self, metrics: Mapping[str, np.ndarray]) -> None:
         """Take in the losses, and the use of experts, of each dataset and of each task."""
-        for of, names in ((fed.dataset, self._datasets), (fed.task, self._tasks)):
+        for of, names in (metrics["dataset"], self._datasets), (metrics["task"], self._tasks):
             for i, name in enumerate(names):
                 if not name:  # examples of no known task
                     continue
@@ -437,18 +386,19 @@ class Loop:
                 found |= {f"expert_{e}/{name}": share for e, share in enumerate(used)}
                 self._means.add(found, weight=mine.sum())
 
-    def _check_finite(self, step: int, scalars: Mapping[str, float]) -> None:
+    def _check_finite(self, step: int, fed: Fed, scalars: Mapping[str, float]) -> None:
         bad = {k: v for k, v in scalars.items() if not math.isfinite(v)}
         if bad:
             found = ", ".join(f"{k} is {v}" for k, v in bad.items())
-            saved = self._checkpoints.latest
-            kept = f"Checkpoint {saved} is intact" if saved else "No checkpoint was due yet"
-            options = self._config.optim
+            saved = self._checkpoints.complete()
+            kept = f"Checkpoint {saved[-1]} is intact" if saved else "No checkpoint was due yet"
+            options, workdir = self._config.optim, self._config.workdir
             raise FloatingPointError(
                 f"{found} at step {step}; the loss was {self._last_loss:.4g} at the step before. "
-                f"{kept} in {self._config.workdir}. Often: a learning rate too high, with "
-                f"optim.learning_rate {options.learning_rate:g} and warmup {options.warmup}; no "
-                f"clipping, with optim.clip {options.clip:g}; or values like that in the data"
+                f"{kept} in {workdir}. {save_bad_batch(fed, workdir, step)} Often: a learning rate "
+                f"too high, with optim.learning_rate {options.learning_rate:g} and warmup "
+                f"{options.warmup}; no clipping, with optim.clip {options.clip:g}; or values like "
+                "that in the data"
             )
         self._last_loss = scalars["loss"]
 
@@ -458,28 +408,6 @@ class Loop:
             return f"trained {steps} steps; the run is in {workdir}"
         stopped = f"stopped by {signal.Signals(signum).name} and saved at step {step} of {steps}"
         return f"{stopped}; the same command resumes {workdir}"
-
-
-class Interrupt:
-    """Notes the first Ctrl-C or SIGTERM instead of dying from it; the second one is as usual."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signal = signum
-        self.__exit__()
 
 
 def _read(metrics: dict[str, jax.Array]) -> tuple[dict[str, np.ndarray], float]:

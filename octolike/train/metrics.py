@@ -1,14 +1,20 @@
-"""What training tells: a progress bar or lines, metrics.jsonl and TensorBoard.
+"""What training tells: a progress bar or lines, metrics.jsonl, TensorBoard, W&B where asked for.
 
 metrics.jsonl has one JSON object per line: "step" and "seconds" (of training, over all resumes),
-and numbers by name: those of training (loss, loss/<dataset>, learning_rate, …) every `log_every`
-steps, and validation/<dataset>/<name> at each validation.
+and numbers by name: those of training (loss, loss/<dataset>, grad_norm/<module>, learning_rate, …)
+every `log_every` steps, and validation/<dataset>/<name> at each validation.
+
+Beside the rate stands what it makes of the devices: gflops_per_second, the operations that the
+compiler counts in a step over the time it took, waits included; and mfu, their share of the
+devices' peak where that is known (octolike.train.peaks). With rematerialisation the compiler counts
+what is computed twice, twice; what a hand-written kernel does it may not see at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import sys
@@ -20,6 +26,8 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
+from octolike.train.wandb import Board
+
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
@@ -27,8 +35,23 @@ TENSORBOARD = "tensorboard"
 class Metrics:
     """The log of one run; a context manager. Rates are over the time since the previous row."""
 
-    def __init__(self, workdir: str | Path, *, step: int, steps: int, batch_size: int) -> None:
-        """Open the log at a step: rows past it, of a run that was interrupted, are dropped."""
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        step: int,
+        steps: int,
+        batch_size: int,
+        flops: float = math.nan,
+        peak: float | None = None,
+        wandb: str = "",
+    ) -> None:
+        """Open the log at a step: rows past it, of a run that was interrupted, are dropped.
+
+        flops: operations of a step on all devices, NaN if not known; peak: theirs per second;
+        wandb: project of Weights & Biases.
+        """
+        self._flops, self._peak = flops, peak
         self.workdir, self.steps, self.batch_size = Path(workdir), steps, batch_size
         self._path = self.workdir / FILE
         self._before = truncate(self._path, step)
@@ -38,6 +61,7 @@ class Metrics:
         )
         self._start = self._row_time = time.perf_counter()
         self._row_step = step
+        self._page = Board(wandb, self.workdir) if wandb else None
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
@@ -68,19 +92,19 @@ class Metrics:
         rate = done * self.batch_size / passed
         self._row_time, self._row_step = now, step
         speed = {"examples_per_second": rate, "data_wait": min(waited / passed, 1.0)}
+        use = self._use(done / passed)
         memory = {"memory_gib": resident() / 2**30, "data_memory_gib": held / 2**30}
-        self._write(step, {**values, **speed, **memory})
+        self._write(step, {**values, **speed, **use, **memory})
         used = "{memory_gib:.1f} GiB (data {data_memory_gib:.2g})".format(**memory)
         loss, wait = f"{values['loss']:.4f}", f"{speed['data_wait']:.0%}"
+        rates = ", ".join(part for part in (f"{rate:.0f} examples/s", use_in_words(use)) if part)
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {loss}, {rate:.0f} examples/s, data wait {wait}, {used}"
-            )
+            self._bar.set_postfix_str(f"loss {loss}, {rates}, data wait {wait}, {used}")
             return
         left = (self.steps - step) * passed / max(done, 1)
         wide = len(str(self.steps))
         print(
-            f"step {step:{wide}}/{self.steps}  loss {loss}  {rate:.0f} examples/s  "
+            f"step {step:{wide}}/{self.steps}  loss {loss}  {rates.replace(', ', '  ')}  "
             f"data wait {wait}  {used}  {duration(left)} left",
             flush=True,
         )
@@ -113,6 +137,16 @@ class Metrics:
             self._bar.close()
         self._file.close()
         self._board.close()
+        if self._page is not None:
+            self._page.close()
+
+    def _use(self, steps_per_second: float) -> dict[str, float]:
+        """Return what is made of the devices, as far as it is known."""
+        if not math.isfinite(self._flops):
+            return {}
+        achieved = self._flops * steps_per_second
+        share = {"mfu": achieved / self._peak} if self._peak else {}
+        return {"gflops_per_second": achieved / 1e9, **share}
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step, "seconds": round(self.seconds, 3)}
@@ -121,6 +155,32 @@ class Metrics:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, float(value), step)
+        if self._page is not None:
+            self._page.write(step, {k: float(v) for k, v in values.items()})
+
+
+class Silent(Metrics):
+    """The log of a process that is not the first of several: it writes and says nothing."""
+
+    def __init__(self, workdir: str | Path, *, step: int, **other: Any) -> None:
+        """Take what a log takes."""
+        self.workdir = Path(workdir)
+        self._before, self._start, self._row_time = 0.0, time.perf_counter(), 0.0
+
+    def advance(self) -> None:
+        """Do nothing."""
+
+    def train(self, step: int, values: Mapping[str, float], waited: float, held: int = 0) -> None:
+        """Do nothing."""
+
+    def validation(self, step: int, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Means:
@@ -169,6 +229,13 @@ def resident() -> int:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def use_in_words(use: Mapping[str, float]) -> str:
+    """Return the use of the devices for the progress line, '' where it is not known."""
+    if "mfu" in use:
+        return f"MFU {use['mfu']:.1%}"
+    return f"{use['gflops_per_second']:.3g} GFLOP/s" if use else ""
 
 
 def duration(seconds: float) -> str:

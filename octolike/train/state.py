@@ -153,7 +153,7 @@ def describe_adapted(adapted: Adapted) -> str:
         for path in paths:
             rows.setdefault(path.partition("/")[0], [0, 0, 0])[i] += 1
     shown = [(name, *(str(n) if n else "" for n in row)) for name, row in sorted(rows.items())]
-    return _table([("part", "taken over", "fresh", "left behind"), *shown])
+    return table([("part", "taken over", "fresh", "left behind"), *shown])
 
 
 def describe(params: Params, frozen: Iterable[str]) -> str:
@@ -163,7 +163,7 @@ def describe(params: Params, frozen: Iterable[str]) -> str:
         (k, "×".join(map(str, v.shape)), f"{v.size:,}", "frozen" if k in frozen else "")
         for k, v in sorted(optimizer.flatten(params).items())
     ]
-    return _table([("parameter", "shape", "count", ""), *rows])
+    return table([("parameter", "shape", "count", ""), *rows])
 
 
 def summarize(params: Params, frozen: Iterable[str]) -> str:
@@ -175,10 +175,11 @@ def summarize(params: Params, frozen: Iterable[str]) -> str:
             n[:] = n[0] + 1, n[1] + x.size, n[2] + (0 if path in frozen else x.size)
     parts["total"] = parts.pop("total")
     rows = [(name, *(f"{n:,}" for n in row)) for name, row in parts.items()]
-    return _table([("part", "arrays", "parameters", "trained"), *rows])
+    return table([("part", "arrays", "parameters", "trained"), *rows])
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Return rows of text as a table: names to the left, numbers to the right."""
     wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

@@ -1,0 +1,87 @@
+"""The ways to the first state: fresh parameters, those of another run, low-rank changes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from octolike import types
+from octolike.config import Config, OptimConfig
+from octolike.train import checkpoint, lora, optimizer, sharding
+from octolike.train import state as states
+from octolike.train.state import Params, TrainState
+
+
+def make_init(
+    model: nn.Module, spec: types.BatchSpec, config: OptimConfig
+) -> tuple[Callable[[jax.Array], Params], list[str]]:
+    """Return what makes fresh parameters from a key, low-rank changes too; and the frozen paths.
+
+    Prints what each pattern of optim.frozen and optim.lora matches.
+    """
+    plain = lambda key: states.init_params(model, spec, key)
+    shapes = jax.eval_shape(plain, jax.random.key(0))
+    low_rank = lora.kernels(shapes, config.lora)
+    changed = sorted({path for paths in low_rank.values() for path in paths})
+
+    def init(key: jax.Array) -> Params:
+        params = plain(key)
+        return params | lora.init(params, changed, config.lora_rank, jax.random.fold_in(key, 1))
+
+    matches = optimizer.frozen_paths(shapes, config.frozen, may_all=bool(changed))
+    for pattern, paths in matches.items():
+        verb = "trained" if pattern.startswith("!") else "frozen"
+        print(f"{verb} by {pattern!r}: {', '.join(paths)}")
+    for pattern, paths in low_rank.items():
+        print(f"changed at rank {config.lora_rank} by {pattern!r}: {', '.join(paths)}")
+    return init, sorted({*optimizer.frozen_of(matches), *changed})
+
+
+def take_over(config: Config, shapes: Params) -> Params:
+    """Return the parameters that go over from train.init_from; prints what the runs differ in."""
+    options = config.train
+    other = checkpoint.load_run(options.init_from, options.init_step or None)
+    source = f"{options.init_from} at step {other.step}"
+    print(f"starting from the parameters of {source}")
+    changes = checkpoint.differences(other.config, config)
+    print("settings that differ (there -> here):", *(changes or ["none"]), sep="\n  ")
+    plain = {k: v for k, v in shapes.items() if k != lora.NAME}
+    adapted = states.adapt(plain, other.params, options.fresh, source)
+    print(states.describe_adapted(adapted))
+    return optimizer.unflatten(adapted.taken)
+
+
+class Start:
+    """The ways to the first state, on the devices. frozen: parameter paths."""
+
+    def __init__(
+        self,
+        tx: optax.GradientTransformation,
+        frozen: Sequence[str],
+        config: OptimConfig,
+        mesh: Mesh,
+    ) -> None:
+        self._create = functools.partial(
+            states.create, tx=tx, frozen=frozen, ema=config.ema > 0, lora_scale=config.lora_scale
+        )
+        self._mesh = mesh
+
+    def scratch(
+        self, init: Callable[[jax.Array], Params], key: jax.Array, given: Params | None = None
+    ) -> TrainState:
+        """Return the state of fresh parameters, with given ones in place of some."""
+        fresh = lambda key, given: self._create(optimizer.merge(init(key), given))
+        where = sharding.of_state(jax.eval_shape(fresh, key, given or {}), self._mesh)
+        return jax.jit(fresh, out_shardings=where)(key, given or {})
+
+    def abstract(self, shapes: Params) -> TrainState:
+        """Return shapes, dtypes and shardings of the state: where a checkpoint is read to."""
+        put = lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=sharding.of_array(x.shape, self._mesh)
+        )
+        return jax.tree.map(put, jax.eval_shape(self._create, shapes))
