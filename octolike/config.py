@@ -362,8 +362,7 @@ def from_json(text: str) -> Config:
 
 def base_config(path: str, arg: str = "", *, beside: str = "") -> Config:
     """Return the config of another file, for one that builds on it; `beside`: relative to it."""
-    where = Path(beside).with_name(path) if beside else Path(path)
-    return load_module(str(where)).get_config(arg)
+    return load_module(path, beside=beside).get_config(arg)
 
 
 def stored_config(run_dir: str) -> Config:

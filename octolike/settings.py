@@ -7,6 +7,7 @@ Import these names from octolike.config.
 import dataclasses
 import difflib
 import importlib.util
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -81,8 +82,12 @@ def build_component(
     return table[kind](**fields, **{k: v for k, v in context.items() if k in known | {"name"}})
 
 
-def load_module(path: str) -> types.ModuleType:
-    """Return the module of a Python file; ConfigError where there is none or it does not run."""
+def load_module(path: str, *, beside: str = "") -> types.ModuleType:
+    """Return the module of a Python file; ConfigError where there is none or it does not run.
+
+    beside: a file whose folder the path starts from.
+    """
+    path = os.path.join(os.path.dirname(beside), path)
     spec = importlib.util.spec_from_file_location(f"octolike_file_{abs(hash(path))}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file")

@@ -3,9 +3,11 @@
     python scripts/evaluate.py --run runs/quickstart                    with the run's own settings
     python scripts/evaluate.py --run runs/quickstart --suite tabletop   every skill, seen, held out
     ... --splits train,held_out_phrasing --skills touch --episodes 50   one's own choice
+    ... --embodiment all                                                each robot of the run
 
-Expect a success table with 95 % intervals beside the untrained network's, and RUN/report.html;
-rows, numbers and pictures are in RUN/evaluation. Stopped half-way, the same command goes on.
+Expect a success table with 95 % intervals beside the untrained network's, whether it memorised or
+learned in words, and RUN/report.html; rows, numbers and pictures are in RUN/evaluation. Stopped
+half-way, the same command goes on.
 """
 
 import io
@@ -20,7 +22,7 @@ SPLITS = flags.DEFINE_list("splits", None, "splits, instead of the run's or the 
 SKILLS = flags.DEFINE_list("skills", None, "skills, instead of the run's or the suite's")
 EPISODES = flags.DEFINE_integer("episodes", None, "episodes per skill and split", lower_bound=1)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")
-EMBODIMENT = flags.DEFINE_string("embodiment", None, "the robot, where the run knows several")
+EMBODIMENT = flags.DEFINE_string("embodiment", None, "the robot, of several; 'all': each in turn")
 
 
 def main(_: list[str]) -> None:
@@ -32,15 +34,15 @@ def main(_: list[str]) -> None:
     given = {"splits": SPLITS.value, "skills": SKILLS.value, "episodes": EPISODES.value}
     given = {k: tuple(v) if k != "episodes" else v for k, v in given.items() if v is not None}
     try:
-        evaluation = evaluate.Evaluation(
-            RUN.value, SUITE.value, given, CHECKPOINT.value, EMBODIMENT.value
-        )
-        evaluation.run()
+        for robot in evaluate.robots(RUN.value, EMBODIMENT.value):
+            step = CHECKPOINT.value
+            evaluation = evaluate.Evaluation(RUN.value, SUITE.value, given, step, robot)
+            evaluation.run()
+            page = evaluation.report(compare(evaluation))
+            print(report.text_table(evaluation.rows, evaluation.groups))
+            print(f"\nreport: {page}")
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f"error: {error}")
-    page = evaluation.report(compare(evaluation))
-    print(report.text_table(evaluation.rows))
-    print(f"\nreport: {page}")
 
 
 def compare(evaluation):

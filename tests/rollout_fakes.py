@@ -1,5 +1,8 @@
 """Stand-in environments for rollouts; worker processes import this, so it imports little."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from octolike.envs.wrappers import ChunkExecution, History
@@ -50,6 +53,24 @@ class CrashesOnce(Walk):
             CrashesOnce.left -= 1
             raise ArithmeticError("the physics exploded")
         return super().step(action)
+
+
+class DiesOnce(Walk):
+    """Takes its whole process along, once; the file DIES_ONCE says that it has happened."""
+
+    def step(self, action):
+        marker = Path(os.environ["DIES_ONCE"])
+        if (self.skill, self.seed, self.steps) == ("walk", 0, 1) and not marker.exists():
+            marker.touch()
+            os._exit(9)
+        return super().step(action)
+
+
+class Counterfactual(Walk):
+    """Says of every episode whether another task than the one asked for was done."""
+
+    def _info(self):
+        return super()._info() | {"original": "o", "instead": self.seed % 2 == 0}
 
 
 def make(kind=Walk):

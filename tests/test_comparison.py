@@ -48,3 +48,36 @@ def test_nothing_to_compare_is_an_error(tmp_path):
     (tmp_path / "default-0").mkdir()
     with pytest.raises(FileNotFoundError, match="no evaluated run <variant>-<seed>"):
         comparison.read(tmp_path)
+
+
+def add_rows(run, rows, setup=None):
+    run.mkdir(parents=True, exist_ok=True)
+    head = {"setup": setup or {}}
+    (run / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (head, *rows)))
+
+
+def episodes(skill, won, of=4):
+    row = {"policy": "trained", "split": "train", "skill": skill, "failure": ""}
+    return [row | {"seed": i, "success": i < won} for i in range(of)]
+
+
+def test_skills_have_columns_and_the_worst_is_named(tmp_path):
+    make_run(tmp_path, "default-0", {"train": 0})
+    add_rows(tmp_path / "default-0" / "evaluation", episodes("touch", 3) + episodes("lift", 1))
+    head, _, line = comparison.table(comparison.read(tmp_path)).splitlines()
+    assert "| seen | touch | lift | worst skill | mean over skills |" in head
+    assert "| 75 % [30 %, 95 %] | 25 % [5 %, 70 %] | lift 25 % | 50 % |" in line
+
+
+def test_robots_have_columns_of_their_own(tmp_path):
+    for name, robots in (("both-0", ("left", "right")), ("alone-0", ("left",))):
+        make_run(tmp_path, name, {"train": 0})
+        pieces = tmp_path / name / "evaluation"
+        (pieces / "results.jsonl").unlink()
+        for i, robot in enumerate(robots):
+            where = pieces / robot if len(robots) > 1 else pieces
+            add_rows(where, episodes("touch", 1 + 2 * i), {"embodiment": robot})
+    entries = {e.variant: e for e in comparison.read(tmp_path)}
+    assert entries["both"].pooled("right: train").rate == 0.75
+    assert list(entries["alone"].success) == ["left: train"]
+    assert "| left: seen | right: seen |" in comparison.table(list(entries.values()))

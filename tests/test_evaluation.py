@@ -8,11 +8,11 @@ import types
 import numpy as np
 import policy_fakes
 import pytest
-from rollout_fakes import CrashesAlways, CrashesOnce, Walk, make
+from rollout_fakes import Counterfactual, CrashesAlways, CrashesOnce, DiesOnce, Walk, make
 
-from octolike.config import Component, ConfigError, EvaluateConfig
+from octolike.config import Component, Config, ConfigError, EvaluateConfig
 from octolike.envs.pool import Pool
-from octolike.evaluation import evaluate, rollouts, success, suites
+from octolike.evaluation import closed_loop, evaluate, rollouts, success, suites
 from octolike.evaluation.evaluate import Demonstration
 from octolike.evaluation.rollouts import Results
 from octolike.evaluation.success import Rate, difference, gaps, wilson
@@ -92,6 +92,53 @@ def test_the_gap_is_put_into_words(seen, held_out, floor, says):
     assert gap.skills == ("touch",)
     assert gap.seen == Rate(sum(seen), 50)
     assert says in gap.sentence
+
+
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [("counterfactual", "the table decides"), ("distractors", "how tables look")],
+)
+def test_a_gap_on_other_scenes_is_named_for_what_it_is(split, says):
+    (gap,) = gaps(
+        rows("trained", "train", "touch", [True] * 45 + [False] * 5)
+        + rows("trained", split, "touch", [True] * 5 + [False] * 45)
+    )
+    assert says in gap.sentence
+    assert gap.to_json()["low"] > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "instead", "says"),
+    [
+        (30, 5, "behaviour follows the instruction"),
+        (5, 30, "it does what it has memorised for such a table"),
+        (15, 15, "this does not show that the instruction decides"),
+        (0, 0, "this does not show that the instruction decides"),
+    ],
+)
+def test_following_the_instruction_is_put_into_words(asked, instead, says):
+    outcomes = [i < asked for i in range(50)]
+    told = rows("trained", "counterfactual", "touch", [*outcomes, None])
+    for i, row in enumerate(told):
+        row["instead"] = asked <= i < asked + instead
+    found = success.following(told)
+    assert (found.asked, found.instead) == (Rate(asked, 50, 1), Rate(instead, 50, 1))
+    assert says in found.sentence
+    assert success.verdict(told) == [found.sentence]
+    assert success.following(rows("trained", "train", "touch", [True])) is None
+
+
+def test_an_evaluation_always_says_something_of_memorising():
+    (sentence,) = success.verdict(rows("trained", "train", "touch", [True, False]))
+    assert "cannot say" in sentence
+
+
+def test_steps_to_success_are_of_successes_alone():
+    mixed = rows("trained", "train", "touch", [True, True, False, None])
+    for row, steps in zip(mixed, (4, 7, 99, 99), strict=True):
+        row["steps"] = steps
+    assert success.steps_to_success(mixed, skill="touch") == 5.5
+    assert success.steps_to_success(mixed, skill="push") is None
 
 
 # Suites
@@ -257,6 +304,45 @@ def test_an_episode_that_always_crashes_is_reported_not_counted_as_failure(tmp_p
     assert again["walk", 0]["success"] is not None
 
 
+def test_a_worker_that_dies_has_its_episodes_run_again(tmp_path, monkeypatch):
+    """Those of all its slots, with the same results; none is counted as a failure."""
+    expected, _, _ = roll_out(tmp_path / "sound")
+    marker = tmp_path / "died"
+    monkeypatch.setenv("DIES_ONCE", str(marker))
+    got, seen, _ = roll_out(tmp_path / "died once", DiesOnce, workers=2)
+    assert marker.exists()
+    assert got == expected
+    assert len(seen) == len(PLAN)
+
+
+def test_a_row_says_whether_another_task_was_done(tmp_path):
+    got, _, _ = roll_out(tmp_path, Counterfactual)
+    assert {(seed, row["instead"]) for (_, seed), row in got.items()} == {
+        (seed, seed % 2 == 0) for seed in range(6)
+    }
+    assert "instead" not in next(iter(roll_out(tmp_path / "plain")[0].values()))
+
+
+def test_the_task_is_named_as_the_run_knows_it(tmp_path):
+    policy = Forward(4)
+    results = Results(tmp_path, SETUP)
+    with Pool(make, 4, 0) as pool:
+        name = lambda info: f"robot of {info['instruction']}"
+        rollouts.run(policy, "trained", PLAN[:4], pool, results, print, ("task_id",), goal_of, name)
+    assert {number for _, _, number in policy.told} == {"robot of go walk", "robot of go run"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "name"), [("dataset", "table"), ("label", "touch/cube"), ("instruction", "tap it")]
+)
+def test_what_counts_as_a_task_is_what_the_policy_is_told(tasks, name):
+    config = Config()
+    config.data.tasks = tasks
+    policy = types.SimpleNamespace(embodiment=types.SimpleNamespace(datasets=("table",)))
+    info = {"task": "touch/cube", "instruction": "tap it"}
+    assert evaluate.task_namer(config, policy)(info) == name
+
+
 def test_films_repeat_the_episode(tmp_path):
     got, _, _ = roll_out(tmp_path, videos=1)
     kept = [r for r in got.values() if r["actions"]]
@@ -369,3 +455,59 @@ def test_a_run_without_a_simulator_is_refused(tmp_path):
     policy_fakes.save_run(tmp_path, policy_fakes.run_of())
     with pytest.raises(ConfigError, match="names no simulator"):
         evaluate.Evaluation(tmp_path)
+
+
+def test_several_robots_are_evaluated_one_by_one(tmp_path):
+    robots = [policy_fakes.robot(n) for n in ("tabletop", "tabletop_mirrored")]
+    run = policy_fakes.run_of(robots)
+    run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)
+    run.config.collect.skills, run.config.evaluate.embodiment = {"touch": 1}, "all"
+    policy_fakes.save_run(tmp_path, run)
+    assert evaluate.robots(tmp_path) == ["tabletop", "tabletop_mirrored"]
+    assert evaluate.robots(tmp_path, "tabletop") == ["tabletop"]
+    assert evaluate.robots(tmp_path / "nowhere", "all") == ["all"]  # loading it says why
+    for robot, convention in (("tabletop", None), ("tabletop_mirrored", "mirrored")):
+        evaluation = evaluate.Evaluation(tmp_path, embodiment=robot)
+        assert evaluation.results.directory == tmp_path / "evaluation" / robot
+        assert evaluation.environment.get("action_convention") == convention
+        assert evaluation.setup["environment"] == evaluation.environment
+    with pytest.raises(ValueError, match=r"tabletop_mirrored"):
+        evaluate.Evaluation(tmp_path, embodiment="tabletop_miror")
+
+
+def closed_loop_run(**changes):
+    run = policy_fakes.run_of()
+    run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)
+    run.config.collect.skills = {"touch": 1, "push": 1}
+    return dataclasses.replace(run, **changes)
+
+
+def test_success_is_measured_while_training(tmp_path):
+    pytest.importorskip("mujoco")
+    run = closed_loop_run()
+    run.config.workdir, run.config.data.tasks = str(tmp_path), "label"
+    run.config.evaluate.workers, run.config.evaluate.execute = 1, 3
+    measure = closed_loop.ClosedLoop(run.config, run.embodiments, run.spec, run.names, episodes=1)
+    try:
+        found = measure(run.params, 10)
+        assert {"touch", "push"} <= set(found)
+        assert any(name.startswith("push/") for name in found)  # the run's own name of its task
+        assert set(found.values()) <= {0.0, 1.0}
+    finally:
+        measure.close()
+    path = tmp_path / "closed_loop" / "00000010" / "results.jsonl"
+    kept = path.read_text()
+    assert f'"seed": {closed_loop.FIRST_SEED}' in kept
+    try:
+        assert measure(run.params, 10) == found  # a resumed run reads what it has measured
+        assert path.read_text() == kept
+    finally:
+        measure.close()
+
+
+def test_success_while_training_is_of_one_robot():
+    robots = [policy_fakes.robot(n) for n in ("left", "right")]
+    names = policy_fakes.RUN_NAMES._replace(embodiments=("left", "right"))
+    run = closed_loop_run(embodiments=robots, names=names)
+    with pytest.raises(ConfigError, match=r"left, right; name it in evaluate\.embodiment"):
+        closed_loop.ClosedLoop(run.config, run.embodiments, run.spec, run.names)

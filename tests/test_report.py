@@ -161,7 +161,7 @@ def test_no_results_are_refused(tmp_path):
 def test_the_terminal_table(material):
     lines = report.text_table(material.rows).splitlines()
     assert lines[1] == "seen"
-    assert re.search(r"touch +80% \[38, 96\] of 5 +0% \[0, 43\] of 5", lines[2])
+    assert re.search(r"touch +80% \[38, 96\] of 5 +3 +0% \[0, 43\] of 5", lines[2])
 
 
 def test_smoothing_keeps_constants_and_the_start():

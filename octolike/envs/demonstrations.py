@@ -18,7 +18,7 @@ import numpy as np
 
 from octolike.config import CollectConfig, ConfigError
 from octolike.envs.pool import Call, Crash, Pool
-from octolike.envs.registry import choose_names, kind_of, make_env, simulator
+from octolike.envs.registry import choose_names, environment_of, kind_of, make_env, simulator
 
 TRIES = 8
 FIRST_SEEDS = {"train": 0, "val": 500_000}
@@ -36,12 +36,20 @@ class Shard:
 
 
 def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Shard]:
-    """Return the shards of a dataset, skills well mixed; ConfigError for unknown skills or none."""
+    """Return the shards of a dataset, skills well mixed.
+
+    Raises ConfigError for skills or a split that are unknown, or that have no task in common.
+    """
     if not collect.skills or min(collect.skills.values()) < 1:
         raise ConfigError(
             f"collect.skills is {collect.skills}; expected skill: at least one episode"
         )
-    choose_names("skill", tuple(collect.skills), simulator(kind_of(environment)).load("skills"))
+    row = simulator(kind_of(environment))
+    choose_names("skill", tuple(collect.skills), row.load("skills"))
+    choose_names("split", (collect.split,), row.load("splits"))
+    for skill in collect.skills:
+        if not row.load("tasks_of")(collect.split, (skill,)):
+            raise ConfigError(f"collect.split {collect.split!r} has no task of skill {skill!r}")
     counts = {
         "train": collect.skills,
         "val": {s: _validation(n, collect.validation_share) for s, n in collect.skills.items()},
@@ -65,7 +73,9 @@ def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Shard]:
 def settings(environment: Mapping[str, Any], collect: CollectConfig) -> dict[str, Any]:
     """Return what the demonstrations depend on: to go on with others would mix two datasets."""
     names = ("skills", "validation_share", "noise", "episodes_per_shard")
-    return {"environment": dict(environment)} | {n: getattr(collect, n) for n in names}
+    own = {"split": collect.split} if collect.split != "train" else {}
+    robot = {"environment": environment_of(environment, collect.dataset)}
+    return robot | {n: getattr(collect, n) for n in names} | own
 
 
 class Recorder:
@@ -74,8 +84,9 @@ class Recorder:
     def __init__(self, environment: Mapping[str, Any], collect: CollectConfig) -> None:
         """Prepare; the simulator starts with the first episode."""
         self._collect_episode = simulator(kind_of(environment)).load("collect_episode")
-        self._noise = collect.noise
-        self._pool = Pool(functools.partial(make_env, dict(environment)), slots=1, workers=1)
+        self._noise, self._split = collect.noise, collect.split
+        robot = environment_of(environment, collect.dataset)
+        self._pool = Pool(functools.partial(make_env, robot), slots=1, workers=1)
 
     def record(self, shard: Shard) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield (episode dict, failed tries before it) for each episode of a shard.
@@ -96,7 +107,7 @@ class Recorder:
                 )
 
     def _one(self, skill: str, seed: int) -> dict[str, Any]:
-        call = Call(self._collect_episode, (seed, "train", [skill], self._noise))
+        call = Call(self._collect_episode, (seed, self._split, [skill], self._noise))
         episode = self._pool.run({0: call})[0]
         if isinstance(episode, Crash):
             raise RuntimeError(f"the simulator crashed at {skill!r}, seed {seed}:\n{episode.text}")

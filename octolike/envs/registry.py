@@ -28,6 +28,8 @@ class Simulator:
     collect_episode: (env, seed, split, skills, noise in [0, 1]) -> episode dict, with
         episode_metadata.success.
     goal: (env, seed, options of reset) -> {"image_<camera>": how it looks when the task is done}.
+    robots: {embodiment: fields of env that make it that robot}; "": the simulator has one robot.
+    groups: {skill: its group}, of simulators whose results are also given as means over groups.
     """
 
     env: str
@@ -36,6 +38,8 @@ class Simulator:
     tasks_of: str
     collect_episode: str
     goal: str
+    robots: str = ""
+    groups: str = ""
 
     def load(self, part: str) -> Any:
         """Import one part: 'env', 'skills', …"""
@@ -59,6 +63,23 @@ def kind_of(component: Mapping[str, Any]) -> str:
         )
     simulator(component["kind"])
     return component["kind"]
+
+
+def environment_of(component: Mapping[str, Any], embodiment: str) -> dict[str, Any]:
+    """Return the component with the fields that make it an embodiment's robot.
+
+    Unchanged where the simulator does not know the embodiment. Raises ConfigError where the
+    component says otherwise: the robot's actions would be taken for another one's.
+    """
+    row = simulator(kind_of(component))
+    own = row.load("robots").get(embodiment, {}) if row.robots else {}
+    for name, value in own.items():
+        if component.get(name, value) != value:
+            raise ConfigError(
+                f"environment.{name} is {component[name]!r}, but the robot {embodiment!r} needs "
+                f"{value!r}; leave the field out, it follows the embodiment"
+            )
+    return {**component, **own}
 
 
 def make_env(component: Mapping[str, Any]) -> Any:
@@ -100,5 +121,39 @@ ENVIRONMENTS = {
         tasks_of="octolike.envs.tabletop.tasks:tasks_of",
         collect_episode="octolike.envs.demonstrations:tabletop_episode",
         goal="octolike.envs.demonstrations:tabletop_goal",
+        robots="octolike.envs.tabletop.conventions:ROBOTS",
+    ),
+    "metaworld": Simulator(
+        env="octolike.envs.metaworld.env:MetaworldEnv",
+        skills="octolike.envs.metaworld.tasks:SKILLS",
+        splits="octolike.envs.metaworld.tasks:SPLITS",
+        tasks_of="octolike.envs.metaworld.tasks:tasks_of",
+        collect_episode="octolike.envs.metaworld.expert:demonstrate",
+        goal="octolike.envs.metaworld.expert:goal",
+        groups="octolike.envs.metaworld.tasks:GROUPS",
+    ),
+    "aloha": Simulator(
+        env="octolike.envs.aloha:AlohaEnv",
+        skills="octolike.envs.aloha:SKILLS",
+        splits="octolike.envs.aloha:SPLITS",
+        tasks_of="octolike.envs.aloha:tasks_of",
+        collect_episode="octolike.envs.aloha:demonstrate",
+        goal="octolike.envs.aloha:goal",
+    ),
+    "libero": Simulator(
+        env="octolike.envs.libero:LiberoEnv",
+        skills="octolike.envs.libero:SKILLS",
+        splits="octolike.envs.libero:SPLITS",
+        tasks_of="octolike.envs.libero:tasks_of",
+        collect_episode="octolike.envs.adapters:no_demonstrations",
+        goal="octolike.envs.adapters:no_goal",
+    ),
+    "simpler": Simulator(
+        env="octolike.envs.simpler:SimplerEnv",
+        skills="octolike.envs.simpler:SKILLS",
+        splits="octolike.envs.simpler:SPLITS",
+        tasks_of="octolike.envs.simpler:tasks_of",
+        collect_episode="octolike.envs.adapters:no_demonstrations",
+        goal="octolike.envs.adapters:no_goal",
     ),
 }

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,10 @@ RESULTS = "evaluation/results.jsonl"
 class Entry:
     """One variant over its seeds.
 
-    success: {split: one Rate per seed}; action_error: per seed, in normalised units;
-    step_seconds: per seed, the median over the run; parameters, flops (per step): None where an
-    older run did not write them.
+    success: {split: one Rate per seed}, and where a run has several robots {"robot: split": …};
+    action_error: per seed, in normalised units; step_seconds: per seed, the median over the run;
+    parameters, flops (per step): None where an older run did not write them; skills: {skill: Rate
+    over all seeds} on the first split.
     """
 
     variant: str
@@ -36,11 +38,22 @@ class Entry:
     step_seconds: tuple[float, ...]
     parameters: int | None
     flops: float | None
+    skills: dict[str, Rate] = field(default_factory=dict)
 
     def pooled(self, split: str) -> Rate:
         """Return the rate over all seeds' episodes."""
         rates = self.success.get(split, ())
         return Rate(sum(r.successes for r in rates), sum(r.episodes for r in rates))
+
+    @property
+    def worst(self) -> str:
+        """The skill with the lowest rate; "" where nothing is known."""
+        return min(self.skills, key=lambda s: self.skills[s].rate, default="")
+
+    @property
+    def mean(self) -> float:
+        """The mean over skills, each counting the same; NaN where nothing is known."""
+        return float(np.mean([r.rate for r in self.skills.values()])) if self.skills else np.nan
 
 
 def read(directory: str | Path) -> list[Entry]:
@@ -50,23 +63,29 @@ def read(directory: str | Path) -> list[Entry]:
     """
     variants: dict[str, list[Path]] = {}
     for run in sorted(Path(directory).glob("*-*")):
-        if (run / RESULTS).exists():
+        if _results(run):
             variants.setdefault(run.name.rpartition("-")[0], []).append(run)
     if not variants:
         raise FileNotFoundError(
             f"{directory} holds no evaluated run <variant>-<seed>/{RESULTS}; make them with "
             "scripts/compare.py"
         )
-    return [_entry(name, runs) for name, runs in variants.items()]
+    # A run with one robot stands beside those with several under the name of its robot.
+    several = any("" not in _results(run) for runs in variants.values() for run in runs)
+    return [_entry(name, runs, several) for name, runs in variants.items()]
 
 
 def table(entries: Sequence[Entry], first: str = "") -> str:
     """Return a Markdown table, the variant `first` on top, then by success on the first split.
 
     A cell is the share over all seeds, its Wilson 95 % interval, and the lowest and highest seed.
+    Several skills have columns of their own, on the first split, as have the worst and their mean.
     """
     splits = list(dict.fromkeys(s for e in entries for s in e.success))
-    head = ["variant", "seeds", *map(figures.split_name, splits)]
+    skills = list(dict.fromkeys(s for e in entries for s in e.skills))
+    skills = skills if len(skills) > 1 else []
+    head = ["variant", "seeds", *map(figures.split_name, splits), *skills]
+    head += ["worst skill", "mean over skills"] if skills else []
     head += ["action error", "parameters", "GFLOP/step", "ms/step"]
     rows = [head, ["---"] * len(head)]
     for e in ordered(entries, first):
@@ -75,6 +94,7 @@ def table(entries: Sequence[Entry], first: str = "") -> str:
                 e.variant,
                 str(len(e.action_error)),
                 *(_cell(e, split) for split in splits),
+                *(_skill_cells(e, skills) if skills else ()),
                 f"{np.mean(e.action_error):.3f}",
                 f"{e.parameters / 1e6:.2f} M" if e.parameters else "–",
                 f"{e.flops / 1e9:.2f}" if e.flops else "–",
@@ -119,14 +139,37 @@ def draw(entries: Sequence[Entry], path: Path, first: str = "") -> Path:
     return figures.save(figure, path)
 
 
-def _entry(variant: str, runs: Sequence[Path]) -> Entry:
+def _results(run: Path) -> dict[str, Path]:
+    """Return the results of each robot of a run; of "" where it knows but one."""
+    found = {path.parent.name: path for path in sorted(run.glob("evaluation/*/results.jsonl"))}
+    return {"": run / RESULTS} if (run / RESULTS).exists() else found
+
+
+def _rows(run: Path, several: bool) -> list[dict[str, Any]]:
+    """Return the rows of the trained policy; with several robots, splits name theirs."""
+    out = []
+    for path in _results(run).values():
+        head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        for row in rows:
+            split = f"{head['setup']['embodiment']}: {row['split']}" if several else row["split"]
+            out += [row | {"split": split}] if row["policy"] == "trained" else []
+    return out
+
+
+def _plain(split: str) -> str:
+    """Return a split without its robot."""
+    return split.rpartition(": ")[2]
+
+
+def _entry(variant: str, runs: Sequence[Path], several: bool) -> Entry:
     success: dict[str, list[Rate]] = {}
     errors, seconds, costs = [], [], {}
+    first: list[dict[str, Any]] = []
     for run in runs:
-        lines = (run / RESULTS).read_text(encoding="utf-8").splitlines()[1:]
-        rows = [r for r in map(json.loads, lines) if r["policy"] == "trained"]
+        rows = _rows(run, several)
         for split in dict.fromkeys(r["split"] for r in rows):
             success.setdefault(split, []).append(count(rows, split=split))
+        first += [r for r in rows if _plain(r["split"]) == _plain(rows[0]["split"])]
         log = metrics.read(run / metrics.FILE)
         found = [v for r in log for k, v in r.items() if k.endswith("/action_error")]
         errors.append(found[-1] if found else np.nan)
@@ -141,7 +184,20 @@ def _entry(variant: str, runs: Sequence[Path]) -> Entry:
         tuple(seconds),
         costs.get("parameters"),
         costs.get("flops_per_step"),
+        {s: count(first, skill=s) for s in dict.fromkeys(r["skill"] for r in first)},
     )
+
+
+def _skill_cells(entry: Entry, skills: Sequence[str]) -> list[str]:
+    """Return the cells of each skill, of the worst one, and of the mean."""
+    cells = [_rate_cell(entry.skills[s]) if s in entry.skills else "–" for s in skills]
+    worst = f"{entry.worst} {entry.skills[entry.worst].rate:.0%}" if entry.worst else "–"
+    return [*cells, worst.replace("%", " %"), f"{entry.mean:.0%}".replace("%", " %")]
+
+
+def _rate_cell(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{rate.rate:.0%} [{low:.0%}, {high:.0%}]".replace("%", " %")
 
 
 def _cell(entry: Entry, split: str) -> str:
@@ -149,6 +205,5 @@ def _cell(entry: Entry, split: str) -> str:
     if not rates:
         return "–"
     pooled, seeds = entry.pooled(split), [r.rate for r in rates]
-    low, high = pooled.interval
     spread = f"; seeds {min(seeds):.0%} to {max(seeds):.0%}" if len(seeds) > 1 else ""
-    return f"{pooled.rate:.0%} [{low:.0%}, {high:.0%}]{spread}".replace("%", " %")
+    return _rate_cell(pooled) + spread.replace("%", " %")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from octolike.config import Config
 from octolike.envs.pool import Pool, default_workers
-from octolike.envs.registry import kind_of, simulator
+from octolike.envs.registry import environment_of, kind_of, simulator
 from octolike.evaluation import report, rollouts, suites
 from octolike.evaluation.figures import Chunks, Clip, duration
 from octolike.evaluation.report import Curves, Material
@@ -20,6 +22,7 @@ from octolike.policy import Policy, Task
 from octolike.train import metrics
 from octolike.train.checkpoint import load_run
 
+ALL = "all"  # as an embodiment's name: each that the run knows
 TOLD = {
     "language": "an instruction in words",
     "goal": "pictures of the goal",
@@ -41,13 +44,29 @@ class Demonstration:
     task: str = ""
 
 
+def robots(run_dir: str | Path, embodiment: str | None = None) -> list[str | None]:
+    """Return the robots to evaluate one after the other: the one asked for, or 'all' of the run's.
+
+    Without one, the run's own setting; [None] where that leaves it open, or where there is no run
+    (which `Evaluation` says).
+    """
+    files = [Path(run_dir) / name for name in ("config.json", "names.json")]
+    if not all(path.is_file() for path in files):
+        return [embodiment]
+    config, names = (json.loads(path.read_text(encoding="utf-8")) for path in files)
+    asked = embodiment or config["evaluate"]["embodiment"]
+    return names["embodiments"] if asked == ALL else [asked or None]
+
+
 class Evaluation:
     """One evaluation of one checkpoint; stopped half-way, the next one goes on where it was.
 
     Attributes:
         policy: with one row per environment.
         plan: the episodes.
-        results: their rows, in RUN/evaluation/results.jsonl.
+        results: their rows, in RUN/evaluation/results.jsonl; in RUN/evaluation/<robot> where the
+            run knows several.
+        environment: the run's, made the robot's own (`registry.environment_of`).
     """
 
     def __init__(
@@ -82,16 +101,19 @@ class Evaluation:
         self.plan = dataclasses.replace(chosen, **(overrides or {})).plan()
         embodiment = embodiment or settings.embodiment or None
         self.policy = Policy(run, embodiment, min(settings.batch, len(self.plan)))
+        robot = self.policy.embodiment.name
+        self.environment = environment_of(environment, robot)
+        self._own = robot if len(run.embodiments) > 1 else ""
         self.setup = {
             "checkpoint": self.policy.step,
-            "embodiment": self.policy.embodiment.name,
-            "environment": dict(environment),
+            "embodiment": robot,
+            "environment": self.environment,
             "execute": settings.execute,
             "ensemble": settings.ensemble,
             "tell": list(settings.tell),
             "batch": settings.batch,
         }
-        pieces = self.directory / "evaluation"
+        pieces = self.directory / "evaluation" / self._own
         self.results = rollouts.Results(pieces, self.setup, settings.videos)
         self._remarks: list[str] = []
         self._clips: list[Clip] = []
@@ -104,7 +126,7 @@ class Evaluation:
         """
         settings = self.config.evaluate
         make = rollouts.env_maker(
-            self.policy, self.config.environment, settings.execute, settings.ensemble
+            self.policy, self.environment, settings.execute, settings.ensemble
         )
         slots = self.policy.batch_size
         policies = {"trained": self.policy}
@@ -128,7 +150,15 @@ class Evaluation:
             tell = self.config.evaluate.tell
             goal = simulator(kind_of(self.config.environment)).load("goal")
             timing = rollouts.run(
-                policy, label, self.plan, pool, self.results, progress, tell, goal
+                policy,
+                label,
+                self.plan,
+                pool,
+                self.results,
+                progress,
+                tell,
+                goal,
+                task_namer(self.config, self.policy),
             )
         if label == "trained" and left:
             how = f"{pool.slots} environments at once"
@@ -179,16 +209,18 @@ class Evaluation:
         tell = self.config.evaluate.tell
         ends = {k: v[-1] for k, v in demonstration.observation.items()}
         goals = {k.removeprefix("image_"): ends[k] for k in self.policy.goal_shapes}
+        known = {"task": demonstration.task, "instruction": demonstration.instruction}
+        number = task_namer(self.config, self.policy)(known)
         return self.policy.create_task(
             instruction=demonstration.instruction if "language" in tell else None,
             goal_images=goals if "goal" in tell else None,
-            task_id=demonstration.task if "task_id" in tell else None,
+            task_id=number if "task_id" in tell else None,
         )
 
     def report(self, chunks: Chunks | None = None) -> Path:
         """Write the report; returns the page's path, RUN/report.html."""
         material = Material(
-            title=f"What {self.directory.name} learned",
+            title=f"What {self.directory.name} learned" + (f": {self._own}" if self._own else ""),
             facts=self.facts(),
             setup=self.setup,
             rows=self.rows,
@@ -196,8 +228,16 @@ class Evaluation:
             clips=self._clips,
             chunks=chunks,
             remarks=self._remarks,
+            groups=self.groups,
         )
-        return report.write(material, self.results.directory, self.directory / "report.html")
+        name = f"report-{self._own}.html" if self._own else "report.html"
+        return report.write(material, self.results.directory, self.directory / name)
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Return {skill: its group} of the simulator; {} where it has none."""
+        row = simulator(kind_of(self.environment))
+        return row.load("groups") if row.groups else {}
 
     def facts(self) -> dict[str, str]:
         """Say what was trained, on what, for how long."""
@@ -227,6 +267,17 @@ class Evaluation:
         wanted = {e: i for i, e in enumerate(self.plan)}
         mine = [r for r in self.results.rows if rollouts.episode_of(r) in wanted]
         return sorted(mine, key=lambda r: (r["policy"], wanted[rollouts.episode_of(r)]))
+
+
+def task_namer(config: Config, policy: Policy) -> Callable[[Mapping[str, Any]], str]:
+    """Return what says, from an episode's info, the name by which the run knows its task.
+
+    Where tasks are datasets (data.tasks), the number of the task is that of the robot's dataset.
+    """
+    if config.data.tasks == "dataset":
+        return lambda info: policy.embodiment.datasets[0]
+    key = "instruction" if config.data.tasks == "instruction" else "task"
+    return lambda info: info[key]
 
 
 def read_curves(directory: Path) -> Curves:

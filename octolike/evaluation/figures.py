@@ -29,6 +29,8 @@ SPLIT_COLOURS = {
     "held_out_combination": "#e08a2e",
     "held_out_phrasing": "#4a9d8e",
     "held_out_family": "#8c62a8",
+    "counterfactual": "#c2555f",
+    "distractors": "#7a8b99",
 }
 OTHER_COLOURS = ("#a1623a", "#6b8e23", "#b0467f")
 STYLE = {
@@ -84,8 +86,10 @@ class Chunks:
 
 
 def split_name(split: str) -> str:
-    """Return a split in words: 'seen', 'held-out combination'."""
-    return "seen" if split == SEEN else split.replace("held_out_", "held-out ").replace("_", " ")
+    """Return a split in words: 'seen', 'held-out combination'; a robot's name stays as it is."""
+    robot, colon, split = split.rpartition(": ")
+    words = split.replace("held_out_", "held-out ").replace("_", " ")
+    return robot + colon + ("seen" if split == SEEN else words)
 
 
 def split_colour(split: str, index: int = 0) -> str:
@@ -119,7 +123,7 @@ def learning_curves(
         for axis, curves in zip(axes, (validation, action_error)):
             for i, (name, curve) in enumerate(curves.items()):
                 steps, values = np.array(curve, float).T
-                colour = list(SPLIT_COLOURS.values())[i % 4]
+                colour = list(SPLIT_COLOURS.values())[i % len(SPLIT_COLOURS)]
                 axis.plot(steps, values, "o-", color=colour, ms=4, lw=1.8, label=f"held-out {name}")
         after = f", {duration(seconds)} of training" if seconds else ""
         axes[0].set(title=f"Loss{after}", ylabel="loss")

@@ -44,7 +44,7 @@ class Material:
 
     title: the run's name; facts: {what: value} in words, shown as they are; setup: of the
     evaluation (see rollouts.Results); remarks: sentences about the evaluation itself, such as its
-    throughput.
+    throughput; groups: {skill: its group}, where means over groups are wanted too.
     """
 
     title: str
@@ -55,6 +55,7 @@ class Material:
     clips: Sequence[Clip] = ()
     chunks: Chunks | None = None
     remarks: Sequence[str] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def write(material: Material, pieces: Path, page: Path) -> Path:
@@ -77,7 +78,7 @@ def write(material: Material, pieces: Path, page: Path) -> Path:
 
 def to_json(material: Material) -> dict[str, Any]:
     """Return what report.json holds: rates with intervals, gaps, failures, curves, setup."""
-    table = success.table(material.rows)
+    table, follows = success.table(material.rows), success.following(material.rows)
     return {
         "title": material.title,
         "headline": headline(material.rows),
@@ -87,7 +88,22 @@ def to_json(material: Material) -> dict[str, Any]:
             policy: {s: {k: r.to_json() for k, r in cells.items()} for s, cells in splits.items()}
             for policy, splits in table.items()
         },
+        "steps_to_success": {
+            policy: {
+                s: {
+                    k: success.steps_to_success(material.rows, **_where(policy, s, k))
+                    for k in cells
+                }
+                for s, cells in splits.items()
+            }
+            for policy, splits in table.items()
+        },
+        "means": {
+            policy: {s: success.means(cells, material.groups) for s, cells in splits.items()}
+            for policy, splits in table.items()
+        },
         "gaps": [gap.to_json() for gap in success.gaps(material.rows)],
+        "following": follows.to_json() if follows else None,
         "failures": {
             split: success.failures(material.rows, policy="trained", split=split)
             for split in table.get("trained", {})
@@ -125,17 +141,25 @@ def headline(rows: Sequence[Row]) -> str:
     return f"{first}, the same network untrained in {_percent(floor)}: {verdict}."
 
 
-def text_table(rows: Sequence[Row]) -> str:
-    """Return the success table for a terminal."""
+def text_table(rows: Sequence[Row], groups: Mapping[str, str] | None = None) -> str:
+    """Return the success table for a terminal, and what it says of memorising.
+
+    groups: {skill: its group}, where means over groups are wanted too.
+    """
     table = success.table(rows)
     trained = table.get("trained", {})
-    lines = [f"{'':24}{'trained':>24}{'untrained':>24}"]
+    lines = [f"{'':24}{'trained':>24}{'steps to it':>14}{'untrained':>24}"]
     for split, cells in trained.items():
         lines.append(split_name(split))
         for skill, rate in cells.items():
             floor = table.get("untrained", {}).get(split, {}).get(skill)
             name = "all" if skill == "all" else skill
-            lines.append(f"  {name:22}{_cell(rate):>24}{_cell(floor) if floor else '–':>24}")
+            steps = success.steps_to_success(rows, **_where("trained", split, skill))
+            took = f"{steps:g}" if steps is not None else "–"
+            other = _cell(floor) if floor else "–"
+            lines.append(f"  {name:22}{_cell(rate):>24}{took:>14}{other:>24}")
+        lines += [f"  {_means(cells, groups)}"] if groups else []
+    lines += ["", *(f"- {sentence}" for sentence in success.verdict(rows))]
     return "\n".join(lines)
 
 
@@ -178,10 +202,29 @@ def _points(curve: Sequence[tuple[float, float]]) -> list[list[float]]:
     return [[float(step), float(loss)] for step, loss in curve]
 
 
+def _means(cells: Mapping[str, Rate], groups: Mapping[str, str]) -> str:
+    """Say what the means over tasks, within groups and over groups are."""
+    found = success.means(cells, groups)
+    if not found:
+        return "no finished episode"
+    parts = {k: f"{v:.1%}" for k, v in found.items()}
+    overall = f"mean over tasks {parts.pop('tasks')}"
+    over = parts.pop("groups", None)
+    if over is None:
+        return overall
+    inside = ", ".join(f"{k} {v}" for k, v in parts.items())
+    return f"{overall}; over the {len(parts)} groups {over} ({inside})"
+
+
 def _percent(rate: Rate) -> str:
     low, high = rate.interval
     of = f"{rate.successes} of {rate.episodes}"
     return f"{rate.rate:.0%} ({of}; 95 % interval {low:.0%} to {high:.0%})"
+
+
+def _where(policy: str, split: str, skill: str) -> dict[str, str]:
+    one = {} if skill == "all" else {"skill": skill}
+    return {"policy": policy, "split": split, **one}
 
 
 def _cell(rate: Rate) -> str:
@@ -193,8 +236,11 @@ def _cell(rate: Rate) -> str:
 
 def _page(material: Material, table: Any, pictures: Mapping[str, Sequence[Path]]) -> str:
     sections = [
-        _section("Success", _success_html(table) + _figure(pictures, "bars", _BARS)),
-        _section("Does it carry over to what training never showed?", _gaps_html(material.rows)),
+        _section(
+            "Success",
+            _success_html(table, material.rows, material.groups) + _figure(pictures, "bars", _BARS),
+        ),
+        _section("Memorising or learning?", _gaps_html(material.rows)),
         _section("Watch it", _films_html(pictures)),
         _section("Why episodes fail", _failures_html(material.rows)),
         _section("Training", _facts_html(material) + _figure(pictures, "loss", _LOSS)),
@@ -216,14 +262,17 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>\n" if body else ""
 
 
-def _success_html(table: Any) -> str:
+def _success_html(table: Any, rows: Sequence[Row], groups: Mapping[str, str]) -> str:
     trained, floor = table["trained"], table.get("untrained", {})
     skills = list(dict.fromkeys(k for cells in trained.values() for k in cells if k != "all"))
     head = "".join(f"<th>{html.escape(s)}</th>" for s in [*skills, "all skills"])
     body = ""
     for split, cells in trained.items():
         name = f'<i style="background:{split_colour(split)}"></i>{html.escape(split_name(split))}'
-        rates = "".join(_rate_html(cells.get(s)) for s in [*skills, "all"])
+        rates = "".join(
+            _rate_html(cells.get(s), success.steps_to_success(rows, **_where("trained", split, s)))
+            for s in [*skills, "all"]
+        )
         body += f'<tr title="{html.escape(MEANING.get(split, ""))}"><th>{name}</th>{rates}</tr>\n'
         if split in floor:
             rates = "".join(_rate_html(floor[split].get(s)) for s in [*skills, "all"])
@@ -233,15 +282,21 @@ def _success_html(table: Any) -> str:
         for s in trained
         if s in MEANING
     )
+    means = "".join(
+        f"<p>{html.escape(split_name(s))}: {html.escape(_means(cells, groups))}.</p>\n"
+        for s, cells in trained.items()
+        if groups
+    )
     return (
         "<p>How often the policy did what the instruction asked for. Small figures are 95 % "
-        "confidence intervals: what the true rate may be, given so many episodes.</p>\n"
+        "confidence intervals: what the true rate may be, given so many episodes; under them, "
+        "the median number of steps of the episodes that succeeded.</p>\n"
         f'<div class="wide"><table class="rates"><tr><th></th>{head}</tr>\n{body}</table></div>\n'
-        f"<ul>{meanings}</ul>\n"
+        f"{means}<ul>{meanings}</ul>\n"
     )
 
 
-def _rate_html(rate: Rate | None) -> str:
+def _rate_html(rate: Rate | None, steps: float | None = None) -> str:
     if rate is None or not (rate.episodes or rate.crashed):
         return '<td class="none" title="no such tasks">·</td>'
     crashed = f"<br><small>{rate.crashed} crashed</small>" if rate.crashed else ""
@@ -249,9 +304,10 @@ def _rate_html(rate: Rate | None) -> str:
         return f"<td>–{crashed}</td>"
     low, high = (round(100 * v) for v in rate.interval)
     shade = f"background:rgba(46,139,87,{0.05 + 0.4 * rate.rate:.2f})" if rate.rate else ""
+    took = f"<br><small>{steps:g} steps</small>" if steps is not None else ""
     return (
         f'<td style="{shade}" title="{rate.successes} of {rate.episodes}"><b>{rate.rate:.0%}</b>'
-        f"<br><small>{low}–{high}</small>{crashed}</td>"
+        f"<br><small>{low}–{high}</small>{took}{crashed}</td>"
     )
 
 
@@ -260,6 +316,8 @@ def _gaps_html(rows: Sequence[Row]) -> str:
         f"<li>{html.escape(g.sentence)} <small>(skills: {', '.join(g.skills)})</small></li>\n"
         for g in success.gaps(rows)
     )
+    follows = success.following(rows)
+    items += f"<li>{html.escape(follows.sentence)}</li>\n" if follows else ""
     if not items:
         return "<p>No held-out split was evaluated, so this report cannot say.</p>"
     return f"<ul>{items}</ul>"
@@ -280,8 +338,8 @@ def _failures_html(rows: Sequence[Row]) -> str:
     if not reasons:
         return "<p>None did.</p>"
     kinds: dict[str, int] = {}
-    for reason, number in reasons.items():  # "touched red cube", "touched blue ball": one kind
-        kind = reason.split()[0] + " the wrong thing" if _is_mixup(reason) else reason
+    for reason, number in reasons.items():
+        kind = _kind(reason)
         kinds[kind] = kinds.get(kind, 0) + number
     total = sum(kinds.values())
     items = "".join(
@@ -293,6 +351,13 @@ def _failures_html(rows: Sequence[Row]) -> str:
 
 def _is_mixup(reason: str) -> bool:
     return reason.startswith(("touched ", "grasped "))
+
+
+def _kind(reason: str) -> str:
+    """Return a reason without the names in it: "touched red cube", "touched blue ball" are one."""
+    if reason.startswith("did ") and reason.endswith(" instead"):
+        return "did what the table was laid for, not what was asked for"
+    return reason.split()[0] + " the wrong thing" if _is_mixup(reason) else reason
 
 
 def _facts_html(material: Material) -> str:

@@ -20,7 +20,7 @@ import functools
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,10 @@ class _Running:
         return sum(map(len, self.actions))
 
 
+def _task_of(info: Mapping[str, Any]) -> str:
+    return info["task"]
+
+
 def env_maker(policy: Policy, environment: Mapping[str, Any], execute: int, ensemble: float) -> Any:
     """Return a picklable function that makes environments for `policy`.
 
@@ -176,6 +180,7 @@ def run(
     progress: Any,
     tell: Sequence[str] = ("language",),
     goal: Any = None,
+    task_of: Callable[[Mapping[str, Any]], str] = _task_of,
 ) -> Timing:
     """Run what is left of a plan and add its rows to `results`.
 
@@ -188,6 +193,7 @@ def run(
         progress: called with (row) after each episode.
         tell: how the policy is told its task: any of "language", "goal", "task_id".
         goal: the simulator's function that shows how the task looks when it is done.
+        task_of: info of an episode -> the name by which the run knows its task (with "task_id").
     """
     if policy.batch_size != pool.slots:
         raise ValueError(
@@ -210,7 +216,7 @@ def run(
         progress(row)
 
     while active or any(queues):
-        _start(policy, pool, queues, active, finish, tell, goal)
+        _start(policy, pool, queues, active, finish, tell, goal, task_of)
         if active:
             chunks = _ask(policy, pool.slots, active, timing)
             _execute(pool, chunks, active, finish, timing)
@@ -225,6 +231,7 @@ def _start(
     finish: Any,
     tell: Sequence[str],
     goal: Any,
+    task_of: Callable[[Mapping[str, Any]], str],
 ) -> None:
     """Begin the next episode in every free slot."""
     free = [s for s, queue in enumerate(queues) if queue and s not in active]
@@ -246,17 +253,18 @@ def _start(
         else:
             running = active[slot]
             running.observation, running.info = reply
-            running.task = _task(policy, running, tell)
+            number = task_of(running.info) if "task_id" in tell else None
+            running.task = _task(policy, running, tell, number)
 
 
-def _task(policy: Policy, running: _Running, tell: Sequence[str]) -> Task:
+def _task(policy: Policy, running: _Running, tell: Sequence[str], number: str | None) -> Task:
     """Return what the policy is told: of the goal, the cameras that it was trained on."""
     prefix = "image_"
     goals = {k: v for k, v in running.goal.items() if k in policy.goal_shapes}
     return policy.create_task(
         instruction=running.info["instruction"] if "language" in tell else None,
         goal_images={k.removeprefix(prefix): v for k, v in goals.items()} or None,
-        task_id=running.info["task"] if "task_id" in tell else None,
+        task_id=number,
     )
 
 
@@ -321,6 +329,8 @@ def film(pool: Pool, rows: Sequence[Row], directory: Path) -> Iterator[list[np.n
 
 
 def _row(label: str, running: _Running, success: bool | None, failure: str) -> dict[str, Any]:
+    # Where another task than the table was laid for is asked for: whether that one was done.
+    instead = {"instead": bool(running.info["instead"])} if "instead" in running.info else {}
     return {
         "policy": label,
         **dataclasses.asdict(running.episode),
@@ -330,6 +340,7 @@ def _row(label: str, running: _Running, success: bool | None, failure: str) -> d
         "failure": failure,
         "steps": running.steps,
         "return": running.total,
+        **instead,
     }
 
 

@@ -1,4 +1,8 @@
-"""Rows of results → success rates with intervals, the gap to held-out tasks, and both in words."""
+"""Rows of results → success rates with intervals, gaps to held-out tasks, and both in words.
+
+Memorising or learning? A policy that has learned does on held-out tasks what it does on seen ones,
+and on a seen table what it is told, not what was done there in training.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 SEEN = "train"
 Z = 1.959964  # two-sided 95 %
 MEANING = {
@@ -14,6 +20,14 @@ MEANING = {
     "held_out_combination": "colour and shape pairs that were never asked for in training",
     "held_out_phrasing": "known tasks in wordings that were never used in training",
     "held_out_family": "a skill on a kind of object that it was never shown with",
+    "held_out_task": "tasks that were never demonstrated",
+    "counterfactual": "tables as in training, but another task there is asked for",
+    "distractors": "tasks as in training, with more things on the table than there ever were",
+}
+# What a success rate less than half of that on seen tasks signals.
+SIGNAL = {
+    "counterfactual": "This signals that the table decides what is done, and not the words",
+    "distractors": "This signals that it has learned how tables look, not what to look for",
 }
 
 Row = Mapping[str, Any]
@@ -110,6 +124,33 @@ def failures(rows: Sequence[Row], **where: str) -> dict[str, int]:
     return dict(sorted(((w, words.count(w)) for w in set(words)), key=lambda x: (-x[1], x[0])))
 
 
+def steps_to_success(rows: Iterable[Row], **where: str) -> float | None:
+    """Return the median number of steps of the successful episodes; None where there are none."""
+    steps = [r["steps"] for r in rows if r["success"] and all(r[k] == v for k, v in where.items())]
+    return float(np.median(steps)) if steps else None
+
+
+def means(cells: Mapping[str, Rate], groups: Mapping[str, str]) -> dict[str, float]:
+    """Return means of the skills' success rates, in which each skill counts alike.
+
+    cells: of one split, as in `table`; groups: {skill: its group}, {} for none. Keys: "tasks", the
+    mean over skills; a group's name, the mean over its skills; and "groups", the mean over groups.
+    Skills without a finished episode are left out; {} where that leaves none.
+    """
+    rates = {k: r.rate for k, r in cells.items() if k != "all" and r.episodes}
+    if not rates:
+        return {}
+    found: dict[str, list[float]] = {}
+    for name in dict.fromkeys(groups.values()):
+        members = [rate for skill, rate in rates.items() if groups.get(skill) == name]
+        found |= {name: members} if members else {}
+    out = {"tasks": float(np.mean(list(rates.values())))}
+    out |= {name: float(np.mean(members)) for name, members in found.items()}
+    if found:
+        out["groups"] = float(np.mean([np.mean(m) for m in found.values()]))
+    return out
+
+
 @dataclass(frozen=True)
 class Gap:
     """Seen against held-out success over the skills that both have."""
@@ -167,7 +208,8 @@ def _judge(split: str, seen: Rate, held_out: Rate, floor: Rate) -> str:
             f"{start}: seen tasks do not stand out from the untrained policy; the gap says nothing."
         )
     if low > 0 and held_out.rate < seen.rate / 2:
-        return f"{start}: less than half. This signals memorising, not learning ({bound})."
+        signal = SIGNAL.get(split, "This signals memorising, not learning")
+        return f"{start}: less than half. {signal} ({bound})."
     if low > 0:
         return f"{start}: a real loss, part of what it learned is tied to seen tasks ({bound})."
     if high < 0:
@@ -175,6 +217,65 @@ def _judge(split: str, seen: Rate, held_out: Rate, floor: Rate) -> str:
     return (
         f"{start}: no gap beyond chance; one of up to {100 * high:.0f} points could hide ({bound})."
     )
+
+
+@dataclass(frozen=True)
+class Following:
+    """What is done on tables laid for one task when another is asked for (`counterfactual`).
+
+    asked: how often what was asked for; instead: how often what the table was laid for.
+    """
+
+    asked: Rate
+    instead: Rate
+
+    @property
+    def share(self) -> Rate:
+        """Of the episodes in which either was done, those in which it was what was asked for."""
+        done = self.asked.successes + self.instead.successes
+        return Rate(self.asked.successes, done)
+
+    @property
+    def sentence(self) -> str:
+        """What this says of the policy."""
+        low, high = self.share.interval
+        start = (
+            f"On known tables with another instruction it does what is asked for in "
+            f"{self.asked.rate:.0%}, and what the table was laid for in {self.instead.rate:.0%} of "
+            f"{self.asked.episodes} episodes"
+        )
+        bound = f"of the two, what was asked for: 95 % interval {low:.0%} to {high:.0%}"
+        if low > 0.5:
+            return f"{start}: behaviour follows the instruction ({bound})."
+        if high < 0.5:
+            return f"{start}: it does what it has memorised for such a table ({bound})."
+        return f"{start}: this does not show that the instruction decides ({bound})."
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for report.json."""
+        asked, instead = self.asked.to_json(), self.instead.to_json()
+        return {"asked": asked, "instead": instead, "sentence": self.sentence}
+
+
+def following(rows: Iterable[Row], policy: str = "trained") -> Following | None:
+    """Return what was done under other instructions; None where none were given."""
+    mine = [r for r in rows if r["policy"] == policy and "instead" in r]
+    done = [r for r in mine if r["success"] is not None]
+    if not done:
+        return None
+    crashed = len(mine) - len(done)
+    return Following(count(mine), Rate(sum(r["instead"] for r in done), len(done), crashed))
+
+
+def verdict(rows: Sequence[Row]) -> list[str]:
+    """Answer "memorising or learning?" in sentences, of which there is always one."""
+    found = [gap.sentence for gap in gaps(rows)]
+    follows = following(rows)
+    found += [follows.sentence] if follows else []
+    return found or [
+        "Memorising or learning? Seen and held-out tasks were not both evaluated, so this "
+        "evaluation cannot say."
+    ]
 
 
 def _distinct(rows: Iterable[Row], key: str) -> list[str]:

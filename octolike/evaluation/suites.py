@@ -7,10 +7,11 @@ every policy meets the same tables. Seeds of demonstrations lie below `FIRST_SEE
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from octolike.config import ConfigError, EvaluateConfig, unknown
+from octolike.envs.metaworld.tasks import BENCHMARKS
 from octolike.envs.registry import choose_names, kind_of, simulator
 
 FIRST_SEED = 1_000_000
@@ -32,7 +33,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class Suite:
-    """`episodes` episodes of every skill in every split; () for all that the simulator has."""
+    """`episodes` episodes of every skill in every split; () for all that the simulator has.
+
+    skills_of: {split: its skills}, where a split is to have others than `skills`.
+    """
 
     simulator: str
     about: str
@@ -40,6 +44,7 @@ class Suite:
     skills: tuple[str, ...] = ()
     episodes: int = 50
     seed: int = FIRST_SEED
+    skills_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def plan(self) -> list[Episode]:
         """Return the episodes, first of each (split, skill), then second of each, …
@@ -49,7 +54,10 @@ class Suite:
         """
         row = simulator(self.simulator)
         splits = choose_names("split", self.splits, row.load("splits"))
-        skills = choose_names("skill", self.skills, row.load("skills"))
+        known = row.load("skills")
+        skills = {
+            s: choose_names("skill", self.skills_of.get(s, self.skills), known) for s in splits
+        }
         if self.episodes < 1 or self.seed < 0:
             raise ConfigError(
                 f"{self.episodes} episodes from seed {self.seed}; expected at least one episode "
@@ -57,11 +65,15 @@ class Suite:
             )
         tasks_of = row.load("tasks_of")
         pairs = [
-            (split, skill) for split in splits for skill in skills if tasks_of(split, (skill,))
+            (split, skill)
+            for split in splits
+            for skill in skills[split]
+            if tasks_of(split, (skill,))
         ]
         if not pairs:
             raise ConfigError(
-                f"none of the splits {', '.join(splits)} has tasks of {', '.join(skills)}"
+                f"none of the splits {', '.join(splits)} has tasks of "
+                f"{', '.join(dict.fromkeys(s for some in skills.values() for s in some))}"
             )
         return [Episode(*pair, self.seed + i) for i in range(self.episodes) for pair in pairs]
 
@@ -95,12 +107,83 @@ def named(name: str, environment: Mapping[str, Any]) -> Suite:
 
 
 SUITES = {
-    "tabletop": Suite("tabletop", "every skill, seen and all three held-out splits"),
+    "tabletop": Suite(
+        "tabletop",
+        "every skill, seen and held out, with other instructions, with more things on the table",
+    ),
     "tabletop_seen": Suite("tabletop", "every skill on seen tasks", splits=("train",)),
+    "tabletop_held_out": Suite(
+        "tabletop",
+        "every skill, seen and the three held-out splits: memorising or learning?",
+        splits=("train", "held_out_combination", "held_out_phrasing", "held_out_family"),
+    ),
+    "tabletop_language": Suite(
+        "tabletop",
+        "every skill, seen and on the same tables with another instruction",
+        splits=("train", "counterfactual"),
+    ),
+    "tabletop_distractors": Suite(
+        "tabletop",
+        "every skill, on tables as in training and on fuller ones",
+        splits=("train", "distractors"),
+    ),
     "tabletop_quick": Suite(
         "tabletop",
         "every skill, seen and held-out combinations, few episodes",
         splits=("train", "held_out_combination"),
         episodes=10,
+    ),
+    **{
+        f"metaworld_{name}": Suite(
+            "metaworld",
+            f"Meta-World's {name.upper()}, in known and in other words, at positions never shown",
+            splits=("train", "held_out_phrasing"),
+            skills=BENCHMARKS[name].train,
+        )
+        for name in ("mt10", "mt50")
+    },
+    **{
+        f"metaworld_{name}": Suite(
+            "metaworld",
+            f"Meta-World's {name.upper()}: its training tasks, and its test tasks",
+            splits=("train", "held_out_task"),
+            skills=BENCHMARKS[name].train,
+            skills_of={"held_out_task": BENCHMARKS[name].test},
+        )
+        for name in ("ml10", "ml45")
+    },
+    "aloha": Suite("aloha", "two arms: hand a cube over, put a peg into a socket"),
+    "aloha_transfer_cube": Suite("aloha", "two arms: hand a cube over", skills=("transfer_cube",)),
+    "aloha_insertion": Suite("aloha", "two arms: put a peg into a socket", skills=("insertion",)),
+    **{
+        f"libero_{name}": Suite(
+            "libero",
+            f"LIBERO's suite {name}, every task",
+            skills=tuple(f"{name}/{i}" for i in range(tasks)),
+        )
+        for name, tasks in (("spatial", 10), ("object", 10), ("goal", 10), ("10", 10), ("90", 90))
+    },
+    "simpler_widowx": Suite(
+        "simpler",
+        "the WidowX's four tasks of Bridge",
+        skills=(
+            "widowx_spoon_on_towel",
+            "widowx_carrot_on_plate",
+            "widowx_stack_cube",
+            "widowx_put_eggplant_in_basket",
+        ),
+        episodes=24,
+    ),
+    "simpler_google": Suite(
+        "simpler",
+        "the Google robot's tasks",
+        skills=(
+            "google_robot_pick_coke_can",
+            "google_robot_pick_object",
+            "google_robot_move_near",
+            "google_robot_open_drawer",
+            "google_robot_close_drawer",
+            "google_robot_place_apple_in_closed_top_drawer",
+        ),
     ),
 }

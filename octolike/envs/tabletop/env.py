@@ -5,7 +5,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from octolike.envs.tabletop import tasks
+from octolike.envs.tabletop import conventions, tasks
 from octolike.envs.tabletop.scene import FINGER_OPENING, SIZE, TIMESTEP, Scene, Screen
 from octolike.envs.tabletop.tasks import DIRECTIONS, STEP_LIMITS, Situation, Task, Thing
 
@@ -22,6 +22,7 @@ _SUBSTEPS = round(1 / CONTROL_HZ / TIMESTEP)
 _RAMP = 0.75  # the part of a step in which the target moves; the rest is for settling
 _CHECK_EVERY = 5  # physics steps between two looks at the contacts
 _RENDER_SIZE = 256
+_MOST_DISTRACTORS = 4  # with another one hardly any layout with two bowls is found
 
 
 class TabletopEnv(gymnasium.Env):
@@ -33,15 +34,20 @@ class TabletopEnv(gymnasium.Env):
         proprio        float32 [7]: x, y, z (metres), roll, pitch, yaw (radians), opening in [0, 1]
     Action:
         float32 [7]: dx, dy, dz (metres), droll, dpitch, dyaw (radians), gripper (> 0.5 is open).
-        Moves are clipped to +-MAX_MOVE and +-MAX_TURN, their targets to the workspace.
+        Moves are clipped to +-MAX_MOVE and +-MAX_TURN, their targets to the workspace. Of another
+        `action_convention` the numbers mean something else (`tabletop.conventions`).
 
     An episode is a pure function of the seed and the actions. It ends with success, with a failure
-    (`tasks.failed`) or at the skill's step limit.
+    (`tasks.failed`) or at the skill's step limit. In the split `counterfactual` it also ends when
+    the task that the table was laid for is done, which is a failure of its own: info has that task
+    as `original`, and whether it was done as `instead`.
 
     Args:
         primary_size: height and width of image_primary, or one int for both.
         wrist_size: height and width of image_wrist.
-        num_distractors: how many things lie on the table beyond those in the instruction.
+        num_distractors: how many things lie on the table beyond those in the instruction; in the
+            split `distractors` there are two more (or as many as fit).
+        action_convention: a key of `conventions.CONVENTIONS`: what the actions' numbers mean.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
@@ -51,6 +57,7 @@ class TabletopEnv(gymnasium.Env):
         primary_size: int | tuple[int, int] = 96,
         wrist_size: int = 64,
         num_distractors: int = 2,
+        action_convention: str = "standard",
     ) -> None:
         size = (
             (primary_size, primary_size) if isinstance(primary_size, int) else tuple(primary_size)
@@ -62,11 +69,12 @@ class TabletopEnv(gymnasium.Env):
             )
         if not 0 <= num_distractors <= 3:
             raise ValueError(f"num_distractors is 0 to 3, more do not fit: got {num_distractors}")
+        tasks.choose("action_convention", action_convention, tuple(conventions.CONVENTIONS))
         self.render_mode = "rgb_array"
-        self.num_distractors = num_distractors
+        self.num_distractors, self.action_convention = num_distractors, action_convention
         self._size, self._wrist_size = size, wrist_size
-        self.scene = Scene(objects=2 + num_distractors)
-        self._screen = Screen(self.scene)
+        self._stages: dict[int, tuple[Scene, Screen]] = {}
+        self._set_stage(2 + num_distractors)
         pixels = lambda h, w: gymnasium.spaces.Box(0, 255, (h, w, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -75,14 +83,17 @@ class TabletopEnv(gymnasium.Env):
                 "proprio": gymnasium.spaces.Box(-np.pi, np.pi, (7,), np.float32),
             }
         )
-        low = np.array([-MAX_MOVE] * 3 + [-MAX_TURN] * 3 + [0], np.float32)
         high = np.array([MAX_MOVE] * 3 + [MAX_TURN] * 3 + [1], np.float32)
+        high = np.abs(conventions.to_robot(high, action_convention))
+        low = np.append(-high[:6], np.float32(0))
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
         self.task: Task | None = None
+        self.original: Task | None = None
         self.steps = 0
         self._things: tuple[Thing, ...] = ()
-        self._start = np.zeros(3)
+        self._starts: dict[Thing, np.ndarray] = {}
         self._touched: Thing | None = None
+        self._lost = ""
 
     # gymnasium's interface
 
@@ -101,9 +112,14 @@ class TabletopEnv(gymnasium.Env):
             tasks.choose("reset option", key, ("task", "split", "skills"))
         if "task" in options and len(options) > 1:
             raise ValueError(f"a task excludes split and skills: got options {sorted(options)}")
+        split = options.get("split", "train")
+        more = tasks.MORE_DISTRACTORS if split == "distractors" else 0
+        self._set_stage(2 + min(self.num_distractors + more, _MOST_DISTRACTORS))
         task = options.pop("task", None) or tasks.sample_task(self.np_random, **options)
         self._lay(task)
-        return self._observation(), self._info("", False)
+        if split == "counterfactual":
+            self._ask_for_another(options)
+        return self.observe(), self._info("", False)
 
     def step(
         self, action: np.ndarray
@@ -116,15 +132,21 @@ class TabletopEnv(gymnasium.Env):
         """
         if self.task is None:
             raise RuntimeError("call reset() before step()")
-        self._move(_checked(action))
+        self._move(conventions.to_table(_checked(action), self.action_convention))
         self.steps += 1
         now = self.situation()
-        failure = tasks.failed(self.task, now)
-        success = not failure and tasks.succeeded(self.task, now)
-        done = bool(success or failure)
+        self._lost = self._lost or tasks.failed(self.task, now)
+        success = not self._lost and tasks.succeeded(self.task, now)
+        instead = not success and self._done_instead()
+        # What was asked for may be lost and the other task still under way: it is waited for.
+        waiting = self.original is not None and not tasks.failed(
+            self.original, self.situation(self.original)
+        )
+        done = bool(success or instead or (self._lost and not waiting))
         truncated = not done and self.steps >= STEP_LIMITS[self.task.skill]
-        info = self._info(failure, success)
-        return self._observation(), float(success), done, truncated, info
+        failure = f"did {self.original.name} instead" if instead else self._lost
+        info = self._info(failure if done or truncated else "", success, instead)
+        return self.observe(), float(success), done, truncated, info
 
     def render(self) -> np.ndarray:
         """Return a larger primary picture for videos: uint8 [256, 256, 3]."""
@@ -132,9 +154,9 @@ class TabletopEnv(gymnasium.Env):
 
     def close(self) -> None:
         """Free the render context."""
-        if self._screen is not None:
-            self._screen.close()
-            self._screen = None
+        for _, screen in self._stages.values():
+            screen.close()
+        self._stages.clear()
 
     # state
 
@@ -146,41 +168,54 @@ class TabletopEnv(gymnasium.Env):
         mujoco.mj_getState(scene.model, scene.data, physics, kind)
         return {
             "task": self.task,
+            "original": self.original,
+            "objects": scene.objects,
             "things": self._things,
             "physics": physics,
             "steps": self.steps,
-            "start": self._start.copy(),
+            "starts": dict(self._starts),
             "touched": self._touched,
+            "lost": self._lost,
             "random": self.np_random.bit_generator.state,
         }
 
     def set_state(self, state: dict[str, Any]) -> dict[str, np.ndarray]:
         """Go back to a state of `get_state` (from any env alike) and return the observation."""
+        self._set_stage(state["objects"])
         mujoco, scene = self.scene.mujoco, self.scene
         self.task, self._things, self.steps = state["task"], state["things"], state["steps"]
-        self._start, self._touched = state["start"].copy(), state["touched"]
+        self.original, self._lost = state["original"], state["lost"]
+        self._starts, self._touched = dict(state["starts"]), state["touched"]
         self.np_random.bit_generator.state = state["random"]
         scene.arrange(self._things)
         kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
         mujoco.mj_setState(scene.model, scene.data, state["physics"], kind)
         mujoco.mj_forward(scene.model, scene.data)
-        return self._observation()
+        return self.observe()
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """Return the observation of the present moment."""
+        return {
+            "image_primary": self._screen.draw("primary", *self._size),
+            "image_wrist": self._screen.draw("wrist", self._wrist_size, self._wrist_size),
+            "proprio": self.pose().astype(np.float32),
+        }
 
     def pose(self) -> np.ndarray:
         """Return the gripper's pose as in the observation's proprio, but float64 [7]."""
         qpos = self.scene.data.qpos[self.scene.joint_qpos]
         return np.append(qpos[:6], np.clip(qpos[6:].mean() / FINGER_OPENING, 0, 1))
 
-    def situation(self) -> Situation:
-        """Return what success and the expert judge by."""
-        scene, task = self.scene, self.task
+    def situation(self, task: Task | None = None) -> Situation:
+        """Return what success and the expert judge a task by; default: the one asked for."""
+        scene, task = self.scene, task or self.task
         below = task.reference_thing
         pairs = scene.contacts()
         index = scene.things.index(task.target)
         held = [t for i, t in enumerate(scene.things) if {(-3, i), (-4, i)} <= pairs]
         return Situation(
             target=scene.position(task.target),
-            start=self._start,
+            start=self._starts[task.target],
             size=SIZE,
             speed=scene.speed(task.target),
             reference=None if below is None else scene.position(below),
@@ -192,11 +227,47 @@ class TabletopEnv(gymnasium.Env):
 
     # private
 
+    def _set_stage(self, objects: int) -> None:
+        """Take the model with so many object slots; a larger one is made when first needed.
+
+        Slots that stay empty would cost time in every episode, and change how results are rounded.
+        """
+        if objects not in self._stages:
+            scene = Scene(objects=objects)
+            self._stages[objects] = scene, Screen(scene)
+        self.scene, self._screen = self._stages[objects]
+
+    def _ask_for_another(self, options: dict[str, Any]) -> None:
+        """Ask for another task on the table as it lies; a table without one is laid anew."""
+        rng = self.np_random
+        while True:
+            original = self.task
+            spots = {t: self.scene.position(t)[:2] for t in self._things}
+            choices = [
+                parts
+                for parts in tasks.counterfactuals(original, self._things)
+                if original.skill != "push" or _room(_first(spots, parts[1]), DIRECTIONS[parts[2]])
+            ]
+            if choices:
+                wording = tasks.phrasings(original.skill, "counterfactual")
+                parts = choices[rng.integers(len(choices))]
+                self.task = tasks.make_task(*parts, wording[rng.integers(len(wording))])
+                self.original = original
+                return
+            self._lay(tasks.sample_task(rng, **options))
+
+    def _done_instead(self) -> bool:
+        """Say whether the task that the table was laid for is done, where another was asked for."""
+        return self.original is not None and tasks.succeeded(
+            self.original, self.situation(self.original)
+        )
+
     def _lay(self, task: Task) -> None:
         rng, scene = self.np_random, self.scene
         named = [task.target] + [t for t in [task.reference_thing] if t is not None]
-        self.task, self.steps, self._touched = task, 0, None
-        self._things = (*named, *tasks.distractors(rng, task, self.num_distractors))
+        self.task, self.original, self.steps = task, None, 0
+        self._touched, self._lost = None, ""
+        self._things = (*named, *tasks.distractors(rng, task, scene.objects - 2))
         scene.arrange(self._things)
         for thing, (x, y) in zip(self._things, _layout(rng, task, self._things), strict=True):
             scene.place(thing, x, y, yaw=rng.uniform(-0.12, 0.12))
@@ -204,7 +275,7 @@ class TabletopEnv(gymnasium.Env):
         scene.data.qpos[scene.joint_qpos] = (*start, 0, 0, 0, FINGER_OPENING, FINGER_OPENING)
         scene.data.ctrl[scene.actuators] = scene.data.qpos[scene.joint_qpos]
         scene.mujoco.mj_forward(scene.model, scene.data)
-        self._start = scene.position(task.target)
+        self._starts = {thing: scene.position(thing) for thing in self._things}
 
     def _move(self, action: np.ndarray) -> None:
         """Lead the actuators to the target on a straight line, and note the first touch."""
@@ -231,20 +302,15 @@ class TabletopEnv(gymnasium.Env):
             hits = [b for a, b in sorted(self.scene.contacts()) if a <= -2 and b >= 0]
             self._touched = self.scene.things[hits[0]] if hits else None
 
-    def _observation(self) -> dict[str, np.ndarray]:
-        return {
-            "image_primary": self._screen.draw("primary", *self._size),
-            "image_wrist": self._screen.draw("wrist", self._wrist_size, self._wrist_size),
-            "proprio": self.pose().astype(np.float32),
-        }
-
-    def _info(self, failure: str, success: bool) -> dict[str, Any]:
+    def _info(self, failure: str, success: bool, instead: bool = False) -> dict[str, Any]:
+        other = {"original": self.original.name, "instead": instead} if self.original else {}
         return {
             "instruction": self.task.instruction,
             "task": self.task.name,
             "skill": self.task.skill,
             "success": bool(success),
             "failure": failure,
+            **other,
         }
 
 
@@ -287,6 +353,11 @@ def _layout(rng: np.random.Generator, task: Task, things: tuple[Thing, ...]) -> 
             if task.skill != "push" or _room(spots, DIRECTIONS[task.reference]):
                 return spots
     raise RuntimeError(f"no layout found for {[t.words for t in things]}")
+
+
+def _first(spots: dict[Thing, np.ndarray], thing: Thing) -> np.ndarray:
+    """Return the spots with that of `thing` first: float64 [len(spots), 2]."""
+    return np.stack([spots[thing], *(xy for other, xy in spots.items() if other != thing)])
 
 
 def _room(spots: np.ndarray, direction: tuple[float, float]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from octolike.envs.tabletop import tasks
+from octolike.envs.tabletop import conventions, tasks
 from octolike.envs.tabletop.env import MAX_MOVE, TabletopEnv
 from octolike.envs.tabletop.scene import SIZE
 from octolike.envs.tabletop.tasks import DIRECTIONS, Situation
@@ -34,7 +34,7 @@ class Expert:
         self._env = env
 
     def act(self) -> np.ndarray:
-        """Return the action for the present state: float32 [7]."""
+        """Return the action for the present state, in the env's own convention: float32 [7]."""
         now, task = self._env.situation(), self._env.task
         opening = self._env.pose()[6]
         if task.skill == "touch":
@@ -47,7 +47,8 @@ class Expert:
             move, gripper = _carry(now, task.skill)
         else:
             move, gripper = _grasp(now)
-        return np.array([*_limited(move), 0, 0, 0, gripper], np.float32)
+        action = np.array([*_limited(move), 0, 0, 0, gripper], np.float32)
+        return conventions.to_robot(action, self._env.action_convention)
 
 
 def _limited(move: np.ndarray) -> np.ndarray:
@@ -158,8 +159,9 @@ def collect_episode(
     while not done:
         observations.append(observation)
         labels.append(expert.act())
-        executed.append(labels[-1].copy())
-        executed[-1][:3] = np.clip(labels[-1][:3] + next(jolts), -MAX_MOVE, MAX_MOVE)
+        noisy = conventions.to_table(labels[-1], env.action_convention)
+        noisy[:3] = np.clip(noisy[:3] + next(jolts), -MAX_MOVE, MAX_MOVE)
+        executed.append(conventions.to_robot(noisy, env.action_convention))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
     stacked = {key: np.stack([o[key] for o in observations]) for key in observations[0]}

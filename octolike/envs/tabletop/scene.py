@@ -10,10 +10,12 @@ Axes: x points away from the primary camera, y to the left of its picture, z up 
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +39,7 @@ RGB = {
 }
 _MASS = 0.05  # kg
 _BACKENDS = ("egl", "osmesa")
+_VERSIONS = (3, 3), (4, 0)  # of mujoco: from, and before; setup.py has the same
 _HIDDEN_GROUP = 4  # not among the geom groups that are drawn
 _PARKED = (0.0, 0.0, -1.0)
 
@@ -50,10 +53,11 @@ def load_mujoco() -> tuple[ModuleType, type]:
     aborts the process where there is no display.
 
     Raises:
-        ImportError: mujoco is not installed, or no backend can render.
+        ImportError: mujoco is not installed or of a wrong version, or no backend can render.
     """
     if importlib.util.find_spec("mujoco") is None:
         raise ImportError("the tabletop simulator needs mujoco: pip install 'octolike[sim]'")
+    _check_version(metadata.version("mujoco"))
     backend = os.environ.get("MUJOCO_GL", "")
     if sys.platform.startswith("linux") and backend not in _BACKENDS:
         backend = _working_backend()
@@ -66,6 +70,17 @@ def load_mujoco() -> tuple[ModuleType, type]:
         return mujoco, mujoco.GLContext
     except Exception as error:  # PyOpenGL raises AttributeError and others for a missing library
         raise ImportError(_no_backend(backend)) from error
+
+
+def _check_version(found: str) -> None:
+    low, high = _VERSIONS
+    parts = tuple(int(n) for n in re.findall(r"\d+", found)[:2])
+    if not low <= parts < high:
+        wanted = ".".join(map(str, low)), ".".join(map(str, high))
+        raise ImportError(
+            f"the tabletop simulator needs mujoco {wanted[0]} or later, before {wanted[1]}: found "
+            f"{found}; pip install 'octolike[sim]'"
+        )
 
 
 def _working_backend() -> str:

@@ -6,6 +6,9 @@ Splits (fixed; a change makes old datasets and results incomparable):
     held_out_combination  the target is one of HELD_OUT_PAIRS; wording as in training
     held_out_phrasing     tasks of `train` in words of PHRASINGS.held_out
     held_out_family       lifting balls, which training touches, pushes and puts but never lifts
+    counterfactual        a table laid for one task of `train`, and another of the same skill asked
+                          for: its target lies there too. What is done says whether words decide
+    distractors           tasks of `train` on a table with MORE_DISTRACTORS more things on it
 
 A held-out pair is never asked for in `train`, neither as the target nor as the object to stack on,
 but it may lie on the table as a distractor. Every colour and every shape occurs in `train`.
@@ -26,7 +29,15 @@ SHAPES = ("cube", "cylinder", "ball")
 FLAT_SHAPES = ("cube", "cylinder")  # something can be stacked on these
 DIRECTIONS = {"left": (0.0, 1.0), "right": (0.0, -1.0), "front": (-1.0, 0.0), "back": (1.0, 0.0)}
 SKILLS = ("touch", "push", "lift", "put", "stack")
-SPLITS = ("train", "held_out_combination", "held_out_phrasing", "held_out_family")
+SPLITS = (
+    "train",
+    "held_out_combination",
+    "held_out_phrasing",
+    "held_out_family",
+    "counterfactual",
+    "distractors",
+)
+MORE_DISTRACTORS = 2
 HELD_OUT_PAIRS = (
     ("red", "cylinder"),
     ("green", "cube"),
@@ -197,6 +208,24 @@ def tasks_of(split: str, skills: Sequence[str] = SKILLS) -> tuple[tuple[str, Thi
                 if skill != "stack" or Thing(*reference.split("_")) not in HELD_OUT_PAIRS:
                     out.append((skill, target, reference))
     return tuple(out)
+
+
+def counterfactuals(
+    task: Task, things: Sequence[Thing], split: str = "train"
+) -> tuple[tuple[str, Thing, str], ...]:
+    """List what else of the same skill can be asked for on a table of these things.
+
+    Of (skill, target, reference), those with another target; with the task's own target and another
+    reference where there are none; () where there is nothing.
+    """
+    keys = {t.key for t in things} | {"", *DIRECTIONS}
+    there = [
+        (skill, target, reference)
+        for skill, target, reference in tasks_of(split, (task.skill,))
+        if target in things and reference in keys
+    ]
+    others = [t for t in there if t[1] != task.target]
+    return tuple(others or [t for t in there if t[2] != task.reference])
 
 
 def phrasings(skill: str, split: str) -> tuple[str, ...]:

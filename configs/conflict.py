@@ -1,0 +1,113 @@
+"""A planted conflict: two robots at the same table whose actions mean opposite things.
+
+    python scripts/collect.py --config configs/conflict.py
+    python scripts/collect.py --config configs/conflict.py:robot=mirrored
+    python scripts/compare.py --config configs/conflict.py                        every variant
+    python scripts/train.py --config configs/conflict.py:variant=heads,seed=1     one run
+    ... --config configs/conflict.py:debug                              to see that all is wired
+
+The second robot's x and y point the other way (conflict=rescaled: its numbers are twice as large,
+which statistics of its own undo). It sees the same tables, so what is right for one is wrong for
+the other. `alone` and `other_alone` learn one robot in half the steps, at equal data and equal
+steps per robot; `default` shares everything and is not told whose turn it is; the other variants
+are remedies. Expect runs/conflict/comparison.md, with success per robot; a run takes about four
+minutes on one core. What to expect is in RESULTS.md.
+"""
+
+from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
+
+ROBOT = "tabletop"
+CONFLICTS = ("mirrored", "rescaled")
+SKILLS = {"touch": 300, "push": 300}
+STEPS = 1500  # of both robots together
+
+
+def get_config(arg: str = "") -> Config:
+    """Return the config; arguments: variant, seed, conflict, robot (of which to collect), debug."""
+    args = parse_arg(
+        arg, variant="default", seed=0, conflict="mirrored", robot="standard", debug=False
+    )
+    if args.variant not in VARIANTS:
+        raise ConfigError(unknown("variant", args.variant, VARIANTS))
+    if args.conflict not in CONFLICTS:
+        raise ConfigError(unknown("conflict", args.conflict, CONFLICTS))
+    if args.robot not in ("standard", *CONFLICTS):
+        raise ConfigError(unknown("robot", args.robot, ("standard", *CONFLICTS)))
+    runs = "runs/conflict" if args.conflict == "mirrored" else f"runs/conflict-{args.conflict}"
+    runs += "-debug" * args.debug
+    other = f"{ROBOT}_{args.conflict}"
+    config = base(other)
+    config.workdir, config.seed = f"{runs}/{args.variant}-{args.seed}", args.seed
+    # the environment follows the robot's name: octolike.envs.tabletop.conventions
+    config.collect.dataset = ROBOT if args.robot == "standard" else f"{ROBOT}_{args.robot}"
+    config.data.root = f"{runs}/data"
+    VARIANTS[args.variant](config, other)
+    if args.debug:
+        config.collect.skills, config.collect.episodes_per_shard = {"touch": 2, "push": 2}, 2
+        config.data.batch_size, config.train.steps, config.train.log_every = 4, 20, 5
+        config.optim.warmup, config.train.validation_batches = 2, 1
+        config.train.validate_every = min(config.train.validate_every, 10)
+        config.evaluate.episodes = 1
+    return config
+
+
+def base(other: str) -> Config:
+    """Return what all variants share: both robots, half of the examples each."""
+    config = base_config("compare.py", beside=__file__)
+    config.data.mix, config.data.mix_weights = f"{ROBOT}=1,{other}=1", "shares"
+    config.data.tasks = "dataset"  # the task's number is the robot's: `told` shows it
+    config.collect.skills, config.train.steps = dict(SKILLS), STEPS
+    config.train.groups, config.train.conflicts_every = "dataset", 250
+    config.evaluate.embodiment = "all"
+    config.evaluate.splits, config.evaluate.episodes = ("train",), 30
+    return config
+
+
+def alone(config: Config, robot: str) -> None:
+    """Learn one robot, in as many steps as it has in the mix."""
+    config.data.mix, config.train.steps = robot, config.train.steps // 2
+    config.train.checkpoint_every = config.train.steps
+    config.train.conflicts_every = 0
+
+
+def told(config: Config) -> None:
+    """Show whose robot it is, as a token beside the instruction."""
+    config.data.task_ids, config.evaluate.tell = True, ("language", "task_id")
+    config.model.tokenizers = {"robot": Component(kind="task_id"), **config.model.tokenizers}
+
+
+def heads(config: Config) -> None:
+    """Give each robot an action head of its own."""
+    inner = config.model.heads["action"]
+    config.model.heads = {"action": Component(kind="per_group", by="embodiment", head=inner)}
+
+
+def experts(config: Config) -> None:
+    """Let an example choose two of four experts in every block by what it is told, robot too."""
+    told(config)
+    config.model.experts = Component(kind="top_k", count=4, k=2, gate="task")
+
+
+def reweighted(config: Config) -> None:
+    """Show more of the robot that goes worse."""
+    config.data.sampling = Component(kind="difficulty", over="dataset", power=2.0)
+    config.train.validate_every = 250
+
+
+def pcgrad(config: Config) -> None:
+    """Take from each robot's gradient what conflicts with the other's."""
+    config.optim.surgery = "pcgrad"
+
+
+VARIANTS = {
+    "default": lambda c, other: None,
+    "alone": lambda c, other: alone(c, ROBOT),
+    "other_alone": alone,
+    "told": lambda c, other: told(c),
+    "heads": lambda c, other: heads(c),
+    "told_heads": lambda c, other: (told(c), heads(c)),
+    "experts_by_task": lambda c, other: experts(c),
+    "reweighted": lambda c, other: reweighted(c),
+    "pcgrad": lambda c, other: pcgrad(c),
+    "told_pcgrad": lambda c, other: (told(c), pcgrad(c)),
+}

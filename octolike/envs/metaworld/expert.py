@@ -1,0 +1,85 @@
+"""The benchmark's scripted experts, their demonstrations, and how a finished task looks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from octolike.envs.metaworld.env import MetaworldEnv
+
+# Of executed moves, per unit of noise: enough to show how one gets back on course, little enough
+# for the experts that place precisely.
+DEVIATION = 0.4
+
+
+def collect_episode(
+    env: MetaworldEnv, seed: int, split: str, skills: Sequence[str], noise: float
+) -> dict[str, Any]:
+    """Record one demonstration; the caller drops those whose `success` is False.
+
+    The label `action` is the expert's answer to the state that was visited; `executed_action` is
+    that plus noise of its moves, not of its gripper.
+
+    Returns:
+        {"steps": {"observation": {"image_primary": uint8 [T, h, w, 3], "state": float32 [T, 4]},
+        "action": float32 [T, 4], "executed_action": float32 [T, 4], "language_instruction": str},
+        "episode_metadata": {"seed": int, "task": str, "skill": str, "split": str, "success": bool}}
+    """
+    observation, info = env.reset(seed=seed, options={"split": split, "skills": list(skills)})
+    expert, rng = _expert(info["skill"]), np.random.default_rng([seed, 1])
+    observations, labels, executed = [], [], []
+    done = False
+    while not done:
+        observations.append(observation)
+        labels.append(_act(expert, env.privileged_state()))
+        jolt = np.append(rng.normal(scale=DEVIATION, size=3), 0) * noise
+        executed.append(np.clip(labels[-1] + jolt, -1, 1).astype(np.float32))
+        observation, _, terminated, truncated, info = env.step(executed[-1])
+        done = terminated or truncated
+    stacked = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
+    stacked["state"] = stacked.pop("proprio")
+    return {
+        "steps": {
+            "observation": stacked,
+            "action": np.stack(labels),
+            "executed_action": np.stack(executed),
+            "language_instruction": info["instruction"],
+        },
+        "episode_metadata": {
+            "seed": int(seed),
+            "task": info["task"],
+            "skill": info["skill"],
+            "split": split,
+            "success": info["success"],
+        },
+    }
+
+
+def demonstrate(env: Any, seed: int, split: str, skills: list[str], noise: float) -> dict[str, Any]:
+    """Record one demonstration in an environment that may be wrapped."""
+    return collect_episode(env.unwrapped, seed, split, skills, noise)
+
+
+def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the camera's picture, uint8 [h, w, 3], at the end of the expert's own episode.
+
+    The environment is left at that end: reset it before the policy's turn.
+    """
+    episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], 0.0)
+    return {"image_primary": episode["steps"]["observation"]["image_primary"][-1]}
+
+
+def _expert(skill: str) -> Any:
+    from metaworld.policies import ENV_POLICY_MAP
+
+    return ENV_POLICY_MAP[f"{skill}-v3"]()
+
+
+def _act(expert: Any, state: np.ndarray) -> np.ndarray:
+    """Return what the expert does, clipped as the benchmark clips it: float32 [4]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they warn whenever they ask for more than can be done
+        return np.clip(expert.get_action(state), -1, 1).astype(np.float32)

@@ -1,0 +1,322 @@
+"""After training: did it help a group that the others were there?
+
+A group is a dataset. Runs are directories <variant>-<seed> of one comparison; what a variant is
+shows in its mix:
+
+    one group            alone
+    all of them          shared: the plain mix first ("together", "default"), and remedies
+    all but x            what the others are without x
+
+An effect is a difference of a group's result between two of them, positive where sharing helped:
+of success in closed loop, or of the error of sampled actions on held-out demonstrations. Equal
+budgets are up to the config: with S steps of each group alone, G · S steps of all G together show
+each group as often as alone, S steps are as many as one single run has.
+
+Intervals (95 %): over seeds Welch's t, as a bootstrap over a handful of seeds is far too narrow;
+over episodes Newcombe's. Of success, the wider one counts. An interval that excludes zero is a
+finding; one in twenty does so by chance.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from octolike.config import Config, from_json
+from octolike.evaluation.comparison import RESULTS
+from octolike.evaluation.evaluate import Demonstration
+from octolike.evaluation.success import SEEN, Rate, count, difference
+from octolike.evaluation.transfer.before import STILL, no_nan
+from octolike.policy import Policy
+from octolike.train.checkpoint import load_run, write_text
+
+ERRORS = "transfer_errors.json"  # of a run: {group: error of sampled actions}
+MOMENTS = 4  # of each held-out demonstration
+PLAIN = ("together", "default")  # names of the variant that is the plain mix
+ONLY = "only_"  # begins the names of variants that collect the dataset they are alone with
+FROM = "from"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A group in the runs of one variant, a number per seed: success, and held-out action error.
+
+    Either may be missing: ().
+    """
+
+    success: tuple[Rate, ...] = ()
+    error: tuple[float, ...] = ()
+
+    @property
+    def pooled(self) -> Rate:
+        """The rate over all seeds' episodes."""
+        done = (sum(r.successes for r in self.success), sum(r.episodes for r in self.success))
+        return Rate(*done)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant's runs: the groups in its mix, its steps, and the result of each group."""
+
+    groups: tuple[str, ...]
+    steps: int
+    results: Mapping[str, Result]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What sharing did to a group.
+
+    kind: the shared variant, which is set against the group alone; or FROM: what `source` brought,
+    the plain mix against the one without it. steps: of both. measure: "success" or "error". with_,
+    without: the means; gain: their difference, positive where sharing helped, with its interval,
+    NaN where there is one seed.
+    """
+
+    kind: str
+    group: str
+    source: str
+    measure: str
+    steps: tuple[int, int]
+    with_: float
+    without: float
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """'helps', 'hurts' (negative transfer), or 'undecided'."""
+        if self.low > 0:
+            return "helps"
+        return "hurts" if self.high < 0 else "undecided"
+
+    @property
+    def sentence(self) -> str:
+        """The effect in words."""
+        steps = "{:,} against {:,} steps".format(*self.steps)
+        against = f"with {self.source} in the mix" if self.kind == FROM else f"in {self.kind!r}"
+        word = {"helps": "better", "hurts": "worse"}.get(self.verdict, "no different beyond chance")
+        size = (
+            f"success {self.without:.0%} → {self.with_:.0%}"
+            if self.measure == "success"
+            else f"held-out error {self.without:.3f} → {self.with_:.3f}"
+        )
+        low, high = self.low, self.high
+        if not np.isfinite(low):
+            return f"{self.group} {against} ({steps}): {size}; one seed has no interval."
+        span = (
+            f"{100 * low:+.0f} to {100 * high:+.0f} points"
+            if self.measure == "success"
+            else f"gain {low:+.3f} to {high:+.3f}"
+        )
+        return f"{self.group} {against} ({steps}): {word} ({size}; 95 % interval {span})."
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for report.json."""
+        return no_nan(asdict(self) | {"verdict": self.verdict, "sentence": self.sentence})
+
+
+def find(directory: Path) -> dict[str, list[Path]]:
+    """Return {variant: its runs that have begun}, of a comparison's directory."""
+    found: dict[str, list[Path]] = {}
+    for run in sorted(directory.glob("*-*")):
+        if (run / "names.json").exists():
+            found.setdefault(run.name.rpartition("-")[0], []).append(run)
+    return found
+
+
+def read(variants: Mapping[str, Sequence[Path]]) -> dict[str, Variant]:
+    """Return what was measured of the variants, of those with any result."""
+    mixes = {v: _names(runs[0]) for v, runs in variants.items()}
+    skills = {
+        names[0]: tuple(config_of(variants[v][0]).collect.skills)
+        for v, names in mixes.items()
+        if len(names) == 1
+    }
+    result = {}
+    for variant, runs in variants.items():
+        found: dict[str, dict[str, list[Any]]] = {g: {} for g in mixes[variant]}
+        for run in runs:
+            for measure, values in (("error", _errors(run)), ("success", _success(run, skills))):
+                for group, value in values.items():
+                    found[group].setdefault(measure, []).append(value)
+        results = {g: Result(**{k: tuple(v) for k, v in x.items()}) for g, x in found.items() if x}
+        if results:
+            steps = config_of(runs[0]).train.steps
+            result[variant] = Variant(mixes[variant], steps, results)
+    return result
+
+
+def effects(variants: Mapping[str, Variant]) -> list[Effect]:
+    """Return every effect that there are runs for: success before error."""
+    everything = max((set(v.groups) for v in variants.values()), key=len, default=set())
+    order = sorted(variants, key=lambda name: (name not in PLAIN, not name.startswith(ONLY)))
+    of_mix = lambda groups: [n for n in order if set(variants[n].groups) == groups]
+    shared, found = of_mix(everything), []
+    if len(everything) < 2:
+        return []
+    for measure in ("success", "error"):
+        for name in shared:
+            for group in variants[name].groups:
+                for alone in of_mix({group})[:1]:
+                    pair = variants[name], variants[alone]
+                    found += _effect(name, group, "", measure, *pair)
+        # of two groups, what one brought to the other is what sharing did
+        for source in variants[shared[0]].groups if len(everything) > 2 else ():
+            for rest in of_mix(everything - {source})[:1]:
+                pair = variants[shared[0]], variants[rest]
+                for group in pair[1].groups:
+                    found += _effect(FROM, group, source, measure, *pair)
+    return found
+
+
+def demonstrations(found: Sequence[tuple[Any, Sequence[Any]]]) -> dict[str, list[Demonstration]]:
+    """Return {dataset: its demonstrations}, of rows and episodes (octolike.data.excerpts)."""
+    result = {}
+    for row, episodes in found:
+        result[row.name] = [
+            Demonstration(
+                {f"image_{c}": x for c, x in e.images.items()}
+                | ({} if e.proprio is None else {"proprio": e.proprio}),
+                e.action,
+                e.instruction,
+                e.label,
+            )
+            for e in episodes
+        ]
+    return result
+
+
+def measure_errors(run: Path, held_out: Mapping[str, Sequence[Demonstration]]) -> None:
+    """Write a run's errors on held-out demonstrations, of the groups that it was trained on.
+
+    The mean absolute difference between sampled and demonstrated actions, at a few moments of each
+    demonstration, in standard deviations of the group's own held-out actions: runs of other mixes
+    normalise by other numbers. Noise is the same for all runs. Done already: nothing happens.
+    """
+    if (run / ERRORS).exists():
+        return
+    loaded = load_run(run)
+    errors, policies = {}, {}
+    for group, demonstrations in held_out.items():
+        if group not in loaded.names.datasets:
+            continue
+        robot = next(e.name for e in loaded.embodiments if group in e.datasets)
+        policy = policies.get(robot) or Policy(loaded, robot, 32)
+        policies[robot] = policy
+        errors[group] = _error(policy, group, demonstrations, loaded.config)
+    write_text(run / ERRORS, json.dumps(errors) + "\n")
+
+
+def _error(
+    policy: Policy, group: str, demonstrations: Sequence[Demonstration], config: Config
+) -> float:
+    seen, tasks, true = [], [], []
+    tell, kind = config.evaluate.tell, config.data.tasks
+    for d in demonstrations:
+        known = {"dataset": group, "label": d.task, "instruction": d.instruction}[kind]
+        goals = {k.removeprefix("image_"): d.observation[k][-1] for k in policy.goal_shapes}
+        task = policy.create_task(
+            instruction=d.instruction if "language" in tell else None,
+            goal_images=goals if "goal" in tell else None,
+            task_id=known if "task_id" in tell else None,
+        )
+        for part in (np.arange(MOMENTS) + 0.5) / MOMENTS:
+            t = int(part * len(d.action))
+            frames = slice(max(0, t + 1 - policy.window), t + 1)
+            seen.append({k: d.observation[k][frames] for k in policy.observation_keys})
+            tasks.append(task)
+            true.append(d.action[t : t + policy.horizon])
+    predicted = policy.sample_batch(seen, tasks, range(len(seen)))
+    spread = np.concatenate([d.action for d in demonstrations]).std(axis=0)
+    moving = spread > STILL
+    apart = [
+        np.abs(p[: len(a)] - a)[:, moving] / spread[moving]
+        for p, a in zip(predicted, true, strict=True)
+    ]
+    return float(np.concatenate(apart).mean())
+
+
+def gain(measure: str, shared: Result, alone: Result) -> tuple[float, float, float]:
+    """Return (gain, low, high), positive where `shared` is the better one."""
+    if measure == "error":
+        return welch(alone.error, shared.error)
+    d, low, high = difference(shared.pooled, alone.pooled)
+    rates = [[r.rate for r in x.success] for x in (shared, alone)]
+    _, low_seeds, high_seeds = welch(*rates)
+    if not np.isfinite(low_seeds):  # one seed: the interval is of this very pair of policies
+        return d, low, high
+    return d, max(-1.0, min(low, low_seeds)), min(1.0, max(high, high_seeds))
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Return mean(a) − mean(b) and Welch's 95 % t interval; NaN ends with one value in either."""
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    d = float(x.mean() - y.mean())
+    if min(len(x), len(y)) < 2:
+        return d, math.nan, math.nan
+    u, v = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
+    if u + v == 0:
+        return d, d, d
+    freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1))
+    half = float(stdtrit(freedom, 0.975) * math.sqrt(u + v))
+    return d, d - half, d + half
+
+
+def _effect(
+    kind: str, group: str, source: str, measure: str, shared: Variant, other: Variant
+) -> list[Effect]:
+    """Return the effect, or nothing where one side has not been measured."""
+    a, b = (v.results.get(group, Result()) for v in (shared, other))
+    if not getattr(a, measure) or not getattr(b, measure):
+        return []
+    mean = lambda r: r.pooled.rate if measure == "success" else float(np.mean(r.error))
+    steps = shared.steps, other.steps
+    return [Effect(kind, group, source, measure, steps, mean(a), mean(b), *gain(measure, a, b))]
+
+
+def config_of(run: Path) -> Config:
+    """Return the config of a run."""
+    return from_json((run / "config.json").read_text(encoding="utf-8"))
+
+
+def _errors(run: Path) -> dict[str, float]:
+    path = run / ERRORS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _names(run: Path) -> tuple[str, ...]:
+    names = json.loads((run / "names.json").read_text(encoding="utf-8"))
+    return tuple(names["datasets"])
+
+
+def _success(run: Path, skills: Mapping[str, Sequence[str]]) -> dict[str, Rate]:
+    """Return {dataset: rate} on tasks as in training, of the trained policy.
+
+    skills: of each dataset that has a run alone, by which the episodes of a robot are told apart
+    that several datasets share.
+    """
+    rates: dict[str, Rate] = {}
+    robots = json.loads((run / "embodiments.json").read_text(encoding="utf-8"))
+    datasets = {e["name"]: e["datasets"] for e in robots}
+    for path in (run / RESULTS, *sorted(run.glob("evaluation/*/results.jsonl"))):
+        if not path.exists():
+            continue
+        head, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        rows = [r for r in lines if r["policy"] == "trained" and r["split"] == SEEN]
+        mine = datasets[head["setup"]["embodiment"]]
+        for group in mine:
+            known = (
+                rows if len(mine) == 1 else [r for r in rows if r["skill"] in skills.get(group, ())]
+            )
+            if (rate := count(known)).episodes:
+                rates[group] = rate
+    return rates

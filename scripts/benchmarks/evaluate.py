@@ -1,0 +1,173 @@
+"""How fast closed-loop evaluation is, and where its time goes.
+
+    python scripts/benchmark.py evaluate                                      the serious network
+    python scripts/benchmark.py evaluate --config configs/quickstart.py --slots 1,16 --workers 1
+    python scripts/benchmark.py --output evaluate.json evaluate --rounds 60
+
+Parameters are random: speed does not depend on them, and a policy that never succeeds keeps every
+environment busy. Rows: one per number of environments stepped together, of which each is asked by
+one batched call of the policy. `floor` is the time that physics and rendering alone take in one
+process; with several workers a round can take less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import numpy as np
+
+CAMERA_KEY = "image_"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this measurement."""
+    parser.add_argument("--config", default="configs/tabletop.py", help="network and simulator")
+    parser.add_argument("--slots", default="1,4,16", help="environments at once, comma-separated")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    parser.add_argument("--rounds", type=int, default=30, help="policy calls that are timed")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one row per number of environments."""
+    from octolike.config import load_module
+
+    config = load_module(args.config).get_config("")
+    return [_measure(args, config, int(n)) for n in args.slots.split(",")]
+
+
+def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any]:
+    from octolike.envs.pool import Call, Pool, Reset, Step, default_workers
+    from octolike.envs.registry import make_wrapped_env
+
+    workers, execute = args.workers or default_workers(slots), config.evaluate.execute
+    policy = _policy(config, slots)
+    make = functools.partial(
+        make_wrapped_env, dict(config.environment), policy.window, execute, 0.0, policy.gripper
+    )
+    skill = config.evaluate.skills or tuple(config.collect.skills)
+    options = {"split": "train", "skills": [skill[0]]}
+    seconds = {"policy": 0.0, "environments": 0.0}
+    with Pool(make, slots, workers) as pool:
+        parts = pool.run({0: Call(profile, (options,))})[0]
+        replies = pool.run({s: Reset(s, options) for s in range(slots)})
+        task = policy.create_task(instruction=replies[0][1]["instruction"])
+        keys = (*policy.observation_keys, "timestep_mask")
+        steps = 0
+        for number in range(args.rounds + 2):  # the first two warm up
+            begin = time.perf_counter()
+            seen = [{k: replies[s][0][k] for k in keys} for s in range(slots)]
+            chunks = policy.sample_batch(seen, [task] * slots, list(range(slots)))
+            middle = time.perf_counter()
+            still = np.zeros_like(chunks)  # nothing is met, so no episode ends before its limit
+            replies = pool.run({s: Step(still[s]) for s in range(slots)})
+            end = time.perf_counter()
+            over = [s for s in range(slots) if replies[s][2] or replies[s][3]]
+            if number >= 2:
+                seconds["policy"] += middle - begin
+                seconds["environments"] += end - middle
+                steps += sum(len(replies[s][4]["actions"]) for s in range(slots))
+            replies |= pool.run({s: Reset(number, options) for s in over})
+    total = sum(seconds.values())
+    return {
+        "environments": slots,
+        "workers": workers,
+        "environment steps/s": steps / total,
+        "policy calls/s": args.rounds / total,
+        "policy ms/call": 1e3 * seconds["policy"] / args.rounds,
+        "actions/s of the policy": slots * args.rounds / seconds["policy"],
+        "policy share": seconds["policy"] / total,
+        "simulator share": seconds["environments"] / total,
+        "of it rendering": parts["rendering"] / sum(parts.values()),
+        "physics ms/step": 1e3 * parts["physics"],
+        "rendering ms/step": 1e3 * parts["rendering"],
+        "floor ms/round": 1e3 * sum(parts.values()) * slots * execute,
+        "ms/round": 1e3 * total / args.rounds,
+    }
+
+
+def profile(env: Any, options: dict[str, Any], steps: int = 40) -> dict[str, float]:
+    """Return the seconds per step that go into physics and into rendering."""
+    env = env.unwrapped
+    env.reset(seed=0, options=options)
+    still = np.zeros(env.action_space.shape, np.float32)
+    whole, rendering = [], []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        *_, terminated, truncated, _ = env.step(still)  # physics, then an observation
+        middle = time.perf_counter()
+        env.observe()
+        whole.append(middle - begin)
+        rendering.append(time.perf_counter() - middle)
+        if terminated or truncated:
+            env.reset(seed=0, options=options)
+    drawn = float(np.median(rendering))
+    return {"physics": float(np.median(whole)) - drawn, "rendering": drawn}
+
+
+def _policy(config: Any, slots: int) -> Any:
+    """Return the config's policy with random parameters."""
+    import jax
+
+    from octolike.model import octo
+    from octolike.policy import Policy
+    from octolike.train.checkpoint import Run
+    from octolike.train.state import init_params
+    from octolike.types import Names
+
+    robot, spec = _robot(), _spec(config)
+    names = Names(("tabletop",), (robot.name,))
+    network = octo.build(dataclasses.asdict(config.model), spec, names)
+    shapes = jax.eval_shape(lambda: init_params(network, spec, jax.random.key(0)))
+    rng = np.random.default_rng(0)  # drawn here: compiling the initialisation takes long
+    params = jax.tree.map(lambda x: rng.normal(0, 0.02, x.shape).astype(np.float32), shapes)
+    return Policy(Run(config, [robot], spec, names, params, 0), None, slots)
+
+
+def _robot() -> Any:
+    from octolike.normalize import Embodiment, Layout, Statistics
+
+    names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    grips = tuple(n == "gripper" for n in names)
+    layout = Layout(
+        names=names, units=("m",) * 7, absolute=grips, normalized=tuple(not g for g in grips)
+    )
+    values = np.ones(7, np.float32)
+    fields = ("mean", "std", "min", "max", "p01", "p99")
+    statistics = Statistics(**dict.fromkeys(fields, values), steps=1, episodes=1)
+    return Embodiment(
+        name="tabletop",
+        robot="simulated",
+        control_hz=5.0,
+        gripper="1 = open",
+        action=layout,
+        proprio=layout,
+        action_statistics=statistics,
+        proprio_statistics=statistics,
+    )
+
+
+def _spec(config: Any) -> dict[str, Any]:
+    data, words = config.data, config.data.text["length"]
+    w, h = data.window, data.horizon
+    out = {
+        "observation.proprio": ((w, 7), "float32"),
+        "observation.timestep_mask": ((w,), "bool"),
+        "observation.present.proprio": ((w,), "bool"),
+        "action": ((w, h, 7), "float32"),
+        "action_mask": ((w, h, 7), "bool"),
+        "task.language.ids": ((words,), "int32"),
+        "task.language.mask": ((words,), "bool"),
+        "task.present.language": ((), "bool"),
+        "task.task_id": ((), "int32"),
+        "task.present.task_id": ((), "bool"),
+        "dataset": ((), "int32"),
+        "embodiment": ((), "int32"),
+    }
+    for camera, side in data.cameras.items():
+        out[f"observation.{CAMERA_KEY}{camera}"] = ((w, side, side, 3), "uint8")
+        out[f"observation.present.{CAMERA_KEY}{camera}"] = ((w,), "bool")
+    return out

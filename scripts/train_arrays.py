@@ -1,0 +1,79 @@
+"""Train a policy without tensorflow, from demonstrations held in memory.
+
+    python scripts/train_arrays.py --config configs/metaworld.py:tasks=mt50,size=27m
+    ... --config configs/metaworld.py:debug                  seconds, to see that all is wired
+
+For a machine with jax and the simulator but no tensorflow. The experts demonstrate on the spot, the
+same episodes as scripts/collect.py writes; frames are kept as <data.root>/<split>.npz, and used
+where they are there. The rest is as in scripts/train.py, and the same command resumes.
+"""
+
+import queue
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from octolike import config as configs
+
+
+def frames(config: configs.Config, split: str):
+    """Return the frames of a split: read, or made by the experts and kept; None without any."""
+    from octolike.envs import demonstrations, pool
+    from octolike.train.arrays import Frames
+
+    path = Path(config.data.root) / f"{split}.npz"
+    if path.exists():
+        return Frames.load(path)
+    plan = demonstrations.plan(config.environment, config.collect)
+    shards = [shard for shard in plan if shard.split == split]
+    if not shards:
+        return None
+    workers = config.collect.workers or pool.default_workers(len(shards))
+    recorders = queue.SimpleQueue()
+    for _ in range(workers):
+        recorders.put(demonstrations.Recorder(config.environment, config.collect))
+
+    def make(shard: demonstrations.Shard) -> list:
+        recorder = recorders.get()
+        try:
+            return [episode for episode, _ in recorder.record(shard)]
+        finally:
+            recorders.put(recorder)
+
+    with ThreadPoolExecutor(workers) as threads:
+        made = tqdm(threads.map(make, shards), total=len(shards), desc=split, unit=" shards")
+        result = Frames.of(episode for some in made for episode in some)
+    result.save(path)
+    return result
+
+
+def main(config: configs.Config) -> None:
+    """Train; a setting or data that do not fit are one line, without a traceback."""
+    from octolike.data import datasets
+    from octolike.normalize import Embodiment
+    from octolike.train import loop, sharding
+    from octolike.train.arrays import ArrayData
+
+    try:
+        row = datasets.find(config.data.mix, datasets.load_specs(config.data.specs))
+        names = ("robot", "control_hz", "gripper", "action", "proprio")
+        fields = {name: getattr(row, name) for name in names}
+        robot = Embodiment(name=row.embodiment or row.name, datasets=(row.name,), **fields)
+        data = ArrayData(config, frames(config, "train"), frames(config, "val"), robot)
+        print(data.describe())
+        loop.train(
+            config,
+            lambda start: data.train(start, sharding.process()),
+            spec=data.spec,
+            embodiments=data.embodiments,
+            names=data.names,
+            validation=data.validation(),
+        )
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    configs.run(main)

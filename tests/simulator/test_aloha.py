@@ -1,0 +1,90 @@
+"""ALOHA: its episodes and rewards, demonstrations that repeat themselves, and bad input."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
+pytest.importorskip("gym_aloha", reason="needs pip install --no-deps 'gym-aloha>=0.1.3'")
+
+from octolike.config import ConfigError
+from octolike.envs.aloha import AlohaEnv, collect_episode
+from octolike.envs.aloha.env import NAMES, insertion_reward, transfer_reward
+from octolike.envs.replays import replay
+
+CUBE = {"split": "train", "skills": ["transfer_cube"]}
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = AlohaEnv(primary_size=16)
+    yield env
+    env.close()
+
+
+def test_a_demonstration_succeeds_and_its_joint_targets_do_so_again(env):
+    episode = collect_episode(env, 3, "train", ["transfer_cube"], 0.5)
+    steps = episode["steps"]
+    assert episode["episode_metadata"]["success"]
+    count = len(steps["action"])
+    assert steps["observation"]["image_primary"].shape == (count, 16, 16, 3)
+    assert steps["observation"]["state"].shape == steps["executed_action"].shape == (count, 14)
+    seen = dict(steps["observation"])
+    seen["proprio"] = seen.pop("state")
+    again = replay(env, 3, CUBE, steps["executed_action"], seen)
+    assert again.success
+    assert again.steps == count
+    assert again.proprio.max() == 0
+    assert again.pixels.max() == 0
+
+
+def test_the_seed_alone_decides_where_things_are(env):
+    env.reset(seed=1, options=CUBE)
+    first = env.stage.things()
+    env.reset(seed=2, options=CUBE)
+    assert np.abs(env.stage.things() - first).max() > 1e-3
+    env.reset(seed=1, options=CUBE)
+    np.testing.assert_array_equal(env.stage.things(), first)
+
+
+def test_proprio_speaks_the_language_of_actions(env):
+    observation, _ = env.reset(seed=0, options=CUBE)
+    target = observation["proprio"].copy()
+    target[6] = target[13] = 0.9
+    target[7] += 0.2  # the right arm's waist
+    for _ in range(60):
+        observation, *_ = env.step(target)
+    assert len(NAMES) == 14
+    np.testing.assert_allclose(observation["proprio"], target, atol=0.05)
+
+
+def test_rewards_are_the_benchmarks():
+    pair = lambda *names: {frozenset(names)}
+    left, right = (f"vx300s_{a}/10_{a}_gripper_finger" for a in ("left", "right"))
+    table = pair("red_box", "table")
+    assert transfer_reward(set()) == 0
+    assert transfer_reward(pair("red_box", right) | table) == 1
+    assert transfer_reward(pair("red_box", right)) == 2
+    assert transfer_reward(pair("red_box", left) | table) == 3
+    assert transfer_reward(pair("red_box", left)) == 4
+    both = pair("red_peg", right) | pair("socket-2", left)
+    assert insertion_reward(both | pair("red_peg", "table")) == 1
+    assert insertion_reward(both) == 2
+    assert insertion_reward(pair("red_peg", "socket-3")) == 3
+    assert insertion_reward(pair("red_peg", "pin") | pair("red_peg", "table")) == 4
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [(np.zeros(7), r"got shape \[7\]"), (np.full(14, np.nan), "fourteen finite numbers")],
+)
+def test_bad_actions_are_errors(env, action, message):
+    env.reset(seed=0, options=CUBE)
+    with pytest.raises(ValueError, match=message):
+        env.step(action)
+
+
+def test_unknown_names_are_errors(env):
+    with pytest.raises(ConfigError, match="transfer_cube"):
+        env.reset(seed=0, options={"skills": ["transfer_cub"]})
+    with pytest.raises(ConfigError, match="train"):
+        env.reset(seed=0, options={"split": "trian"})

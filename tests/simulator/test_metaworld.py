@@ -1,0 +1,246 @@
+"""Meta-World: its benchmarks and wording, what a policy may see, determinism, experts, means."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octolike.config import ConfigError, load_module
+from octolike.envs import demonstrations
+from octolike.envs.metaworld import tasks
+from octolike.envs.metaworld.tasks import BENCHMARKS, GROUPS, SKILLS, WORDING
+from octolike.envs.registry import make_env, simulator
+from octolike.evaluation import report, success, suites
+
+needs = pytest.mark.skipif(
+    not importlib.util.find_spec("metaworld"),
+    reason="needs pip install packaging scipy; pip install --no-deps 'metaworld>=3.1,<4'",
+)
+FEW = ("reach", "drawer-close")
+
+
+@pytest.fixture(scope="module")
+def env():
+    pytest.importorskip("metaworld")
+    env = make_env({"kind": "metaworld", "primary_size": 48})
+    yield env
+    env.close()
+
+
+def begin(env, seed, skill, split="train"):
+    return env.reset(seed=seed, options={"split": split, "skills": [skill]})
+
+
+# tasks, wording, benchmarks
+
+
+def test_groups_are_those_of_the_literature():
+    sizes = {g: list(GROUPS.values()).count(g) for g in dict.fromkeys(GROUPS.values())}
+    assert sizes == {"easy": 28, "medium": 11, "hard": 6, "very hard": 5}
+    assert set(GROUPS) == set(SKILLS)
+
+
+def test_no_two_tasks_share_a_wording_and_none_that_is_held_out_is_trained_on():
+    trained = [w for x in WORDING.values() for w in x.train]
+    held_out = [w for x in WORDING.values() for w in x.held_out]
+    assert len(set(trained)) == len(trained)
+    assert len(set(held_out)) == len(held_out)
+    assert not set(trained) & set(held_out)
+    assert all(len(x.train) == 3 and len(x.held_out) == 1 for x in WORDING.values())
+
+
+def test_test_tasks_are_never_training_tasks():
+    for b in BENCHMARKS.values():
+        assert not set(b.train) & set(b.test)
+    assert len(BENCHMARKS["ml45"].train) == 45
+    assert len(BENCHMARKS["mt50"].train) == 50
+
+
+@needs
+def test_benchmarks_are_those_of_the_package():
+    from metaworld import env_dict
+
+    bare = lambda some: {name.removesuffix("-v3") for name in some}
+    assert set(SKILLS) == bare(env_dict.ALL_V3_ENVIRONMENTS)
+    assert set(BENCHMARKS["mt10"].train) == bare(env_dict.MT10_V3)
+    for name, theirs in (("ml10", env_dict.ML10_V3), ("ml45", env_dict.ML45_V3)):
+        assert set(BENCHMARKS[name].train) == bare(theirs["train"])
+        assert set(BENCHMARKS[name].test) == bare(theirs["test"])
+    assert bare(env_dict.ML25_V3["test"]) & bare(env_dict.ML25_V3["train"])  # why it is left out
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"'ml25'.*did you mean 'ml45'|'ml25'.*ml10, ml45"):
+        tasks.benchmark("ml25")
+    with pytest.raises(ConfigError, match="did you mean 'door-open'"):
+        tasks.tasks_of("train", ["door-opn"])
+    with pytest.raises(ConfigError, match="unknown split: 'val'"):
+        tasks.tasks_of("val")
+
+
+def test_ml_suites_ask_for_test_tasks_in_a_split_of_their_own():
+    plan = suites.SUITES["metaworld_ml10"].plan()
+    of = lambda split: {e.skill for e in plan if e.split == split}
+    assert of("train") == set(BENCHMARKS["ml10"].train)
+    assert of("held_out_task") == set(BENCHMARKS["ml10"].test)
+    assert min(e.seed for e in plan) >= demonstrations.LAST_SEED
+
+
+# the environment
+
+
+@needs
+def test_the_policy_sees_a_picture_and_the_hand_and_nothing_else(env):
+    seen, _ = begin(env, 3, "push")
+    assert {k: (v.shape, v.dtype.name) for k, v in seen.items()} == {
+        "image_primary": ((48, 48, 3), "uint8"),
+        "proprio": ((4,), "float32"),
+    }
+    # goal and puck lie elsewhere with another seed; the hand does not know
+    other, _ = begin(env, 4, "push")
+    states = [env.privileged_state().copy()]
+    begin(env, 3, "push")
+    assert not np.array_equal(env.privileged_state()[-3:], states[0][-3:])
+    np.testing.assert_allclose(seen["proprio"], other["proprio"], atol=0.01)
+    assert (seen["image_primary"] != other["image_primary"]).any()
+
+
+@needs
+def test_the_camera_is_upright(env):
+    begin(env, 0, "drawer-close")
+    picture = env.render().astype(int)
+    wood = (picture[..., 0] > picture[..., 2] + 15) & (picture.sum(-1) > 150)
+    assert wood[128:].mean() > 2 * wood[:128].mean()  # the table is below, the dark room above
+
+
+@needs
+def test_an_episode_is_a_function_of_seed_and_actions_whatever_came_before(env):
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, 4)).astype(np.float32)
+
+    def play():
+        frames = [begin(env, 7, "push")[0]] + [env.step(a)[0] for a in actions]
+        return frames, env.privileged_state().copy()
+
+    first, end = play()
+    begin(env, 8, "push")
+    for _ in range(3):
+        env.step(np.ones(4, np.float32))
+    for skill in SKILLS[:5]:  # the simulation of the task is given up and made anew
+        begin(env, 1, skill)
+    again, other = play()
+    np.testing.assert_array_equal(end, other)
+    for a, b in zip(first, again, strict=True):
+        assert all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@needs
+def test_positions_and_wordings_follow_the_seed(env):
+    goals, words = set(), set()
+    for seed in range(12):
+        _, info = begin(env, seed, "reach")
+        goals.add(tuple(env.privileged_state()[-3:]))
+        words.add(info["instruction"])
+    assert len(goals) == 12
+    assert words == set(WORDING["reach"].train)
+    _, info = begin(env, 0, "reach", "held_out_phrasing")
+    assert info["instruction"] in WORDING["reach"].held_out
+
+
+@needs
+def test_bad_input_is_refused(env):
+    begin(env, 0, "reach")
+    with pytest.raises(ValueError, match=r"float32 \[4\].*got shape \[7\]"):
+        env.step(np.zeros(7))
+    with pytest.raises(ValueError, match="four finite numbers"):
+        env.step(np.array([0, np.nan, 0, 0]))
+    with pytest.raises(ConfigError, match="unknown reset option: 'skill'"):
+        env.reset(seed=0, options={"skill": "reach"})
+    with pytest.raises(ConfigError, match=r"unknown field of environment .*'size'"):
+        make_env({"kind": "metaworld", "size": 96})
+
+
+@needs
+def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
+    with pytest.raises(ConfigError, match="pip install --no-deps 'metaworld"):
+        make_env({"kind": "metaworld"})
+
+
+# demonstrations
+
+
+@needs
+def test_experts_demonstrate_what_can_be_replayed(env):
+    collect = simulator("metaworld").load("collect_episode")
+    for skill in FEW:
+        episode = collect(env, 5, "train", [skill], 0.5)
+        steps, about = episode["steps"], episode["episode_metadata"]
+        length = len(steps["action"])
+        assert about["success"]
+        assert about["task"] == skill
+        assert steps["observation"]["state"].shape == (length, 4)
+        assert steps["observation"]["image_primary"].shape == (length, 48, 48, 3)
+        assert np.abs(steps["action"]).max() <= 1
+        assert np.abs(steps["executed_action"]).max() <= 1
+        assert not np.array_equal(steps["action"], steps["executed_action"])
+        begin(env, 5, skill)
+        outcomes = [env.step(a) for a in steps["executed_action"]]
+        assert [o[2] for o in outcomes] == [False] * (length - 1) + [True]
+        np.testing.assert_array_equal(outcomes[-2][0]["proprio"], steps["observation"]["state"][-1])
+
+
+@needs
+def test_a_goal_picture_shows_the_end(env):
+    options = {"split": "train", "skills": ["drawer-close"]}
+    end = simulator("metaworld").load("goal")(env, 5, options)["image_primary"]
+    start = begin(env, 5, "drawer-close")[0]["image_primary"]
+    assert end.shape == start.shape
+    assert (end != start).mean() > 0.01
+
+
+def test_configs_name_their_benchmark():
+    module = load_module(str(Path(__file__).parents[2] / "configs" / "metaworld.py"))
+    for name, benchmark in BENCHMARKS.items():
+        for size in ("cpu", "27m"):
+            config = module.get_config(f"tasks={name},size={size}")
+            config.check()
+            assert tuple(config.collect.skills) == benchmark.train
+    with pytest.raises(ConfigError, match="unknown Meta-World benchmark: 'mt25'"):
+        module.get_config("tasks=mt25")
+    module.get_config("debug,size=27m").check()
+
+
+# results
+
+
+def test_means_count_tasks_alike_and_groups_alike():
+    rate = lambda successes, episodes=10: success.Rate(successes, episodes)
+    cells = {
+        "reach": rate(10),
+        "window-open": rate(40, 50),
+        "push": rate(2),
+        "sweep": success.Rate(0, 0, 3),  # all crashed: no outcome
+        "all": rate(52, 70),
+    }
+    found = success.means(cells, GROUPS)
+    assert found["tasks"] == pytest.approx((1 + 0.8 + 0.2) / 3)
+    assert found["easy"] == pytest.approx(0.9)
+    assert found["hard"] == pytest.approx(0.2)
+    assert found["groups"] == pytest.approx(0.55)
+    assert "medium" not in found
+    assert success.means(cells, {}) == {"tasks": found["tasks"]}
+    assert success.means({"all": rate(1)}, GROUPS) == {}
+
+
+def test_the_table_shows_both_means():
+    rows = [
+        {"policy": "trained", "split": "train", "skill": skill, "seed": seed, "failure": "",
+         "success": skill == "reach", "steps": 5}
+        for skill in ("reach", "window-open", "push")
+        for seed in range(2)
+    ]  # fmt: skip
+    text = report.text_table(rows, GROUPS)
+    assert "mean over tasks 33.3%; over the 2 groups 25.0% (easy 50.0%, hard 0.0%)" in text
+    assert "mean over tasks" not in report.text_table(rows)

@@ -1,0 +1,254 @@
+"""What suites ask of the table: other instructions, fuller tables, robots that mean otherwise."""
+
+import dataclasses
+import functools
+import importlib.util
+
+import numpy as np
+import pytest
+
+from octolike.config import CollectConfig, ConfigError
+from octolike.envs import demonstrations, registry
+from octolike.envs.pool import Pool, Reset
+from octolike.envs.tabletop import scene, tasks
+from octolike.envs.tabletop.conventions import CONVENTIONS, ROBOTS, to_robot, to_table
+from octolike.envs.tabletop.tasks import SKILLS, Thing, make_task
+
+pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
+pytest.importorskip("gymnasium")
+
+from octolike.envs.tabletop import Expert, TabletopEnv, collect_episode
+
+SIZES = {"primary_size": 24, "wrist_size": 16}
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = TabletopEnv(**SIZES)
+    yield env
+    env.close()
+
+
+def options(split, skill):
+    return {"split": split, "skills": [skill]}
+
+
+def roll(env, act):
+    """Play until the episode ends; return its last info and its length."""
+    for steps in range(1, 100):
+        *_, terminated, truncated, info = env.step(act())
+        if terminated or truncated:
+            return info, steps
+    raise AssertionError("the episode did not end")
+
+
+# Another instruction
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_a_counterfactual_is_another_task_on_the_same_table(env, skill):
+    for seed in range(6):
+        env.reset(seed=seed, options=options("train", skill))
+        laid, table = env.task, set(env._things)
+        positions = {t: env.scene.position(t) for t in table}
+        _, info = env.reset(seed=seed, options=options("counterfactual", skill))
+        assert info["task"] != info["original"]
+        parts = {(t.skill, t.target, t.reference) for t in (env.task, env.original)}
+        assert len(parts) == 2
+        assert parts <= set(tasks.tasks_of("train"))
+        things = {env.task.target, env.task.reference_thing} - {None}
+        assert things <= set(env._things)
+        if env.original == laid:  # the first table had another task; else it was laid anew
+            assert set(env._things) == table
+            assert all(np.array_equal(env.scene.position(t), p) for t, p in positions.items())
+
+
+def test_most_tables_have_another_task(env):
+    kept = 0
+    for seed in range(20):
+        env.reset(seed=seed, options=options("train", "touch"))
+        laid = env.task
+        env.reset(seed=seed, options=options("counterfactual", "touch"))
+        kept += env.original == laid
+    assert kept >= 18
+
+
+def test_what_is_asked_for_has_another_target_where_there_is_one():
+    cube, ball, held_out = Thing("red", "cube"), Thing("green", "ball"), Thing("blue", "ball")
+    task = make_task("push", cube, "left")
+    found = tasks.counterfactuals(task, (cube, ball, held_out))
+    assert {t[1] for t in found} == {ball}
+    alone = tasks.counterfactuals(task, (cube, held_out))
+    assert {(t[1], t[2]) for t in alone} == {(cube, d) for d in ("right", "front", "back")}
+    assert tasks.counterfactuals(make_task("lift", cube), (cube, ball)) == ()
+
+
+def original_expert(env):
+    """Return what does the task that the table was laid for, whatever is asked for."""
+    expert = Expert(env)
+
+    def act():
+        asked, env.task = env.task, env.original
+        try:
+            return expert.act()
+        finally:
+            env.task = asked
+
+    return act
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_doing_the_old_task_is_seen_and_is_no_success(env, skill):
+    env.reset(seed=3, options=options("counterfactual", skill))
+    info, _ = roll(env, original_expert(env))
+    assert info["instead"]
+    assert not info["success"]
+    assert info["failure"] == f"did {info['original']} instead"
+
+
+@pytest.mark.parametrize("skill", ["touch", "put"])
+def test_doing_what_is_asked_for_is_success(env, skill):
+    env.reset(seed=3, options=options("counterfactual", skill))
+    info, _ = roll(env, Expert(env).act)
+    assert info["success"]
+    assert not info["instead"]
+
+
+def test_other_splits_say_nothing_of_another_task(env):
+    _, info = env.reset(seed=0, options=options("train", "touch"))
+    assert "instead" not in info
+    env.reset(seed=0, options=options("counterfactual", "touch"))
+    env.reset(seed=0, options=options("train", "touch"))
+    assert env.original is None
+
+
+def test_the_state_remembers_the_other_task(env):
+    env.reset(seed=3, options=options("counterfactual", "lift"))
+    act = original_expert(env)
+    for _ in range(4):
+        env.step(act())
+    state = env.get_state()
+    expected = roll(env, act)
+    env.reset(seed=0, options=options("distractors", "touch"))
+    env.set_state(state)
+    assert roll(env, act) == expected
+
+
+# Fuller tables
+
+
+def test_distractors_are_more_things_around_the_same_task(env):
+    env.reset(seed=5, options=options("train", "put"))
+    task, few = env.task, len(env._things)
+    env.reset(seed=5, options=options("distractors", "put"))
+    assert env.task == task
+    assert len(env._things) == few + tasks.MORE_DISTRACTORS
+    env.reset(seed=5, options=options("train", "put"))
+    assert len(env._things) == few
+
+
+def test_a_fuller_table_leaves_the_others_as_they_were(env):
+    fresh = TabletopEnv(**SIZES)
+    try:
+        env.reset(seed=1, options=options("distractors", "touch"))
+        for e in (env, fresh):
+            e.reset(seed=1, options=options("train", "push"))
+        for _ in range(4):
+            action = Expert(env).act()
+            a, b = env.step(action)[0], fresh.step(action)[0]
+            assert all(np.array_equal(a[k], b[k]) for k in a)
+    finally:
+        fresh.close()
+
+
+# Robots in conflict
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_conventions_are_undone_exactly(convention):
+    action = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    there = to_robot(action, convention)
+    assert there.dtype == action.dtype
+    assert np.array_equal(to_table(there, convention), action)
+    assert np.array_equal(there[:, 3:], action[:, 3:])
+    assert np.array_equal(there, action) == (convention == "standard")
+
+
+@pytest.mark.parametrize("convention", ["mirrored", "rescaled"])
+def test_robots_do_the_same_by_other_numbers(env, convention):
+    other = TabletopEnv(**SIZES, action_convention=convention)
+    try:
+        ours, theirs = (collect_episode(e, 2, skills=["push"]) for e in (env, other))
+    finally:
+        other.close()
+    assert theirs["episode_metadata"]["success"]
+    for key, seen in ours["steps"]["observation"].items():
+        assert np.array_equal(seen, theirs["steps"]["observation"][key])
+    for key in ("action", "executed_action"):
+        expected = to_robot(ours["steps"][key], convention)
+        assert np.array_equal(theirs["steps"][key], expected)
+        assert np.abs(theirs["steps"][key] - ours["steps"][key]).max() > 0.02
+    assert other.action_space.contains(theirs["steps"]["executed_action"][0])
+
+
+def test_an_unknown_convention_is_refused():
+    with pytest.raises(ValueError, match=r"unknown action_convention 'mirored'.*'mirrored'"):
+        TabletopEnv(**SIZES, action_convention="mirored")
+
+
+def test_the_environment_follows_the_robot():
+    plain = {"kind": "tabletop", "primary_size": 24}
+    for robot, fields in ROBOTS.items():
+        assert registry.environment_of(plain, robot) == plain | fields
+    assert registry.environment_of(plain, "tabletop") == plain
+    wrong = plain | {"action_convention": "rescaled"}
+    with pytest.raises(ConfigError, match="'tabletop_mirrored' needs 'mirrored'; leave the field"):
+        registry.environment_of(wrong, "tabletop_mirrored")
+
+
+# Demonstrations of them
+
+
+def test_demonstrations_say_which_robot_and_split_made_them():
+    collect = CollectConfig(dataset="tabletop_mirrored", skills={"lift": 1})
+    environment = {"kind": "tabletop"}
+    usual = demonstrations.settings(environment, collect)
+    assert usual["environment"]["action_convention"] == "mirrored"
+    assert "split" not in usual  # or datasets that are there already would not be gone on with
+    other = dataclasses.replace(collect, split="held_out_family")
+    assert demonstrations.settings(environment, other)["split"] == "held_out_family"
+
+
+@pytest.mark.parametrize(
+    ("split", "skill", "match"),
+    [
+        ("held_out_famly", "lift", "unknown split: 'held_out_famly'; did you mean"),
+        ("held_out_family", "touch", "'held_out_family' has no task of skill 'touch'"),
+    ],
+)
+def test_a_split_without_the_skill_is_refused(split, skill, match):
+    collect = CollectConfig(skills={skill: 1}, split=split)
+    with pytest.raises(ConfigError, match=match):
+        demonstrations.plan({"kind": "tabletop"}, collect)
+
+
+@pytest.mark.parametrize("version", ["2.3.7", "3.2.9", "4.0.0"])
+def test_another_mujoco_is_refused(version):
+    with pytest.raises(ImportError, match=rf"mujoco 3.3 or later, before 4.0: found {version}"):
+        scene._check_version(version)
+    scene._check_version("3.3.0")
+    scene._check_version("3.10.1")
+
+
+def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    scene.load_mujoco.cache_clear()
+    make = functools.partial(registry.make_env, {"kind": "tabletop", **SIZES})
+    try:
+        with (
+            Pool(make, slots=1, workers=0) as pool,
+            pytest.raises(RuntimeError, match=r"cannot be built: .* needs mujoco: pip install"),
+        ):
+            pool.run({0: Reset(0, {})})
+    finally:
+        scene.load_mujoco.cache_clear()

@@ -1,0 +1,469 @@
+"""Does sharing help: planted conflicts and negative transfer are found, harmless things are not."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from octolike.config import Config
+from octolike.data.datasets import DATASETS
+from octolike.evaluation import evaluate
+from octolike.evaluation.success import Rate
+from octolike.evaluation.transfer import advice, after, before, during, report, study
+
+FACTS = before.facts(DATASETS["tabletop"])
+EPISODES, STEPS = 60, 8
+
+
+def sample(
+    name, seed, change=None, facts=FACTS, text=("go left", "go right"), shift=0.0, noise=0.3
+):
+    """Return steps of an expert that moves to where the picture's bright square is, with noise.
+
+    change: of its actions, [n, 7] to [n, 7]; shift: of its states.
+    """
+    rng = np.random.default_rng(seed)
+    n = EPISODES * STEPS
+    proprio = rng.uniform(-1, 1, (n, 7)) + shift
+    target = np.repeat(rng.uniform(-1, 1, (EPISODES, 1)), STEPS, 0)
+    told = rng.integers(0, len(text), EPISODES)
+    action = np.zeros((n, 7))
+    action[:, :3] = 0.05 * (np.sin(2 * (proprio[:, :3] - shift)) + [[0.5, 0, 0]] * target)
+    action[:, :3] += 0.05 * noise * rng.normal(size=(n, 3))
+    action[:, 6] = proprio[:, 6] - shift > 0
+    images = np.zeros((n, 4, 4, 3)) + 0.5 * (target[:, :, None, None] + 1)
+    return before.Sample(
+        name,
+        facts,
+        change(action) if change else action,
+        proprio.astype(np.float32),
+        images.astype(np.float32),
+        np.repeat(np.arange(EPISODES), STEPS),
+        np.repeat(np.array(text)[told], STEPS),
+    )
+
+
+def mirrored(action):
+    return action * [1, -1, 1, 1, 1, 1, 1]
+
+
+def rescaled(action):
+    return action * [2.5, 2.5, 2.5, 1, 1, 1, 1]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return sample("base", 0)
+
+
+def compared(base, other):
+    pair = before.compare(base, other)
+    return pair, advice.advise(base.facts, other.facts, pair)
+
+
+def test_the_same_expert_twice_is_to_be_shared(base):
+    pair, said = compared(base, sample("twin", 1))
+    assert said.verdict == "share"
+    assert "same end-effector and workspace" in said.sentence.lower()
+    assert pair.overlap > 0.8
+    assert pair.states == ("proprio", "pictures", "instruction")
+    assert {d.kind for d in pair.dimensions if d.name in ("dx", "dy", "dz")} == {"same"}
+    assert pair.joint < 2.5 * pair.joint_floor
+    assert abs(pair.cosine_across - pair.cosine_within) < 0.15
+
+
+def test_mirrored_actions_in_the_same_scene_are_found(base):
+    """The distributions are the same: neighbours alone tell."""
+    pair, said = compared(base, sample("mirror", 1, mirrored))
+    assert pair.of_kind("mirrored") == ("dy",)
+    assert said.verdict == "separate heads"
+    assert "Conflicting actions: dy point the other way under the same instruction" in said.sentence
+    dy = pair.dimensions[1]
+    assert dy.scaled < 3 * dy.floor
+    assert dy.across < -0.3 < 0.3 < dy.within
+
+
+def test_rescaled_actions_in_the_same_scene_are_found(base):
+    pair, said = compared(base, sample("big", 1, rescaled))
+    assert pair.of_kind("rescaled") == ("dx", "dy", "dz")
+    assert pair.dimensions[0].ratio == pytest.approx(2.5, rel=0.15)
+    assert "times as large in big" in said.sentence
+    assert said.verdict == "separate heads"
+    # by itself, each is the same again: what an embodiment record of its own makes of it
+    assert pair.dimensions[0].scaled > 3 * pair.dimensions[0].normalised
+    turned = before.compare(sample("big", 1, rescaled), base)
+    assert turned.dimensions[0].ratio == pytest.approx(1 / 2.5, rel=0.15)
+
+
+def test_a_constant_offset_is_found(base):
+    moved = sample("moved", 1, lambda a: a + [0, 0, 0.2, 0, 0, 0, 0])
+    pair, said = compared(base, moved)
+    assert pair.of_kind("shifted") == ("dz",)
+    assert said.verdict == "convert first"
+
+
+def test_another_task_in_the_same_scene_must_be_told_apart(base):
+    other = sample("other", 1, lambda a: a[:, [1, 2, 0, 3, 4, 5, 6]], text=("lift",))
+    pair, said = compared(base, other)
+    assert pair.states == ("proprio", "pictures")
+    assert pair.same_instructions == 0
+    assert set(pair.of_kind("unrelated")) == {"dx", "dy", "dz"}
+    assert said.verdict == "share, told apart"
+
+
+def test_opposite_tasks_of_other_instructions_are_no_conflict_of_the_same_one(base):
+    """Instructions of both, but opposite: matched by instruction, nothing contradicts."""
+    data = [sample(n, i, None if i else mirrored, text=("one", "two")) for i, n in enumerate("ab")]
+    swapped = []
+    for s, sign in zip(data, (1, 1), strict=True):
+        second = s.instruction == "two"
+        action = np.where(second[:, None], mirrored(s.action), s.action) * sign
+        swapped.append(dataclasses.replace(s, action=mirrored(action) if s.name == "a" else action))
+    pair = before.compare(*swapped)
+    assert pair.of_kind("mirrored") == ()
+    assert "dy" in pair.of_kind("same")
+
+
+def test_states_apart_cannot_contradict(base):
+    pair, said = compared(base, sample("far", 1, mirrored, shift=9.0))
+    assert pair.overlap < 0.1
+    assert all(d.kind == "unknown" for d in pair.dimensions)
+    assert said.verdict == "share"
+    assert "Little common ground" in " ".join(f.sentence for f in said.findings)
+
+
+def test_noise_alone_is_no_conflict(base):
+    a, b = (sample(n, i, noise=40.0) for i, n in enumerate("ab"))
+    pair, _ = compared(a, b)
+    assert {d.kind for d in pair.dimensions[:3]} <= {"unknown"}
+
+
+def test_a_sample_is_cut_by_episodes_and_few_are_an_error(base):
+    one, two = base.halves()
+    assert not set(one.episode) & set(two.episode)
+    assert len(one) + len(two) == len(base)
+    few = base.take(base.episode < 3)
+    with pytest.raises(ValueError, match="base has 3 episodes; a comparison needs at least 4"):
+        before.compare_all([few, few])
+
+
+def test_distances_are_what_they_are_called():
+    x = np.random.default_rng(0).normal(size=(4000, 2))
+    moved = x + [3.0, 0.0]
+    assert before.wasserstein(x, moved) == pytest.approx([3, 0])
+    assert before.wasserstein(x, 2 * x)[0] == pytest.approx(np.abs(x[:, 0]).mean(), rel=0.05)
+    # the mean over directions of |3 cos| is 6 / π
+    assert before.sliced(x, moved) == pytest.approx(6 / np.pi, rel=0.15)
+
+
+def change(**rest):
+    return dataclasses.replace(FACTS, **rest)
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict", "about"),
+    [
+        (change(end_effector="CLASH hand"), "keep apart", "Gripper against hand: keep apart"),
+        (change(end_effector="pushing stick"), "keep apart", "Gripper against stick"),
+        (change(gripper="absolute, 1 = closed"), "convert first", "Gripper conventions differ"),
+        (change(control_hz=20.0), "convert first", "5 against 20 actions per second"),
+        (change(units=("mm", *FACTS.units[1:])), "convert first", "dx: m against mm"),
+        (change(absolute=(True,) * 7), "convert first", "dx, .*: changes against absolute targets"),
+        (
+            change(action=tuple(f"joint_{i}" for i in range(6)) + ("gripper",)),
+            "separate heads",
+            "End-effector against joint angles",
+        ),
+        (change(cameras=("side",)), "share, told apart", "No camera in common"),
+        (change(robot="Franka", end_effector="Robotiq 2F-85"), "share", "Another robot"),
+    ],
+)
+def test_rows_that_do_not_agree_are_named(base, other, verdict, about):
+    import re
+
+    twin = dataclasses.replace(sample("twin", 1), facts=other)
+    _, said = compared(base, twin)
+    assert said.verdict == verdict
+    assert any(re.search(about, f.sentence) for f in said.findings)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ("tabletop", "gripper"),
+        ("bridge_dataset", "gripper"),
+        ("language_table", "stick"),
+        ("aloha_static_dataset", "gripper"),
+    ],
+)
+def test_end_effectors_of_real_rows(row, kind):
+    assert advice.effector(before.facts(DATASETS[row])) == kind
+
+
+def test_every_row_has_an_action_space_in_words():
+    spaces = {name: advice.space(before.facts(row)) for name, row in DATASETS.items()}
+    assert spaces["bridge_dataset"] == "end-effector"
+    assert spaces["aloha_static_dataset"].startswith("two arms' joint angles")
+    assert "other actions" not in spaces.values() or len(set(spaces.values())) > 3
+
+
+def row(step, cosine, within=0.5, seconds=2.0):
+    matrix = [[1.0, cosine], [cosine, 1.0]]
+    part = lambda c: {"cosine": [[1.0, c], [c, 1.0]], "conflict_rate": float(c < 0)}
+    return {
+        "step": step,
+        "seconds": seconds,
+        "groups": ["a", "b"],
+        "cosine": matrix,
+        "within": [within, None],
+        "conflict_rate": float(cosine < 0),
+        "modules": {"heads_action": part(cosine), "heads_own": {"cosine": [[1, None]] * 2}},
+    }
+
+
+def test_comparisons_of_gradients_are_summed_up():
+    rng = np.random.default_rng(0)
+    rows = [row(10 * i, c) for i, c in enumerate(-0.3 + 0.1 * rng.normal(size=40))]
+    for r in rows:
+        r["modules"]["heads_own"] = {"cosine": [[1.0, None], [None, 1.0]], "conflict_rate": None}
+    found = during.summarize("together", ["a", "b"], rows, 3.5)
+    assert found.cosine[0, 1] == pytest.approx(-0.3, abs=0.05)
+    assert found.low[0, 1] < found.cosine[0, 1] < found.high[0, 1] < 0
+    assert [x[:2] for x in found.conflicting()] == [("a", "b")]
+    assert found.rate > 0.9
+    assert list(found.modules) == ["heads_action"]
+    assert len(found.curve) == during.WINDOWS
+    assert json.dumps(found.to_json(), allow_nan=False)
+    friends = during.summarize("x", ["a", "b"], [row(i, 0.01 * (-1) ** i) for i in range(20)], 1.0)
+    assert friends.conflicting() == []
+
+
+def test_the_cost_of_a_comparison_is_in_steps():
+    """100 steps of 0.1 s and two comparisons of 2 s between two lines of the log: 20 steps."""
+    log = [{"step": s, "seconds": s * 0.1 + 2.0 * s / 50, "loss": 1.0} for s in (100, 200, 300)]
+    rows = [row(s, 0.1) for s in range(0, 300, 50)]
+    assert during.cost(rows, log) == pytest.approx(20)
+    assert np.isnan(during.cost(rows, log[:1]))
+
+
+def rates(*successes, episodes=50):
+    return tuple(Rate(s, episodes) for s in successes)
+
+
+def variants(together, alone):
+    """Return variants of two groups, the second one unharmed; and a remedy, as good as alone."""
+    good = after.Result(rates(40, 41, 39), (0.3, 0.31, 0.3))
+    a, alone_a = after.Result(rates(*together), (0.2, 0.2)), after.Result(rates(*alone), (0.2, 0.2))
+    return {
+        "told": after.Variant(("a", "b"), 200, {"a": alone_a, "b": good}),
+        "default": after.Variant(("a", "b"), 200, {"a": a, "b": good}),
+        "alone": after.Variant(("a",), 100, {"a": alone_a}),
+        "other": after.Variant(("b",), 100, {"b": good}),
+    }
+
+
+def test_negative_transfer_is_flagged_beyond_chance_only():
+    hurt = after.effects(variants((10, 12, 11), (40, 42, 41)))
+    of_a = [e for e in hurt if e.group == "a" and e.measure == "success"]
+    assert [e.kind for e in of_a] == ["default", "told"]
+    assert [e.verdict for e in of_a] == ["hurts", "undecided"]
+    assert of_a[0].gain == pytest.approx(-0.6)
+    assert of_a[0].sentence.startswith("a in 'default' (200 against 100 steps): worse (success 82%")
+    assert {e.verdict for e in hurt if e.group == "b"} == {"undecided"}
+    words = report.effects_in_words(hurt)
+    assert "hurts in 1" in words
+    assert "Negative transfer: a in 'default'" in words
+    lucky = after.effects(variants((38, 41, 43), (40, 42, 41)))
+    assert {e.verdict for e in lucky} == {"undecided"}
+    assert after.effects({"alone": variants((1,), (1,))["alone"]}) == []
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    """Pooled over episodes the difference is sure; over three seeds that vary it is not."""
+    shared, alone = after.Result(rates(5, 48, 46)), after.Result(rates(45, 44, 46))
+    _, low, high = after.gain("success", shared, alone)
+    assert low < 0 < high
+    one = after.gain("success", after.Result(rates(5)), after.Result(rates(45)))
+    assert one[2] < 0
+
+
+def test_welch_is_the_textbook_interval():
+    d, low, high = after.welch([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
+    assert d == -4  # s² = 1 and 4, se = √(5/3), 2.94 degrees of freedom, t = 3.218
+    assert (low, high) == pytest.approx((-4 - 4.154, -4 + 4.154), abs=0.02)
+    assert np.isnan(after.welch([1.0], [1.0, 2.0])[1])
+    assert after.gain("error", after.Result((), (0.1, 0.1)), after.Result((), (0.3, 0.3)))[0] > 0
+
+
+def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
+    """Write what a study reads of a run; robots: {name: datasets}, evaluated one by one."""
+    run = directory / name
+    run.mkdir(parents=True)
+    config = {"collect": {"skills": dict.fromkeys(skills, 1)}, "workdir": str(run)}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "names.json").write_text(json.dumps({"datasets": datasets}))
+    known = robots or {"arm": datasets}
+    records = [{"name": k, "datasets": v} for k, v in known.items()]
+    (run / "embodiments.json").write_text(json.dumps(records))
+    for robot in known:
+        lines = [{"setup": {"embodiment": robot}}]
+        for skill in skills:
+            won = wins[robot] if robots else wins[skill]
+            for i in range(20):
+                line = {"policy": "trained", "split": "train", "skill": skill, "failure": ""}
+                lines.append(line | {"success": i < won})
+        folder = run / "evaluation" / (robot if robots else "")
+        folder.mkdir(parents=True)
+        text = "".join(json.dumps(x) + "\n" for x in lines)
+        (folder / "results.jsonl").write_text(text)
+    if error is not None:
+        (run / after.ERRORS).write_text(json.dumps(dict.fromkeys(datasets, error)))
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A study of three groups, two seeds; lift suffers from the others."""
+    skills = ("touch", "push", "lift")
+    plan = {"together": skills, "together_short": skills}
+    plan |= {f"only_t_{s}": (s,) for s in skills}
+    plan |= {f"without_t_{s}": tuple(x for x in skills if x != s) for s in skills}
+    for variant, mine in plan.items():
+        for seed in range(2):
+            wins = dict.fromkeys(mine, 16 + seed) | ({"lift": 2} if len(mine) > 1 else {})
+            names = [f"t_{s}" for s in mine]
+            run = make_run(tmp_path, f"{variant}-{seed}", names, mine, wins, 0.3 + 0.01 * seed)
+            if variant == "together":
+                lines = [json.dumps(row(50 * i, -0.2 + 0.02 * (-1) ** i)) for i in range(8)]
+                lines = [
+                    line.replace("[[1, null], [1, null]]", "[[1, null], [null, 1]]")
+                    for line in lines
+                ]
+                (run / "conflicts.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_runs_are_read_by_group(runs):
+    found = after.read(after.find(runs))
+    assert found["together"].results["t_touch"].pooled == Rate(33, 40)
+    assert found["together"].results["t_lift"].pooled == Rate(4, 40)
+    assert found["only_t_lift"].results.keys() == {"t_lift"}
+    assert found["without_t_lift"].results["t_push"].error == pytest.approx((0.3, 0.31))
+    effects = after.effects(found)
+    hurts = {(e.kind, e.group) for e in effects if e.verdict == "hurts"}
+    assert hurts == {("together", "t_lift"), ("together_short", "t_lift")}
+    brought = [e for e in effects if e.kind == "from" and e.measure == "success"]
+    assert len(brought) == 6
+    assert all(e.source != e.group for e in brought)
+
+
+def test_a_shared_run_before_any_alone_is_no_error(tmp_path):
+    wins = {"touch": 18, "push": 1}
+    make_run(tmp_path, "together-0", ["t_touch", "t_push"], ("touch", "push"), wins, 0.3)
+    found = after.read(after.find(tmp_path))
+    assert found["together"].results["t_push"] == after.Result((), (0.3,))
+    assert after.effects(found) == []
+
+
+def test_robots_of_one_table_are_told_apart(tmp_path):
+    both = {"tabletop": ["tabletop"], "mirrored": ["mirrored"]}
+    wins = {"tabletop": 18, "mirrored": 1}
+    for seed in range(2):
+        make_run(tmp_path, f"default-{seed}", list(both), ("touch", "push"), wins, robots=both)
+    alone = {"mirrored": ["mirrored"]}
+    make_run(tmp_path, "alone-0", ["mirrored"], ("touch", "push"), {"touch": 19, "push": 18})
+    found = after.read(after.find(tmp_path))
+    assert found["default"].results["mirrored"].success == (Rate(2, 40), Rate(2, 40))
+    assert found["default"].results["tabletop"].pooled == Rate(72, 80)
+    (effect,) = after.effects(found)
+    assert (effect.group, effect.verdict) == ("mirrored", "hurts")
+    assert alone.keys() == found["alone"].results.keys()
+
+
+def test_the_report_holds_everything(runs, base):
+    study.compare([base, sample("mirror", 1, mirrored), sample("far", 2, shift=9.0)], runs)
+    material = study.write_report(runs)
+    page = (runs / "transfer" / "report.html").read_text()
+    data = json.loads((runs / "transfer" / "report.json").read_text())
+    assert page.count("<img") == 4
+    assert "Pulling against one another: a and b" in page
+    assert "Negative transfer: t_lift" in page.replace("\n", "")
+    assert "Conflicting actions: dy" in page
+    assert data["before"]["advice"][0]["verdict"] == "separate heads"
+    assert data["during"]["together"]["comparisons"] == 16
+    assert {e["verdict"] for e in data["after"]} == {"hurts", "undecided"}
+    assert before.Pair.from_json(data["before"]["pairs"][0]).to_json() == data["before"]["pairs"][0]
+    for picture in ("pairs", "dimensions", "gradients_together", "effects"):
+        assert (runs / "transfer" / f"{picture}.png").stat().st_size > 10_000
+    assert material.names == ["base", "mirror", "far"]
+
+
+def test_a_study_that_has_just_begun_has_a_report_too(tmp_path):
+    study.write_report(tmp_path)
+    assert "Not measured yet" in (tmp_path / "transfer" / "report.html").read_text()
+
+
+def test_the_plan_has_together_first_and_passes_arguments_on():
+    asked = []
+    module = SimpleNamespace(
+        VARIANTS={"only_a": 0, "together": 0}, get_config=lambda arg: asked.append(arg) or arg
+    )
+    runs = study.plan(module, "debug", 2)
+    assert [(r.variant, r.seed) for r in runs[:2]] == [("together", 0), ("only_a", 0)]
+    assert asked[0] == "variant=together,seed=0,debug"
+    assert [r.variant for r in study.chosen(runs, "during")] == ["together", "together"]
+    assert study.plan(SimpleNamespace(), "", 3) == []
+
+
+def test_one_dataset_is_compared_by_its_tasks():
+    def episode(label, text, pictures=True):
+        images = {"primary": np.zeros((3, 4, 4, 3), np.uint8)} if pictures else {}
+        return SimpleNamespace(
+            action=np.zeros((3, 7)), proprio=None, images=images, label=label, instruction=text
+        )
+
+    rows = [episode("lift/red", "lift it")] * 5 + [episode("", "push")] * 4 + [episode("", "no")]
+    one, two = before.samples([(DATASETS["tabletop"], rows)])
+    assert (one.name, two.name, len(one), len(two)) == ("lift", "push", 15, 12)
+    assert one.images.shape == (15, 4, 4, 3)
+    mixed = before.sample("x", DATASETS["tabletop"], [rows[0], episode("", "", pictures=False)])
+    assert mixed.images is None
+    with pytest.raises(ValueError, match="one dataset, with 1 tasks of at least 4 of 5 episodes"):
+        before.samples([(DATASETS["tabletop"], rows[:5])])
+
+
+class Perfect:
+    """A policy that acts as demonstrated, but for an offset; and notes the tasks it is told."""
+
+    window, horizon, goal_shapes = 1, 2, {}
+    observation_keys = ("proprio",)
+
+    def __init__(self, offset):
+        self.offset, self.told = offset, []
+
+    def create_task(self, **told):
+        self.told.append(told)
+        return told
+
+    def sample_batch(self, seen, tasks, seeds):
+        assert len(seen) == len(tasks) == len(seeds)
+        now = np.stack([s["proprio"][-1] for s in seen])  # which is the action, in the test
+        return np.stack([now, now + 0.1], axis=1) + self.offset
+
+
+def test_held_out_errors_are_in_standard_deviations_of_the_group():
+    t = np.arange(8)[:, None] * np.array([[0.1, 0.1, 0.0]]) + [[0, 0, 5.0]]
+    chunks = [evaluate.Demonstration({"proprio": t}, t, "go", "go/red")] * 3
+    config = Config()
+    config.evaluate.tell, config.data.tasks = ("language", "task_id"), "label"
+    policy = Perfect(np.zeros(3))
+    # a dimension that does not move in the demonstrations does not count
+    assert after._error(policy, "g", chunks, config) == pytest.approx(0)
+    assert policy.told[0] == {"instruction": "go", "goal_images": None, "task_id": "go/red"}
+    config.data.tasks = "dataset"
+    policy = Perfect(np.array([0.2, 0.0, 9.0]))
+    spread = t[:, 0].std()
+    assert after._error(policy, "g", chunks, config) == pytest.approx(0.1 / spread)
+    assert policy.told[0]["task_id"] == "g"
