@@ -13,7 +13,7 @@ import optax
 import policy_fakes as fakes
 import pytest
 
-from octolike.config import Component, ConfigError
+from octolike.config import Component, ConfigError, OptimConfig
 from octolike.model import language, language_weights, octo, pretrained
 from octolike.model.transformer import Transformer
 from octolike.policy import Policy
@@ -292,7 +292,7 @@ def test_a_trained_encoder_starts_from_its_weights(folder):
     assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, there)
     query = tensors("t5")["encoder.block.1.layer.0.SelfAttention.q.weight"]
     np.testing.assert_array_equal(own["block_1_query"]["kernel"], query.T)
-    begin = starts.Start(optax.sgd(0.1), (), False, sharding.make_mesh())
+    begin = starts.Start(optax.sgd(0.1), (), OptimConfig(), sharding.make_mesh())
     like = jax.tree.map(lambda x: np.zeros_like(x), there)
     state = begin.scratch(
         lambda key: {"tokenizers_language": {"encoder": like}}, jax.random.key(0), found
