@@ -39,6 +39,7 @@ setup(
         "rlds>=0.1.8",
         "transformers>=5,<6",
         "safetensors>=0.5",
+        "scipy>=1.13",
         "matplotlib>=3.9",
         "imageio[ffmpeg]>=2.36",
         "tqdm>=4.66",

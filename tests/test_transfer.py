@@ -42,11 +42,32 @@ def sample(
         images.astype(np.float32),
         np.repeat(np.arange(EPISODES), STEPS),
         np.repeat(np.array(text)[told], STEPS),
+        np.repeat(np.array(text)[told], STEPS),
     )
 
 
 def mirrored(action):
     return action * [1, -1, 1, 1, 1, 1, 1]
+
+
+def rarely_said(s):
+    """Return the sample with a wording of its own for every episode; both groups know them all."""
+    return dataclasses.replace(s, instruction=np.array([f"wording {e}" for e in s.episode]))
+
+
+def test_where_each_wording_is_rare_the_same_task_counts(base):
+    mirror = rarely_said(sample("mirror", 1, mirrored))
+    pair, said = compared(rarely_said(base), mirror)
+    assert pair.states == ("proprio", "pictures", "task")
+    assert pair.of_kind("mirrored") == ("dy",)
+    assert "Conflicting actions: dy point the other way under the same task" in said.sentence
+
+
+def test_clearly_opposite_actions_are_found_where_a_group_has_no_like_states_of_its_own():
+    made = before.Dimension("dx", "m", 0, 0, 0, 0, 0.2, -0.8, 1, 0)
+    assert made.kind == "mirrored"
+    assert dataclasses.replace(made, across=-0.3).kind == "unknown"
+    assert dataclasses.replace(made, across=np.nan).kind == "unknown"
 
 
 def rescaled(action):

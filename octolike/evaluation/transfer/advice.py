@@ -147,8 +147,8 @@ def _contradictions(pair: Pair) -> list[Finding]:
             )
             return [Finding("states", "share", words)]
         return []
-    found, told = [], "instruction" in pair.states
-    under = "under the same instruction" if told else "in similar states"
+    found, same = [], [x for x in pair.states if x in ("instruction", "task")]
+    under = f"under the same {same[0]}" if same else "in similar states"
     if names := pair.of_kind("mirrored"):
         words = (
             f"Conflicting actions: {', '.join(names)} point the other way {under}. Separate heads "

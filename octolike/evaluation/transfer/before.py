@@ -27,6 +27,7 @@ FEWEST_EPISODES = 4
 FEWEST = 30  # probes below which agreement says nothing
 FEWEST_PROBED = 12  # and the episodes that they must be of, at least
 KNOWN = 0.3  # correlation within a group below which its actions do not follow from the state
+CLEAR = 0.5  # negative correlation across groups that says enough by itself
 SCALE = 1.5  # factor between actions of both groups from which they count as rescaled
 STILL = 1e-6  # a dimension with a smaller spread does not move
 COMPONENTS = 8  # principal components of pictures
@@ -53,7 +54,7 @@ class Sample:
     """Steps of a group: n of them.
 
     action: float [n, A], proprio: float [n, P] or None, both in robot units; images: float
-    [n, s, s, 3] in 0 to 1, or None; episode: int [n]; instruction: str [n], "" for none.
+    [n, s, s, 3] in 0 to 1, or None; episode: int [n]; instruction, task: str [n], "" for none.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Sample:
     images: np.ndarray | None
     episode: np.ndarray
     instruction: np.ndarray
+    task: np.ndarray
 
     def __len__(self) -> int:
         return len(self.action)
@@ -70,7 +72,7 @@ class Sample:
     def take(self, which: np.ndarray) -> Sample:
         """Return some of the steps, by numbers or bools."""
         part = lambda x: None if x is None else x[which]
-        names = ("action", "proprio", "images", "episode", "instruction")
+        names = ("action", "proprio", "images", "episode", "instruction", "task")
         return replace(self, **{k: part(getattr(self, k)) for k in names})
 
     def halves(self) -> tuple[Sample, Sample]:
@@ -103,6 +105,8 @@ class Dimension:
     @property
     def kind(self) -> str:
         """'mirrored', 'rescaled', 'shifted', 'unrelated', 'same', or 'unknown'."""
+        if self.across <= -CLEAR:  # a like state decides, even where none is found within a group
+            return "mirrored"
         if not self.within >= KNOWN or not np.isfinite(self.across):
             return "unknown"
         if self.across <= -self.within / 2:
@@ -219,6 +223,7 @@ def sample(name: str, row: Any, episodes: Sequence[Any]) -> Sample:
         images=join(e.images[camera] for e in episodes) / np.float32(255) if seen else None,
         episode=np.repeat(np.arange(len(episodes)), count),
         instruction=np.repeat([e.instruction for e in episodes], count),
+        task=np.repeat([e.label for e in episodes], count),
     )
 
 
@@ -318,14 +323,39 @@ def _agreement(
     scale: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Return how a's actions agree with b's at states of a that b has too; see `Pair`."""
+    """Return how a's actions agree with b's at states of a that b has too; see `Pair`.
+
+    Under the same instruction, where the groups share theirs; of the same task, where each wording
+    is too rare for that.
+    """
+    shared = [
+        what
+        for what in ("instruction", "task")
+        if _common_share(getattr(a, what), getattr(b, what)) > 0.2
+    ]
+    for what in shared or [""]:
+        found = _agreement_under(what, a, b, names, centre, scale, rng)
+        if found["probes"]:
+            break
+    return found
+
+
+def _agreement_under(
+    same: str,
+    a: Sample,
+    b: Sample,
+    names: Sequence[str],
+    centre: np.ndarray,
+    scale: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Return `_agreement` among steps that have the same instruction or task; "": among all."""
     states, features = _states(a, b)
     nothing = {"overlap": np.nan, "probes": 0, "states": states, "cosine_within": np.nan}
     nothing |= {"cosine_across": np.nan, "dims": np.full((len(names), 4), np.nan)}
     if not names or features is None:
         return nothing
     probes = rng.choice(len(a), min(PROBES, len(a)), replace=False)
-    told = _common_share(a.instruction, b.instruction) > 0.2
     columns = [[s.facts.action.index(d) for d in names] for s in (a, b)]
     odd = [np.unique(s.episode, return_inverse=True)[1] % 2 == 1 for s in (a, b)]
     found = []
@@ -334,13 +364,15 @@ def _agreement(
         allowed = np.ones((len(probes), len(mine)), bool)
         if s is a:  # neighbours of one episode are the same moment
             allowed &= a.episode[probes][:, None] != s.episode[mine]
-        if told:
-            allowed &= a.instruction[probes][:, None] == s.instruction[mine]
+        if same:
+            allowed &= getattr(a, same)[probes][:, None] == getattr(s, same)[mine]
         action = (s.action[mine][:, columns[c]] - centre) / scale
         found.append(_near(features[0][probes], features[x][mine], action, allowed))
     (one, far_one), (other, far_other), (across, far_across) = found
-    usual = np.nanquantile(np.where(np.isfinite(far_other), far_other, np.nan), 0.9)
     reached = np.isfinite(far_one) & np.isfinite(far_other)
+    if not reached.any():
+        return nothing
+    usual = np.quantile(far_other[np.isfinite(far_other)], 0.9)
     here = reached & (far_across <= usual)
     overlap = min(1.0, float(here.sum() / max(reached.sum(), 1)) / 0.9)
     if here.sum() < FEWEST or len(np.unique(a.episode[probes[here]])) < FEWEST_PROBED:
@@ -355,7 +387,7 @@ def _agreement(
         ],
         axis=1,
     )
-    more = (*states, "instruction") if told else states
+    more = (*states, same) if same else states
     cosines = {"cosine_within": _cosine(one, other), "cosine_across": _cosine(one, across)}
     return {"overlap": overlap, "probes": int(here.sum()), "states": more, "dims": dims, **cosines}
 
