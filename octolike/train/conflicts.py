@@ -38,6 +38,7 @@ from octolike.train.gradients import Loss, Metrics
 
 Params = dict[str, Any]
 
+UNROLLED = 4  # groups up to which backward passes are written out, one by one
 FILE = "conflicts.jsonl"
 GROUPS = ("dataset", "task", "embodiment")
 MOST_GROUPS = 32  # each one costs a backward pass and a copy of the gradient
@@ -105,9 +106,13 @@ def per_group(
         return (metrics["loss_per_example"].astype(jnp.float32), rest), (value, metrics)
 
     _, pullback, found = jax.vjp(parts, params, has_aux=True)
+    one = lambda part: pullback(part)[0]
+    each = member, member.sum(axis=1)
+    if count <= UNROLLED:  # XLA computes convolutions within a loop many times slower on CPU
+        grads = [one((each[0][g], each[1][g])) for g in range(count)]
+        return found, jax.tree.map(lambda *x: jnp.stack(x), *grads)
     # One after the other: together they would need the memory of all backward passes.
-    grads = jax.lax.map(lambda part: pullback(part)[0], (member, member.sum(axis=1)))
-    return found, grads
+    return found, jax.lax.map(one, each)
 
 
 def pcgrad(parts: Params, key: jax.Array) -> tuple[Params, jax.Array]:

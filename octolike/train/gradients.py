@@ -49,7 +49,10 @@ def of_batch(
 
     first = jax.tree.map(lambda x: x[0], cut)
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(differentiate, params, first, key)[1])
-    grads, (values, metrics) = jax.lax.scan(one, zero, (cut, weights, jnp.arange(parts)))
+    # XLA computes convolutions within a loop many times slower on CPU.
+    unroll = jax.default_backend() == "cpu"
+    given = cut, weights, jnp.arange(parts)
+    grads, (values, metrics) = jax.lax.scan(one, zero, given, unroll=unroll)
     join = lambda x: (weights * x).sum() if x.ndim == 1 else _join(x)
     return (weights * values).sum(), jax.tree.map(join, metrics), grads
 
