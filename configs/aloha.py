@@ -5,50 +5,29 @@
     python scripts/evaluate.py --run runs/aloha --suite aloha_transfer_cube
     ... --config configs/aloha.py:debug      seconds, to see that all is wired
 
-Expect a minute or two per ten demonstrations and core: an episode has up to 300 steps.
+An episode has up to 300 steps, and a demonstration takes some nine seconds of a core.
 """
 
-from octolike.config import Component, Config, parse_arg
+from octolike.config import Component, Config, base_config, parse_arg
 
 
 def get_config(arg: str = "") -> Config:
     """Return the config; arguments: debug."""
     args = parse_arg(arg, debug=False)
-    config = Config(workdir="runs/aloha")
+    config = base_config("tabletop.py", beside=__file__)  # its network, with one camera
+    config.workdir = "runs/aloha"
     config.environment = Component(kind="aloha", primary_size=96)
     config.collect.dataset, config.collect.skills = "aloha", {"transfer_cube": 50}
     config.collect.validation_share, config.collect.episodes_per_shard = 0.04, 10
 
-    data = config.data
+    data, model = config.data, config.model
     data.root, data.mix = "runs/aloha/data", "aloha"
     data.cameras = {"primary": 96}
     data.window, data.horizon, data.goal = 1, 25, "none"
     data.batch_size, data.pool, data.memory = 32, 8000, 4.0
     data.text = Component(kind="hash", length=20, vocabulary=1024)
 
-    model = config.model
-    model.width, model.layers, model.attention_heads, model.mlp_width = 192, 3, 6, 768
-    encoder = Component(
-        kind="keypoints", features=(48, 96, 96), kernels=(4, 3, 3), strides=(4, 2, 1), keypoints=32
-    )
-    model.tokenizers = {
-        "language": Component(kind="language", vocabulary=1024, pooled=True),
-        "primary": Component(kind="image", cameras=("primary",), film=True, encoder=encoder),
-        "proprio": Component(kind="proprio"),
-    }
-    model.heads = {
-        "action": Component(
-            kind="diffusion",
-            steps=20,
-            network=Component(kind="mlp", blocks=2, expansion=2),
-            samples_per_example=4,
-            prediction="sample",
-            sampler="ddim",
-            inference_steps=10,
-        )
-    }
-    config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 500, 0.999
-    config.train.steps, config.train.validate_every = 12_000, 2000
+    del config.model.tokenizers["wrist"]
     config.train.checkpoint_every, config.train.keep = 2000, 4
     config.evaluate.execute, config.evaluate.episodes = 12, 50
     config.evaluate.splits = ("train",)

@@ -2,7 +2,7 @@
 
     pip install packaging scipy && pip install --no-deps 'metaworld>=3.1,<4'
     python scripts/collect.py --config configs/metaworld.py:tasks=mt10
-    python scripts/train.py --config configs/metaworld.py:tasks=mt10       half an hour on two cores
+    python scripts/train.py --config configs/metaworld.py:tasks=mt10
     python scripts/evaluate.py --run runs/metaworld-mt10 --suite metaworld_mt10
     ... --config configs/metaworld.py:tasks=mt50,size=27m                  for a GPU
     ... --config configs/metaworld.py:debug                                to see that all is wired
@@ -12,7 +12,7 @@ with the suite of the same name. `scripts/train_arrays.py` trains from the same 
 tensorflow, from demonstrations that it makes on the spot. What to expect is in RESULTS.md.
 """
 
-from octolike.config import Component, Config, ConfigError, parse_arg, unknown
+from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
 from octolike.envs.metaworld.tasks import benchmark
 
 SIZES = ("cpu", "27m")
@@ -56,31 +56,13 @@ def get_config(arg: str = "") -> Config:
     return config
 
 
-def _head() -> Component:
-    return Component(
-        kind="diffusion",
-        steps=20,
-        network=Component(kind="mlp", blocks=2, expansion=2),
-        samples_per_example=4,
-        prediction="sample",
-        sampler="ddim",
-        inference_steps=10,
-    )
-
-
 def _small(config: Config) -> None:
-    """About half an hour of training on two cores."""
-    encoder = Component(
-        kind="keypoints", features=(48, 96, 96), kernels=(4, 3, 3), strides=(4, 2, 1), keypoints=32
-    )
-    model, data = config.model, config.data
+    """The network of configs/tabletop.py, with one camera."""
+    model, data, table = config.model, config.data, base_config("tabletop.py", beside=__file__)
     model.width, model.layers, model.attention_heads, model.mlp_width = 192, 3, 6, 768
-    model.tokenizers = {
-        "language": Component(kind="language", vocabulary=1024, width=192, pooled=True),
-        "primary": Component(kind="image", cameras=("primary",), film=True, encoder=encoder),
-        "proprio": Component(kind="proprio"),
-    }
-    model.heads = {"action": _head()}
+    model.tokenizers, model.heads = table.model.tokenizers, table.model.heads
+    model.tokenizers["language"]["width"] = 192
+    del model.tokenizers["wrist"]
     data.batch_size = 32
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 500, 0.999
     config.train.steps, config.train.validate_every = 16_000, 2000
@@ -102,7 +84,7 @@ def _large(config: Config) -> None:
         ),
         "proprio": Component(kind="proprio"),
     }
-    model.heads = {"action": _head()}
+    model.heads = base_config("tabletop.py", beside=__file__).model.heads
     data.batch_size = 256
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 5e-4, 2000, 0.999
     config.train.steps, config.train.validate_every = 60_000, 5000

@@ -10,9 +10,8 @@ steps of all skills, `together_short` S; `only_<skill>` has S steps of one, `wit
 the two others. All runs see the same demonstrations; what to expect is in RESULTS.md.
 """
 
-from octolike.config import Component, Config, ConfigError, parse_arg, unknown
+from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
 
-CAMERAS = ("primary", "wrist")
 SKILLS = {"touch": 400, "push": 400, "lift": 400}  # demonstrations of each
 STEPS = 1000  # the budget of each
 GROUPS = tuple(f"tabletop_{skill}" for skill in SKILLS)
@@ -49,48 +48,10 @@ def get_config(arg: str = "") -> Config:
 
 
 def base() -> Config:
-    """Return what all variants share."""
-    config = Config()
-    config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
-    config.collect.validation_share, config.collect.episodes_per_shard = 0.08, 100
-
-    data = config.data
-    data.cameras = {"primary": 64, "wrist": 48}
-    data.window, data.horizon, data.goal, data.tasks = 1, 8, "none", "label"
-    data.batch_size, data.pool = 32, 4096
-    data.sampling = Component(kind="uniform")
-    data.text = Component(kind="hash", length=16, vocabulary=1024)
-
-    model = config.model
-    model.width, model.layers, model.attention_heads, model.mlp_width = 96, 2, 4, 384
-    model.tokenizers = {
-        "language": Component(kind="language", vocabulary=1024, pooled=True),
-        **{name: camera(name) for name in CAMERAS},
-        "proprio": Component(kind="proprio"),
-    }
-    network = Component(kind="mlp", hidden=192, blocks=2, expansion=2)
-    model.heads = {
-        "action": Component(
-            kind="diffusion",
-            network=network,
-            steps=20,
-            samples_per_example=4,
-            prediction="sample",
-            sampler="ddim",
-            inference_steps=10,
-        )
-    }
-    config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.995
-    config.train.validate_every, config.train.checkpoint_every = 0, 1000
-    config.train.log_every, config.train.conflicts_every = 100, 50
-    config.evaluate.execute, config.evaluate.untrained, config.evaluate.videos = 2, False, 0
-    config.evaluate.episodes = 50
+    """Return what all variants share: the network and settings of configs/compare.py."""
+    config = base_config("compare.py", beside=__file__)
+    config.collect.validation_share = 0.08
+    config.data.sampling = Component(kind="uniform")
+    config.train.checkpoint_every, config.train.conflicts_every = 1000, 50
+    config.evaluate.episodes, config.evaluate.splits = 50, ("train",)
     return config
-
-
-def camera(name: str) -> Component:
-    """Return the tokenizer of a camera."""
-    encoder = Component(
-        kind="keypoints", features=(32, 48, 48), kernels=(4, 3, 3), strides=(4, 2, 1)
-    )
-    return Component(kind="image", cameras=(name,), film=True, encoder=encoder)

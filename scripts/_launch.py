@@ -1,4 +1,4 @@
-"""What train.py, finetune.py and cotrain.py have in common: open the data, train."""
+"""What train.py, finetune.py, cotrain.py and train_arrays.py share: open the data, train."""
 
 import sys
 from typing import Any
@@ -9,24 +9,29 @@ from octolike.config import Config, ConfigError
 def launch(config: Config) -> None:
     """Train; a setting or data that do not fit are one line, without a traceback."""
     from octolike.data import batches, episodes
-    from octolike.train import loop, sharding
+    from octolike.train import sharding
 
     try:
         sharding.start(config.train)  # that the first process alone speaks of the data
-        data = batches.open_data(config)
-        print(data.describe())
-        success = closed_loop(config, data)
-        loop.train(
-            config,
-            lambda start: data.train(start, sharding.process()),
-            spec=data.spec,
-            embodiments=data.embodiments,
-            names=data.names,
-            validation=data.validation(),
-            **({"success": success} if success else {}),
-        )
+        train(config, batches.open_data(config))
     except (ConfigError, episodes.DataError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+
+
+def train(config: Config, data: Any) -> None:
+    """Train on opened data: octolike.data.batches.Data, or octolike.train.arrays.ArrayData."""
+    from octolike.train import loop, sharding
+
+    print(data.describe())
+    loop.train(
+        config,
+        lambda start: data.train(start, sharding.process()),
+        spec=data.spec,
+        embodiments=data.embodiments,
+        names=data.names,
+        validation=data.validation(),
+        success=closed_loop(config, data),
+    )
 
 
 def closed_loop(config: Config, data: Any) -> Any:

@@ -9,7 +9,6 @@ shards that are missing; a finished dataset is left alone.
 """
 
 import os
-import queue
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,16 +42,10 @@ def collect(config: configs.Config) -> None:
     total = sum(len(s.episodes) for s in plan)
     done = total - sum(len(s.episodes) for s in left)
     workers = min(config.collect.workers or os.cpu_count() or 1, max(len(left), 1))
-    recorders = queue.SimpleQueue()
-    for _ in range(workers):
-        recorders.put(demonstrations.Recorder(config.environment, config.collect))
+    crew = demonstrations.Crew(config.environment, config.collect, workers)
 
     def make(shard: demonstrations.Shard) -> int:
-        recorder = recorders.get()
-        try:
-            recorded = list(recorder.record(shard))
-        finally:
-            recorders.put(recorder)
+        recorded = crew.record(shard)
         failed = sum(tries for _, tries in recorded)
         return writer.write(shard.split, shard.index, (e for e, _ in recorded), failed=failed)
 

@@ -8,11 +8,11 @@ same episodes as scripts/collect.py writes; frames are kept as <data.root>/<spli
 where they are there. The rest is as in scripts/train.py, and the same command resumes.
 """
 
-import queue
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import _launch
 from tqdm import tqdm
 
 from octolike import config as configs
@@ -31,20 +31,11 @@ def frames(config: configs.Config, split: str):
     if not shards:
         return None
     workers = config.collect.workers or pool.default_workers(len(shards))
-    recorders = queue.SimpleQueue()
-    for _ in range(workers):
-        recorders.put(demonstrations.Recorder(config.environment, config.collect))
-
-    def make(shard: demonstrations.Shard) -> list:
-        recorder = recorders.get()
-        try:
-            return [episode for episode, _ in recorder.record(shard)]
-        finally:
-            recorders.put(recorder)
-
+    crew = demonstrations.Crew(config.environment, config.collect, workers)
     with ThreadPoolExecutor(workers) as threads:
-        made = tqdm(threads.map(make, shards), total=len(shards), desc=split, unit=" shards")
-        result = Frames.of(episode for some in made for episode in some)
+        made = threads.map(crew.record, shards)
+        made = tqdm(made, total=len(shards), desc=split, unit=" shards")
+        result = Frames.of(episode for some in made for episode, _ in some)
     result.save(path)
     return result
 
@@ -53,7 +44,6 @@ def main(config: configs.Config) -> None:
     """Train; a setting or data that do not fit are one line, without a traceback."""
     from octolike.data import datasets
     from octolike.normalize import Embodiment
-    from octolike.train import loop, sharding
     from octolike.train.arrays import ArrayData
 
     try:
@@ -62,15 +52,7 @@ def main(config: configs.Config) -> None:
         fields = {name: getattr(row, name) for name in names}
         robot = Embodiment(name=row.embodiment or row.name, datasets=(row.name,), **fields)
         data = ArrayData(config, frames(config, "train"), frames(config, "val"), robot)
-        print(data.describe())
-        loop.train(
-            config,
-            lambda start: data.train(start, sharding.process()),
-            spec=data.spec,
-            embodiments=data.embodiments,
-            names=data.names,
-            validation=data.validation(),
-        )
+        _launch.train(config, data)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

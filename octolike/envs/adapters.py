@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from octolike.config import ConfigError, unknown
+from octolike.envs import protocol
 
 
 def load(module: str, simulator: str, remedy: str) -> Any:
@@ -19,15 +20,6 @@ def load(module: str, simulator: str, remedy: str) -> Any:
         raise ConfigError(
             f"{simulator} cannot be imported ({error}); install it: {remedy}"
         ) from error
-
-
-def chosen(options: Mapping[str, Any] | None, tasks_of: Any) -> tuple[str, ...]:
-    """Return the skills that reset's options leave to draw from; ConfigError for others."""
-    options = {"split": "train", "skills": None} | dict(options or {})
-    for key in options:
-        if key not in ("split", "skills"):
-            raise ConfigError(unknown("reset option", key, ("split", "skills")))
-    return tasks_of(options["split"], options["skills"])
 
 
 def choose_tasks(
@@ -43,15 +35,8 @@ def choose_tasks(
 
 
 def checked(action: np.ndarray) -> np.ndarray:
-    """Return seven finite numbers, float64; ValueError for anything else."""
-    numbers = np.asarray(action, np.float64)
-    if numbers.shape != (7,):
-        raise ValueError(
-            f"an action is float32 [7] (dx dy dz, rotation, gripper): got {list(numbers.shape)}"
-        )
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"an action is seven finite numbers: got {numbers.tolist()}")
-    return numbers
+    """Return an arm's action as float64 [7]; ValueError for anything but finite numbers."""
+    return protocol.checked_action(action, 7, "dx dy dz, rotation, gripper")
 
 
 def picture(image: Any, size: int, source: str) -> np.ndarray:

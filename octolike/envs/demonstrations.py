@@ -10,6 +10,7 @@ demonstrations as asked for.
 from __future__ import annotations
 
 import functools
+import queue
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from octolike.config import CollectConfig, ConfigError
+from octolike.envs import protocol
 from octolike.envs.pool import Call, Crash, Pool
 from octolike.envs.registry import choose_names, environment_of, kind_of, make_env, simulator
 
@@ -114,6 +116,26 @@ class Recorder:
         return episode
 
 
+class Crew:
+    """Several recorders at work on shards, one each; `record` may be called from any thread."""
+
+    def __init__(
+        self, environment: Mapping[str, Any], collect: CollectConfig, workers: int
+    ) -> None:
+        """Prepare so many; their simulators start with their first episodes."""
+        self._free: queue.SimpleQueue[Recorder] = queue.SimpleQueue()
+        for _ in range(workers):
+            self._free.put(Recorder(environment, collect))
+
+    def record(self, shard: Shard) -> list[tuple[dict[str, Any], int]]:
+        """Return what `Recorder.record` yields, by the next one that is free."""
+        recorder = self._free.get()
+        try:
+            return list(recorder.record(shard))
+        finally:
+            self._free.put(recorder)
+
+
 def tabletop_episode(
     env: Any, seed: int, split: str, skills: list[str], noise: float
 ) -> dict[str, Any]:
@@ -131,8 +153,7 @@ def tabletop_goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, 
     from octolike.envs.tabletop.expert import CLEAN, collect_episode
 
     episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], CLEAN)
-    seen = episode["steps"]["observation"]
-    return {key: frames[-1] for key, frames in seen.items() if key.startswith("image_")}
+    return protocol.last_pictures(episode)
 
 
 def _validation(episodes: int, share: float) -> int:

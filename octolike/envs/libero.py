@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from octolike.config import ConfigError
-from octolike.envs import adapters
+from octolike.envs import adapters, protocol
 
 CONTROL_HZ = 20
 REMEDY = (
@@ -83,7 +83,7 @@ class LiberoEnv(gymnasium.Env):
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begin an episode; options: any of {"split": str, "skills": list of str}."""
         super().reset(seed=seed)
-        skills = adapters.chosen(options, tasks_of)
+        skills = protocol.skills_of(options, tasks_of)
         number = int(self.np_random.integers(2**31)) if seed is None else seed
         self._open(skills[int(self.np_random.integers(len(skills)))])
         self._env.reset()

@@ -128,7 +128,7 @@ ENVIRONMENTS = {
         skills="octolike.envs.metaworld.tasks:SKILLS",
         splits="octolike.envs.metaworld.tasks:SPLITS",
         tasks_of="octolike.envs.metaworld.tasks:tasks_of",
-        collect_episode="octolike.envs.metaworld.expert:demonstrate",
+        collect_episode="octolike.envs.metaworld.expert:collect_episode",
         goal="octolike.envs.metaworld.expert:goal",
         groups="octolike.envs.metaworld.tasks:GROUPS",
     ),
@@ -137,7 +137,7 @@ ENVIRONMENTS = {
         skills="octolike.envs.aloha:SKILLS",
         splits="octolike.envs.aloha:SPLITS",
         tasks_of="octolike.envs.aloha:tasks_of",
-        collect_episode="octolike.envs.aloha:demonstrate",
+        collect_episode="octolike.envs.aloha:collect_episode",
         goal="octolike.envs.aloha:goal",
     ),
     "libero": Simulator(

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from octolike.envs import adapters
+from octolike.envs import adapters, protocol
 
 REMEDY = (
     "git clone --recurse-submodules https://github.com/simpler-env/SimplerEnv, then pip install -e "
@@ -84,7 +84,7 @@ class SimplerEnv(gymnasium.Env):
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begin an episode; options: any of {"split": str, "skills": list of str}."""
         super().reset(seed=seed)
-        skills = adapters.chosen(options, tasks_of)
+        skills = protocol.skills_of(options, tasks_of)
         skill = skills[int(self.np_random.integers(len(skills)))]
         if skill != self.skill:
             self.close()

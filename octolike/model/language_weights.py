@@ -82,6 +82,7 @@ SIZES = {
         "buckets": ("relative_attention_num_buckets", 32),
         "max_distance": ("relative_attention_max_distance", 128),
         "epsilon": ("layer_norm_epsilon", 1e-6),
+        "activation": ("feed_forward_proj", "relu"),
     },
     "clip": {
         "vocabulary": ("vocab_size", 49408),
@@ -119,9 +120,8 @@ def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
     }
     if kind == "t5":
         # v1.0 "relu"; v1.1 "gated-gelu", by which its makers mean the tanh approximation
-        activation = config.get("feed_forward_proj", "relu")
-        sizes["gated"] = gated = activation.startswith("gated-")
-        activation = activation.removeprefix("gated-")
+        sizes["gated"] = gated = sizes["activation"].startswith("gated-")
+        activation = sizes["activation"].removeprefix("gated-")
         sizes["activation"] = "gelu_new" if gated and activation == "gelu" else activation
     return sizes
 

@@ -82,7 +82,7 @@ def translate(stored: Mapping[str, Any], batch: Mapping[str, Any]) -> Translatio
         made.registers = _first_release(made.readouts)
     horizon, action_dim = _heads(made, model["heads"])
     config.data.window = seen.observation["timestep_pad_mask"].shape[1]
-    if stored.get("window_size", config.data.window) != config.data.window:
+    if "window_size" in stored and stored["window_size"] != config.data.window:
         raise ConfigError(
             f"window_size is {stored['window_size']}, but the example batch has windows of "
             f"{config.data.window}"

@@ -62,7 +62,7 @@ class LiberoSuite:
 @pytest.fixture
 def libero_env(monkeypatch):
     modules = {
-        "libero.libero": types.SimpleNamespace(get_libero_path=lambda what: f"/root/{what}"),
+        "libero.libero": types.SimpleNamespace(get_libero_path=lambda what: f"assets/{what}"),
         "libero.libero.envs": types.SimpleNamespace(OffScreenRenderEnv=LiberoSim),
         "libero.libero.benchmark": types.SimpleNamespace(
             get_benchmark_dict=lambda: {"libero_spatial": LiberoSuite}
@@ -75,7 +75,7 @@ def libero_env(monkeypatch):
 def test_libero_starts_from_a_state_of_the_benchmark_after_settling(libero_env):
     seen, info = libero_env.reset(seed=4, options={"split": "train", "skills": ["spatial/7"]})
     sim = libero_env._env
-    assert sim.path == "/root/bddl_files/libero_spatial/7.bddl"
+    assert sim.path == "assets/bddl_files/libero_spatial/7.bddl"
     assert sim.state == "state 7/1"
     assert sim.actions == [[0, 0, 0, 0, 0, 0, -1]] * 10
     assert info["instruction"] == "do 7"

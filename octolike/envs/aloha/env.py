@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 
 from octolike.config import ConfigError, unknown
+from octolike.envs import protocol
 from octolike.envs.tabletop.scene import Screen, load_mujoco
 
 CONTROL_HZ = 50
@@ -90,11 +91,7 @@ class AlohaEnv(gymnasium.Env):
             options: any of {"split": str, "skills": list of str}.
         """
         super().reset(seed=seed)
-        options = {"split": "train", "skills": None} | dict(options or {})
-        for key in options:
-            if key not in ("split", "skills"):
-                raise ConfigError(unknown("reset option", key, ("split", "skills")))
-        skills = tasks_of(options["split"], options["skills"])
+        skills = protocol.skills_of(options, tasks_of)
         self.skill = skills[self.np_random.integers(len(skills))]
         self.steps = 0
         self.stage.arrange([self.np_random.uniform(*zip(*s)) for s in _SPOTS[self.skill]])
@@ -111,7 +108,7 @@ class AlohaEnv(gymnasium.Env):
         """
         if not self.skill:
             raise RuntimeError("call reset() before step()")
-        self.stage.step(_checked(action))
+        self.stage.step(protocol.checked_action(action, 14, "six joints and a gripper, twice"))
         self.steps += 1
         reward = REWARDS[self.skill](self.stage.contacts())
         success = reward == MAX_REWARD
@@ -266,15 +263,3 @@ def _assets() -> Path:
     if missing:
         raise ConfigError(f"{assets} lacks the scenes of {missing}; gym-aloha>=0.1.3 has them")
     return assets
-
-
-def _checked(action: np.ndarray) -> np.ndarray:
-    numbers = np.asarray(action, np.float64)
-    if numbers.shape != (14,):
-        raise ValueError(
-            f"an action is float32 [14] (six joints and a gripper of each arm): got shape "
-            f"{list(numbers.shape)}"
-        )
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"an action is fourteen finite numbers: got {numbers.tolist()}")
-    return numbers

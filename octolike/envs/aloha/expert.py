@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from octolike.envs import protocol
 from octolike.envs.aloha.env import CONTROL_HZ, STEP_LIMIT, AlohaEnv, Stage
 
 DEVIATION = 0.02  # radians that executed targets are off, per unit of noise
@@ -57,10 +58,7 @@ def collect_episode(
     The label `action` is the expert's target; `executed_action` is that plus noise of the joints,
     not of the grippers.
 
-    Returns:
-        {"steps": {"observation": {"image_primary": uint8 [T, h, w, 3], "state": float32 [T, 14]},
-        "action": float32 [T, 14], "executed_action": float32 [T, 14], "language_instruction": str},
-        "episode_metadata": {"seed": int, "task": str, "skill": str, "split": str, "success": bool}}
+    Returns what `protocol.recorded` makes.
     """
     observation, info = env.reset(seed=seed, options={"split": split, "skills": list(skills)})
     rng = np.random.default_rng([seed, 1])
@@ -74,28 +72,8 @@ def collect_episode(
         observation, _, terminated, truncated, info = env.step(executed[-1])
         if terminated or truncated:
             break
-    stacked = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
-    stacked["state"] = stacked.pop("proprio")
-    return {
-        "steps": {
-            "observation": stacked,
-            "action": targets[: len(executed)].astype(np.float32),
-            "executed_action": np.stack(executed),
-            "language_instruction": info["instruction"],
-        },
-        "episode_metadata": {
-            "seed": int(seed),
-            "task": info["task"],
-            "skill": info["skill"],
-            "split": split,
-            "success": info["success"],
-        },
-    }
-
-
-def demonstrate(env: Any, seed: int, split: str, skills: list[str], noise: float) -> dict[str, Any]:
-    """Record one demonstration in an environment that may be wrapped."""
-    return collect_episode(env.unwrapped, seed, split, skills, noise)
+    labels = targets[: len(executed)].astype(np.float32)
+    return protocol.recorded(observations, labels, executed, info, seed=seed, split=split)
 
 
 def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -104,7 +82,7 @@ def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarra
     The environment is left at that end: reset it before the policy's turn.
     """
     episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], 0.0)
-    return {"image_primary": episode["steps"]["observation"]["image_primary"][-1]}
+    return protocol.last_pictures(episode)
 
 
 def plan(stage: Stage, skill: str, wander: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from octolike.config import ConfigError, unknown
+from octolike.config import ConfigError
+from octolike.envs import protocol
 from octolike.envs.metaworld.tasks import phrasings, tasks_of
 from octolike.envs.tabletop.scene import Screen, load_mujoco
 
@@ -68,11 +69,7 @@ class MetaworldEnv(gymnasium.Env):
             options: any of {"split": str, "skills": list of str}.
         """
         super().reset(seed=seed)
-        options = {"split": "train", "skills": None} | dict(options or {})
-        for key in options:
-            if key not in ("split", "skills"):
-                raise ConfigError(unknown("reset option", key, ("split", "skills")))
-        skills = tasks_of(options["split"], options["skills"])
+        skills = protocol.skills_of(options, tasks_of)
         words_seed, place_seed = self.np_random.integers(2**31, size=2)
         self.skill = skills[self.np_random.integers(len(skills))]
         words = phrasings(self.skill, options["split"])
@@ -91,7 +88,8 @@ class MetaworldEnv(gymnasium.Env):
         """
         if not self.skill:
             raise RuntimeError("call reset() before step()")
-        self._state, success = self._stage.step(_checked(action))
+        moves = np.clip(protocol.checked_action(action, 4, "dx dy dz gripper"), -1, 1)
+        self._state, success = self._stage.step(moves.astype(np.float32))
         self.steps += 1
         over = not success and self.steps >= STEP_LIMIT
         info = self._info(success, "time ran out" if over else "")
@@ -210,14 +208,3 @@ def _fitting(environment: type) -> type:
         self.model.eq_data[welds, :11] = (0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 5)
 
     return type(environment.__name__, (environment,), {"reset_mocap_welds": reset_mocap_welds})
-
-
-def _checked(action: np.ndarray) -> np.ndarray:
-    numbers = np.asarray(action, np.float64)
-    if numbers.shape != (4,):
-        raise ValueError(
-            f"an action is float32 [4] (dx dy dz gripper): got shape {list(numbers.shape)}"
-        )
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"an action is four finite numbers: got {numbers.tolist()}")
-    return np.clip(numbers, -1, 1).astype(np.float32)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from octolike.envs import protocol
 from octolike.envs.metaworld.env import MetaworldEnv
 
 # Of executed moves, per unit of noise: enough to show how one gets back on course, little enough
@@ -23,10 +24,7 @@ def collect_episode(
     The label `action` is the expert's answer to the state that was visited; `executed_action` is
     that plus noise of its moves, not of its gripper.
 
-    Returns:
-        {"steps": {"observation": {"image_primary": uint8 [T, h, w, 3], "state": float32 [T, 4]},
-        "action": float32 [T, 4], "executed_action": float32 [T, 4], "language_instruction": str},
-        "episode_metadata": {"seed": int, "task": str, "skill": str, "split": str, "success": bool}}
+    Returns what `protocol.recorded` makes.
     """
     observation, info = env.reset(seed=seed, options={"split": split, "skills": list(skills)})
     expert, rng = _expert(info["skill"]), np.random.default_rng([seed, 1])
@@ -39,28 +37,7 @@ def collect_episode(
         executed.append(np.clip(labels[-1] + jolt, -1, 1).astype(np.float32))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
-    stacked = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
-    stacked["state"] = stacked.pop("proprio")
-    return {
-        "steps": {
-            "observation": stacked,
-            "action": np.stack(labels),
-            "executed_action": np.stack(executed),
-            "language_instruction": info["instruction"],
-        },
-        "episode_metadata": {
-            "seed": int(seed),
-            "task": info["task"],
-            "skill": info["skill"],
-            "split": split,
-            "success": info["success"],
-        },
-    }
-
-
-def demonstrate(env: Any, seed: int, split: str, skills: list[str], noise: float) -> dict[str, Any]:
-    """Record one demonstration in an environment that may be wrapped."""
-    return collect_episode(env.unwrapped, seed, split, skills, noise)
+    return protocol.recorded(observations, labels, executed, info, seed=seed, split=split)
 
 
 def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -69,7 +46,7 @@ def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarra
     The environment is left at that end: reset it before the policy's turn.
     """
     episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], 0.0)
-    return {"image_primary": episode["steps"]["observation"]["image_primary"][-1]}
+    return protocol.last_pictures(episode)
 
 
 def _expert(skill: str) -> Any:

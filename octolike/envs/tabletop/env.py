@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from octolike.envs import protocol
 from octolike.envs.tabletop import conventions, tasks
 from octolike.envs.tabletop.scene import FINGER_OPENING, SIZE, TIMESTEP, Scene, Screen
 from octolike.envs.tabletop.tasks import DIRECTIONS, STEP_LIMITS, Situation, Task, Thing
@@ -132,7 +133,8 @@ class TabletopEnv(gymnasium.Env):
         """
         if self.task is None:
             raise RuntimeError("call reset() before step()")
-        self._move(conventions.to_table(_checked(action), self.action_convention))
+        numbers = protocol.checked_action(action, 7, "dx dy dz droll dpitch dyaw gripper")
+        self._move(conventions.to_table(numbers, self.action_convention))
         self.steps += 1
         now = self.situation()
         self._lost = self._lost or tasks.failed(self.task, now)
@@ -312,21 +314,6 @@ class TabletopEnv(gymnasium.Env):
             "failure": failure,
             **other,
         }
-
-
-def _checked(action: np.ndarray) -> np.ndarray:
-    try:
-        numbers = np.asarray(action, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"an action is float32 [7]: got {action!r}") from error
-    if numbers.shape != (7,):
-        raise ValueError(
-            f"an action is float32 [7] (dx dy dz droll dpitch dyaw gripper): "
-            f"got shape {list(numbers.shape)}"
-        )
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"an action is seven finite numbers: got {numbers.tolist()}")
-    return numbers
 
 
 def _separation(a: Thing, b: Thing) -> float:

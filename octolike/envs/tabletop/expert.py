@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from octolike.envs import protocol
 from octolike.envs.tabletop import conventions, tasks
 from octolike.envs.tabletop.env import MAX_MOVE, TabletopEnv
 from octolike.envs.tabletop.scene import SIZE
@@ -164,23 +165,7 @@ def collect_episode(
         executed.append(conventions.to_robot(noisy, env.action_convention))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
-    stacked = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
-    stacked["state"] = stacked.pop("proprio")
-    return {
-        "steps": {
-            "observation": stacked,
-            "action": np.stack(labels),
-            "executed_action": np.stack(executed),
-            "language_instruction": info["instruction"],
-        },
-        "episode_metadata": {
-            "seed": int(seed),
-            "task": info["task"],
-            "skill": info["skill"],
-            "split": split,
-            "success": info["success"],
-        },
-    }
+    return protocol.recorded(observations, labels, executed, info, seed=seed, split=split)
 
 
 def _jolts(rng: np.random.Generator, noise: Noise) -> Iterator[np.ndarray]:

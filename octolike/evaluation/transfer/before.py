@@ -328,55 +328,57 @@ def _agreement(
     Under the same instruction, where the groups share theirs; of the same task, where each wording
     is too rare for that.
     """
+    states, features = _states(a, b)
+    nothing = {"overlap": np.nan, "probes": 0, "states": states, "cosine_within": np.nan}
+    nothing |= {"cosine_across": np.nan, "dims": np.full((len(names), 4), np.nan)}
+    if not names or features is None:
+        return nothing
+    columns = [[s.facts.action.index(d) for d in names] for s in (a, b)]
+    actions = [(s.action[:, c] - centre) / scale for s, c in zip((a, b), columns, strict=True)]
     shared = [
         what
         for what in ("instruction", "task")
         if _common_share(getattr(a, what), getattr(b, what)) > 0.2
     ]
-    for what in shared or [""]:
-        found = _agreement_under(what, a, b, names, centre, scale, rng)
-        if found["probes"]:
-            break
-    return found
+    for same in shared or [""]:
+        found = _agreement_under(same, a, b, features, actions, rng)
+        if "probes" in found:
+            return nothing | found | {"states": (*states, same) if same else states}
+    return nothing | found
 
 
 def _agreement_under(
     same: str,
     a: Sample,
     b: Sample,
-    names: Sequence[str],
-    centre: np.ndarray,
-    scale: np.ndarray,
+    features: Sequence[np.ndarray],
+    actions: Sequence[np.ndarray],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Return `_agreement` among steps that have the same instruction or task; "": among all."""
-    states, features = _states(a, b)
-    nothing = {"overlap": np.nan, "probes": 0, "states": states, "cosine_within": np.nan}
-    nothing |= {"cosine_across": np.nan, "dims": np.full((len(names), 4), np.nan)}
-    if not names or features is None:
-        return nothing
+    """Return `_agreement` among steps that have the same instruction or task; "": among all.
+
+    features, actions: of a and of b. Without "probes" where there are too few of them.
+    """
     probes = rng.choice(len(a), min(PROBES, len(a)), replace=False)
-    columns = [[s.facts.action.index(d) for d in names] for s in (a, b)]
     odd = [np.unique(s.episode, return_inverse=True)[1] % 2 == 1 for s in (a, b)]
     found = []
-    for s, x, half, c in ((a, 0, False, 0), (a, 0, True, 0), (b, 1, False, 1)):
+    for s, x, half in ((a, 0, False), (a, 0, True), (b, 1, False)):
         mine = np.flatnonzero(odd[x] == half)
         allowed = np.ones((len(probes), len(mine)), bool)
         if s is a:  # neighbours of one episode are the same moment
             allowed &= a.episode[probes][:, None] != s.episode[mine]
         if same:
             allowed &= getattr(a, same)[probes][:, None] == getattr(s, same)[mine]
-        action = (s.action[mine][:, columns[c]] - centre) / scale
-        found.append(_near(features[0][probes], features[x][mine], action, allowed))
+        found.append(_near(features[0][probes], features[x][mine], actions[x][mine], allowed))
     (one, far_one), (other, far_other), (across, far_across) = found
     reached = np.isfinite(far_one) & np.isfinite(far_other)
     if not reached.any():
-        return nothing
+        return {}
     usual = np.quantile(far_other[np.isfinite(far_other)], 0.9)
     here = reached & (far_across <= usual)
     overlap = min(1.0, float(here.sum() / max(reached.sum(), 1)) / 0.9)
     if here.sum() < FEWEST or len(np.unique(a.episode[probes[here]])) < FEWEST_PROBED:
-        return nothing | {"overlap": overlap}
+        return {"overlap": overlap}
     one, other, across = one[here], other[here], across[here]
     dims = np.stack(
         [
@@ -387,9 +389,8 @@ def _agreement_under(
         ],
         axis=1,
     )
-    more = (*states, same) if same else states
     cosines = {"cosine_within": _cosine(one, other), "cosine_across": _cosine(one, across)}
-    return {"overlap": overlap, "probes": int(here.sum()), "states": more, "dims": dims, **cosines}
+    return {"overlap": overlap, "probes": int(here.sum()), "dims": dims, **cosines}
 
 
 def _states(a: Sample, b: Sample) -> tuple[tuple[str, ...], list[np.ndarray] | None]:
