@@ -83,7 +83,7 @@ class LiberoEnv(gymnasium.Env):
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begin an episode; options: any of {"split": str, "skills": list of str}."""
         super().reset(seed=seed)
-        skills = protocol.skills_of(options, tasks_of)
+        _, skills = protocol.skills_of(options, tasks_of)
         number = int(self.np_random.integers(2**31)) if seed is None else seed
         self._open(skills[int(self.np_random.integers(len(skills)))])
         self._env.reset()
@@ -148,13 +148,7 @@ class LiberoEnv(gymnasium.Env):
         return images | {"proprio": np.concatenate(hand).astype(np.float32)}
 
     def _info(self, success: bool, failure: str) -> dict[str, Any]:
-        return {
-            "instruction": self.instruction,
-            "task": self.skill,
-            "skill": self.skill,
-            "success": success,
-            "failure": failure,
-        }
+        return protocol.info(self.instruction, self.skill, success, failure)
 
 
 def axis_angle(quaternion: Sequence[float] | np.ndarray) -> np.ndarray:

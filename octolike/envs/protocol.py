@@ -14,13 +14,24 @@ _OPTIONS = ("split", "skills")
 
 def skills_of(
     options: Mapping[str, Any] | None, tasks_of: Callable[..., Sequence[str]]
-) -> Sequence[str]:
-    """Return the skills that reset's options leave to draw from; ConfigError for others."""
+) -> tuple[str, Sequence[str]]:
+    """Return reset's split, and the skills that are left to draw from; ConfigError for others."""
     options = {"split": "train", "skills": None} | dict(options or {})
     for key in options:
         if key not in _OPTIONS:
             raise ConfigError(unknown("reset option", key, _OPTIONS))
-    return tasks_of(options["split"], options["skills"])
+    return options["split"], tasks_of(options["split"], options["skills"])
+
+
+def info(instruction: str, skill: str, success: bool, failure: str) -> dict[str, Any]:
+    """Return what reset and step say beside the observation, where a skill is one task."""
+    return {
+        "instruction": instruction,
+        "task": skill,
+        "skill": skill,
+        "success": bool(success),
+        "failure": failure,
+    }
 
 
 def checked_action(action: np.ndarray, size: int, meaning: str) -> np.ndarray:

@@ -84,7 +84,7 @@ class SimplerEnv(gymnasium.Env):
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begin an episode; options: any of {"split": str, "skills": list of str}."""
         super().reset(seed=seed)
-        skills = protocol.skills_of(options, tasks_of)
+        _, skills = protocol.skills_of(options, tasks_of)
         skill = skills[int(self.np_random.integers(len(skills)))]
         if skill != self.skill:
             self.close()
@@ -137,13 +137,7 @@ class SimplerEnv(gymnasium.Env):
         return {"image_primary": adapters.picture(image, self._size, "image_primary")}
 
     def _info(self, success: bool, failure: str) -> dict[str, Any]:
-        return {
-            "instruction": self.instruction,
-            "task": self.skill,
-            "skill": self.skill,
-            "success": success,
-            "failure": failure,
-        }
+        return protocol.info(self.instruction, self.skill, success, failure)
 
 
 class StickyGripper:

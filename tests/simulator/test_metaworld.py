@@ -146,6 +146,8 @@ def test_positions_and_wordings_follow_the_seed(env):
     assert words == set(WORDING["reach"].train)
     _, info = begin(env, 0, "reach", "held_out_phrasing")
     assert info["instruction"] in WORDING["reach"].held_out
+    _, info = env.reset(seed=0)  # any task, in the words of training
+    assert info["instruction"] in WORDING[info["skill"]].train
 
 
 @needs

@@ -91,7 +91,7 @@ class AlohaEnv(gymnasium.Env):
             options: any of {"split": str, "skills": list of str}.
         """
         super().reset(seed=seed)
-        skills = protocol.skills_of(options, tasks_of)
+        _, skills = protocol.skills_of(options, tasks_of)
         self.skill = skills[self.np_random.integers(len(skills))]
         self.steps = 0
         self.stage.arrange([self.np_random.uniform(*zip(*s)) for s in _SPOTS[self.skill]])
@@ -140,13 +140,7 @@ class AlohaEnv(gymnasium.Env):
         }
 
     def _info(self, reward: int, failure: str) -> dict[str, Any]:
-        return {
-            "instruction": INSTRUCTIONS[self.skill],
-            "task": self.skill,
-            "skill": self.skill,
-            "success": reward == MAX_REWARD,
-            "failure": failure,
-        }
+        return protocol.info(INSTRUCTIONS[self.skill], self.skill, reward == MAX_REWARD, failure)
 
 
 class Stage:

@@ -69,10 +69,10 @@ class MetaworldEnv(gymnasium.Env):
             options: any of {"split": str, "skills": list of str}.
         """
         super().reset(seed=seed)
-        skills = protocol.skills_of(options, tasks_of)
+        split, skills = protocol.skills_of(options, tasks_of)
         words_seed, place_seed = self.np_random.integers(2**31, size=2)
         self.skill = skills[self.np_random.integers(len(skills))]
-        words = phrasings(self.skill, options["split"])
+        words = phrasings(self.skill, split)
         self.instruction = words[words_seed % len(words)]
         self.steps, self._state = 0, self._stage.arrange(int(place_seed))
         return self._observation(), self._info(False, "")
@@ -126,13 +126,7 @@ class MetaworldEnv(gymnasium.Env):
         }
 
     def _info(self, success: bool, failure: str) -> dict[str, Any]:
-        return {
-            "instruction": self.instruction,
-            "task": self.skill,
-            "skill": self.skill,
-            "success": success,
-            "failure": failure,
-        }
+        return protocol.info(self.instruction, self.skill, success, failure)
 
 
 class _Stage:
