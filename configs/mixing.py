@@ -7,7 +7,7 @@
 
 Every variant is `default` (as many examples of a skill as it has steps) with another
 data.sampling over skills. Expect runs/mixing/comparison.md, with success per skill, the worst skill
-and the mean; a run takes about four minutes on one core. What to expect is in RESULTS.md.
+and the mean; a run takes two to four minutes on one core. What to expect is in RESULTS.md.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown

@@ -145,7 +145,7 @@ def test_resuming_equals_no_interruption():
 
 
 def test_hosts_share_a_batch():
-    data = opened(keep_language=0.5)
+    data = opened(keep_language=0.5, keep_task_id=0.5, task_ids=True)
     whole, parts = next(data.train()), [next(data.train(None, (i, 2))) for i in range(2)]
     for name, value in leaves(whole).items():
         np.testing.assert_array_equal(value, np.concatenate([leaves(p)[name] for p in parts]))
