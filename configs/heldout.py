@@ -9,8 +9,8 @@
 `single` lifting alone, from the same demonstrations in equal steps; each is evaluated on seen and
 on held-out tasks. `<variant>_<n>` trains on from it with n demonstrations of lifting balls, which
 no one was shown to lift; `scratch_<n>` begins with those. A source comes before what is made of it:
-with --variants, name it first. Expect runs/heldout/comparison.md; a run takes two to four minutes on
-one core, one that trains on about one. What to expect is in RESULTS.md.
+with --variants, name it first. Expect runs/heldout/comparison.md; a run takes two to four minutes
+on one core, one that trains on about one. What to expect is in RESULTS.md.
 """
 
 from octolike.config import (
