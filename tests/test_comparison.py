@@ -69,6 +69,16 @@ def test_skills_have_columns_and_the_worst_is_named(tmp_path):
     assert "| 75 % [30 %, 95 %] | 25 % [5 %, 70 %] | lift 25 % | 50 % |" in line
 
 
+def test_seen_tasks_come_first_whatever_episode_ended_first(tmp_path):
+    make_run(tmp_path, "default-0", {"train": 0})
+    unseen = [r | {"split": "held_out_combination"} for r in episodes("touch", 0)]
+    rows = [*unseen, *episodes("touch", 3), *episodes("lift", 1)]
+    add_rows(tmp_path / "default-0" / "evaluation", rows)
+    head, _, line = comparison.table(comparison.read(tmp_path)).splitlines()
+    assert "| seen | held-out combination | touch | lift |" in head
+    assert "| 75 % [30 %, 95 %] | 25 % [5 %, 70 %] | lift 25 % |" in line
+
+
 def test_robots_have_columns_of_their_own(tmp_path):
     for name, robots in (("both-0", ("left", "right")), ("alone-0", ("left",))):
         make_run(tmp_path, name, {"train": 0})

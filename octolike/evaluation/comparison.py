@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from octolike.evaluation import figures
-from octolike.evaluation.success import Rate, count
+from octolike.evaluation.success import MEANING, Rate, count
 from octolike.train import metrics
 from octolike.train.checkpoint import COSTS
 
@@ -146,11 +146,14 @@ def _results(run: Path) -> dict[str, Path]:
 
 
 def _rows(run: Path, several: bool) -> list[dict[str, Any]]:
-    """Return the rows of the trained policy; with several robots, splits name theirs."""
-    out = []
+    """Return the rows of the trained policy, seen tasks first, not as the episodes came to an end.
+
+    With several robots, splits name theirs.
+    """
+    out, rank = [], {split: i for i, split in enumerate(MEANING)}
     for path in _results(run).values():
         head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        for row in rows:
+        for row in sorted(rows, key=lambda r: (rank.get(r["split"], len(rank)), r["split"])):
             split = f"{head['setup']['embodiment']}: {row['split']}" if several else row["split"]
             out += [row | {"split": split}] if row["policy"] == "trained" else []
     return out
