@@ -37,6 +37,7 @@ setup(
         "tensorflow>=2.21,<2.22; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.10,<4.10",
         "rlds>=0.1.8",
+        "grpcio>=1.67",
         "transformers>=5,<6",
         "safetensors>=0.5",
         "scipy>=1.13",

@@ -103,6 +103,9 @@ class DataConfig:
     memory: float = option(4.0, "GiB for episodes and batches held; makes the pool smaller")
     threads: int = option(0, "threads that read episodes; 0: one per core")
     prefetch: int = option(2, "batches made ahead")
+    service: tuple[str, ...] = option(
+        (), "'host:port' of the workers (scripts/serve_data.py) that make the batches; (): here"
+    )
     train_split: str = option("train", "split to train on")
     validation_split: str = option("val", "held-out split; '' for none")
     bad_episodes: str = option(
@@ -325,6 +328,13 @@ class Config:
             self.evaluate.execute <= d.horizon,
             f"evaluate.execute {self.evaluate.execute} exceeds the chunk, data.horizon {d.horizon}",
         )
+        for address in d.service:
+            host, _, port = address.rpartition(":")
+            require(
+                bool(host) and port.isdecimal() and d.service.count(address) == 1,
+                f"data.service names {address!r}; expected different 'host:port', for several "
+                "--config.data.service=\"('host1:7070', 'host2:7070')\"",
+            )
         for name, tokenizer in m.tokenizers.items():
             if "vocabulary" in tokenizer and "vocabulary" in d.text:
                 ours, theirs = tokenizer["vocabulary"], d.text["vocabulary"]

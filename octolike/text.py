@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from typing import Any
 import numpy as np
 
 from octolike.config import ConfigError
+
+# Several streams share a tokenizer, and those of transformers refuse a second thread.
+_ENCODING = threading.Lock()
 
 
 @dataclass
@@ -42,7 +46,8 @@ class TextTokenizer:
 
         An instruction of more than L tokens is cut at the end, with a warning that names it.
         """
-        rows = [self._row(text) for text in instructions]
+        with _ENCODING:
+            rows = [self._row(text) for text in instructions]
         return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
 
     def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,18 +8,31 @@ from octolike.config import Config, ConfigError
 
 def launch(config: Config) -> None:
     """Train; a setting or data that do not fit are one line, without a traceback."""
-    from octolike.data import batches, episodes
+    from octolike.data import errors
     from octolike.train import sharding
 
+    ours = ConfigError, errors.DataError, errors.ServiceError
     try:
         sharding.start(config.train)  # that the first process alone speaks of the data
-        train(config, batches.open_data(config))
-    except (ConfigError, episodes.DataError, FileNotFoundError, FloatingPointError) as error:
+        train(config, opened(config))
+    except (*ours, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
+def opened(config: Config) -> Any:
+    """Return the data of a config: those here, or batches that the workers of data.service make."""
+    if not config.data.service:
+        from octolike.data import batches
+
+        return batches.open_data(config)
+    from octolike.data import remote  # which needs no tensorflow
+    from octolike.train import sharding
+
+    return remote.open_service(config, sharding.process()[1])
+
+
 def train(config: Config, data: Any) -> None:
-    """Train on opened data: octolike.data.batches.Data, or octolike.train.arrays.ArrayData."""
+    """Train on opened data: octolike.data's, or octolike.train.arrays.ArrayData."""
     from octolike.train import loop, sharding
 
     print(data.describe())

@@ -29,6 +29,10 @@ def main(config: configs.Config) -> None:
             raise configs.ConfigError(
                 "learning a mix needs data.validation_split and train.validate_every"
             )
+        if config.data.service:
+            raise configs.ConfigError(
+                "data.service cannot serve two runs of different sampling; leave it empty here"
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         train(config, "proportional", over, lambda b: learned_mix.Reference(b, over, errors))
         reference = json.loads(errors.read_text())

@@ -87,6 +87,7 @@ def test_scripts_are_thin(path):
         ("octolike.types", ["jax", "tensorflow"]),
         ("octolike.policy", ["tensorflow", "tensorflow_datasets"]),
         ("octolike.train.loop", ["tensorflow", "tensorflow_datasets"]),
+        ("octolike.data.remote", ["tensorflow", "tensorflow_datasets", "jax"]),
         ("octolike.evaluation.rollouts", ["tensorflow", "mujoco"]),
     ],
 )

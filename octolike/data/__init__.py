@@ -6,3 +6,5 @@ import os
 # written before the log level is read; oneDNN has no part in reading, decoding or resizing.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# Nor do gRPC's notes on connections: what they mean is said by data/workers.py.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

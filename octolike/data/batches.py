@@ -18,6 +18,8 @@ what feedback has changed. Resuming is arithmetic.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +136,23 @@ class Data:
         """Return the names of what a batch's integers count."""
         records = tuple(e.name for e in self.embodiments)
         return Names(tuple(self.datasets), records, self.tasks)
+
+    def contents(self) -> dict[str, str]:
+        """Return what the batches are of beside the config, to compare two machines by.
+
+        {dataset/split: counts, and a digest of the episodes' lengths, bytes and tasks}.
+        """
+        found = {}
+        for s in self._sources + self._held_out:
+            columns = (s.index.steps, s.index.length, s.tasks, s.known)
+            digest = hashlib.sha256(b"".join(np.asarray(x, "<i8").tobytes() for x in columns))
+            found[f"{s.spec.name}/{s.reader.split}"] = (
+                f"{len(s.index.steps)} episodes, {s.index.steps.sum()} steps, "
+                f"{digest.hexdigest()[:16]}"
+            )
+        texts = json.dumps({k: list(v) for k, v in self._maker.paraphrases.items()}, sort_keys=True)
+        found["paraphrases"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
+        return found
 
     def describe(self) -> str:
         """Return a table of the datasets: episodes, steps, share, left-out episodes and why.

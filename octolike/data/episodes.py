@@ -17,16 +17,13 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from octolike.data.errors import DataError
 from octolike.data.rlds_names import IS_FIRST, OBSERVATION, STEPS
 from octolike.data.spec import DatasetSpec
 from octolike.data.standardize import Standard
 
 # A TFRecord is: length (8 bytes), its checksum (4), the data, its checksum (4).
 RECORD_HEADER, RECORD_FOOTER = 12, 4
-
-
-class DataError(ValueError):
-    """Data that cannot be used as they are; the message names dataset, file or episode."""
 
 
 class NoSplitError(DataError):

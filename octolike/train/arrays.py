@@ -339,6 +339,7 @@ def _check(config: Config, frames: Frames, robot: Embodiment) -> None:
         ("data.goal", d.goal, "none"),
         ("data.paraphrases", d.paraphrases, ""),
         ("data.depth", d.depth, {}),
+        ("data.service", d.service, ()),
         ("data.sampling.kind", "mix" if kind == "proportional" else kind, "mix"),
     ):
         if found != expected:

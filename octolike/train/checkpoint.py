@@ -58,6 +58,7 @@ LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a second run in the same directory may change; all else would make it another run.
 MAY_CHANGE = (
     "workdir",
+    "data.service",
     "train.steps",
     "train.log_every",
     "train.validate_every",

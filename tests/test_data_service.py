@@ -1,0 +1,515 @@
+"""Batches that workers make for a trainer: those of the local pipeline, whatever befalls them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_fakes import config, opened, write_numbered
+from train_fakes import compiled_once
+
+from octolike import types
+from octolike.config import Component, ConfigError, load_module, to_json
+from octolike.data import remote, service, wire, workers
+from octolike.data.batches import open_data
+from octolike.data.errors import DataError, ServiceError
+from octolike.data.fake import write_fake_dataset
+from octolike.train import loop, metrics
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "mix": "fake=1,bridge_dataset=1",
+    "cameras": {"primary": 8, "wrist": 4},
+    "goal": "uniform",
+    "keep_language": 0.5,
+    "pool": 4,
+    "batch_size": 8,
+}
+OPENED = {}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two datasets of numbered episodes."""
+    path = tmp_path_factory.mktemp("data")
+    write_numbered(path, "fake", [3, 1, 4, 1, 5, 2, 6, 5, 3, 5])
+    write_numbered(path, "bridge_dataset", [4, 6, 8])
+    return path
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    """Wait for nobody long."""
+    monkeypatch.setattr(workers, "CONNECT", 2.0)
+    monkeypatch.setattr(workers, "RETRY", 0.1)
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    monkeypatch.setattr(service, "GRACE", 0.2)
+
+
+@contextmanager
+def served(root, count=1, **data):
+    """Yield servers and what a trainer gets from them."""
+    servers = [started(root, number=i % 2, **data) for i in range(count)]
+    client = remote.open_service(asking(root, servers, **data))
+    try:
+        yield servers, client
+    finally:
+        client.close()
+        for server in servers:
+            server.stop()
+
+
+def started(root, port=0, seed=0, number=0, **data):
+    """Return a server. Data are opened once for each number: it takes a while."""
+    made = config(root, **{**SETTINGS, **data})
+    made.seed = seed
+    return service.Server(made, once(root, number, made), "127.0.0.1", port)
+
+
+def once(root, number, made):
+    key = root, number, to_json(made)
+    if key not in OPENED:
+        OPENED[key] = open_data(made)
+    return OPENED[key]
+
+
+def here(root, **data):
+    """Return the local data, opened once too."""
+    made = config(root, **{**SETTINGS, **data})
+    return once(root, -1, made)
+
+
+def asking(root, servers, **data):
+    addresses = tuple(f"127.0.0.1:{server.port}" for server in servers)
+    return config(root, **{**SETTINGS, **data}, service=addresses)
+
+
+def assert_equal(a, b):
+    for (path, x), (other, y) in zip(types.flatten(a), types.flatten(b), strict=True):
+        assert path == other
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y, err_msg=path)
+
+
+def take(stream, count):
+    """Return `count` batches and the state after each, as it would be stored."""
+    return [(next(stream), json.loads(json.dumps(stream.state()))) for _ in range(count)]
+
+
+def assert_same(some, others):
+    for (a, after), (b, expected) in zip(some, others, strict=True):
+        assert_equal(a, b)
+        assert after == expected
+
+
+def test_a_reply_of_any_size_comes_back_whole():
+    arrays = {
+        "large": np.random.default_rng(0).integers(0, 256, 3 * wire.CHUNK + 5, np.uint8),
+        "flags": np.array([[True], [False]]),
+        "none": np.zeros((0, 3), np.float32),
+        "turned": np.arange(6, dtype=np.int32).reshape(2, 3).T,
+    }
+    messages = list(wire.encode({"name": "ä"}, arrays))
+    assert max(map(len, messages)) <= wire.CHUNK
+    found = {}
+
+    def place(path, dtype, shape):
+        return found.setdefault(path, np.empty(shape, dtype))
+
+    assert wire.decode(messages, place) == {"name": "ä"}
+    assert_equal(found, arrays)
+    # however the bytes are cut into messages
+    rest = b"".join(messages)
+    cut = [rest[:3], rest[3:11], rest[11:700], b"", rest[700:]]
+    found.clear()
+    wire.decode(cut, place)
+    assert_equal(found, arrays)
+    with pytest.raises(EOFError, match="1 bytes too early"):
+        wire.decode([*cut[:-1], cut[-1][:-1]], place)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_batches_are_those_of_the_local_pipeline(root, count):
+    local = here(root)
+    with served(root, count) as (servers, client):
+        assert client.spec == local.spec
+        assert client.names == local.names
+        assert client.describe().startswith(local.describe())
+        assert (client.datasets, client.tasks) == (local.datasets, local.tasks)
+        np.testing.assert_array_equal(client.shares, local.shares)
+        for a, b in zip(client.embodiments, local.embodiments, strict=True):
+            np.testing.assert_array_equal(a.action_statistics.std, b.action_statistics.std)
+        stream = client.train()
+        assert_same(take(stream, 15), take(local.train(), 15))
+        assert stream.memory() == 2 * local._batch_bytes()
+        stream.close()
+        with pytest.raises(StopIteration):
+            next(stream)
+        assert all(not server._worker._streams for server in servers)  # all was given back
+
+
+def test_processes_and_workers_together_make_the_batch(root):
+    expected = take(here(root).train(), 6)
+    with served(root, 2) as (_, client):
+        shares = [take(client.train(None, (p, 2)), 6) for p in range(2)]
+    for (a, first), (b, second), (whole, after) in zip(*shares, expected, strict=True):
+        pairs = zip(types.flatten(a), types.flatten(b))
+        joined = {k: np.concatenate([x, y]) for (k, x), (_, y) in pairs}
+        assert_equal(types.unflatten(joined), whole)
+        assert first == second == after
+
+
+def test_every_state_is_gone_on_from_here_and_there(root):
+    local = here(root)
+    whole = take(local.train(), 13)
+    with served(root, 2) as (_, client):
+        for at in (8, 0, 5):
+            resumed = client.train(whole[at][1])
+            assert_same(take(resumed, 3), whole[at + 1 : at + 4])
+            assert_same(take(local.train(resumed.state()), 1), whole[at + 4 : at + 5])
+            resumed.close()
+
+
+def test_a_batch_larger_than_a_message_passes(root):
+    settings = {"cameras": {"primary": 256}, "batch_size": 32, "goal": "none"}
+    with served(root, 1, **settings) as (_, client):
+        batch = next(client.train())
+    assert sum(x.nbytes for _, x in types.flatten(batch)) > 6e6  # gRPC's own limit: 4 MiB
+    assert_equal(batch, next(here(root, **settings).train()))
+
+
+def test_a_lost_worker_costs_no_batch_and_is_asked_again_once_it_is_back(root, capfd):
+    expected = take(here(root).train(), 30)
+    with served(root, 2) as (servers, client):
+        stream = client.train()
+        assert_same(take(stream, 4), expected[:4])
+        servers[1].stop()
+        assert_same(take(stream, 6), expected[4:10])
+        port = servers[1].port
+        said = capfd.readouterr().out
+        assert said.count("is lost") == 1
+        assert re.search(rf":{port} is lost \(\w+: .*\); its part comes from 127.0.0.1:", said)
+        servers[1] = started(root, port)
+        wait_for(lambda: f"127.0.0.1:{port} is back" in capfd.readouterr().out)
+        assert_same(take(stream, 10), expected[10:20])
+        assert len(servers[1]._worker._streams) == 1
+        # and the other one
+        servers[0].stop()
+        assert_same(take(stream, 10), expected[20:])
+        stream.close()
+
+
+def wait_for(what, seconds=20.0):
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+
+
+def test_a_worker_that_returns_with_other_settings_is_not_asked(root, capfd):
+    expected = take(here(root).train(), 12)
+    with served(root, 2) as (servers, client):
+        stream = client.train()
+        assert_same(take(stream, 3), expected[:3])
+        servers[1].stop()
+        servers[1] = started(root, servers[1].port, seed=1)
+        assert_same(take(stream, 9), expected[3:])
+        wait_for(lambda: "other settings or data" in capfd.readouterr().out)
+        assert not servers[1]._worker._streams
+
+
+def test_a_request_meant_for_the_worker_of_before_is_refused(root):
+    with served(root, 1) as (_, client):
+        client._workers.about["digest"] = "of before"
+        with pytest.raises(ServiceError, match="started again, with other settings or data"):
+            client.train()
+
+
+def test_with_no_worker_left_training_stops_and_goes_on_later(root):
+    expected = take(here(root).train(), 8)
+    with served(root, 2) as (servers, client):
+        stream = client.train()
+        before = take(stream, 4)
+        for server in servers:
+            server.stop()
+        with pytest.raises(ServiceError, match=r"no worker .* is left: 127.*:\d+ \(.*; 127.*") as e:
+            take(stream, 4)
+        assert all(f":{server.port} (" in str(e.value) for server in servers)
+        assert "Start one of them again (python scripts/serve_data.py" in str(e.value)
+        with pytest.raises(ServiceError):
+            next(stream)
+        stream.close()
+    with served(root, 1) as (_, client):
+        state = stream.state()
+        done = state["batches"]
+        assert 4 <= done < 8
+        assert_same(before, expected[:4])
+        assert_same(take(client.train(state), 8 - done), expected[done:])
+
+
+def test_feedback_changes_what_it_does_locally(root):
+    sampling = {"sampling": Component(kind="difficulty"), "prefetch": 3}
+    local = here(root, **sampling).train()
+    with served(root, 2, **sampling) as (_, client):
+        stream = client.train()
+        for errors in ({"fake": 0.9, "bridge_dataset": 0.1}, {"fake": 0.2}, {}):
+            position = stream.state()
+            assert_same(take(stream, 4), take(local, 4))
+            for batches in (stream, local):
+                batches.feedback(errors, {})
+            assert stream.state_at(position) == json.loads(json.dumps(local.state_at(position)))
+        assert_same(take(stream, 4), take(local, 4))
+        saved = stream.state()
+        resumed = client.train(saved)
+        assert_same(take(resumed, 3), take(local, 3))
+        with pytest.raises(ConfigError, match=r"feedback for 'fake' is nan.*worker at 127"):
+            resumed.feedback({"fake": np.float32(np.nan)}, {})
+
+
+def test_validation_is_the_local_one_also_when_a_worker_is_lost_in_it(root, capfd):
+    local = here(root).validation()
+    with served(root, 2) as (servers, client):
+        loaders = client.validation()
+        assert list(loaders) == list(local)
+        for name, loader in loaders.items():
+            expected = list(local[name]())
+            for found in (list(loader()), list(loader())):
+                for a, b in zip(found, expected, strict=True):
+                    assert_equal(a, b)
+            # two at once, and one that is left early, do not disturb each other
+            next(loader())
+            for a, b in zip(loader(), loader(), strict=True):
+                assert_equal(a, b)
+        running = loaders["bridge_dataset"]()
+        found = [next(running)]
+        servers[1].stop()
+        found += running
+        for a, b in zip(found, local["bridge_dataset"](), strict=True):
+            assert_equal(a, b)
+        assert "is lost" in capfd.readouterr().out
+        assert not servers[0]._worker._streams
+    with served(root, 1, validation_split="") as (_, client):
+        assert client.validation() == {}
+
+
+def test_other_settings_are_named_with_both_values(root):
+    server = started(root)
+    try:
+        asked = asking(root, [server], batch_size=4, sampling=Component(kind="uniform"))
+        asked.seed, asked.train.validation_batches = 7, 3
+        with pytest.raises(ConfigError, match=r"the settings differ \(here -> 127.0.0.1:") as e:
+            remote.open_service(asked)
+        rows = [line.strip() for line in str(e.value).splitlines()[1:-1]]
+        assert rows == [
+            "data.batch_size: 4 -> 8",
+            'data.sampling: {"kind": "uniform"} -> {"kind": "mix"}',
+            "seed: 7 -> 0",
+            "train.validation_batches: 3 -> 2",
+        ]
+        # where the data lie, and how fast they are read, is each machine's own
+        asked = asking(root, [server], cache="", threads=1)
+        asked.data.root = "elsewhere"
+        remote.open_service(asked).close()
+    finally:
+        server.stop()
+
+
+def test_another_version_is_named(root, monkeypatch):
+    with served(root, 1) as (servers, _):
+        monkeypatch.setattr("octolike.__version__", "9.9")
+        with pytest.raises(ConfigError, match=r"octolike: \"9.9\" -> \"0.1.0\""):
+            remote.open_service(asking(root, servers))
+
+
+def test_workers_with_other_data_than_each_other_are_refused(root, tmp_path):
+    write_numbered(tmp_path, "fake", [3, 1, 4, 1, 5, 2, 6, 5, 4, 5])
+    write_numbered(tmp_path, "bridge_dataset", [4, 6, 8])
+    servers = [started(root), started(tmp_path)]
+    try:
+        with pytest.raises(DataError, match=r"the data differ \(127.* -> 127.*\)") as e:
+            remote.open_service(asking(root, servers))
+        assert re.search(
+            r'fake/train: "10 episodes, 35 steps, \w+" -> "10 episodes, 36', str(e.value)
+        )
+        assert "bridge_dataset/train" not in str(e.value)
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_an_address_where_nobody_answers_is_named(root):
+    server = started(root)
+    server.stop()
+    begin = time.monotonic()
+    with pytest.raises(ServiceError) as e:
+        remote.open_service(asking(root, [server]))
+    assert time.monotonic() - begin < 10
+    assert re.search(rf"no worker answers at 127.0.0.1:{server.port} \(UNAVAILABLE: ", str(e.value))
+    assert f"serve_data.py --config ... --config.data.root=DIR --port {server.port};" in str(
+        e.value
+    )
+
+
+@pytest.mark.parametrize("given", [("host",), ("host:",), ("a:1", "a:1"), ("a:1,b:2x",)])
+def test_an_address_that_is_none_is_refused(root, given):
+    with pytest.raises(ConfigError, match=r"data.service names '.*'; expected different 'host:po"):
+        config(root, service=given)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused_with_numbers(root):
+    asked = config(root, **SETTINGS, service=("a:1", "b:2", "c:3"))
+    expected = (
+        r"data.batch_size 8 cannot be cut into 6 equal parts: 2 processes × 3 addresses in "
+        r"data.service. Set it to 6 or 12, or name 1 or 2 of the addresses"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        remote.open_service(asked, processes=2)
+
+
+def test_a_port_that_is_taken_is_said(root):
+    with served(root, 1) as (servers, _), pytest.raises(ConfigError, match="choose a free --port"):
+        started(root, servers[0].port)
+
+
+def test_bad_data_of_a_worker_stop_the_training_with_their_name(tmp_path):
+    write_numbered(tmp_path, "fake", [3, 4, 5])
+    settings = {"mix": "fake", "cameras": {"primary": 8}}
+    picture = here(tmp_path, **settings)._sources[0].load(1).images["primary"][0]
+    with served(tmp_path, 2, **settings) as (_, client):
+        file = tmp_path / "fake" / "1.0.0" / "fake-train.tfrecord-00000-of-00001"
+        file.write_bytes(file.read_bytes().replace(picture[:30], bytes(30)))
+        stream = client.train()
+        with pytest.raises(DataError, match=r"fake: .* cannot be decoded.*\(says the worker at 1"):
+            take(stream, 20)
+        with pytest.raises(DataError, match="cannot be decoded"):
+            next(stream)
+        stream.close()
+
+
+def test_a_worker_whose_machine_fails_is_replaced_unless_all_fail(root, capfd, monkeypatch):
+    expected = take(here(root).train(), 4)
+    with served(root, 2) as (servers, client):
+        stream = client.train()
+        making = [server._worker for server in servers]
+
+        def full(*_):
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr(making[1], "_next", full)
+        assert_same(take(stream, 4), expected)
+        assert "is lost (OSError: the disk is gone); its part comes" in capfd.readouterr().out
+        monkeypatch.setattr(workers, "PATIENCE", 1e6)  # it is no use to wait
+        monkeypatch.setattr(making[0], "_next", full)
+        with pytest.raises(ServiceError, match=r"the disk is gone.*the disk is gone"):
+            take(stream, 4)
+
+
+def test_a_state_of_another_mix_is_refused_at_once(root):
+    state = opened(root, "fake").train().state()
+    expected = r"is of \['fake'\], this mix is of .*says the worker"
+    with served(root, 1) as (_, client), pytest.raises(DataError, match=expected):
+        client.train(state)
+
+
+def test_streams_that_nobody_asks_for_any_more_are_given_up(root):
+    with served(root, 1) as (servers, client):
+        stream = client.train()
+        next(stream)
+        worker = servers[0]._worker
+        worker.expire(60)
+        assert len(worker._streams) == 1
+        wait_for(lambda: worker.expire(0.2) or not worker._streams)
+        next(stream)  # and are opened again
+        assert re.fullmatch(r"1 client, \d+\.\d batches/s, \d+\.\d MiB/s", servers[0].progress())
+
+
+CONFIG = """
+from octolike.config import Component, Config
+
+def get_config(arg=""):
+    config = Config(workdir="unused")
+    data, model, train = config.data, config.model, config.train
+    data.mix, data.batch_size, data.pool = "fake", 4, 6
+    data.cameras, data.goal, data.threads = {"primary": 16}, "none", 1
+    data.sampling = Component(kind="difficulty", over="task")
+    data.text = Component(kind="hash", length=8, vocabulary=32)
+    model.width, model.layers, model.attention_heads, model.mlp_width = 16, 1, 2, 16
+    model.tokenizers = {
+        "language": Component(kind="language", vocabulary=32, width=8),
+        "proprio": Component(kind="proprio"),
+    }
+    model.heads = {"action": Component(kind="l1")}
+    config.optim.warmup = 1
+    train.steps, train.log_every, train.validation_batches = 6, 1, 1
+    train.validate_every = train.checkpoint_every = 2
+    return config
+"""
+WITHOUT = """
+import runpy, sys
+sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
+sys.argv, sys.path[0] = sys.argv[1:], "scripts"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_training_from_a_worker_without_tensorflow_is_training_here(tmp_path):
+    write_fake_dataset(tmp_path / "data", side=16)
+    (tmp_path / "config.py").write_text(CONFIG)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PLATFORMS": "cpu"}
+    pipe = {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    given = f"--config={tmp_path / 'config.py'}"
+    command = [sys.executable, "scripts/serve_data.py", given, "--port=0", "--every=1"]
+    command += [f"--config.data.root={tmp_path / 'data'}", f"--config.data.cache={tmp_path}"]
+    with subprocess.Popen(command, text=True, **pipe) as worker:
+        try:
+            said = ""
+            while worker.poll() is None and "serving on" not in said:
+                said += worker.stdout.readline()
+            assert "fake/train" in said, said
+            port = said.strip().rpartition(":")[2]
+            options = [f"--config.data.service=127.0.0.1:{port}", "--config.data.root=nowhere"]
+            options += [f"--config.workdir={tmp_path / 'served'}"]
+            command = [sys.executable, "-c", WITHOUT, "scripts/train.py", given, *options]
+            done = subprocess.run(command, text=True, check=False, **pipe)
+        finally:
+            worker.send_signal(signal.SIGINT)
+        rest, _ = worker.communicate(timeout=60)
+    assert done.returncode == 0, done.stdout
+    assert f"batches are made by 127.0.0.1:{port}" in done.stdout
+    assert "fork" not in done.stdout  # no notes of gRPC's
+    assert worker.returncode == 0
+    assert rest.endswith("ended\n")
+    assert re.search(r"^1 client, \d+\.\d batches/s, \d+\.\d MiB/s$", rest, re.MULTILINE), rest
+
+    local = load_module(str(tmp_path / "config.py")).get_config()
+    local.workdir, local.data.root = str(tmp_path / "local"), str(tmp_path / "data")
+    local.data.cache = str(tmp_path)
+    data = open_data(local)
+    with compiled_once(tmp_path / "compiled"):
+        loop.train(
+            local,
+            data.train,
+            spec=data.spec,
+            embodiments=data.embodiments,
+            names=data.names,
+            validation=data.validation(),
+        )
+    curves = [curve(tmp_path / name) for name in ("served", "local")]
+    assert len(curves[0]) == 9  # of 6 steps and 3 validations
+    assert curves[0] == curves[1]
+
+
+def curve(workdir):
+    """Return all that a run found, but nothing about time."""
+    kept = ("step", "loss", "grad_norm", "validation/", "task/", "dataset/")
+    rows = metrics.read(workdir / metrics.FILE)
+    return [{k: v for k, v in row.items() if k.startswith(kept)} for row in rows]
