@@ -10,7 +10,7 @@ The second robot's x and y point the other way (conflict=rescaled: its numbers a
 which statistics of its own undo). It sees the same tables, so what is right for one is wrong for
 the other. `alone` and `other_alone` learn one robot in half the steps, at equal data and equal
 steps per robot; `default` shares everything and is not told whose turn it is; the other variants
-are remedies. Expect runs/conflict/comparison.md, with success per robot; a run takes about four
+are remedies. Expect runs/conflict/comparison.md, with success per robot; a run takes two to four
 minutes on one core. What to expect is in RESULTS.md.
 """
 
@@ -57,7 +57,7 @@ def base(other: str) -> Config:
     config.data.mix, config.data.mix_weights = f"{ROBOT}=1,{other}=1", "shares"
     config.data.tasks = "dataset"  # the task's number is the robot's: `told` shows it
     config.collect.skills, config.train.steps = dict(SKILLS), STEPS
-    config.train.groups, config.train.conflicts_every = "dataset", 250
+    config.train.groups, config.train.conflicts_every = "dataset", 25
     config.evaluate.embodiment = "all"
     config.evaluate.splits, config.evaluate.episodes = ("train",), 30
     return config

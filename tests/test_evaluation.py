@@ -108,6 +108,33 @@ def test_a_gap_on_other_scenes_is_named_for_what_it_is(split, says):
 
 
 @pytest.mark.parametrize(
+    ("held_out", "says"),
+    [(5, "signals memorising"), (30, "a real loss"), (44, "no gap beyond chance")],
+)
+def test_tasks_never_demonstrated_are_compared_with_all_seen_ones(held_out, says):
+    """As Meta-World's ML10 has them: the splits have no task in common."""
+    outcomes = lambda n: [True] * n + [False] * (50 - n)
+    all_rows = rows("trained", "train", "reach", outcomes(48))
+    all_rows += rows("trained", "train", "push", outcomes(42))
+    all_rows += rows("trained", "held_out_task", "sweep", outcomes(held_out))
+    all_rows += rows("untrained", "train", "reach", outcomes(1))
+    all_rows += rows("untrained", "train", "push", outcomes(1))
+    (gap,) = gaps(all_rows)
+    assert gap.skills == ("reach", "push", "sweep")
+    assert (gap.seen, gap.held_out) == (Rate(90, 100), Rate(held_out, 50))
+    assert gap.sentence.startswith(f"90% on seen tasks, {held_out / 50:.0%} on held-out task")
+    assert says in gap.sentence
+    assert "all seen tasks with all held-out ones, 2 tasks against 1 task" in gap.sentence
+    assert success.verdict(all_rows) == [gap.sentence]
+
+
+def test_tasks_never_demonstrated_without_seen_ones_say_nothing():
+    all_rows = rows("trained", "held_out_task", "sweep", [True] * 5)
+    assert gaps(all_rows) == []
+    assert "cannot say" in success.verdict(all_rows)[0]
+
+
+@pytest.mark.parametrize(
     ("asked", "instead", "says"),
     [
         (30, 5, "behaviour follows the instruction"),

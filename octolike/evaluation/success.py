@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 SEEN = "train"
+OTHER_TASKS = "held_out_task"  # the one split whose skills are not those of the seen one
 Z = 1.959964  # two-sided 95 %
 MEANING = {
     "train": "tasks like those of the demonstrations, in new arrangements",
@@ -153,7 +154,10 @@ def means(cells: Mapping[str, Rate], groups: Mapping[str, str]) -> dict[str, flo
 
 @dataclass(frozen=True)
 class Gap:
-    """Seen against held-out success over the skills that both have."""
+    """Seen against held-out success over the same skills, or of all tasks of `OTHER_TASKS`.
+
+    skills: all that were compared, the seen ones first.
+    """
 
     split: str
     skills: tuple[str, ...]
@@ -186,15 +190,38 @@ def gaps(rows: Sequence[Row], policy: str = "trained") -> list[Gap]:
     }
     out = []
     for split in skills_of:
-        common = tuple(k for k in skills_of[split] if k in skills_of.get(SEEN, ()))
-        if split == SEEN or not common:
+        compared = _compared(split, skills_of.get(SEEN, []), skills_of[split])
+        if split == SEEN or not compared:
             continue
-        shared = [r for r in mine if r["skill"] in common]
+        shared = [r for r in mine if r["skill"] in compared]
         seen, held_out = count(shared, split=SEEN), count(shared, split=split)
-        floor = count([r for r in floor_rows if r["skill"] in common])
+        floor = count([r for r in floor_rows if r["skill"] in compared])
         if seen.episodes and held_out.episodes:
-            out.append(Gap(split, common, seen, held_out, _judge(split, seen, held_out, floor)))
+            sentence = _judge(split, seen, held_out, floor)
+            if split == OTHER_TASKS:
+                sentence += " " + _of_other_tasks(skills_of[SEEN], skills_of[split])
+            out.append(Gap(split, compared, seen, held_out, sentence))
     return out
+
+
+def _compared(split: str, seen: Sequence[str], held_out: Sequence[str]) -> tuple[str, ...]:
+    """Return the skills over which a held-out split is compared with the seen one.
+
+    Those of both; never demonstrated tasks have none in common with the seen ones, and there it is
+    all of one against all of the other.
+    """
+    if split == OTHER_TASKS and seen:
+        return tuple(dict.fromkeys([*seen, *held_out]))
+    return tuple(k for k in held_out if k in seen)
+
+
+def _of_other_tasks(seen: Sequence[str], held_out: Sequence[str]) -> str:
+    """Say what a gap between different tasks does not tell."""
+    one, other = (f"{len(x)} {'task' if len(x) == 1 else 'tasks'}" for x in (seen, held_out))
+    return (
+        f"Compared are all seen tasks with all held-out ones, {one} against {other}: these may be "
+        "harder or easier in themselves, and the interval is over episodes, not over tasks."
+    )
 
 
 def _judge(split: str, seen: Rate, held_out: Rate, floor: Rate) -> str:

@@ -1,4 +1,9 @@
-"""During training: what a run's conflicts.jsonl says of the groups' gradients."""
+"""During training: what a run's conflicts.jsonl says of the groups' gradients.
+
+Early on all groups mend the same coarse errors, and a conflict shows later if at all. So training
+is cut into periods, and each pair of groups is judged in each, by the sign of its mean cosine:
+noise makes cosines small, but does not turn them.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +14,96 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from octolike.evaluation.success import Z
 from octolike.evaluation.transfer.before import no_nan
 from octolike.train import conflicts, metrics
 
 WINDOWS = 20  # points of the curves over training, at most
+PERIODS, FEWEST = 3, 8  # that training is cut into, at most; comparisons in one, at least
+LEVEL = 0.05  # of finding any conflict in a run where there is none; half of it is below zero
+
+
+@dataclass(frozen=True, eq=False)
+class Period:
+    """The comparisons of a part of training, from the first step to the last.
+
+    cosine, low, high: [G, G], mean with an interval that is as much wider as there are pairs and
+    periods to be wrong about.
+    """
+
+    first: int
+    last: int
+    comparisons: int
+    cosine: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        arrays = {k: getattr(self, k).tolist() for k in ("cosine", "low", "high")}
+        steps = {"first": self.first, "last": self.last, "comparisons": self.comparisons}
+        return no_nan({**steps, **arrays})
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two groups whose gradients pull against one another in a period."""
+
+    a: str
+    b: str
+    first: int
+    last: int
+    cosine: float
+    low: float
+    high: float
+
+    @property
+    def sentence(self) -> str:
+        """Name the groups, when, and how much."""
+        return (
+            f"{self.a} and {self.b} from step {self.first:,} to {self.last:,} (cosine "
+            f"{self.cosine:+.2f} [{self.low:+.2f}, {self.high:+.2f}])"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """The comparisons of the runs of one variant, C in all.
 
-    groups: G names; cosine, low, high: [G, G], means over the comparisons with 95 % intervals;
-    within: [G], the mean cosine of two halves of one group; rate: share of conflicting pairs, over
-    all comparisons; modules: {module: (mean cosine of the pairs, conflict rate)}; curve: [n, 3],
-    step, mean cosine of the pairs, conflict rate; cost: a comparison's time as multiples of a step,
-    NaN where the log does not tell; NaN: never both in a batch.
+    groups: G names; cosine: [G, G], means over all comparisons; periods: the same by period, and
+    judged; within: [G], the mean cosine of two halves of one group; rate: share of conflicting
+    pairs, over all comparisons; modules: {module: (mean cosine of the pairs, conflict rate)};
+    curve: [n, 3], step, mean cosine of the pairs, conflict rate; cost: a comparison's time as
+    multiples of a step, NaN where the log does not tell; NaN: never both in a batch.
     """
 
     variant: str
     groups: tuple[str, ...]
     comparisons: int
     cosine: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    periods: tuple[Period, ...]
     within: np.ndarray
     rate: float
     modules: Mapping[str, tuple[float, float]]
     curve: np.ndarray
     cost: float
 
-    def conflicting(self) -> list[tuple[str, str, float]]:
-        """Return (a, b, cosine) of the pairs whose interval lies below zero, the worst first."""
-        pairs = zip(*np.triu_indices(len(self.groups), 1), strict=True)
+    def conflicting(self) -> list[Conflict]:
+        """Return the pairs and periods whose interval lies below zero, the worst first."""
         found = [
-            (self.groups[i], self.groups[j], float(self.cosine[i, j]))
-            for i, j in pairs
-            if self.high[i, j] < 0
+            Conflict(
+                self.groups[i],
+                self.groups[j],
+                p.first,
+                p.last,
+                *(float(x[i, j]) for x in (p.cosine, p.low, p.high)),
+            )
+            for p in self.periods
+            for i, j in _pairs(len(self.groups))
+            if p.high[i, j] < 0
         ]
-        return sorted(found, key=lambda x: x[2])
+        return sorted(found, key=lambda x: x.cosine)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for report.json."""
@@ -58,8 +113,7 @@ class Gradients:
                 "groups": self.groups,
                 "comparisons": self.comparisons,
                 "cosine": self.cosine.tolist(),
-                "low": self.low.tolist(),
-                "high": self.high.tolist(),
+                "periods": [p.to_json() for p in self.periods],
                 "within": self.within.tolist(),
                 "conflict_rate": self.rate,
                 "modules": {
@@ -97,7 +151,6 @@ def summarize(
 ) -> Gradients:
     """Return the summary of comparisons (rows of conflicts.jsonl)."""
     matrices = np.array([row["cosine"] for row in rows], np.float64)  # None becomes NaN
-    mean, low, high = interval(matrices)
     pair = np.triu_indices(len(groups), 1)
     pairs = matrices[:, *pair]  # [C, pairs]
     modules = {}
@@ -110,13 +163,17 @@ def summarize(
     steps = np.array([row["step"] for row in rows], np.float64)
     curve = [(steps[c].mean(), _mean(pairs[c]), _rate(pairs[c])) for c in chunks]
     within = interval(np.array([row["within"] for row in rows], np.float64))[0]
+    count = max(1, min(PERIODS, len(rows) // FEWEST))
+    tests = count * len(pairs[0])
+    periods = [
+        period([rows[i] for i in part], tests) for part in np.array_split(order, count) if len(part)
+    ]
     return Gradients(
         variant=variant,
         groups=tuple(groups),
         comparisons=len(rows),
-        cosine=mean,
-        low=low,
-        high=high,
+        cosine=interval(matrices)[0],
+        periods=tuple(periods),
         within=within,
         rate=_rate(pairs),
         modules=modules,
@@ -125,10 +182,18 @@ def summarize(
     )
 
 
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean over the first axis and its 95 % interval, NaN entries aside.
+def period(rows: Sequence[Mapping[str, Any]], tests: int) -> Period:
+    """Return what the comparisons of a period say, as one of so many tests."""
+    steps = [row["step"] for row in rows]
+    found = interval(np.array([row["cosine"] for row in rows], np.float64), tests)
+    return Period(min(steps), max(steps), len(rows), *found)
 
-    Comparisons are many steps apart and of other examples, and so taken as independent.
+
+def interval(values: np.ndarray, tests: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mean over the first axis and its interval, NaN entries aside.
+
+    95 %, or as much more as so many tests at once need. Comparisons are many steps apart and of
+    other examples, and so taken as independent.
     """
     known = np.isfinite(values)
     count = known.sum(axis=0)
@@ -136,7 +201,8 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mean = np.where(count > 0, np.where(known, values, 0).sum(axis=0) / safe, np.nan)
     square = np.where(known, np.square(values - mean), 0).sum(axis=0)
     error = np.sqrt(square / np.maximum(count - 1, 1) / safe)
-    half = np.where(count > 1, Z * error, np.inf)
+    z = stats.t.ppf(1 - LEVEL / 2 / tests, np.maximum(count - 1, 1))
+    half = np.where(count > 1, z * error, np.inf)
     return mean, mean - half, mean + half
 
 
@@ -155,6 +221,10 @@ def cost(rows: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]]) ->
     if not steps or not rows:
         return float("nan")
     return float(np.median([r["seconds"] for r in rows]) / np.median(steps))
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    return list(zip(*np.triu_indices(count, 1), strict=True))
 
 
 def _rate(pairs: np.ndarray) -> float:

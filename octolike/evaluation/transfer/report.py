@@ -109,9 +109,10 @@ def _gradients_in_words(found: Gradients) -> str:
         f"have a cosine of {ceiling}, which is what noise leaves of full agreement. "
     )
     if not pairs:
-        return start + "No pair's mean cosine is below zero beyond chance."
-    named = "; ".join(f"{a} and {b} ({c:+.2f})" for a, b, c in pairs[:5])
-    return start + f"Pulling against one another: {named}."
+        return start + "In no period of training is a pair's cosine below zero beyond chance."
+    named = "; ".join(found.sentence for found in pairs[:5])
+    more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
+    return start + f"Pulling against one another: {named}{more}."
 
 
 def _worst_first(advices: Sequence[Advice]) -> list[Advice]:
@@ -206,7 +207,7 @@ def _during(material: Material, drawn: Mapping[str, Path]) -> str:
             if np.isfinite(found.cost)
             else ""
         )
-        words = f"{_gradients_in_words(found)} {found.comparisons} comparisons. {cost}"
+        words = f"{_gradients_in_words(found)} Comparisons: {found.comparisons}. {cost}"
         out += f"<h3>{html.escape(variant)}</h3><p>{html.escape(words)}</p>"
         out += _figure(drawn, f"gradients {variant}", _GRADIENTS)
     return out
