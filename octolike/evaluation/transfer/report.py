@@ -78,7 +78,8 @@ def summary(material: Material) -> list[str]:
     if worst:
         counts = {v: sum(a.verdict == v for a in worst) for v in VERDICTS}
         told = ", ".join(f"{v} {n}" for v, n in counts.items() if n)
-        lines.append(f"Before training, of {len(worst)} pairs: {told}.")
+        plural = "" if len(worst) == 1 else "s"
+        lines.append(f"Before training, of {len(worst)} pair{plural}: {told}.")
         lines += [a.sentence for a in worst[:3] if a.verdict != "share"]
     for variant, found in material.gradients.items():
         lines.append(f"During training ({variant}): {_gradients_in_words(found)}")
