@@ -83,6 +83,18 @@ def test_bad_actions_are_errors(env, action, message):
         env.step(action)
 
 
+def test_a_simulation_that_breaks_down_ends_the_episode_and_says_so(env, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env.reset(seed=0, options=CUBE)
+    env.unwrapped.stage.data.qvel[:] = 1e12
+    _, reward, terminated, truncated, info = env.step(np.zeros(14))
+    assert (reward, terminated, truncated) == (0.0, False, True)
+    assert (info["success"], info["failure"]) == (False, "the simulation became unstable")
+    assert not list(tmp_path.iterdir())  # no log file of MuJoCo
+    env.reset(seed=0, options=CUBE)
+    assert env.step(env.unwrapped.stage.joints())[4]["failure"] == ""
+
+
 def test_unknown_names_are_errors(env):
     with pytest.raises(ConfigError, match="transfer_cube"):
         env.reset(seed=0, options={"skills": ["transfer_cub"]})

@@ -100,7 +100,7 @@ class AlohaEnv(gymnasium.Env):
     def step(
         self, action: np.ndarray
     ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Act for 1/50 s.
+        """Act for 1/50 s. An episode in which the simulation breaks down is cut off there.
 
         Raises:
             ValueError: the action is not fourteen finite numbers.
@@ -110,10 +110,12 @@ class AlohaEnv(gymnasium.Env):
             raise RuntimeError("call reset() before step()")
         self.stage.step(protocol.checked_action(action, 14, "six joints and a gripper, twice"))
         self.steps += 1
-        reward = REWARDS[self.skill](self.stage.contacts())
+        broken = self.stage.broken()
+        reward = 0 if broken else REWARDS[self.skill](self.stage.contacts())
         success = reward == MAX_REWARD
-        over = not success and self.steps >= STEP_LIMIT
-        info = self._info(reward, "time ran out" if over else "")
+        over = not success and (broken or self.steps >= STEP_LIMIT)
+        why = "the simulation became unstable" if broken else "time ran out"
+        info = self._info(reward, why if over else "")
         return self._observation(), float(reward), success, over, info
 
     def render(self) -> np.ndarray:
@@ -154,6 +156,8 @@ class Stage:
         size = self.model.vis.global_
         size.offwidth = size.offheight = 640
         self.data = self.mujoco.MjData(self.model)
+        kinds = self.mujoco.mjtWarning
+        self._faults = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
         self._geoms = [self.model.geom(i).name for i in range(self.model.ngeom)]
         self._screen = Screen(self)
 
@@ -174,6 +178,10 @@ class Stage:
         self.mujoco.mj_step(self.model, self.data, _SUBSTEPS)
         # Contacts and pictures are to be those of where the arms are now, as in the benchmark.
         self.mujoco.mj_step1(self.model, self.data)
+
+    def broken(self) -> bool:
+        """Return whether MuJoCo found no numbers any more, and began anew by itself."""
+        return any(self.data.warning[kind].number for kind in self._faults)
 
     def joints(self) -> np.ndarray:
         """Return joints and grippers in the order of `NAMES`, float64 [14]."""

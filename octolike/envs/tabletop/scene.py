@@ -65,6 +65,8 @@ def load_mujoco() -> tuple[ModuleType, type]:
     try:
         import mujoco
 
+        # It would write a log file wherever it is run; who cares reads MjData.warning.
+        mujoco.set_mju_user_warning(lambda message: None)
         if backend in _BACKENDS:  # whichever one mujoco was first imported with
             return mujoco, importlib.import_module(f"mujoco.{backend}").GLContext
         return mujoco, mujoco.GLContext
