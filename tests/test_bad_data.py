@@ -294,6 +294,14 @@ def test_a_file_that_changes_while_running_is_named(whole, tmp_path):
         list(data.train())
 
 
+def test_a_record_that_is_spoilt_while_running_is_named(whole, tmp_path):
+    data = opened(tmp_path, pool=1)
+    spoilt = [r[:12] + b"\xff" * (len(r) - 12) for r in records(shard(whole))]
+    shard(whole).write_bytes(b"".join(spoilt))
+    with pytest.raises(DataError, match=r"fake: .*byte \d+ is not what features.json says: "):
+        list(data.train())
+
+
 def test_what_was_made_before_a_fault_is_still_returned(whole, tmp_path):
     data = opened(tmp_path, pool=1, batch_size=1)
     stored = records(shard(whole))

@@ -236,9 +236,12 @@ class Reader:
         try:
             parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(tf.constant(raw)))
             return arrange(parsed, self.spec.every)
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
+            # tensorflow's message quotes the record, and fails itself where that is no text
+            quoted = isinstance(error, UnicodeDecodeError)
+            said = "no text at all" if quoted else brief(error)
             raise DataError(
-                f"{self.spec.name}: {where} is not what features.json says: {brief(error)}"
+                f"{self.spec.name}: {where} is not what features.json says: {said}"
             ) from None
 
     def _check_features(self) -> None:
