@@ -2,6 +2,7 @@
 
 import functools
 import os
+import time
 
 import numpy as np
 import pytest
@@ -168,6 +169,24 @@ def test_a_dead_worker_is_reported_and_replaced():
         assert "exit code 3" in replies[0].text
         pool.run({0: Reset(7, {})})
         assert pool.run({0: Step(np.zeros(A))})[0][-1]["n"] == 1
+
+
+def nap(env, seconds):
+    time.sleep(seconds)
+    return env.seed
+
+
+def test_the_time_limit_is_of_one_command_not_of_all_of_a_round(monkeypatch):
+    with Pool(Counter, 3, workers=1) as pool:
+        pool.run({s: Reset(s, {}) for s in range(3)})
+        monkeypatch.setattr("octolike.envs.pool.TIMEOUT", 2.0)
+        slow = pool.run({s: Call(nap, (1.2,)) for s in range(3)})
+        assert slow == {0: 0, 1: 1, 2: 2}
+        hung = pool.run({0: Call(nap, (0.0,)), 1: Call(nap, (60.0,))})
+        # the environment of slot 0 went with the process
+        assert [r.text for r in hung.values()] == [
+            "the worker process did not answer within 2 s"
+        ] * 2
 
 
 def test_replay_goes_around_the_wrappers():

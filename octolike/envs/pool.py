@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-TIMEOUT = 120.0  # seconds that a worker may need for one round
+TIMEOUT = 120.0  # seconds that a worker may need for one command
 
 
 class Reset(NamedTuple):
@@ -181,11 +181,15 @@ class _Process:
     def receive(self, commands: Mapping[int, Any]) -> dict[int, Any]:
         if not commands:
             return {}
+        replies: dict[int, Any] = {}
         try:
             while self._pipe.poll(TIMEOUT):
-                if self._ready:
-                    return self._pipe.recv()
-                self._ready = self._pipe.recv()
+                if not self._ready:
+                    self._ready = self._pipe.recv()
+                    continue
+                replies |= self._pipe.recv()
+                if len(replies) == len(commands):
+                    return replies
             how = f"did not answer within {TIMEOUT:.0f} s"
         except (EOFError, OSError):
             self._process.join(5)
@@ -195,6 +199,7 @@ class _Process:
             return dict.fromkeys(commands, _Unbuildable(why))
         self._end()
         self._start()
+        # also where a slot has answered: its environment went with the process
         return {slot: Crash(f"the worker process {how}") for slot in commands}
 
     def close(self) -> None:
@@ -217,8 +222,8 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
     try:
         pipe.send(True)
         while (commands := pipe.recv()) is not None:
-            if commands:
-                pipe.send(slots.run(commands))
+            for slot, command in commands.items():  # one by one, as a sign of life
+                pipe.send(slots.run({slot: command}))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the other end is gone
         pass
     slots.close()
