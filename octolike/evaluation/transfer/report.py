@@ -110,7 +110,10 @@ def _gradients_in_words(found: Gradients) -> str:
         f"have a cosine of {ceiling}, which is what noise leaves of full agreement. "
     )
     if not pairs:
-        return start + "In no period of training is a pair's cosine below zero beyond chance."
+        return start + (
+            "In no period of training is a pair's cosine below zero beyond chance; that is no proof "
+            "of harmony, since what is learned in common can hide a conflict."
+        )
     named = "; ".join(found.sentence for found in pairs[:5])
     more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
     return start + f"Pulling against one another: {named}{more}."
