@@ -111,8 +111,8 @@ def _gradients_in_words(found: Gradients) -> str:
     )
     if not pairs:
         return start + (
-            "In no period of training is a pair's cosine below zero beyond chance; that is no proof "
-            "of harmony, since what is learned in common can hide a conflict."
+            "In no period of training is a pair's cosine below zero beyond chance; that is no "
+            "proof of harmony, since what is learned in common can hide a conflict."
         )
     named = "; ".join(found.sentence for found in pairs[:5])
     more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
