@@ -133,4 +133,6 @@ def freeze(config: Config, mode: str) -> None:
     # What is dropped is not there to be trained.
     there = tuple(f"!{p}" for p in fresh if not p.startswith("*_") or p == "*_pos_embedding")
     config.optim.frozen = frozen + (there if frozen else ())
-    config.optim.lora = ("transformer/*/kernel",) if mode == "lora" else ()
+    if mode == "lora":  # of experts too, but not who goes to which: there are few of them
+        gates = ("!*/experts/gate/kernel",) if config.model.experts else ()
+        config.optim.lora = ("transformer/*kernel", *gates)

@@ -161,7 +161,7 @@ class OptimConfig:
         (), "parameters that stay: patterns over paths, e.g. 'tokenizers_*'"
     )
     lora: tuple[str, ...] = option(
-        (), "kernels that stay but for a low-rank change: patterns, e.g. 'transformer/*/kernel'"
+        (), "kernels that stay but for a low-rank change: patterns, e.g. 'transformer/*kernel'"
     )
     lora_rank: int = option(8, "rank of those changes")
     lora_scale: float = option(1.0, "factor of those changes: alpha / rank")

@@ -64,6 +64,35 @@ def test_lora_of_a_convolution_is_over_its_flat_kernel():
     assert lora.merged(conv | change, 1.0)["conv"]["kernel"].shape == (3, 3, 4, 8)
 
 
+@pytest.mark.parametrize(
+    ("path", "shape", "a", "b"),
+    [
+        ("block_0/attention/query", (16, 4, 8), (16, 2), (2, 32)),
+        ("block_0/attention/out", (4, 8, 16), (32, 2), (2, 16)),
+        ("heads_action/stacked/mlp", (5, 16, 8), (5, 16, 2), (5, 2, 8)),
+        ("block_0/experts", (5, 16, 8), (5, 16, 2), (5, 2, 8)),
+    ],
+)
+def test_lora_factors_what_a_layer_multiplies_with(path, shape, a, b):
+    kernel = f"{path}/{'in_' * path.endswith('experts')}kernel"
+    tree = optimizer.unflatten({kernel: np.zeros(shape, np.float32)})
+    flat = optimizer.flatten(lora.init(tree, [kernel], 2, jax.random.key(0)))
+    assert {k.rpartition("/")[2]: x.shape for k, x in flat.items()} == {"a": a, "b": b}
+    assert np.std(flat[f"lora/{kernel}/a"]) == pytest.approx(a[-2] ** -0.5, rel=0.3)
+    flat[f"lora/{kernel}/b"] = jnp.ones(b)
+    made = optimizer.flatten(lora.merged(tree | optimizer.unflatten(flat), 1.0))[kernel]
+    assert made.shape == shape
+    # each matrix of inputs by outputs, taken by itself, is of the rank of its own factors
+    for i, matrix in enumerate(np.reshape(made, (*a[:-2], a[-2], b[-1])).reshape(-1, a[-2], b[-1])):
+        own = np.reshape(flat[f"lora/{kernel}/a"], (-1, *a[-2:]))[i] @ np.ones(b[-2:])
+        np.testing.assert_allclose(matrix, own, rtol=1e-5)
+
+
+def test_a_pattern_with_an_exclamation_mark_leaves_kernels_out(params):
+    found = lora.kernels(params, ["*kernel", "!head/*"])
+    assert optimizer.chosen(found) == ["stem/kernel"]
+
+
 def test_bad_lora_settings_are_named(params):
     with pytest.raises(ConfigError, match=r"optim\.lora matches no kernel.*stem/kernel"):
         lora.kernels(params, ["sten/kernel"])
@@ -94,8 +123,8 @@ def test_lora_trains_its_factors_alone_resumes_and_is_merged_on_loading(source, 
 
 def test_a_leading_exclamation_mark_trains_what_was_frozen(params):
     matches = optimizer.frozen_paths(params, ("*", "!head/*"))
-    assert not any(path.startswith("head") for path in optimizer.frozen_of(matches))
-    assert len(optimizer.frozen_of(matches)) == len(optimizer.flatten(params)) - 2
+    assert not any(path.startswith("head") for path in optimizer.chosen(matches))
+    assert len(optimizer.chosen(matches)) == len(optimizer.flatten(params)) - 2
     with pytest.raises(ConfigError, match="freezes every parameter"):
         optimizer.frozen_paths(params, ("!head/*", "*"))
 

@@ -35,6 +35,7 @@ def test_without_a_warm_up_the_first_step_has_the_peak():
 
 
 def test_decay_shrinks_kernels_alone(params):
+    params = params | {"experts": {"in_kernel": jnp.ones((2, 3, 4)), "in_bias": jnp.ones((2, 4))}}
     config = OptimConfig(warmup=0, learning_rate=0.1, weight_decay=0.5, schedule="constant")
     tx = optimizer.make(config, 10)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)

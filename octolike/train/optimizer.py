@@ -55,8 +55,14 @@ def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
 
 
 def kernels(params: Params) -> Params:
-    """Return a tree of bools: True where weight decay applies, which is what is named 'kernel'."""
-    return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
+    """Return a tree of bools: True where weight decay applies, which is on kernels."""
+    return traverse_util.path_aware_map(lambda path, _: is_kernel(path[-1]), params)
+
+
+def is_kernel(path: str) -> bool:
+    """Return whether a path is a kernel's: 'x/kernel', or an expert's 'x/in_kernel'."""
+    name = path.rpartition("/")[2]
+    return name == "kernel" or name.endswith("_kernel")
 
 
 def frozen_paths(
@@ -70,16 +76,23 @@ def frozen_paths(
     where something else is trained: `may_all`).
     """
     paths = list(flatten(params))
-    matches = match(paths, patterns, "optim.frozen", "parameter")
-    last = {path: pattern for pattern, found in matches.items() for path in found}
-    matches = {p: [k for k in found if last[k] == p] for p, found in matches.items()}
-    if not may_all and len(frozen_of(matches)) == len(paths):
+    matches = decide(paths, patterns, "optim.frozen", "parameter")
+    if not may_all and len(chosen(matches)) == len(paths):
         raise ConfigError(f"optim.frozen {list(patterns)} freezes every parameter; none is trained")
     return matches
 
 
-def frozen_of(matches: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the paths that stay, of what `frozen_paths` returned."""
+def decide(
+    paths: Sequence[str], patterns: Sequence[str], option: str, what: str
+) -> dict[str, list[str]]:
+    """Return {pattern: the paths that it decides on}: of several that match one, the last."""
+    matches = match(paths, patterns, option, what)
+    last = {path: pattern for pattern, found in matches.items() for path in found}
+    return {p: [k for k in found if last[k] == p] for p, found in matches.items()}
+
+
+def chosen(matches: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the paths that patterns without '!' decide on, of what `decide` returned."""
     return sorted(k for p, found in matches.items() if not p.startswith("!") for k in found)
 
 

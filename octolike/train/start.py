@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Sequence
 
@@ -16,18 +17,20 @@ from octolike.train import checkpoint, lora, optimizer, sharding
 from octolike.train import state as states
 from octolike.train.state import Params, TrainState
 
+FEW = 8  # parameters whose paths fit on a line or two
+
 
 def make_init(
     model: nn.Module, spec: types.BatchSpec, config: OptimConfig
 ) -> tuple[Callable[[jax.Array], Params], list[str]]:
     """Return what makes fresh parameters from a key, low-rank changes too; and the frozen paths.
 
-    Prints what each pattern of optim.frozen and optim.lora matches.
+    Prints what each pattern of optim.frozen and optim.lora decides on.
     """
     plain = lambda key: states.init_params(model, spec, key)
     shapes = jax.eval_shape(plain, jax.random.key(0))
     low_rank = lora.kernels(shapes, config.lora)
-    changed = sorted({path for paths in low_rank.values() for path in paths})
+    changed = optimizer.chosen(low_rank)
 
     def init(key: jax.Array) -> Params:
         params = plain(key)
@@ -36,10 +39,11 @@ def make_init(
     matches = optimizer.frozen_paths(shapes, config.frozen, may_all=bool(changed))
     for pattern, paths in matches.items():
         verb = "trained" if pattern.startswith("!") else "frozen"
-        print(f"{verb} by {pattern!r}: {', '.join(paths)}")
+        print(f"{verb} by {pattern!r}: {_briefly(paths)}")
     for pattern, paths in low_rank.items():
-        print(f"changed at rank {config.lora_rank} by {pattern!r}: {', '.join(paths)}")
-    return init, sorted({*optimizer.frozen_of(matches), *changed})
+        how = "not changed" if pattern.startswith("!") else f"changed at rank {config.lora_rank}"
+        print(f"{how} by {pattern!r}: {_briefly(paths)}")
+    return init, sorted({*optimizer.chosen(matches), *changed})
 
 
 def take_over(config: Config, shapes: Params) -> Params:
@@ -85,3 +89,11 @@ class Start:
             x.shape, x.dtype, sharding=sharding.of_array(x.shape, self._mesh)
         )
         return jax.tree.map(put, jax.eval_shape(self._create, shapes))
+
+
+def _briefly(paths: Sequence[str]) -> str:
+    """Return the paths, or, of many, how many each part has; parameters.txt names every one."""
+    if len(paths) <= FEW:
+        return ", ".join(paths) or "nothing"
+    parts = collections.Counter(path.partition("/")[0] for path in paths)
+    return ", ".join(f"{part} ({n})" if n > 1 else part for part, n in parts.items())
