@@ -2,14 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import model_fakes
 import numpy as np
 import pytest
 import train_fakes
 from train_fakes import SPEC, Stream, Tiny, config, make_batch, parts
 
 from octolike.config import ConfigError, OptimConfig
-from octolike.train import checkpoint, gradients, loop, lora, optimizer
+from octolike.model import octo
+from octolike.train import checkpoint, gradients, loop, lora, optimizer, start
 from octolike.train import state as states
+from octolike.types import Names
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -141,6 +144,41 @@ def test_what_fits_goes_over_and_what_is_named_starts_afresh(params):
         states.adapt(params, other, (), "runs/a")
     with pytest.raises(ConfigError, match=r"train\.fresh matches no parameter.*'heda/\*'"):
         states.adapt(params, other, ("heda/*",), "runs/a")
+
+
+@pytest.mark.parametrize("by", ["embodiment", "task"])
+def test_what_belongs_to_a_robot_or_task_goes_to_the_one_of_its_name(by, capsys):
+    model = model_fakes.model()
+    head = {"kind": "l1", "readout": "readout_action"}
+    model["heads"] = {"action": {"kind": "per_group", "by": by, "head": head}}
+    model["tokenizers"]["which"] = {"kind": "task_id", "width": 8}
+    there = Names(("d",), ("arm", "base"), ("lift", "push", "touch"))
+    here = Names(("d",), ("base",), ("touch", "push"))
+    spec = model_fakes.spec()
+    batch = model_fakes.batch(spec, 1)
+
+    def act(names, params, robot, task):
+        told = batch["task"] | {"task_id": np.array([names.tasks.index(task)], np.int32)}
+        which = np.array([names.embodiments.index(robot)], np.int32)
+        made = octo.build(model, spec, names)
+        sample = made.sample_actions
+        return made.apply(
+            {"params": params}, batch["observation"], told, embodiment=which, method=sample
+        )
+
+    made = octo.build(model, spec, there)
+    params = model_fakes.parameters(made.init, batch, train=False)["params"]
+    taken = start.by_name(params, octo.rows(model, there), octo.rows(model, here), (), "runs/a")
+    assert "tokenizers_which/token/kernel: the rows of touch, push" in capsys.readouterr().out
+    for task in here.tasks:
+        expected = act(there, params, "base", task)
+        np.testing.assert_allclose(act(here, taken, "base", task), expected, atol=1e-5)
+
+    other = octo.rows(model, Names(("d",), ("base", "hand"), ("fold", "push")))
+    with pytest.raises(ConfigError, match=r"in runs/a, and none for (hand|fold); let it start"):
+        start.by_name(params, octo.rows(model, there), other, (), "runs/a")
+    fresh = ("heads_action/*", "tokenizers_which/*")
+    assert same(start.by_name(params, octo.rows(model, there), other, fresh, "runs/a"), params)
 
 
 def test_a_fresh_head_on_another_runs_stem(source, tmp_path, capsys):

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 from octolike.config import ConfigError, unknown
 from octolike.model import experts, heads, tokenizers, tokens
+from octolike.model.groups import membership
 from octolike.model.heads import masked_losses
 from octolike.model.transformer import Transformer
 from octolike.types import BatchSpec, Context, Names, TokenGroup
@@ -224,6 +225,31 @@ def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
         registers=tuple(model["registers"]),
         dtype=dtype,
     )
+
+
+class Rows(NamedTuple):
+    """Whose rows a parameter has on its first axis; a row counts for `gain` times its numbers."""
+
+    names: tuple[str, ...]
+    gain: float = 1.0
+
+
+def rows(model: Mapping[str, Any], names: Names) -> dict[str, Rows]:
+    """Return {pattern of parameter paths: whose rows they have}: robots', tasks' or groups'.
+
+    model: `dataclasses.asdict(config.model)`; names: the run's. A row is to be found by its name,
+    for its number changes with what else is in the mix.
+    """
+    found = {}
+    for name, component in model["tokenizers"].items():
+        if component.get("kind") == "task_id":
+            found[f"tokenizers_{name}/token/kernel"] = Rows(names.tasks, len(names.tasks) ** 0.5)
+    for name, component in model["heads"].items():
+        if component.get("kind") == "per_group":
+            by, patterns = component.get("by", "embodiment"), component.get("groups", {})
+            groups, _ = membership(by, patterns, names, f"model.heads.{name}")
+            found[f"heads_{name}/stacked/*"] = Rows(groups)
+    return found
 
 
 def _context(encoded: Encoded, embodiment: Any, task_id: Any) -> Context:

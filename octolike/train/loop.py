@@ -136,7 +136,7 @@ def train(
         state, position = checkpoints.restore(like)
         print(f"resuming {config.workdir} at step {int(state.step)}")
     else:
-        taken = start.take_over(config, shapes) if config.train.init_from else {}
+        taken = start.take_over(config, shapes, names) if config.train.init_from else {}
         taken = optimizer.merge(pretrained.read(settings, shapes) or {}, taken)
         state = begin.scratch(init, keys[0], taken)
     if int(state.step) >= config.train.steps:

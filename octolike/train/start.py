@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import fnmatch
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
 from octolike import types
-from octolike.config import Config, OptimConfig
+from octolike.config import Config, ConfigError, OptimConfig
+from octolike.model import octo
 from octolike.train import checkpoint, lora, optimizer, sharding
 from octolike.train import state as states
 from octolike.train.state import Params, TrainState
@@ -46,18 +50,56 @@ def make_init(
     return init, sorted({*optimizer.chosen(matches), *changed})
 
 
-def take_over(config: Config, shapes: Params) -> Params:
-    """Return the parameters that go over from train.init_from; prints what the runs differ in."""
+def take_over(config: Config, shapes: Params, names: types.Names) -> Params:
+    """Return the parameters that go over from train.init_from; prints what the runs differ in.
+
+    names: of this run; what belongs to a robot or task goes to the one of the same name.
+    """
     options = config.train
     other = checkpoint.load_run(options.init_from, options.init_step or None)
     source = f"{options.init_from} at step {other.step}"
     print(f"starting from the parameters of {source}")
     changes = checkpoint.differences(other.config, config)
     print("settings that differ (there -> here):", *(changes or ["none"]), sep="\n  ")
+    there = octo.rows(dataclasses.asdict(other.config.model), other.names)
+    here = octo.rows(dataclasses.asdict(config.model), names)
+    given = by_name(other.params, there, here, options.fresh, source)
     plain = {k: v for k, v in shapes.items() if k != lora.NAME}
-    adapted = states.adapt(plain, other.params, options.fresh, source)
+    adapted = states.adapt(plain, given, options.fresh, source)
     print(states.describe_adapted(adapted))
     return optimizer.unflatten(adapted.taken)
+
+
+def by_name(
+    params: Params,
+    there: Mapping[str, octo.Rows],
+    here: Mapping[str, octo.Rows],
+    fresh: Sequence[str],
+    source: str,
+) -> Params:
+    """Return another run's parameters with the rows of robots and tasks in the order of this one.
+
+    there, here: whose rows parameters have, by pattern (`octo.rows`). Prints whose go over. Raises
+    ConfigError for a robot or task that the other run has not, unless `fresh` (train.fresh) has
+    the parameter.
+    """
+    flat = dict(optimizer.flatten(params))
+    for pattern in there.keys() & here.keys():
+        a, b = there[pattern], here[pattern]
+        free = [path for f in fresh for path in fnmatch.filter(flat, f)]
+        paths = sorted(set(fnmatch.filter(flat, pattern)) - set(free))
+        if a.names == b.names or not paths:
+            continue
+        new = [name for name in b.names if name not in a.names]
+        if new:
+            raise ConfigError(
+                f"{paths[0]} has a row for each of {', '.join(a.names)} in {source}, and none for "
+                f"{', '.join(new)}; let it start afresh: --config.train.fresh=\"('{pattern}',)\""
+            )
+        print(f"{pattern}: the rows of {', '.join(b.names)}, of {', '.join(a.names)}")
+        index = [a.names.index(name) for name in b.names]
+        flat |= {path: np.asarray(flat[path])[index] * (a.gain / b.gain) for path in paths}
+    return optimizer.unflatten(flat)
 
 
 class Start:
