@@ -23,8 +23,9 @@ def opened(config: Config) -> Any:
     """Return the data of a config: those here, or batches that the workers of data.service make."""
     if not config.data.service:
         from octolike.data import batches
+        from octolike.train import checkpoint
 
-        return batches.open_data(config)
+        return batches.open_data(checkpoint.readable(config))
     from octolike.data import remote  # which needs no tensorflow
     from octolike.train import sharding
 

@@ -1,5 +1,6 @@
 """T5 and CLIP: equal to PyTorch's, read strictly, run once per instruction, kept with the run."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -320,6 +321,29 @@ def test_a_run_acts_from_its_directory_alone(folder, tmp_path, trained):
     again = Policy.load(tmp_path / "run")
     task = again.create_task("lift the cube")
     np.testing.assert_allclose(again.sample_actions(observation(), task), actions, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_run_starts_from_another_ones_directory_alone(folder, tmp_path, trained):
+    """Where it means the same text encoder; the weights of a trained one are among the run's."""
+    run = fakes.save_run(tmp_path / "run", run_of(folder, trained=trained))
+    folder.rename(folder.with_name("gone"))
+    language_weights.find.cache_clear()
+    config = copy.deepcopy(run.config)
+    config.workdir, config.train.init_from = str(tmp_path / "next"), str(tmp_path / "run")
+    settings = dataclasses.asdict(checkpoint.readable(config).model)
+    assert language.source(settings)[0] == str(tmp_path / "run" / checkpoint.TEXT_ENCODER)
+    taken = starts.given(config, settings, run.params, run.names)
+    assert jax.tree.all(jax.tree.map(np.array_equal, taken, run.params))
+    checkpoint.write_run_files(config, run.embodiments, run.spec, run.names)
+    settings = dataclasses.asdict(checkpoint.readable(config).model)
+    assert language.source(settings)[0] == str(tmp_path / "next" / checkpoint.TEXT_ENCODER)
+
+    other = Component({**config.model.tokenizers["language"]})
+    other["encoder"] = Component({**other["encoder"], "path": str(tmp_path / "elsewhere")})
+    config.model.tokenizers["language"], config.workdir = other, str(tmp_path / "third")
+    settings = dataclasses.asdict(checkpoint.readable(config).model)
+    assert language.source(settings)[0] == str(tmp_path / "elsewhere")
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not beside this checkout")

@@ -36,7 +36,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from octolike import types
-from octolike.config import Component, Config, ConfigError, build_component, from_json, to_json
+from octolike.config import (
+    Component,
+    Config,
+    ConfigError,
+    build_component,
+    from_json,
+    stored_config,
+    to_json,
+)
 from octolike.model import language
 from octolike.normalize import Embodiment, embodiments_from_json, embodiments_to_json
 from octolike.text import TOKENIZERS
@@ -99,12 +107,12 @@ def write_run_files(
 
     Each is there whole or not at all; a text encoder or tokenizer that is there already stays.
     """
-    directory = Path(config.workdir)
+    directory, source = Path(config.workdir), readable(config)
     directory.mkdir(parents=True, exist_ok=True)
     if config.data.text.get("path") and not (directory / TOKENIZER).is_dir():
-        build_component(TOKENIZERS, config.data.text, "data.text").save(directory / TOKENIZER)
+        build_component(TOKENIZERS, source.data.text, "data.text").save(directory / TOKENIZER)
     if not (directory / TEXT_ENCODER).is_dir():
-        language.write(dataclasses.asdict(config.model), directory / TEXT_ENCODER)
+        language.write(dataclasses.asdict(source.model), directory / TEXT_ENCODER)
     for name, text in _contents(config, embodiments, spec, names).items():
         write_text(directory / name, text)
 
@@ -122,6 +130,21 @@ def with_own_files(config: Config, directory: str | Path) -> Config:
         moved = language.with_paths(tokenizers, str(directory / TEXT_ENCODER))
         own.model.tokenizers = moved["tokenizers"]
     return own
+
+
+def readable(config: Config) -> Config:
+    """Return the config of a run that starts or goes on, with text files that are there.
+
+    Of the run itself (`with_own_files`); before it has any, of the run it starts from, where that
+    one means the same by them; else where the config says.
+    """
+    text = lambda c: (c.data.text, language.source(dataclasses.asdict(c.model)))
+    first = Path(config.train.init_from)
+    started = config.train.init_from and (first / "config.json").is_file()
+    other = stored_config(config.train.init_from) if started else None
+    if other and text(other) == text(config):
+        config = with_own_files(config, first)
+    return with_own_files(config, config.workdir)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -36,7 +36,7 @@ from jax.sharding import Mesh
 
 from octolike import types
 from octolike.config import Config, build_component
-from octolike.model import language, octo, pretrained
+from octolike.model import language, octo
 from octolike.normalize import Embodiment
 from octolike.text import TOKENIZERS
 from octolike.train import (
@@ -108,7 +108,7 @@ def train(
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch_size(config.data.batch_size, mesh)
     # 3. The parameters.
-    own = checkpoint.with_own_files(config, config.workdir)
+    own = checkpoint.readable(config)
     settings, given = dataclasses.asdict(own.model), spec
     _check_vocabulary(own, settings)
     spec = language.extend_spec(settings, given)
@@ -136,9 +136,7 @@ def train(
         state, position = checkpoints.restore(like)
         print(f"resuming {config.workdir} at step {int(state.step)}")
     else:
-        taken = start.take_over(config, shapes, names) if config.train.init_from else {}
-        taken = optimizer.merge(pretrained.read(settings, shapes) or {}, taken)
-        state = begin.scratch(init, keys[0], taken)
+        state = begin.scratch(init, keys[0], start.given(config, settings, shapes, names))
     if int(state.step) >= config.train.steps:
         print(f"all {config.train.steps} steps are done; with more train.steps it would go on")
         return state

@@ -7,6 +7,7 @@ import dataclasses
 import fnmatch
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from octolike import types
 from octolike.config import Config, ConfigError, OptimConfig
-from octolike.model import octo
+from octolike.model import octo, pretrained
 from octolike.train import checkpoint, lora, optimizer, sharding
 from octolike.train import state as states
 from octolike.train.state import Params, TrainState
@@ -48,6 +49,21 @@ def make_init(
         how = "not changed" if pattern.startswith("!") else f"changed at rank {config.lora_rank}"
         print(f"{how} by {pattern!r}: {_briefly(paths)}")
     return init, sorted({*optimizer.chosen(matches), *changed})
+
+
+def given(
+    config: Config, settings: Mapping[str, Any], shapes: Params, names: types.Names
+) -> Params:
+    """Return the parameters that do not start afresh: train.init_from's, and pretrained ones.
+
+    settings: the model's, with files that are there. A file is not read where the other run's
+    parameters take its place.
+    """
+    taken = take_over(config, shapes, names) if config.train.init_from else {}
+    left = optimizer.flatten(shapes).keys() - optimizer.flatten(taken).keys()
+    parts = {path.partition("/")[0] for path in left if "/encoder/" in path}
+    read = pretrained.read(settings, {part: shapes[part] for part in sorted(parts)})
+    return optimizer.merge(read, taken)
 
 
 def take_over(config: Config, shapes: Params, names: types.Names) -> Params:
