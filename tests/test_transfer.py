@@ -246,6 +246,24 @@ def test_every_row_has_an_action_space_in_words():
     assert "other actions" not in spaces.values() or len(set(spaces.values())) > 3
 
 
+def test_gradients_of_one_kind_agree_as_much_as_those_of_two_that_are_alike():
+    """The halves of a group are noisier than the groups that are compared."""
+    rng = np.random.default_rng(0)
+    unit = lambda x: x / np.linalg.norm(x)
+    truth, halves, wholes = rng.normal(size=400), [], []
+    for _ in range(300):
+        a, b = (truth + 1.2 * rng.normal(size=(2, 400)) for _ in range(2))
+        halves.append(unit(a[0]) @ unit(a[1]))
+        wholes.append(unit(a.sum(axis=0)) @ unit(b.sum(axis=0)))
+    assert np.mean(wholes) - np.mean(halves) > 0.1
+    assert during.of_wholes(np.array([np.mean(halves)]))[0] == pytest.approx(
+        np.mean(wholes), abs=0.02
+    )
+    rows = [row(k, 0.5, within=r) for k, r in enumerate((0.4, 0.6))]
+    found = during.summarize("both", ("a", "b"), rows, np.nan)
+    np.testing.assert_allclose(found.within, [2 / 3, np.nan])
+
+
 def row(step, cosine, within=0.5, seconds=2.0):
     matrix = [[1.0, cosine], [cosine, 1.0]]
     part = lambda c: {"cosine": [[1.0, c], [c, 1.0]], "conflict_rate": float(c < 0)}

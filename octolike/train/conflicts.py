@@ -11,7 +11,7 @@ gradient. A group that a batch lacks has a part of zeros.
 
     cosine          of two parts, over the parameters that both of them move: the shared ones
     conflict rate   share of the pairs with a cosine below zero
-    within          cosine of the two halves of one group: what noise leaves of full agreement
+    within          cosine of the two halves of one group: below one by noise alone
 
 PCGrad (Yu et al. 2020, "Gradient Surgery for Multi-Task Learning"): from each part goes what is
 against another one, in random order. What is left is a weighted sum of the parts, with weights that

@@ -72,10 +72,11 @@ class Gradients:
     """The comparisons of the runs of one variant, C in all.
 
     groups: G names; cosine: [G, G], means over all comparisons; periods: the same by period, and
-    judged; within: [G], the mean cosine of two halves of one group; rate: share of conflicting
-    pairs, over all comparisons; modules: {module: (mean cosine of the pairs, conflict rate)};
-    curve: [n, 3], step, mean cosine of the pairs, conflict rate; cost: a comparison's time as
-    multiples of a step, NaN where the log does not tell; NaN: never both in a batch.
+    judged; within: [G], the cosine that two batches of one group would have, each as large as the
+    one compared, by those of its halves (`of_wholes`); rate: share of conflicting pairs, over all
+    comparisons; modules: {module: (mean cosine of the pairs, conflict rate)}; curve: [n, 3], step,
+    mean cosine of the pairs, conflict rate; cost: a comparison's time as multiples of a step, NaN
+    where the log does not tell; NaN: never both in a batch.
     """
 
     variant: str
@@ -162,7 +163,7 @@ def summarize(
     chunks = [c for c in np.array_split(order, min(WINDOWS, len(rows))) if len(c)]
     steps = np.array([row["step"] for row in rows], np.float64)
     curve = [(steps[c].mean(), _mean(pairs[c]), _rate(pairs[c])) for c in chunks]
-    within = interval(np.array([row["within"] for row in rows], np.float64))[0]
+    within = of_wholes(interval(np.array([row["within"] for row in rows], np.float64))[0])
     count = max(1, min(PERIODS, len(rows) // FEWEST))
     tests = count * len(pairs[0])
     periods = [
@@ -180,6 +181,15 @@ def summarize(
         curve=np.array(curve),
         cost=cost,
     )
+
+
+def of_wholes(halves: np.ndarray) -> np.ndarray:
+    """Return the cosine of wholes whose halves agree so: by Spearman and Brown, 2 r / (1 + r).
+
+    Half of the examples are noisier, so halves of one group agree less than two groups that pull
+    the same way. Below zero there is nothing but noise, and a cosine stays as it is.
+    """
+    return np.where(halves > 0, 2 * halves / (1 + np.maximum(halves, 0)), halves)
 
 
 def period(rows: Sequence[Mapping[str, Any]], tests: int) -> Period:

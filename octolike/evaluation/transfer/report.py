@@ -106,8 +106,8 @@ def _gradients_in_words(found: Gradients) -> str:
     within = found.within[np.isfinite(found.within)]
     ceiling = f"{within.mean():+.2f}" if len(within) else "unknown"
     start = (
-        f"{found.rate:.0%} of the compared pairs of gradients conflict; two halves of one group "
-        f"have a cosine of {ceiling}, which is what noise leaves of full agreement. "
+        f"{found.rate:.0%} of the compared pairs of gradients conflict; two batches of one group "
+        f"would have a cosine of {ceiling}, which is what noise leaves of full agreement. "
     )
     if not pairs:
         return start + (
@@ -271,8 +271,9 @@ _METHOD = (
     "Similar states are nearest neighbours in proprio and small pictures, of another episode, and "
     "of the same instruction where the groups share instructions. Distributions alone do not show "
     "that two groups answer the same scene by opposite actions.",
-    "The cosine of two noisy gradients is nearer to zero than that of their means. The cosine of "
-    "two halves of one group shows how much noise there is: compare with that, not with one.",
+    "The cosine of two noisy gradients is nearer to zero than that of their means. That of two "
+    "batches of one group (computed from the halves of its examples) shows how much noise there "
+    "is: compare with that, not with one.",
     "Mind the steps: all groups together, trained for as many steps as their single runs take in "
     "sum, see each group's data as often as its single run does, at the same cost; in fewer steps "
     "they see them less. The effect of one group on another is that of leaving it out of the mix.",
