@@ -67,10 +67,11 @@ class DiesOnce(Walk):
 
 
 class Counterfactual(Walk):
-    """Says of every episode whether another task than the one asked for was done."""
+    """Says of every episode whether another task than the one asked for was done; at first: no."""
 
     def _info(self):
-        return super()._info() | {"original": "o", "instead": self.seed % 2 == 0}
+        instead = self.steps > 0 and self.seed % 2 == 0
+        return super()._info() | {"original": "o", "instead": instead}
 
 
 def make(kind=Walk):

@@ -298,6 +298,8 @@ def _execute(pool: Pool, chunks: np.ndarray, active: dict, finish: Any, timing: 
         running.total += reward
         running.actions.append(info["actions"])
         timing.environment_steps += len(info["actions"])
+        if "instead" in info:  # reset cannot know; all else stays as the policy was told it
+            running.info = {**running.info, "instead": info["instead"]}
         if terminated or truncated:
             success = bool(info["success"])
             finish(slot, success, "" if success else info["failure"] or "time ran out")
