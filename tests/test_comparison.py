@@ -5,19 +5,14 @@ import json
 import pytest
 
 from octolike.evaluation import comparison
+from octolike.evaluation.success import Rate
 
 
 def make_run(directory, name, wins, error=0.2, costs=True):
     run = directory / name
-    (run / "evaluation").mkdir(parents=True)
-    rows = [{"setup": {}}]
-    for split, won in wins.items():
-        for i in range(4):
-            row = {"policy": "trained", "split": split, "skill": "touch", "seed": i}
-            rows.append(row | {"success": i < won, "failure": ""})
-    rows.append(rows[-1] | {"policy": "untrained", "success": True})
-    lines = "".join(json.dumps(r) + "\n" for r in rows)
-    (run / "evaluation" / "results.jsonl").write_text(lines)
+    rows = [r | {"split": s} for s, won in wins.items() for r in episodes("touch", won)]
+    add_rows(run / "evaluation", [*rows, rows[-1] | {"policy": "untrained", "success": True}])
+    write_config(run, wins, ("touch",))
     log = [{"step": s, "seconds": 0.05 * s, "loss": 1.0} for s in (10, 20, 30)]
     log.append({"step": 30, "seconds": 9.0, "validation/table/action_error": error})
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
@@ -61,8 +56,15 @@ def episodes(skill, won, of=4):
     return [row | {"seed": i, "success": i < won} for i in range(of)]
 
 
+def write_config(run, splits, skills):
+    plan = {"splits": list(splits), "skills": list(skills), "episodes": 4, "seed": 0}
+    config = {"environment": {"kind": "tabletop"}, "evaluate": plan, "train": {"steps": 30}}
+    (run / "config.json").write_text(json.dumps(config))
+
+
 def test_skills_have_columns_and_the_worst_is_named(tmp_path):
     make_run(tmp_path, "default-0", {"train": 0})
+    write_config(tmp_path / "default-0", ("train",), ("touch", "lift"))
     add_rows(tmp_path / "default-0" / "evaluation", episodes("touch", 3) + episodes("lift", 1))
     head, _, line = comparison.table(comparison.read(tmp_path)).splitlines()
     assert "| seen | touch | lift | worst skill | mean over skills |" in head
@@ -71,7 +73,10 @@ def test_skills_have_columns_and_the_worst_is_named(tmp_path):
 
 def test_seen_tasks_come_first_whatever_episode_ended_first(tmp_path):
     make_run(tmp_path, "default-0", {"train": 0})
-    unseen = [r | {"split": "held_out_combination"} for r in episodes("touch", 0)]
+    write_config(tmp_path / "default-0", ("train", "held_out_combination"), ("touch", "lift"))
+    unseen = [
+        r | {"split": "held_out_combination"} for s in ("touch", "lift") for r in episodes(s, 0)
+    ]
     rows = [*unseen, *episodes("touch", 3), *episodes("lift", 1)]
     add_rows(tmp_path / "default-0" / "evaluation", rows)
     head, _, line = comparison.table(comparison.read(tmp_path)).splitlines()
@@ -91,3 +96,21 @@ def test_robots_have_columns_of_their_own(tmp_path):
     assert entries["both"].pooled("right: train").rate == 0.75
     assert list(entries["alone"].success) == ["left: train"]
     assert "| left: seen | right: seen |" in comparison.table(list(entries.values()))
+
+
+def test_only_episodes_of_the_runs_own_settings_count_each_once(tmp_path):
+    make_run(tmp_path, "default-0", {"train": 0})
+    crashed = episodes("touch", 2)[1] | {"success": None}
+    other = [r | {"seed": r["seed"] + 9} for r in episodes("touch", 4)]
+    rows = [crashed, *other, *episodes("lift", 4), *episodes("touch", 2)[:3]]
+    add_rows(tmp_path / "default-0" / "evaluation", rows, {"checkpoint": 30})
+    (entry,) = comparison.read(tmp_path)
+    assert (entry.pooled("train"), entry.missing) == (Rate(2, 3), 1)
+    table = comparison.table([entry])
+    assert table.endswith("Episodes that crashed or were not run: default 1.")
+    add_rows(tmp_path / "default-0" / "evaluation", rows, {"checkpoint": 20})
+    with pytest.raises(ValueError, match=r"is of step 20, and the run goes to 30; finish it"):
+        comparison.read(tmp_path)
+    add_rows(tmp_path / "default-0" / "evaluation", other, {"checkpoint": 30})
+    with pytest.raises(ValueError, match=r"no episode of the run's own settings .* --run .*-0"):
+        comparison.read(tmp_path)

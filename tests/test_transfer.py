@@ -372,7 +372,9 @@ def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
     """Write what a study reads of a run; robots: {name: datasets}, evaluated one by one."""
     run = directory / name
     run.mkdir(parents=True)
+    plan = {"splits": ["train"], "episodes": 20, "seed": 0}
     config = {"collect": {"skills": dict.fromkeys(skills, 1)}, "workdir": str(run)}
+    config |= {"environment": {"kind": "tabletop"}, "evaluate": plan, "train": {"steps": 100}}
     (run / "config.json").write_text(json.dumps(config))
     (run / "names.json").write_text(json.dumps({"datasets": datasets}))
     known = robots or {"arm": datasets}
@@ -384,13 +386,14 @@ def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
             won = wins[robot] if robots else wins[skill]
             for i in range(20):
                 line = {"policy": "trained", "split": "train", "skill": skill, "failure": ""}
-                lines.append(line | {"success": i < won})
+                lines.append(line | {"success": i < won, "seed": i})
         folder = run / "evaluation" / (robot if robots else "")
         folder.mkdir(parents=True)
         text = "".join(json.dumps(x) + "\n" for x in lines)
         (folder / "results.jsonl").write_text(text)
     if error is not None:
-        (run / after.ERRORS).write_text(json.dumps(dict.fromkeys(datasets, error)))
+        errors = {"step": 100, "errors": dict.fromkeys(datasets, error)}
+        (run / after.ERRORS).write_text(json.dumps(errors))
     return run
 
 
@@ -538,3 +541,24 @@ def test_held_out_errors_are_in_standard_deviations_of_the_group():
     spread = t[:, 0].std()
     assert after._error(policy, "g", chunks, config) == pytest.approx(0.1 / spread)
     assert policy.told[0]["task_id"] == "g"
+
+
+def test_held_out_errors_are_measured_anew_where_anything_changed(runs, monkeypatch):
+    run, calls = runs / "only_t_touch-0", []
+    config = after.config_of(run)
+    arm = SimpleNamespace(name="arm", datasets=["t_touch"])
+    loaded = SimpleNamespace(step=100, config=config, names=arm, embodiments=[arm])
+    monkeypatch.setattr(after, "load_run", lambda run: loaded)
+    monkeypatch.setattr(after, "Policy", lambda *args: None)
+    monkeypatch.setattr(after, "_error", lambda *args: calls.append(args) or 0.25)
+    held_out = {"t_touch": [after.Demonstration({}, np.zeros((3, 2), np.float32), "touch")]}
+    for _ in range(2):
+        after.measure_errors(run, held_out)
+    assert len(calls) == 1
+    assert after.read({"alone": [run]})["alone"].results["t_touch"].error == (0.25,)
+    held_out["t_touch"][0].action[0] = 1
+    after.measure_errors(run, held_out)
+    loaded.step = 50
+    after.measure_errors(run, held_out)
+    assert len(calls) == 3
+    assert after.read({"alone": [run]})["alone"].results["t_touch"].error == ()

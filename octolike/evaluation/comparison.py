@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from octolike.evaluation import figures
-from octolike.evaluation.success import MEANING, Rate, count
+from octolike.evaluation import figures, outcomes
+from octolike.evaluation.success import Rate, count
 from octolike.train import metrics
 from octolike.train.checkpoint import COSTS
-
-RESULTS = "evaluation/results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Entry:
     success: {split: one Rate per seed}, and where a run has several robots {"robot: split": …};
     action_error: per seed, in normalised units; step_seconds: per seed, the median over the run;
     parameters, flops (per step): None where an older run did not write them; skills: {skill: Rate
-    over all seeds} on the first split.
+    over all seeds} on the first split; missing: episodes that crashed or were not run.
     """
 
     variant: str
@@ -39,6 +37,7 @@ class Entry:
     parameters: int | None
     flops: float | None
     skills: dict[str, Rate] = field(default_factory=dict)
+    missing: int = 0
 
     def pooled(self, split: str) -> Rate:
         """Return the rate over all seeds' episodes."""
@@ -59,19 +58,20 @@ class Entry:
 def read(directory: str | Path) -> list[Entry]:
     """Return the variants of a comparison, in alphabetical order, those with results alone.
 
-    Raises FileNotFoundError where there is no evaluated run.
+    Episodes are those of the runs' own settings (`outcomes`). Raises FileNotFoundError where there
+    is no evaluated run.
     """
     variants: dict[str, list[Path]] = {}
     for run in sorted(Path(directory).glob("*-*")):
-        if _results(run):
+        if outcomes.files(run):
             variants.setdefault(run.name.rpartition("-")[0], []).append(run)
     if not variants:
         raise FileNotFoundError(
-            f"{directory} holds no evaluated run <variant>-<seed>/{RESULTS}; make them with "
-            "scripts/compare.py"
+            f"{directory} holds no evaluated run <variant>-<seed>/{outcomes.RESULTS}; make them "
+            "with scripts/compare.py"
         )
     # A run with one robot stands beside those with several under the name of its robot.
-    several = any("" not in _results(run) for runs in variants.values() for run in runs)
+    several = any("" not in outcomes.files(run) for runs in variants.values() for run in runs)
     return [_entry(name, runs, several) for name, runs in variants.items()]
 
 
@@ -101,7 +101,11 @@ def table(entries: Sequence[Entry], first: str = "") -> str:
                 f"{1e3 * np.median(e.step_seconds):.0f}",
             ]
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lacking = [f"{e.variant} {e.missing}" for e in entries if e.missing]
+    if lacking:
+        lines += ["", f"Episodes that crashed or were not run: {', '.join(lacking)}."]
+    return "\n".join(lines)
 
 
 def ordered(entries: Sequence[Entry], first: str = "") -> list[Entry]:
@@ -139,26 +143,6 @@ def draw(entries: Sequence[Entry], path: Path, first: str = "") -> Path:
     return figures.save(figure, path)
 
 
-def _results(run: Path) -> dict[str, Path]:
-    """Return the results of each robot of a run; of "" where it knows but one."""
-    found = {path.parent.name: path for path in sorted(run.glob("evaluation/*/results.jsonl"))}
-    return {"": run / RESULTS} if (run / RESULTS).exists() else found
-
-
-def _rows(run: Path, several: bool) -> list[dict[str, Any]]:
-    """Return the rows of the trained policy, seen tasks first, not as the episodes came to an end.
-
-    With several robots, splits name theirs.
-    """
-    out, rank = [], {split: i for i, split in enumerate(MEANING)}
-    for path in _results(run).values():
-        head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        for row in sorted(rows, key=lambda r: (rank.get(r["split"], len(rank)), r["split"])):
-            split = f"{head['setup']['embodiment']}: {row['split']}" if several else row["split"]
-            out += [row | {"split": split}] if row["policy"] == "trained" else []
-    return out
-
-
 def _plain(split: str) -> str:
     """Return a split without its robot."""
     return split.rpartition(": ")[2]
@@ -168,14 +152,19 @@ def _entry(variant: str, runs: Sequence[Path], several: bool) -> Entry:
     success: dict[str, list[Rate]] = {}
     errors, seconds, costs = [], [], {}
     first: list[dict[str, Any]] = []
+    missing = 0
     for run in runs:
-        rows = _rows(run, several)
+        rows = []
+        for found in outcomes.read(run):  # with several robots, splits name theirs
+            robot = f"{found.robot}: " if several else ""
+            rows += [row | {"split": f"{robot}{row['split']}"} for row in found.rows]
+            missing += found.missing
         for split in dict.fromkeys(r["split"] for r in rows):
             success.setdefault(split, []).append(count(rows, split=split))
         first += [r for r in rows if _plain(r["split"]) == _plain(rows[0]["split"])]
         log = metrics.read(run / metrics.FILE)
-        found = [v for r in log for k, v in r.items() if k.endswith("/action_error")]
-        errors.append(found[-1] if found else np.nan)
+        known = [v for r in log for k, v in r.items() if k.endswith("/action_error")]
+        errors.append(known[-1] if known else np.nan)
         at = np.array([(r["step"], r["seconds"]) for r in log if "loss" in r])
         seconds.append(float(np.median(np.diff(at[:, 1]) / np.diff(at[:, 0]))))
         if (run / COSTS).exists():
@@ -188,6 +177,7 @@ def _entry(variant: str, runs: Sequence[Path], several: bool) -> Entry:
         costs.get("parameters"),
         costs.get("flops_per_step"),
         {s: count(first, skill=s) for s in dict.fromkeys(r["skill"] for r in first)},
+        missing,
     )
 
 

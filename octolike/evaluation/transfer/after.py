@@ -19,6 +19,7 @@ finding; one in twenty does so by chance.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -30,14 +31,14 @@ import numpy as np
 from scipy.special import stdtrit
 
 from octolike.config import Config, from_json
-from octolike.evaluation.comparison import RESULTS
+from octolike.evaluation import outcomes
 from octolike.evaluation.evaluate import Demonstration
 from octolike.evaluation.success import SEEN, Rate, count, difference
 from octolike.evaluation.transfer.before import STILL, no_nan
 from octolike.policy import Policy
 from octolike.train.checkpoint import load_run, write_text
 
-ERRORS = "transfer_errors.json"  # of a run: {group: error of sampled actions}
+ERRORS = "transfer_errors.json"  # of a run: what was measured, {group: error of sampled actions}
 MOMENTS = 4  # of each held-out demonstration
 PLAIN = ("together", "default")  # names of the variant that is the plain mix
 ONLY = "only_"  # begins the names of variants that collect the dataset they are alone with
@@ -200,11 +201,18 @@ def measure_errors(run: Path, held_out: Mapping[str, Sequence[Demonstration]]) -
 
     The mean absolute difference between sampled and demonstrated actions, at a few moments of each
     demonstration, in standard deviations of the group's own held-out actions: runs of other mixes
-    normalise by other numbers. Noise is the same for all runs. Done already: nothing happens.
+    normalise by other numbers. Noise is the same for all runs. Done already, at the same step and
+    on the same demonstrations: nothing happens.
     """
-    if (run / ERRORS).exists():
-        return
     loaded = load_run(run)
+    actions = b"".join(d.action.tobytes() for found in held_out.values() for d in found)
+    key = {
+        "step": loaded.step,
+        "tell": list(loaded.config.evaluate.tell),
+        "held_out": hashlib.sha256(actions).hexdigest()[:16],
+    }
+    if {k: v for k, v in _measured(run).items() if k != "errors"} == key:
+        return
     errors, policies = {}, {}
     for group, demonstrations in held_out.items():
         if group not in loaded.names.datasets:
@@ -213,7 +221,7 @@ def measure_errors(run: Path, held_out: Mapping[str, Sequence[Demonstration]]) -
         policy = policies.get(robot) or Policy(loaded, robot, 32)
         policies[robot] = policy
         errors[group] = _error(policy, group, demonstrations, loaded.config)
-    write_text(run / ERRORS, json.dumps(errors) + "\n")
+    write_text(run / ERRORS, json.dumps(key | {"errors": errors}) + "\n")
 
 
 def _error(
@@ -288,9 +296,15 @@ def config_of(run: Path) -> Config:
     return from_json((run / "config.json").read_text(encoding="utf-8"))
 
 
-def _errors(run: Path) -> dict[str, float]:
+def _measured(run: Path) -> dict[str, Any]:
     path = run / ERRORS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _errors(run: Path) -> dict[str, float]:
+    """Return the errors at the end of training; {} where they have not been measured there."""
+    found = _measured(run)
+    return found["errors"] if found.get("step") == config_of(run).train.steps else {}
 
 
 def _names(run: Path) -> tuple[str, ...]:
@@ -304,15 +318,14 @@ def _success(run: Path, skills: Mapping[str, Sequence[str]]) -> dict[str, Rate]:
     skills: of each dataset that has a run alone, by which the episodes of a robot are told apart
     that several datasets share.
     """
+    if not outcomes.files(run):
+        return {}
     rates: dict[str, Rate] = {}
     robots = json.loads((run / "embodiments.json").read_text(encoding="utf-8"))
     datasets = {e["name"]: e["datasets"] for e in robots}
-    for path in (run / RESULTS, *sorted(run.glob("evaluation/*/results.jsonl"))):
-        if not path.exists():
-            continue
-        head, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        rows = [r for r in lines if r["policy"] == "trained" and r["split"] == SEEN]
-        mine = datasets[head["setup"]["embodiment"]]
+    for found in outcomes.read(run):
+        rows = [r for r in found.rows if r["split"] == SEEN]
+        mine = datasets[found.robot]
         for group in mine:
             known = (
                 rows if len(mine) == 1 else [r for r in rows if r["skill"] in skills.get(group, ())]
