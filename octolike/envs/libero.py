@@ -37,8 +37,9 @@ class LiberoEnv(gymnasium.Env):
         image_wrist    uint8 [hw, hw, 3]; the camera in the hand, turned likewise
         proprio        float32 [8]: x, y, z (metres), axis-angle (radians), two fingers (metres)
     Action:
-        float32 [7] in [-1, 1]: dx, dy, dz, rotation as axis-angle, all scaled by the controller,
-        and the gripper: -1 opens, 1 closes.
+        float32 [7]: dx, dy, dz, rotation as axis-angle, all in [-1, 1] and scaled by the
+        controller, and the gripper in [0, 1], 1 is open: what the rows of LIBERO's datasets give.
+        The simulator is given -1 to open and 1 to close.
 
     An episode starts from initial state (seed mod their number) of the benchmark, after
     `settle_steps` steps in which things come to rest. It ends with the benchmark's success or at
@@ -71,7 +72,8 @@ class LiberoEnv(gymnasium.Env):
                 "proprio": box(-10, 10, (8,), np.float32),
             }
         )
-        self.action_space = box(-1, 1, (7,), np.float32)
+        low = np.array([-1] * 6 + [0], np.float32)
+        self.action_space = box(low, np.ones(7, np.float32))
         self.render_mode = "rgb_array"
         self.skill, self.instruction, self.steps = "", "", 0
         self._env: Any = None
@@ -99,8 +101,10 @@ class LiberoEnv(gymnasium.Env):
         """Act for 1/20 s; ValueError where the action is not seven finite numbers."""
         if self._env is None:
             raise RuntimeError("call reset() before step()")
-        moves = np.clip(adapters.checked(action), -1, 1)
-        self._seen, reward, done, _ = self._env.step(moves.tolist())
+        numbers = adapters.checked(action)
+        gripper = -1.0 if numbers[6] > 0.5 else 1.0
+        moves = np.clip(numbers[:6], -1, 1)
+        self._seen, reward, done, _ = self._env.step([*moves.tolist(), gripper])
         self.steps += 1
         over = not done and self.steps >= LIMITS[self.skill.split("/")[0]]
         info = self._info(bool(done), "time ran out" if over else "")

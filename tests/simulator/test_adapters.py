@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("gymnasium", reason="needs pip install 'octolike[sim]'")
 
 from octolike.config import ConfigError
+from octolike.data import expressions, oxe
 from octolike.envs import adapters, libero, simpler
 from octolike.envs.registry import ENVIRONMENTS
 
@@ -89,7 +90,7 @@ def test_libero_starts_from_a_state_of_the_benchmark_after_settling(libero_env):
 def test_libero_acts_clips_and_ends(libero_env):
     libero_env.reset(seed=0, options={"skills": ["spatial/0"]})
     *_, info = libero_env.step(np.array([0.5, -3, 0, 0, 0, 0, 1]))
-    assert libero_env._env.actions[-1] == [0.5, -1, 0, 0, 0, 0, 1]
+    assert libero_env._env.actions[-1] == [0.5, -1, 0, 0, 0, 0, -1]
     assert not info["success"]
     _, reward, done, over, info = libero_env.step(np.array([1.0, 0, 0, 0, 0, 0, -1]))
     assert (reward, done, over, info["success"]) == (1, True, False, True)
@@ -97,6 +98,19 @@ def test_libero_acts_clips_and_ends(libero_env):
     for _ in range(libero.LIMITS["spatial"]):
         _, _, done, over, info = libero_env.step(np.zeros(7))
     assert (done, over, info["failure"]) == (False, True, "time ran out")
+
+
+@pytest.mark.parametrize("row", [row for row in oxe.OXE if row.embodiment == "libero"])
+def test_libero_is_sent_what_its_demonstrations_store(libero_env, row):
+    """From the stored actions through the dataset's row and back: -1 opens, 1 closes."""
+    stored = np.array([[0.5, -0.25, 0, 0, 0, 0.125, g] for g in (-1, 1)])
+    actions = expressions.evaluate(row.action_from, {"is_first": [True, False], "action": stored})
+    assert actions[:, 6].tolist() == [1, 0]  # 1 is open
+    libero_env.reset(seed=0, options={"skills": ["spatial/0"]})
+    for action in actions:
+        assert libero_env.action_space.contains(action.astype(np.float32))
+        libero_env.step(action)
+    assert libero_env._env.actions[-2:] == stored.tolist()
 
 
 class SimplerSim:
