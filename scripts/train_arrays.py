@@ -5,7 +5,8 @@
 
 For a machine with jax and the simulator but no tensorflow. The experts demonstrate on the spot, the
 same episodes as scripts/collect.py writes; frames are kept as <data.root>/<split>.npz, and used
-where they are there. The rest is as in scripts/train.py, and the same command resumes.
+where they are there; made with other settings, they are refused. The rest is as in
+scripts/train.py, and the same command resumes.
 """
 
 import sys
@@ -24,8 +25,9 @@ def frames(config: configs.Config, split: str):
     from octolike.train.arrays import Frames
 
     path = Path(config.data.root) / f"{split}.npz"
+    settings = demonstrations.settings(config.environment, config.collect)
     if path.exists():
-        return Frames.load(path)
+        return Frames.load(path, settings)
     plan = demonstrations.plan(config.environment, config.collect)
     shards = [shard for shard in plan if shard.split == split]
     if not shards:
@@ -36,7 +38,7 @@ def frames(config: configs.Config, split: str):
         made = threads.map(crew.record, shards)
         made = tqdm(made, total=len(shards), desc=split, unit=" shards")
         result = Frames.of(episode for some in made for episode, _ in some)
-    result.save(path)
+    result.save(path, settings)
     return result
 
 

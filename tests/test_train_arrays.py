@@ -190,8 +190,21 @@ def test_frames_survive_a_file(tmp_path):
             Frames.load(tmp_path / name)
 
 
+def test_frames_made_with_other_settings_are_refused(tmp_path):
+    path = tmp_path / "train.npz"
+    Frames.of(episodes()).save(path, {"noise": 0.5, "skills": {"reach": 3}})
+    assert len(Frames.load(path, {"skills": {"reach": 3}, "noise": 0.5}).action)
+    with pytest.raises(ConfigError, match=r'made with .*"reach": 3.*now it is .*"reach": 9'):
+        Frames.load(path, {"noise": 0.5, "skills": {"reach": 9}})
+    Frames.of(episodes()).save(path)
+    with pytest.raises(ConfigError, match="were made with settings unknown"):
+        Frames.load(path, {"noise": 0.5})
+
+
 def test_what_does_not_fit_is_named():
     for match, data in (
+        ("data.episodes is 10", {"episodes": 10}),
+        ("data.limits is", {"limits": Component(metaworld=3)}),
         ("data.goal is 'uniform'", {"goal": "uniform"}),
         ("data.sampling.kind is 'uniform'", {"sampling": Component(kind="uniform")}),
         ("data.mix is 'a,b'", {"mix": "a,b"}),

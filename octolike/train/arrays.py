@@ -13,6 +13,7 @@ epoch: a pure function of the seed and the number of the batch, so resuming is a
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -97,31 +98,46 @@ class Frames:
             tasks=tuple(str(a["task"]) for a in about),
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write everything to an .npz file, whole or not at all."""
+    def save(self, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+        """Write everything to an .npz file, whole or not at all.
+
+        settings: what the episodes were made with, as plain data; `load` checks it.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         arrays = {f"image_{camera}": x for camera, x in self.images.items()}
         arrays |= {n: getattr(self, n) for n in ("proprio", "action", "starts")}
         arrays |= {n: np.array(getattr(self, n), np.str_) for n in ("instructions", "tasks")}
+        arrays["settings"] = np.array(_plain(settings), np.str_)
         with open(part, "wb") as file:
             np.savez(file, **arrays)
         os.replace(part, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Frames:
-        """Return what `save` wrote; ConfigError for a file that is missing or something else."""
+    def load(cls, path: str | Path, settings: Mapping[str, Any] | None = None) -> Frames:
+        """Return what `save` wrote.
+
+        Raises ConfigError for a file that is missing or something else, and for episodes made with
+        other settings, where some are given.
+        """
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
+            made = str(arrays.pop("settings", ""))
             images = {k.removeprefix("image_"): arrays.pop(k) for k in [*arrays] if "image_" in k}
             texts = {n: tuple(arrays.pop(n).tolist()) for n in ("instructions", "tasks")}
-            return cls(images=images, **arrays, **texts)
+            found = cls(images=images, **arrays, **texts)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ConfigError(
                 f"{path} holds no frames (Frames.save writes them): {error}"
             ) from None
+        if settings is not None and made != _plain(settings):
+            raise ConfigError(
+                f"the demonstrations of {path} were made with {made or 'settings unknown'}, and "
+                f"now it is {_plain(settings)}; remove the file, or use another data.root"
+            )
+        return found
 
 
 class ArrayData:
@@ -331,6 +347,10 @@ class Cut:
         return np.array(known, np.int32)
 
 
+def _plain(settings: Mapping[str, Any] | None) -> str:
+    return json.dumps(settings, sort_keys=True) if settings else ""
+
+
 def _check(config: Config, frames: Frames, robot: Embodiment) -> None:
     """Raise ConfigError for settings that arrays do not serve, or frames that do not fit them."""
     d = config.data
@@ -340,6 +360,8 @@ def _check(config: Config, frames: Frames, robot: Embodiment) -> None:
         ("data.paraphrases", d.paraphrases, ""),
         ("data.depth", d.depth, {}),
         ("data.service", d.service, ()),
+        ("data.episodes", d.episodes, 0),
+        ("data.limits", d.limits, {}),
         ("data.sampling.kind", "mix" if kind == "proportional" else kind, "mix"),
     ):
         if found != expected:
