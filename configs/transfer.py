@@ -44,6 +44,8 @@ def get_config(arg: str = "") -> Config:
         config.collect.episodes_per_shard = 6
         config.train.log_every, config.train.conflicts_every, config.optim.warmup = 5, 5, 2
         config.evaluate.episodes = 2
+    if len(groups) < 2:
+        config.train.conflicts_every = 0  # whose gradients could conflict?
     return config
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from octolike.config import Config
+from octolike.config import Config, load_module
 from octolike.data.datasets import DATASETS
 from octolike.evaluation import evaluate
 from octolike.evaluation.success import Rate
@@ -541,6 +541,16 @@ def test_held_out_errors_are_in_standard_deviations_of_the_group():
     spread = t[:, 0].std()
     assert after._error(policy, "g", chunks, config) == pytest.approx(0.1 / spread)
     assert policy.told[0]["task_id"] == "g"
+
+
+@pytest.mark.parametrize("name", ["transfer", "conflict"])
+@pytest.mark.parametrize("more", [(), ("debug",)])
+def test_the_runs_of_a_study_compare_gradients_where_there_are_groups(name, more):
+    module = load_module(f"configs/{name}.py")
+    for variant in module.VARIANTS:
+        config = module.get_config(",".join((f"variant={variant}", *more)))
+        several = "," in config.data.mix
+        assert bool(config.train.conflicts_every) == several, variant
 
 
 def test_held_out_errors_are_measured_anew_where_anything_changed(runs, monkeypatch):
