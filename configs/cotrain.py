@@ -4,10 +4,11 @@
     python scripts/collect.py --config configs/cotrain.py     the target
     python scripts/cotrain.py --config configs/cotrain.py
     ... --config configs/cotrain.py:target=my_robot,prior=magic_soup,base=configs/bridge.py
+        --config.data.specs=my_robot.py --config.data.root=DIR
 
 Arguments: base, another config file whose network and settings are used; target, a dataset; prior,
 a mix or a dataset; share, the target's share of the examples, and final, what it ends with (-1: as
-it was). What to expect is in RESULTS.md.
+it was). What to expect: RESULTS.md, few demonstrations.
 """
 
 from octolike.config import Component, Config, base_config, parse_arg

@@ -2,11 +2,12 @@
 
     python scripts/collect.py --config configs/finetune.py
     python scripts/finetune.py --config configs/finetune.py:mode=lora
-    ... --config configs/finetune.py:checkpoint=runs/octo,head=l1 --config.data.mix=my_robot
+    ... --config configs/finetune.py:checkpoint=runs/octo,head=l1
+        --config.data.specs=my_robot.py --config.data.mix=my_robot
 
 Arguments: checkpoint; mode (full, head, readouts, frozen_vision, frozen_language, lora); head (a
 kind, or 'fresh' for the same one from scratch, as other action dimensions need); camera=name:side
-adds one; proprio=add or drop; window, horizon. What to expect is in RESULTS.md.
+adds one; proprio=add or drop; window, horizon. What to expect: RESULTS.md, few demonstrations.
 """
 
 from types import SimpleNamespace

@@ -2,6 +2,7 @@
 
     python scripts/cotrain.py --config configs/cotrain.py      once both datasets are collected
     ... --config configs/cotrain.py:target=my_robot,prior=bridge_dataset,base=configs/bridge.py
+        --config.data.specs=my_robot.py --config.data.root=DIR
 
 Expect the table of datasets with their shares; validation, and the statistics that actions are
 normalised with, are each dataset's own. The rest is as in train.py.

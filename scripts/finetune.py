@@ -1,7 +1,8 @@
 """Train on from another run, or from an imported Octo checkpoint, on new data.
 
     python scripts/finetune.py --config configs/finetune.py:checkpoint=runs/quickstart,mode=lora
-    ... --config.data.mix=my_robot --config.data.root=DIR --config.workdir=runs/mine
+    ... --config.data.specs=my_robot.py --config.data.mix=my_robot --config.data.root=DIR
+        --config.workdir=runs/mine
 
 Modes: full, head, readouts, frozen_vision, frozen_language, lora. What may differ from the run is
 said in the config (`head=l1`, `camera=wrist:128`, `proprio=drop`, …) or by train.fresh; anything

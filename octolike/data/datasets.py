@@ -98,7 +98,8 @@ DATASETS = {row.name: row for row in (*_TABLES, _METAWORLD, _ALOHA, _FAKE, *OXE)
 def find(name: str, rows: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:
     """Return the row of a dataset; ConfigError with the nearest name where there is none."""
     if name not in rows:
-        raise ConfigError(unknown("dataset in data.mix", name, rows))
+        known = unknown("dataset in data.mix", name, rows)
+        raise ConfigError(f"{known}; one's own dataset is a row of a file in data.specs")
     return rows[name]
 
 

@@ -57,7 +57,8 @@ def parse(text: str, kind: str, rows: Collection[str] = DATASETS) -> Mix:
                 f"{kind!r}; set it to {MIXES[name].kind!r} to put datasets beside that mix"
             )
         if name not in rows and name not in MIXES:
-            raise ConfigError(unknown("mix or dataset in data.mix", name, {*MIXES, *rows}))
+            known = unknown("mix or dataset in data.mix", name, {*MIXES, *rows})
+            raise ConfigError(f"{known}; one's own dataset is a row of a file in data.specs")
         try:
             weight = float(number) if given else 1.0
         except ValueError:
