@@ -206,6 +206,7 @@ def test_the_plan_counts_what_each_device_holds():
     rows = plan.of(made, {"x": array(8, 100)}, sharding.make_mesh(), 3 * mib)
     assert rows["parameters"] == mib + 1024 + 512 * 8 * 4
     assert rows["gradients"] == rows["average"] == mib + 1024
+    assert rows["two batches"] == 2 * 8 * 100 * 4 // sharding.make_mesh().size
     assert rows["optimiser"] == 2 * (mib + 1024)
     assert rows["activations and buffers"] == 2 * mib - 1024
     said = plan.describe(rows, room=4 * mib)

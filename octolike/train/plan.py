@@ -25,7 +25,8 @@ def of(state: states.TrainState, batch: Any, mesh: Mesh, work: int | None) -> di
         "gradients": each(state.params),
         "optimiser": each(state.opt_state),
         "average": each(state.ema),
-        "batch": sum(map(sharding.nbytes, jax.tree.leaves(batch))) // mesh.size,
+        # the next one is put there while a step runs
+        "two batches": 2 * sum(map(sharding.nbytes, jax.tree.leaves(batch))) // mesh.size,
     }
     if work is not None:
         # The compiler may use up a gradient before the next one is made.
