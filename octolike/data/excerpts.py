@@ -62,12 +62,14 @@ def take(
     episodes: int,
     steps: int = 0,
 ) -> list[Excerpt]:
-    """Return up to so many episodes, spread over the shards; cameras: {name: side in pixels}.
+    """Return up to so many episodes, spread over the shards.
 
-    steps: how many, evenly spaced, are kept of each; 0: all. Episodes that the row leaves out are
-    not taken, bad ones neither where data.bad_episodes is "drop". Raises DataError for others.
+    cameras: {name: side in pixels; 0: as stored}. steps: how many, evenly spaced, are kept of each;
+    0: all. Episodes that the row leaves out are not taken, bad ones neither where data.bad_episodes
+    is "drop". Raises DataError for others.
     """
-    reader = Reader(spec, config.root, split, uninformative=config.uninformative_language)
+    root, told = config.root_of(spec.name), config.uninformative_language
+    reader = Reader(spec, root, split, uninformative=told)
     share = -(-episodes // len(reader.files))
     result: list[Excerpt] = []
     for shard, path in enumerate(reader.files):
@@ -96,8 +98,7 @@ def _excerpt(
     kept = ((np.arange(count) + 0.5) * len(episode) / count).astype(int) if steps else slice(None)
     pictures = {}
     for camera, frames in episode.images.items():
-        encoded = tf.constant(list(np.array(frames, object)[kept]), tf.string)
-        pixels = images.decode(encoded, cameras[camera]).numpy()
+        pixels = _pixels(list(np.array(frames, object)[kept]), cameras[camera])
         pictures[camera] = pixels[..., :: -1 if camera in spec.bgr else 1]
     told = episode.instructions[0]
     return Excerpt(
@@ -107,3 +108,10 @@ def _excerpt(
         told if isinstance(told, str) else told[0],
         label,
     )
+
+
+def _pixels(frames: list[bytes], side: int) -> np.ndarray:
+    if side:
+        return images.decode(tf.constant(frames, tf.string), side).numpy()
+    read = [tf.io.decode_image(f, channels=3, expand_animations=False) for f in frames]
+    return np.stack([x.numpy() for x in read])
