@@ -10,7 +10,7 @@ import policy_fakes
 import pytest
 from rollout_fakes import Counterfactual, CrashesAlways, CrashesOnce, DiesOnce, Walk, make
 
-from octolike.config import Component, Config, ConfigError, EvaluateConfig
+from octolike.config import CollectConfig, Component, Config, ConfigError, EvaluateConfig
 from octolike.envs.pool import Pool
 from octolike.evaluation import closed_loop, evaluate, rollouts, success, suites
 from octolike.evaluation.evaluate import Demonstration
@@ -197,6 +197,22 @@ def test_every_suite_makes_a_plan(name):
 def test_bad_suites_are_refused(suite, match):
     with pytest.raises(ConfigError, match=match):
         suite.plan()
+
+
+def test_what_was_not_demonstrated_is_not_passed_off_as_seen():
+    collect = CollectConfig(skills={"touch": 3, "lift": 3})
+    table = suites.named("tabletop", {"kind": "tabletop"})
+    (note,) = suites.caveats(table.plan(), collect)
+    assert "no demonstrations of push, put, stack: unless" in note
+    known = dataclasses.replace(table, skills=("touch", "lift"))
+    assert suites.caveats(known.plan(), collect) == []
+    collect.split = "held_out_family"
+    assert "of the split 'held_out_family'" in suites.caveats(known.plan(), collect)[0]
+    early = dataclasses.replace(known, seed=5).plan()
+    assert "Seeds below 1,000,000" in suites.caveats(early, collect)[1]
+    ml10 = suites.named("metaworld_ml10", {"kind": "metaworld"})
+    mine = CollectConfig(skills=dict.fromkeys((*ml10.skills, "drawer-open"), 1))
+    assert "the held-out tasks: drawer-open." in suites.caveats(ml10.plan(), mine)[0]
 
 
 def test_suites_by_name_and_from_a_config():

@@ -115,7 +115,7 @@ class Evaluation:
         }
         pieces = self.directory / "evaluation" / self._own
         self.results = rollouts.Results(pieces, self.setup, settings.videos)
-        self._remarks: list[str] = []
+        self._remarks = suites.caveats(self.plan, self.config.collect)
         self._clips: list[Clip] = []
 
     def run(self) -> None:
@@ -125,6 +125,8 @@ class Evaluation:
         not fit, or the simulator cannot be built.
         """
         settings = self.config.evaluate
+        for remark in self._remarks:
+            print(f"note: {remark}")
         make = rollouts.env_maker(
             self.policy, self.environment, settings.execute, settings.ensemble
         )

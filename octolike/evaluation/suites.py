@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from octolike.config import ConfigError, EvaluateConfig, unknown
+from octolike.config import CollectConfig, ConfigError, EvaluateConfig, unknown
 from octolike.envs.metaworld.tasks import BENCHMARKS
 from octolike.envs.registry import choose_names, kind_of, simulator
 
@@ -104,6 +104,37 @@ def named(name: str, environment: Mapping[str, Any]) -> Suite:
             f"{kind!r} (its suites: {', '.join(fitting)})"
         )
     return suite
+
+
+def caveats(plan: Sequence[Episode], collect: CollectConfig) -> list[str]:
+    """Return what the names of splits would hide: where seen is not what was demonstrated.
+
+    collect: what the run's own config collects; datasets made by others are not known here.
+    """
+    known, said = set(collect.skills), []
+    of_split: dict[str, set[str]] = {}
+    for episode in plan:
+        of_split.setdefault(episode.split, set()).add(episode.skill)
+    shown = of_split.get("held_out_task", set()) & known
+    fresh = set().union(*(x for s, x in of_split.items() if s != "held_out_task")) - known
+    listed = lambda names: ", ".join(sorted(names))
+    if known and fresh:
+        said.append(
+            f"The run's own config collects no demonstrations of {listed(fresh)}: unless another "
+            "dataset of its mix has some, those tasks are not seen ones, whatever their split says."
+        )
+    if shown:
+        said.append(f"Demonstrated all the same, though among the held-out tasks: {listed(shown)}.")
+    if collect.split != "train":
+        said.append(
+            f"The run's own config collects demonstrations of the split {collect.split!r}: that "
+            "one is seen too."
+        )
+    if any(episode.seed < FIRST_SEED for episode in plan):
+        said.append(
+            f"Seeds below {FIRST_SEED:,} are those of demonstrations: layouts may be known."
+        )
+    return said
 
 
 SUITES = {
