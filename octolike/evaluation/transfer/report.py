@@ -223,9 +223,10 @@ def _after(material: Material, drawn: Mapping[str, Path]) -> str:
     lines = "".join(
         f'<li class="{e.verdict}">{html.escape(e.sentence)}</li>\n' for e in material.effects
     )
+    count = sum(np.isfinite(e.low) for e in material.effects)
     chance = (
-        f"Of {len(material.effects)} intervals of 95 %, {len(material.effects) / 20:.1f} are "
-        "expected to exclude zero by chance alone."
+        f"Of {count} intervals of 95 %, {count / 20:.1f} are expected to exclude zero by chance "
+        "alone."
     )
     return _figure(drawn, "effects", _EFFECTS) + f"<ul>{lines}</ul><p>{chance}</p>"
 
