@@ -10,8 +10,6 @@ learned in words, and RUN/report.html; rows, numbers and pictures are in RUN/eva
 half-way, the same command goes on.
 """
 
-import io
-import itertools
 import sys
 
 from absl import app, flags, logging
@@ -41,36 +39,32 @@ def main(_: list[str]) -> None:
             page = evaluation.report(compare(evaluation))
             print(report.text_table(evaluation.rows, evaluation.groups))
             print(f"\nreport: {page}")
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
 def compare(evaluation):
-    """Return predicted beside demonstrated chunks; None, and why, without held-out episodes."""
-    import imageio.v3
-    import numpy as np
-
-    from octolike.data import datasets, episodes
+    """Return predicted beside demonstrated chunks; None, and why, where there is nothing to do."""
     from octolike.evaluation.evaluate import Demonstration
 
     config, policy = evaluation.config.data, evaluation.policy
-    found = []
     try:
-        rows = datasets.load_specs(config.specs)
-        spec = datasets.find(policy.embodiment.datasets[0], rows)
-        reader = episodes.Reader(spec, config.root_of(spec.name), config.validation_split)
-        for raw in itertools.islice(reader.records(0), 4):
-            episode = reader.episode(raw, reader.files[0])
-            seen = {"proprio": episode.proprio}
-            for camera, frames in episode.images.items():
-                pictures = [imageio.v3.imread(io.BytesIO(frame)) for frame in frames]
-                seen[f"image_{camera}"] = np.stack(pictures)
+        from octolike.data import datasets, excerpts
+
+        spec = datasets.find(policy.embodiment.datasets[0], datasets.load_specs(config.specs))
+        cameras = {key.removeprefix("image_"): 0 for key in policy.image_shapes}  # 0: as stored
+        found = []
+        for e in excerpts.take(spec, config, config.validation_split, cameras, episodes=4):
+            seen = {"proprio": e.proprio} | {f"image_{k}": v for k, v in e.images.items()}
             seen = {key: seen[key] for key in policy.observation_keys}
-            told = episode.instructions[0]
-            told = told if isinstance(told, str) else told[0]
-            found.append(Demonstration(seen, episode.action, told, reader.label(raw, "")))
+            found.append(Demonstration(seen, e.action, e.instruction, e.label))
+        why = "" if found else f"{config.validation_split!r} of {spec.name} holds no episode"
+    except ModuleNotFoundError as error:
+        why = f"{error.name} is not installed"
     except (ValueError, LookupError) as error:
-        print(f"no comparison with demonstrations: {error}")
+        why = str(error)
+    if why:
+        print(f"no comparison with demonstrations: {why}")
         return None
     return evaluation.imitate(found)
 

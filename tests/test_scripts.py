@@ -1,12 +1,16 @@
 """What scripts hand on to what they start, and how they end where something is missing."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import data_fakes
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -66,9 +70,74 @@ def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkey
     run(script, monkeypatch, *arguments, "--root", "elsewhere")
     assert roots == ["elsewhere", "elsewhere"]
     assert {c[0] for c in commands} == {"collect.py", "train.py", "evaluate.py"}
-    for name, *flags in commands:
-        assert (flags[1:] == ["--config.data.root=elsewhere"]) == (name != "evaluate.py")
+    for name, *given in commands:
+        assert (given[1:] == ["--config.data.root=elsewhere"]) == (name != "evaluate.py")
     commands.clear()
     run(script, monkeypatch, *arguments)
     assert roots[2] != "elsewhere"
     assert all(len(command) == 2 for command in commands)
+
+
+def evaluation(root, imitate=list):
+    """Return what scripts/evaluate.py asks of an evaluation, of a policy of the dataset `fake`."""
+    policy = types.SimpleNamespace(
+        embodiment=types.SimpleNamespace(datasets=("fake",)),
+        observation_keys=("image_primary", "proprio"),
+        image_shapes={"image_primary": (4, 4, 3)},
+    )
+    config = data_fakes.config(root)
+    return types.SimpleNamespace(config=config, policy=policy, imitate=imitate)
+
+
+def test_demonstrations_are_shown_to_the_policy_as_stored(load, tmp_path):
+    data_fakes.write_numbered(tmp_path, "fake", [3, 5])
+    shown = load("evaluate").compare(evaluation(tmp_path))
+    assert [d.instruction for d in shown] == ["do 0", "do 1"]
+    assert shown[1].observation["image_primary"].shape == (5, data_fakes.SIDE, data_fakes.SIDE, 3)
+    assert shown[1].observation["proprio"][:, 1].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_held_out_data_without_an_episode_are_no_comparison(load, tmp_path, capsys):
+    data_fakes.write_numbered(tmp_path, "fake", [3, 5])
+    path = tmp_path / "fake" / "1.0.0" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    next(x for x in info["splits"] if x["name"] == "val")["shardLengths"] = ["0"]
+    path.write_text(json.dumps(info))
+    next(path.parent.glob("*-val.*")).write_bytes(b"")
+    assert load("evaluate").compare(evaluation(tmp_path)) is None
+    assert "no comparison with demonstrations: 'val' of fake holds no" in capsys.readouterr().out
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = None
+sys.path[:0] = ["scripts", "tests"]
+import evaluate, types
+from octolike.config import Config
+robot = types.SimpleNamespace(datasets=("fake",))
+policy = types.SimpleNamespace(embodiment=robot, image_shapes={})
+config = types.SimpleNamespace(data=Config(workdir="unused").data)
+print(evaluate.compare(types.SimpleNamespace(config=config, policy=policy)))
+"""
+
+
+def test_without_tensorflow_there_is_a_report_but_no_comparison():
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW]
+    done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True, check=True)
+    line, returned = done.stdout.splitlines()
+    assert line == "no comparison with demonstrations: tensorflow is not installed"
+    assert returned == "None"
+
+
+def test_a_policy_that_has_diverged_is_one_line(load, monkeypatch):
+    from octolike.evaluation import evaluate
+
+    def diverged(*_):
+        raise FloatingPointError("the network returned actions that are not finite")
+
+    monkeypatch.setattr(evaluate, "robots", diverged)
+    script = load("evaluate")
+    with flagsaver.flagsaver():
+        flags.FLAGS(["evaluate.py", "--run=runs/none"])
+        with pytest.raises(SystemExit, match="error: the network returned"):
+            script.main([])
