@@ -395,9 +395,39 @@ def test_films_repeat_the_episode(tmp_path):
     with Pool(make, 2, workers=0) as pool:
         films = list(rollouts.film(pool, kept, tmp_path))
         assert [len(pictures) for pictures in films] == [r["steps"] + 1 for r in kept]
-        wrong = {**kept[0], "success": not kept[0]["success"]}
-        with pytest.raises(RuntimeError, match="not deterministic"):
-            list(rollouts.film(pool, [wrong], tmp_path))
+
+
+def test_a_film_that_shows_something_else_is_left_out_and_named(tmp_path):
+    got, _, _ = roll_out(tmp_path, videos=1)
+    good = next(r for r in got.values() if r["actions"])
+    other = [{**good, "success": not good["success"]}, {**good, "steps": good["steps"] + 1}]
+    with Pool(make, 2, workers=0) as pool:
+        first, *rest, last = rollouts.film(pool, [*other, good], tmp_path)
+    for said in (first, *rest):
+        assert said.startswith(f"No film of {good['skill']}, train, seed {good['seed']}: the simul")
+        assert "did not repeat the episode" in said
+    assert len(last) == good["steps"] + 1
+
+
+def test_a_film_whose_episode_crashes_is_left_out_and_named(tmp_path):
+    got, _, _ = roll_out(tmp_path, videos=9)
+    row = got["walk", 0]
+    assert row["steps"] >= 3
+    with Pool(functools.partial(make, CrashesAlways), 2, workers=0) as pool:
+        (said,) = rollouts.film(pool, [row], tmp_path)
+    assert said.endswith("played again it crashed: ArithmeticError: the physics exploded.")
+
+
+def test_the_report_goes_on_without_a_film_and_says_so(tmp_path, monkeypatch):
+    simulated_run(tmp_path)
+    evaluation = evaluate.Evaluation(tmp_path)
+    rows = [
+        {"policy": "trained", "actions": "x", **dataclasses.asdict(e)} for e in evaluation.plan[:2]
+    ]
+    monkeypatch.setattr(evaluate.Evaluation, "rows", rows)
+    monkeypatch.setattr(rollouts, "film", lambda *_: iter([["picture"], "No film of touch."]))
+    assert [c.row for c in evaluation._film(None)] == rows[:1]
+    assert evaluation._remarks == ["No film of touch."]
 
 
 def test_mismatches_are_refused(tmp_path):

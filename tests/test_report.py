@@ -134,6 +134,20 @@ def test_the_headline_says_whether_it_learned(material):
     assert "was not evaluated" in report.headline(trained)
 
 
+def test_the_headline_of_crashes_has_no_rate_of_nothing(tmp_path):
+    crash = {"success": None, "failure": "crashed: ArithmeticError"}
+    seen = [r | crash if r["split"] == "train" else r for r in rows()]
+    said = report.headline(seen)
+    assert said.startswith("All 10 episodes on tasks as in training crashed. It succeeds in 10% (1")
+    floor = [r | crash if r["policy"] == "untrained" else r for r in rows()]
+    assert report.headline(floor).endswith("; the untrained network crashed in all 10.")
+    every = [r | crash for r in rows()]
+    assert report.headline(every) == "No episode was finished: all 20 crashed."
+    page = report.write(Material("x", {}, {}, every), tmp_path, tmp_path / "page.html").read_text()
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
+    assert "nan" not in report.text_table(every)
+
+
 def test_a_report_of_bare_results_leaves_the_rest_out(material, tmp_path):
     trained = [r for r in rows() if r["policy"] == "trained" and r["split"] == "train"]
     bare = Material("bare", {}, {}, trained)

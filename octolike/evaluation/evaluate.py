@@ -171,7 +171,14 @@ class Evaluation:
         kept = [r for r in self.rows if r["policy"] == "trained" and r["actions"]]
         films = rollouts.film(pool, kept, self.results.directory)
         bar = tqdm(films, total=len(kept), desc="filming", unit="episode", disable=not kept)
-        return [Clip(row, pictures) for row, pictures in zip(kept, bar)]
+        clips = []
+        for row, found in zip(kept, bar):
+            if isinstance(found, str):
+                bar.write(found)
+                self._remarks.append(found)
+            else:
+                clips.append(Clip(row, found))
+        return clips
 
     def imitate(self, demonstrations: Sequence[Demonstration], samples: int = 6) -> Chunks:
         """Let the policy act on one frame of each demonstration, beside what was demonstrated.

@@ -127,11 +127,17 @@ def headline(rows: Sequence[Row]) -> str:
     """Return the result in one or two sentences."""
     trained, floor = (success.count(rows, policy=p, split=SEEN) for p in ("trained", "untrained"))
     first = f"On tasks as in training it succeeds in {_percent(trained)} of the episodes"
-    if not trained.episodes:  # only held-out splits were asked for
+    if not trained.episodes:  # none was asked for, or all crashed
+        lost = f"All {trained.crashed} episodes on tasks as in training crashed. "
+        lost = lost if trained.crashed else ""
         trained, floor = (success.count(rows, policy=p) for p in ("trained", "untrained"))
-        first = f"It succeeds in {_percent(trained)} of the episodes"
+        if not trained.episodes:
+            return f"No episode was finished: all {trained.crashed} crashed."
+        which = "the others" if lost else "the episodes"
+        first = f"{lost}It succeeds in {_percent(trained)} of {which}"
     if not floor.episodes:
-        return f"{first}; the untrained network was not evaluated."
+        why = f"crashed in all {floor.crashed}" if floor.crashed else "was not evaluated"
+        return f"{first}; the untrained network {why}."
     apart = trained.interval[0] > floor.interval[1]
     verdict = (
         "the intervals do not overlap, so it has learned something"
