@@ -2,7 +2,7 @@
 
     python scripts/collect.py --config configs/compare.py
     python scripts/compare.py --config configs/compare.py                 every variant, 3 seeds
-    python scripts/train.py --config configs/compare.py:variant=moe,seed=1    one run
+    python scripts/train.py --config configs/compare.py:variant=task_id,seed=1    one run
 
 Every variant is `default` (language, keypoints with FiLM, one diffusion head) with one thing
 changed. What to expect is in RESULTS.md; a run takes two to four minutes on one core.

@@ -1,7 +1,8 @@
 """Train and evaluate variants of one config over several seeds, and put them side by side.
 
     python scripts/collect.py --config configs/compare.py
-    python scripts/compare.py --config configs/compare.py --variants default,task_id,moe --seeds 3
+    python scripts/compare.py --config configs/compare.py --variants default,task_id --seeds 3
+    ... --config configs/conflict.py:conflict=rescaled   further arguments go to each run's config
     python scripts/compare.py --table runs/compare       the table of what is there, nothing run
 
 A config takes the arguments variant and seed, and names its workdir <comparison>/<variant>-<seed>.
@@ -21,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--config", help="a config that takes variant=… and seed=…")
+    parser.add_argument("--config", help="configs/x.py or configs/x.py:arguments")
     parser.add_argument(
         "--variants", default="", help="comma-separated; default: all of the config"
     )
@@ -35,21 +36,27 @@ def main() -> None:
         write(directory)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
+    except subprocess.CalledProcessError as error:
+        command = " ".join(map(str, error.cmd[1:]))
+        sys.exit(f"error: {command} ended with exit code {error.returncode}; what it says is above")
 
 
 def run_all(args: argparse.Namespace) -> Path:
     """Train and evaluate every variant and seed that has no results; return their directory."""
     from octolike.config import ConfigError, load_module, unknown
 
-    module = load_module(args.config)
+    path, _, further = args.config.partition(":")
+    module = load_module(path)
+    if not hasattr(module, "VARIANTS"):
+        raise ConfigError(f"{path} has no VARIANTS to compare; configs/compare.py shows how")
     variants = args.variants.split(",") if args.variants else list(module.VARIANTS)
     for name in variants:
         if name not in module.VARIANTS:
             raise ConfigError(unknown("variant", name, module.VARIANTS))
     for seed in range(args.seeds):
         for name in variants:
-            config = f"{args.config}:variant={name},seed={seed}"
-            run = Path(module.get_config(f"variant={name},seed={seed}").workdir)
+            own = ",".join(filter(None, (further, f"variant={name},seed={seed}")))
+            config, run = f"{path}:{own}", Path(module.get_config(own).workdir)
             # both go on where they were, and do nothing where all is done
             for command in (["train.py", "--config", config], ["evaluate.py", "--run", str(run)]):
                 print(f"--- {' '.join(command)}", flush=True)

@@ -1,7 +1,9 @@
 """What scripts hand on to what they start, and how they end where something is missing."""
 
+import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import types
@@ -12,7 +14,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from octolike.config import load_module
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+CONFIGS = sorted((SCRIPTS.parent / "configs").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +81,56 @@ def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkey
     run(script, monkeypatch, *arguments)
     assert roots[2] != "elsewhere"
     assert all(len(command) == 2 for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("config", "argument", "runs"),
+    [
+        ("mixing", "debug", "runs/mixing-debug/"),
+        ("heldout", "debug", "runs/heldout-debug/"),
+        ("conflict", "debug,conflict=rescaled", "runs/conflict-rescaled-debug/"),
+        ("compare", "", "runs/compare/"),
+    ],
+)
+def test_a_comparison_hands_arguments_on(load, monkeypatch, config, argument, runs):
+    script, path = load("compare"), f"configs/{config}.py"
+    commands, written = started(script, monkeypatch), []
+    monkeypatch.setattr(script, "write", lambda directory: written.append(f"{directory}/"))
+    given = f"{path}:{argument}" if argument else path
+    run(script, monkeypatch, "--config", given, "--variants", "default", "--seeds", 2)
+    own = [",".join(filter(None, (argument, f"variant=default,seed={s}"))) for s in range(2)]
+    assert commands == [
+        command
+        for s in range(2)
+        for command in (
+            ["train.py", "--config", f"{path}:{own[s]}"],
+            ["evaluate.py", "--run", f"{runs}default-{s}"],
+        )
+    ]
+    assert written == [runs]
+
+
+def test_a_comparison_that_cannot_be_made_is_one_line(load, monkeypatch):
+    script = load("compare")
+    commands = started(script, monkeypatch, code=3)
+    with pytest.raises(SystemExit, match=r"error: configs/quickstart\.py has no VARIANTS"):
+        run(script, monkeypatch, "--config", "configs/quickstart.py")
+    assert not commands
+    failed = r"error: .*train\.py --config configs/compare\.py:variant=default,seed=0 .* code 3;"
+    with pytest.raises(SystemExit, match=failed):
+        run(script, monkeypatch, "--config", "configs/compare.py")
+    assert len(commands) == 1
+
+
+@pytest.mark.parametrize("path", [SCRIPTS / "compare.py", *CONFIGS], ids=lambda p: p.stem)
+def test_variants_in_a_command_exist(path):
+    """A command at the head of a file names the variants that its config has."""
+    for command in ast.get_docstring(ast.parse(path.read_text())).splitlines():
+        config = re.search(r"configs/\w+\.py", command)
+        named = re.search(r"(?:--variants |:(?:.*,)?variant=)([\w,]+?)(?:,seed|\s|$)", command)
+        if config and named:
+            variants = load_module(str(SCRIPTS.parent / config[0])).VARIANTS
+            assert set(named[1].split(",")) <= set(variants), command
 
 
 def evaluation(root, imitate=list):
