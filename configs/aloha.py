@@ -1,5 +1,6 @@
 """Two arms hand a cube over (gym-aloha's scenes): fourteen joints from one camera, on a CPU.
 
+    pip install --no-deps 'gym-aloha>=0.1.3'
     python scripts/collect.py --config configs/aloha.py
     python scripts/train.py --config configs/aloha.py
     python scripts/evaluate.py --run runs/aloha --suite aloha_transfer_cube

@@ -1,6 +1,6 @@
 """Meta-World: one policy from one camera and language, for ten tasks or for fifty.
 
-    pip install packaging scipy && pip install --no-deps 'metaworld>=3.1,<4'
+    pip install packaging imageio scipy && pip install --no-deps 'metaworld>=3.1,<4'
     python scripts/collect.py --config configs/metaworld.py:tasks=mt10
     python scripts/train.py --config configs/metaworld.py:tasks=mt10
     python scripts/evaluate.py --run runs/metaworld-mt10 --suite metaworld_mt10

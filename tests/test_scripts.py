@@ -133,6 +133,15 @@ def test_variants_in_a_command_exist(path):
             assert set(named[1].split(",")) <= set(variants), command
 
 
+@pytest.mark.parametrize("name", ["aloha", "metaworld"])
+def test_a_config_says_what_its_simulator_asks_to_be_installed(name):
+    env = (SCRIPTS.parent / "octolike" / "envs" / name / "env.py").read_text()
+    said = ast.get_docstring(ast.parse((SCRIPTS.parent / "configs" / f"{name}.py").read_text()))
+    asked = re.findall(r"pip install (?!'octolike)[^&\"]*[^&\" ]", env)
+    assert asked
+    assert [command for command in asked if command not in said] == []
+
+
 def evaluation(root, imitate=list):
     """Return what scripts/evaluate.py asks of an evaluation, of a policy of the dataset `fake`."""
     policy = types.SimpleNamespace(
