@@ -3,7 +3,7 @@
     python scripts/evaluate.py --run runs/quickstart                    with the run's own settings
     python scripts/evaluate.py --run runs/quickstart --suite tabletop   every skill, seen, held out
     ... --splits train,held_out_phrasing --skills touch --episodes 50   one's own choice
-    ... --embodiment all                                                each robot of the run
+    ... --embodiment all                        each robot of the run that the simulator can be
 
 Expect a success table with 95 % intervals beside the untrained network's, whether it memorised or
 learned in words, and RUN/report.html; rows, numbers and pictures are in RUN/evaluation. Stopped
@@ -32,7 +32,10 @@ def main(_: list[str]) -> None:
     given = {"splits": SPLITS.value, "skills": SKILLS.value, "episodes": EPISODES.value}
     given = {k: tuple(v) if k != "episodes" else v for k, v in given.items() if v is not None}
     try:
-        for robot in evaluate.robots(RUN.value, EMBODIMENT.value):
+        robots, left_out = evaluate.robots(RUN.value, EMBODIMENT.value)
+        for why in left_out:
+            print(f"left out: {why}")
+        for robot in robots:
             step = CHECKPOINT.value
             evaluation = evaluate.Evaluation(RUN.value, SUITE.value, given, step, robot)
             evaluation.run()

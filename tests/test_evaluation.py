@@ -443,12 +443,15 @@ def test_mismatches_are_refused(tmp_path):
     [
         ((7,), "proprio", r"\(arm\) have 2 dimensions, the environment takes \[7\]"),
         ((2,), "image_a", "does not give proprio, .*; it gives image_a"),
+        ((2,), "proprio", r"proprio \(arm\) has 3 dimensions, the environment gives \[1\]"),
     ],
 )
 def test_an_environment_that_does_not_fit_is_refused(actions, camera, match):
     policy, env = Forward(1), Walk()
     policy.embodiment = types.SimpleNamespace(
-        name="arm", action=types.SimpleNamespace(names=("x", "y"))
+        name="arm",
+        action=types.SimpleNamespace(names=("x", "y")),
+        proprio=types.SimpleNamespace(names=("x", "y", "z")),
     )
     env.action_space = types.SimpleNamespace(shape=actions)
     shapes = {camera: types.SimpleNamespace(shape=(1,))}
@@ -493,7 +496,7 @@ def test_curves_are_read_from_the_metrics(tmp_path):
 def simulated_run(directory):
     run = policy_fakes.run_of()
     run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)
-    run.config.collect.skills = {"touch": 1, "push": 1}
+    run.config.collect.skills, run.config.collect.dataset = {"touch": 1, "push": 1}, "arm"
     settings = run.config.evaluate
     settings.episodes, settings.batch, settings.execute, settings.videos = 2, 2, 3, 1
     return policy_fakes.save_run(directory, run)
@@ -536,9 +539,9 @@ def test_several_robots_are_evaluated_one_by_one(tmp_path):
     run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)
     run.config.collect.skills, run.config.evaluate.embodiment = {"touch": 1}, "all"
     policy_fakes.save_run(tmp_path, run)
-    assert evaluate.robots(tmp_path) == ["tabletop", "tabletop_mirrored"]
-    assert evaluate.robots(tmp_path, "tabletop") == ["tabletop"]
-    assert evaluate.robots(tmp_path / "nowhere", "all") == ["all"]  # loading it says why
+    assert evaluate.robots(tmp_path) == (["tabletop", "tabletop_mirrored"], [])
+    assert evaluate.robots(tmp_path, "tabletop") == (["tabletop"], [])
+    assert evaluate.robots(tmp_path / "nowhere", "all") == (["all"], [])  # loading it says why
     for robot, convention in (("tabletop", None), ("tabletop_mirrored", "mirrored")):
         evaluation = evaluate.Evaluation(tmp_path, embodiment=robot)
         assert evaluation.results.directory == tmp_path / "evaluation" / robot
@@ -548,10 +551,34 @@ def test_several_robots_are_evaluated_one_by_one(tmp_path):
         evaluate.Evaluation(tmp_path, embodiment="tabletop_miror")
 
 
+def test_a_robot_that_the_simulator_is_not_is_left_out_of_all_and_refused_alone(tmp_path):
+    run = policy_fakes.run_of([policy_fakes.robot(n) for n in ("bridge_dataset", "tabletop")])
+    run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)
+    run.config.collect.skills = {"touch": 1}
+    policy_fakes.save_run(tmp_path, run)
+    found, (why,) = evaluate.robots(tmp_path, "all")
+    assert found == ["tabletop"]
+    assert "'tabletop' can be tabletop, tabletop_target, " in why
+    assert "not the robot 'bridge_dataset', whose actions mean something else" in why
+    with pytest.raises(ConfigError, match="not the robot 'bridge_dataset'"):
+        evaluate.Evaluation(tmp_path, embodiment="bridge_dataset")
+    run.config.evaluate.embodiment = "bridge_dataset"
+    with pytest.raises(ConfigError, match="not the robot 'bridge_dataset'"):
+        closed_loop.ClosedLoop(run.config, run.embodiments, run.spec, run.names)
+
+
+def test_where_the_simulator_is_no_robot_of_the_run_all_is_an_error(tmp_path):
+    run = policy_fakes.run_of([policy_fakes.robot(n) for n in ("kuka", "bridge_dataset")])
+    run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)
+    policy_fakes.save_run(tmp_path, run)
+    with pytest.raises(ConfigError, match="not the robot 'kuka'"):
+        evaluate.robots(tmp_path, "all")
+
+
 def closed_loop_run(**changes):
     run = policy_fakes.run_of()
     run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)
-    run.config.collect.skills = {"touch": 1, "push": 1}
+    run.config.collect.skills, run.config.collect.dataset = {"touch": 1, "push": 1}, "arm"
     return dataclasses.replace(run, **changes)
 
 

@@ -23,6 +23,7 @@ LIMITS = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
 COUNTS = {"spatial": 10, "object": 10, "goal": 10, "10": 10, "90": 90}
 SKILLS = tuple(f"{suite}/{i}" for suite, n in COUNTS.items() for i in range(n))
 SPLITS = ("train",)
+ROBOTS = {"libero": {}}
 _RENDER_SIZE = 256
 _STILL = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # the gripper stays open
 

@@ -28,7 +28,7 @@ class Simulator:
     collect_episode: (env, seed, split, skills, noise in [0, 1]) -> episode dict, with
         episode_metadata.success.
     goal: (env, seed, options of reset) -> {"image_<camera>": how it looks when the task is done}.
-    robots: {embodiment: fields of env that make it that robot}; "": the simulator has one robot.
+    robots: {embodiment: fields of env that make it that robot}, of all that it can be.
     groups: {skill: its group}, of simulators whose results are also given as means over groups.
     """
 
@@ -38,7 +38,7 @@ class Simulator:
     tasks_of: str
     collect_episode: str
     goal: str
-    robots: str = ""
+    robots: str
     groups: str = ""
 
     def load(self, part: str) -> Any:
@@ -72,7 +72,7 @@ def environment_of(component: Mapping[str, Any], embodiment: str) -> dict[str, A
     component says otherwise: the robot's actions would be taken for another one's.
     """
     row = simulator(kind_of(component))
-    own = row.load("robots").get(embodiment, {}) if row.robots else {}
+    own = row.load("robots").get(embodiment, {})
     for name, value in own.items():
         if component.get(name, value) != value:
             raise ConfigError(
@@ -80,6 +80,22 @@ def environment_of(component: Mapping[str, Any], embodiment: str) -> dict[str, A
                 f"{value!r}; leave the field out, it follows the embodiment"
             )
     return {**component, **own}
+
+
+def check_robot(component: Mapping[str, Any], embodiment: str, recorded: str) -> None:
+    """Raise ConfigError where the simulator is not known to be this robot.
+
+    Numbers that mean another thing would be carried out all the same, and each episode be counted
+    as a failure. recorded: what the simulator's own demonstrations are called (collect.dataset).
+    """
+    kind = kind_of(component)
+    robots = simulator(kind).load("robots")
+    if embodiment not in (*robots, recorded):
+        raise ConfigError(
+            f"the simulator {kind!r} can be {', '.join(robots)}, not the robot {embodiment!r}, "
+            "whose actions mean something else; where it is that robot after all, say so in the "
+            f"dataset's row: embodiment={next(iter(robots))!r}"
+        )
 
 
 def make_env(component: Mapping[str, Any]) -> Any:
@@ -130,6 +146,7 @@ ENVIRONMENTS = {
         tasks_of="octolike.envs.metaworld.tasks:tasks_of",
         collect_episode="octolike.envs.metaworld.expert:collect_episode",
         goal="octolike.envs.metaworld.expert:goal",
+        robots="octolike.envs.metaworld.tasks:ROBOTS",
         groups="octolike.envs.metaworld.tasks:GROUPS",
     ),
     "aloha": Simulator(
@@ -139,6 +156,7 @@ ENVIRONMENTS = {
         tasks_of="octolike.envs.aloha:tasks_of",
         collect_episode="octolike.envs.aloha:collect_episode",
         goal="octolike.envs.aloha:goal",
+        robots="octolike.envs.aloha:ROBOTS",
     ),
     "libero": Simulator(
         env="octolike.envs.libero:LiberoEnv",
@@ -147,6 +165,7 @@ ENVIRONMENTS = {
         tasks_of="octolike.envs.libero:tasks_of",
         collect_episode="octolike.envs.adapters:no_demonstrations",
         goal="octolike.envs.adapters:no_goal",
+        robots="octolike.envs.libero:ROBOTS",
     ),
     "simpler": Simulator(
         env="octolike.envs.simpler:SimplerEnv",
@@ -155,5 +174,6 @@ ENVIRONMENTS = {
         tasks_of="octolike.envs.simpler:tasks_of",
         collect_episode="octolike.envs.adapters:no_demonstrations",
         goal="octolike.envs.adapters:no_goal",
+        robots="octolike.envs.simpler:ROBOTS",
     ),
 }

@@ -30,6 +30,7 @@ GOOGLE = (
 )
 SKILLS = WIDOWX + GOOGLE
 SPLITS = ("train",)
+ROBOTS = {"bridge_dataset": {}, "bridge_orig": {}, "bridge_oxe": {}, "fractal20220817_data": {}}
 STICK = 15  # steps for which the Google robot's gripper goes on after a change
 _RENDER_SIZE = 256
 

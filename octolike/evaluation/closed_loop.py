@@ -16,7 +16,7 @@ from typing import Any
 from octolike import types
 from octolike.config import Config, ConfigError
 from octolike.envs.pool import Pool, default_workers
-from octolike.envs.registry import environment_of, kind_of, simulator
+from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import rollouts, suites
 from octolike.evaluation.evaluate import task_namer
 from octolike.evaluation.success import count
@@ -60,6 +60,8 @@ class ClosedLoop:
                 "success while training is of one robot, and this run has "
                 f"{', '.join(names.embodiments)}; name it in evaluate.embodiment"
             )
+        robot = self._robot or embodiments[0].name
+        check_robot(config.environment, robot, config.collect.dataset)
 
     def __call__(self, params: Any, step: int) -> dict[str, float]:
         """Return rates of success by skill and by the run's own names of tasks.

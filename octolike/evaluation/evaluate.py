@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from octolike.config import Config
+from octolike.config import Config, ConfigError
 from octolike.envs.pool import Pool, default_workers
-from octolike.envs.registry import environment_of, kind_of, simulator
+from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import report, rollouts, suites
 from octolike.evaluation.figures import Chunks, Clip, duration
 from octolike.evaluation.report import Curves, Material
@@ -22,7 +22,7 @@ from octolike.policy import Policy, Task
 from octolike.train import metrics
 from octolike.train.checkpoint import load_run
 
-ALL = "all"  # as an embodiment's name: each that the run knows
+ALL = "all"  # as an embodiment's name: each of the run's that the simulator can be
 TOLD = {
     "language": "an instruction in words",
     "goal": "pictures of the goal",
@@ -44,18 +44,33 @@ class Demonstration:
     task: str = ""
 
 
-def robots(run_dir: str | Path, embodiment: str | None = None) -> list[str | None]:
+def robots(
+    run_dir: str | Path, embodiment: str | None = None
+) -> tuple[list[str | None], list[str]]:
     """Return the robots to evaluate one after the other: the one asked for, or 'all' of the run's.
 
     Without one, the run's own setting; [None] where that leaves it open, or where there is no run
-    (which `Evaluation` says).
+    (which `Evaluation` says). Beside them, of 'all', a sentence for each that the simulator cannot
+    be; ConfigError where it can be none.
     """
     files = [Path(run_dir) / name for name in ("config.json", "names.json")]
     if not all(path.is_file() for path in files):
-        return [embodiment]
+        return [embodiment], []
     config, names = (json.loads(path.read_text(encoding="utf-8")) for path in files)
     asked = embodiment or config["evaluate"]["embodiment"]
-    return names["embodiments"] if asked == ALL else [asked or None]
+    if asked != ALL:
+        return [asked or None], []
+    kind_of(config["environment"])
+    found, left_out = [], []
+    for name in names["embodiments"]:
+        try:
+            check_robot(config["environment"], name, config["collect"]["dataset"])
+            found.append(name)
+        except ConfigError as error:
+            left_out.append(str(error))
+    if not found:
+        raise ConfigError(left_out[0])
+    return found, left_out
 
 
 class Evaluation:
@@ -87,7 +102,8 @@ class Evaluation:
             embodiment: the robot, where the run knows several.
 
         Raises:
-            ConfigError: no simulator in the run's config, an unknown suite, split or skill.
+            ConfigError: no simulator in the run's config, one that is another robot, an unknown
+                suite, split or skill.
             ValueError, FileNotFoundError: the run cannot be loaded, or holds several robots.
         """
         self.directory = Path(run_dir)
@@ -102,6 +118,7 @@ class Evaluation:
         embodiment = embodiment or settings.embodiment or None
         self.policy = Policy(run, embodiment, min(settings.batch, len(self.plan)))
         robot = self.policy.embodiment.name
+        check_robot(environment, robot, run.config.collect.dataset)
         self.environment = environment_of(environment, robot)
         self._own = robot if len(run.embodiments) > 1 else ""
         self.setup = {

@@ -169,6 +169,13 @@ def check_fit(policy: Policy, pool: Pool) -> None:
             f"the environment does not give {', '.join(lacking)}, which the policy was trained "
             f"with; it gives {', '.join(observations)}"
         )
+    if "proprio" in policy.observation_keys:
+        names = policy.embodiment.proprio.names if policy.embodiment.proprio else ()
+        if observations["proprio"] != (len(names),):
+            raise ValueError(
+                f"the policy's proprio ({policy.embodiment.name}) has {len(names)} dimensions, "
+                f"the environment gives {list(observations['proprio'])}"
+            )
 
 
 def run(

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("gymnasium", reason="needs pip install 'octolike[sim]'")
 
 from octolike.config import ConfigError
-from octolike.data import expressions, oxe
+from octolike.data import datasets, expressions, oxe
 from octolike.envs import adapters, libero, simpler
-from octolike.envs.registry import ENVIRONMENTS
+from octolike.envs.registry import ENVIRONMENTS, check_robot
 
 
 class LiberoSim:
@@ -215,3 +215,16 @@ def test_bad_actions_and_pictures_are_errors(simpler_env):
         simpler_env.step(np.zeros(6))
     with pytest.raises(ValueError, match="another release"):
         adapters.picture(np.zeros((8, 8), np.uint8), 4, "image_primary")
+
+
+@pytest.mark.parametrize("kind", ENVIRONMENTS)
+def test_a_simulator_is_the_robots_of_its_own_rows_and_no_unknown_one(kind):
+    robots = set(ENVIRONMENTS[kind].load("robots"))
+    rows = datasets.DATASETS.values()
+    assert robots <= {row.embodiment or row.name for row in rows}
+    made_here = {r.embodiment or r.name for r in rows if f"octolike.envs.{kind})" in r.robot}
+    assert made_here <= robots
+    for robot in (*robots, "my_recordings"):
+        check_robot({"kind": kind}, robot, recorded="my_recordings")
+    with pytest.raises(ConfigError, match=f"{kind!r} can be .*, not the robot 'kuka', whose act"):
+        check_robot({"kind": kind}, "kuka", recorded="my_recordings")

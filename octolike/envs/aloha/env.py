@@ -24,6 +24,7 @@ MAX_REWARD = 4
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 NAMES = tuple(f"{arm}_{joint}" for arm in ("left", "right") for joint in (*JOINTS, "gripper"))
 SPLITS = ("train",)
+ROBOTS = {"aloha": {}}
 INSTRUCTIONS = {
     "transfer_cube": "pick up the red cube with the right arm and hand it over to the left arm",
     "insertion": "pick up the red peg and the blue socket and insert the peg into the socket",

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from octolike.config import ConfigError, unknown
 
 SPLITS = ("train", "held_out_phrasing", "held_out_task")
+ROBOTS = {"metaworld": {}}
 
 
 class Wording(NamedTuple):

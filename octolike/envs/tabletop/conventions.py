@@ -22,6 +22,8 @@ CONVENTIONS: Mapping[str, tuple[float, float, float]] = {
 }
 # Robots by the name of their embodiment: the fields of the environment that make it that robot.
 ROBOTS: Mapping[str, Mapping[str, str]] = {
+    "tabletop": {},
+    "tabletop_target": {},
     "tabletop_mirrored": {"action_convention": "mirrored"},
     "tabletop_rescaled": {"action_convention": "rescaled"},
 }
