@@ -117,6 +117,11 @@ class DataConfig:
         """Return the directory that holds a dataset's folder."""
         return self.roots.get(dataset, self.root)
 
+    def move(self, root: str | None) -> None:
+        """Look for every dataset below one directory, if one is given."""
+        if root:
+            self.root, self.roots = root, Component()
+
     def limit_of(self, dataset: str) -> int:
         """Return how many training episodes of a dataset are used; 0: all."""
         return self.limits.get(dataset, self.episodes)

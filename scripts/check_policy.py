@@ -41,7 +41,6 @@ def check(directory: str):
     # Imported here: worker processes begin by importing this file, and must not see tensorflow.
     from tqdm import tqdm
 
-    from octolike.config import Component
     from octolike.data import batches, recorded
     from octolike.data.episodes import DataError
     from octolike.envs.registry import environment_of
@@ -51,8 +50,7 @@ def check(directory: str):
 
     run = load_run(directory, step=CHECKPOINT.value)
     config = run.config
-    if ROOT.value:
-        config.data.root, config.data.roots = ROOT.value, Component()
+    config.data.move(ROOT.value)
     data = batches.open_data(config)
     compared, replays, simulators = [], [], []
     why = f"no simulator is known that made {', '.join(data.datasets)}, or none was asked for"

@@ -46,7 +46,7 @@ def transfer(args: argparse.Namespace) -> None:
     module = load_module(path)
     config, runs = module.get_config(arg), study.plan(module, arg, args.seeds)
     directory = Path(config.workdir).parent if runs else Path(config.workdir)
-    config.data.root = args.root or config.data.root
+    config.data.move(args.root)
     root = [f"--config.data.root={args.root}"] if args.root else []
     for run in runs:  # a group's data are what the run of it alone asks for
         alone = run.variant.startswith(after.ONLY) and not run.seed
