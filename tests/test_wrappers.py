@@ -2,7 +2,12 @@
 
 import functools
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from octolike.envs import demonstrations
 from octolike.envs.pool import Call, Crash, Pool, Reset, Step
 from octolike.envs.registry import kind_of, make_env
 from octolike.envs.wrappers import ChunkExecution, History, TemporalEnsemble, replay
+from octolike.train.interrupt import Interrupt
 
 H, A = 4, 3
 
@@ -187,6 +193,56 @@ def test_the_time_limit_is_of_one_command_not_of_all_of_a_round(monkeypatch):
         assert [r.text for r in hung.values()] == [
             "the worker process did not answer within 2 s"
         ] * 2
+
+
+def interrupt(pool):
+    for worker in pool._workers:
+        os.kill(worker._process.pid, signal.SIGINT)
+
+
+def test_workers_outlive_ctrl_c_where_their_parent_does():
+    commands = {s: Call(nap, (0.5,)) for s in range(2)}
+    with Interrupt(), Pool(Counter, 2, workers=2) as pool:
+        interrupt(pool)  # while they start
+        pool.run({s: Reset(s, {}) for s in range(2)})
+        threading.Timer(0.2, interrupt, (pool,)).start()  # in the middle of a command
+        assert pool.run(commands) == {0: 0, 1: 1}
+    with Pool(Counter, 2, workers=2) as pool:
+        pool.run({s: Reset(s, {}) for s in range(2)})
+        interrupt(pool)
+        assert all(isinstance(reply, Crash) for reply in pool.run(commands).values())
+
+
+PARENT = """
+import os, signal, sys
+from test_wrappers import Counter, Interrupt, Pool, Reset
+
+with Interrupt() as interrupt:
+    pool = Pool(Counter, 2, workers=2)
+    pool.run({s: Reset(s, {}) for s in range(2)})
+    os.killpg(0, signal.SIGINT)
+    print(len(pool.run({s: Reset(s, {}) for s in range(2)})), flush=True)
+    os.kill(os.getpid(), int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGKILL])
+def test_workers_that_outlive_ctrl_c_end_with_their_parent(second):
+    run = [sys.executable, "-c", PARENT, str(int(second))]
+    places = os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 1))
+    environment = {**os.environ, "PYTHONPATH": places}
+    # its end is that of the last process that could still write
+    done = subprocess.run(
+        run,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=False,
+    )
+    assert done.stdout == "2\n", done.stderr
+    assert done.returncode == -second
 
 
 def test_replay_goes_around_the_wrappers():

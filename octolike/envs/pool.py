@@ -9,6 +9,9 @@ slots or on the number of workers, so the workers are a matter of speed alone.
 
 An environment that raises, or a worker that dies or hangs, answers with a `Crash`; the slot gets a
 fresh environment at its next reset. An environment that cannot even be built is an error at once.
+
+Ctrl-C is sent to the workers too. They die of it where this process does, and stay where it does
+something else (octolike.train.interrupt), such as to go on and save.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -170,7 +174,8 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._make), daemon=True)
-        self._process.start()
+        with _own_interrupts():
+            self._process.start()
         self._ready = False
         theirs.close()
 
@@ -217,6 +222,22 @@ class _Process:
         self._pipe.close()
 
 
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Let a process that starts here inherit SIGINT blocked, unless this one dies of it itself.
+
+    Blocked from its first instruction on, while a handler of its own would come after the imports.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:  # one that came meanwhile is delivered now
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
     slots = _Slots(make)
     try:
@@ -224,6 +245,6 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
         while (commands := pipe.recv()) is not None:
             for slot, command in commands.items():  # one by one, as a sign of life
                 pipe.send(slots.run({slot: command}))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the other end is gone
+    except (EOFError, ConnectionError, KeyboardInterrupt):  # the other end is gone
         pass
     slots.close()
