@@ -298,10 +298,14 @@ class Config:
             ("data.horizon", d.horizon, 1),
             ("data.batch_size", d.batch_size, 1),
             ("data.pool", d.pool, 1),
+            ("data.prefetch", d.prefetch, 0),
             ("train.steps", t.steps, 1),
+            ("train.conflicts_every", t.conflicts_every, 0),
             ("train.log_every", t.log_every, 1),
+            ("train.validate_every", t.validate_every, 0),
             ("train.checkpoint_every", t.checkpoint_every, 1),
             ("train.keep", t.keep, 1),
+            ("train.keep_every", t.keep_every, 0),
             ("train.fsdp", t.fsdp, 0),
             ("optim.accumulate", o.accumulate, 1),
             ("optim.lora_rank", o.lora_rank, 1),
@@ -311,6 +315,11 @@ class Config:
             ("evaluate.batch", self.evaluate.batch, 1),
         ):
             require(value >= low, f"{name} is {value}; it must be at least {low}")
+        require(
+            t.validation_batches >= 1,
+            f"train.validation_batches is {t.validation_batches}; it must be at least 1. For no "
+            "validation: data.validation_split=''",
+        )
         require(d.memory > 0, f"data.memory is {d.memory} GiB; it must be positive")
         for name, value in (
             ("data.keep_language", d.keep_language),

@@ -127,6 +127,11 @@ WORDS = c.Component(kind="language", vocabulary=7)
         (lambda x: setattr(x.evaluate, "execute", 99), "exceeds the chunk"),
         (lambda x: setattr(x.data, "keep_goal", 1.5), r"\[0, 1\]"),
         (lambda x: setattr(x.train, "steps", "many"), "config.train.steps is 'many'"),
+        (lambda x: setattr(x.train, "validation_batches", 0), "at least 1.*validation_split=''"),
+        (lambda x: setattr(x.train, "validate_every", -1), "validate_every is -1; .* least 0"),
+        (lambda x: setattr(x.train, "keep_every", -2), "train.keep_every is -2; .* least 0"),
+        (lambda x: setattr(x.train, "conflicts_every", -3), "conflicts_every is -3; .* least 0"),
+        (lambda x: setattr(x.data, "prefetch", -1), "data.prefetch is -1; .* least 0"),
         (lambda x: setattr(x, "workdir", ""), "workdir is empty"),
         (
             lambda x: x.model.tokenizers.update(words=WORDS),
