@@ -287,6 +287,26 @@ def check_often(checkpoints):
         time.sleep(0.05)
 
 
+def test_checkpoints_of_an_unknown_run_are_not_trained_beside(directory):
+    known = lambda: checkpoint.check_same_run(config(directory), [robot()], SPEC, NAMES)
+    assert known()
+    (directory / "config.json").unlink()
+    said = r"checkpoints holds \[1, 2, 3\], but .*/a has no config.json .* Put that file back"
+    with pytest.raises(ConfigError, match=said):
+        known()
+    shutil.rmtree(directory / "checkpoints")
+    assert not known()
+
+
+def test_a_step_that_is_not_saved_is_an_error(directory):
+    with checkpoint.Checkpoints(directory, keep=3) as checkpoints:
+        checkpoints.save(fresh(step=3), {})  # is there
+        with pytest.raises(checkpoint.SaveError, match=r"checkpoint 2 was not .*\[1, 2, 3\]"):
+            checkpoints.save(fresh(step=2), {})
+        save_steps(checkpoints, [4])
+        assert checkpoints.complete() == [2, 3, 4]
+
+
 def test_a_save_that_fails_in_the_background_stops_the_run(tmp_path, monkeypatch):
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=3)
     checkpoints.save(fresh(step=1), {})

@@ -168,6 +168,12 @@ def check_same_run(
     """
     directory = Path(config.workdir)
     if not (directory / "config.json").exists():
+        if steps := _steps(directory / CHECKPOINTS):
+            raise ConfigError(
+                f"{directory / CHECKPOINTS} holds {steps}, but {directory} has no config.json to "
+                "say of which run. Put that file back to resume that run, name another directory "
+                "(--config.workdir=...) for a new one, or move the old directory away."
+            )
         return False
     for name, text in _contents(config, embodiments, spec, names).items():
         if name == "versions.json" or not (directory / name).exists():
@@ -272,7 +278,7 @@ class Checkpoints:
         """Return the steps of the checkpoints that are whole on disk, once none is on its way."""
         with _quiet(), contextlib.suppress(Exception):  # `wait` is where it is told
             self._manager.wait_until_finished()
-        return sorted(int(p.name) for p in self.directory.glob("*") if p.name.isdigit())
+        return _steps(self.directory)
 
     def save(
         self,
@@ -303,10 +309,17 @@ class Checkpoints:
             if scores:
                 self._keep.note(step, scores, write=sharding.is_first())
             with _quiet():
-                self._manager.save(step, args=ocp.args.Composite(**items))
+                begun = self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax raises what its storage raises
             self._saving = None
             raise self._failed(step, size, error) from error
+        if not begun:  # orbax refuses a step before its newest
+            self._saving = None
+            raise SaveError(
+                f"checkpoint {step} was not written: {self.directory} holds {self.complete()} "
+                "already, and the later ones are another run's. Name another directory "
+                "(--config.workdir=...), or move that one away"
+            )
 
     def check(self) -> None:
         """Raise SaveError if the save under way has failed; do not wait for it."""
@@ -405,7 +418,7 @@ class Checkpoints:
 
 def _read_policy_params(directory: Path, step: int | None) -> tuple[int, Params]:
     folder = directory / CHECKPOINTS
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    steps = _steps(folder)
     if not steps:
         raise FileNotFoundError(
             f"{directory} has no checkpoint (a folder {CHECKPOINTS}/<step>): {_listing(directory)}"
@@ -424,6 +437,11 @@ def _read_policy_params(directory: Path, step: int | None) -> tuple[int, Params]
             f"checkpoint {step} of {directory} cannot be read ({_first_line(error)}){remedy}"
         ) from error
     return step, params
+
+
+def _steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder, which need not be there."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
 def _metadata(path: Path) -> Params:
