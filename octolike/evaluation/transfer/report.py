@@ -16,7 +16,7 @@ from octolike.evaluation.transfer import pictures
 from octolike.evaluation.transfer.advice import VERDICTS, Advice
 from octolike.evaluation.transfer.after import Effect
 from octolike.evaluation.transfer.before import FEWEST, Pair
-from octolike.evaluation.transfer.during import Gradients
+from octolike.evaluation.transfer.during import Conflict, Gradients
 from octolike.train.checkpoint import write_text
 
 
@@ -81,8 +81,7 @@ def summary(material: Material) -> list[str]:
         plural = "" if len(worst) == 1 else "s"
         lines.append(f"Before training, of {len(worst)} pair{plural}: {told}.")
         lines += [a.sentence for a in worst[:3] if a.verdict != "share"]
-    for variant, found in material.gradients.items():
-        lines.append(f"During training ({variant}): {_gradients_in_words(found)}")
+    lines += gradients_in_words(material.gradients)
     if material.effects:
         lines.append(effects_in_words(material.effects))
     return lines or ["Nothing has been compared yet."]
@@ -98,25 +97,45 @@ def effects_in_words(found: Sequence[Effect]) -> str:
     )
     if not hurts:
         return f"{start}. No negative transfer was found."
-    return f"{start}. Negative transfer: " + " ".join(e.sentence for e in hurts)
+    more = f" And {len(hurts) - 4} more, listed below." if len(hurts) > 4 else ""
+    return f"{start}. Negative transfer: " + " ".join(e.sentence for e in hurts[:4]) + more
+
+
+def gradients_in_words(gradients: Mapping[str, Gradients]) -> list[str]:
+    """Return who pulls against whom in which variant, and the variants where nobody does."""
+    lines = [
+        f"During training ({variant}), pulling against one another: {_pairs_in_words(pairs)}."
+        for variant, found in gradients.items()
+        if (pairs := found.conflicting())
+    ]
+    calm = [f"{k} ({x.rate:.0%})" for k, x in gradients.items() if not x.conflicting()]
+    if calm:
+        lines.append(
+            f"During training, no pair pulls apart beyond chance in {', '.join(calm)} (in "
+            "brackets: single comparisons of gradients with a cosine below zero). That is no proof "
+            "of harmony, since what is learned in common can hide a conflict."
+        )
+    return lines
 
 
 def _gradients_in_words(found: Gradients) -> str:
     pairs = found.conflicting()
     within = found.within[np.isfinite(found.within)]
     ceiling = f"{within.mean():+.2f}" if len(within) else "unknown"
-    start = (
+    return (
         f"{found.rate:.0%} of the compared pairs of gradients conflict; two batches of one group "
         f"would have a cosine of {ceiling}, which is what noise leaves of full agreement. "
-    )
-    if not pairs:
-        return start + (
-            "In no period of training is a pair's cosine below zero beyond chance; that is no "
-            "proof of harmony, since what is learned in common can hide a conflict."
+        + (
+            f"Pulling against one another: {_pairs_in_words(pairs)}."
+            if pairs
+            else "In no period of training is a pair's cosine below zero beyond chance."
         )
-    named = "; ".join(found.sentence for found in pairs[:5])
-    more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
-    return start + f"Pulling against one another: {named}{more}."
+    )
+
+
+def _pairs_in_words(pairs: Sequence[Conflict]) -> str:
+    named = "; ".join(pair.sentence for pair in pairs[:5])
+    return named + (f"; and {len(pairs) - 5} more" if len(pairs) > 5 else "")
 
 
 def _worst_first(advices: Sequence[Advice]) -> list[Advice]:
