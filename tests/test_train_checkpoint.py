@@ -112,6 +112,18 @@ def test_resume_goes_back_to_the_newest_readable_checkpoint(directory, capsys, f
     assert not (directory / "checkpoints" / "3").exists()
 
 
+def test_a_step_that_breaks_again_is_put_beside_the_first(directory, capsys):
+    aside = directory / "checkpoints.broken"
+    for name in ("3", "3.1"):
+        (aside / name / "params").mkdir(parents=True)
+    break_manifest(directory / "checkpoints" / "3")
+    now, _ = restore(directory)
+    assert int(now.step) == 2
+    assert f"the broken one is now {aside / '3.2'}\n" in capsys.readouterr().out
+    assert (aside / "3.2" / "optimizer").is_dir()
+    assert not (aside / "3" / "optimizer").exists()
+
+
 def test_when_none_can_be_read_all_are_named_and_left_in_place(directory):
     for step in "123":
         break_manifest(directory / "checkpoints" / step)

@@ -22,6 +22,7 @@ import contextlib
 import copy
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -360,8 +361,8 @@ class Checkpoints:
         """Return the newest state that can be read, and the position in the data.
 
         `like` is abstract and carries shardings. A broken checkpoint newer than the one returned is
-        moved to checkpoints.broken/<step>, and said so. Raises ValueError if none can be read, or
-        if the parameters are those of another model.
+        moved to checkpoints.broken/<step>, or <step>.1, …, and said so. Raises ValueError if none
+        can be read, or if the parameters are those of another model.
         """
         faults: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -403,16 +404,18 @@ class Checkpoints:
 
     def _move_aside(self, step: int, error: Exception, good: int) -> None:
         aside = self.directory.with_name(CHECKPOINTS + ".broken")
+        names = (f"{step}.{n}" if n else f"{step}" for n in itertools.count())
+        place = next(aside / name for name in names if not (aside / name).exists())
         sharding.wait("before a broken checkpoint is moved")
         if sharding.is_first():
             aside.mkdir(exist_ok=True)
-            os.replace(self.directory / str(step), aside / f"{step}")
+            os.replace(self.directory / str(step), place)
         sharding.wait("after a broken checkpoint was moved")
         with _quiet():
             self._manager.reload()
         print(
             f"checkpoint {step} cannot be read ({_first_line(error)}): going back to {good}; "
-            f"the broken one is now in {aside}"
+            f"the broken one is now {place}"
         )
 
 
