@@ -7,15 +7,15 @@ from octolike.config import Config, ConfigError
 
 
 def launch(config: Config) -> None:
-    """Train; a setting or data that do not fit are one line, without a traceback."""
-    from octolike.data import errors
+    """Train; what does not fit, or cannot be read or written, is one line, without a traceback."""
+    from octolike.data.errors import DataError
     from octolike.train import sharding
+    from octolike.train.errors import RunError
 
-    ours = ConfigError, errors.DataError, errors.ServiceError
     try:
         sharding.start(config.train)  # that the first process alone speaks of the data
         train(config, opened(config))
-    except (*ours, FileNotFoundError, FloatingPointError) as error:
+    except (ConfigError, DataError, RunError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -193,6 +193,53 @@ def test_without_tensorflow_there_is_a_report_but_no_comparison():
     assert returned == "None"
 
 
+def cannot_be_read(workdir):
+    from octolike.train import keep
+
+    workdir.mkdir(exist_ok=True)
+    (workdir / keep.FILE).write_text("{")
+    return keep.Keep(workdir, newest=1)
+
+
+def under_a_file(workdir):
+    workdir.write_text("no directory")
+    (workdir / "checkpoints").mkdir(parents=True)
+
+
+def full_disk(_):
+    from octolike.train.checkpoint import SaveError
+
+    raise SaveError("checkpoint 2 could not be written")
+
+
+def mistaken(kind):
+    def fail(_):
+        raise kind("of our own")
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("fault", "match"),
+    [
+        (cannot_be_read, r"^error: .*scores\.json is broken"),
+        (under_a_file, r"^error: .*Not a directory: '.*/run/checkpoints'"),
+        (full_disk, r"^error: checkpoint 2 could not be written$"),
+    ],
+)
+def test_what_training_cannot_read_or_write_is_one_line(load, monkeypatch, tmp_path, fault, match):
+    script = load("_launch")
+    config = data_fakes.config(tmp_path)
+    monkeypatch.setattr(script, "opened", lambda config: None)
+    monkeypatch.setattr(script, "train", lambda config, data: fault(tmp_path / "run"))
+    with pytest.raises(SystemExit, match=match):
+        script.launch(config)
+    for kind in (TypeError, KeyError, ValueError):  # of a mistake in the code, all is shown
+        monkeypatch.setattr(script, "opened", mistaken(kind))
+        with pytest.raises(kind, match="of our own"):
+            script.launch(config)
+
+
 def test_a_policy_that_has_diverged_is_one_line(load, monkeypatch):
     from octolike.evaluation import evaluate
 

@@ -17,6 +17,7 @@ from train_fakes import NAMES, SPEC, config, robot
 from octolike.config import ConfigError, OptimConfig
 from octolike.train import checkpoint, keep, optimizer, sharding, state
 from octolike.train import start as starts
+from octolike.train.errors import RunError
 
 PARAMS = {"head": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
 
@@ -127,7 +128,7 @@ def test_a_step_that_breaks_again_is_put_beside_the_first(directory, capsys):
 def test_when_none_can_be_read_all_are_named_and_left_in_place(directory):
     for step in "123":
         break_manifest(directory / "checkpoints" / step)
-    with pytest.raises(ValueError, match=r"no checkpoint can be read[^$]*3: [^$]*2: [^$]*1: "):
+    with pytest.raises(RunError, match=r"no checkpoint can be read[^$]*3: [^$]*2: [^$]*1: "):
         restore(directory)
     assert len(list((directory / "checkpoints").iterdir())) == 3
 
@@ -135,14 +136,14 @@ def test_when_none_can_be_read_all_are_named_and_left_in_place(directory):
 def test_another_model_is_no_broken_checkpoint(directory):
     checkpoints = checkpoint.Checkpoints(directory, keep=3)
     other = {"head": {"kernel": np.zeros((2, 4), np.float32)}}
-    with pytest.raises(ValueError, match=r"other shape: head/kernel \[2, 3\], expected \[2, 4\]"):
+    with pytest.raises(ConfigError, match=r"other shape: head/kernel \[2, 3\], expected \[2, 4\]"):
         checkpoints.restore(start().abstract(jax.eval_shape(lambda: other)))
     assert (directory / "checkpoints" / "3").is_dir()
 
 
 def test_a_policy_is_told_which_checkpoint_is_broken(directory):
     break_manifest(directory / "checkpoints" / "3")
-    with pytest.raises(ValueError, match=r"checkpoint 3 of .* cannot be read .*of \[1, 2\]"):
+    with pytest.raises(RunError, match=r"checkpoint 3 of .* cannot be read .*of \[1, 2\]"):
         checkpoint.load_run(directory)
     assert checkpoint.load_run(directory, step=2).step == 2
 
@@ -167,7 +168,7 @@ def test_no_run_directory_and_no_checkpoint_say_what_is_there(directory):
 
 def test_a_file_that_is_no_json_is_named(directory):
     (directory / "batch_spec.json").write_text('{"action"')
-    with pytest.raises(ValueError, match=r"batch_spec.json is no JSON"):
+    with pytest.raises(RunError, match=r"batch_spec.json is no JSON"):
         checkpoint.load_run(directory)
 
 
@@ -230,7 +231,7 @@ def test_the_newest_every_so_many_and_the_best_are_kept(tmp_path):
 
 def test_a_broken_file_of_scores_is_named(tmp_path):
     (tmp_path / keep.FILE).write_text('{"3": ')
-    with pytest.raises(ValueError, match=r"scores.json is broken .*; delete it"):
+    with pytest.raises(RunError, match=r"scores.json is broken .*; delete it"):
         checkpoint.Checkpoints(tmp_path, 1)
 
 

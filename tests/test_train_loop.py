@@ -191,7 +191,7 @@ def test_starting_from_another_run(whole, tmp_path):
 
     made = run(tmp_path / "wide")
     made.train.init_from = str(whole[0])
-    with pytest.raises(ValueError, match=r"at step 6 do not fit[^$]*other shape: head/kernel"):
+    with pytest.raises(ConfigError, match=r"at step 6 do not fit[^$]*other shape: head/kernel"):
         loop.train(made, Stream, **{**parts(), "model": Tiny(width=9)})
 
 
@@ -288,7 +288,7 @@ def test_an_empty_validation_split_is_an_error():
         mesh=sharding.make_mesh(),
         key=jax.random.key(0),
     )
-    with pytest.raises(ValueError, match="validation split of 'one' gave no batch"):
+    with pytest.raises(ConfigError, match="validation split of 'one' gave no batch"):
         made({})
 
 

@@ -9,6 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from octolike.config import ConfigError
 from octolike.train import metrics, peaks, wandb
+from octolike.train.errors import RunError
 
 
 def write(path, rows, tail=""):
@@ -33,7 +34,7 @@ def test_a_half_written_last_row_is_dropped_and_a_broken_one_inside_is_an_error(
     assert metrics.truncate(path, 100) == 12.0
     assert metrics.read(path) == ROWS
     write(path, ROWS[:1], tail='{"step": 3\n{"step": 4}\n')
-    with pytest.raises(ValueError, match=r"line 2 of .*metrics.jsonl is no JSON"):
+    with pytest.raises(RunError, match=r"line 2 of .*metrics.jsonl is no JSON"):
         metrics.read(path)
 
 

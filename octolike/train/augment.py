@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from octolike.config import AugmentConfig, unknown
+from octolike.config import AugmentConfig, ConfigError, unknown
 from octolike.types import Batch
 
 IMAGE, DEPTH = "image_", "depth_"
@@ -44,14 +44,14 @@ class Draws(NamedTuple):
 def augment(batch: Batch, config: AugmentConfig, key: jax.Array) -> Batch:
     """Return the batch with its images augmented; an image that nothing changes stays uint8.
 
-    Raises ValueError for a camera in `config.cameras` that the batch does not have.
+    Raises ConfigError for a camera in `config.cameras` that the batch does not have.
     """
     parts = {name: dict(batch[name]) for name in ("observation", "task")}
     images = [(p, k) for p in parts for k in sorted(parts[p]) if k.startswith(IMAGE)]
     cameras = {name.removeprefix(IMAGE) for _, name in images}
     for camera in config.cameras:
         if camera not in cameras:
-            raise ValueError(unknown("camera in train.augment.cameras", camera, cameras))
+            raise ConfigError(unknown("camera in train.augment.cameras", camera, cameras))
     if dataclasses.replace(config, cameras=()) == AugmentConfig():
         return batch
     # One draw for all: each call of a counter-based generator costs a quarter second to compile.

@@ -50,6 +50,7 @@ from octolike.model import language
 from octolike.normalize import Embodiment, embodiments_from_json, embodiments_to_json
 from octolike.text import TOKENIZERS
 from octolike.train import lora, optimizer, sharding
+from octolike.train.errors import RunError
 from octolike.train.keep import Keep
 from octolike.train.state import Params, TrainState, merge_strictly
 
@@ -361,8 +362,8 @@ class Checkpoints:
         """Return the newest state that can be read, and the position in the data.
 
         `like` is abstract and carries shardings. A broken checkpoint newer than the one returned is
-        moved to checkpoints.broken/<step>, or <step>.1, …, and said so. Raises ValueError if none
-        can be read, or if the parameters are those of another model.
+        moved to checkpoints.broken/<step>, or <step>.1, …, and said so. Raises RunError if none
+        can be read, ConfigError if the parameters are those of another model.
         """
         faults: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -382,7 +383,7 @@ class Checkpoints:
             for broken, error in faults.items():
                 self._move_aside(broken, error, step)
             return restored
-        raise ValueError(f"no checkpoint can be read.{_faults(self.directory, faults)}")
+        raise RunError(f"no checkpoint can be read.{_faults(self.directory, faults)}")
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         items = {
@@ -436,7 +437,7 @@ def _read_policy_params(directory: Path, step: int | None) -> tuple[int, Params]
     except Exception as error:  # orbax raises what its storage raises: ValueError, KeyError, …
         others = [s for s in steps if s != step]
         remedy = f"; load another one with step=, of {others}" if others else ""
-        raise ValueError(
+        raise RunError(
             f"checkpoint {step} of {directory} cannot be read ({_first_line(error)}){remedy}"
         ) from error
     return step, params
@@ -513,7 +514,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise RunError(f"{path} is no JSON: {error}") from error
 
 
 def _dump(data: Any) -> str:

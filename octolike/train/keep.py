@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from octolike.config import Config, ConfigError
+from octolike.train.errors import RunError
 
 FILE = "scores.json"
 
@@ -58,7 +59,7 @@ class Keep:
                 stored = json.loads(self._path.read_text(encoding="utf-8"))
                 self._scores = {int(step): dict(row) for step, row in stored.items()}
             except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(
+                raise RunError(
                     f"{self._path} is broken ({error}); delete it: it only says which checkpoint "
                     "did best so far"
                 ) from error

@@ -26,6 +26,7 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
+from octolike.train.errors import RunError
 from octolike.train.wandb import Board
 
 FILE = "metrics.jsonl"
@@ -251,4 +252,4 @@ def _rows(lines: list[str], path: Path) -> Iterable[dict[str, Any]]:
             yield json.loads(line)
         except ValueError as error:
             if i + 1 < len(lines):
-                raise ValueError(f"line {i + 1} of {path} is no JSON: {line[:80]!r}") from error
+                raise RunError(f"line {i + 1} of {path} is no JSON: {line[:80]!r}") from error

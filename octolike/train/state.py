@@ -92,7 +92,7 @@ def update(
 
 
 def merge_strictly(params: Params, given: Params, source: str) -> Params:
-    """Return `given` if it has exactly the paths and shapes of `params`, else raise ValueError.
+    """Return `given` if it has exactly the paths and shapes of `params`, else raise ConfigError.
 
     The error names every path that is missing, extra, or of another shape. `params` may be
     abstract.
@@ -108,7 +108,7 @@ def merge_strictly(params: Params, given: Params, source: str) -> Params:
             shapes = f"{list(theirs[path].shape)}, expected {list(mine[path].shape)}"
             faults.append(f"other shape: {path} {shapes}")
     if faults:
-        raise ValueError(
+        raise ConfigError(
             f"the parameters of {source} do not fit this model ({len(faults)} differences):\n  "
             + "\n  ".join(faults)
             + "\nUse the model settings of that run (its config.json)."
@@ -137,7 +137,7 @@ def adapt(params: Params, given: Params, fresh: Sequence[str], source: str) -> A
     rest = lambda tree: optimizer.unflatten({k: v for k, v in tree.items() if k not in free})
     try:
         taken = merge_strictly(rest(mine), rest(theirs), source)
-    except ValueError as error:
+    except ConfigError as error:
         raise ConfigError(
             f"{error} Or let what differs start afresh, e.g. --config.train.fresh=\"('heads_*',)\""
         ) from None

@@ -27,6 +27,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from octolike import types
+from octolike.config import ConfigError
 from octolike.model import language, octo
 from octolike.model.language import FrozenEncoder
 from octolike.normalize import Embodiment
@@ -104,7 +105,7 @@ class Validator:
                 for name, value in found.items():
                     totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
             if not totals:
-                raise ValueError(
+                raise ConfigError(
                     f"the validation split of {dataset!r} gave no batch; "
                     "name another one in data.validation_split, or '' for none"
                 )
