@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,6 +231,42 @@ def test_a_request_meant_for_the_worker_of_before_is_refused(root):
         client._workers.about["digest"] = "of before"
         with pytest.raises(ServiceError, match="started again, with other settings or data"):
             client.train()
+
+
+def test_the_only_worker_is_asked_for_often_however_often_it_was_lost(root, monkeypatch):
+    monkeypatch.setattr(workers, "RETRY", 0.5)
+    monkeypatch.setattr(workers, "PATIENCE", 5.0)
+    expected = take(here(root).train(), 8)
+    with served(root, 1) as (servers, client):
+        stream = client.train()
+        assert_same(take(stream, 4), expected[:4])
+        (link,) = client._workers._links
+        for part in (part for ahead in stream._ahead for part in ahead.parts):
+            part.result()  # a good answer later would make it 0
+        link.losses = 11
+        servers[0].stop()
+        back = lambda: servers.append(started(root, servers[0].port))
+        threading.Timer(1.0, back).start()
+        assert_same(take(stream, 4), expected[4:])
+        assert link.losses == 0
+        stream.close()
+
+
+def test_a_worker_that_hangs_is_replaced_and_left_alone_for_a_while(root, capfd, monkeypatch):
+    monkeypatch.setattr(workers, "DEADLINE", 3.0)
+    expected, woken = take(here(root).train(), 4), threading.Event()
+    with served(root, 2) as (servers, client):
+        stream = client.train()
+        monkeypatch.setattr(servers[1]._worker, "_next", lambda *_: woken.wait(60) and {})
+        try:
+            assert_same(take(stream, 4), expected)
+            time.sleep(10 * workers.RETRY)
+            said = capfd.readouterr().out
+            assert "is lost (no answer to 'batch' within 3 s); its part comes from" in said
+            assert "is back" not in said
+        finally:
+            woken.set()
+        stream.close()
 
 
 def test_with_no_worker_left_training_stops_and_goes_on_later(root):

@@ -24,6 +24,7 @@ from octolike.data.errors import DataError, ServiceError
 CONNECT = 5.0  # seconds in which a worker must answer at the start
 RETRY = 5.0  # seconds between two attempts to reach one that was lost
 PATIENCE = 60.0  # seconds without any worker before training gives up
+DEADLINE = 600.0  # seconds in which an answer must be there; a first batch reads a pool of episodes
 LAUNCH = "python scripts/serve_data.py --config ... --config.data.root=DIR --port {port}"
 
 Place = Callable[[str, str, tuple[int, ...]], np.ndarray]
@@ -32,6 +33,10 @@ _FAULTS = {"DataError": DataError, "ConfigError": ConfigError}
 
 class LostError(Exception):
     """A worker that gives no answer, or none that can be used; the message says why."""
+
+
+class LateError(LostError):
+    """A worker that has not answered in time, though its machine may be there."""
 
 
 class FailedError(LostError):
@@ -62,7 +67,8 @@ class Ticket:
 class Link:
     """The connection to one worker.
 
-    reason: why it is not asked at present, "" while it is; losses: how often it was lost.
+    reason: why it is not asked at present, "" while it is; losses: how often it was lost since its
+    last good answer.
     """
 
     def __init__(self, address: str) -> None:
@@ -85,13 +91,13 @@ class Link:
         ticket: Ticket | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
-        """Return the answer's header; its arrays go where `place` says.
+        """Return the answer's header; its arrays go where `place` says. timeout: DEADLINE if None.
 
         Raises DataError or ConfigError of the worker, CancelledError where the ticket was dropped,
         and LostError for all that another worker may do better.
         """
         ask = self._channel.unary_stream(f"/{wire.SERVICE}/{method}")
-        ticket = ticket or Ticket()
+        ticket, timeout = ticket or Ticket(), timeout or DEADLINE
         try:
             call = ask(json.dumps(header).encode(), timeout=timeout)
             ticket.hold(call)
@@ -101,6 +107,8 @@ class Link:
         except grpc.RpcError as error:
             if ticket.dropped:
                 raise CancelledError from None
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise LateError(f"no answer to {method!r} within {timeout:g} s") from None
             said = (error.details() or "").partition("\n")[0]
             raise LostError(f"{error.code().name}: {said}") from None
         except (EOFError, ValueError) as error:
@@ -160,9 +168,11 @@ class Workers:
             for link in self._links[home:] + self._links[:home]:
                 if not link.reason and link not in failed:
                     try:
-                        return link.call(method, header, place, ticket)
+                        answer = link.call(method, header, place, ticket)
+                        link.losses = 0
+                        return answer
                     except LostError as error:
-                        self._lose(link, str(error))
+                        self._lose(link, error)
                         failed |= {link} if isinstance(error, FailedError) else set()
             if len(failed) == len(self._links):
                 raise ServiceError(self._nobody())
@@ -221,24 +231,31 @@ class Workers:
                 )
         return first
 
-    def _lose(self, link: Link, reason: str) -> None:
-        """Ask others from now on, and this one again later."""
+    def _lose(self, link: Link, error: LostError) -> None:
+        """Ask others from now on, and this one again later: the more rarely, the more it is lost.
+
+        One that was late costs DEADLINE each time, and is left alone for longer.
+        """
         with self._lock:
             if link.reason or self._closed.is_set():
                 return
-            link.reason, link.losses = reason, link.losses + 1
+            link.reason, link.losses = str(error), link.losses + 1
+            pause = min(link.losses, 12) * (DEADLINE if isinstance(error, LateError) else RETRY)
             left = [other.address for other in self._links if not other.reason]
         then = f"its part comes from {left[0]}" if len(left) == 1 else "its part comes from others"
         if not left:
             then = f"no other is left; waiting for one, at most {PATIENCE:g} s"
-        print(f"data.service: {link.address} is lost ({reason}); {then}", flush=True)
-        threading.Thread(target=self._await, args=(link,), daemon=True).start()
+        print(f"data.service: {link.address} is lost ({error}); {then}", flush=True)
+        threading.Thread(target=self._await, args=(link, pause), daemon=True).start()
 
-    def _await(self, link: Link) -> None:
-        """Ask a worker now and then whether it is back."""
-        while not self._closed.wait(
-            RETRY * min(link.losses, 12)
-        ):  # more rarely if it comes and goes
+    def _await(self, link: Link, pause: float) -> None:
+        """Ask a worker whether it is back: after each pause, or RETRY while no other is left."""
+        asked = time.monotonic()
+        while not self._closed.wait(RETRY):
+            others = any(not other.reason for other in self._links)
+            if others and time.monotonic() < asked + pause:
+                continue
+            asked = time.monotonic()
             try:
                 about = link.call("about", {"client": self._client}, timeout=CONNECT)
             except (LostError, ValueError):
