@@ -215,13 +215,14 @@ def test_workers_outlive_ctrl_c_where_their_parent_does():
 
 PARENT = """
 import os, signal, sys
-from test_wrappers import Counter, Interrupt, Pool, Reset
+from test_wrappers import Counter, Crash, Interrupt, Pool, Reset
 
 with Interrupt() as interrupt:
     pool = Pool(Counter, 2, workers=2)
     pool.run({s: Reset(s, {}) for s in range(2)})
     os.killpg(0, signal.SIGINT)
-    print(len(pool.run({s: Reset(s, {}) for s in range(2)})), flush=True)
+    replies = pool.run({s: Reset(s, {}) for s in range(2)})
+    print([isinstance(reply, Crash) for reply in replies.values()], flush=True)
     os.kill(os.getpid(), int(sys.argv[1]))
 """
 
@@ -241,7 +242,7 @@ def test_workers_that_outlive_ctrl_c_end_with_their_parent(second):
         start_new_session=True,
         check=False,
     )
-    assert done.stdout == "2\n", done.stderr
+    assert done.stdout == "[False, False]\n", done.stderr
     assert done.returncode == -second
 
 

@@ -22,6 +22,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -231,6 +232,7 @@ def _own_interrupts() -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         yield
         return
+    resource_tracker.ensure_running()  # which `start` does else, and unblocks SIGINT after it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
