@@ -165,8 +165,8 @@ def check_same_run(
     """Return whether `config.workdir` holds this run already.
 
     Raises ConfigError if it holds another one: a config, embodiment, batch spec or name that
-    differs. The error lists the dotted paths with both values. What `MAY_CHANGE` names does
-    not count.
+    differs, or checkpoints and no config. The error lists the dotted paths with both values. What
+    `MAY_CHANGE` names does not count.
     """
     directory = Path(config.workdir)
     if not (directory / "config.json").exists():
