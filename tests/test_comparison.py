@@ -47,7 +47,7 @@ def test_nothing_to_compare_is_an_error(tmp_path):
 
 def add_rows(run, rows, setup=None):
     run.mkdir(parents=True, exist_ok=True)
-    head = {"setup": setup or {}}
+    head = {"setup": {"checkpoint": 30, "embodiment": "arm"} | (setup or {})}
     (run / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (head, *rows)))
 
 

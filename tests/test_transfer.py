@@ -381,7 +381,7 @@ def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
     records = [{"name": k, "datasets": v} for k, v in known.items()]
     (run / "embodiments.json").write_text(json.dumps(records))
     for robot in known:
-        lines = [{"setup": {"embodiment": robot}}]
+        lines = [{"setup": {"embodiment": robot, "checkpoint": 100}}]
         for skill in skills:
             won = wins[robot] if robots else wins[skill]
             for i in range(20):

@@ -13,7 +13,7 @@ from typing import Any
 
 from octolike.config import stored_config
 from octolike.evaluation import suites
-from octolike.evaluation.rollouts import episode_of
+from octolike.evaluation.rollouts import episode_of, whole_lines
 from octolike.evaluation.success import MEANING
 
 RESULTS = "evaluation/results.jsonl"
@@ -21,10 +21,7 @@ RESULTS = "evaluation/results.jsonl"
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The trained policy's rows for one robot, seen tasks first, and how many of its plan lack.
-
-    robot: its name; "" where an older evaluation did not write it.
-    """
+    """The trained policy's rows for one robot, seen tasks first, and how many of its plan lack."""
 
     robot: str
     rows: tuple[dict[str, Any], ...]
@@ -46,10 +43,8 @@ def read(run: Path) -> list[Outcomes]:
     trained = tuple(config.collect.skills)
     plan = suites.from_config(config.environment, config.evaluate, trained).plan()
     for path in files(run).values():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # the last line may be cut off by a kill
-        head, *rows = (json.loads(line) for line in lines if line.endswith("\n"))
-        step = head["setup"].get("checkpoint", config.train.steps)
+        head, *rows = map(json.loads, whole_lines(path.read_text(encoding="utf-8")))
+        step = head["setup"]["checkpoint"]
         if step != config.train.steps:
             raise ValueError(
                 f"{path} is of step {step:,}, and the run goes to {config.train.steps:,}; finish "
@@ -63,7 +58,7 @@ def read(run: Path) -> list[Outcomes]:
                 f"episodes, seed); make them: python scripts/evaluate.py --run {run}"
             )
         missing = len(plan) - sum(row["success"] is not None for row in mine)
-        found.append(Outcomes(head["setup"].get("embodiment", ""), _seen_first(mine), missing))
+        found.append(Outcomes(head["setup"]["embodiment"], _seen_first(mine), missing))
     return found
 
 

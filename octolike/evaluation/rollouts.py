@@ -81,15 +81,20 @@ class Results:
 
     def _read(self, setup: dict[str, Any]) -> bool:
         """Read the rows; False where they belong to another setup."""
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # the last may be cut off by a kill
+        text = self.path.read_text(encoding="utf-8")
+        whole = whole_lines(text)
         if not whole or json.loads(whole[0]) != json.loads(json.dumps({"setup": setup})):
             return False
         for row in map(json.loads, whole[1:]):
             self._rows[row["policy"], episode_of(row)] = row
-        if len(whole) < len(lines):
+        if "".join(whole) != text:
             self.path.write_text("".join(whole), encoding="utf-8")
         return True
+
+
+def whole_lines(text: str) -> list[str]:
+    """Return the lines of a results.jsonl but for a last one that a kill has cut off."""
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 @dataclasses.dataclass
