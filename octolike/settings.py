@@ -32,9 +32,28 @@ class Component(dict):
         return object()
 
 
-def option(default: Any, meaning: str) -> Any:
-    """Return a dataclass field with a default (a callable makes a fresh one) and its meaning."""
-    metadata = {"meaning": meaning}
+def option(
+    default: Any = dataclasses.MISSING,
+    meaning: str = "",
+    *,
+    choices: tuple[Any, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    table: str = "",
+) -> Any:
+    """Return a dataclass field that carries its meaning and the values that it allows.
+
+    Serves the schema and the components alike (linen modules too). A callable default is a
+    factory; without a default the field is required.
+
+    Args:
+        choices: the allowed values; () for any.
+        low, high: inclusive bounds of a number.
+        table: "module:TABLE" of the open set that a component in this field is looked up in.
+    """
+    metadata = {"meaning": meaning, "choices": choices, "low": low, "high": high, "table": table}
+    if default is dataclasses.MISSING:
+        return field(metadata=metadata)
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
