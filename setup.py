@@ -43,6 +43,7 @@ setup(
         "scipy>=1.13",
         "matplotlib>=3.9",
         "imageio[ffmpeg]>=2.36",
+        "tabulate>=0.9",
         "tqdm>=4.66",
         "tensorboardX>=2.6",
     ],

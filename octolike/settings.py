@@ -47,8 +47,11 @@ def option(
     factory; without a default the field is required.
 
     Args:
+        default: the value or its factory.
+        meaning: one phrase for the listing of all options.
         choices: the allowed values; () for any.
-        low, high: inclusive bounds of a number.
+        low: inclusive lower bound of a number.
+        high: inclusive upper bound of a number.
         table: "module:TABLE" of the open set that a component in this field is looked up in.
     """
     metadata = {"meaning": meaning, "choices": choices, "low": low, "high": high, "table": table}

@@ -16,16 +16,26 @@ TENSORFLOW = {"tensorflow", "tensorflow_datasets", "rlds"}
 MAY_SEE = {
     "types": set(),
     "settings": set(),
-    "config": {"settings"},
+    "config": {"settings", "tables"},
     "images": set(),
+    "tables": set(),
     "normalize": {"types"},
     "text": {"types", "config"},
-    "data": {"types", "config", "normalize", "text", "data"},
+    "data": {"types", "config", "tables", "normalize", "text", "data"},
     "model": {"types", "config", "model"},
-    "train": {"types", "config", "normalize", "text", "model", "train"},
+    "train": {"types", "config", "tables", "normalize", "text", "model", "train"},
     "policy": {"types", "config", "images", "normalize", "text", "model", "train"},
     "envs": {"types", "config", "envs"},
-    "evaluation": {"types", "config", "normalize", "policy", "envs", "train", "evaluation"},
+    "evaluation": {
+        "types",
+        "config",
+        "tables",
+        "normalize",
+        "policy",
+        "envs",
+        "train",
+        "evaluation",
+    },
 }
 
 
@@ -65,7 +75,7 @@ def test_frameworks_stay_in_their_rooms(path):
     assert not roots & {"scripts", "configs", "notebooks"}
     if room(path) != "data":
         assert not roots & TENSORFLOW, "tensorflow belongs to octolike/data alone"
-    if room(path) in {"__init__", "types", "settings", "config", "normalize", "envs"}:
+    if room(path) in {"__init__", "types", "settings", "config", "tables", "normalize", "envs"}:
         assert not roots & FRAMEWORKS
 
 
