@@ -1,22 +1,13 @@
-"""How settings are declared, checked, read from JSON and looked up: octolike.config stands on it.
+"""Options and components: how they are declared, checked and built."""
 
-Import these names from octolike.config.
-"""
-
-# No `from __future__ import annotations`: config_flags reads the fields' types, not their names.
 import dataclasses
 import difflib
-import importlib.util
-import os
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
-
-class ConfigError(ValueError):
-    """A setting that is unknown, of the wrong type, or at odds with another one."""
+from octolike.errors import ConfigError
 
 
 class Component(dict):
@@ -43,16 +34,15 @@ def option(
 ) -> Any:
     """Return a dataclass field that carries its meaning and the values that it allows.
 
-    Serves the schema and the components alike (linen modules too). A callable default is a
-    factory; without a default the field is required.
+    Serves the schema and the components alike (linen modules too).
 
     Args:
-        default: the value or its factory.
-        meaning: one phrase for the listing of all options.
+        default: the value, or a function that makes it; without one the field is required.
+        meaning: one line for `describe`.
         choices: the allowed values; () for any.
-        low: inclusive lower bound of a number.
-        high: inclusive upper bound of a number.
-        table: "module:TABLE" of the open set that a component in this field is looked up in.
+        low: the smallest number allowed.
+        high: the largest number allowed.
+        table: "module:TABLE" of the open set that a component in this field belongs to.
     """
     metadata = {"meaning": meaning, "choices": choices, "low": low, "high": high, "table": table}
     if default is dataclasses.MISSING:
@@ -60,20 +50,6 @@ def option(
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
-    """Parse a config argument such as 'debug,head=l1' into the given names, typed as defaults.
-
-    A bare word is a flag. Unknown names raise ConfigError with the choices.
-    """
-    values = dict(defaults)
-    for item in filter(None, (arg or "").split(",")):
-        name, given, text = item.partition("=")
-        if name not in defaults:
-            raise ConfigError(unknown("config argument", name, defaults))
-        values[name] = _parse_like(name, text if given else "true", defaults[name])
-    return types.SimpleNamespace(**values)
 
 
 def build_component(
@@ -104,62 +80,12 @@ def build_component(
     return table[kind](**fields, **{k: v for k, v in context.items() if k in known | {"name"}})
 
 
-def load_module(path: str, *, beside: str = "") -> types.ModuleType:
-    """Return the module of a Python file; ConfigError where there is none or it does not run.
-
-    beside: a file whose folder the path starts from.
-    """
-    path = os.path.join(os.path.dirname(beside), path)
-    spec = importlib.util.spec_from_file_location(f"octolike_file_{abs(hash(path))}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}") from None
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    return module
-
-
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
     """Return the sentence for a name that nobody knows: the nearest one, and the choices."""
     choices = sorted(choices)
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {what}: {name!r}{hint} (choices: {listed(choices)})"
-
-
-def from_dict(cls: type, data: Any, path: str) -> Any:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is {data!r}; expected the fields of {cls.__name__}")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    for name in data:
-        if name not in names:
-            raise ConfigError(unknown(f"setting {path}.{name}", name, names))
-    return cls(**{n: _convert(hints[n], data[n], f"{path}.{n}") for n in names if n in data})
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, path)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(value)
-    if hint is Component:
-        return _component(value)
-    if origin is dict and args[1] is Component and isinstance(value, dict):
-        return {k: _component(v) for k, v in value.items()}
-    return value
-
-
-def _component(value: Any) -> Any:
-    """Undo what JSON does to a component: its tuples and the components inside it."""
-    if isinstance(value, dict):
-        return Component({k: _component(v) for k, v in value.items()})
-    return tuple(map(_component, value)) if isinstance(value, list) else value
 
 
 def check_types(node: Any, path: str) -> None:
@@ -177,19 +103,6 @@ def check_types(node: Any, path: str) -> None:
         if expected is float:
             good = isinstance(value, (int, float)) and not isinstance(value, bool)
         require(good, f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
-
-
-def _parse_like(name: str, text: str, default: Any) -> Any:
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"config argument {name}={text!r}: expected true or false")
-        return text.lower() == "true"
-    try:
-        return type(default)(text)
-    except ValueError as e:
-        raise ConfigError(
-            f"config argument {name}={text!r}: expected {type(default).__name__}"
-        ) from e
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,63 +1,12 @@
-"""The schema of every run: each option once, with its type, default, unit and meaning.
+"""Every option of a run, once: type, default, meaning, and the values that it allows.
 
-A config file is `configs/x.py` with `get_config(arg) -> Config`. Two ways to change one at the
-command line:
-
-    --config configs/x.py:debug            an argument changes the structure (see `parse_arg`)
-    --config.optim.learning_rate=1e-4      a dotted override changes one value
-
-Open sets (tokenizers, encoders, heads, text tokenizers, environments) are `Component`s: {"kind":
-name, field: value, ...}, looked up in one table of the module that owns them; the other keys must
-be fields of what the table holds. A name that nobody knows is an error at every door: constructor,
-attribute, command line, config argument, stored JSON and component field.
+`Config.check` checks the options, then the rules between them.
 """
 
 # No `from __future__ import annotations`: config_flags reads the fields' types, not their names.
-import dataclasses
-import json
-import sys
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from octolike.settings import (
-    Component,
-    ConfigError,
-    build_component,
-    check_types,
-    choice,
-    from_dict,
-    load_module,
-    option,
-    parse_arg,
-    require,
-    unknown,
-)
-
-__all__ = [
-    "AugmentConfig",
-    "CollectConfig",
-    "Component",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "EvaluateConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "TrainConfig",
-    "base_config",
-    "build_component",
-    "describe",
-    "from_json",
-    "load_module",
-    "option",
-    "parse_arg",
-    "run",
-    "stored_config",
-    "to_json",
-    "unknown",
-]
+from octolike.config.components import Component, check_types, choice, option, require
 
 
 @dataclass(kw_only=True, slots=True)
@@ -369,101 +318,3 @@ class Config:
         )
         require(o.warmup <= t.steps, f"optim.warmup {o.warmup} exceeds train.steps {t.steps}")
         require(bool(self.workdir), "workdir is empty; name one, e.g. --config.workdir=runs/mine")
-
-
-def to_json(config: Any) -> str:
-    """Return a config (or a part of one) as JSON text."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def from_json(text: str) -> Config:
-    """Return the Config that `to_json` wrote; unknown names raise ConfigError.
-
-    A name that is missing, since an older version wrote the text, takes its default.
-    """
-    return from_dict(Config, json.loads(text), "config")
-
-
-def base_config(path: str, arg: str = "", *, beside: str = "") -> Config:
-    """Return the config of another file, for one that builds on it; `beside`: relative to it."""
-    return load_module(path, beside=beside).get_config(arg)
-
-
-def stored_config(run_dir: str) -> Config:
-    """Return the config that a run was started with; ConfigError where there is no run."""
-    path = Path(run_dir) / "config.json"
-    try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{run_dir} is no run directory: {error}") from None
-
-
-def run(main: Callable[[Config], Any]) -> None:
-    """Run `main(config)` with the config of the command line: the one line under `__main__`.
-
-    Exits with one line (no traceback) for a setting that nobody knows.
-    """
-    from absl import app, flags, logging
-    from ml_collections import config_flags
-
-    flag = config_flags.DEFINE_config_file(
-        "config",
-        help_string="path of a config file",
-        lock_config=False,  # a component may get a field that it left at its default
-        accept_new_attributes=True,
-    )
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            rest = flags.FLAGS(argv)
-            if flag.value is None:
-                raise ConfigError("no config given; try --config configs/quickstart.py")
-            if len(rest) > 1:
-                raise ConfigError(f"arguments that nobody reads: {' '.join(rest[1:])}")
-            flag.value.check()
-        except (KeyError, AttributeError, OSError, ValueError, TypeError, flags.Error) as error:
-            sys.exit(f"error: {_explain(error, argv)}")
-        return rest
-
-    def start(_: list[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # libraries' notes would drown our own
-        main(flag.value)
-
-    app.run(start, flags_parser=parse)
-
-
-def describe() -> str:
-    """Return a table of every option: dotted path, default, meaning."""
-    rows = [(p, repr(v), meaning) for p, v, meaning in _walk(Config(), "")]
-    wide = max(len(r[0]) for r in rows), max(len(r[1]) for r in rows)
-    return "\n".join(f"{p:<{wide[0]}}  {v:<{wide[1]}}  {m}" for p, v, m in rows)
-
-
-def _explain(error: Exception, argv: list[str]) -> str:
-    """Name the override that config_flags could not place, and its nearest neighbour."""
-    for arg in argv:
-        if not arg.lstrip("-").startswith("config."):
-            continue
-        path = arg.lstrip("-").partition("=")[0].partition(".")[2]
-        node: Any = Config()
-        for part in path.split("."):
-            if isinstance(node, Component):
-                break
-            if dataclasses.is_dataclass(node):
-                names = [f.name for f in dataclasses.fields(node)]
-                if part not in names:
-                    return unknown(f"setting --config.{path}", part, names)
-                node = getattr(node, part)
-            else:
-                return f"unknown setting --config.{path}: this config has no {part!r} there"
-    text = str(error).strip().splitlines()
-    return text[-1] if text else repr(error)
-
-
-def _walk(node: Any, prefix: str) -> Iterable[tuple[str, Any, str]]:
-    for f in dataclasses.fields(node):
-        value, path = getattr(node, f.name), f"{prefix}{f.name}"
-        if dataclasses.is_dataclass(value):
-            yield from _walk(value, path + ".")
-        else:
-            yield path, value, f.metadata["meaning"]

@@ -1,0 +1,32 @@
+"""Python files that a config names: config files and plug-ins."""
+
+import importlib.util
+import os
+import types
+from typing import Any
+
+from octolike.errors import ConfigError
+
+
+def load_module(path: str, *, beside: str = "") -> types.ModuleType:
+    """Return the module of a Python file; ConfigError where there is none or it does not run.
+
+    beside: a file whose folder the path starts from.
+    """
+    path = os.path.join(os.path.dirname(beside), path)
+    spec = importlib.util.spec_from_file_location(f"octolike_file_{abs(hash(path))}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}") from None
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    return module
+
+
+def base_config(path: str, arg: str = "", *, beside: str = "") -> Any:
+    """Return the config of another file, for one that builds on it; `beside`: relative to it."""
+    return load_module(path, beside=beside).get_config(arg)
