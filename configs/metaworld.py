@@ -13,7 +13,7 @@ tensorflow, from demonstrations that it makes on the spot. What to expect is in 
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
-from octolike.envs.metaworld.tasks import benchmark
+from octolike.envs.metaworld.metaworld_tasks import benchmark
 
 SIZES = ("cpu", "27m")
 DEMONSTRATIONS = 50  # of each task

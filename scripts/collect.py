@@ -42,9 +42,9 @@ def collect(config: configs.Config) -> None:
     total = sum(len(s.episodes) for s in plan)
     done = total - sum(len(s.episodes) for s in left)
     workers = min(config.collect.workers or os.cpu_count() or 1, max(len(left), 1))
-    crew = demonstrations.Crew(config.environment, config.collect, workers)
+    crew = demonstrations.RecorderPool(config.environment, config.collect, workers)
 
-    def make(shard: demonstrations.Shard) -> int:
+    def make(shard: demonstrations.DemonstrationShard) -> int:
         recorded = crew.record(shard)
         failed = sum(tries for _, tries in recorded)
         return writer.write(shard.split, shard.index, (e for e, _ in recorded), failed=failed)

@@ -33,7 +33,7 @@ def frames(config: configs.Config, split: str):
     if not shards:
         return None
     workers = config.collect.workers or pool.default_workers(len(shards))
-    crew = demonstrations.Crew(config.environment, config.collect, workers)
+    crew = demonstrations.RecorderPool(config.environment, config.collect, workers)
     with ThreadPoolExecutor(workers) as threads:
         made = threads.map(crew.record, shards)
         made = tqdm(made, total=len(shards), desc=split, unit=" shards")

@@ -11,7 +11,7 @@ import pytest
 from rollout_fakes import Counterfactual, CrashesAlways, CrashesOnce, DiesOnce, Walk, make
 
 from octolike.config import CollectConfig, Component, Config, ConfigError, EvaluateConfig
-from octolike.envs.pool import Pool
+from octolike.envs.pool import EnvPool
 from octolike.evaluation import closed_loop, evaluate, rollouts, success, suites
 from octolike.evaluation.evaluate import Demonstration
 from octolike.evaluation.rollouts import Results
@@ -262,7 +262,7 @@ def goal_of(env, seed, options):
 
 def roll_out(directory, kind=Walk, workers=0, policy=None, videos=0, tell=("language",)):
     results, seen = Results(directory, SETUP, videos), []
-    with Pool(functools.partial(make, kind), 4, workers) as pool:
+    with EnvPool(functools.partial(make, kind), 4, workers) as pool:
         timing = rollouts.run(
             policy or Forward(4), "trained", PLAN, pool, results, seen.append, tell, goal_of
         )
@@ -369,7 +369,7 @@ def test_a_row_says_whether_another_task_was_done(tmp_path):
 def test_the_task_is_named_as_the_run_knows_it(tmp_path):
     policy = Forward(4)
     results = Results(tmp_path, SETUP)
-    with Pool(make, 4, 0) as pool:
+    with EnvPool(make, 4, 0) as pool:
         name = lambda info: f"robot of {info['instruction']}"
         rollouts.run(policy, "trained", PLAN[:4], pool, results, print, ("task_id",), goal_of, name)
     assert {number for _, _, number in policy.told} == {"robot of go walk", "robot of go run"}
@@ -392,7 +392,7 @@ def test_films_repeat_the_episode(tmp_path):
     assert sorted((r["skill"], r["success"]) for r in kept) == sorted(
         {(r["skill"], r["success"]) for r in got.values()}
     )
-    with Pool(make, 2, workers=0) as pool:
+    with EnvPool(make, 2, workers=0) as pool:
         films = list(rollouts.film(pool, kept, tmp_path))
         assert [len(pictures) for pictures in films] == [r["steps"] + 1 for r in kept]
 
@@ -401,7 +401,7 @@ def test_a_film_that_shows_something_else_is_left_out_and_named(tmp_path):
     got, _, _ = roll_out(tmp_path, videos=1)
     good = next(r for r in got.values() if r["actions"])
     other = [{**good, "success": not good["success"]}, {**good, "steps": good["steps"] + 1}]
-    with Pool(make, 2, workers=0) as pool:
+    with EnvPool(make, 2, workers=0) as pool:
         first, *rest, last = rollouts.film(pool, [*other, good], tmp_path)
     for said in (first, *rest):
         assert said.startswith(f"No film of {good['skill']}, train, seed {good['seed']}: the simul")
@@ -413,7 +413,7 @@ def test_a_film_whose_episode_crashes_is_left_out_and_named(tmp_path):
     got, _, _ = roll_out(tmp_path, videos=9)
     row = got["walk", 0]
     assert row["steps"] >= 3
-    with Pool(functools.partial(make, CrashesAlways), 2, workers=0) as pool:
+    with EnvPool(functools.partial(make, CrashesAlways), 2, workers=0) as pool:
         (said,) = rollouts.film(pool, [row], tmp_path)
     assert said.endswith("played again it crashed: ArithmeticError: the physics exploded.")
 
@@ -432,7 +432,7 @@ def test_the_report_goes_on_without_a_film_and_says_so(tmp_path, monkeypatch):
 
 def test_mismatches_are_refused(tmp_path):
     results = Results(tmp_path, SETUP)
-    with Pool(make, 4, 0) as pool, pytest.raises(ValueError, match="size is 2, the pool has 4"):
+    with EnvPool(make, 4, 0) as pool, pytest.raises(ValueError, match="size is 2, the pool has 4"):
         rollouts.run(Forward(2), "trained", PLAN, pool, results, print)
     with pytest.raises(ValueError, match="execute is 4; the policy predicts 3"):
         rollouts.env_maker(Forward(1), {"kind": "tabletop"}, 4, 0.0)
@@ -456,7 +456,7 @@ def test_an_environment_that_does_not_fit_is_refused(actions, camera, match):
     env.action_space = types.SimpleNamespace(shape=actions)
     shapes = {camera: types.SimpleNamespace(shape=(1,))}
     env.observation_space = types.SimpleNamespace(spaces=shapes)
-    with Pool(lambda: env, 1, 0) as pool, pytest.raises(ValueError, match=match):
+    with EnvPool(lambda: env, 1, 0) as pool, pytest.raises(ValueError, match=match):
         rollouts.check_fit(policy, pool)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from octolike.config import CollectConfig, Component, ConfigError
 from octolike.envs import demonstrations
-from octolike.envs.pool import Call, Crash, Pool, Reset, Step
+from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, StepCommand
 from octolike.envs.registry import kind_of, make_env
 from octolike.envs.wrappers import ChunkExecution, History, TemporalEnsemble, replay
 from octolike.train.interrupt import Interrupt
@@ -141,40 +141,40 @@ def test_wrapper_settings_are_checked():
 
 def play(pool):
     """Return what every slot of a pool answers to a few rounds."""
-    replies = [pool.run({s: Reset(s, {"slot": s}) for s in range(3)})]
-    replies += [pool.run({s: Step(np.full(A, s)) for s in range(3)}) for _ in range(2)]
-    replies.append(pool.run({1: Step(np.zeros(A))}))
+    replies = [pool.run({s: ResetCommand(s, {"slot": s}) for s in range(3)})]
+    replies += [pool.run({s: StepCommand(np.full(A, s)) for s in range(3)}) for _ in range(2)]
+    replies.append(pool.run({1: StepCommand(np.zeros(A))}))
     return [{s: (r[-1], r[0]["proprio"].tolist()) for s, r in round_.items()} for round_ in replies]
 
 
 def test_workers_change_nothing():
-    with Pool(Counter, 3, workers=0) as alone:
+    with EnvPool(Counter, 3, workers=0) as alone:
         expected = play(alone)
-    with Pool(Counter, 3, workers=2) as several:
+    with EnvPool(Counter, 3, workers=2) as several:
         assert play(several) == expected
     assert expected[-1] == {1: ({"seed": 1, "n": 3}, [3.0])}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_raising_environment_leaves_the_other_slots_alone(workers):
-    with Pool(Counter, 3, workers) as pool:
-        pool.run({s: Reset(s, {}) for s in range(3)})
-        replies = pool.run({s: Step(np.full(A, 13 if s == 0 else 0)) for s in range(3)})
-        assert isinstance(replies[0], Crash)
+    with EnvPool(Counter, 3, workers) as pool:
+        pool.run({s: ResetCommand(s, {}) for s in range(3)})
+        replies = pool.run({s: StepCommand(np.full(A, 13 if s == 0 else 0)) for s in range(3)})
+        assert isinstance(replies[0], EnvCrash)
         assert "ArithmeticError: thirteen" in replies[0].text
         assert replies[2][-1]["n"] == 1
-        pool.run({0: Reset(7, {})})
-        assert pool.run({0: Step(np.zeros(A))})[0][-1] == {"seed": 7, "n": 1}
+        pool.run({0: ResetCommand(7, {})})
+        assert pool.run({0: StepCommand(np.zeros(A))})[0][-1] == {"seed": 7, "n": 1}
 
 
 def test_a_dead_worker_is_reported_and_replaced():
-    with Pool(Counter, 3, workers=2) as pool:
-        pool.run({s: Reset(s, {}) for s in range(3)})
-        replies = pool.run({s: Step(np.full(A, 14 if s == 0 else 0)) for s in range(3)})
-        assert [isinstance(replies[s], Crash) for s in range(3)] == [True, False, True]
+    with EnvPool(Counter, 3, workers=2) as pool:
+        pool.run({s: ResetCommand(s, {}) for s in range(3)})
+        replies = pool.run({s: StepCommand(np.full(A, 14 if s == 0 else 0)) for s in range(3)})
+        assert [isinstance(replies[s], EnvCrash) for s in range(3)] == [True, False, True]
         assert "exit code 3" in replies[0].text
-        pool.run({0: Reset(7, {})})
-        assert pool.run({0: Step(np.zeros(A))})[0][-1]["n"] == 1
+        pool.run({0: ResetCommand(7, {})})
+        assert pool.run({0: StepCommand(np.zeros(A))})[0][-1]["n"] == 1
 
 
 def nap(env, seconds):
@@ -183,12 +183,12 @@ def nap(env, seconds):
 
 
 def test_the_time_limit_is_of_one_command_not_of_all_of_a_round(monkeypatch):
-    with Pool(Counter, 3, workers=1) as pool:
-        pool.run({s: Reset(s, {}) for s in range(3)})
+    with EnvPool(Counter, 3, workers=1) as pool:
+        pool.run({s: ResetCommand(s, {}) for s in range(3)})
         monkeypatch.setattr("octolike.envs.pool.TIMEOUT", 2.0)
-        slow = pool.run({s: Call(nap, (1.2,)) for s in range(3)})
+        slow = pool.run({s: CallCommand(nap, (1.2,)) for s in range(3)})
         assert slow == {0: 0, 1: 1, 2: 2}
-        hung = pool.run({0: Call(nap, (0.0,)), 1: Call(nap, (60.0,))})
+        hung = pool.run({0: CallCommand(nap, (0.0,)), 1: CallCommand(nap, (60.0,))})
         # the environment of slot 0 went with the process
         assert [r.text for r in hung.values()] == [
             "the worker process did not answer within 2 s"
@@ -201,28 +201,28 @@ def interrupt(pool):
 
 
 def test_workers_outlive_ctrl_c_where_their_parent_does():
-    commands = {s: Call(nap, (0.5,)) for s in range(2)}
-    with Interrupt(), Pool(Counter, 2, workers=2) as pool:
+    commands = {s: CallCommand(nap, (0.5,)) for s in range(2)}
+    with Interrupt(), EnvPool(Counter, 2, workers=2) as pool:
         interrupt(pool)  # while they start
-        pool.run({s: Reset(s, {}) for s in range(2)})
+        pool.run({s: ResetCommand(s, {}) for s in range(2)})
         threading.Timer(0.2, interrupt, (pool,)).start()  # in the middle of a command
         assert pool.run(commands) == {0: 0, 1: 1}
-    with Pool(Counter, 2, workers=2) as pool:
-        pool.run({s: Reset(s, {}) for s in range(2)})
+    with EnvPool(Counter, 2, workers=2) as pool:
+        pool.run({s: ResetCommand(s, {}) for s in range(2)})
         interrupt(pool)
-        assert all(isinstance(reply, Crash) for reply in pool.run(commands).values())
+        assert all(isinstance(reply, EnvCrash) for reply in pool.run(commands).values())
 
 
 PARENT = """
 import os, signal, sys
-from test_wrappers import Counter, Crash, Interrupt, Pool, Reset
+from test_wrappers import Counter, EnvCrash, Interrupt, EnvPool, ResetCommand
 
 with Interrupt() as interrupt:
-    pool = Pool(Counter, 2, workers=2)
-    pool.run({s: Reset(s, {}) for s in range(2)})
+    pool = EnvPool(Counter, 2, workers=2)
+    pool.run({s: ResetCommand(s, {}) for s in range(2)})
     os.killpg(0, signal.SIGINT)
-    replies = pool.run({s: Reset(s, {}) for s in range(2)})
-    print([isinstance(reply, Crash) for reply in replies.values()], flush=True)
+    replies = pool.run({s: ResetCommand(s, {}) for s in range(2)})
+    print([isinstance(reply, EnvCrash) for reply in replies.values()], flush=True)
     os.kill(os.getpid(), int(sys.argv[1]))
 """
 
@@ -261,9 +261,9 @@ def shout(env, word):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_functions_are_called_where_the_environment_lives(workers):
-    with Pool(Counter, 2, workers) as pool:
-        pool.run({1: Reset(9, {})})
-        assert pool.run({1: Call(shout, ("seed",))}) == {1: "seed 9"}
+    with EnvPool(Counter, 2, workers) as pool:
+        pool.run({1: ResetCommand(9, {})})
+        assert pool.run({1: CallCommand(shout, ("seed",))}) == {1: "seed 9"}
 
 
 def unbuildable():
@@ -272,10 +272,10 @@ def unbuildable():
 
 def test_an_environment_that_cannot_be_built_is_an_error():
     with (
-        Pool(unbuildable, 2, workers=0) as pool,
+        EnvPool(unbuildable, 2, workers=0) as pool,
         pytest.raises(RuntimeError, match="no GL library"),
     ):
-        pool.run({0: Reset(0, {})})
+        pool.run({0: ResetCommand(0, {})})
 
 
 class Unstartable:
@@ -289,9 +289,9 @@ class Unstartable:
 
 
 def test_a_worker_that_cannot_start_is_an_error():
-    with Pool(Unstartable(), 2, workers=2) as pool:  # noqa: SIM117
+    with EnvPool(Unstartable(), 2, workers=2) as pool:  # noqa: SIM117
         with pytest.raises(RuntimeError, match="exit code 4 before it was ready"):
-            pool.run({0: Reset(0, {})})
+            pool.run({0: ResetCommand(0, {})})
 
 
 def test_unknown_simulators_and_fields_are_refused():
@@ -341,16 +341,16 @@ def episode_that_fails(env, seed, split, skills, noise, failures):
 
 def recorder(failures):
     made = demonstrations.Recorder(TABLE, CollectConfig(noise=0.25))
-    made._pool = Pool(Counter, 1, workers=0)
+    made._pool = EnvPool(Counter, 1, workers=0)
     made._collect_episode = functools.partial(episode_that_fails, failures=failures)
     return made
 
 
 def test_failed_demonstrations_are_replaced_and_counted():
-    shard = demonstrations.Shard("train", 0, 1, (("touch", 0), ("push", 8)))
+    shard = demonstrations.DemonstrationShard("train", 0, 1, (("touch", 0), ("push", 8)))
     got = [(e["episode_metadata"], failed) for e, failed in recorder(2).record(shard)]
     assert [(m["seed"], m["skill"], f) for m, f in got] == [(2, "touch", 2), (10, "push", 2)]
     with pytest.raises(RuntimeError, match=r"'touch' failed with seeds 0 to 7, noise 0.25"):
         list(recorder(8).record(shard))
     with pytest.raises(RuntimeError, match=r"crashed at 'push', seed 14(.|\n)*exploded"):
-        list(recorder(7).record(demonstrations.Shard("train", 0, 1, (("push", 8),))))
+        list(recorder(7).record(demonstrations.DemonstrationShard("train", 0, 1, (("push", 8),))))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from octolike.config import ConfigError, unknown
-from octolike.envs import protocol
+from octolike.envs import environment
 
 
 def load(module: str, simulator: str, remedy: str) -> Any:
@@ -36,7 +36,7 @@ def choose_tasks(
 
 def checked(action: np.ndarray) -> np.ndarray:
     """Return an arm's action as float64 [7]; ValueError for anything but finite numbers."""
-    return protocol.checked_action(action, 7, "dx dy dz, rotation, gripper")
+    return environment.checked_action(action, 7, "dx dy dz, rotation, gripper")
 
 
 def picture(image: Any, size: int, source: str) -> np.ndarray:

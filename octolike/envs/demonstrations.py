@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from octolike.config import CollectConfig, ConfigError
-from octolike.envs import protocol
-from octolike.envs.pool import Call, Crash, Pool
+from octolike.envs import environment
+from octolike.envs.pool import CallCommand, EnvCrash, EnvPool
 from octolike.envs.registry import choose_names, environment_of, kind_of, make_env, simulator
 
 TRIES = 8
@@ -28,7 +28,7 @@ LAST_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
-class Shard:
+class DemonstrationShard:
     """Episodes of one file: `episodes` are (skill, first seed), `index` of `total` in `split`."""
 
     split: str
@@ -37,7 +37,7 @@ class Shard:
     episodes: tuple[tuple[str, int], ...]
 
 
-def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Shard]:
+def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[DemonstrationShard]:
     """Return the shards of a dataset, skills well mixed.
 
     Raises ConfigError for skills or a split that are unknown, or that have no task in common.
@@ -68,7 +68,7 @@ def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Shard]:
             tuple(episodes[i : i + collect.episodes_per_shard])
             for i in range(0, len(episodes), collect.episodes_per_shard)
         ]
-        shards += [Shard(split, i, len(parts), part) for i, part in enumerate(parts)]
+        shards += [DemonstrationShard(split, i, len(parts), part) for i, part in enumerate(parts)]
     return shards
 
 
@@ -88,9 +88,9 @@ class Recorder:
         self._collect_episode = simulator(kind_of(environment)).load("collect_episode")
         self._noise, self._split = collect.noise, collect.split
         robot = environment_of(environment, collect.dataset)
-        self._pool = Pool(functools.partial(make_env, robot), slots=1, workers=1)
+        self._pool = EnvPool(functools.partial(make_env, robot), slots=1, workers=1)
 
-    def record(self, shard: Shard) -> Iterator[tuple[dict[str, Any], int]]:
+    def record(self, shard: DemonstrationShard) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield (episode dict, failed tries before it) for each episode of a shard.
 
         Raises RuntimeError when the simulator crashes, or when the expert fails with all of an
@@ -109,14 +109,14 @@ class Recorder:
                 )
 
     def _one(self, skill: str, seed: int) -> dict[str, Any]:
-        call = Call(self._collect_episode, (seed, self._split, [skill], self._noise))
+        call = CallCommand(self._collect_episode, (seed, self._split, [skill], self._noise))
         episode = self._pool.run({0: call})[0]
-        if isinstance(episode, Crash):
+        if isinstance(episode, EnvCrash):
             raise RuntimeError(f"the simulator crashed at {skill!r}, seed {seed}:\n{episode.text}")
         return episode
 
 
-class Crew:
+class RecorderPool:
     """Several recorders at work on shards, one each; `record` may be called from any thread."""
 
     def __init__(
@@ -127,7 +127,7 @@ class Crew:
         for _ in range(workers):
             self._free.put(Recorder(environment, collect))
 
-    def record(self, shard: Shard) -> list[tuple[dict[str, Any], int]]:
+    def record(self, shard: DemonstrationShard) -> list[tuple[dict[str, Any], int]]:
         """Return what `Recorder.record` yields, by the next one that is free."""
         recorder = self._free.get()
         try:
@@ -140,9 +140,9 @@ def tabletop_episode(
     env: Any, seed: int, split: str, skills: list[str], noise: float
 ) -> dict[str, Any]:
     """Record one demonstration on the table; noise 0.5 is the simulator's default, 0 none."""
-    from octolike.envs.tabletop import Noise, collect_episode
+    from octolike.envs.tabletop import ExpertNoise, collect_episode
 
-    return collect_episode(env, seed, split, skills, Noise(share=noise, kicks=noise / 10))
+    return collect_episode(env, seed, split, skills, ExpertNoise(share=noise, kicks=noise / 10))
 
 
 def tabletop_goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -150,10 +150,10 @@ def tabletop_goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, 
 
     The environment is left at that end: reset it before the policy's turn.
     """
-    from octolike.envs.tabletop.expert import CLEAN, collect_episode
+    from octolike.envs.tabletop.tabletop_expert import NO_NOISE, collect_episode
 
-    episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], CLEAN)
-    return protocol.last_pictures(episode)
+    episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], NO_NOISE)
+    return environment.last_pictures(episode)
 
 
 def _validation(episodes: int, share: float) -> int:

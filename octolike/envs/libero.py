@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from octolike.config import ConfigError
-from octolike.envs import adapters, protocol
+from octolike.envs import adapters, environment
 
 CONTROL_HZ = 20
 REMEDY = (
@@ -86,7 +86,7 @@ class LiberoEnv(gymnasium.Env):
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begin an episode; options: any of {"split": str, "skills": list of str}."""
         super().reset(seed=seed)
-        _, skills = protocol.skills_of(options, tasks_of)
+        _, skills = environment.skills_of(options, tasks_of)
         number = int(self.np_random.integers(2**31)) if seed is None else seed
         self._open(skills[int(self.np_random.integers(len(skills)))])
         self._env.reset()
@@ -153,7 +153,7 @@ class LiberoEnv(gymnasium.Env):
         return images | {"proprio": np.concatenate(hand).astype(np.float32)}
 
     def _info(self, success: bool, failure: str) -> dict[str, Any]:
-        return protocol.info(self.instruction, self.skill, success, failure)
+        return environment.info(self.instruction, self.skill, success, failure)
 
 
 def axis_angle(quaternion: Sequence[float] | np.ndarray) -> np.ndarray:

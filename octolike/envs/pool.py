@@ -7,8 +7,8 @@ A pool has numbered slots with one environment each. Every round it is given one
 that takes part, and answers with one reply per command. What a slot does never depends on the other
 slots or on the number of workers, so the workers are a matter of speed alone.
 
-An environment that raises, or a worker that dies or hangs, answers with a `Crash`; the slot gets a
-fresh environment at its next reset. An environment that cannot even be built is an error at once.
+If an environment raises, or a worker dies or hangs, the reply is an `EnvCrash`; the slot gets a new
+environment at its next reset. An environment that cannot be built raises an error at once.
 
 Ctrl-C is sent to the workers too. They die of it where this process does, and stay where it does
 something else (octolike.train.interrupt), such as to go on and save.
@@ -29,33 +29,33 @@ from typing import Any, NamedTuple
 TIMEOUT = 120.0  # seconds that a worker may need for one command
 
 
-class Reset(NamedTuple):
+class ResetCommand(NamedTuple):
     """Start an episode; the reply is (observation, info)."""
 
     seed: int
     options: dict[str, Any]
 
 
-class Step(NamedTuple):
+class StepCommand(NamedTuple):
     """Act; the reply is (observation, reward, terminated, truncated, info)."""
 
     action: Any
 
 
-class Call(NamedTuple):
+class CallCommand(NamedTuple):
     """Call a module's function with the environment; the reply is what it returns."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
 
 
-class Crash(NamedTuple):
+class EnvCrash(NamedTuple):
     """The reply of a slot whose environment is gone: the traceback, or how the worker ended."""
 
     text: str
 
 
-Command = Reset | Step | Call
+Command = ResetCommand | StepCommand | CallCommand
 
 
 class _Unbuildable(NamedTuple):
@@ -70,7 +70,7 @@ def default_workers(slots: int) -> int:
     return max(1, min(cores, slots))
 
 
-class Pool:
+class EnvPool:
     """`slots` environments made by `make`, over `workers` processes; 0: in this process."""
 
     def __init__(self, make: Callable[[], Any], slots: int, workers: int) -> None:
@@ -105,7 +105,7 @@ class Pool:
         for worker in self._workers:
             worker.close()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> EnvPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,14 +131,14 @@ class _Slots:
                 return _Unbuildable("\n" + traceback.format_exc())
         env = self._envs[slot]
         try:
-            if isinstance(command, Reset):
+            if isinstance(command, ResetCommand):
                 return env.reset(seed=command.seed, options=command.options)
-            if isinstance(command, Call):
+            if isinstance(command, CallCommand):
                 return command.function(env, *command.arguments)
             return env.step(command.action)
         except Exception:
             del self._envs[slot]  # its state is unknown, so it is not closed either
-            return Crash(traceback.format_exc())
+            return EnvCrash(traceback.format_exc())
 
     def close(self) -> None:
         for env in self._envs.values():
@@ -206,7 +206,7 @@ class _Process:
         self._end()
         self._start()
         # also where a slot has answered: its environment went with the process
-        return {slot: Crash(f"the worker process {how}") for slot in commands}
+        return {slot: EnvCrash(f"the worker process {how}") for slot in commands}
 
     def close(self) -> None:
         try:

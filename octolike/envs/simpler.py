@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from octolike.envs import adapters, protocol
+from octolike.envs import adapters, environment
 
 REMEDY = (
     "git clone --recurse-submodules https://github.com/simpler-env/SimplerEnv, then pip install -e "
@@ -85,7 +85,7 @@ class SimplerEnv(gymnasium.Env):
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begin an episode; options: any of {"split": str, "skills": list of str}."""
         super().reset(seed=seed)
-        _, skills = protocol.skills_of(options, tasks_of)
+        _, skills = environment.skills_of(options, tasks_of)
         skill = skills[int(self.np_random.integers(len(skills)))]
         if skill != self.skill:
             self.close()
@@ -138,7 +138,7 @@ class SimplerEnv(gymnasium.Env):
         return {"image_primary": adapters.picture(image, self._size, "image_primary")}
 
     def _info(self, success: bool, failure: str) -> dict[str, Any]:
-        return protocol.info(self.instruction, self.skill, success, failure)
+        return environment.info(self.instruction, self.skill, success, failure)
 
 
 class StickyGripper:

@@ -27,7 +27,7 @@ import matplotlib
 import numpy as np
 
 from octolike import types
-from octolike.envs.pool import Call, Crash, Pool, default_workers
+from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, default_workers
 from octolike.envs.registry import make_env
 from octolike.envs.replays import Replay, replay
 from octolike.evaluation import figures
@@ -69,7 +69,7 @@ class Framed(Protocol):
 
 @dataclass(frozen=True)
 class Replayed:
-    """A demonstration's two replays; a Crash's text in place of one that the simulator broke."""
+    """A demonstration's two replays; the crash text replaces a replay that crashed."""
 
     skill: str
     seed: int
@@ -155,12 +155,12 @@ def replay_all(
     done, waiting = [], []
     make = functools.partial(make_env, dict(environment))
     slots = workers or default_workers(64)
-    with Pool(make, slots, slots) as pool:
+    with EnvPool(make, slots, slots) as pool:
 
         def play() -> None:
             replies = [pool.run({i: c[k] for i, (_, c) in enumerate(waiting)}) for k in (0, 1)]
             for i, (d, _) in enumerate(waiting):
-                found = (r[i].text if isinstance(r[i], Crash) else r[i] for r in replies)
+                found = (r[i].text if isinstance(r[i], EnvCrash) else r[i] for r in replies)
                 done.append(Replayed(d.skill, d.seed, *found))
                 progress()
             waiting.clear()
@@ -174,10 +174,12 @@ def replay_all(
     return done
 
 
-def _calls(d: Demonstrated, embodiment: Embodiment) -> list[Call]:
+def _calls(d: Demonstrated, embodiment: Embodiment) -> list[CallCommand]:
     options = {"split": d.split, "skills": [d.skill]}
     back = embodiment.unnormalize_action(embodiment.normalize_action(d.actions))
-    return [Call(replay, (d.seed, options, x, dict(d.observation))) for x in (d.actions, back)]
+    return [
+        CallCommand(replay, (d.seed, options, x, dict(d.observation))) for x in (d.actions, back)
+    ]
 
 
 def compare(policy: Policy, dataset: str, batches: Iterable[Framed], run: Run) -> Compared:

@@ -15,7 +15,7 @@ from typing import Any
 
 from octolike import types
 from octolike.config import Config, ConfigError
-from octolike.envs.pool import Pool, default_workers
+from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import rollouts, suites
 from octolike.evaluation.evaluate import task_namer
@@ -52,7 +52,7 @@ class ClosedLoop:
         self._plan, self._config = suite.plan(), config
         self._run = Run(config, list(embodiments), spec, names, params={}, step=0)
         self._policy: Policy | None = None
-        self._pool: Pool | None = None
+        self._pool: EnvPool | None = None
         known = settings.embodiment in names.embodiments
         self._robot = settings.embodiment if known else None
         if len(embodiments) > 1 and not known:
@@ -91,7 +91,7 @@ class ClosedLoop:
             self._pool.close()
             self._pool = None
 
-    def _ready(self, params: Any, step: int) -> tuple[Policy, Pool]:
+    def _ready(self, params: Any, step: int) -> tuple[Policy, EnvPool]:
         if self._policy is None:
             run = dataclasses.replace(self._run, params=params)
             self._policy = Policy(run, self._robot, min(SLOTS, len(self._plan)))
@@ -99,7 +99,7 @@ class ClosedLoop:
             settings, slots = self._config.evaluate, self._policy.batch_size
             robot = environment_of(self._config.environment, self._policy.embodiment.name)
             make = rollouts.env_maker(self._policy, robot, settings.execute, settings.ensemble)
-            self._pool = Pool(make, slots, settings.workers or default_workers(slots))
+            self._pool = EnvPool(make, slots, settings.workers or default_workers(slots))
             rollouts.check_fit(self._policy, self._pool)
         self._policy = self._policy.with_params(params, step)
         return self._policy, self._pool

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from octolike.config import Config, ConfigError
-from octolike.envs.pool import Pool, default_workers
+from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import report, rollouts, suites
 from octolike.evaluation.figures import Chunks, Clip, duration
@@ -151,13 +151,13 @@ class Evaluation:
         policies = {"trained": self.policy}
         if settings.untrained:
             policies["untrained"] = self.policy.untrained(self.config.seed)
-        with Pool(make, slots, settings.workers or default_workers(slots)) as pool:
+        with EnvPool(make, slots, settings.workers or default_workers(slots)) as pool:
             rollouts.check_fit(self.policy, pool)
             for label, policy in policies.items():
                 self._run_one(label, policy, pool)
             self._clips = self._film(pool)
 
-    def _run_one(self, label: str, policy: Policy, pool: Pool) -> None:
+    def _run_one(self, label: str, policy: Policy, pool: EnvPool) -> None:
         left = sum(not self.results.done(label, e) for e in self.plan)
         with tqdm(total=left, desc=f"{label} policy", unit="episode", disable=not left) as bar:
 
@@ -183,7 +183,7 @@ class Evaluation:
             how = f"{pool.slots} environments at once"
             self._remarks.append(f"Throughput: {timing.sentence()}, {how}.")
 
-    def _film(self, pool: Pool) -> list[Clip]:
+    def _film(self, pool: EnvPool) -> list[Clip]:
         """Film the episodes of the trained policy whose actions were kept."""
         kept = [r for r in self.rows if r["policy"] == "trained" and r["actions"]]
         films = rollouts.film(pool, kept, self.results.directory)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from octolike.envs.pool import Call, Crash, Pool, Reset, Step
+from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, StepCommand
 from octolike.envs.registry import make_wrapped_env
 from octolike.envs.wrappers import replay, spaces
 from octolike.evaluation.success import Row
@@ -153,13 +153,13 @@ def env_maker(policy: Policy, environment: Mapping[str, Any], execute: int, ense
     )
 
 
-def check_fit(policy: Policy, pool: Pool) -> None:
+def check_fit(policy: Policy, pool: EnvPool) -> None:
     """Raise ValueError where an environment's cameras, proprio or actions do not fit the policy.
 
     Raises RuntimeError where the environment cannot even be built.
     """
-    reply = pool.run({0: Call(spaces)})[0]
-    if isinstance(reply, Crash):
+    reply = pool.run({0: CallCommand(spaces)})[0]
+    if isinstance(reply, EnvCrash):
         raise RuntimeError(f"the environment cannot say what it is:\n{reply.text}")
     actions, observations = reply
     width = len(policy.embodiment.action.names)
@@ -187,7 +187,7 @@ def run(
     policy: Policy,
     label: str,
     plan: Sequence[Episode],
-    pool: Pool,
+    pool: EnvPool,
     results: Results,
     progress: Any,
     tell: Sequence[str] = ("language",),
@@ -237,7 +237,7 @@ def run(
 
 def _start(
     policy: Policy,
-    pool: Pool,
+    pool: EnvPool,
     queues: list[deque],
     active: dict,
     finish: Any,
@@ -251,16 +251,16 @@ def _start(
         active[slot] = queues[slot].popleft()
     if "goal" in tell:
         episodes = {s: active[s].episode for s in free}
-        wishes = {s: Call(goal, (e.seed, e.options)) for s, e in episodes.items()}
+        wishes = {s: CallCommand(goal, (e.seed, e.options)) for s, e in episodes.items()}
         for slot, reply in pool.run(wishes).items():
-            if isinstance(reply, Crash):
+            if isinstance(reply, EnvCrash):
                 finish(slot, None, _crashed(reply))
                 free.remove(slot)
             else:
                 active[slot].goal = reply
-    commands = {s: Reset(active[s].episode.seed, active[s].episode.options) for s in free}
+    commands = {s: ResetCommand(active[s].episode.seed, active[s].episode.options) for s in free}
     for slot, reply in pool.run(commands).items():
-        if isinstance(reply, Crash):
+        if isinstance(reply, EnvCrash):
             finish(slot, None, _crashed(reply))
         else:
             running = active[slot]
@@ -296,13 +296,13 @@ def _ask(policy: Policy, slots: int, active: dict, timing: Timing) -> np.ndarray
     return chunks
 
 
-def _execute(pool: Pool, chunks: np.ndarray, active: dict, finish: Any, timing: Timing) -> None:
+def _execute(pool: EnvPool, chunks: np.ndarray, active: dict, finish: Any, timing: Timing) -> None:
     """Let every active slot execute its chunk; end the episodes that are over."""
     begin = time.perf_counter()
-    replies = pool.run({slot: Step(chunks[slot]) for slot in active})
+    replies = pool.run({slot: StepCommand(chunks[slot]) for slot in active})
     timing.environment_seconds += time.perf_counter() - begin
     for slot, reply in replies.items():
-        if isinstance(reply, Crash):
+        if isinstance(reply, EnvCrash):
             finish(slot, None, _crashed(reply))
             continue
         running = active[slot]
@@ -317,7 +317,7 @@ def _execute(pool: Pool, chunks: np.ndarray, active: dict, finish: Any, timing: 
             finish(slot, success, "" if success else info["failure"] or "time ran out")
 
 
-def film(pool: Pool, rows: Sequence[Row], directory: Path) -> Iterator[list[np.ndarray] | str]:
+def film(pool: EnvPool, rows: Sequence[Row], directory: Path) -> Iterator[list[np.ndarray] | str]:
     """Play episodes again from their actions; yields each one's pictures, uint8 [h, w, 3].
 
     In place of them a sentence where an episode ends otherwise than its row says: the simulator
@@ -328,12 +328,12 @@ def film(pool: Pool, rows: Sequence[Row], directory: Path) -> Iterator[list[np.n
         commands = {}
         for slot, row in enumerate(part):
             episode, actions = episode_of(row), np.load(directory / row["actions"])
-            commands[slot] = Call(replay, (episode.seed, episode.options, actions))
+            commands[slot] = CallCommand(replay, (episode.seed, episode.options, actions))
         replies = pool.run(commands)
         for slot, row in enumerate(part):
             reply = replies[slot]
             none = "No film of {skill}, {split}, seed {seed}".format(**row)
-            if isinstance(reply, Crash):
+            if isinstance(reply, EnvCrash):
                 yield f"{none}: when played again it {_crashed(reply)}."
                 continue
             pictures, info = reply
@@ -378,5 +378,5 @@ def _noise_seed(running: _Running) -> int:
     return int(np.random.SeedSequence([running.episode.seed, running.steps]).generate_state(1)[0])
 
 
-def _crashed(crash: Crash) -> str:
+def _crashed(crash: EnvCrash) -> str:
     return f"crashed: {crash.text.strip().splitlines()[-1]}"

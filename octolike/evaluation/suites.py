@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octolike.config import CollectConfig, ConfigError, EvaluateConfig, unknown
-from octolike.envs.metaworld.tasks import BENCHMARKS
+from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS
 from octolike.envs.registry import choose_names, kind_of, simulator
 
 FIRST_SEED = 1_000_000

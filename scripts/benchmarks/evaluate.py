@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any]:
-    from octolike.envs.pool import Call, Pool, Reset, Step, default_workers
+    from octolike.envs.pool import CallCommand, EnvPool, ResetCommand, StepCommand, default_workers
     from octolike.envs.registry import make_wrapped_env
 
     workers, execute = args.workers or default_workers(slots), config.evaluate.execute
@@ -51,9 +51,9 @@ def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any
     skill = config.evaluate.skills or tuple(config.collect.skills)
     options = {"split": "train", "skills": [skill[0]]}
     seconds = {"policy": 0.0, "environments": 0.0}
-    with Pool(make, slots, workers) as pool:
-        parts = pool.run({0: Call(profile, (options,))})[0]
-        replies = pool.run({s: Reset(s, options) for s in range(slots)})
+    with EnvPool(make, slots, workers) as pool:
+        parts = pool.run({0: CallCommand(profile, (options,))})[0]
+        replies = pool.run({s: ResetCommand(s, options) for s in range(slots)})
         task = policy.create_task(instruction=replies[0][1]["instruction"])
         keys = (*policy.observation_keys, "timestep_mask")
         steps = 0
@@ -63,14 +63,14 @@ def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any
             chunks = policy.sample_batch(seen, [task] * slots, list(range(slots)))
             middle = time.perf_counter()
             still = np.zeros_like(chunks)  # nothing is met, so no episode ends before its limit
-            replies = pool.run({s: Step(still[s]) for s in range(slots)})
+            replies = pool.run({s: StepCommand(still[s]) for s in range(slots)})
             end = time.perf_counter()
             over = [s for s in range(slots) if replies[s][2] or replies[s][3]]
             if number >= 2:
                 seconds["policy"] += middle - begin
                 seconds["environments"] += end - middle
                 steps += sum(len(replies[s][4]["actions"]) for s in range(slots))
-            replies |= pool.run({s: Reset(number, options) for s in over})
+            replies |= pool.run({s: ResetCommand(number, options) for s in over})
     total = sum(seconds.values())
     return {
         "environments": slots,

@@ -8,7 +8,7 @@ pytest.importorskip("gym_aloha", reason="needs pip install --no-deps 'gym-aloha>
 
 from octolike.config import ConfigError
 from octolike.envs.aloha import AlohaEnv, collect_episode
-from octolike.envs.aloha.env import NAMES, insertion_reward, transfer_reward
+from octolike.envs.aloha.aloha_env import NAMES, insertion_reward, transfer_reward
 from octolike.envs.replays import replay
 
 CUBE = {"split": "train", "skills": ["transfer_cube"]}

@@ -9,8 +9,8 @@ import pytest
 
 from octolike.config import ConfigError, load_module
 from octolike.envs import demonstrations
-from octolike.envs.metaworld import tasks
-from octolike.envs.metaworld.tasks import BENCHMARKS, GROUPS, SKILLS, WORDING
+from octolike.envs.metaworld import metaworld_tasks as tasks
+from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS, GROUPS, SKILLS, WORDING
 from octolike.envs.registry import make_env, simulator
 from octolike.evaluation import report, success, suites
 

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
 
 from octolike.envs.replays import replay
-from octolike.envs.tabletop import Noise, TabletopEnv, collect_episode
+from octolike.envs.tabletop import ExpertNoise, TabletopEnv, collect_episode
 from octolike.evaluation import checks
 from octolike.normalize import Embodiment, Layout, Statistics
 
@@ -37,7 +37,7 @@ def demonstrations(env):
     """Return a few demonstrations of two skills, as scripts/collect.py makes and stores them."""
     found = []
     for skill, seed in (("touch", 3), ("push", 11), ("touch", 16), ("push", 40)):
-        episode = collect_episode(env, seed, "train", [skill], Noise())
+        episode = collect_episode(env, seed, "train", [skill], ExpertNoise())
         assert episode["episode_metadata"]["success"]
         seen = dict(episode["steps"]["observation"])
         seen["proprio"] = seen.pop("state")

@@ -7,17 +7,23 @@ import sys
 import numpy as np
 import pytest
 
-from octolike.envs.tabletop import tasks
-from octolike.envs.tabletop.tasks import HELD_OUT_PAIRS, PHRASINGS, SKILLS, SPLITS, Thing
+from octolike.envs.tabletop import tabletop_tasks as tasks
+from octolike.envs.tabletop.tabletop_tasks import (
+    HELD_OUT_PAIRS,
+    PHRASINGS,
+    SKILLS,
+    SPLITS,
+    TableObject,
+)
 
 pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
 gymnasium = pytest.importorskip("gymnasium")
 
 from gymnasium.utils import env_checker  # noqa: E402
 
-from octolike.envs.tabletop import Expert, Noise, TabletopEnv, collect_episode  # noqa: E402
-from octolike.envs.tabletop.expert import CLEAN  # noqa: E402
+from octolike.envs.tabletop import ExpertNoise, TabletopEnv, TabletopExpert, collect_episode  # noqa: E402
 from octolike.envs.tabletop.scene import RGB  # noqa: E402
+from octolike.envs.tabletop.tabletop_expert import NO_NOISE  # noqa: E402
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
 
@@ -42,7 +48,7 @@ def play(env, seed: int, actions: np.ndarray) -> list[dict]:
 
 def test_tasks_do_not_import_a_simulator():
     code = (
-        "import sys, octolike.envs.tabletop.tasks as t; t.tasks_of('train'); "
+        "import sys, octolike.envs.tabletop.tabletop_tasks as t; t.tasks_of('train'); "
         "assert not {'mujoco', 'gymnasium', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -56,7 +62,7 @@ def test_splits_are_disjoint_by_construction():
     assert asked["held_out_phrasing"] == train
     assert {t.colour for _, t, _ in train} == set(tasks.COLOURS)
     assert {t.shape for _, t, _ in train} == set(tasks.SHAPES)
-    named = {t for _, t, _ in train} | {Thing(*r.split("_")) for _, _, r in train if "_" in r}
+    named = {t for _, t, _ in train} | {TableObject(*r.split("_")) for _, _, r in train if "_" in r}
     assert not named & set(HELD_OUT_PAIRS)
     assert not any(skill == "lift" and t.shape == "ball" for skill, t, _ in train)
     assert {(skill, t.shape) for skill, t, _ in asked["held_out_family"]} == {("lift", "ball")}
@@ -91,7 +97,7 @@ def test_distractors_differ_from_what_is_asked_for():
     for _ in range(500):
         task = tasks.sample_task(rng)
         others = tasks.distractors(rng, task, 3)
-        things = [task.target, task.reference_thing, *others]
+        things = [task.target, task.reference_object, *others]
         assert len(others) == 3
         assert len(set(things)) == len(things)
 
@@ -103,9 +109,15 @@ def test_distractors_differ_from_what_is_asked_for():
         (lambda rng: tasks.sample_task(rng, "train", ["lft"]), "unknown skill 'lft'.*'lift'"),
         (lambda rng: tasks.sample_task(rng, "held_out_family", ["push"]), "'held_out_family'"),
         (lambda rng: tasks.sample_task(rng, "train", []), "no skills"),
-        (lambda rng: tasks.make_task("push", Thing("red", "cube"), "up"), "unknown reference of"),
-        (lambda rng: tasks.make_task("lift", Thing("pink", "cube")), "unknown colour 'pink'"),
-        (lambda rng: tasks.make_task("stack", Thing("red", "ball"), "red_cube"), "shape 'ball'"),
+        (
+            lambda rng: tasks.make_task("push", TableObject("red", "cube"), "up"),
+            "unknown reference of",
+        ),
+        (lambda rng: tasks.make_task("lift", TableObject("pink", "cube")), "unknown colour 'pink'"),
+        (
+            lambda rng: tasks.make_task("stack", TableObject("red", "ball"), "red_cube"),
+            "shape 'ball'",
+        ),
     ],
 )
 def test_unknown_choices_are_named_and_listed(call, message):
@@ -170,7 +182,7 @@ def test_same_seed_and_actions_give_the_same_observations(env):
 
 def test_state_can_be_taken_back(env):
     env.reset(seed=2, options={"skills": ["put"]})
-    expert = Expert(env)
+    expert = TabletopExpert(env)
     for _ in range(4):
         env.step(expert.act())
     state = env.get_state()
@@ -215,7 +227,9 @@ def test_wrong_options_are_rejected(env):
     with pytest.raises(ValueError, match=r"unknown reset option 'splits'.*Did you mean 'split'"):
         env.reset(options={"splits": "train"})
     with pytest.raises(ValueError, match="excludes"):
-        env.reset(options={"task": tasks.make_task("lift", Thing("red", "cube")), "split": "train"})
+        env.reset(
+            options={"task": tasks.make_task("lift", TableObject("red", "cube")), "split": "train"}
+        )
     with pytest.raises(ValueError, match="num_distractors"):
         TabletopEnv(num_distractors=9)
     with pytest.raises(ValueError, match="primary_size=4"):
@@ -226,7 +240,7 @@ def test_touching_another_object_fails(env):
     """The expert for a task that was swapped after the table was laid touches the wrong thing."""
     env.reset(seed=4, options={"skills": ["touch"]})
     asked, other = env.task, env.scene.things[1]
-    expert, done = Expert(env), False
+    expert, done = TabletopExpert(env), False
     while not done:
         env.task = tasks.make_task("touch", other)
         action = expert.act()
@@ -248,7 +262,7 @@ def test_doing_nothing_is_truncated(env):
 
 @pytest.mark.parametrize("colour", tasks.COLOURS)
 def test_target_colour_is_in_the_picture(env, colour):
-    task = tasks.make_task("touch", Thing(colour, "cube"))
+    task = tasks.make_task("touch", TableObject(colour, "cube"))
     observation, _ = env.reset(seed=1, options={"task": task})
     picture = observation["image_primary"].astype(float)
     hue = np.array(RGB[colour])
@@ -260,11 +274,11 @@ def test_target_colour_is_in_the_picture(env, colour):
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-@pytest.mark.parametrize("noise", [CLEAN, Noise()], ids=["clean", "noisy"])
+@pytest.mark.parametrize("noise", [NO_NOISE, ExpertNoise()], ids=["clean", "noisy"])
 def test_expert_succeeds(env, skill, noise):
     episodes = [collect_episode(env, seed, "train", [skill], noise) for seed in range(8)]
     won = [e["episode_metadata"]["success"] for e in episodes]
-    assert sum(won) >= (8 if noise is CLEAN else 7), won
+    assert sum(won) >= (8 if noise is NO_NOISE else 7), won
     lengths = [len(e["steps"]["action"]) for e in episodes]
     assert max(lengths) <= tasks.STEP_LIMITS[skill]
 
@@ -272,7 +286,7 @@ def test_expert_succeeds(env, skill, noise):
 @pytest.mark.parametrize("split", SPLITS[1:])
 def test_expert_succeeds_on_held_out_tasks(env, split):
     won = [
-        collect_episode(env, seed, split, noise=CLEAN)["episode_metadata"]["success"]
+        collect_episode(env, seed, split, noise=NO_NOISE)["episode_metadata"]["success"]
         for seed in range(8)
     ]
     assert all(won), won
@@ -282,17 +296,17 @@ def test_expert_succeeds_on_held_out_tasks(env, split):
 def test_empty_and_full_tables(num_distractors):
     env = TabletopEnv(primary_size=16, wrist_size=16, num_distractors=num_distractors)
     for skill in SKILLS:
-        metadata = collect_episode(env, 1, "train", [skill], CLEAN)["episode_metadata"]
+        metadata = collect_episode(env, 1, "train", [skill], NO_NOISE)["episode_metadata"]
         assert metadata["success"], skill
     env.close()
 
 
 def test_labels_are_the_clean_expert_and_noise_is_what_was_executed(env):
-    noise = Noise(share=1.0, kicks=0.3)
+    noise = ExpertNoise(share=1.0, kicks=0.3)
     episode = collect_episode(env, 6, "train", ["stack"], noise)
     steps = episode["steps"]
     observation, _ = env.reset(seed=6, options={"split": "train", "skills": ["stack"]})
-    expert = Expert(env)
+    expert = TabletopExpert(env)
     for index, (label, executed) in enumerate(zip(steps["action"], steps["executed_action"])):
         assert np.array_equal(steps["observation"]["state"][index], observation["proprio"])
         picture = steps["observation"]["image_primary"][index]
@@ -304,7 +318,7 @@ def test_labels_are_the_clean_expert_and_noise_is_what_was_executed(env):
 
 
 def test_episode_contract(env):
-    episode = collect_episode(env, 9, "train", ["put"], CLEAN)
+    episode = collect_episode(env, 9, "train", ["put"], NO_NOISE)
     steps, metadata = episode["steps"], episode["episode_metadata"]
     count = len(steps["action"])
     expected = {
@@ -328,7 +342,7 @@ def test_episode_contract(env):
 def test_the_expert_does_not_idle(env):
     """No two steps in a row without motion: idling makes the expert ambiguous to imitate."""
     for skill in SKILLS:
-        actions = collect_episode(env, 3, "train", [skill], CLEAN)["steps"]["action"]
+        actions = collect_episode(env, 3, "train", [skill], NO_NOISE)["steps"]["action"]
         still = np.abs(actions[:, :6]).max(axis=1) < 1e-3
         assert not (still[1:] & still[:-1]).any(), skill
 

@@ -9,15 +9,16 @@ import pytest
 
 from octolike.config import CollectConfig, ConfigError
 from octolike.envs import demonstrations, registry
-from octolike.envs.pool import Pool, Reset
-from octolike.envs.tabletop import scene, tasks
+from octolike.envs.pool import EnvPool, ResetCommand
+from octolike.envs.tabletop import scene
+from octolike.envs.tabletop import tabletop_tasks as tasks
 from octolike.envs.tabletop.conventions import CONVENTIONS, ROBOTS, to_robot, to_table
-from octolike.envs.tabletop.tasks import SKILLS, Thing, make_task
+from octolike.envs.tabletop.tabletop_tasks import SKILLS, TableObject, make_task
 
 pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
 pytest.importorskip("gymnasium")
 
-from octolike.envs.tabletop import Expert, TabletopEnv, collect_episode
+from octolike.envs.tabletop import TabletopEnv, TabletopExpert, collect_episode
 
 SIZES = {"primary_size": 24, "wrist_size": 16}
 
@@ -56,7 +57,7 @@ def test_a_counterfactual_is_another_task_on_the_same_table(env, skill):
         parts = {(t.skill, t.target, t.reference) for t in (env.task, env.original)}
         assert len(parts) == 2
         assert parts <= set(tasks.tasks_of("train"))
-        things = {env.task.target, env.task.reference_thing} - {None}
+        things = {env.task.target, env.task.reference_object} - {None}
         assert things <= set(env._things)
         if env.original == laid:  # the first table had another task; else it was laid anew
             assert set(env._things) == table
@@ -74,7 +75,11 @@ def test_most_tables_have_another_task(env):
 
 
 def test_what_is_asked_for_has_another_target_where_there_is_one():
-    cube, ball, held_out = Thing("red", "cube"), Thing("green", "ball"), Thing("blue", "ball")
+    cube, ball, held_out = (
+        TableObject("red", "cube"),
+        TableObject("green", "ball"),
+        TableObject("blue", "ball"),
+    )
     task = make_task("push", cube, "left")
     found = tasks.counterfactuals(task, (cube, ball, held_out))
     assert {t[1] for t in found} == {ball}
@@ -85,7 +90,7 @@ def test_what_is_asked_for_has_another_target_where_there_is_one():
 
 def original_expert(env):
     """Return what does the task that the table was laid for, whatever is asked for."""
-    expert = Expert(env)
+    expert = TabletopExpert(env)
 
     def act():
         asked, env.task = env.task, env.original
@@ -109,7 +114,7 @@ def test_doing_the_old_task_is_seen_and_is_no_success(env, skill):
 @pytest.mark.parametrize("skill", ["touch", "put"])
 def test_doing_what_is_asked_for_is_success(env, skill):
     env.reset(seed=3, options=options("counterfactual", skill))
-    info, _ = roll(env, Expert(env).act)
+    info, _ = roll(env, TabletopExpert(env).act)
     assert info["success"]
     assert not info["instead"]
 
@@ -154,7 +159,7 @@ def test_a_fuller_table_leaves_the_others_as_they_were(env):
         for e in (env, fresh):
             e.reset(seed=1, options=options("train", "push"))
         for _ in range(4):
-            action = Expert(env).act()
+            action = TabletopExpert(env).act()
             a, b = env.step(action)[0], fresh.step(action)[0]
             assert all(np.array_equal(a[k], b[k]) for k in a)
     finally:
@@ -246,9 +251,9 @@ def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
     make = functools.partial(registry.make_env, {"kind": "tabletop", **SIZES})
     try:
         with (
-            Pool(make, slots=1, workers=0) as pool,
+            EnvPool(make, slots=1, workers=0) as pool,
             pytest.raises(RuntimeError, match=r"cannot be built: .* needs mujoco: pip install"),
         ):
-            pool.run({0: Reset(0, {})})
+            pool.run({0: ResetCommand(0, {})})
     finally:
         scene.load_mujoco.cache_clear()

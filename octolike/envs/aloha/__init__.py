@@ -1,7 +1,7 @@
 """ALOHA in simulation: two arms at one table, fourteen joint targets, one camera from above."""
 
-from octolike.envs.aloha.env import ROBOTS, SKILLS, SPLITS, AlohaEnv, tasks_of
-from octolike.envs.aloha.expert import collect_episode, goal
+from octolike.envs.aloha.aloha_env import ROBOTS, SKILLS, SPLITS, AlohaEnv, tasks_of
+from octolike.envs.aloha.aloha_expert import collect_episode, goal
 
 __all__ = [
     "ROBOTS",

@@ -6,15 +6,15 @@ names are looked up when first used, and mujoco is imported when a `TabletopEnv`
 
 import importlib
 
-from octolike.envs.tabletop.tasks import SKILLS, SPLITS, Task, sample_task
+from octolike.envs.tabletop.tabletop_tasks import SKILLS, SPLITS, TabletopTask, sample_task
 
 _LAZY = {
-    "TabletopEnv": "octolike.envs.tabletop.env",
-    "Expert": "octolike.envs.tabletop.expert",
-    "Noise": "octolike.envs.tabletop.expert",
-    "collect_episode": "octolike.envs.tabletop.expert",
+    "TabletopEnv": "octolike.envs.tabletop.tabletop_env",
+    "TabletopExpert": "octolike.envs.tabletop.tabletop_expert",
+    "ExpertNoise": "octolike.envs.tabletop.tabletop_expert",
+    "collect_episode": "octolike.envs.tabletop.tabletop_expert",
 }
-__all__ = ["SKILLS", "SPLITS", "Task", "sample_task", *_LAZY]
+__all__ = ["SKILLS", "SPLITS", "TabletopTask", "sample_task", *_LAZY]
 
 
 def __getattr__(name: str):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from octolike.envs.tabletop.tasks import SHAPES, Thing
+from octolike.envs.tabletop.tabletop_tasks import SHAPES, TableObject
 
 TIMESTEP = 0.004  # seconds
 SIZE = 0.032  # half the height and half the width of every object, metres
@@ -221,7 +221,7 @@ def scene_xml(objects: int) -> str:
     </mujoco>"""
 
 
-class Scene:
+class TabletopScene:
     """The model and its state, addressed by things instead of ids.
 
     Attributes:
@@ -236,9 +236,9 @@ class Scene:
         self.model = self.mujoco.MjModel.from_xml_string(scene_xml(objects))
         self.data = self.mujoco.MjData(self.model)
         self.objects = objects
-        self.things: tuple[Thing, ...] = ()
+        self.things: tuple[TableObject, ...] = ()
         self.owner = np.full(self.model.ngeom, -1)
-        self._slot: dict[Thing, str] = {}
+        self._slot: dict[TableObject, str] = {}
         joints = ("x", "y", "z", "roll", "pitch", "yaw", "left_finger", "right_finger")
         self.joint_qpos = np.array([self.model.joint(j).qposadr[0] for j in joints])
         self.actuators = np.array([self.model.actuator(j).id for j in joints])
@@ -248,7 +248,7 @@ class Scene:
             body.mass, body.inertia[:], body.ipos[:] = _MASS, moment, 0
         self.mujoco.mj_setConst(self.model, self.data)
 
-    def arrange(self, things: Sequence[Thing]) -> None:
+    def arrange(self, things: Sequence[TableObject]) -> None:
         """Switch on one slot per thing and paint it; all others are parked out of sight."""
         model, mujoco = self.model, self.mujoco
         mujoco.mj_resetData(model, self.data)
@@ -281,7 +281,7 @@ class Scene:
         view.contype[:] = view.conaffinity[:] = int(on)
         view.group[:] = 0 if on else _HIDDEN_GROUP
 
-    def place(self, thing: Thing, x: float, y: float, yaw: float) -> None:
+    def place(self, thing: TableObject, x: float, y: float, yaw: float) -> None:
         """Set a thing down upright at x, y (metres), turned by yaw (radians)."""
         slot = self._slot[thing]
         if thing.shape == "bowl":
@@ -290,11 +290,11 @@ class Scene:
             turn = (np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
             self.data.joint(slot).qpos[:] = (x, y, SIZE, *turn)
 
-    def position(self, thing: Thing) -> np.ndarray:
+    def position(self, thing: TableObject) -> np.ndarray:
         """Return the centre of an object, or of a bowl's floor: float64 [3] in metres."""
         return self.data.body(self._slot[thing]).xpos.copy()
 
-    def speed(self, thing: Thing) -> float:
+    def speed(self, thing: TableObject) -> float:
         """Return an object's linear speed in m/s."""
         return float(np.linalg.norm(self.data.joint(self._slot[thing]).qvel[:3]))
 
@@ -304,10 +304,10 @@ class Scene:
         return {(int(a), int(b)) for a, b in pairs}
 
 
-class Screen:
+class OffscreenRenderer:
     """Draws a scene off screen with flat light: no shadows, no reflections, no smoothing."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Any) -> None:
         self._scene, self._mujoco = scene, scene.mujoco
         model, mujoco = scene.model, scene.mujoco
         try:

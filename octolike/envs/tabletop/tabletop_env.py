@@ -5,10 +5,23 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from octolike.envs import protocol
-from octolike.envs.tabletop import conventions, tasks
-from octolike.envs.tabletop.scene import FINGER_OPENING, SIZE, TIMESTEP, Scene, Screen
-from octolike.envs.tabletop.tasks import DIRECTIONS, STEP_LIMITS, Situation, Task, Thing
+from octolike.envs import environment
+from octolike.envs.tabletop import conventions
+from octolike.envs.tabletop import tabletop_tasks as tasks
+from octolike.envs.tabletop.scene import (
+    FINGER_OPENING,
+    SIZE,
+    TIMESTEP,
+    OffscreenRenderer,
+    TabletopScene,
+)
+from octolike.envs.tabletop.tabletop_tasks import (
+    DIRECTIONS,
+    STEP_LIMITS,
+    TableObject,
+    TabletopTask,
+    TaskState,
+)
 
 CONTROL_HZ = 5
 MAX_MOVE = 0.05  # metres per axis and step
@@ -74,7 +87,7 @@ class TabletopEnv(gymnasium.Env):
         self.render_mode = "rgb_array"
         self.num_distractors, self.action_convention = num_distractors, action_convention
         self._size, self._wrist_size = size, wrist_size
-        self._stages: dict[int, tuple[Scene, Screen]] = {}
+        self._stages: dict[int, tuple[TabletopScene, OffscreenRenderer]] = {}
         self._set_stage(2 + num_distractors)
         pixels = lambda h, w: gymnasium.spaces.Box(0, 255, (h, w, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Dict(
@@ -88,12 +101,12 @@ class TabletopEnv(gymnasium.Env):
         high = np.abs(conventions.to_robot(high, action_convention))
         low = np.append(-high[:6], np.float32(0))
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
-        self.task: Task | None = None
-        self.original: Task | None = None
+        self.task: TabletopTask | None = None
+        self.original: TabletopTask | None = None
         self.steps = 0
-        self._things: tuple[Thing, ...] = ()
-        self._starts: dict[Thing, np.ndarray] = {}
-        self._touched: Thing | None = None
+        self._things: tuple[TableObject, ...] = ()
+        self._starts: dict[TableObject, np.ndarray] = {}
+        self._touched: TableObject | None = None
         self._lost = ""
 
     # gymnasium's interface
@@ -105,7 +118,8 @@ class TabletopEnv(gymnasium.Env):
 
         Args:
             seed: decides task, layout and where the gripper starts.
-            options: {"task": Task}, or any of {"split": str, "skills": list of str} to draw a task.
+            options: {"task": TabletopTask}, or any of {"split": str, "skills": list of str}
+                to draw a task.
         """
         super().reset(seed=seed)
         options = dict(options or {})
@@ -133,16 +147,16 @@ class TabletopEnv(gymnasium.Env):
         """
         if self.task is None:
             raise RuntimeError("call reset() before step()")
-        numbers = protocol.checked_action(action, 7, "dx dy dz droll dpitch dyaw gripper")
+        numbers = environment.checked_action(action, 7, "dx dy dz droll dpitch dyaw gripper")
         self._move(conventions.to_table(numbers, self.action_convention))
         self.steps += 1
-        now = self.situation()
+        now = self.task_state()
         self._lost = self._lost or tasks.failed(self.task, now)
         success = not self._lost and tasks.succeeded(self.task, now)
         instead = not success and self._done_instead()
         # What was asked for may be lost and the other task still under way: it is waited for.
         waiting = self.original is not None and not tasks.failed(
-            self.original, self.situation(self.original)
+            self.original, self.task_state(self.original)
         )
         done = bool(success or instead or (self._lost and not waiting))
         truncated = not done and self.steps >= STEP_LIMITS[self.task.skill]
@@ -208,14 +222,14 @@ class TabletopEnv(gymnasium.Env):
         qpos = self.scene.data.qpos[self.scene.joint_qpos]
         return np.append(qpos[:6], np.clip(qpos[6:].mean() / FINGER_OPENING, 0, 1))
 
-    def situation(self, task: Task | None = None) -> Situation:
+    def task_state(self, task: TabletopTask | None = None) -> TaskState:
         """Return what success and the expert judge a task by; default: the one asked for."""
         scene, task = self.scene, task or self.task
-        below = task.reference_thing
+        below = task.reference_object
         pairs = scene.contacts()
         index = scene.things.index(task.target)
         held = [t for i, t in enumerate(scene.things) if {(-3, i), (-4, i)} <= pairs]
-        return Situation(
+        return TaskState(
             target=scene.position(task.target),
             start=self._starts[task.target],
             size=SIZE,
@@ -235,8 +249,8 @@ class TabletopEnv(gymnasium.Env):
         Slots that stay empty would cost time in every episode, and change how results are rounded.
         """
         if objects not in self._stages:
-            scene = Scene(objects=objects)
-            self._stages[objects] = scene, Screen(scene)
+            scene = TabletopScene(objects=objects)
+            self._stages[objects] = scene, OffscreenRenderer(scene)
         self.scene, self._screen = self._stages[objects]
 
     def _ask_for_another(self, options: dict[str, Any]) -> None:
@@ -261,12 +275,12 @@ class TabletopEnv(gymnasium.Env):
     def _done_instead(self) -> bool:
         """Say whether the task that the table was laid for is done, where another was asked for."""
         return self.original is not None and tasks.succeeded(
-            self.original, self.situation(self.original)
+            self.original, self.task_state(self.original)
         )
 
-    def _lay(self, task: Task) -> None:
+    def _lay(self, task: TabletopTask) -> None:
         rng, scene = self.np_random, self.scene
-        named = [task.target] + [t for t in [task.reference_thing] if t is not None]
+        named = [task.target] + [t for t in [task.reference_object] if t is not None]
         self.task, self.original, self.steps = task, None, 0
         self._touched, self._lost = None, ""
         self._things = (*named, *tasks.distractors(rng, task, scene.objects - 2))
@@ -316,13 +330,15 @@ class TabletopEnv(gymnasium.Env):
         }
 
 
-def _separation(a: Thing, b: Thing) -> float:
+def _separation(a: TableObject, b: TableObject) -> float:
     """Return how far apart two things start, metres: fingers have to fit between them."""
     bowls = (a.shape == "bowl") + (b.shape == "bowl")
     return (0.12, 0.145, 0.165)[bowls]
 
 
-def _layout(rng: np.random.Generator, task: Task, things: tuple[Thing, ...]) -> np.ndarray:
+def _layout(
+    rng: np.random.Generator, task: TabletopTask, things: tuple[TableObject, ...]
+) -> np.ndarray:
     """Draw x, y for each thing, far enough apart: float64 [len(things), 2] in metres.
 
     A pushed object gets room to move and room for the gripper behind it.
@@ -342,7 +358,7 @@ def _layout(rng: np.random.Generator, task: Task, things: tuple[Thing, ...]) -> 
     raise RuntimeError(f"no layout found for {[t.words for t in things]}")
 
 
-def _first(spots: dict[Thing, np.ndarray], thing: Thing) -> np.ndarray:
+def _first(spots: dict[TableObject, np.ndarray], thing: TableObject) -> np.ndarray:
     """Return the spots with that of `thing` first: float64 [len(spots), 2]."""
     return np.stack([spots[thing], *(xy for other, xy in spots.items() if other != thing)])
 

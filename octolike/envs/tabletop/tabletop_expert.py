@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from octolike.envs import protocol
-from octolike.envs.tabletop import conventions, tasks
-from octolike.envs.tabletop.env import MAX_MOVE, TabletopEnv
+from octolike.envs import environment
+from octolike.envs.tabletop import conventions
+from octolike.envs.tabletop import tabletop_tasks as tasks
 from octolike.envs.tabletop.scene import SIZE
-from octolike.envs.tabletop.tasks import DIRECTIONS, Situation
+from octolike.envs.tabletop.tabletop_env import MAX_MOVE, TabletopEnv
+from octolike.envs.tabletop.tabletop_tasks import DIRECTIONS, TaskState
 
 OPEN, CLOSED = 1.0, 0.0
 SPEED = 0.04  # metres per axis and step; less than MAX_MOVE, so that noise can also speed it up
@@ -28,7 +29,7 @@ _BEHIND = 0.06  # from the object's centre to where a push begins
 _ALIGNED = 0.012
 
 
-class Expert:
+class TabletopExpert:
     """Solves the task of the env's present episode by reading the simulator's state."""
 
     def __init__(self, env: TabletopEnv) -> None:
@@ -36,7 +37,7 @@ class Expert:
 
     def act(self) -> np.ndarray:
         """Return the action for the present state, in the env's own convention: float32 [7]."""
-        now, task = self._env.situation(), self._env.task
+        now, task = self._env.task_state(), self._env.task
         opening = self._env.pose()[6]
         if task.skill == "touch":
             move, gripper = _touch(now), CLOSED
@@ -57,7 +58,7 @@ def _limited(move: np.ndarray) -> np.ndarray:
     return move * min(1.0, SPEED / max(np.abs(move).max(), 1e-9))
 
 
-def _funnel(now: Situation, goal: np.ndarray, height: float, slope: float) -> np.ndarray:
+def _funnel(now: TaskState, goal: np.ndarray, height: float, slope: float) -> np.ndarray:
     """Move to `goal` over a funnel around it that is `height` high and rises by `slope`."""
     move = goal - now.tip
     distance = np.linalg.norm(move[:2])
@@ -66,12 +67,12 @@ def _funnel(now: Situation, goal: np.ndarray, height: float, slope: float) -> np
     return move
 
 
-def _touch(now: Situation) -> np.ndarray:
+def _touch(now: TaskState) -> np.ndarray:
     top = now.target + (0, 0, now.size)
     return _funnel(now, top - (0, 0, 0.01), height=0.015, slope=0.5)
 
 
-def _push(now: Situation, direction: np.ndarray) -> np.ndarray:
+def _push(now: TaskState, direction: np.ndarray) -> np.ndarray:
     offset = (now.tip - now.target)[:2]
     along = offset @ direction
     aside = offset - along * direction
@@ -82,7 +83,7 @@ def _push(now: Situation, direction: np.ndarray) -> np.ndarray:
     return _funnel(now, behind, height=0.02, slope=1.5)
 
 
-def _grasp(now: Situation) -> tuple[np.ndarray, float]:
+def _grasp(now: TaskState) -> tuple[np.ndarray, float]:
     goal = now.target + (0, 0, _GRASP_HEIGHT - now.size)
     move = goal - now.tip
     if np.linalg.norm(move[:2]) < 0.008 and abs(move[2]) < 0.01:
@@ -93,7 +94,7 @@ def _grasp(now: Situation) -> tuple[np.ndarray, float]:
     return _funnel(now, goal, height=_HOVER_HEIGHT - _GRASP_HEIGHT, slope=0.5), OPEN
 
 
-def _carry(now: Situation, skill: str) -> tuple[np.ndarray, float]:
+def _carry(now: TaskState, skill: str) -> tuple[np.ndarray, float]:
     if skill == "lift":
         return np.array([0, 0, SPEED]), CLOSED
     aside = (now.reference - now.target)[:2]
@@ -111,7 +112,7 @@ def _carry(now: Situation, skill: str) -> tuple[np.ndarray, float]:
 
 
 @dataclass(frozen=True)
-class Noise:
+class ExpertNoise:
     """What is added to the expert's moves, in metres per axis, so that recoveries are in the data.
 
     Attributes:
@@ -125,7 +126,7 @@ class Noise:
     kick: float = 0.03
 
 
-CLEAN = Noise(share=0.0, kicks=0.0)
+NO_NOISE = ExpertNoise(share=0.0, kicks=0.0)
 
 
 def collect_episode(
@@ -133,7 +134,7 @@ def collect_episode(
     seed: int,
     split: str = "train",
     skills: Sequence[str] | None = None,
-    noise: Noise | None = None,
+    noise: ExpertNoise | None = None,
 ) -> dict[str, Any]:
     """Record one demonstration; the caller drops those whose `success` is False.
 
@@ -145,7 +146,7 @@ def collect_episode(
         seed: decides task, layout and noise.
         split: one of `tasks.SPLITS`.
         skills: some of `tasks.SKILLS`; default all that the split has.
-        noise: default `Noise()`; `CLEAN` for none.
+        noise: default `ExpertNoise()`; `NO_NOISE` for none.
 
     Returns:
         {"steps": {"observation": {"image_primary": uint8 [T, h, w, 3], "image_wrist": uint8
@@ -154,7 +155,10 @@ def collect_episode(
         str, "skill": str, "split": str, "success": bool}}
     """
     observation, info = env.reset(seed=seed, options={"split": split, "skills": skills})
-    expert, jolts = Expert(env), _jolts(np.random.default_rng([seed, 1]), noise or Noise())
+    expert, jolts = (
+        TabletopExpert(env),
+        _jolts(np.random.default_rng([seed, 1]), noise or ExpertNoise()),
+    )
     observations, labels, executed = [], [], []
     done = False
     while not done:
@@ -165,10 +169,10 @@ def collect_episode(
         executed.append(conventions.to_robot(noisy, env.action_convention))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
-    return protocol.recorded(observations, labels, executed, info, seed=seed, split=split)
+    return environment.recorded(observations, labels, executed, info, seed=seed, split=split)
 
 
-def _jolts(rng: np.random.Generator, noise: Noise) -> Iterator[np.ndarray]:
+def _jolts(rng: np.random.Generator, noise: ExpertNoise) -> Iterator[np.ndarray]:
     """Yield what is added to each step's move: float64 [3] in metres."""
     while True:
         if rng.random() < noise.kicks:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from octolike.envs import protocol
-from octolike.envs.metaworld.env import MetaworldEnv
+from octolike.envs import environment
+from octolike.envs.metaworld.metaworld_env import MetaworldEnv
 
 # Of executed moves, per unit of noise: enough to show how one gets back on course, little enough
 # for the experts that place precisely.
@@ -24,7 +24,7 @@ def collect_episode(
     The label `action` is the expert's answer to the state that was visited; `executed_action` is
     that plus noise of its moves, not of its gripper.
 
-    Returns what `protocol.recorded` makes.
+    Returns what `environment.recorded` makes.
     """
     observation, info = env.reset(seed=seed, options={"split": split, "skills": list(skills)})
     expert, rng = _expert(info["skill"]), np.random.default_rng([seed, 1])
@@ -37,7 +37,7 @@ def collect_episode(
         executed.append(np.clip(labels[-1] + jolt, -1, 1).astype(np.float32))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
-    return protocol.recorded(observations, labels, executed, info, seed=seed, split=split)
+    return environment.recorded(observations, labels, executed, info, seed=seed, split=split)
 
 
 def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -46,7 +46,7 @@ def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarra
     The environment is left at that end: reset it before the policy's turn.
     """
     episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], 0.0)
-    return protocol.last_pictures(episode)
+    return environment.last_pictures(episode)
 
 
 def _expert(skill: str) -> Any:

@@ -15,8 +15,8 @@ import gymnasium
 import numpy as np
 
 from octolike.config import ConfigError, unknown
-from octolike.envs import protocol
-from octolike.envs.tabletop.scene import Screen, load_mujoco
+from octolike.envs import environment
+from octolike.envs.tabletop.scene import OffscreenRenderer, load_mujoco
 
 CONTROL_HZ = 50
 STEP_LIMIT = 300  # as in the benchmark
@@ -68,7 +68,7 @@ class AlohaEnv(gymnasium.Env):
             raise ValueError(f"primary_size is {primary_size}; images have 8 to 640 pixels a side")
         self._assets = _assets()
         self._size = primary_size
-        self._stages: dict[str, Stage] = {}
+        self._stages: dict[str, AlohaScene] = {}
         self.render_mode = "rgb_array"
         pixels = (primary_size, primary_size, 3)
         self.observation_space = gymnasium.spaces.Dict(
@@ -92,7 +92,7 @@ class AlohaEnv(gymnasium.Env):
             options: any of {"split": str, "skills": list of str}.
         """
         super().reset(seed=seed)
-        _, skills = protocol.skills_of(options, tasks_of)
+        _, skills = environment.skills_of(options, tasks_of)
         self.skill = skills[self.np_random.integers(len(skills))]
         self.steps = 0
         self.stage.arrange([self.np_random.uniform(*zip(*s)) for s in _SPOTS[self.skill]])
@@ -109,7 +109,7 @@ class AlohaEnv(gymnasium.Env):
         """
         if not self.skill:
             raise RuntimeError("call reset() before step()")
-        self.stage.step(protocol.checked_action(action, 14, "six joints and a gripper, twice"))
+        self.stage.step(environment.checked_action(action, 14, "six joints and a gripper, twice"))
         self.steps += 1
         broken = self.stage.broken()
         reward = 0 if broken else REWARDS[self.skill](self.stage.contacts())
@@ -130,10 +130,12 @@ class AlohaEnv(gymnasium.Env):
         self._stages.clear()
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> AlohaScene:
         """The simulation of the present task."""
         if self.skill not in self._stages:
-            self._stages[self.skill] = Stage(self._assets / f"bimanual_viperx_{self.skill}.xml")
+            self._stages[self.skill] = AlohaScene(
+                self._assets / f"bimanual_viperx_{self.skill}.xml"
+            )
         return self._stages[self.skill]
 
     def _observation(self) -> dict[str, np.ndarray]:
@@ -143,10 +145,10 @@ class AlohaEnv(gymnasium.Env):
         }
 
     def _info(self, reward: int, failure: str) -> dict[str, Any]:
-        return protocol.info(INSTRUCTIONS[self.skill], self.skill, reward == MAX_REWARD, failure)
+        return environment.info(INSTRUCTIONS[self.skill], self.skill, reward == MAX_REWARD, failure)
 
 
-class Stage:
+class AlohaScene:
     """One of the benchmark's scenes with a fast off-screen renderer."""
 
     def __init__(self, path: Path) -> None:
@@ -160,7 +162,7 @@ class Stage:
         kinds = self.mujoco.mjtWarning
         self._faults = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
         self._geoms = [self.model.geom(i).name for i in range(self.model.ngeom)]
-        self._screen = Screen(self)
+        self._screen = OffscreenRenderer(self)
 
     def arrange(self, spots: Sequence[np.ndarray]) -> None:
         """Put the arms at their start and each thing at its x, y, a little above the table."""

@@ -9,9 +9,9 @@ import gymnasium
 import numpy as np
 
 from octolike.config import ConfigError
-from octolike.envs import protocol
-from octolike.envs.metaworld.tasks import phrasings, tasks_of
-from octolike.envs.tabletop.scene import Screen, load_mujoco
+from octolike.envs import environment
+from octolike.envs.metaworld.metaworld_tasks import phrasings, tasks_of
+from octolike.envs.tabletop.scene import OffscreenRenderer, load_mujoco
 
 CONTROL_HZ = 80
 STEP_LIMIT = 500  # as in the benchmark
@@ -45,7 +45,7 @@ class MetaworldEnv(gymnasium.Env):
             raise ValueError(f"primary_size is {primary_size}; images have 8 to 640 pixels a side")
         self._classes = _classes()
         self._size = primary_size
-        self._stages: OrderedDict[str, _Stage] = OrderedDict()
+        self._stages: OrderedDict[str, _MetaworldScene] = OrderedDict()
         self.render_mode = "rgb_array"
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -69,7 +69,7 @@ class MetaworldEnv(gymnasium.Env):
             options: any of {"split": str, "skills": list of str}.
         """
         super().reset(seed=seed)
-        split, skills = protocol.skills_of(options, tasks_of)
+        split, skills = environment.skills_of(options, tasks_of)
         words_seed, place_seed = self.np_random.integers(2**31, size=2)
         self.skill = skills[self.np_random.integers(len(skills))]
         words = phrasings(self.skill, split)
@@ -88,7 +88,7 @@ class MetaworldEnv(gymnasium.Env):
         """
         if not self.skill:
             raise RuntimeError("call reset() before step()")
-        moves = np.clip(protocol.checked_action(action, 4, "dx dy dz gripper"), -1, 1)
+        moves = np.clip(environment.checked_action(action, 4, "dx dy dz gripper"), -1, 1)
         self._state, success = self._stage.step(moves.astype(np.float32))
         self.steps += 1
         over = not success and self.steps >= STEP_LIMIT
@@ -110,10 +110,10 @@ class MetaworldEnv(gymnasium.Env):
         return self._state
 
     @property
-    def _stage(self) -> _Stage:
+    def _stage(self) -> _MetaworldScene:
         """The simulation of the present task; those used least recently are given up."""
         if self.skill not in self._stages:
-            self._stages[self.skill] = _Stage(self._classes[f"{self.skill}-v3"])
+            self._stages[self.skill] = _MetaworldScene(self._classes[f"{self.skill}-v3"])
             if len(self._stages) > _KEPT:
                 self._stages.popitem(last=False)[1].close()
         self._stages.move_to_end(self.skill)
@@ -126,10 +126,10 @@ class MetaworldEnv(gymnasium.Env):
         }
 
     def _info(self, success: bool, failure: str) -> dict[str, Any]:
-        return protocol.info(self.instruction, self.skill, success, failure)
+        return environment.info(self.instruction, self.skill, success, failure)
 
 
-class _Stage:
+class _MetaworldScene:
     """One of the benchmark's environments with a fast off-screen renderer."""
 
     def __init__(self, environment: type) -> None:
@@ -143,7 +143,7 @@ class _Stage:
         quality = self.model.vis.quality
         quality.offsamples = 0  # smoothing takes most of the time
         quality.shadowsize = 0  # and a map for shadows most of the memory
-        self._screen = Screen(self)
+        self._screen = OffscreenRenderer(self)
 
     def arrange(self, seed: int) -> np.ndarray:
         """Put hand, objects and goal where the seed says; returns the state, float64 [39]."""

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from octolike.envs import protocol
-from octolike.envs.aloha.env import CONTROL_HZ, STEP_LIMIT, AlohaEnv, Stage
+from octolike.envs import environment
+from octolike.envs.aloha.aloha_env import CONTROL_HZ, STEP_LIMIT, AlohaEnv, AlohaScene
 
 DEVIATION = 0.02  # radians that executed targets are off, per unit of noise
 WANDER = 0.01  # metres that the meeting place is off, per unit of noise
@@ -58,7 +58,7 @@ def collect_episode(
     The label `action` is the expert's target; `executed_action` is that plus noise of the joints,
     not of the grippers.
 
-    Returns what `protocol.recorded` makes.
+    Returns what `environment.recorded` makes.
     """
     observation, info = env.reset(seed=seed, options={"split": split, "skills": list(skills)})
     rng = np.random.default_rng([seed, 1])
@@ -73,7 +73,7 @@ def collect_episode(
         if terminated or truncated:
             break
     labels = targets[: len(executed)].astype(np.float32)
-    return protocol.recorded(observations, labels, executed, info, seed=seed, split=split)
+    return environment.recorded(observations, labels, executed, info, seed=seed, split=split)
 
 
 def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -82,10 +82,10 @@ def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarra
     The environment is left at that end: reset it before the policy's turn.
     """
     episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], 0.0)
-    return protocol.last_pictures(episode)
+    return environment.last_pictures(episode)
 
 
-def plan(stage: Stage, skill: str, wander: np.ndarray) -> np.ndarray:
+def plan(stage: AlohaScene, skill: str, wander: np.ndarray) -> np.ndarray:
     """Return joint targets for the whole episode, float64 [STEP_LIMIT, 14].
 
     wander: added to where the hands meet, metres [3].
@@ -151,7 +151,7 @@ WAYPOINTS = {"transfer_cube": transfer_cube, "insertion": insertion}
 class _Arm:
     """Kinematics of one arm on a scratch copy of the scene."""
 
-    def __init__(self, stage: Stage, name: str) -> None:
+    def __init__(self, stage: AlohaScene, name: str) -> None:
         self._mujoco, self._model = stage.mujoco, stage.model
         self._data = stage.mujoco.MjData(stage.model)
         self._data.qpos[:] = stage.data.qpos

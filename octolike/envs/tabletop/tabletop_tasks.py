@@ -114,7 +114,7 @@ PHRASINGS = {
 }
 
 
-class Thing(NamedTuple):
+class TableObject(NamedTuple):
     """An object or bowl by its looks; `shape` is one of SHAPES or "bowl"."""
 
     colour: str
@@ -132,21 +132,21 @@ class Thing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class TabletopTask:
     """One thing to do, in one wording.
 
-    `reference` is "" for touch and lift, a key of DIRECTIONS for push, and the key of a Thing
+    `reference` is "" for touch and lift, a key of DIRECTIONS for push, and the key of a TableObject
     ("blue_bowl", "green_cube") for put and stack.
     """
 
     skill: str
-    target: Thing
+    target: TableObject
     reference: str
     instruction: str
 
     def __post_init__(self) -> None:
         choose("skill", self.skill, SKILLS)
-        object.__setattr__(self, "target", Thing(*self.target))
+        object.__setattr__(self, "target", TableObject(*self.target))
         choose("colour", self.target.colour, COLOURS)
         choose("shape", self.target.shape, FLAT_SHAPES if self.skill == "stack" else SHAPES)
         choose(f"reference of {self.skill}", self.reference, references(self.skill, self.target))
@@ -158,9 +158,9 @@ class Task:
         return "/".join(part for part in parts if part)
 
     @property
-    def reference_thing(self) -> Thing | None:
+    def reference_object(self) -> TableObject | None:
         """The bowl of put or the lower object of stack; None for the other skills."""
-        return Thing(*self.reference.split("_")) if "_" in self.reference else None
+        return TableObject(*self.reference.split("_")) if "_" in self.reference else None
 
 
 def choose(what: str, value: str, choices: Sequence[str]) -> str:
@@ -173,19 +173,19 @@ def choose(what: str, value: str, choices: Sequence[str]) -> str:
     raise ValueError(f"unknown {what} {value!r}: choose from {listed}.{hint}")
 
 
-def references(skill: str, target: Thing) -> tuple[str, ...]:
-    """List what `Task.reference` may be for this skill and target."""
+def references(skill: str, target: TableObject) -> tuple[str, ...]:
+    """List what `TabletopTask.reference` may be for this skill and target."""
     if skill == "push":
         return tuple(DIRECTIONS)
     if skill == "put":
-        return tuple(Thing(c, "bowl").key for c in COLOURS)
+        return tuple(TableObject(c, "bowl").key for c in COLOURS)
     if skill == "stack":
-        things = (Thing(c, s) for c in COLOURS for s in FLAT_SHAPES)
+        things = (TableObject(c, s) for c in COLOURS for s in FLAT_SHAPES)
         return tuple(t.key for t in things if t != target)
     return ("",)
 
 
-def targets(skill: str, split: str) -> tuple[Thing, ...]:
+def targets(skill: str, split: str) -> tuple[TableObject, ...]:
     """List the things that `skill` acts upon in `split`; empty where the split has no such task."""
     choose("skill", skill, SKILLS)
     choose("split", split, SPLITS)
@@ -195,24 +195,26 @@ def targets(skill: str, split: str) -> tuple[Thing, ...]:
     else:
         shapes = FLAT_SHAPES if skill in ("lift", "stack") else SHAPES
     held_out = split == "held_out_combination"
-    things = (Thing(c, s) for c in COLOURS for s in shapes)
+    things = (TableObject(c, s) for c in COLOURS for s in shapes)
     return tuple(t for t in things if (t in HELD_OUT_PAIRS) == held_out)
 
 
-def tasks_of(split: str, skills: Sequence[str] = SKILLS) -> tuple[tuple[str, Thing, str], ...]:
+def tasks_of(
+    split: str, skills: Sequence[str] = SKILLS
+) -> tuple[tuple[str, TableObject, str], ...]:
     """List every (skill, target, reference) of `split`, wording aside."""
     out = []
     for skill in skills:
         for target in targets(skill, split):
             for reference in references(skill, target):
-                if skill != "stack" or Thing(*reference.split("_")) not in HELD_OUT_PAIRS:
+                if skill != "stack" or TableObject(*reference.split("_")) not in HELD_OUT_PAIRS:
                     out.append((skill, target, reference))
     return tuple(out)
 
 
 def counterfactuals(
-    task: Task, things: Sequence[Thing], split: str = "train"
-) -> tuple[tuple[str, Thing, str], ...]:
+    task: TabletopTask, things: Sequence[TableObject], split: str = "train"
+) -> tuple[tuple[str, TableObject, str], ...]:
     """List what else of the same skill can be asked for on a table of these things.
 
     Of (skill, target, reference), those with another target; with the task's own target and another
@@ -235,16 +237,18 @@ def phrasings(skill: str, split: str) -> tuple[str, ...]:
     return wording.held_out if split == "held_out_phrasing" else wording.train
 
 
-def make_task(skill: str, target: Thing, reference: str = "", phrasing: str = "") -> Task:
+def make_task(
+    skill: str, target: TableObject, reference: str = "", phrasing: str = ""
+) -> TabletopTask:
     """Build a task from its parts; `phrasing` is a template, by default the skill's first."""
     template = phrasing or PHRASINGS[choose("skill", skill, SKILLS)].train[0]
-    words = {"target": Thing(*target).words, "reference": reference.replace("_", " ")}
-    return Task(skill, Thing(*target), reference, template.format(**words))
+    words = {"target": TableObject(*target).words, "reference": reference.replace("_", " ")}
+    return TabletopTask(skill, TableObject(*target), reference, template.format(**words))
 
 
 def sample_task(
     rng: np.random.Generator, split: str = "train", skills: Sequence[str] | None = None
-) -> Task:
+) -> TabletopTask:
     """Draw a task: the skill uniformly, then target, reference and wording uniformly.
 
     Args:
@@ -272,23 +276,23 @@ def sample_task(
     return make_task(skill, target, reference, wording[rng.integers(len(wording))])
 
 
-def distractors(rng: np.random.Generator, task: Task, count: int) -> list[Thing]:
+def distractors(rng: np.random.Generator, task: TabletopTask, count: int) -> list[TableObject]:
     """Draw `count` other things for the table, none equal to the target or the reference.
 
     For put the first of them is a bowl of another colour, so that the bowl's colour has to be read.
     """
-    taken = {task.target, task.reference_thing}
-    out: list[Thing] = []
+    taken = {task.target, task.reference_object}
+    out: list[TableObject] = []
     if task.skill == "put" and count:
-        bowls = [Thing(c, "bowl") for c in COLOURS if Thing(c, "bowl") not in taken]
+        bowls = [TableObject(c, "bowl") for c in COLOURS if TableObject(c, "bowl") not in taken]
         out.append(bowls[rng.integers(len(bowls))])
-    free = [Thing(c, s) for c in COLOURS for s in SHAPES if Thing(c, s) not in taken]
+    free = [TableObject(c, s) for c in COLOURS for s in SHAPES if TableObject(c, s) not in taken]
     picks = rng.permutation(len(free))[: count - len(out)]
     return out + [free[i] for i in picks]
 
 
 @dataclass(frozen=True)
-class Situation:
+class TaskState:
     """What success is judged by; positions are float [3] in metres, z of the table top is 0.
 
     Attributes:
@@ -309,12 +313,12 @@ class Situation:
     speed: float
     reference: np.ndarray | None
     tip: np.ndarray
-    touched: Thing | None
-    grasped: Thing | None
+    touched: TableObject | None
+    grasped: TableObject | None
     in_contact: bool
 
 
-def succeeded(task: Task, now: Situation) -> bool:
+def succeeded(task: TabletopTask, now: TaskState) -> bool:
     """Say whether the task is done."""
     if task.skill == "touch":
         return now.touched == task.target
@@ -329,7 +333,7 @@ def succeeded(task: Task, now: Situation) -> bool:
     return _released(now) and placed(task, now)
 
 
-def placed(task: Task, now: Situation) -> bool:
+def placed(task: TabletopTask, now: TaskState) -> bool:
     """Say whether the target lies in the bowl (put) or on the lower object (stack)."""
     offset = now.target - now.reference
     aside = float(np.linalg.norm(offset[:2]))
@@ -338,12 +342,12 @@ def placed(task: Task, now: Situation) -> bool:
     return aside <= 0.03 and abs(offset[2] - 2 * now.size) <= 0.012
 
 
-def _released(now: Situation) -> bool:
+def _released(now: TaskState) -> bool:
     clear = now.tip[2] - now.target[2] >= RELEASE_CLEARANCE
     return clear and not now.in_contact and now.speed < 0.05
 
 
-def failed(task: Task, now: Situation) -> str:
+def failed(task: TabletopTask, now: TaskState) -> str:
     """Say why the task cannot succeed any more, in a few words; "" while it can."""
     if task.skill == "touch" and now.touched not in (None, task.target):
         return f"touched {now.touched.words}"
