@@ -24,7 +24,6 @@ setup(
     license="MIT",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["octolike", "octolike.*"]),
-    package_data={"octolike.data": ["*.json"]},
     install_requires=[
         "numpy>=2.0",
         "jax>=0.10,<0.12",

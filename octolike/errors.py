@@ -3,3 +3,15 @@
 
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type, or at odds with another one."""
+
+
+class DataError(ValueError):
+    """Unusable data; the message names the dataset, file or episode and the remedy."""
+
+
+class ServiceError(ConnectionError):
+    """All workers of data.service are lost; the message names them and the reasons."""
+
+
+class RunError(ValueError):
+    """An unreadable file of a run; the message names the file and the remedy."""

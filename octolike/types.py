@@ -33,8 +33,8 @@ marked absent under `present`, and the model masks it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,6 +59,57 @@ class Names(NamedTuple):
     datasets: tuple[str, ...]
     embodiments: tuple[str, ...]
     tasks: tuple[str, ...] = ()
+
+
+class BatchStream(Protocol):
+    """Endless training batches with a position that can be saved."""
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the position after the last batch, as JSON data; `DataSource.train` takes it."""
+
+    def state_at(self, position: dict[str, Any]) -> dict[str, Any]:
+        """Return an earlier `state()`, with the feedback that has come since."""
+
+    def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
+        """Take held-out errors by name, which adaptive sampling weights follow."""
+
+    def memory(self) -> int:
+        """Return the bytes held."""
+
+    def close(self) -> None:
+        """Stop the background work."""
+
+
+class DataSource(Protocol):
+    """The data of a run, as training needs them.
+
+    spec: of every batch; embodiments: the records (octolike.embodiment) that a batch's `embodiment`
+    counts; names: of a batch's integers.
+    """
+
+    spec: BatchSpec
+    embodiments: Sequence[Any]
+
+    @property
+    def names(self) -> Names:
+        """Return the names that the integers of a batch count."""
+
+    def train(
+        self, start: Mapping[str, Any] | None = None, process: tuple[int, int] = (0, 1)
+    ) -> BatchStream:
+        """Return the training batches from a saved position, or from the beginning.
+
+        process: (index, count) of this host, which gets its share of the examples of each batch.
+        """
+
+    def validation(self) -> dict[str, Callable[[], Iterator[Batch]]]:
+        """Return {dataset: function that iterates over its held-out batches}; {} for none."""
+
+    def describe(self) -> str:
+        """Return a table of the data for people."""
 
 
 class Context(NamedTuple):

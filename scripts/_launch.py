@@ -8,9 +8,8 @@ from octolike.config import Config, ConfigError
 
 def launch(config: Config) -> None:
     """Train; what does not fit, or cannot be read or written, is one line, without a traceback."""
-    from octolike.data.errors import DataError
+    from octolike.errors import DataError, RunError
     from octolike.train import sharding
-    from octolike.train.errors import RunError
 
     try:
         sharding.start(config.train)  # that the first process alone speaks of the data
@@ -20,20 +19,16 @@ def launch(config: Config) -> None:
 
 
 def opened(config: Config) -> Any:
-    """Return the data of a config: those here, or batches that the workers of data.service make."""
-    if not config.data.service:
-        from octolike.data import batches
-        from octolike.train import checkpoint
+    """Return the data of a config, its own files taken from the run's directory."""
+    from octolike.data import open_data
+    from octolike.train import checkpoint, sharding
 
-        return batches.open_data(checkpoint.readable(config))
-    from octolike.data import remote  # which needs no tensorflow
-    from octolike.train import sharding
-
-    return remote.open_service(config, sharding.process()[1])
+    here = config if config.data.service else checkpoint.readable(config)
+    return open_data(here, sharding.process()[1])
 
 
 def train(config: Config, data: Any) -> None:
-    """Train on opened data: octolike.data's, or octolike.train.arrays.ArrayData."""
+    """Train on opened data: octolike.data's, or octolike.data.arrays.ArraySource."""
     from octolike.train import loop, sharding
 
     print(data.describe())

@@ -41,8 +41,9 @@ def check(directory: str):
     # Imported here: worker processes begin by importing this file, and must not see tensorflow.
     from tqdm import tqdm
 
-    from octolike.data import batches, recorded
-    from octolike.data.episodes import DataError
+    from octolike.data import open_data
+    from octolike.data.pipeline import recorded
+    from octolike.data.rlds.reader import DataError
     from octolike.envs.registry import environment_of
     from octolike.evaluation import checks
     from octolike.policy import Policy
@@ -51,7 +52,7 @@ def check(directory: str):
     run = load_run(directory, step=CHECKPOINT.value)
     config = run.config
     config.data.move(ROOT.value)
-    data = batches.open_data(config)
+    data = open_data(config)
     compared, replays, simulators = [], [], []
     why = f"no simulator is known that made {', '.join(data.datasets)}, or none was asked for"
     for name in data.datasets:

@@ -28,13 +28,14 @@ def main(config: configs.Config) -> None:
 
 def collect(config: configs.Config) -> None:
     """Plan the shards, write them over processes, finish the dataset."""
-    from octolike.data import datasets, write
+    from octolike.data.rlds import writer
+    from octolike.data.specs import catalog
 
-    spec = datasets.find(config.collect.dataset, datasets.load_specs(config.data.specs))
+    spec = catalog.find(config.collect.dataset, catalog.load_specs(config.data.specs))
     plan = demonstrations.plan(config.environment, config.collect)
     shards = {s.split: s.total for s in plan}
     settings = demonstrations.settings(config.environment, config.collect)
-    writer = write.Writer(config.data.root, spec.name, spec.version, shards, settings)
+    writer = writer.Writer(config.data.root, spec.name, spec.version, shards, settings)
     if writer.finished:
         print(f"{writer.directory} is there already; remove it to collect anew")
         return

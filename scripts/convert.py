@@ -30,11 +30,11 @@ def main() -> None:
     parser.add_argument("--drop-bad", action="store_true", help="leave bad episodes out, counted")
     args = parser.parse_args()
     try:
-        from octolike.data.convert import run
-        from octolike.data.convert.source import Options
+        from octolike.data.onboarding.convert import conversion
+        from octolike.data.onboarding.convert.recording import ConvertOptions
 
-        options = Options(args.instruction, args.jpeg, args.bgr, args.hz)
-        plan = run.Plan(
+        options = ConvertOptions(args.instruction, args.jpeg, args.bgr, args.hz)
+        plan = conversion.Plan(
             args.format,
             options,
             args.validation,
@@ -42,7 +42,7 @@ def main() -> None:
             args.workers,
             args.drop_bad,
         )
-        directory, dropped = run.convert(args.source, args.target, args.name, plan)
+        directory, dropped = conversion.convert(args.source, args.target, args.name, plan)
     except ImportError as error:
         sys.exit(f"error: {error.name} is missing; pip install 'octolike[convert]'")
     except (ValueError, OSError, RuntimeError) as error:

@@ -52,9 +52,10 @@ def compare(evaluation):
 
     config, policy = evaluation.config.data, evaluation.policy
     try:
-        from octolike.data import datasets, excerpts
+        from octolike.data.pipeline import excerpts
+        from octolike.data.specs import catalog
 
-        spec = datasets.find(policy.embodiment.datasets[0], datasets.load_specs(config.specs))
+        spec = catalog.find(policy.embodiment.datasets[0], catalog.load_specs(config.specs))
         cameras = {key.removeprefix("image_"): 0 for key in policy.image_shapes}  # 0: as stored
         found = []
         for e in excerpts.take(spec, config, config.validation_split, cameras, episodes=4):

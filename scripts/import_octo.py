@@ -26,10 +26,11 @@ def main() -> None:
     parser.add_argument("--golden", help="directory with inputs.npz and outputs.npz")
     options = parser.parse_args()
 
-    from octolike.train import octo_golden, octo_import, state
+    from octolike.octo_import import golden, importer
+    from octolike.train import state
 
     try:
-        imported = octo_import.import_checkpoint(
+        imported = importer.import_checkpoint(
             options.source, options.target, text_encoder=options.text_encoder, step=options.step
         )
         print(state.summarize(imported.run.params, ()))
@@ -37,8 +38,8 @@ def main() -> None:
             print(f"note: {note}")
         print(f"step {imported.run.step} of {options.source} is now {options.target}")
         if options.golden:
-            rows = octo_golden.compare(imported, options.golden)
-            print(octo_golden.table(rows))
+            rows = golden.compare(imported, options.golden)
+            print(golden.table(rows))
             sys.exit(0 if all(row.good for row in rows) else 1)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

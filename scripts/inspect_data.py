@@ -30,13 +30,13 @@ def main() -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Print what is there, draw it, write the spec file."""
-    from octolike.data import guess, pictures
-    from octolike.data.inspect import describe, survey
+    from octolike.data.onboarding import infer_spec, survey_figures
+    from octolike.data.onboarding.survey import describe, survey
 
     seen = survey(args.directory, args.episodes, args.split)
-    row = guess.guess(seen)
+    row = infer_spec.guess(seen)
     print(describe(seen))
-    found = guess.problems(seen, row)
+    found = infer_spec.problems(seen, row)
     print("\nproblems:" if found else "\nno problems found")
     for problem in found:
         print(f"  - {problem}")
@@ -44,15 +44,15 @@ def inspect(args: argparse.Namespace) -> None:
     for name in row.__dataclass_fields__:
         print(f"  {name}: {getattr(row, name)}")
     folder = args.pictures or Path(f"{seen.name}_pictures")
-    drawn = [pictures.save(pictures.histograms(seen, row), folder / "histograms.png")]
+    drawn = [survey_figures.save(survey_figures.histograms(seen, row), folder / "histograms.png")]
     for key in seen.pictures:
-        sheet = pictures.contact_sheet(seen, key)
-        drawn.append(pictures.save(sheet, folder / f"{key.rpartition('.')[2]}.png"))
+        sheet = survey_figures.contact_sheet(seen, key)
+        drawn.append(survey_figures.save(sheet, folder / f"{key.rpartition('.')[2]}.png"))
     print("\npictures: " + ", ".join(map(str, drawn)))
     spec = args.spec or Path(f"{seen.name}.py")
     if spec.exists() and not args.overwrite:
         sys.exit(f"error: {spec} is there already; --overwrite, or name another with --spec")
-    guess.write_spec(spec, seen, row)
+    infer_spec.write_spec(spec, seen, row)
     root = seen.directory.parent.parent
     print(f"{spec}: read it and correct it, then add to a training command")
     print(f"  --config.data.root={root} --config.data.specs={spec} --config.data.mix={seen.name}")

@@ -19,7 +19,8 @@ from octolike import config as configs
 
 def main(config: configs.Config) -> None:
     """Train reference and proxy, then write the averaged shares."""
-    from octolike.data import episodes, learned_mix
+    from octolike.data.pipeline import learned_mix
+    from octolike.data.rlds import reader
 
     workdir = Path(config.workdir)
     over = "task" if config.data.sampling.get("over") == "task" else "dataset"
@@ -38,7 +39,7 @@ def main(config: configs.Config) -> None:
         reference = json.loads(errors.read_text())
         proxy = lambda b: learned_mix.Proxy(b, over, shares, reference)
         train(config, "group_dro", over, proxy)
-    except (configs.ConfigError, episodes.DataError, FloatingPointError) as error:
+    except (configs.ConfigError, reader.DataError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     line = learned_mix.report(learned_mix.averaged(shares), workdir)
     print(f"--config.data.mix_weights=shares --config.data.mix={line}")
@@ -46,13 +47,13 @@ def main(config: configs.Config) -> None:
 
 def train(config: configs.Config, kind: str, over: str, wrap) -> None:
     """Train one of the two runs in a directory of its own."""
-    from octolike.data import batches
+    from octolike.data import open_data
     from octolike.train import loop
 
     config = copy.deepcopy(config)
     config.workdir = str(Path(config.workdir) / kind)
     config.data.sampling = configs.Component(kind=kind, over=over)
-    data = batches.open_data(config)
+    data = open_data(config)
     print(data.describe())
     loop.train(
         config,

@@ -27,11 +27,12 @@ EVERY = flags.DEFINE_integer("every", 30, "seconds between progress lines", lowe
 
 def main(config: configs.Config) -> None:
     """Serve until told to end; data that do not fit are one line, without a traceback."""
-    from octolike.data import errors, service
+    from octolike import errors
+    from octolike.data.service import worker
 
     ended = threading.Event()
     try:
-        server = service.serve(config, HOST.value, PORT.value)
+        server = worker.serve(config, HOST.value, PORT.value)
     except (configs.ConfigError, errors.DataError) as error:
         sys.exit(f"error: {error}")
     for signum in (signal.SIGINT, signal.SIGTERM):

@@ -16,12 +16,13 @@ import time
 import numpy as np
 
 from octolike import config as configs
-from octolike.normalize import FLOOR, STATISTICS, Layout, Statistics
+from octolike.embodiment import FLOOR, STATISTICS, Layout, Statistics
 
 
 def main(config: configs.Config) -> None:
     """Make and print; data that do not fit are one line, without a traceback."""
-    from octolike.data import datasets, episodes, mixes, statistics
+    from octolike.data.rlds import reader, statistics
+    from octolike.data.specs import catalog, mixes
 
     d = config.data
     settings = {
@@ -30,10 +31,10 @@ def main(config: configs.Config) -> None:
         "drop_bad": d.bad_episodes == "drop",
     }
     try:
-        rows = datasets.load_specs(d.specs)
+        rows = catalog.load_specs(d.specs)
         for name in mixes.parse(d.mix, d.mix_weights, rows).weights:
-            spec, begin = datasets.find(name, rows), time.monotonic()
-            reader = episodes.Reader(spec, d.root_of(spec.name), d.train_split)
+            spec, begin = catalog.find(name, rows), time.monotonic()
+            reader = reader.Reader(spec, d.root_of(spec.name), d.train_split)
             index = statistics.index(reader, **settings)
             tasks = len(set(index.tasks) - {""})
             print(
@@ -43,7 +44,7 @@ def main(config: configs.Config) -> None:
             for part, layout in (("action", spec.action), ("proprio", spec.proprio)):
                 if layout is not None:
                     print(f"  {part}\n{table(layout, getattr(index, part))}")
-    except (configs.ConfigError, episodes.DataError) as error:
+    except (configs.ConfigError, reader.DataError) as error:
         sys.exit(f"error: {error}")
 
 

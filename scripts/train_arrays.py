@@ -21,13 +21,13 @@ from octolike import config as configs
 
 def frames(config: configs.Config, split: str):
     """Return the frames of a split: read, or made by the experts and kept; None without any."""
+    from octolike.data.arrays import ArrayFrames
     from octolike.envs import demonstrations, pool
-    from octolike.train.arrays import Frames
 
     path = Path(config.data.root) / f"{split}.npz"
     settings = demonstrations.settings(config.environment, config.collect)
     if path.exists():
-        return Frames.load(path, settings)
+        return ArrayFrames.load(path, settings)
     plan = demonstrations.plan(config.environment, config.collect)
     shards = [shard for shard in plan if shard.split == split]
     if not shards:
@@ -37,23 +37,23 @@ def frames(config: configs.Config, split: str):
     with ThreadPoolExecutor(workers) as threads:
         made = threads.map(crew.record, shards)
         made = tqdm(made, total=len(shards), desc=split, unit=" shards")
-        result = Frames.of(episode for some in made for episode, _ in some)
+        result = ArrayFrames.of(episode for some in made for episode, _ in some)
     result.save(path, settings)
     return result
 
 
 def main(config: configs.Config) -> None:
     """Train; a setting or data that do not fit are one line, without a traceback."""
-    from octolike.data import datasets
-    from octolike.normalize import Embodiment
-    from octolike.train.arrays import ArrayData
+    from octolike.data.arrays import ArraySource
+    from octolike.data.specs import catalog
+    from octolike.embodiment import Embodiment
 
     try:
-        row = datasets.find(config.data.mix, datasets.load_specs(config.data.specs))
+        row = catalog.find(config.data.mix, catalog.load_specs(config.data.specs))
         names = ("robot", "control_hz", "gripper", "action", "proprio")
         fields = {name: getattr(row, name) for name in names}
         robot = Embodiment(name=row.embodiment or row.name, datasets=(row.name,), **fields)
-        data = ArrayData(config, frames(config, "train"), frames(config, "val"), robot)
+        data = ArraySource(config, frames(config, "train"), frames(config, "val"), robot)
         _launch.train(config, data)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

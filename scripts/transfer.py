@@ -39,7 +39,7 @@ def main() -> None:
 def transfer(args: argparse.Namespace) -> None:
     """Go through the stages; each does only what is not done yet."""
     from octolike.config import load_module
-    from octolike.data import excerpts
+    from octolike.data.pipeline import excerpts
     from octolike.evaluation.transfer import after, before, study
 
     path, _, arg = args.config.partition(":")

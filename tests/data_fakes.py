@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from octolike.config import Component, Config
-from octolike.data.batches import Data, open_data
-from octolike.data.datasets import find
-from octolike.data.write import Writer
+from octolike.data import open_data
+from octolike.data.pipeline.source import RldsSource
+from octolike.data.rlds.writer import Writer
+from octolike.data.specs.catalog import find
 
 SIDE = 8
 
@@ -67,7 +68,7 @@ def config(root: Path, mix: str = "fake", **data) -> Config:
     return result
 
 
-def opened(root: Path, mix: str = "fake", **data) -> Data:
+def opened(root: Path, mix: str = "fake", **data) -> RldsSource:
     """Return the data of such a config."""
     return open_data(config(root, mix, **data))
 

@@ -12,7 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from octolike.model import octo
-from octolike.train import octo_config, octo_import, state
+from octolike.octo_import import importer, translate
+from octolike.train import state
 from octolike.types import Names, batch_spec
 
 WINDOW, HORIZON, ACTION, PROPRIO, SIDE = 2, 3, 4, 5, 16
@@ -110,14 +111,14 @@ def params(stored: dict, example: dict) -> dict[str, np.ndarray]:
 
     The paths come from the table that is tested; the golden checkpoints hold that table to Octo's.
     """
-    translation = octo_config.translate(stored, example)
+    translation = translate.translate(stored, example)
     model = dataclasses.asdict(translation.config.model)
-    shapes = batch_spec(octo_import.to_batch(example, translation))
+    shapes = batch_spec(importer.to_batch(example, translation))
     network = octo.build(model, shapes, Names(("one",), ("one",)))
     tree = jax.eval_shape(lambda: state.init_params(network, shapes, jax.random.key(0)))
     rng, out = np.random.default_rng(0), {}
     for path, x in flax.traverse_util.flatten_dict(tree, sep="/").items():
-        source = octo_import.source_paths(path)[0]
+        source = importer.source_paths(path)[0]
         for name, tokenizer in stored["model"]["observation_tokenizers"].items():
             if f"observation_tokenizers_{name}/" in source and "encoder" in tokenizer["kwargs"]:
                 source = source.replace("*", tokenizer["kwargs"]["encoder"]["name"])

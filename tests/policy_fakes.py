@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from octolike.config import Component, Config
+from octolike.embodiment import Embodiment, Layout, Statistics
 from octolike.model import octo
-from octolike.normalize import Embodiment, Layout, Statistics
 from octolike.train import checkpoint, state
 from octolike.train.checkpoint import Run
 from octolike.train.state import init_params

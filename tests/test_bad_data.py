@@ -10,9 +10,9 @@ import tensorflow as tf
 from data_fakes import numbered, opened, shown, write
 
 from octolike.config import ConfigError
-from octolike.data import mixes
-from octolike.data.episodes import DataError
-from octolike.data.write import rlds_episode
+from octolike.data.rlds.reader import DataError
+from octolike.data.rlds.writer import rlds_episode
+from octolike.data.specs import mixes
 
 CAMERAS = ["image_primary", "image_wrist"]
 
@@ -39,7 +39,7 @@ def spoil(monkeypatch, change) -> None:
         change(result, int(where.rpartition(" ")[2]))
         return result
 
-    monkeypatch.setattr("octolike.data.write.rlds_episode", late)
+    monkeypatch.setattr("octolike.data.rlds.writer.rlds_episode", late)
 
 
 def test_a_wrong_root_says_so(tmp_path):

@@ -14,10 +14,10 @@ from policy_fakes import save_run
 
 from octolike import images
 from octolike.config import Component, Config, ConfigError
-from octolike.data import recorded
-from octolike.data.batches import open_data
-from octolike.data.episodes import DataError
-from octolike.data.fake import write_fake_dataset
+from octolike.data import open_data
+from octolike.data.pipeline import recorded
+from octolike.data.rlds.reader import DataError
+from octolike.data.rlds.synthetic import write_fake_dataset
 from octolike.envs.replays import Replay
 from octolike.evaluation import checks
 from octolike.model import octo

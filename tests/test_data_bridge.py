@@ -14,9 +14,9 @@ from data_fakes import config, write_numbered
 
 from octolike import types
 from octolike.config import Component
-from octolike.data import frames
-from octolike.data.batches import open_data
-from octolike.normalize import STATISTICS, Embodiment, Statistics
+from octolike.data import open_data
+from octolike.data.pipeline import windows
+from octolike.embodiment import STATISTICS, Embodiment, Statistics
 
 W, H = 2, 4
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # Octo sums in float32: values of several σ differ by more
@@ -110,8 +110,8 @@ def test_normalised_chunks_are_octos(shared, source, raw, kind):
         action = record.normalize_action(episode.action)
         number, octo = golden_of(arrays, kind, proprio)
         found.add(number)
-        window = [frames.window_steps(t, W) for t in range(length)]
-        chunks = [frames.chunk_steps(t, W, H, length, length) for t in range(length)]
+        window = [windows.window_steps(t, W) for t in range(length)]
+        chunks = [windows.chunk_steps(t, W, H, length, length) for t in range(length)]
         steps, mask = map(np.stack, zip(*window, strict=True))
         entries, valid = map(np.stack, zip(*chunks, strict=True))
 

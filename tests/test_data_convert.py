@@ -19,10 +19,10 @@ import tensorflow_datasets as tfds
 from recordings import STEPS, frames, numbers
 
 from octolike.config import ConfigError
-from octolike.data.convert import run, source
-from octolike.data.convert.run import Plan, convert, detect
-from octolike.data.convert.source import Options
-from octolike.data.episodes import DataError
+from octolike.data.onboarding.convert import conversion, recording
+from octolike.data.onboarding.convert.conversion import Plan, convert, detect
+from octolike.data.onboarding.convert.recording import ConvertOptions
+from octolike.data.rlds.reader import DataError
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +51,7 @@ def decoded(episode: dict, camera: str) -> np.ndarray:
 def test_aloha(tmp_path, compressed):
     path = recordings.aloha(tmp_path / "in", compressed=compressed)
     assert detect(path) == "hdf5-aloha"
-    settings = plan(options=Options(instruction="fold it", control_hz=50))
+    settings = plan(options=ConvertOptions(instruction="fold it", control_hz=50))
     episodes = read(convert(path, str(tmp_path / "out"), "mine", settings)[0])
     assert sorted(e["split"] for e in episodes.values()) == ["train"] * 3 + ["val"]
     for i in range(4):
@@ -119,15 +119,15 @@ def test_npz_and_success(tmp_path):
 def test_large_frames_become_jpeg_and_small_ones_png():
     rng = np.random.default_rng(0)
     big = np.repeat(rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8), 8, 1).repeat(8, 2)
-    made = source.encode(big, Options(), "here")
+    made = recording.encode(big, ConvertOptions(), "here")
     assert made.format == "jpeg"
-    assert made.frames[0].startswith(source.JPEG)
-    exact = source.encode(big, Options(jpeg=0), "here")
+    assert made.frames[0].startswith(recording.JPEG)
+    exact = recording.encode(big, ConvertOptions(jpeg=0), "here")
     assert exact.format == "png"
     np.testing.assert_array_equal(tf.io.decode_image(exact[0]), big[0])
-    swapped = source.encode(big, Options(jpeg=0, bgr=True), "here")
+    swapped = recording.encode(big, ConvertOptions(jpeg=0, bgr=True), "here")
     np.testing.assert_array_equal(tf.io.decode_image(swapped[0]), big[0, ..., ::-1])
-    assert source.encode(recordings.frames(0), Options(), "here").format == "png"
+    assert recording.encode(recordings.frames(0), ConvertOptions(), "here").format == "png"
 
 
 # What cannot be used
@@ -208,9 +208,9 @@ def test_a_lerobot_dataset_with_holes(tmp_path):
 
 def test_what_reads_back_otherwise_is_no_shard(tmp_path, monkeypatch):
     path = recordings.npz(tmp_path / "in", 2)
-    true, calls = run.fingerprints, itertools.count()
+    true, calls = conversion.fingerprints, itertools.count()
     other = lambda steps: true(steps | {"action": steps["action"] + next(calls)})
-    monkeypatch.setattr(run, "fingerprints", other)
+    monkeypatch.setattr(conversion, "fingerprints", other)
     with pytest.raises(DataError, match=r"reads back otherwise in \['action'\]"):
         convert(path, str(tmp_path / "out"), "mine", plan(validation=0))
     assert not list((tmp_path / "out").rglob("*tfrecord*"))
@@ -227,7 +227,7 @@ def test_other_settings_do_not_go_on_with_a_half_done_conversion(tmp_path):
     with pytest.raises(DataError):
         convert(path, str(tmp_path), "mine", plan(validation=0, episodes_per_shard=1))
     spoiled.write_bytes(whole)
-    other = plan(validation=0, episodes_per_shard=1, options=Options(instruction="else"))
+    other = plan(validation=0, episodes_per_shard=1, options=ConvertOptions(instruction="else"))
     with pytest.raises(DataError, match=r"was begun with .*'instruction': ''.*now it is .*else"):
         convert(path, str(tmp_path), "mine", other)
     directory, _ = convert(path, str(tmp_path), "mine", plan(validation=0, episodes_per_shard=1))
@@ -277,8 +277,8 @@ def test_a_kill_in_the_middle_and_processes(tmp_path):
 
 def test_collecting_with_other_noise_is_noticed(tmp_path):
     from octolike.config import CollectConfig
-    from octolike.data.fake import fake_episodes
-    from octolike.data.write import Writer
+    from octolike.data.rlds.synthetic import fake_episodes
+    from octolike.data.rlds.writer import Writer
     from octolike.envs import demonstrations
 
     def writer(**changes) -> Writer:

@@ -6,15 +6,16 @@ import json
 import data_fakes
 import numpy as np
 
-from octolike.data import datasets, excerpts
-from octolike.data.write import Writer
+from octolike.data.pipeline import excerpts
+from octolike.data.rlds.writer import Writer
+from octolike.data.specs import catalog
 
 KEY = "image_primary"
 
 
 def take(config, spec=None, cameras=None, episodes=4):
     cameras = {"primary": data_fakes.SIDE} if cameras is None else cameras
-    spec = spec or datasets.find("fake")
+    spec = spec or catalog.find("fake")
     return excerpts.take(spec, config.data, "train", cameras, episodes=episodes)
 
 
@@ -47,6 +48,6 @@ def test_pictures_are_as_stored_where_no_side_is_asked_for(tmp_path):
     (found,) = take(config, cameras={"primary": 0})
     assert found.images["primary"].shape == (3, data_fakes.SIDE, data_fakes.SIDE, 3)
     np.testing.assert_array_equal(found.images["primary"], take(config)[0].images["primary"])
-    blue_first = dataclasses.replace(datasets.find("fake"), bgr=("primary",))
+    blue_first = dataclasses.replace(catalog.find("fake"), bgr=("primary",))
     (turned,) = take(config, blue_first, {"primary": 0})
     np.testing.assert_array_equal(turned.images["primary"][..., ::-1], found.images["primary"])

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from data_fakes import opened, shown, write_numbered
 
-from octolike.data import frames, goals
-from octolike.data.datasets import find
-from octolike.data.expressions import binarize_gripper, wrap_angle
+from octolike.data.pipeline import goals, windows
+from octolike.data.specs.catalog import find
+from octolike.data.specs.expressions import binarize_gripper, wrap_angle
 
 
 @pytest.mark.parametrize(("window", "length"), list(itertools.product((1, 2, 3), range(1, 7))))
 def test_windows_equal_their_definition(window, length):
     for t in range(length):
-        steps, mask = frames.window_steps(t, window)
+        steps, mask = windows.window_steps(t, window)
         for w in range(window):
             step = t - (window - 1) + w
             assert mask[w] == (step >= 0)
@@ -27,7 +27,7 @@ def test_windows_equal_their_definition(window, length):
 )
 def test_chunks_equal_their_definition(window, horizon, length):
     for t, end in itertools.product(range(length), range(length + 1)):
-        steps, valid = frames.chunk_steps(t, window, horizon, length, end)
+        steps, valid = windows.chunk_steps(t, window, horizon, length, end)
         assert steps.shape == valid.shape == (window, horizon)
         for w, h in itertools.product(range(window), range(horizon)):
             start = t - (window - 1) + w

@@ -7,11 +7,12 @@ import pytest
 import recordings
 from data_fakes import numbered, write
 
-from octolike.data import datasets, guess, pictures
-from octolike.data.convert.run import Plan, convert
-from octolike.data.episodes import DataError, Reader
-from octolike.data.fake import fake_episodes, write_fake_dataset
-from octolike.data.inspect import describe, survey
+from octolike.data.onboarding import infer_spec, survey_figures
+from octolike.data.onboarding.convert.conversion import Plan, convert
+from octolike.data.onboarding.survey import describe, survey
+from octolike.data.rlds.reader import DataError, Reader
+from octolike.data.rlds.synthetic import fake_episodes, write_fake_dataset
+from octolike.data.specs import catalog
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def seen(tmp_path_factory):
 
 
 def test_a_sound_dataset(seen):
-    row = guess.guess(seen)
+    row = infer_spec.guess(seen)
     assert row.cameras == {"primary": "image_primary", "wrist": "image_wrist"}
     assert row.language == "language_instruction"
     assert (row.action, row.proprio) == (("action",), ("observation.state",))
@@ -34,21 +35,21 @@ def test_a_sound_dataset(seen):
 
 
 def test_its_pictures(seen, tmp_path):
-    drawn = [pictures.histograms(seen, guess.guess(seen))]
-    drawn += [pictures.contact_sheet(seen, key) for key in seen.pictures]
+    drawn = [survey_figures.histograms(seen, infer_spec.guess(seen))]
+    drawn += [survey_figures.contact_sheet(seen, key) for key in seen.pictures]
     for i, figure in enumerate(drawn):
-        path = pictures.save(figure, tmp_path / "sub" / f"{i}.png")
+        path = survey_figures.save(figure, tmp_path / "sub" / f"{i}.png")
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_spec_file_is_a_row_that_works(seen, tmp_path):
-    path = guess.write_spec(tmp_path / "my_robot.py", seen, guess.guess(seen))
+    path = infer_spec.write_spec(tmp_path / "my_robot.py", seen, infer_spec.guess(seen))
     (row,) = runpy.run_path(str(path))["DATASETS"]
     root = str(seen.directory.parent.parent)
     reader = Reader(row, root, "train")
     for raw in reader.records(0):
         episode = reader.episode(raw, "here")
-        known = Reader(datasets.find("fake"), root, "train").episode(raw, "here")
+        known = Reader(catalog.find("fake"), root, "train").episode(raw, "here")
         np.testing.assert_array_equal(episode.action, known.action)
         np.testing.assert_array_equal(episode.proprio, known.proprio)
         assert episode.images == known.images
@@ -59,7 +60,7 @@ def test_a_converted_dataset_keeps_names_and_rate(tmp_path):
     path = recordings.lerobot(tmp_path / "in", 2, 3, images=True)
     plan = Plan(workers=1, validation=0)
     seen = survey(convert(path, str(tmp_path), "mine", plan)[0])
-    row = guess.guess(seen)
+    row = infer_spec.guess(seen)
     assert row.action_names == row.proprio_names == ("a", "b", "grip")
     assert row.control_hz == recordings.FPS
     assert row.cameras == {"primary": "top"}
@@ -79,7 +80,7 @@ def test_problems_are_found(tmp_path):
         np.arange(len(steps[3]["action"])) % 2, 3.1, -3.1
     )
     seen = survey(write(tmp_path, "odd", {"train": bad}))
-    found = "\n".join(guess.problems(seen, guess.guess(seen)))
+    found = "\n".join(infer_spec.problems(seen, infer_spec.guess(seen)))
     assert "1 of 4 episodes have no instruction" in found
     assert "action: dimensions [3, 4, 5] never change" in found
     assert "observation.state: dimensions [5] jump by about 2π" in found
@@ -90,13 +91,15 @@ def test_problems_are_found(tmp_path):
 
 def test_a_jump_and_numbers_that_are_not_finite():
     smooth = np.cumsum(np.full((300, 2), 0.01), axis=0)
-    assert guess._of_numbers("state", [smooth]) == []
+    assert infer_spec._of_numbers("state", [smooth]) == []
     smooth[150:, 1] += 5
-    assert guess._of_numbers("state", [smooth]) == [
+    assert infer_spec._of_numbers("state", [smooth]) == [
         "state: jumps in dimensions [1], over 10 times the 99th percentile"
     ]
     smooth[3, 0] = np.nan
-    assert "not finite in 1 episodes, the first is 0" in guess._of_numbers("state", [smooth])[0]
+    assert (
+        "not finite in 1 episodes, the first is 0" in infer_spec._of_numbers("state", [smooth])[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,15 +115,15 @@ def test_a_jump_and_numbers_that_are_not_finite():
     ],
 )
 def test_cameras_by_their_names(keys, cameras):
-    assert guess._cameras([f"observation.{k}" for k in keys]) == cameras
+    assert infer_spec._cameras([f"observation.{k}" for k in keys]) == cameras
 
 
 def test_targets_and_changes_are_told_apart():
     state = np.cumsum(np.random.default_rng(0).normal(0, 0.1, (50, 3)), axis=0) + 1
     change = np.diff(state, axis=0, append=state[-1:])
     target = state + change
-    assert guess._absolute([target], [state]) == (True,) * 3
-    assert guess._absolute([change], [state]) == (False,) * 3
+    assert infer_spec._absolute([target], [state]) == (True,) * 3
+    assert infer_spec._absolute([change], [state]) == (False,) * 3
 
 
 def test_directories_that_are_no_dataset(tmp_path):

@@ -16,11 +16,12 @@ from data_fakes import numbered, opened, shown, write, write_numbered
 
 from octolike import types
 from octolike.config import ConfigError
-from octolike.data import standardize, statistics
-from octolike.data.datasets import find
-from octolike.data.episodes import DataError, Reader
-from octolike.data.mixes import Mix
-from octolike.data.order import Order, PoolKey, Stock
+from octolike.data.pipeline.order import EpisodeTable, Order, PoolKey
+from octolike.data.rlds import statistics
+from octolike.data.rlds.reader import DataError, Reader
+from octolike.data.specs import standardize
+from octolike.data.specs.catalog import find
+from octolike.data.specs.mixes import Mixture
 
 LENGTHS = [3, 1, 4, 1, 5, 2, 6, 5, 3, 5]  # of "fake"
 BOTH = {"mix": "fake=1,bridge_dataset=1", "cameras": {"primary": 8, "wrist": 4}}
@@ -57,7 +58,7 @@ def an_order(steps, *, shares=(1.0,), groups=None, seed=0, start=0, pool=3, budg
     """Return an order of episodes of 10 bytes per step."""
     steps = np.array(steps)
     groups = np.zeros(len(steps), int) if groups is None else np.array(groups)
-    stock = Stock(steps=steps, sizes=10 * steps, groups=groups)
+    stock = EpisodeTable(steps=steps, sizes=10 * steps, groups=groups)
     settings = {"seed": seed, "start": start, "pool": pool, "budget": budget}
     return Order(stock, np.array(shares), **settings, **more)
 
@@ -203,7 +204,7 @@ def test_realised_shares_are_the_asked_ones(root, kind, mix, share):
 def test_multipliers_scale_sizes_and_shares_do_not():
     steps = {"a": 300, "b": 100}
     for kind, expected in (("shares", [1 / 3, 2 / 3]), ("multipliers", [0.6, 0.4])):
-        np.testing.assert_allclose(Mix({"a": 1, "b": 2}, kind).shares(steps), expected)
+        np.testing.assert_allclose(Mixture({"a": 1, "b": 2}, kind).shares(steps), expected)
 
 
 def test_what_a_dataset_lacks_is_masked(root):

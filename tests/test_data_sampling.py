@@ -8,10 +8,10 @@ from data_fakes import config, numbered, opened, shown, write
 
 from octolike import types
 from octolike.config import Component, ConfigError, build_component
-from octolike.data import sampling
-from octolike.data.batches import open_data
-from octolike.data.order import Order, Stock
-from octolike.data.sampling import SAMPLING, Groups, Schedule, group_dro
+from octolike.data import open_data
+from octolike.data.pipeline import sampling
+from octolike.data.pipeline.order import EpisodeTable, Order
+from octolike.data.pipeline.sampling import SAMPLING, SamplingGroups, Schedule, group_dro
 
 CAMERAS = {"fake": ["image_primary", "image_wrist"], "bridge_dataset": ["image_0", "image_1"]}
 # task: (dataset, episodes, steps of each)
@@ -38,7 +38,7 @@ def make(kind, **fields):
 
 
 def groups(**steps):
-    return Groups(tuple(steps), np.array(list(steps.values())))
+    return SamplingGroups(tuple(steps), np.array(list(steps.values())))
 
 
 def shares(strategy, batch=0, feedback=(), **steps):
@@ -77,7 +77,7 @@ def test_shares_are_what_the_strategy_says(strategy, expected):
 
 def test_a_mix_multiplies_sizes_or_gives_shares():
     for kind, expected in (("multipliers", [0.75, 0.25]), ("shares", [0.5, 0.5])):
-        both = Groups(("a", "b"), np.array([300, 100]), np.array([1.0, 1.0]), kind)
+        both = SamplingGroups(("a", "b"), np.array([300, 100]), np.array([1.0, 1.0]), kind)
         np.testing.assert_allclose(Schedule(make("mix"), both).shares(0), expected)
 
 
@@ -444,7 +444,7 @@ def test_a_budget_that_holds_no_episode_says_how_much_it_takes(root):
 def test_mixing_is_nearly_as_good_as_drawing_from_all_episodes():
     rng = np.random.default_rng(0)
     steps = rng.integers(20, 60, 5000)
-    stock = Stock(steps=steps, sizes=steps, groups=np.zeros(5000, int))
+    stock = EpisodeTable(steps=steps, sizes=steps, groups=np.zeros(5000, int))
     order = Order(stock, np.ones(1), seed=0, pool=1024, budget=10**9)
     distinct = [len(np.unique(order.take(i * 256, 256)[1][:, 0])) for i in range(0, 600, 7)]
     assert np.mean(distinct) > 0.88 * 256  # 250 if every frame came from anywhere

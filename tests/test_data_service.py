@@ -18,10 +18,10 @@ from train_fakes import compiled_once
 
 from octolike import types
 from octolike.config import Component, ConfigError, load_module, to_json
-from octolike.data import remote, service, wire, workers
-from octolike.data.batches import open_data
-from octolike.data.errors import DataError, ServiceError
-from octolike.data.fake import write_fake_dataset
+from octolike.data import open_data
+from octolike.data.rlds.synthetic import write_fake_dataset
+from octolike.data.service import protocol, service_source, worker, worker_pool
+from octolike.errors import DataError, ServiceError
 from octolike.train import loop, metrics
 
 ROOT = Path(__file__).parents[1]
@@ -48,17 +48,17 @@ def root(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch):
     """Wait for nobody long."""
-    monkeypatch.setattr(workers, "CONNECT", 2.0)
-    monkeypatch.setattr(workers, "RETRY", 0.1)
-    monkeypatch.setattr(workers, "PATIENCE", 0.5)
-    monkeypatch.setattr(service, "GRACE", 0.2)
+    monkeypatch.setattr(worker_pool, "CONNECT", 2.0)
+    monkeypatch.setattr(worker_pool, "RETRY", 0.1)
+    monkeypatch.setattr(worker_pool, "PATIENCE", 0.5)
+    monkeypatch.setattr(worker, "GRACE", 0.2)
 
 
 @contextmanager
 def served(root, count=1, **data):
     """Yield servers and what a trainer gets from them."""
     servers = [started(root, number=i % 2, **data) for i in range(count)]
-    client = remote.open_service(asking(root, servers, **data))
+    client = service_source.ServiceSource(asking(root, servers, **data))
     try:
         yield servers, client
     finally:
@@ -71,7 +71,7 @@ def started(root, port=0, seed=0, number=0, **data):
     """Return a server. Data are opened once for each number: it takes a while."""
     made = config(root, **{**SETTINGS, **data})
     made.seed = seed
-    return service.Server(made, once(root, number, made), "127.0.0.1", port)
+    return worker.Server(made, once(root, number, made), "127.0.0.1", port)
 
 
 def once(root, number, made):
@@ -112,28 +112,28 @@ def assert_same(some, others):
 
 def test_a_reply_of_any_size_comes_back_whole():
     arrays = {
-        "large": np.random.default_rng(0).integers(0, 256, 3 * wire.CHUNK + 5, np.uint8),
+        "large": np.random.default_rng(0).integers(0, 256, 3 * protocol.CHUNK + 5, np.uint8),
         "flags": np.array([[True], [False]]),
         "none": np.zeros((0, 3), np.float32),
         "turned": np.arange(6, dtype=np.int32).reshape(2, 3).T,
     }
-    messages = list(wire.encode({"name": "ä"}, arrays))
-    assert max(map(len, messages)) <= wire.CHUNK
+    messages = list(protocol.encode({"name": "ä"}, arrays))
+    assert max(map(len, messages)) <= protocol.CHUNK
     found = {}
 
     def place(path, dtype, shape):
         return found.setdefault(path, np.empty(shape, dtype))
 
-    assert wire.decode(messages, place) == {"name": "ä"}
+    assert protocol.decode(messages, place) == {"name": "ä"}
     assert_equal(found, arrays)
     # however the bytes are cut into messages
     rest = b"".join(messages)
     cut = [rest[:3], rest[3:11], rest[11:700], b"", rest[700:]]
     found.clear()
-    wire.decode(cut, place)
+    protocol.decode(cut, place)
     assert_equal(found, arrays)
     with pytest.raises(EOFError, match="1 bytes too early"):
-        wire.decode([*cut[:-1], cut[-1][:-1]], place)
+        protocol.decode([*cut[:-1], cut[-1][:-1]], place)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -234,8 +234,8 @@ def test_a_request_meant_for_the_worker_of_before_is_refused(root):
 
 
 def test_the_only_worker_is_asked_for_often_however_often_it_was_lost(root, monkeypatch):
-    monkeypatch.setattr(workers, "RETRY", 0.5)
-    monkeypatch.setattr(workers, "PATIENCE", 5.0)
+    monkeypatch.setattr(worker_pool, "RETRY", 0.5)
+    monkeypatch.setattr(worker_pool, "PATIENCE", 5.0)
     expected = take(here(root).train(), 8)
     with served(root, 1) as (servers, client):
         stream = client.train()
@@ -253,14 +253,14 @@ def test_the_only_worker_is_asked_for_often_however_often_it_was_lost(root, monk
 
 
 def test_a_worker_that_hangs_is_replaced_and_left_alone_for_a_while(root, capfd, monkeypatch):
-    monkeypatch.setattr(workers, "DEADLINE", 3.0)
+    monkeypatch.setattr(worker_pool, "DEADLINE", 3.0)
     expected, woken = take(here(root).train(), 4), threading.Event()
     with served(root, 2) as (servers, client):
         stream = client.train()
         monkeypatch.setattr(servers[1]._worker, "_next", lambda *_: woken.wait(60) and {})
         try:
             assert_same(take(stream, 4), expected)
-            time.sleep(10 * workers.RETRY)
+            time.sleep(10 * worker_pool.RETRY)
             said = capfd.readouterr().out
             assert "is lost (no answer to 'batch' within 3 s); its part comes from" in said
             assert "is back" not in said
@@ -342,7 +342,7 @@ def test_other_settings_are_named_with_both_values(root):
         asked = asking(root, [server], batch_size=4, sampling=Component(kind="uniform"))
         asked.seed, asked.train.validation_batches = 7, 3
         with pytest.raises(ConfigError, match=r"the settings differ \(here -> 127.0.0.1:") as e:
-            remote.open_service(asked)
+            service_source.ServiceSource(asked)
         rows = [line.strip() for line in str(e.value).splitlines()[1:-1]]
         assert rows == [
             "data.batch_size: 4 -> 8",
@@ -353,7 +353,7 @@ def test_other_settings_are_named_with_both_values(root):
         # where the data lie, and how fast they are read, is each machine's own
         asked = asking(root, [server], cache="", threads=1)
         asked.data.root = "elsewhere"
-        remote.open_service(asked).close()
+        service_source.ServiceSource(asked).close()
     finally:
         server.stop()
 
@@ -362,7 +362,7 @@ def test_another_version_is_named(root, monkeypatch):
     with served(root, 1) as (servers, _):
         monkeypatch.setattr("octolike.__version__", "9.9")
         with pytest.raises(ConfigError, match=r"octolike: \"9.9\" -> \"0.1.0\""):
-            remote.open_service(asking(root, servers))
+            service_source.ServiceSource(asking(root, servers))
 
 
 def test_workers_with_other_data_than_each_other_are_refused(root, tmp_path):
@@ -371,7 +371,7 @@ def test_workers_with_other_data_than_each_other_are_refused(root, tmp_path):
     servers = [started(root), started(tmp_path)]
     try:
         with pytest.raises(DataError, match=r"the data differ \(127.* -> 127.*\)") as e:
-            remote.open_service(asking(root, servers))
+            service_source.ServiceSource(asking(root, servers))
         assert re.search(
             r'fake/train: "10 episodes, 35 steps, \w+" -> "10 episodes, 36', str(e.value)
         )
@@ -386,7 +386,7 @@ def test_an_address_where_nobody_answers_is_named(root):
     server.stop()
     begin = time.monotonic()
     with pytest.raises(ServiceError) as e:
-        remote.open_service(asking(root, [server]))
+        service_source.ServiceSource(asking(root, [server]))
     assert time.monotonic() - begin < 10
     assert re.search(rf"no worker answers at 127.0.0.1:{server.port} \(UNAVAILABLE: ", str(e.value))
     assert f"serve_data.py --config ... --config.data.root=DIR --port {server.port};" in str(
@@ -407,7 +407,7 @@ def test_a_batch_that_cannot_be_cut_is_refused_with_numbers(root):
         r"data.service. Set it to 6 or 12, or name 1 or 2 of the addresses"
     )
     with pytest.raises(ConfigError, match=expected):
-        remote.open_service(asked, processes=2)
+        service_source.ServiceSource(asked, processes=2)
 
 
 def test_a_port_that_is_taken_is_said(root):
@@ -442,7 +442,7 @@ def test_a_worker_whose_machine_fails_is_replaced_unless_all_fail(root, capfd, m
         monkeypatch.setattr(making[1], "_next", full)
         assert_same(take(stream, 4), expected)
         assert "is lost (OSError: the disk is gone); its part comes" in capfd.readouterr().out
-        monkeypatch.setattr(workers, "PATIENCE", 1e6)  # it is no use to wait
+        monkeypatch.setattr(worker_pool, "PATIENCE", 1e6)  # it is no use to wait
         monkeypatch.setattr(making[0], "_next", full)
         with pytest.raises(ServiceError, match=r"the disk is gone.*the disk is gone"):
             take(stream, 4)

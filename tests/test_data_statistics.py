@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 from data_fakes import numbered
 
-from octolike.data import statistics
-from octolike.data.datasets import find
-from octolike.data.episodes import DataError, Reader
-from octolike.data.sketch import RELATIVE_ERROR, Sketch
-from octolike.data.write import Writer
-from octolike.normalize import STATISTICS
+from octolike.data.rlds import statistics
+from octolike.data.rlds.quantile_sketch import RELATIVE_ERROR, QuantileSketch
+from octolike.data.rlds.reader import DataError, Reader
+from octolike.data.rlds.writer import Writer
+from octolike.data.specs.catalog import find
+from octolike.embodiment import STATISTICS
 
 HARD = {
     "normal": lambda rng, n: rng.normal(size=n),
@@ -32,9 +32,9 @@ def hard(steps: int) -> np.ndarray:
     return np.stack([f(rng, steps) for f in HARD.values()], axis=1).astype(np.float32)
 
 
-def sketch(x: np.ndarray, *ends: int) -> Sketch:
+def sketch(x: np.ndarray, *ends: int) -> QuantileSketch:
     """Return the sketch of x cut into episodes."""
-    result = Sketch(x.shape[1])
+    result = QuantileSketch(x.shape[1])
     for episode in np.split(x, ends):
         result.update(episode)
     return result
@@ -80,14 +80,14 @@ def test_small_data_constants_and_grippers_have_exact_quantiles():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_merging_is_the_same_in_any_order_and_grouping(seed, monkeypatch):
-    monkeypatch.setattr("octolike.data.sketch._BUFFER", 500)
+    monkeypatch.setattr("octolike.data.rlds.quantile_sketch._BUFFER", 500)
     x, rng = hard(4000), np.random.default_rng(seed)
     whole = sketch(x, *range(100, 4000, 100))
     parts = [sketch(e) for e in np.split(x, 40)]
     while len(parts) > 1:
         a, b = (parts.pop(int(rng.integers(len(parts)))) for _ in range(2))
         a.merge(b)
-        parts.append(Sketch.from_arrays(a.arrays()))  # as it is kept on disk
+        parts.append(QuantileSketch.from_arrays(a.arrays()))  # as it is kept on disk
     np.testing.assert_array_equal(whole.quantile(0.5) * 0, parts[0].quantile(0.5) * 0)
     np.testing.assert_array_equal(whole.keys, parts[0].keys)
     np.testing.assert_array_equal(whole.counts, parts[0].counts)
@@ -96,7 +96,7 @@ def test_merging_is_the_same_in_any_order_and_grouping(seed, monkeypatch):
 
 def test_a_sketch_is_as_large_as_the_spread_not_the_number_of_values():
     rng, sizes = np.random.default_rng(0), []
-    found = Sketch(1)
+    found = QuantileSketch(1)
     for _ in range(20):
         found.update(rng.normal(size=(20_000, 1)).astype(np.float32))
         found.flush()
@@ -107,11 +107,11 @@ def test_a_sketch_is_as_large_as_the_spread_not_the_number_of_values():
 
 def test_a_sketch_refuses_other_widths_and_nothing():
     with pytest.raises(ValueError, match=r"sketch of \[T, 3\] cannot take \(4, 2\)"):
-        Sketch(3).update(np.zeros((4, 2), np.float32))
+        QuantileSketch(3).update(np.zeros((4, 2), np.float32))
     with pytest.raises(ValueError, match="of 3 and 2 dimensions"):
-        Sketch(3).merge(Sketch(2))
+        QuantileSketch(3).merge(QuantileSketch(2))
     with pytest.raises(ValueError, match="no steps"):
-        Sketch(3).finish()
+        QuantileSketch(3).finish()
 
 
 TEXTS = ["open", "", "close", "open", " open ", "push"]

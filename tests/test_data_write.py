@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from octolike.data.episodes import DataError
-from octolike.data.fake import fake_episodes, write_fake_dataset
-from octolike.data.write import Writer, rlds_episode
+from octolike.data.rlds.reader import DataError
+from octolike.data.rlds.synthetic import fake_episodes, write_fake_dataset
+from octolike.data.rlds.writer import Writer, rlds_episode
 
 CAMERAS = {"primary": 16, "wrist": 12}
 

@@ -13,8 +13,8 @@ import pytest
 from train_fakes import compiled_once
 
 from octolike.config import Component, Config
-from octolike.data.batches import open_data
-from octolike.data.fake import write_fake_dataset
+from octolike.data import open_data
+from octolike.data.rlds.synthetic import write_fake_dataset
 from octolike.policy import Policy
 from octolike.train import checkpoint, loop, metrics
 

@@ -19,8 +19,8 @@ from octolike.model import language, language_weights, octo, pretrained
 from octolike.model.transformer import Transformer
 from octolike.policy import Policy
 from octolike.train import checkpoint, sharding
-from octolike.train import start as starts
-from octolike.train.feed import Feed
+from octolike.train import initial_state as starts
+from octolike.train.device_feeder import DeviceFeeder
 from octolike.train.state import init_params
 from octolike.types import zeros
 
@@ -277,7 +277,7 @@ def test_the_feed_puts_states_into_batches(folder):
         def state(self):
             return {}
 
-    fed = Feed(Stream(), spec, sharding.make_mesh(), encoder).next()
+    fed = DeviceFeeder(Stream(), spec, sharding.make_mesh(), encoder).next()
     words = fed.arrays["task"]["language"]
     expected = encoder.states(np.zeros((1, L), np.int32), np.zeros((1, L), bool))[0]
     np.testing.assert_allclose(np.asarray(words["states"])[0], expected, atol=1e-6)

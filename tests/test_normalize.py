@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from octolike.normalize import (
+from octolike.embodiment import (
     FLOOR,
     Embodiment,
     Layout,

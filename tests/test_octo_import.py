@@ -19,18 +19,21 @@ import pytest
 from octolike import types
 from octolike.config import ConfigError
 from octolike.model import heads, language, language_weights, tokens
+from octolike.octo_import import golden, importer, octo_text, translate
 from octolike.policy import Policy
-from octolike.train import checkpoint, loop, octo_config, octo_golden, octo_import, octo_text
+from octolike.train import checkpoint, loop
 from octolike.types import Names, TokenGroup, batch_spec, unflatten
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
-golden = pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not beside this checkout")
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.exists(), reason="golden data are not next to this checkout"
+)
 
 
 def import_fake(tmp_path, *parts, **kwargs):
     fakes.write(tmp_path / "octo", *parts)
-    return octo_import.import_checkpoint(tmp_path / "octo", tmp_path / "run", **kwargs)
+    return importer.import_checkpoint(tmp_path / "octo", tmp_path / "run", **kwargs)
 
 
 # Octo's own arrays
@@ -46,40 +49,40 @@ def imported(tmp_path_factory):
             source = GOLDEN / name / "octo_ckpt"
             target = tmp_path_factory.mktemp(name)
             encoder = str(GOLDEN / "tiny-t5")
-            done[name] = octo_import.import_checkpoint(source, target, text_encoder=encoder)
+            done[name] = importer.import_checkpoint(source, target, text_encoder=encoder)
         return done[name]
 
     return get
 
 
-@golden
+@needs_golden
 @pytest.mark.parametrize("name", ["octo_small_shape", "octo_l1_map"])
 def test_computes_what_octo_computes(imported, name):
-    rows = octo_golden.compare(imported(name), GOLDEN / name)
-    table = octo_golden.table(rows)
+    rows = golden.compare(imported(name), GOLDEN / name)
+    table = golden.table(rows)
     # a whole sampling run amplifies rounding: a few values may differ more, and the table says so
     assert all(row.good or row.output == "ddpm/actions" for row in rows), table
     assert max(row.difference for row in rows) < 5e-4, table
     outputs = set(np.load(GOLDEN / name / "outputs.npz").files)
     inputs = {"eps/time", "eps/noisy_actions", "loss/time", "loss/noise", "ddpm/init", "ddpm/z"}
-    assert {row.output for row in rows} == outputs - inputs - set(octo_golden.IGNORED)
+    assert {row.output for row in rows} == outputs - inputs - set(golden.IGNORED)
     exact = [r for r in rows if r.output.startswith(("tokens", "mask", "eps", "betas", "sample"))]
     assert max(row.difference for row in exact) < 1e-5, table
 
 
-@golden
+@needs_golden
 def test_golden_comparison_sees_a_changed_parameter(imported):
     """Break it on purpose: one parameter off by a thousandth."""
     good = imported("octo_l1_map")
     params = jax.tree.map(np.copy, good.run.params)
     params["transformer"]["block_0"]["mlp_in"]["bias"] += 1e-3
     bad = good._replace(run=dataclasses.replace(good.run, params=params))
-    rows = octo_golden.compare(bad, GOLDEN / "octo_l1_map")
+    rows = golden.compare(bad, GOLDEN / "octo_l1_map")
     assert not all(row.good for row in rows)
-    assert "NO" in octo_golden.table(rows)
+    assert "NO" in golden.table(rows)
 
 
-@golden
+@needs_golden
 @pytest.mark.parametrize("repeat", [False, True])
 def test_attention_of_first_releases(repeat):
     """A register is what the first releases make of a readout: the recorded masks say so."""
@@ -106,7 +109,7 @@ def test_first_releases_make_a_register_of_the_readout(tmp_path):
     other = jax.tree.map(np.copy, run.params)
     other["readout_action_pos_embedding"] *= -1
     seen = [
-        octo_golden.encode(dataclasses.replace(run, params=p), batch)["obs_primary"].tokens
+        golden.encode(dataclasses.replace(run, params=p), batch)["obs_primary"].tokens
         for p in (run.params, other)
     ]
     assert np.abs(seen[0] - seen[1]).max() > 1e-3  # observations look at it
@@ -124,11 +127,11 @@ HEADS = {
 }
 
 
-@golden
+@needs_golden
 @pytest.mark.parametrize("name", HEADS)
 def test_other_heads(name):
     """Put each recorded head in place of the checkpoint's, with its parameters."""
-    stored = octo_import.read(GOLDEN / "octo_small_shape" / "octo_ckpt")
+    stored = importer.read(GOLDEN / "octo_small_shape" / "octo_ckpt")
     head = copy.deepcopy(HEADS[name])
     head["kwargs"] |= {"readout_key": "readout_action", "action_horizon": 4, "action_dim": 7}
     if head["name"] == "DiscreteActionHead":
@@ -137,8 +140,8 @@ def test_other_heads(name):
     parts = np.load(GOLDEN / "octo_parts" / "heads.npz")
     prefix = f"{name}/params/"
     own = {f"heads_action/{k[len(prefix) :]}": v for k, v in parts.items() if k.startswith(prefix)}
-    component = octo_config.translate(stored.config, stored.batch).config.model.heads["action"]
-    params = unflatten({octo_import.target_path(k).replace("/", "."): v for k, v in own.items()})
+    component = translate.translate(stored.config, stored.batch).config.model.heads["action"]
+    params = unflatten({importer.target_path(k).replace("/", "."): v for k, v in own.items()})
     spec = {"action": ((2, 4, 7), "float32")}
     made = heads.build(component, "head", spec, names=Names((), ()), dtype=np.float32)
     bound = made.bind({"params": params["heads_action"]})
@@ -151,22 +154,22 @@ def test_other_heads(name):
     np.testing.assert_allclose(got, parts[f"{name}/predict_argmax"], atol=1e-5, rtol=0)
 
 
-@golden
+@needs_golden
 @pytest.mark.parametrize("size", ["small", "base"])
 def test_published_sizes(tmp_path, size):
     """Octo 1.5 as published: every path has a place, every parameter of ours is filled."""
     file = GOLDEN / "octo_parts" / f"octo_{size}_1_5_param_shapes.json"
     leaves = {k: jax.ShapeDtypeStruct(*v) for k, v in json.loads(file.read_text()).items()}
     stored, example = published(size)
-    translation = octo_config.translate(stored, example)
-    spec = batch_spec(octo_import.to_batch(example, translation))
+    translation = translate.translate(stored, example)
+    spec = batch_spec(importer.to_batch(example, translation))
     parts = octo_text.separate(leaves)
     sizes = octo_text.t5_config(parts.encoders["language"])
     language_weights.save(tmp_path / "t5", sizes, {})
     encoder = {"kind": "t5", "path": str(tmp_path / "t5")}
     translation.config.model.tokenizers["language"]["encoder"] = encoder
-    shapes = octo_import.shapes_of(translation.config, spec, Names((), ()))
-    assert sorted(octo_import.fit(parts.others, shapes).values()) == sorted(parts.others)
+    shapes = importer.shapes_of(translation.config, spec, Names((), ()))
+    assert sorted(importer.fit(parts.others, shapes).values()) == sorted(parts.others)
     states = language.extend_spec(dataclasses.asdict(translation.config.model), spec)
     assert states[language.STATES] == ((16, 768), "float32")
     counts = {k: int(np.prod(x.shape)) for k, x in leaves.items() if "hf_model" not in k}
@@ -301,12 +304,12 @@ def test_film_follows_the_embedded_instruction():
     )
     example = fakes.batch()
     example["task"]["language_instruction"] = np.ones((1, 6), np.float32)
-    made = octo_config.translate(stored, example).config.model
+    made = translate.translate(stored, example).config.model
     assert made.tokenizers["primary"]["film"]
     theirs = "octo_transformer/observation_tokenizers_primary/SmallStem16_0/FilmConditioning_0"
     ours = "tokenizers_primary/encoder/film"
-    assert octo_import.target_path(f"{theirs}/Dense_0/kernel") == f"{ours}/scale/kernel"
-    assert octo_import.target_path(f"{theirs}/Dense_1/bias") == f"{ours}/shift/bias"
+    assert importer.target_path(f"{theirs}/Dense_0/kernel") == f"{ours}/scale/kernel"
+    assert importer.target_path(f"{theirs}/Dense_1/bias") == f"{ours}/shift/bias"
 
 
 def test_what_the_data_lack_is_left_out(tmp_path):
@@ -322,7 +325,7 @@ def test_first_releases_have_other_names(tmp_path):
     del stored["model"]["use_correct_attention"], stored["window_size"]
     kwargs = stored["model"]["heads"]["action"]["kwargs"]
     kwargs["pred_horizon"] = kwargs.pop("action_horizon")
-    leaves = fakes.params(octo_config.modernize(stored), example)
+    leaves = fakes.params(translate.modernize(stored), example)
     example["tasks"] = example.pop("task")
     example["observation"]["pad_mask"] = example["observation"].pop("timestep_pad_mask")
     example["action"] = example["action"][:, :, 0]  # chunked later, by the head
@@ -335,7 +338,7 @@ def test_orbax_is_read_where_there_is_no_file_of_flax(tmp_path):
     stored, example = fakes.config(), fakes.batch()
     leaves = fakes.params(stored, example)
     kept = [
-        octo_import.read(fakes.write(tmp_path / kind, stored, example, None, leaves, orbax=orbax))
+        importer.read(fakes.write(tmp_path / kind, stored, example, None, leaves, orbax=orbax))
         for kind, orbax in (("flax", False), ("orbax", True))
     ]
     assert kept[0].params.keys() == kept[1].params.keys() == leaves.keys()
@@ -398,8 +401,8 @@ def test_imported_policy_acts_and_finetunes(tmp_path, capsys):
     config.workdir = str(tmp_path / "finetuned")
     config.train.init_from, config.train.steps = str(tmp_path / "run"), 2
     config.data.batch_size, config.optim.warmup, config.train.validate_every = 2, 0, 0
-    example = octo_import.to_batch(
-        fakes.batch(size=2), octo_config.translate(octo_config.modernize(stored), fakes.batch())
+    example = importer.to_batch(
+        fakes.batch(size=2), translate.translate(translate.modernize(stored), fakes.batch())
     )
 
     class Stream:
@@ -488,7 +491,7 @@ ERRORS = {
 def test_what_cannot_be_represented_is_named(name):
     stored, match = ERRORS[name]
     with pytest.raises(ConfigError, match=match):
-        octo_config.translate(stored, fakes.batch(("primary", "wrist")))
+        translate.translate(stored, fakes.batch(("primary", "wrist")))
 
 
 def test_unknown_text_processor():
@@ -497,7 +500,7 @@ def test_unknown_text_processor():
     example = fakes.batch()
     example["task"]["language_instruction"] = np.ones((1, 512), np.float32)
     with pytest.raises(ConfigError, match=r"class at text_processor: 'MuseEmbedding'"):
-        octo_config.translate(stored, example)
+        translate.translate(stored, example)
 
 
 def test_every_leaf_must_fit(tmp_path):
@@ -512,21 +515,21 @@ def test_every_leaf_must_fit(tmp_path):
     for name, (bad, match) in spoiled.items():
         fakes.write(tmp_path / name, stored, example, None, bad)
         with pytest.raises(ValueError, match=match):
-            octo_import.import_checkpoint(tmp_path / name, tmp_path / f"{name}_run")
+            importer.import_checkpoint(tmp_path / name, tmp_path / f"{name}_run")
         assert not (tmp_path / f"{name}_run").exists()
 
 
 def test_missing_files(tmp_path):
     source = fakes.write(tmp_path / "octo")
     with pytest.raises(FileNotFoundError, match=r"has no step 3; it has \[7\]"):
-        octo_import.read(source, step=3)
+        importer.read(source, step=3)
     with pytest.raises(FileNotFoundError, match="holds no Octo checkpoint"):
-        octo_import.read(tmp_path / "nowhere")
+        importer.read(tmp_path / "nowhere")
     (source / "dataset_statistics.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no dataset_statistics\.json; it holds"):
-        octo_import.read(source)
+        importer.read(source)
     with pytest.raises(ConfigError, match="not empty"):
-        octo_import.import_checkpoint(source, source)
+        importer.import_checkpoint(source, source)
 
 
 def test_script(tmp_path, monkeypatch, capsys):

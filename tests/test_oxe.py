@@ -4,14 +4,14 @@ import zlib
 
 import numpy as np
 import pytest
+from fake_oxe import write_fake_oxe
 
 from octolike.config import Component, Config, ConfigError
-from octolike.data import expressions, mixes
-from octolike.data.batches import open_data
-from octolike.data.datasets import DATASETS, describe_uncertain, find, load_specs
-from octolike.data.episodes import LeftOutError, Reader
-from octolike.data.fake_oxe import write_fake_oxe
-from octolike.data.oxe import OXE
+from octolike.data import open_data
+from octolike.data.rlds.reader import LeftOutError, Reader
+from octolike.data.specs import expressions, mixes
+from octolike.data.specs.catalog import DATASETS, describe_uncertain, find, load_specs
+from octolike.data.specs.oxe import OXE
 
 ROWS = {row.name: row for row in OXE}
 SOUP = mixes.MIXES["magic_soup"]
@@ -210,8 +210,8 @@ def test_a_field_that_is_not_there_is_named():
 
 
 OWN = """
-from octolike.data.datasets import DatasetSpec
-from octolike.data.spec import EEF_DELTA
+from octolike.data.specs.catalog import DatasetSpec
+from octolike.data.specs.spec import EEF_DELTA
 DATASETS = [DatasetSpec(name="mine", version="1.0.0", cameras={"primary": "image"},
     language="language_instruction", action=EEF_DELTA, proprio=None, action_from=("action",),
     gripper="1 = open", robot="mine")]

@@ -55,7 +55,7 @@ def run(script, monkeypatch, *arguments):
 
 
 def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkeypatch):
-    from octolike.data import excerpts
+    from octolike.data.pipeline import excerpts
     from octolike.evaluation.transfer import after, before, study
 
     roots = []
@@ -194,11 +194,11 @@ def test_without_tensorflow_there_is_a_report_but_no_comparison():
 
 
 def cannot_be_read(workdir):
-    from octolike.train import keep
+    from octolike.train import retention
 
     workdir.mkdir(exist_ok=True)
-    (workdir / keep.FILE).write_text("{")
-    return keep.Keep(workdir, newest=1)
+    (workdir / retention.FILE).write_text("{")
+    return retention.Keep(workdir, newest=1)
 
 
 def under_a_file(workdir):

@@ -15,9 +15,9 @@ import pytest
 from train_fakes import NAMES, SPEC, config, robot
 
 from octolike.config import ConfigError, OptimConfig
-from octolike.train import checkpoint, keep, optimizer, sharding, state
-from octolike.train import start as starts
-from octolike.train.errors import RunError
+from octolike.errors import RunError
+from octolike.train import checkpoint, optimizer, retention, sharding, state
+from octolike.train import initial_state as starts
 
 PARAMS = {"head": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
 
@@ -230,7 +230,7 @@ def test_the_newest_every_so_many_and_the_best_are_kept(tmp_path):
 
 
 def test_a_broken_file_of_scores_is_named(tmp_path):
-    (tmp_path / keep.FILE).write_text('{"3": ')
+    (tmp_path / retention.FILE).write_text('{"3": ')
     with pytest.raises(RunError, match=r"scores.json is broken .*; delete it"):
         checkpoint.Checkpoints(tmp_path, 1)
 
@@ -238,19 +238,19 @@ def test_a_broken_file_of_scores_is_named(tmp_path):
 def test_scores_are_means_over_datasets():
     rows = {"a": {"loss": 1.0, "action_error": 2.0, "gripper_accuracy": 1.0}}
     rows["b"] = {"loss": 3.0, "action_error": 4.0}
-    assert keep.mean(rows) == {"action_error": 3.0, "loss": 2.0}
-    assert keep.mean({}) == {}
+    assert retention.mean(rows) == {"action_error": 3.0, "loss": 2.0}
+    assert retention.mean({}) == {}
 
 
 def test_the_best_needs_validations_at_checkpoints():
     made = config("unused", 12, keep_best="loss", checkpoint_every=4, validate_every=2)
-    keep.check(made, validated=True)
+    retention.check(made, validated=True)
     with pytest.raises(ConfigError, match="keep_best is 'loss', but this run has no held-out data"):
-        keep.check(made, validated=False)
+        retention.check(made, validated=False)
     for every in (0, 5):
         made.train.validate_every = every
         with pytest.raises(ConfigError, match=r"no checkpoint before the last is validated"):
-            keep.check(made, validated=True)
+            retention.check(made, validated=True)
 
 
 FULL_DISK = """

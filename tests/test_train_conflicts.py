@@ -204,7 +204,7 @@ def test_comparisons_are_noted_and_go_on_after_a_resume(tmp_path):
 
     def compare(steps):
         key = jax.random.key(0)
-        comparer = conflicts.Comparer(lambda state: loss, key, config, names, steps[0])
+        comparer = conflicts.GradientComparer(lambda state: loss, key, config, names, steps[0])
         for step in filter(comparer.due, steps):
             comparer(step, state, batch)
 

@@ -10,7 +10,7 @@ from train_fakes import SPEC, Stream, Tiny, config, make_batch, parts
 
 from octolike.config import ConfigError, OptimConfig
 from octolike.model import octo
-from octolike.train import checkpoint, gradients, loop, lora, optimizer, start
+from octolike.train import checkpoint, gradients, initial_state, loop, lora, optimizer
 from octolike.train import state as states
 from octolike.types import Names
 
@@ -168,7 +168,9 @@ def test_what_belongs_to_a_robot_or_task_goes_to_the_one_of_its_name(by, capsys)
 
     made = octo.build(model, spec, there)
     params = model_fakes.parameters(made.init, batch, train=False)["params"]
-    taken = start.by_name(params, octo.rows(model, there), octo.rows(model, here), (), "runs/a")
+    taken = initial_state.by_name(
+        params, octo.rows(model, there), octo.rows(model, here), (), "runs/a"
+    )
     assert "tokenizers_which/token/kernel: the rows of touch, push" in capsys.readouterr().out
     for task in here.tasks:
         expected = act(there, params, "base", task)
@@ -176,9 +178,11 @@ def test_what_belongs_to_a_robot_or_task_goes_to_the_one_of_its_name(by, capsys)
 
     other = octo.rows(model, Names(("d",), ("base", "hand"), ("fold", "push")))
     with pytest.raises(ConfigError, match=r"in runs/a, and none for (hand|fold); let it start"):
-        start.by_name(params, octo.rows(model, there), other, (), "runs/a")
+        initial_state.by_name(params, octo.rows(model, there), other, (), "runs/a")
     fresh = ("heads_action/*", "tokenizers_which/*")
-    assert same(start.by_name(params, octo.rows(model, there), other, fresh, "runs/a"), params)
+    assert same(
+        initial_state.by_name(params, octo.rows(model, there), other, fresh, "runs/a"), params
+    )
 
 
 def test_a_fresh_head_on_another_runs_stem(source, tmp_path, capsys):

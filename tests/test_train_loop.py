@@ -13,8 +13,17 @@ from train_fakes import ACTION, HORIZON, NAMES, SPEC, Stream, Tiny, config, make
 
 from octolike import types
 from octolike.config import AugmentConfig, ConfigError, OptimConfig
-from octolike.train import checkpoint, feed, loop, metrics, optimizer, sharding, state, validate
-from octolike.train import start as starts
+from octolike.train import (
+    checkpoint,
+    device_feeder,
+    loop,
+    metrics,
+    optimizer,
+    sharding,
+    state,
+    validation,
+)
+from octolike.train import initial_state as starts
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -160,7 +169,7 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_saved(tmp_path):
     pattern = rf"not finite in action; it is in {re.escape(str(path))} .*feed.load_batch"
     with pytest.raises(FloatingPointError, match=pattern):
         loop.train(run(tmp_path), lambda start: Stream(start, poison=3), **parts())
-    batch, position = feed.load_batch(path)
+    batch, position = device_feeder.load_batch(path)
     expected = make_batch(3)
     expected["action"][0] = np.nan
     assert position == {"index": 4}
@@ -248,7 +257,7 @@ def test_validation_equals_its_definition():
     batches[1]["task"]["task_id"][:] = [0, 1, 1, 3]  # 3: a task that training does not know
     params = state.init_params(Tiny(), SPEC, jax.random.key(0))
     mesh = sharding.make_mesh()
-    made = validate.Validator(
+    made = validation.Validator(
         Tiny(),
         {"one": lambda: iter(batches)},
         parts()["embodiments"],
@@ -279,7 +288,7 @@ def test_validation_equals_its_definition():
 
 
 def test_an_empty_validation_split_is_an_error():
-    made = validate.Validator(
+    made = validation.Validator(
         Tiny(),
         {"one": lambda: iter([])},
         parts()["embodiments"],

@@ -8,8 +8,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from octolike.config import ConfigError
-from octolike.train import metrics, peaks, wandb
-from octolike.train.errors import RunError
+from octolike.errors import RunError
+from octolike.train import device_flops, metrics, wandb_logger
 
 
 def write(path, rows, tail=""):
@@ -136,12 +136,12 @@ def test_nothing_is_said_of_devices_where_the_operations_are_not_known(tmp_path,
     ],
 )
 def test_the_peak_of_a_device_is_found_by_its_name(kind, tera):
-    assert peaks.peak(kind) == tera * 1e12
+    assert device_flops.peak(kind) == tera * 1e12
 
 
 @pytest.mark.parametrize("kind", ["cpu", "TPU v99", "NVIDIA GeForce RTX 4090", "NVIDIA L400"])
 def test_the_peak_of_others_is_not_guessed(kind):
-    assert peaks.peak(kind) is None
+    assert device_flops.peak(kind) is None
 
 
 def test_gradient_norms_of_modules_are_in_the_rows_and_on_the_board(tmp_path):
@@ -209,4 +209,4 @@ def test_a_run_has_one_page_of_weights_and_biases(tmp_path, monkeypatch):
 def test_where_weights_and_biases_is_missing_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"'robots', but .*pip install wandb, or set"):
-        wandb.load("robots")
+        wandb_logger.load("robots")

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.image import imread
 from train_fakes import ACTION, HORIZON, make_batch, robot
 
-from octolike.normalize import Statistics
-from octolike.train import pictures, sharding, validate
+from octolike.embodiment import Statistics
+from octolike.train import chunk_figures, sharding, validation
 from octolike.types import batch_spec
 
 
@@ -37,7 +37,7 @@ def batch_told():
 
 
 def validated(batch, model, tasks=()):
-    made = validate.Validator(
+    made = validation.Validator(
         model,
         {"one": lambda: iter([batch])},
         [robot()],
@@ -78,9 +78,9 @@ def test_only_the_ways_that_the_policy_reads_count_and_one_is_none():
 
     spec = batch_spec(batch_told())
     model = type("Model", (), {"tokenizers": {"a": Reads("task.present.language")}})
-    assert validate.ways(model, spec) == {}
+    assert validation.ways(model, spec) == {}
     model.tokenizers["b"] = Reads("task.image_primary", "task.present.image_primary")
-    assert validate.ways(model, spec) == {"language": ["language"], "goal": ["image_primary"]}
+    assert validation.ways(model, spec) == {"language": ["language"], "goal": ["image_primary"]}
 
 
 def test_a_validation_keeps_chunks_in_the_robots_units():
@@ -105,19 +105,21 @@ def known_robot():
 def test_actions_are_unnormalised_where_statistics_are_known():
     true = np.ones((HORIZON, ACTION + 2), np.float32)  # padded to a wider robot's
     valid = np.ones(HORIZON, bool)
-    chunk = pictures.Chunk.of(known_robot(), true, 2 * true, valid, ("one", ""))
+    chunk = chunk_figures.Chunk.of(known_robot(), true, 2 * true, valid, ("one", ""))
     np.testing.assert_allclose(chunk.true[0], [0.5, 0.5, 1])  # the gripper stays as it is
     np.testing.assert_allclose(chunk.predicted[0], [1, 1, 2])
     assert chunk.units == ("m", "m", "")
 
 
 def test_the_picture_has_a_row_per_example_and_a_column_per_dimension(tmp_path):
-    wide = pictures.Chunk(
+    wide = chunk_figures.Chunk(
         *np.zeros((2, 4, 5)), tuple("abcde"), ("rad",) * 5, ("other", "two", "turn the tap")
     )
     true = np.ones((HORIZON, ACTION), np.float32)
-    one = pictures.Chunk.of(known_robot(), true, 2 * true, np.array([True, False]), ("one", ""))
-    figure = pictures.draw([one, wide], 30)
+    one = chunk_figures.Chunk.of(
+        known_robot(), true, 2 * true, np.array([True, False]), ("one", "")
+    )
+    figure = chunk_figures.draw([one, wide], 30)
     shown = [axis for axis in figure.axes if axis.axison]
     assert [axis.get_title(loc="left") for axis in shown] == [
         *("dx [m]", "dy [m]", "gripper"),
@@ -126,6 +128,6 @@ def test_the_picture_has_a_row_per_example_and_a_column_per_dimension(tmp_path):
     demonstrated, predicted = shown[0].lines
     np.testing.assert_allclose(demonstrated.get_ydata(), [0.5, np.nan])
     np.testing.assert_allclose(predicted.get_ydata(), [1, 1])
-    path = pictures.save([one, wide], 30, tmp_path)
+    path = chunk_figures.save([one, wide], 30, tmp_path)
     assert path == tmp_path / "pictures" / "chunks_30.png"
     assert imread(path).std() > 0.01

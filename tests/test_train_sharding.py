@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from train_fakes import make_batch
 
 from octolike.config import ConfigError, TrainConfig
-from octolike.train import metrics, plan, sharding, state
+from octolike.train import memory_plan, metrics, sharding, state
 
 TESTS = Path(__file__).parent
 TOLERANCE = 1e-5  # of a loss near 1: sums in another order
@@ -203,13 +203,13 @@ def test_the_plan_counts_what_each_device_holds():
     abstract = AbstractMesh((2, 4), sharding.AXES)
     cut = sharding.bytes_per_device(params, abstract)
     assert cut == mib // 4 + 1024
-    rows = plan.of(made, {"x": array(8, 100)}, sharding.make_mesh(), 3 * mib)
+    rows = memory_plan.of(made, {"x": array(8, 100)}, sharding.make_mesh(), 3 * mib)
     assert rows["parameters"] == mib + 1024 + 512 * 8 * 4
     assert rows["gradients"] == rows["average"] == mib + 1024
     assert rows["two batches"] == 2 * 8 * 100 * 4 // sharding.make_mesh().size
     assert rows["optimiser"] == 2 * (mib + 1024)
     assert rows["activations and buffers"] == 2 * mib - 1024
-    said = plan.describe(rows, room=4 * mib)
+    said = memory_plan.describe(rows, room=4 * mib)
     assert "of 4 MiB that a device has" in said
     assert "more than there is: optim.accumulate" in said
-    assert "more than" not in plan.describe(rows, room=400 * mib)
+    assert "more than" not in memory_plan.describe(rows, room=400 * mib)

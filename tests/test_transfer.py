@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from octolike.config import Config, load_module
-from octolike.data.datasets import DATASETS
+from octolike.data.specs.catalog import DATASETS
 from octolike.evaluation import evaluate
 from octolike.evaluation.success import Rate
 from octolike.evaluation.transfer import advice, after, before, during, report, study

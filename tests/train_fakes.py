@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from octolike.config import Config
-from octolike.normalize import Embodiment, Layout
+from octolike.embodiment import Embodiment, Layout
 from octolike.types import Names, batch_spec, unflatten
 
 HORIZON, ACTION, BATCH, SIDE = 2, 3, 4, 6

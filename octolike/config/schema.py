@@ -15,9 +15,11 @@ class DataConfig:
 
     root: str = option("", "directory (local or gs://) that holds the datasets' folders")
     roots: Component = option(Component, "dataset: directory of its own, where it is not root")
-    mix: str = option("", "a name of data/mixes.py, or 'dataset=weight,dataset=weight'")
+    mix: str = option("", "a name of data/specs/mixes.py, or 'dataset=weight,dataset=weight'")
     mix_weights: str = option("multipliers", "'multipliers' of a dataset's size, or 'shares'")
-    specs: tuple[str, ...] = option((), "Python files with rows of one's own: data/datasets.py")
+    specs: tuple[str, ...] = option(
+        (), "Python files with rows of one's own: data/specs/catalog.py"
+    )
     cameras: dict[str, int] = option(lambda: {"primary": 128}, "camera: side in pixels; [] none")
     depth: dict[str, int] = option(dict, "camera: side in pixels of its depth images")
     window: int = option(1, "W: frames of history, the present one included")
@@ -43,7 +45,7 @@ class DataConfig:
     keep_goal: float = option(1.0, "probability that an example keeps its goal image")
     keep_task_id: float = option(1.0, "probability that an example keeps its task id")
     sampling: Component = option(
-        lambda: Component(kind="mix"), "who is in a batch: octolike.data.sampling"
+        lambda: Component(kind="mix"), "who is in a batch: octolike.data.pipeline.sampling"
     )
     batch_size: int = option(64, "B: examples per step")
     episodes: int = option(0, "use the first so many training episodes of each dataset; 0: all")

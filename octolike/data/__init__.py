@@ -1,10 +1,37 @@
-"""From episodes on disk to numpy batches; the only place that imports tensorflow."""
+"""From episodes on disk to numpy batches; the only package that imports tensorflow.
+
+data = open_data(config)
+for batch in data.train():      # numpy, per the contract in octolike.types
+    ...
+"""
+
+from __future__ import annotations
 
 import os
+
+from octolike.config import Config
+from octolike.types import DataSource
 
 # Before tensorflow is imported: its start-up notes say nothing about the data. The one on oneDNN is
 # written before the log level is read; oneDNN has no part in reading, decoding or resizing.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# Nor do gRPC's notes on connections: what they mean is said by data/workers.py.
+# The notes of gRPC on connections, too: data/service/worker_pool.py reports their meaning.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def open_data(config: Config, processes: int = 1) -> DataSource:
+    """Return the data of a config: the datasets here, or batches of the workers of data.service.
+
+    processes: the number of training processes, which the workers of data.service check.
+
+    Raises ConfigError or DataError for an unknown dataset or camera, a wrong directory, a missing
+    or truncated file, a bad episode; ServiceError if no worker answers.
+    """
+    if config.data.service:
+        from octolike.data.service.service_source import ServiceSource  # without tensorflow
+
+        return ServiceSource(config, processes)
+    from octolike.data.pipeline.source import RldsSource
+
+    return RldsSource(config)

@@ -27,14 +27,14 @@ import matplotlib
 import numpy as np
 
 from octolike import types
+from octolike.embodiment import Embodiment
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, default_workers
 from octolike.envs.registry import make_env
 from octolike.envs.replays import Replay, replay
 from octolike.evaluation import figures
-from octolike.normalize import Embodiment
 from octolike.policy import Policy, Task
 from octolike.train.checkpoint import Run
-from octolike.train.validate import validate_run
+from octolike.train.validation import validate_run
 
 DRIFT = 1e-3  # of proprio: metres, radians; another processor rounds otherwise
 PIXELS = 1.0  # of 255: another graphics library draws otherwise
@@ -48,7 +48,7 @@ SAMPLES = 4  # chunks per frame, to know how much the noise explains
 
 
 class Demonstrated(Protocol):
-    """What a replay needs: octolike.data.recorded.Demonstration."""
+    """What a replay needs: octolike.data.pipeline.recorded.RecordedEpisode."""
 
     skill: str
     split: str
@@ -58,7 +58,7 @@ class Demonstrated(Protocol):
 
 
 class Framed(Protocol):
-    """What a comparison needs: octolike.data.recorded.Frames."""
+    """What a comparison needs: octolike.data.pipeline.recorded.RecordedFrames."""
 
     observations: Sequence[Mapping[str, np.ndarray | None]]
     told: Sequence[Any]

@@ -1,8 +1,8 @@
 """Success while training: a few quick episodes with the parameters of the moment.
 
-The difficulty-weighted sampler (octolike.data.sampling, measure "success") shows more of what goes
-badly; validation error is one witness of that, doing it is another. `ClosedLoop` is what the
-trainer asks: (parameters, step) -> {name: rate of success}, in worker processes, as software
+The difficulty-weighted sampler (octolike.data.pipeline.sampling, measure "success") shows more of
+what goes badly; validation error is one witness of that, doing it is another. `ClosedLoop` is what
+the trainer asks: (parameters, step) -> {name: rate of success}, in worker processes, as software
 rendering must not share a process with tensorflow.
 """
 
@@ -15,12 +15,12 @@ from typing import Any
 
 from octolike import types
 from octolike.config import Config, ConfigError
+from octolike.embodiment import Embodiment
 from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import rollouts, suites
 from octolike.evaluation.evaluate import task_namer
 from octolike.evaluation.success import count
-from octolike.normalize import Embodiment
 from octolike.policy import Policy
 from octolike.train.checkpoint import Run
 

@@ -9,7 +9,7 @@
       versions.json      of Python and the libraries
       tokenizer/         of the instructions, where it is a pretrained one
       text_encoder/      config.json of a pretrained one, and its weights if it stays frozen
-      scores.json        what validation found at each checkpoint (octolike.train.keep)
+      scores.json        what validation found at each checkpoint (octolike.train.retention)
       checkpoints/<step>/{params, ema, optimizer, data}
 
 All but the last two is written before the first step, so that a run is loaded from its directory
@@ -46,12 +46,12 @@ from octolike.config import (
     stored_config,
     to_json,
 )
+from octolike.embodiment import Embodiment, embodiments_from_json, embodiments_to_json
+from octolike.errors import RunError
 from octolike.model import language
-from octolike.normalize import Embodiment, embodiments_from_json, embodiments_to_json
 from octolike.text import TOKENIZERS
 from octolike.train import lora, optimizer, sharding
-from octolike.train.errors import RunError
-from octolike.train.keep import Keep
+from octolike.train.retention import Keep
 from octolike.train.state import Params, TrainState, merge_strictly
 
 FILES = {

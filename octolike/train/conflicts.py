@@ -44,7 +44,7 @@ GROUPS = ("dataset", "task", "embodiment")
 MOST_GROUPS = 32  # each one costs a backward pass and a copy of the gradient
 
 
-class Compared(NamedTuple):
+class GradientComparison(NamedTuple):
     """What a comparison finds, [modules, …] in the order of `modules`, then the same over all.
 
     dot: [M + 1, G, G], scalar products. own: [M + 1, G, G], squared length of the row's part over
@@ -189,7 +189,7 @@ def modules(paths: list[str]) -> dict[str, list[str]]:
 
 def compare(
     loss: Loss, params: Params, batch: types.Batch, key: jax.Array, groups: jax.Array, count: int
-) -> Compared:
+) -> GradientComparison:
     """Return how the groups' gradients lie to one another; pure, to be jitted."""
     seen = jax.nn.one_hot(groups, count, dtype=jnp.int32)  # [B, G]
     before = (jnp.cumsum(seen, axis=0) - seen)[jnp.arange(len(groups)), groups]
@@ -207,11 +207,13 @@ def compare(
     gram = sum(x.sum(axis=0) for x in found.values()).reshape(count, 2, count, 2)
     g = jnp.arange(count)
     halves = [gram[g, 0, g, 1], gram[g, 0, g, 0], gram[g, 1, g, 1]]
-    return Compared(jnp.stack(dots), jnp.stack(owns), jnp.stack(halves, 1), seen.sum(axis=0))
+    return GradientComparison(
+        jnp.stack(dots), jnp.stack(owns), jnp.stack(halves, 1), seen.sum(axis=0)
+    )
 
 
 def to_row(
-    found: Compared, names: tuple[str, ...], parts: list[str], step: int, seconds: float
+    found: GradientComparison, names: tuple[str, ...], parts: list[str], step: int, seconds: float
 ) -> dict[str, Any]:
     """Return a comparison as a line of conflicts.jsonl; None stands where there is no number.
 
@@ -250,7 +252,7 @@ def plain(values: np.ndarray) -> list[Any]:
     return [round(float(v), 5) if np.isfinite(v) else None for v in values]
 
 
-class Comparer:
+class GradientComparer:
     """Compares gradients every so many steps and notes them in a run's conflicts.jsonl.
 
     What is compared are the parts of the gradient of the step that comes next: its batch, its
@@ -295,7 +297,7 @@ class Comparer:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
 
-    def _measure(self, state: Any, batch: types.Batch) -> Compared:
+    def _measure(self, state: Any, batch: types.Batch) -> GradientComparison:
         batch = jax.tree.map(lambda x: x[: len(x) // self._parts], batch)
         key = jax.random.fold_in(self._key, state.step)
         groups = group_of(self._by, batch)
@@ -313,7 +315,7 @@ def _movers(gram: jax.Array) -> jax.Array:
 
 
 def _shared(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return (dot, own), both [G, G], of products [S, G, G]; see `Compared`."""
+    """Return (dot, own), both [G, G], of products [S, G, G]; see `GradientComparison`."""
     lengths = jnp.diagonal(gram, axis1=1, axis2=2)  # [S, G]
     moved = lengths > 0
     own = (lengths[:, :, None] * moved[:, None, :]).sum(axis=0)

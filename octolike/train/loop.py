@@ -36,29 +36,29 @@ from jax.sharding import Mesh
 
 from octolike import types
 from octolike.config import Config, build_component
+from octolike.embodiment import Embodiment
 from octolike.model import language, octo
-from octolike.normalize import Embodiment
 from octolike.text import TOKENIZERS
 from octolike.train import (
     checkpoint,
+    chunk_figures,
     conflicts,
+    device_flops,
     gradients,
-    keep,
+    initial_state,
+    memory_plan,
     optimizer,
-    peaks,
-    pictures,
-    plan,
+    retention,
     sharding,
-    start,
-    wandb,
+    wandb_logger,
 )
 from octolike.train import state as states
 from octolike.train.augment import augment
-from octolike.train.feed import Batches, Fed, Feed, save_bad_batch
+from octolike.train.device_feeder import DeviceBatch, DeviceFeeder, save_bad_batch
 from octolike.train.interrupt import Interrupt
 from octolike.train.metrics import Means, Metrics, Silent
 from octolike.train.state import Params, TrainState
-from octolike.train.validate import Loaders, Validated, Validator
+from octolike.train.validation import Loaders, Validated, Validator
 
 SURGERY = 1 << 16  # of a step's randomness, what draws the order of PCGrad
 MOST_NAMES = 50  # datasets or tasks whose losses are logged one by one
@@ -69,7 +69,7 @@ Step = Callable[[TrainState, types.Batch], tuple[TrainState, dict[str, jax.Array
 
 def train(
     config: Config,
-    batches: Callable[[dict[str, Any] | None], Batches],
+    batches: Callable[[dict[str, Any] | None], types.BatchStream],
     *,
     spec: types.BatchSpec,
     embodiments: Sequence[Embodiment],
@@ -99,9 +99,9 @@ def train(
     """
     config.check()
     sharding.start(config.train)
-    keep.check(config, bool(validation))
+    retention.check(config, bool(validation))
     if config.train.wandb:
-        wandb.load(config.train.wandb)
+        wandb_logger.load(config.train.wandb)
     # 1. The directory.
     known = checkpoint.check_same_run(config, embodiments, spec, names)
     # 2. The devices.
@@ -114,7 +114,7 @@ def train(
     spec = language.extend_spec(settings, given)
     model = model or octo.build(settings, spec, names)
     keys = jax.random.split(jax.random.key(config.seed), 3)
-    init, frozen = start.make_init(model, spec, config.optim)
+    init, frozen = initial_state.make_init(model, spec, config.optim)
     shapes = jax.eval_shape(init, keys[0])
     print(states.summarize(shapes, frozen))
     # 4. The files.
@@ -129,25 +129,25 @@ def train(
     keeping = config.train.keep, config.train.keep_every, config.train.keep_best
     checkpoints = checkpoint.Checkpoints(config.workdir, *keeping)
     resume = known and checkpoints.latest is not None
-    begin = start.Start(tx, frozen, config.optim, mesh)
+    begin = initial_state.Start(tx, frozen, config.optim, mesh)
     like = begin.abstract(shapes)
     print(sharding.describe(like, _abstract_batch(spec, config.data.batch_size), mesh))
     if resume:
         state, position = checkpoints.restore(like)
         print(f"resuming {config.workdir} at step {int(state.step)}")
     else:
-        state = begin.scratch(init, keys[0], start.given(config, settings, shapes, names))
+        state = begin.scratch(init, keys[0], initial_state.given(config, settings, shapes, names))
     if int(state.step) >= config.train.steps:
         print(f"all {config.train.steps} steps are done; with more train.steps it would go on")
         return state
     # 6. The data.
     encoder = language.frozen_encoder(settings)
-    feed = Feed(batches(position), given, mesh, encoder)
+    feed = DeviceFeeder(batches(position), given, mesh, encoder)
     # 7. The step.
     compare = None
     if config.train.conflicts_every:
         loss = make_loss(model, config)
-        compare = conflicts.Comparer(loss, keys[1], config, names, int(state.step))
+        compare = conflicts.GradientComparer(loss, keys[1], config, names, int(state.step))
     step = make_step(model, tx, config, keys[1], names)
     step, costs = compile_step(step, state, spec, config.data.batch_size, mesh)
     costs |= {"parameters": sum(x.size for x in jax.tree.leaves(shapes))}
@@ -246,7 +246,11 @@ def compile_step(
     flops = _flops(compiled) * mesh.size  # the compiler counts those of one device
     print(f"step compiled in {seconds:.1f} s; {flops / 1e9:.4g} GFLOP", flush=True)
     memory = compiled.memory_analysis()
-    print(plan.describe(plan.of(state, batch, mesh, memory and memory.temp_size_in_bytes)))
+    print(
+        memory_plan.describe(
+            memory_plan.of(state, batch, mesh, memory and memory.temp_size_in_bytes)
+        )
+    )
     return compiled, {"flops_per_step": flops, "compile_seconds": seconds}
 
 
@@ -257,11 +261,11 @@ class Loop:
         self,
         config: Config,
         step: Step,
-        feed: Feed,
+        feed: DeviceFeeder,
         checkpoints: checkpoint.Checkpoints,
         validator: Validator | None,
         names: types.Names,
-        compare: conflicts.Comparer | None = None,
+        compare: conflicts.GradientComparer | None = None,
         costs: Mapping[str, float] | None = None,
         success: Success | None = None,
     ) -> None:
@@ -277,7 +281,7 @@ class Loop:
 
     def _log(self, step: int) -> Metrics:
         kind = Metrics if sharding.is_first() else Silent
-        each = peaks.peak(jax.devices()[0].device_kind)
+        each = device_flops.peak(jax.devices()[0].device_kind)
         return kind(
             self._config.workdir,
             step=step,
@@ -297,9 +301,9 @@ class Loop:
             self._checkpoints,
             ThreadPoolExecutor(1) as reader,
         ):
-            pending: tuple[int, Fed, Future] | None = None
+            pending: tuple[int, DeviceBatch, Future] | None = None
             stop: int | None = None
-            fed: Fed | None = self._feed.next()
+            fed: DeviceBatch | None = self._feed.next()
             while fed is not None:
                 if self._compare and self._compare.due(step):
                     with log.paused():
@@ -325,7 +329,7 @@ class Loop:
                     if validates:
                         found = self._validate(log, step, state)
                         position = self._feed.feedback(found, position)
-                        scores = keep.mean(found.datasets)
+                        scores = retention.mean(found.datasets)
                     if done or step % options.checkpoint_every == 0:
                         self._checkpoints.save(state, position, scores)
             self._checkpoints.wait()  # a farewell before that would promise too much
@@ -342,7 +346,7 @@ class Loop:
             found = dataclasses.replace(found, success=self._success(params, step))
             log.validation(step, {k: {"success": v} for k, v in found.success.items()})
         if sharding.is_first():
-            pictures.save(found.chunks, step, self._config.workdir)
+            chunk_figures.save(found.chunks, step, self._config.workdir)
         return found
 
     def _named(self, tasks: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -354,7 +358,7 @@ class Loop:
         return self._validator is not None and bool(due or step == options.steps)
 
     def _digest(
-        self, log: Metrics, step: int, fed: Fed, reading: Future, *, next_ready: float
+        self, log: Metrics, step: int, fed: DeviceBatch, reading: Future, *, next_ready: float
     ) -> None:
         """Take in the metrics of a step; next_ready: when the batch after it was there."""
         self._checkpoints.check()
@@ -384,7 +388,7 @@ class Loop:
                 found |= {f"expert_{e}/{name}": share for e, share in enumerate(used)}
                 self._means.add(found, weight=mine.sum())
 
-    def _check_finite(self, step: int, fed: Fed, scalars: Mapping[str, float]) -> None:
+    def _check_finite(self, step: int, fed: DeviceBatch, scalars: Mapping[str, float]) -> None:
         bad = {k: v for k, v in scalars.items() if not math.isfinite(v)}
         if bad:
             found = ", ".join(f"{k} is {v}" for k, v in bad.items())

@@ -6,8 +6,8 @@ every `log_every` steps, and validation/<dataset>/<name> at each validation.
 
 Beside the rate stands what it makes of the devices: gflops_per_second, the operations that the
 compiler counts in a step over the time it took, waits included; and mfu, their share of the
-devices' peak where that is known (octolike.train.peaks). With rematerialisation the compiler counts
-what is computed twice, twice; what a hand-written kernel does it may not see at all.
+devices' peak where that is known (octolike.train.device_flops). With rematerialisation the
+compiler counts recomputed operations twice; it may not see those of hand-written kernels at all.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
-from octolike.train.errors import RunError
-from octolike.train.wandb import Board
+from octolike.errors import RunError
+from octolike.train.wandb_logger import Board
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

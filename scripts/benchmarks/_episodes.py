@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from octolike.config import Component, Config
-from octolike.data import datasets
-from octolike.data.write import Encoded, Writer
+from octolike.data.rlds.writer import EncodedImage, Writer
+from octolike.data.specs import catalog
 
 SIDES = {"primary": 256, "wrist": 128}
 
@@ -44,7 +44,7 @@ def episodes(seed: int, count: int, steps: int) -> Iterator[dict[str, Any]]:
     for i in range(count):
         rng = np.random.default_rng((seed, i))
         pictures = {
-            f"image_{camera}": Encoded(
+            f"image_{camera}": EncodedImage(
                 tuple(frames(rng, steps, side)), shape=(side, side, 3), format="jpeg"
             )
             for camera, side in SIDES.items()
@@ -76,10 +76,10 @@ def write_copies(root: Path, number: int) -> list[str]:
     The rows are those of "fake" under other names, added to the table of this process.
     """
     names = [f"fake_{i:02d}" for i in range(number)]
-    spec = datasets.find("fake")
+    spec = catalog.find("fake")
     made = list(episodes(0, 4, 10))
     for name in names:
-        datasets.DATASETS[name] = dataclasses.replace(spec, name=name)
+        catalog.DATASETS[name] = dataclasses.replace(spec, name=name)
         writer = Writer(str(root), name, "1.0.0", {"train": 1})
         if not writer.finished:
             writer.write("train", 0, made)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import runpy
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,14 +31,16 @@ from benchmarks import _episodes
 
 from octolike import types
 from octolike.config import DataConfig
-from octolike.data import datasets, statistics
-from octolike.data.batches import VALIDATION, open_data
-from octolike.data.episodes import Reader
-from octolike.data.examples import Maker
-from octolike.data.fake_oxe import write_fake_oxe
-from octolike.data.mixes import MIXES
-from octolike.data.order import Order, Stock
+from octolike.data import open_data
+from octolike.data.pipeline.batch_builder import BatchBuilder
+from octolike.data.pipeline.order import EpisodeTable, Order
+from octolike.data.pipeline.source import VALIDATION
+from octolike.data.rlds import statistics
+from octolike.data.rlds.reader import Reader
+from octolike.data.specs import catalog
+from octolike.data.specs.mixes import MIXES
 
+FAKES = Path(__file__).parents[2] / "tests" / "fake_oxe.py"
 Row = dict[str, Any]
 # Episodes of the datasets that times are computed for.
 BRIDGE, SOUP = 60_096, 800_000
@@ -76,7 +79,7 @@ def decode(args: argparse.Namespace, root: Path) -> list[Row]:
     """CPU and wall time of one epoch of batches, and of decoding the JPEGs that it shows."""
     data = open_data(_episodes.config(root, "fake", args))
     epoch = args.episodes * args.steps // args.batch
-    shown, pixels = [], Maker._pixels
+    shown, pixels = [], BatchBuilder._pixels
 
     def noted(self, camera, episodes, wanted):
         shown.extend(episodes[j].episode.images[camera][s] for j, s in wanted)
@@ -87,10 +90,10 @@ def decode(args: argparse.Namespace, root: Path) -> list[Row]:
         stream = data.train()
         next(stream)  # the first one traces and fills the pool
         time.sleep(DRAIN)  # what was being made ahead is whole before and after: as many batches
-        Maker._pixels = noted
+        BatchBuilder._pixels = noted
         ours = timed(lambda s=stream: ([next(s) for _ in range(epoch)], time.sleep(DRAIN)))
         ours = ours[0], ours[1] - DRAIN
-        Maker._pixels = pixels
+        BatchBuilder._pixels = pixels
         stream.close()
         with ThreadPoolExecutor(args.threads) as pool:
             some = [tf.constant(shown[i : i + 64]) for i in range(0, len(shown), 64)]
@@ -127,6 +130,7 @@ def only_decode(encoded: tf.Tensor) -> tf.Tensor:
 
 def memory(args: argparse.Namespace, root: Path) -> list[Row]:
     """Resident memory after so many batches of the 25 datasets of the magic soup."""
+    write_fake_oxe = runpy.run_path(str(FAKES))["write_fake_oxe"]
     for name in MIXES["magic_soup"].weights:
         write_fake_oxe(root, name, episodes=4, steps=20, side=64)
     config = _episodes.config(root, "magic_soup", args)
@@ -166,7 +170,7 @@ def first(args: argparse.Namespace, root: Path) -> list[Row]:
 
 def scan(args: argparse.Namespace, root: Path) -> list[Row]:
     """Episodes per second of the pass, and what that makes of the large datasets."""
-    reader = Reader(datasets.find("fake"), str(root), "train")
+    reader = Reader(catalog.find("fake"), str(root), "train")
     reader.files, reader.counts = reader.files * 20, reader.counts * 20
     episodes = sum(reader.counts)
     kept = statistics._Kept([], "")  # nowhere
@@ -217,7 +221,7 @@ def _mixing(size: int) -> list[Row]:
     steps = rng.integers(25, 50, BRIDGE)
     budget = int(config.memory * 2**30 * (1 - VALIDATION) / 2)
     order_ = Order(
-        Stock(steps=steps, sizes=steps * 35_000, groups=np.zeros(BRIDGE, np.int64)),
+        EpisodeTable(steps=steps, sizes=steps * 35_000, groups=np.zeros(BRIDGE, np.int64)),
         np.ones(1),
         seed=0,
         pool=config.pool,

@@ -128,7 +128,7 @@ def _policy(config: Any, slots: int) -> Any:
 
 
 def _robot() -> Any:
-    from octolike.normalize import Embodiment, Layout, Statistics
+    from octolike.embodiment import Embodiment, Layout, Statistics
 
     names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     grips = tuple(n == "gripper" for n in names)

@@ -24,7 +24,7 @@ from benchmarks import model as acting
 from octolike import types
 from octolike.config import Component, Config, load_module
 from octolike.model import octo
-from octolike.train import loop, optimizer, sharding, start
+from octolike.train import initial_state, loop, optimizer, sharding
 from octolike.train import state as states
 
 SMALL, TABLETOP = "small", "tabletop"
@@ -63,7 +63,7 @@ def _measure(
     sharding.check_batch_size(size, mesh)
     model = octo.build(dataclasses.asdict(config.model), spec, names)
     key, tx = jax.random.key(0), optimizer.make(config.optim, config.train.steps)
-    begin = start.Start(tx, (), config.optim, mesh)
+    begin = initial_state.Start(tx, (), config.optim, mesh)
     state = begin.scratch(lambda key: states.init_params(model, spec, key), key)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     began = time.perf_counter()

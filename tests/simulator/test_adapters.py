@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("gymnasium", reason="needs pip install 'octolike[sim]'")
 
 from octolike.config import ConfigError
-from octolike.data import datasets, expressions, oxe
+from octolike.data.specs import catalog, expressions, oxe
 from octolike.envs import adapters, libero, simpler
 from octolike.envs.registry import ENVIRONMENTS, check_robot
 
@@ -220,7 +220,7 @@ def test_bad_actions_and_pictures_are_errors(simpler_env):
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
 def test_a_simulator_is_the_robots_of_its_own_rows_and_no_unknown_one(kind):
     robots = set(ENVIRONMENTS[kind].load("robots"))
-    rows = datasets.DATASETS.values()
+    rows = catalog.DATASETS.values()
     assert robots <= {row.embodiment or row.name for row in rows}
     made_here = {r.embodiment or r.name for r in rows if f"octolike.envs.{kind})" in r.robot}
     assert made_here <= robots

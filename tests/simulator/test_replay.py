@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
 
+from octolike.embodiment import Embodiment, Layout, Statistics
 from octolike.envs.replays import replay
 from octolike.envs.tabletop import ExpertNoise, TabletopEnv, collect_episode
 from octolike.evaluation import checks
-from octolike.normalize import Embodiment, Layout, Statistics
 
 COMPONENT = {"kind": "tabletop", "primary_size": 32, "wrist_size": 24}
 NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")

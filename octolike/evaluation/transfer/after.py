@@ -180,7 +180,7 @@ def effects(variants: Mapping[str, Variant]) -> list[Effect]:
 
 
 def demonstrations(found: Sequence[tuple[Any, Sequence[Any]]]) -> dict[str, list[Demonstration]]:
-    """Return {dataset: its demonstrations}, of rows and episodes (octolike.data.excerpts)."""
+    """Return {dataset: its demonstrations}, of specs and episodes (octolike.data.pipeline)."""
     result = {}
     for row, episodes in found:
         result[row.name] = [

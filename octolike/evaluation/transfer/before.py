@@ -172,7 +172,7 @@ class Pair:
 
 
 def facts(row: Any) -> Facts:
-    """Return what matters of a dataset's row (octolike.data.spec.DatasetSpec)."""
+    """Return what matters of a dataset's row (octolike.data.specs.spec.DatasetSpec)."""
     return Facts(
         action=tuple(row.action.names),
         units=tuple(row.action.units),
@@ -189,8 +189,8 @@ def facts(row: Any) -> Facts:
 def samples(found: Sequence[tuple[Any, Sequence[Any]]], most: int = 12) -> list[Sample]:
     """Return a sample per dataset; of a single dataset, one per task, the `most` frequent ones.
 
-    found: rows and the episodes of each (octolike.data.excerpts). A task is an episode's label up
-    to the first "/", else its instruction. Raises ValueError where there are not two groups.
+    found: specs and the episodes of each (octolike.data.pipeline.excerpts). A task is an episode's
+    label up to the first "/", else its instruction. Raises ValueError for fewer than two groups.
     """
     if len(found) > 1:
         return [sample(row.name, row, episodes) for row, episodes in found]

@@ -1,0 +1,183 @@
+"""HDF5 recordings: the layouts of ALOHA and of robomimic (LIBERO and RoboCasa files too).
+
+ALOHA, one file per episode (h5py paths):
+    action [T, A]; observations/qpos [T, P] → observation.state; observations/qvel, effort;
+    observations/images/<camera>: uint8 [T, h, w, 3], or encoded frames, uint8 [T, bytes] padded
+    with zeros or of varying length (compress_len is not needed); base_action.
+robomimic, one file for all episodes, or a folder of such files:
+    data/demo_<i>/actions [T, A]; obs/<key>, images [T, h, w, 3] among them; rewards, dones;
+    mask/train and mask/valid, lists of demos. next_obs (a copy) and states (the simulator's) are
+    left out. A file's instruction may lie in data's attributes: language_instruction, or
+    problem_info (JSON).
+
+An episode's instruction: an attribute or a string named as in `source.INSTRUCTIONS`, at the root or
+in the demo. Neither format says whether an episode succeeded; rewards are kept where they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from octolike.data.onboarding.convert import recording
+from octolike.data.onboarding.convert.recording import ConvertOptions, Item
+from octolike.data.rlds.reader import DataError
+
+SUFFIXES = (".hdf5", ".h5")
+SPLITS = {"train": "train", "valid": "val"}
+
+
+@dataclass(frozen=True)
+class Aloha:
+    """One file per episode."""
+
+    path: Path
+    options: ConvertOptions
+
+    def items(self) -> list[Item]:
+        """Return a file each, episode_2 before episode_10."""
+        return [Item(f) for f in files(self.path)]
+
+    def about(self) -> dict[str, Any]:
+        """Return nothing: the files do not say."""
+        return {}
+
+    def read(self, item: Item) -> dict[str, Any]:
+        """Return the episode of a file."""
+        where = str(item)
+        with opened(self.path / item.file if self.path.is_dir() else self.path) as file:
+            if "observations" not in file:
+                raise DataError(f"{where} has no observations; found: {', '.join(file) or 'none'}")
+            seen = file["observations"]
+            numbers = {k: v[()] for k, v in seen.items() if _is_numbers(v)}
+            if "qpos" in numbers:
+                numbers["state"] = numbers.pop("qpos")
+            cameras = {}
+            for name, frames in seen.get("images", {}).items():
+                of = f"{where}, camera {name}"
+                cameras[name] = recording.encode(_frames(frames, of), self.options, of)
+            steps = {k: v[()] for k, v in file.items() if _is_numbers(v) and v.ndim <= 2}
+            steps.pop("compress_len", None)
+            steps["observation"] = numbers
+            told = _instruction(file)
+            return recording.episode(steps, cameras, told, self.options, {}, where)
+
+
+@dataclass(frozen=True)
+class Robomimic:
+    """Many episodes per file."""
+
+    path: Path
+    options: ConvertOptions
+
+    def items(self) -> list[Item]:
+        """Return the demos of all files, with the split of the file's own masks."""
+        result = []
+        for name in files(self.path):
+            with opened(self._file(name)) as file:
+                if "data" not in file:
+                    raise DataError(f"{name} has no group 'data'; found: {', '.join(file)}")
+                splits = {}
+                for mask, split in SPLITS.items():
+                    if "mask" in file and mask in file["mask"]:
+                        splits |= {recording.text(d): split for d in file["mask"][mask][()]}
+                demos = sorted(file["data"], key=natural)
+                lost = sorted(set(splits) - set(demos))
+                if lost:
+                    raise DataError(f"{name}: mask names {lost[0]}, which is not in data")
+                result += [Item(name, d, splits.get(d, "train" if splits else "")) for d in demos]
+        return result
+
+    def about(self) -> dict[str, Any]:
+        """Return the control rate where the simulator's settings are in the file."""
+        with opened(self._file(files(self.path)[0])) as file:
+            try:
+                settings = json.loads(file["data"].attrs["env_args"])
+                return {"control_hz": float(settings["env_kwargs"]["control_freq"])}
+            except (KeyError, ValueError, TypeError):
+                return {}
+
+    def read(self, item: Item) -> dict[str, Any]:
+        """Return one demo."""
+        where = str(item)
+        with opened(self._file(item.file)) as file:
+            demo = file["data"][item.key]
+            cameras, numbers = {}, {}
+            for name, x in demo.get("obs", {}).items():
+                if recording.is_video(x):
+                    of = f"{where}, camera {name}"
+                    cameras[name] = recording.encode(recording.blocks(x), self.options, of)
+                elif _is_numbers(x):
+                    numbers[name] = x[()]
+            steps: dict[str, Any] = {"observation": numbers}
+            for name, key in (("actions", "action"), ("rewards", "reward")):
+                steps |= {key: demo[name][()]} if name in demo else {}
+            if "dones" in demo:
+                steps["is_terminal"] = demo["dones"][()].astype(bool)
+            told = _instruction(demo) or _instruction(file["data"]) or _instruction(file)
+            if "reward" in steps:
+                steps["reward"] = steps["reward"].astype(np.float32)
+            return recording.episode(steps, cameras, told, self.options, {}, where)
+
+    def _file(self, name: str) -> Path:
+        return self.path / name if self.path.is_dir() else self.path
+
+
+def files(path: Path) -> list[str]:
+    """Return the HDF5 files at or under a path, in natural order; DataError where there is none."""
+    if path.is_file():
+        return [path.name]
+    found = (f for f in path.rglob("*") if f.suffix in SUFFIXES and not f.name.startswith("."))
+    names = sorted((str(f.relative_to(path)) for f in found), key=natural)
+    if not names:
+        raise DataError(f"{path} has no {' or '.join(SUFFIXES)} files")
+    return names
+
+
+def opened(path: Path) -> h5py.File:
+    """Return an HDF5 file; DataError where it is none, or cut short."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path} is no whole HDF5 file: {error}") from None
+
+
+def natural(name: str) -> list[Any]:
+    """Return a key that sorts demo_2 before demo_10."""
+    return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)]
+
+
+def _is_numbers(x: Any) -> bool:
+    return isinstance(x, h5py.Dataset) and x.dtype.kind in "fiub" and 1 <= x.ndim <= 3
+
+
+def _frames(x: h5py.Dataset, where: str) -> Iterator[np.ndarray | bytes]:
+    """Yield pixels, or encoded frames without their padding."""
+    if recording.is_video(x):
+        yield from recording.blocks(x)
+    elif x.ndim in (1, 2):
+        for row in recording.blocks(x):
+            # Neither JPEG nor PNG ends in a zero byte.
+            data = np.asarray(row)
+            yield (data.tobytes() if data.dtype != object else bytes(data.item())).rstrip(b"\0")
+    else:
+        raise DataError(f"{where}: {x.dtype} {x.shape} is neither frames nor encoded frames")
+
+
+def _instruction(group: Any) -> str:
+    for name in recording.INSTRUCTIONS:
+        if name in group.attrs:
+            return recording.text(group.attrs[name])
+        if name in group and isinstance(group[name], h5py.Dataset) and group[name].size:
+            return recording.text(np.ravel(group[name][()])[0])
+    if "problem_info" in group.attrs:
+        told = json.loads(group.attrs["problem_info"]).get("language_instruction", "")
+        return " ".join(told) if isinstance(told, list) else told
+    return ""

@@ -1,0 +1,1 @@
+"""From indexed episodes to batches."""

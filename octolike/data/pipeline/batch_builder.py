@@ -1,0 +1,233 @@
+"""Frames to a batch: window, chunk and goal, numbers padded, wordings chosen, images decoded.
+
+A batch is made at once, not example by example: indices are arrays over the batch, and an image
+that several examples show is decoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from octolike.config import DataConfig
+from octolike.data.pipeline import goals, windows
+from octolike.data.pipeline.dataset_split import DatasetSplit
+from octolike.data.rlds import decode
+from octolike.data.rlds.reader import DataError, Episode, brief
+from octolike.embodiment import Embodiment
+from octolike.text import load_paraphrases
+
+
+class EpisodeRef(NamedTuple):
+    """An episode in a batch, its source, and its number there."""
+
+    source: DatasetSplit
+    number: int
+    episode: Episode
+
+
+class BatchBuilder:
+    """Makes batches: everything but token ids."""
+
+    def __init__(self, config: DataConfig, embodiments: Sequence[Embodiment]) -> None:
+        self._config = config
+        self._action_dim = max(len(e.action) for e in embodiments)
+        self._proprio_dim = max((len(e.proprio) for e in embodiments if e.proprio), default=0)
+        self.paraphrases: Mapping[str, tuple[str, ...]] = {}
+        if config.paraphrases:
+            self.paraphrases = load_paraphrases(config.paraphrases)
+        self._decode = {
+            (side, bgr): tf.function(
+                lambda x, side=side, bgr=bgr: decode.decode(x, side)[..., :: -1 if bgr else 1],
+                input_signature=[tf.TensorSpec([None], tf.string)],
+            )
+            for side in set(config.cameras.values())
+            for bgr in (False, True)
+        }
+
+    def batch(
+        self,
+        episodes: Sequence[EpisodeRef],
+        which: np.ndarray,
+        t: np.ndarray,
+        draws: np.ndarray,
+        dropout: bool,
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Return (leaves of a batch by dotted path, the B instructions, "" where there is none).
+
+        Example i is frame t[i] of episodes[which[i]]; draws: float [B, goals.DRAWS]. dropout: of
+        what examples are told, and other wordings.
+        """
+        d = self._config
+        length = np.array([len(e.episode) for e in episodes])[which]
+        texts = [
+            self._wording(episodes[j].episode.instructions[s], row, dropout)
+            for j, s, row in zip(which.tolist(), t.tolist(), draws, strict=True)
+        ]
+        number = np.array([e.source.tasks[e.number] for e in episodes])[which]
+        known = np.array([e.source.known[e.number] for e in episodes])[which]
+        seen = np.array([any(c in e.episode.images for c in d.cameras) for e in episodes])[which]
+        task = goals.choose(
+            draws,
+            t,
+            length,
+            strategy=d.goal,
+            keep_language=d.keep_language if dropout else 1.0,
+            keep_goal=d.keep_goal if dropout else 1.0,
+            keep_task_id=d.keep_task_id if dropout else 1.0,
+            has_language=np.array([bool(x) for x in texts]),
+            has_goal=seen,  # a goal that no camera shows is none
+            has_task_id=known & d.task_ids,
+        )
+        end = np.where(task.goal, task.step, length)
+        steps, in_episode = windows.window_steps(t, d.window)
+        chunk, valid = windows.chunk_steps(t, d.window, d.horizon, length, end)
+        widths = np.array([e.episode.action.shape[-1] for e in episodes])[which]
+        dims = np.arange(self._action_dim) < widths[:, None]
+        leaves = {
+            "observation.timestep_mask": in_episode,
+            "action": _gather([e.episode.action for e in episodes], which, chunk, self._action_dim),
+            "action_mask": valid[..., None] & dims[:, None, None],
+            "dataset": np.array([e.source.number for e in episodes], np.int32)[which],
+            "embodiment": np.array([e.source.record for e in episodes], np.int32)[which],
+            "task.present.language": task.language,
+            "task.task_id": number.astype(np.int32),
+            "task.present.task_id": task.task_id,
+        }
+        if d.use_proprio and self._proprio_dim:
+            proprio = [e.episode.proprio for e in episodes]
+            there = np.array([x is not None for x in proprio])[which]
+            leaves["observation.proprio"] = _gather(proprio, which, steps, self._proprio_dim)
+            leaves["observation.present.proprio"] = np.repeat(there[:, None], d.window, 1)
+        for camera in d.cameras:
+            leaves |= self._pictures(camera, episodes, which, steps, task)
+        for camera in d.depth:
+            leaves |= self._depths(camera, episodes, which, steps)
+        texts = [x if kept else "" for x, kept in zip(texts, task.language, strict=True)]
+        return leaves, texts
+
+    def _wording(self, instruction: str | Sequence[str], draws: np.ndarray, train: bool) -> str:
+        """Return one of a step's instructions, in one of its wordings; validation has the first."""
+        several = [instruction] if isinstance(instruction, str) else list(instruction)
+        several = list(dict.fromkeys(filter(None, (x.strip() for x in several))))
+        if not several:
+            return ""
+        if not train:
+            return several[0]
+        text = several[int(draws[goals.WORDING] * len(several))]
+        wordings = (text, *self.paraphrases.get(text, ()))
+        return wordings[int(draws[goals.PARAPHRASE] * len(wordings))]
+
+    def _pictures(
+        self,
+        camera: str,
+        episodes: Sequence[EpisodeRef],
+        which: np.ndarray,
+        steps: np.ndarray,
+        task: goals.TaskChoice,
+    ) -> dict[str, np.ndarray]:
+        """Return the leaves of a camera: the window's images and the goal's, each decoded once."""
+        d, key, window = self._config, f"image_{camera}", steps.shape[1]
+        shots = [e.episode.images.get(camera) for e in episodes]
+        there = np.array([x is not None for x in shots])[which]
+        present = np.repeat(there[:, None], window, 1)
+        leaves: dict[str, np.ndarray] = {f"observation.present.{key}": present}
+        wanted = steps
+        if d.goal != "none":
+            leaves[f"task.present.{key}"] = told = there & task.goal
+            wanted = np.concatenate([steps, task.step[:, None]], axis=1)
+            present = np.concatenate([present, told[:, None]], axis=1)
+        # one number per (episode, step); −1 where there is nothing to show
+        longest = max(len(e.episode) for e in episodes)
+        numbers = np.where(present, which[:, None] * longest + wanted, -1)
+        distinct, places = np.unique(numbers, return_inverse=True)
+        frames_ = [divmod(n, longest) for n in distinct.tolist() if n >= 0]
+        pixels = self._pixels(camera, episodes, frames_)
+        if len(frames_) < len(distinct):
+            black = np.zeros((1, *pixels.shape[1:]), pixels.dtype)
+            pixels = np.concatenate([black, pixels])
+        places = places.reshape(numbers.shape)
+        leaves[f"observation.{key}"] = pixels[places[:, :window]]
+        if d.goal != "none":
+            leaves[f"task.{key}"] = pixels[places[:, window]]
+        return leaves
+
+    def _depths(
+        self, camera: str, episodes: Sequence[EpisodeRef], which: np.ndarray, steps: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return the leaves of a camera's depth: metres, 0 where there is none."""
+        side, key = self._config.depth[camera], f"depth_{camera}"
+        there = np.array([camera in e.episode.depth for e in episodes])[which]
+        metres = np.zeros((*steps.shape, side, side, 1), np.float32)
+        made: dict[tuple[int, int], np.ndarray] = {}
+        for i, j in enumerate(which.tolist()):
+            for w, s in enumerate(steps[i].tolist() if there[i] else ()):
+                if (j, s) not in made:
+                    made[j, s] = self._depth(camera, episodes[j], s, side)
+                metres[i, w] = made[j, s]
+        present = np.repeat(there[:, None], steps.shape[1], 1)
+        return {f"observation.{key}": metres, f"observation.present.{key}": present}
+
+    def _depth(self, camera: str, shown: EpisodeRef, step: int, side: int) -> np.ndarray:
+        unit = shown.source.spec.depth_unit
+        try:
+            return decode.decode_depth(shown.episode.depth[camera][step], side) * unit
+        except tf.errors.OpError as error:
+            raise DataError(
+                f"{shown.source.spec.name}: {shown.source.name_of(shown.number)}: depth of "
+                f"{camera}, step {step}, cannot be decoded: {brief(error)}"
+            ) from None
+
+    def _pixels(
+        self, camera: str, episodes: Sequence[EpisodeRef], wanted: Sequence[tuple[int, int]]
+    ) -> np.ndarray:
+        """Return uint8 [N, side, side, 3] of (episode, step) frames."""
+        side = self._config.cameras[camera]
+        result = np.zeros((len(wanted), side, side, 3), np.uint8)
+        encoded = [episodes[j].episode.images[camera][s] for j, s in wanted]
+        bgr = np.array([camera in episodes[j].source.spec.bgr for j, _ in wanted], bool)
+        for swapped in np.unique(bgr).tolist():
+            mine = np.flatnonzero(bgr == swapped)
+            given = tf.constant([encoded[i] for i in mine.tolist()], tf.string)
+            try:
+                pixels = self._decode[side, swapped](given).numpy()
+            except tf.errors.OpError as error:
+                raise self._blame(camera, episodes, wanted, encoded, error) from None
+            if len(mine) == len(wanted):
+                return pixels
+            result[mine] = pixels
+        return result
+
+    def _blame(
+        self,
+        camera: str,
+        episodes: Sequence[EpisodeRef],
+        wanted: Sequence[tuple[int, int]],
+        encoded: Sequence[bytes],
+        error: tf.errors.OpError,
+    ) -> DataError:
+        """Return the error that names the image which could not be decoded."""
+        for (j, step), shot in zip(wanted, encoded, strict=True):
+            try:
+                decode.check(shot)
+            except tf.errors.OpError as fault:
+                shown = episodes[j]
+                return DataError(
+                    f"{shown.source.spec.name}: {shown.source.name_of(shown.number)}: {camera} "
+                    f"image of step {step} cannot be decoded: {brief(fault)}"
+                )
+        return DataError(f"{camera} images could not be decoded: {brief(error)}")
+
+
+def _gather(
+    values: Sequence[np.ndarray | None], which: np.ndarray, steps: np.ndarray, width: int
+) -> np.ndarray:
+    """Return float32 [*steps.shape, width]: values[which[i]][steps[i]], padded with 0."""
+    result = np.zeros((*steps.shape, width), np.float32)
+    for i, j in enumerate(which.tolist()):
+        if values[j] is not None:
+            result[i, ..., : values[j].shape[-1]] = values[j][steps[i]]
+    return result

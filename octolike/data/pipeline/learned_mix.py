@@ -1,0 +1,82 @@
+"""What learning a mix by group DRO needs (scripts/learn_mix.py): streams that note, and the result.
+
+`Reference` notes the errors that a run is told; `Proxy` feeds back what exceeds them, and notes the
+shares that follow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octolike.data.pipeline.stream import RldsStream
+
+
+class Reference:
+    """Batches that note the last errors they are told, in a JSON file."""
+
+    def __init__(self, batches: RldsStream, over: str, notes: Path) -> None:
+        """over: "dataset" or "task", whose errors count."""
+        self._batches, self._over, self._notes = batches, over, notes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batches, name)
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
+        """Note the errors."""
+        self._notes.write_text(json.dumps(self._own(datasets, tasks)))
+
+    def _own(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> dict[str, float]:
+        return dict(datasets if self._over == "dataset" else tasks)
+
+
+class Proxy(Reference):
+    """Batches whose shares follow the excess over a reference; a line of JSON notes them."""
+
+    def __init__(
+        self, batches: RldsStream, over: str, notes: Path, reference: Mapping[str, float]
+    ) -> None:
+        super().__init__(batches, over, notes)
+        self._reference = reference
+
+    def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
+        """Pass on what exceeds the reference."""
+        found = self._own(datasets, tasks)
+        excess = {k: v - self._reference[k] for k, v in found.items() if k in self._reference}
+        self._batches.feedback(excess, excess)
+        line = {"batches": self._batches.state()["batches"], "shares": self._batches.shares()}
+        with self._notes.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def averaged(notes: Path) -> dict[str, float]:
+    """Return the mean of the shares that a proxy noted; of what a resumed run noted twice, once."""
+    rows = [json.loads(line) for line in notes.read_text().splitlines()]
+    once = {row["batches"]: row["shares"] for row in rows}
+    return {name: float(np.mean([r[name] for r in once.values()])) for name in rows[0]["shares"]}
+
+
+def report(learned: Mapping[str, float], directory: Path) -> str:
+    """Write shares as a line for data.mix, JSON and a picture; return the line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    line = ",".join(f"{name}={share:.4f}" for name, share in learned.items())
+    (directory / "mix.txt").write_text(line + "\n")
+    (directory / "mix.json").write_text(json.dumps(learned, indent=2) + "\n")
+    names = sorted(learned, key=learned.__getitem__)[-40:]
+    figure, axes = pyplot.subplots(figsize=(7, 1 + 0.25 * len(names)), layout="constrained")
+    axes.barh(names, [learned[name] for name in names])
+    axes.set_xlabel("learned share of the examples (group DRO)")
+    figure.savefig(directory / "mix.png", dpi=150)
+    pyplot.close(figure)
+    return line

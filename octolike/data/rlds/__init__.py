@@ -1,0 +1,1 @@
+"""RLDS datasets on disk: reading, indexing, statistics and writing."""

@@ -1,0 +1,1 @@
+"""Batches made by worker processes on other machines."""

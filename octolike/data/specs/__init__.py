@@ -1,0 +1,1 @@
+"""Dataset specs: what each dataset contains and what its fields mean."""

@@ -1,0 +1,1 @@
+"""Octo checkpoints to run directories of this project."""

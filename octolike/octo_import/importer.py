@@ -1,0 +1,437 @@
+"""Octo's checkpoints as runs of this project: what `scripts/import_octo.py` does.
+
+    CKPT_DIR/                              what Octo's save_pretrained writes
+      config.json                          → config.json            octo_config.py
+      dataset_statistics.json              → embodiments.json       `embodiments`
+      example_batch.msgpack                → batch_spec.json        `to_batch`
+      <step>/default/checkpoint, or orbax  → checkpoints/<step>     `PATHS`
+
+The imported run is like any other: the model knows nothing of where its parameters came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+from octolike import types
+from octolike.config import Config, ConfigError
+from octolike.embodiment import FLOOR, STATISTICS, Embodiment, Layout, Statistics
+from octolike.model import language, octo
+from octolike.octo_import import octo_text, translate
+from octolike.octo_import.octo_components import WORDS
+from octolike.octo_import.translate import Translation
+from octolike.train import checkpoint, state
+
+# Octo's parameters → ours. A {name} stands for one part of a path and is the same on both sides;
+# what follows the pattern (/kernel, /bias, /scale, ...) is kept. The first row that fits counts.
+_BLOCK = "octo_transformer/BlockTransformer_0/Transformer_0/encoderblock_{i}"
+_SEEN = "octo_transformer/observation_tokenizers_{t}"
+_SCORE = "heads_{h}/diffusion_model"
+_POOL = (  # attention pooling, in heads and token learners
+    ("probe", "probe"),
+    ("MultiHeadDotProductAttention_0/{part}", "{part}"),
+    ("LayerNorm_0", "norm"),
+    ("MlpBlock_0/Dense_0", "mlp_in"),
+    ("MlpBlock_0/Dense_1", "mlp_out"),
+)
+PATHS = (
+    (f"{_BLOCK}/LayerNorm_0", "transformer/block_{i}/attention_norm"),
+    (f"{_BLOCK}/MultiHeadDotProductAttention_0", "transformer/block_{i}/attention"),
+    (f"{_BLOCK}/LayerNorm_1", "transformer/block_{i}/mlp_norm"),
+    (f"{_BLOCK}/MlpBlock_0/Dense_0", "transformer/block_{i}/mlp_in"),
+    (f"{_BLOCK}/MlpBlock_0/Dense_1", "transformer/block_{i}/mlp_out"),
+    ("octo_transformer/BlockTransformer_0/Transformer_0/encoder_norm", "transformer/norm"),
+    ("octo_transformer/{group}_projection", "{group}_projection"),
+    ("octo_transformer/{group}_pos_embedding", "{group}_pos_embedding"),
+    (f"{_SEEN}/{{encoder}}_0/StdConv_{{i}}", "tokenizers_{t}/encoder/conv_{i}"),
+    (f"{_SEEN}/{{encoder}}_0/GroupNorm_{{i}}", "tokenizers_{t}/encoder/norm_{i}"),
+    (f"{_SEEN}/{{encoder}}_0/embedding", "tokenizers_{t}/encoder/embedding"),
+    (f"{_SEEN}/{{encoder}}_0/FilmConditioning_0/Dense_0", "tokenizers_{t}/encoder/film/scale"),
+    (f"{_SEEN}/{{encoder}}_0/FilmConditioning_0/Dense_1", "tokenizers_{t}/encoder/film/shift"),
+    (f"{_SEEN}/TokenLearner_0/pos_embed", "tokenizers_{t}/learner/pos_embedding"),
+    (f"{_SEEN}/TokenLearner_0/LayerNorm_0", "tokenizers_{t}/learner/norm"),
+    *(
+        (f"{_SEEN}/TokenLearner_0/MAPHead_0/{a}", f"tokenizers_{{t}}/learner/pool/{b}")
+        for a, b in _POOL
+    ),
+    *((f"heads_{{h}}/map_head/{a}", f"heads_{{h}}/pool/{b}") for a, b in _POOL),
+    (f"{_SCORE}/time_preprocess/kernel", "heads_{h}/score/fourier"),
+    (f"{_SCORE}/cond_encoder/Dense_0", "heads_{h}/score/time_in"),
+    (f"{_SCORE}/cond_encoder/Dense_1", "heads_{h}/score/time_out"),
+    (f"{_SCORE}/reverse_network/Dense_0", "heads_{h}/score/in"),
+    (f"{_SCORE}/reverse_network/MLPResNetBlock_{{i}}/LayerNorm_0", "heads_{h}/score/norm_{i}"),
+    (f"{_SCORE}/reverse_network/MLPResNetBlock_{{i}}/Dense_0", "heads_{h}/score/up_{i}"),
+    (f"{_SCORE}/reverse_network/MLPResNetBlock_{{i}}/Dense_1", "heads_{h}/score/down_{i}"),
+    (f"{_SCORE}/reverse_network/Dense_1", "heads_{h}/score/out"),
+    ("heads_{h}/mean_proj", "heads_{h}/out"),
+    ("heads_{h}/vocab_proj", "heads_{h}/out"),
+)
+# What stands in for a statistic that the files lack: none of them counts in "normal".
+_STAND_IN = {
+    "p01": ("min", "mean"),
+    "p99": ("max", "mean"),
+    "min": ("p01", "mean"),
+    "max": ("p99", "mean"),
+}
+
+
+class Stored(NamedTuple):
+    """An Octo checkpoint as read from disk, with the names of later releases.
+
+    config, batch, statistics: nested; params: {slash path: array}.
+    """
+
+    config: dict[str, Any]
+    batch: dict[str, Any]
+    statistics: dict[str, Any]
+    params: dict[str, np.ndarray]
+    step: int
+
+
+class Imported(NamedTuple):
+    """What was written. notes: what the source left open, or what has no counterpart here."""
+
+    run: checkpoint.Run
+    translation: Translation
+    notes: tuple[str, ...]
+
+
+def import_checkpoint(
+    source: str | Path,
+    target: str | Path,
+    *,
+    text_encoder: str = "",
+    step: int | None = None,
+) -> Imported:
+    """Write the run directory `target` of the Octo checkpoint in `source`.
+
+    Args:
+        source: the directory that Octo's save_pretrained wrote.
+        target: must not exist, or be empty.
+        text_encoder: directory or hub id of the tokenizer (and of the encoder's weights, if the
+            checkpoint has none); by default the name that the checkpoint gives.
+        step: which of the stored ones; the newest by default.
+
+    Raises:
+        ConfigError: what this project cannot represent.
+        FileNotFoundError, ValueError: a part that is missing or broken, or a parameter too many,
+            too few, or of another shape: it is named.
+    """
+    target = Path(target)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty; name a new directory, or remove what is there")
+    source = Path(source)
+    stored = read(source, step)
+    translation = translate.translate(stored.config, stored.batch)
+    config = translation.config
+    config.workdir = str(target)
+    config.train.steps = max(config.train.steps, stored.step)
+    records, notes = embodiments(stored, translation)
+    names = types.Names(tuple(e.name for e in records), tuple(e.name for e in records))
+    spec = types.batch_spec(to_batch(stored.batch, translation))
+    leaves = octo_text.separate(stored.params)
+    try:
+        encoders = octo_text.place(config, leaves, source, target, text_encoder)
+        params = convert(leaves.others, shapes_of(config, spec, names), encoders)
+        checkpoint.write_run_files(config, records, spec, names)
+        _save(target, params, stored.step)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)  # a half-written run would look like a whole one
+        raise
+    return Imported(checkpoint.load_run(target), translation, translation.notes + notes)
+
+
+def shapes_of(config: Config, spec: types.BatchSpec, names: types.Names) -> state.Params:
+    """Return the shapes of the model's parameters."""
+    settings = dataclasses.asdict(config.model)
+    spec = language.extend_spec(settings, spec)
+    model = octo.build(settings, spec, names)
+    return jax.eval_shape(lambda key: state.init_params(model, spec, key), jax.random.key(0))
+
+
+# The files
+
+
+def read(source: str | Path, step: int | None = None) -> Stored:
+    """Read an Octo checkpoint directory; FileNotFoundError or ValueError names what is amiss."""
+    source = Path(source)
+    steps = sorted(int(p.name) for p in source.glob("*") if p.name.isdigit())
+    if not source.is_dir() or not steps:
+        raise FileNotFoundError(
+            f"{source} holds no Octo checkpoint (config.json, dataset_statistics.json, "
+            "example_batch.msgpack and a folder <step>/default)"
+        )
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f"{source} has no step {step}; it has {steps}")
+    step = steps[-1] if step is None else step
+    batch = flax.serialization.msgpack_restore(_file(source, "example_batch.msgpack").read_bytes())
+    return Stored(
+        config=translate.modernize(_json(_file(source, "config.json"))),
+        batch=translate.modernize(batch),
+        statistics=_json(_file(source, "dataset_statistics.json")),
+        params=_read_params(source / str(step) / "default"),
+        step=step,
+    )
+
+
+def _file(source: Path, name: str) -> Path:
+    if not (source / name).is_file():
+        there = ", ".join(sorted(p.name for p in source.iterdir()))
+        raise FileNotFoundError(f"{source} has no {name}; it holds {there}")
+    return source / name
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def _read_params(folder: Path) -> dict[str, np.ndarray]:
+    """Return {slash path: array} from flax's one file, or else as orbax reads the folder."""
+    file, tree = folder / "checkpoint", {}
+    if file.is_file():
+        tree = flax.serialization.msgpack_restore(file.read_bytes())
+    leaves = flax.traverse_util.flatten_dict(tree, sep="/")
+    # Where orbax keeps large arrays apart, the file has placeholders (text) in their place.
+    if not leaves or any(not isinstance(x, np.ndarray) for x in leaves.values()):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is missing: the parameters are read from there")
+        tree = ocp.PyTreeCheckpointer().restore(folder.absolute())
+        leaves = flax.traverse_util.flatten_dict(tree, sep="/")
+    return {path: np.asarray(x) for path, x in leaves.items()}
+
+
+def _save(target: Path, params: state.Params, step: int) -> None:
+    """Save as a training run does; the optimiser's state is that of plain SGD: none."""
+    start = state.create(jax.tree.map(jnp.asarray, params), optax.sgd(0.0), (), ema=False)
+    checkpoints = checkpoint.Checkpoints(target, keep=1)
+    checkpoints.save(start.replace(step=jnp.int32(step)), {})
+    checkpoints.close()
+
+
+# Parameters
+
+
+def convert(
+    source: Mapping[str, np.ndarray],
+    shapes: state.Params,
+    encoders: Mapping[str, state.Params] | None = None,
+) -> state.Params:
+    """Return the parameters, float32, of a model whose parameters have the given shapes.
+
+    source: {Octo's slash path: array}; see `fit`. encoders: {tokenizer: parameters of its text
+    encoder}, which come as they are.
+    """
+    whole = {f"tokenizers_{name}": {"encoder": params} for name, params in (encoders or {}).items()}
+    leaves = flax.traverse_util.flatten_dict(whole, sep="/")
+    mine = flax.traverse_util.flatten_dict(shapes, sep="/")
+    rest = {path: shape for path, shape in mine.items() if path not in leaves}
+    origin = fit(source, flax.traverse_util.unflatten_dict(rest, sep="/"))
+    leaves |= {target: np.asarray(source[path], np.float32) for target, path in origin.items()}
+    return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def fit(source: Mapping[str, Any], shapes: state.Params) -> dict[str, str]:
+    """Return {our slash path: Octo's}. Both sides may be abstract: only shapes are looked at.
+
+    Raises ValueError that names every parameter of Octo that has no place here, every one of ours
+    that nothing fills, and every shape that differs.
+    """
+    mine = flax.traverse_util.flatten_dict(shapes, sep="/")
+    origin, faults = {}, []
+    for path, leaf in source.items():
+        target = target_path(path)
+        if target not in mine:
+            faults.append(f"no place for {path} {list(leaf.shape)}")
+            continue
+        if target in origin:
+            faults.append(f"{path} and {origin[target]} would both fill {target}")
+        elif leaf.shape != mine[target].shape:
+            shape = list(mine[target].shape)
+            faults.append(f"{path} is {list(leaf.shape)}, expected {shape} (of {target})")
+        origin[target] = path
+    for target in mine.keys() - origin.keys():
+        hints = " or ".join(source_paths(target)) or "a parameter that Octo does not have"
+        faults.append(f"nothing fills {target} {list(mine[target].shape)}: {hints} is missing")
+    if faults:
+        raise ValueError(
+            f"the checkpoint's parameters do not fit its config.json ({len(faults)} faults):\n  "
+            + "\n  ".join(sorted(faults))
+        )
+    return origin
+
+
+def target_path(path: str) -> str | None:
+    """Return our path of a parameter of Octo, or None where no row of `PATHS` fits."""
+    return next(_rewrite(path, PATHS), None)
+
+
+def source_paths(path: str) -> list[str]:
+    """Return the paths that Octo may give a parameter of ours; * is what cannot be known."""
+    return list(_rewrite(path, [(ours, theirs) for theirs, ours in PATHS]))
+
+
+def _rewrite(path: str, rows: Iterable[tuple[str, str]]) -> Iterable[str]:
+    for old, new in rows:
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", old) + r"(?P<rest>/.*|)"
+        if match := re.fullmatch(pattern, path):
+            known = match.groupdict()
+            rest = known.pop("rest")
+            yield re.sub(r"\{(\w+)\}", lambda m, known=known: known.get(m[1], "*"), new) + rest
+
+
+# Embodiments
+
+
+def embodiments(
+    stored: Stored, translation: Translation
+) -> tuple[list[Embodiment], tuple[str, ...]]:
+    """Return a record per dataset of the statistics, and remarks.
+
+    Octo stores numbers but no meaning: dimensions are numbered, units and rates are unknown.
+    """
+    entries = stored.statistics
+    if "action" in entries:  # of one dataset, which is not named
+        entries = {"octo": entries}
+    widths = {"action": translation.action_dim}
+    if translation.proprio:
+        observation = stored.batch["observation"]
+        widths["proprio"] = sum(observation[k].shape[-1] for k in translation.proprio)
+    records, notes = [], []
+    for name, entry in entries.items():
+        layouts, values = {"proprio": None}, {"proprio": None}
+        for part, width in widths.items():
+            layouts[part], values[part] = _vector(
+                name, part, entry, width, translation.config.data.normalization, notes
+            )
+        records.append(
+            Embodiment(
+                name=name,
+                robot=name,
+                control_hz=0.0,
+                gripper="as in the dataset",
+                **layouts,
+                normalization=translation.config.data.normalization,
+                datasets=(name,),
+                **{f"{part}_statistics": value for part, value in values.items()},
+            )
+        )
+    return records, tuple(notes)
+
+
+def _vector(
+    name: str,
+    part: str,
+    entry: Mapping[str, Any],
+    width: int,
+    normalization: str,
+    notes: list[str],
+) -> tuple[Layout, Statistics]:
+    """Return layout and statistics of a dataset's action or proprio."""
+    given = entry.get(part)
+    where = f"dataset_statistics.json: {name}.{part}"
+    if given is None and part == "action":
+        raise ValueError(f"{where} is missing; the policy could not un-normalise its actions")
+    if given is None:
+        notes.append(f"{where} is missing: the policy takes {part} as the network sees it")
+        given = {k: [0] * width for k in STATISTICS} | {"mask": [False] * width}
+    values = {k: np.asarray(given[k], np.float32) for k in STATISTICS if k in given}
+    needed = {"mean", "std"} | ({"p01", "p99"} if normalization == "bounds" else set())
+    missing = needed - values.keys()
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    for key, value in values.items():
+        if value.shape != values["mean"].shape or value.ndim != 1 or len(value) > width:
+            raise ValueError(f"{where}.{key} has shape {value.shape}, expected ({width},)")
+    kept = np.asarray(given.get("mask", np.ones(len(values["mean"]))), bool)
+    tiny = np.flatnonzero(kept & (values["std"] < FLOOR)).tolist()
+    if tiny:
+        notes.append(f"{where}.std of dimensions {tiny} is below {FLOOR} and counts as that")
+    for key, others in _STAND_IN.items():
+        if key not in values:
+            values[key] = next(values[other] for other in others if other in values)
+    n = len(values["mean"])
+    layout = Layout(
+        names=tuple(f"{part}_{i}" for i in range(n)),
+        units=("",) * n,
+        absolute=tuple((~kept).tolist()),  # what Octo leaves as it is are gripper positions
+        normalized=tuple(kept.tolist()),
+    )
+    steps, episodes = entry.get("num_transitions", 0), entry.get("num_trajectories", 0)
+    return layout, Statistics(**values, steps=int(steps), episodes=int(episodes))
+
+
+# The batch
+
+
+def to_batch(given: Mapping[str, Any], translation: Translation) -> types.Batch:
+    """Return a batch of Octo in this project's contract, with the keys that the model reads.
+
+    A batch of another chunking (Octo's first releases chunk inside the head) gives empty actions.
+    """
+    config, seen, told = translation.config, given["observation"], given["task"]
+    steps = np.asarray(seen["timestep_pad_mask"], bool)
+    size, window = steps.shape
+    observation: dict[str, Any] = {"timestep_mask": steps, "present": {}}
+    task: dict[str, Any] = {
+        "task_id": np.zeros(size, np.int32),
+        "present": {"task_id": np.zeros(size, bool)},
+    }
+    for camera in config.data.cameras:
+        key = f"image_{camera}"
+        observation[key] = np.asarray(seen[key], np.uint8)
+        observation["present"][key] = _present(seen, key, (size, window))
+        if config.data.goal != "none":
+            blank = np.zeros_like(observation[key][:, 0])
+            task[key] = np.asarray(told.get(key, blank), np.uint8)
+            task["present"][key] = _present(told, key, (size,)) & (key in told)
+    if translation.proprio:
+        parts = [np.asarray(seen[key], np.float32) for key in translation.proprio]
+        observation["proprio"] = np.concatenate(parts, axis=-1)
+        # Octo's low-dimensional tokens are seen whatever the flags say.
+        observation["present"]["proprio"] = np.ones((size, window), bool)
+    if WORDS in told:
+        task["language"] = _language(told[WORDS])
+        task["present"]["language"] = _present(told, WORDS, (size,))
+    shape = (size, window, config.data.horizon, translation.action_dim)
+    action, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    if np.shape(given["action"]) == shape:
+        action = np.asarray(given["action"], np.float32)
+        mask = np.asarray(given.get("action_pad_mask", np.ones(shape)), bool)
+    return {
+        "observation": observation,
+        "task": task,
+        "action": action,
+        "action_mask": mask,
+        "dataset": np.zeros(size, np.int32),
+        "embodiment": np.zeros(size, np.int32),
+    }
+
+
+def _language(words: Any) -> dict[str, np.ndarray]:
+    """Return task.language of token ids; of an embedded instruction, its shape alone."""
+    if not isinstance(words, Mapping):
+        size, length = words.shape[:2]
+        words = dict.fromkeys(("input_ids", "attention_mask"), np.zeros((size, length), np.int32))
+    ids, mask = words["input_ids"], words["attention_mask"]
+    return {"ids": np.asarray(ids, np.int32), "mask": np.asarray(mask, bool)}
+
+
+def _present(part: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(part.get("pad_mask_dict", {}).get(key, np.ones(shape)), bool)

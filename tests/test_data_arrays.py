@@ -1,0 +1,242 @@
+"""Batches from arrays: what the datasets' pipeline makes of the same frames, resumed exactly."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octolike import types
+from octolike.config import Component, Config, ConfigError
+from octolike.data.arrays import ArrayFrames, ArraySource
+from octolike.embodiment import Embodiment, Layout
+
+LENGTHS = (3, 9, 5)
+LAYOUT = Layout(
+    names=("dx", "dy", "dz", "gripper"),
+    units=("cm", "cm", "cm", ""),
+    absolute=(False, False, False, True),
+    normalized=(True, True, True, False),
+)
+ROBOT = Embodiment(
+    name="metaworld", robot="arm", control_hz=80, gripper="effort", action=LAYOUT, proprio=LAYOUT,
+    datasets=("metaworld",),
+)  # fmt: skip
+
+
+def episodes(lengths=LENGTHS, seed=0):
+    """Episodes as simulators record them; an image's value says the episode and the step."""
+    rng = np.random.default_rng(seed)
+    for e, length in enumerate(lengths):
+        # not black: the pipeline takes a black picture for a camera that is missing
+        shade = (60 + 10 * e + np.arange(length, dtype=np.uint8))[:, None, None, None]
+        yield {
+            "steps": {
+                "observation": {
+                    "image_primary": np.broadcast_to(shade, (length, 16, 16, 3)).copy(),
+                    "state": rng.normal(size=(length, 4)).astype(np.float32),
+                },
+                "action": rng.normal(size=(length, 4)).astype(np.float32),
+                "language_instruction": f"do thing {e % 2}",
+            },
+            "episode_metadata": {"success": True, "task": f"task-{e}"},
+        }
+
+
+def config(**data):
+    c = Config(workdir="unused")
+    c.data.mix, c.data.tasks, c.data.goal = "metaworld", "label", "none"
+    c.data.cameras, c.data.window, c.data.horizon = {"primary": 16}, 2, 4
+    c.data.batch_size, c.data.text = 6, Component(kind="hash", length=4, vocabulary=64)
+    for name, value in data.items():
+        setattr(c.data, name, value)
+    c.check()
+    return c
+
+
+def opened(held_out=None, **data):
+    return ArraySource(config(**data), ArrayFrames.of(episodes()), held_out, ROBOT)
+
+
+def leaves(batch):
+    return dict(types.flatten(batch))
+
+
+def same(a, b):
+    a, b = leaves(a), leaves(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("extra", [{}, {"task_ids": True, "normalization": "bounds"}])
+def test_every_frame_is_cut_as_the_datasets_pipeline_cuts_it(tmp_path, extra):
+    from octolike.data import open_data
+    from octolike.data.pipeline import goals
+    from octolike.data.rlds.writer import Writer
+
+    writer = Writer(str(tmp_path), "metaworld", "1.0.0", {"train": 1})
+    writer.write("train", 0, episodes())
+    writer.finish()
+    c = config(root=str(tmp_path), validation_split="", **extra)
+    theirs = open_data(c)
+    frames = ArrayFrames.of(episodes())
+    ours = ArraySource(c, frames, None, ROBOT)
+    assert ours.spec == theirs.spec
+    assert ours.names == theirs.names
+    record, other = ours.embodiments[0], theirs.embodiments[0]
+    for part in ("action_statistics", "proprio_statistics"):
+        for name in ("mean", "std", "min", "max"):
+            found = getattr(getattr(record, part), name)
+            np.testing.assert_allclose(found, getattr(getattr(other, part), name), atol=1e-5)
+    # percentiles are estimated there and exact here, so both get the same record to normalise with
+    ours._cut._robot = other
+    places = [(e, t) for e, length in enumerate(LENGTHS) for t in range(length)]
+    chosen, rows = np.arange(len(places)), len(places)
+    batch = ours._cut(frames, chosen, np.full((rows, 2), -1.0))
+    source = theirs.source("metaworld")
+    expected = theirs.examples(source, np.array(places), np.zeros((rows, goals.DRAWS)))
+    types.check_batch(batch, theirs.spec)
+    mine, expected = leaves(batch), leaves(expected)
+    for name, value in expected.items():
+        atol = 2 if "image_primary" in name and value.dtype == np.uint8 else 1e-5
+        difference = np.abs(np.asarray(value, np.float64) - np.asarray(mine[name], np.float64))
+        assert difference.max() <= atol, name
+
+
+def test_chunks_and_masks_are_their_definition():
+    data, starts = opened(), np.cumsum([0, *LENGTHS])
+    frames, robot = ArrayFrames.of(episodes()), data.embodiments[0]
+    batch = data._cut(frames, np.arange(sum(LENGTHS)), np.zeros((sum(LENGTHS), 2)))
+    for i in range(sum(LENGTHS)):
+        e = int(np.searchsorted(starts, i, side="right") - 1)
+        for w in range(2):
+            step = i - starts[e] - 1 + w
+            assert batch["observation"]["timestep_mask"][i, w] == (step >= 0)
+            shade = batch["observation"]["image_primary"][i, w]
+            assert (shade == 60 + 10 * e + max(step, 0)).all()
+            for h in range(4):
+                valid = step >= 0 and step + h < LENGTHS[e]
+                assert (batch["action_mask"][i, w, h] == valid).all()
+                if valid:
+                    action = frames.action[starts[e] + step + h]
+                    expected = robot.normalize_action(action)
+                    np.testing.assert_array_equal(batch["action"][i, w, h], expected)
+
+
+def test_an_epoch_shows_each_frame_once_and_two_epochs_differ():
+    stream = opened(batch_size=17, window=1).train()
+    shades = [next(stream)["observation"]["image_primary"][:, 0, 0, 0, 0] for _ in range(2)]
+    assert all(len(set(s.tolist())) == sum(LENGTHS) for s in shades)
+    assert (shades[0] != shades[1]).any()
+
+
+def test_resuming_equals_no_interruption():
+    data = opened(keep_language=0.5, task_ids=True)
+    stream = data.train()
+    whole = [(next(stream), stream.state()) for _ in range(7)]
+    other = data.train(whole[3][1])
+    assert all(same(next(other), batch) for batch, _ in whole[4:])
+    stream.feedback({"metaworld": 1.0}, {})
+    assert stream.state_at(whole[3][1]) == whole[3][1]
+    assert stream.memory() > 0
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_hosts_share_a_batch():
+    data = opened(keep_language=0.5, keep_task_id=0.5, task_ids=True)
+    whole, parts = next(data.train()), [next(data.train(None, (i, 2))) for i in range(2)]
+    for name, value in leaves(whole).items():
+        np.testing.assert_array_equal(value, np.concatenate([leaves(p)[name] for p in parts]))
+    with pytest.raises(ConfigError, match="batch_size 6 cannot be cut for process 0 of 4"):
+        data.train(None, (0, 4))
+
+
+def test_validation_is_the_same_at_every_call_and_keeps_instructions():
+    held_out = ArrayFrames.of(
+        episodes((4, 4, 4, 4), seed=1)
+    )  # task-3 is not among those of training
+    data = opened(held_out, keep_language=0.0, task_ids=True)
+    first, again = (list(data.validation()["metaworld"]()) for _ in range(2))
+    assert len(first) == 3  # 16 frames by 6, and the last batch is smaller
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    for batch in first:
+        types.check_batch(batch, data.spec)
+        assert batch["task"]["present"]["language"].all()
+        known = batch["task"]["task_id"] < 3
+        np.testing.assert_array_equal(batch["task"]["present"]["task_id"], known)
+    assert opened().validation() == {}
+
+
+def test_an_example_is_never_told_nothing():
+    data = opened(keep_language=0.0, keep_task_id=0.0, task_ids=True)
+    batch = next(data.train())
+    assert batch["task"]["present"]["language"].all()
+
+
+def test_frames_survive_a_file(tmp_path):
+    frames = ArrayFrames.of(episodes())
+    frames.save(tmp_path / "sub" / "train.npz")
+    back = ArrayFrames.load(tmp_path / "sub" / "train.npz")
+    for f in dataclasses.fields(frames):
+        a, b = getattr(frames, f.name), getattr(back, f.name)
+        if f.name == "images":
+            a, b = a["primary"], b["primary"]
+        np.testing.assert_array_equal(a, b)
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["train.npz"]
+    whole = (tmp_path / "sub" / "train.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    for name in ("cut.npz", "missing.npz"):
+        with pytest.raises(ConfigError, match=f"{name} holds no frames"):
+            ArrayFrames.load(tmp_path / name)
+
+
+def test_frames_made_with_other_settings_are_refused(tmp_path):
+    path = tmp_path / "train.npz"
+    ArrayFrames.of(episodes()).save(path, {"noise": 0.5, "skills": {"reach": 3}})
+    assert len(ArrayFrames.load(path, {"skills": {"reach": 3}, "noise": 0.5}).action)
+    with pytest.raises(ConfigError, match=r'made with .*"reach": 3.*now it is .*"reach": 9'):
+        ArrayFrames.load(path, {"noise": 0.5, "skills": {"reach": 9}})
+    ArrayFrames.of(episodes()).save(path)
+    with pytest.raises(ConfigError, match="were made with settings unknown"):
+        ArrayFrames.load(path, {"noise": 0.5})
+
+
+def test_what_does_not_fit_is_named():
+    for match, data in (
+        ("data.episodes is 10", {"episodes": 10}),
+        ("data.limits is", {"limits": Component(metaworld=3)}),
+        ("data.goal is 'uniform'", {"goal": "uniform"}),
+        ("data.sampling.kind is 'uniform'", {"sampling": Component(kind="uniform")}),
+        ("data.mix is 'a,b'", {"mix": "a,b"}),
+        ("asks for 'wrist'; there are", {"cameras": {"wrist": 16}}),
+        (r"cameras.primary is 32, but its images are \[16, 16, 3\]", {"cameras": {"primary": 32}}),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            opened(**data)
+    with pytest.raises(ConfigError, match=r"the saved data state is .*but the data here are"):
+        opened().train({"batches": 3, "dataset": "metaworld", "frames": 18})
+    frames = ArrayFrames.of(episodes())
+    with pytest.raises(ConfigError, match="17 actions, but 16 for proprio"):
+        dataclasses.replace(frames, proprio=frames.proprio[1:])
+    bad = frames.action.copy()
+    bad[4, 1] = np.nan
+    with pytest.raises(ConfigError, match="action of frame 4 is not finite"):
+        dataclasses.replace(frames, action=bad)
+    with pytest.raises(ConfigError, match="no episodes"):
+        ArrayFrames.of([])
+
+
+def test_neither_the_module_nor_the_script_needs_tensorflow():
+    code = (
+        "import sys, octolike.data.arrays, octolike.data.specs.catalog; "
+        "import octolike.envs.demonstrations; "
+        "print([m for m in sys.modules if m.startswith(('tensorflow', 'jax'))])"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
