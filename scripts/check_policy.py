@@ -3,10 +3,10 @@
     python scripts/check_policy.py RUN                     or --run RUN
     ... RUN --frames 256 --demonstrations 200              more of both
 
-(a) Demonstrations are played again in the simulator that made them; (b) frames of each dataset go
-through the policy as on a robot, and are held against training's batches bit for bit, and against
-training's validation. Expect a table that ends with "all is the same", and check_policy.png and
-.json in RUN/check_policy. The exit code is 1 where something differs, and says what and where.
+(a) Demonstrations are replayed in their simulator; (b) frames of each dataset go through the policy
+as on a robot, and are compared with training's batches, bit for bit, and its validation. Expect a
+table that ends with "all is the same", and check_policy.png and .json in RUN/check_policy. The exit
+code is 1 if something differs; the table shows it.
 """
 
 import sys
@@ -43,8 +43,8 @@ def check(directory: str):
 
     from octolike.data import open_data
     from octolike.data.pipeline import recorded
-    from octolike.data.rlds.reader import DataError
     from octolike.envs.registry import environment_of
+    from octolike.errors import DataError
     from octolike.evaluation import checks
     from octolike.policy import Policy
     from octolike.train.checkpoint import load_run
