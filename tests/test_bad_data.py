@@ -10,9 +10,9 @@ import tensorflow as tf
 from data_fakes import numbered, opened, shown, write
 
 from octolike.config import ConfigError
-from octolike.data.rlds.reader import DataError
 from octolike.data.rlds.writer import rlds_episode
 from octolike.data.specs import mixes
+from octolike.errors import DataError
 
 CAMERAS = ["image_primary", "image_wrist"]
 

@@ -16,9 +16,9 @@ from octolike import images
 from octolike.config import Component, Config, ConfigError
 from octolike.data import open_data
 from octolike.data.pipeline import recorded
-from octolike.data.rlds.reader import DataError
 from octolike.data.rlds.synthetic import write_fake_dataset
 from octolike.envs.replays import Replay
+from octolike.errors import DataError
 from octolike.evaluation import checks
 from octolike.model import octo
 from octolike.policy import Policy

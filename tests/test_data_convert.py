@@ -22,7 +22,7 @@ from octolike.config import ConfigError
 from octolike.data.onboarding.convert import conversion, recording
 from octolike.data.onboarding.convert.conversion import Plan, convert, detect
 from octolike.data.onboarding.convert.recording import ConvertOptions
-from octolike.data.rlds.reader import DataError
+from octolike.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 

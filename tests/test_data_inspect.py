@@ -10,9 +10,10 @@ from data_fakes import numbered, write
 from octolike.data.onboarding import infer_spec, survey_figures
 from octolike.data.onboarding.convert.conversion import Plan, convert
 from octolike.data.onboarding.survey import describe, survey
-from octolike.data.rlds.reader import DataError, Reader
+from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.synthetic import fake_episodes, write_fake_dataset
 from octolike.data.specs import catalog
+from octolike.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ from octolike import types
 from octolike.config import ConfigError
 from octolike.data.pipeline.order import EpisodeTable, Order, PoolKey
 from octolike.data.rlds import statistics
-from octolike.data.rlds.reader import DataError, Reader
+from octolike.data.rlds.reader import Reader
 from octolike.data.specs import standardize
 from octolike.data.specs.catalog import find
 from octolike.data.specs.mixes import Mixture
+from octolike.errors import DataError
 
 LENGTHS = [3, 1, 4, 1, 5, 2, 6, 5, 3, 5]  # of "fake"
 BOTH = {"mix": "fake=1,bridge_dataset=1", "cameras": {"primary": 8, "wrist": 4}}

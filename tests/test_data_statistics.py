@@ -7,10 +7,11 @@ from data_fakes import numbered
 
 from octolike.data.rlds import statistics
 from octolike.data.rlds.quantile_sketch import RELATIVE_ERROR, QuantileSketch
-from octolike.data.rlds.reader import DataError, Reader
+from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.writer import Writer
 from octolike.data.specs.catalog import find
 from octolike.embodiment import STATISTICS
+from octolike.errors import DataError
 
 HARD = {
     "normal": lambda rng, n: rng.normal(size=n),

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from octolike.data.rlds.reader import DataError
 from octolike.data.rlds.synthetic import fake_episodes, write_fake_dataset
 from octolike.data.rlds.writer import Writer, rlds_episode
+from octolike.errors import DataError
 
 CAMERAS = {"primary": 16, "wrist": 12}
 

@@ -20,8 +20,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from octolike.data.rlds.fields import DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL, OBSERVATION, STEPS
-from octolike.data.rlds.reader import DataError, brief
+from octolike.data.rlds.reader import brief
 from octolike.data.rlds.writer import SETTINGS
+from octolike.errors import DataError
 
 BOOKKEEPING = {IS_FIRST, IS_LAST, IS_TERMINAL, DISCOUNT, "reward"}
 SHOWN, FRAMES = 4, 5  # episodes and frames of each that are kept as pictures

@@ -16,8 +16,9 @@ from octolike.config import DataConfig
 from octolike.data.pipeline import goals, windows
 from octolike.data.pipeline.dataset_split import DatasetSplit
 from octolike.data.rlds import decode
-from octolike.data.rlds.reader import DataError, Episode, brief
+from octolike.data.rlds.reader import Episode, brief
 from octolike.embodiment import Embodiment
+from octolike.errors import DataError
 from octolike.text import load_paraphrases
 
 

@@ -9,9 +9,10 @@ import tensorflow as tf
 
 from octolike.config import DataConfig
 from octolike.data.rlds import decode
-from octolike.data.rlds.reader import DataError, Episode, LeftOutError, NoSplitError, Reader
+from octolike.data.rlds.reader import Episode, LeftOutError, NoSplitError, Reader
 from octolike.data.specs import catalog, mixes
 from octolike.data.specs.spec import DatasetSpec
+from octolike.errors import DataError
 
 
 class Excerpt(NamedTuple):

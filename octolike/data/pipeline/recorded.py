@@ -17,8 +17,9 @@ from octolike.config import DataConfig
 from octolike.data.pipeline import goals, windows
 from octolike.data.pipeline.dataset_split import DatasetSplit
 from octolike.data.pipeline.source import RldsSource
-from octolike.data.rlds.reader import DataError, Episode, Reader
+from octolike.data.rlds.reader import Episode, Reader
 from octolike.data.rlds.writer import SETTINGS
+from octolike.errors import DataError
 from octolike.types import Batch
 
 BATCH = 16

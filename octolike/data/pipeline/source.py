@@ -32,9 +32,10 @@ from octolike.data.pipeline.dataset_split import DatasetSplit, JoinedSplits, rec
 from octolike.data.pipeline.sampling import SamplingGroups, Schedule
 from octolike.data.pipeline.stream import EpisodeStream, PipelineThreads, RldsStream
 from octolike.data.rlds import statistics
-from octolike.data.rlds.reader import DataError, NoSplitError, Reader
+from octolike.data.rlds.reader import NoSplitError, Reader
 from octolike.data.rlds.statistics import EpisodeIndex
 from octolike.data.specs import catalog, mixes
+from octolike.errors import DataError
 from octolike.text import TOKENIZERS
 from octolike.types import Batch, BatchSpec, Names, batch_spec, unflatten
 

@@ -40,7 +40,6 @@ from octolike.data.rlds.quantile_sketch import QuantileSketch
 from octolike.data.rlds.reader import (
     RECORD_FOOTER,
     RECORD_HEADER,
-    DataError,
     LeftOutError,
     Reader,
     arrange,
@@ -49,6 +48,7 @@ from octolike.data.rlds.reader import (
     decode_texts,
 )
 from octolike.embodiment import Statistics
+from octolike.errors import DataError
 
 FORMAT = 3  # of the cache
 _ROWS = ("shard", "offset", "length", "steps", "task", "label")

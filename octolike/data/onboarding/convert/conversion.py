@@ -36,8 +36,8 @@ from octolike.data.onboarding.convert.lerobot import LeRobot
 from octolike.data.onboarding.convert.npz import Npz
 from octolike.data.onboarding.convert.recording import ConvertOptions, Item, Recording
 from octolike.data.rlds.fields import STEPS
-from octolike.data.rlds.reader import DataError
 from octolike.data.rlds.writer import EncodedImage, Writer, rlds_episode
+from octolike.errors import DataError
 
 VERSION = "1.0.0"
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from octolike.data.onboarding.convert import recording
 from octolike.data.onboarding.convert.recording import ConvertOptions, Item
-from octolike.data.rlds.reader import DataError
+from octolike.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
 SPLITS = {"train": "train", "valid": "val"}

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from octolike.data.onboarding.convert import recording
 from octolike.data.onboarding.convert.recording import ConvertOptions, Item
-from octolike.data.rlds.reader import DataError
+from octolike.errors import DataError
 
 # Paths where meta/info.json does not say.
 DATA = {

@@ -19,7 +19,7 @@ import numpy as np
 from octolike.data.onboarding.convert import recording
 from octolike.data.onboarding.convert.hdf5 import natural
 from octolike.data.onboarding.convert.recording import ConvertOptions, Item
-from octolike.data.rlds.reader import DataError
+from octolike.errors import DataError
 
 OF_STEPS = ("action", "reward", "is_terminal", "discount")
 

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from octolike.data.rlds.reader import DataError
 from octolike.data.rlds.writer import EncodedImage
+from octolike.errors import DataError
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 SMALL = 128  # pixels: frames with a shorter side are stored as PNG
