@@ -5,8 +5,7 @@
 
 (a) Demonstrations are replayed in their simulator; (b) frames of each dataset go through the policy
 as on a robot, and are compared with training's batches, bit for bit, and its validation. Expect a
-table that ends with "all is the same", and check_policy.png and .json in RUN/check_policy. The exit
-code is 1 if something differs; the table shows it.
+table and a picture, also in RUN/check_policy. The exit code is 1 if something differs.
 """
 
 import sys
@@ -26,7 +25,7 @@ def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     run = RUN.value or next(iter(arguments[1:]), None)
     if run is None:
-        sys.exit("error: no run given: python scripts/check_policy.py RUN")
+        sys.exit("error: no run given: scripts/check_policy.py RUN")
     try:
         report = check(run)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
