@@ -127,7 +127,7 @@ def test_a_wrong_resize_is_found_and_its_place_is_named(made, monkeypatch):
         columns = np.arange(width) * image.shape[1] // width
         return image[rows][:, columns]
 
-    monkeypatch.setattr("octolike.policy.resize", nearest)
+    monkeypatch.setattr("octolike.policy.policy.resize", nearest)
     found = checks.compare(policy, "fake", frames[:1], run)
     assert {"observation.image_primary", "task.image_primary"} == found.different.keys()
     first = faults(found)[0]
@@ -144,7 +144,7 @@ def test_a_single_pixel_that_differs_by_one_is_found(made, monkeypatch):
         out[3, 5, 1] ^= 1
         return out
 
-    monkeypatch.setattr("octolike.policy.resize", almost)
+    monkeypatch.setattr("octolike.policy.policy.resize", almost)
     found = differences(policy, frames[0])
     assert "image_primary[0, 3, 5, 1]" in found["observation.image_primary"].place
     assert found["observation.image_primary"].count == 16 * 2

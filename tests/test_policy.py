@@ -13,7 +13,8 @@ from policy_fakes import SIDE, A, H, P, W, robot, run_of, save_run, spec
 
 from octolike import types
 from octolike.config import Component
-from octolike.policy import Policy, resize
+from octolike.images import resize
+from octolike.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 
