@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from octolike.model import octo
+from octolike.model.network import build_network
 from octolike.octo_import import importer, translate
 from octolike.train import state
 from octolike.types import Names, batch_spec
@@ -114,7 +114,7 @@ def params(stored: dict, example: dict) -> dict[str, np.ndarray]:
     translation = translate.translate(stored, example)
     model = dataclasses.asdict(translation.config.model)
     shapes = batch_spec(importer.to_batch(example, translation))
-    network = octo.build(model, shapes, Names(("one",), ("one",)))
+    network = build_network(model, shapes, Names(("one",), ("one",)))
     tree = jax.eval_shape(lambda: state.init_params(network, shapes, jax.random.key(0)))
     rng, out = np.random.default_rng(0), {}
     for path, x in flax.traverse_util.flatten_dict(tree, sep="/").items():

@@ -11,7 +11,7 @@ import optax
 
 from octolike.config import Component, Config
 from octolike.embodiment import Embodiment, Layout, Statistics
-from octolike.model import octo
+from octolike.model.network import build_network
 from octolike.train import checkpoint, state
 from octolike.train.checkpoint import Run
 from octolike.train.state import init_params
@@ -97,7 +97,7 @@ def _run(language, goal):
     network = {"kind": "mlp", "hidden": 16, "blocks": 1}
     model.heads = {"action": Component(kind="diffusion", network=network, steps=4)}
     shapes = spec(language, goal)
-    network = octo.build(dataclasses.asdict(model), shapes, RUN_NAMES)
+    network = build_network(dataclasses.asdict(model), shapes, RUN_NAMES)
     tree = jax.eval_shape(lambda: init_params(network, shapes, jax.random.key(0)))
     rng = np.random.default_rng(0)  # drawn here, as compiling the initialisation takes seconds
     params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), tree)

@@ -20,7 +20,7 @@ from octolike.data.rlds.synthetic import write_fake_dataset
 from octolike.envs.replays import Replay
 from octolike.errors import DataError
 from octolike.evaluation import checks
-from octolike.model import octo
+from octolike.model.network import build_network
 from octolike.policy import Policy
 from octolike.train.checkpoint import Run
 from octolike.train.state import init_params
@@ -52,7 +52,7 @@ def config_for(directory: Path, mix: str) -> Config:
 def run_for(config: Config, data) -> Run:
     """Return an untrained run: what is checked does not depend on how good it is."""
     settings = dataclasses.asdict(config.model)
-    network = octo.build(settings, data.spec, data.names)
+    network = build_network(settings, data.spec, data.names)
     tree = jax.eval_shape(lambda: init_params(network, data.spec, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), tree)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from octolike.config import ConfigError
-from octolike.model import experts, octo
+from octolike.model import experts
 from octolike.model.experts import Experts, TopK
+from octolike.model.network import build_network
 
 B, N, D, E = 3, 6, 8, 4
 X = np.random.default_rng(0).normal(size=(B, N, D)).astype(np.float32)
@@ -109,7 +110,7 @@ def test_the_gate_learns():
 def test_in_the_whole_model(gate):
     spec = fakes.spec()
     made = fakes.model(experts={"kind": "top_k", "count": 3, "gate": gate, "every": 2})
-    model, batch = octo.build(made, spec, fakes.NAMES), fakes.batch(spec, 2)
+    model, batch = build_network(made, spec, fakes.NAMES), fakes.batch(spec, 2)
     variables = fakes.parameters(model.init, batch, train=False)
     blocks = variables["params"]["transformer"]
     assert "experts" in blocks["block_1"]

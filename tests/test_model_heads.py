@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from octolike.model import diffusion, heads, octo
+from octolike.model import diffusion, heads
+from octolike.model.network import build_network
 from octolike.types import TokenGroup
 
 MLP = {"kind": "mlp", "hidden": 64, "blocks": 1}
@@ -105,7 +106,7 @@ def test_overfitting_makes_sampled_actions_right(head):
 def test_overfitting_the_whole_model():
     spec = fakes.spec(window=1, cameras={"primary": 8})
     language = {"kind": "language", "vocabulary": fakes.VOCABULARY, "pooled": True}
-    model = octo.build(
+    model = build_network(
         fakes.model(
             layers=1,
             tokenizers={"language": language, "proprio": {"kind": "proprio"}},

@@ -15,7 +15,8 @@ import policy_fakes as fakes
 import pytest
 
 from octolike.config import Component, ConfigError, OptimConfig
-from octolike.model import language, language_weights, octo, pretrained
+from octolike.model import language, language_weights, pretrained
+from octolike.model.network import build_network
 from octolike.model.transformer import Transformer
 from octolike.policy import Policy
 from octolike.train import checkpoint, sharding
@@ -92,7 +93,7 @@ def run_of(folder, **fields):
     model.tokenizers = {**model.tokenizers, "language": component(folder, **fields)}
     settings = dataclasses.asdict(model)
     spec = language.extend_spec(settings, run.spec)
-    network = octo.build(settings, spec, run.names)
+    network = build_network(settings, spec, run.names)
     shapes = jax.eval_shape(lambda: init_params(network, spec, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)

@@ -53,11 +53,11 @@ def test_pattern_is_cheap():
     assert min(times) < 2e-3
 
 
-def groups(rng: np.random.Generator, batch: int = 2, window: int = 3) -> tokens.Groups:
+def groups(rng: np.random.Generator, batch: int = 2, window: int = 3) -> tokens.TokenSequence:
     def group(*shape: int) -> TokenGroup:
         return TokenGroup(rng.normal(size=(*shape, 4)), rng.random(shape) < 0.7)
 
-    return tokens.Groups(
+    return tokens.TokenSequence(
         task={"a": group(batch, 2), "b": group(batch, 1)},
         observation={"c": group(batch, window, 3), "d": group(batch, window, 1)},
         readout={"e": group(batch, window, 2)},
@@ -107,7 +107,7 @@ def test_mask_equals_octos(repeat):
         mask = np.repeat(mask[..., None], n, -1)
         return TokenGroup(np.zeros((*mask.shape, 1)), mask)
 
-    made = tokens.Groups(
+    made = tokens.TokenSequence(
         task={"task_language": group(told, 16)},
         observation={
             "obs_primary": group(present["primary"] & step, 16),

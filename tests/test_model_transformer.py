@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from octolike.model import attention, tokens
-from octolike.model.tokens import Groups
+from octolike.model.tokens import TokenSequence
 from octolike.model.transformer import Transformer
 from octolike.types import TokenGroup
 
@@ -24,7 +24,7 @@ def group(*shape) -> TokenGroup:
 
 
 def test_spans_leave_out_only_what_the_mask_forbids():
-    groups = Groups(
+    groups = TokenSequence(
         {"task_a": group(2, 3)},
         {"obs_b": group(2, WINDOW, 4), "obs_c": group(2, WINDOW, 1)},
         {"readout_d": group(2, WINDOW, 2)},
@@ -45,7 +45,7 @@ def test_spans_leave_out_only_what_the_mask_forbids():
 
 def small(**changes):
     """Return (x, mask, ends, model) of a sequence that the blocks of a window cut."""
-    groups = Groups({"task_a": group(2, 3)}, {"obs_b": group(2, WINDOW, 4)}, {})
+    groups = TokenSequence({"task_a": group(2, 3)}, {"obs_b": group(2, WINDOW, 4)}, {})
     x, mask, ends = tokens.join(groups), tokens.attention_mask(groups), tokens.ends(groups)
     return x, mask, ends, Transformer(layers=1, attention_heads=2, mlp_width=16, **changes)
 

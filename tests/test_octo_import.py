@@ -97,7 +97,7 @@ def test_attention_of_first_releases(repeat):
         return TokenGroup(np.zeros((*mask.shape, 1)), mask)
 
     seen = {name: group(name) for name in [*names, "readout_action"]}
-    groups = tokens.Groups({"task_language": group("task_language")}, seen, {})
+    groups = tokens.TokenSequence({"task_language": group("task_language")}, seen, {})
     np.testing.assert_array_equal(tokens.attention_mask(groups), expected)
 
 

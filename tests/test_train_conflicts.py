@@ -11,7 +11,7 @@ import pytest
 import train_fakes
 
 from octolike.config import Config, ConfigError
-from octolike.model import octo
+from octolike.model.network import build_network
 from octolike.train import conflicts, loop, metrics, optimizer
 from octolike.types import Names
 
@@ -40,7 +40,7 @@ def found():
     batch["action_mask"][1, :, 1] = False
     batch["action_mask"][2] = False
     batch["observation"]["timestep_mask"][3, 0] = False
-    model = octo.build(settings, spec, model_fakes.NAMES)
+    model = build_network(settings, spec, model_fakes.NAMES)
     params = model_fakes.parameters(model.init, batch, train=True)["params"]
 
     def loss(params, batch, key):

@@ -9,7 +9,7 @@ import train_fakes
 from train_fakes import SPEC, Stream, Tiny, config, make_batch, parts
 
 from octolike.config import ConfigError, OptimConfig
-from octolike.model import octo
+from octolike.model.network import build_network, named_rows
 from octolike.train import checkpoint, gradients, initial_state, loop, lora, optimizer
 from octolike.train import state as states
 from octolike.types import Names
@@ -160,28 +160,28 @@ def test_what_belongs_to_a_robot_or_task_goes_to_the_one_of_its_name(by, capsys)
     def act(names, params, robot, task):
         told = batch["task"] | {"task_id": np.array([names.tasks.index(task)], np.int32)}
         which = np.array([names.embodiments.index(robot)], np.int32)
-        made = octo.build(model, spec, names)
+        made = build_network(model, spec, names)
         sample = made.sample_actions
         return made.apply(
             {"params": params}, batch["observation"], told, embodiment=which, method=sample
         )
 
-    made = octo.build(model, spec, there)
+    made = build_network(model, spec, there)
     params = model_fakes.parameters(made.init, batch, train=False)["params"]
     taken = initial_state.by_name(
-        params, octo.rows(model, there), octo.rows(model, here), (), "runs/a"
+        params, named_rows(model, there), named_rows(model, here), (), "runs/a"
     )
     assert "tokenizers_which/token/kernel: the rows of touch, push" in capsys.readouterr().out
     for task in here.tasks:
         expected = act(there, params, "base", task)
         np.testing.assert_allclose(act(here, taken, "base", task), expected, atol=1e-5)
 
-    other = octo.rows(model, Names(("d",), ("base", "hand"), ("fold", "push")))
+    other = named_rows(model, Names(("d",), ("base", "hand"), ("fold", "push")))
     with pytest.raises(ConfigError, match=r"in runs/a, and none for (hand|fold); let it start"):
-        initial_state.by_name(params, octo.rows(model, there), other, (), "runs/a")
+        initial_state.by_name(params, named_rows(model, there), other, (), "runs/a")
     fresh = ("heads_action/*", "tokenizers_which/*")
     assert same(
-        initial_state.by_name(params, octo.rows(model, there), other, fresh, "runs/a"), params
+        initial_state.by_name(params, named_rows(model, there), other, fresh, "runs/a"), params
     )
 
 

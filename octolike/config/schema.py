@@ -80,7 +80,7 @@ class DataConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """The transformer and what is around it; `octolike.model.octo` draws how it fits together."""
+    """The transformer and its surroundings; `octolike.model.network` draws how they fit together."""
 
     width: int = option(256, "D: token width")
     layers: int = option(4, "transformer blocks")

@@ -112,7 +112,7 @@ class T5(nn.Module):
         return self._dense(self.width, f"block_{i}_mlp_out")(hidden)
 
 
-class Clip(nn.Module):
+class ClipText(nn.Module):
     """The text encoder of CLIP (Radford et al. 2021): a causal pre-norm transformer.
 
     path: directory or hub id; the sizes are then read from its config.json.
@@ -160,7 +160,7 @@ class Clip(nn.Module):
         return self._dense(self.width, f"block_{i}_out")(x)
 
 
-ENCODERS = {"t5": T5, "clip": Clip}
+ENCODERS = {"t5": T5, "clip": ClipText}
 
 
 def attend(

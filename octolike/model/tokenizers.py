@@ -1,7 +1,7 @@
 """Observation or task to a token group: images, proprio, language, goal images, task numbers.
 
 Every tokenizer is called with the observation and the task of the batch contract and returns a
-TokenGroup of its own width; `octo.py` projects it. Its `place` is "task" (tokens [B, N, C]) or
+TokenGroup of its own width; `network.py` projects it. Its `place` is "task" (tokens [B, N, C]) or
 "observation" (tokens [B, W, N, C]; called with a conditioning vector [B, E] too, or None where
 there are no task tokens). `reads()` lists the batch paths that it needs.
 """

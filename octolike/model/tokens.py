@@ -28,7 +28,7 @@ import numpy as np
 from octolike.types import TokenGroup
 
 
-class Groups(NamedTuple):
+class TokenSequence(NamedTuple):
     """All token groups of a batch by name, projected to one width D.
 
     task: tokens [B, N, D]; observation and readout: tokens [B, W, N, D].
@@ -39,7 +39,7 @@ class Groups(NamedTuple):
     readout: dict[str, TokenGroup]
 
 
-def join(groups: Groups) -> jax.Array:
+def join(groups: TokenSequence) -> jax.Array:
     """Return the sequence's tokens, [B, N, D]."""
     task, steps = _ordered(groups)
     blocks = [g.tokens for g in task]
@@ -48,7 +48,7 @@ def join(groups: Groups) -> jax.Array:
     return jnp.concatenate(blocks, axis=-2)
 
 
-def split(x: jax.Array, groups: Groups) -> Groups:
+def split(x: jax.Array, groups: TokenSequence) -> TokenSequence:
     """Return `groups` with the tokens of the sequence x [B, N, D]: the inverse of `join`."""
     task, steps = _ordered(groups)
     prefix = sum(g.tokens.shape[-2] for g in task)
@@ -59,12 +59,12 @@ def split(x: jax.Array, groups: Groups) -> Groups:
             *_cut(x[:, prefix:].reshape(x.shape[0], window, -1, x.shape[-1]), steps),
         ]
     )
-    return Groups(
+    return TokenSequence(
         *({name: TokenGroup(next(pieces), g.mask) for name, g in kind.items()} for kind in groups)
     )
 
 
-def attention_mask(groups: Groups) -> jax.Array:
+def attention_mask(groups: TokenSequence) -> jax.Array:
     """Return bool [B, 1, N, N]: True where a query (third axis) may attend to a key (last axis)."""
     task, steps = _ordered(groups)
     window = steps[0].mask.shape[1]
@@ -74,7 +74,7 @@ def attention_mask(groups: Groups) -> jax.Array:
     return jnp.asarray(pattern(*sizes, window))[None, None] & visible[:, None, None, :]
 
 
-def ends(groups: Groups) -> tuple[int, ...]:
+def ends(groups: TokenSequence) -> tuple[int, ...]:
     """Return where each timestep ends in the sequence: what stands before looks at nothing after.
 
     The first span also holds the task groups. Attention works span by span and so leaves out the
@@ -107,7 +107,7 @@ def pattern(
     return table.repeat(sizes, axis=0).repeat(sizes, axis=1)
 
 
-def _ordered(groups: Groups) -> tuple[list[TokenGroup], list[TokenGroup]]:
+def _ordered(groups: TokenSequence) -> tuple[list[TokenGroup], list[TokenGroup]]:
     return list(groups.task.values()), [*groups.observation.values(), *groups.readout.values()]
 
 

@@ -45,7 +45,7 @@ class Transformer(nn.Module):
         `Experts`: losses summed over the blocks, the rest their mean.
         """
         found: list[dict[str, jax.Array]] = []
-        kind = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
+        kind = nn.remat(TransformerBlock, static_argnums=(4, 5)) if self.remat else TransformerBlock
         for i in range(self.layers):
             block = kind(
                 attention_heads=self.attention_heads,
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         return x, shared
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One transformer block, [B, N, D] to [B, N, D], and the metrics of its experts."""
 
     attention_heads: int
@@ -83,7 +83,9 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         drop = nn.Dropout(self.dropout, deterministic=not train)
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="attention_norm")(x)
-        h = Attention(heads=self.attention_heads, dtype=self.dtype, name="attention")(h, mask, ends)
+        h = SelfAttention(heads=self.attention_heads, dtype=self.dtype, name="attention")(
+            h, mask, ends
+        )
         x = x + drop(h)
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="mlp_norm")(x)
         if self.experts:
@@ -97,7 +99,7 @@ class Block(nn.Module):
         return x + drop(h), {}
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Multi-head self-attention with biases."""
 
     heads: int

@@ -82,7 +82,7 @@ class ViT(nn.Module):
             first = jnp.broadcast_to(first.astype(self.dtype), (len(x), 1, numbers.width))
             x = jnp.concatenate([first, x], axis=1)
         for i in range(numbers.layers):
-            block = Block(
+            block = ViTBlock(
                 numbers.mlp_width, numbers.attention_heads, self.gelu, self.dtype, name=f"block_{i}"
             )
             x = block(x, condition)
@@ -96,7 +96,7 @@ class ViT(nn.Module):
         return resample(x, shape[:2]).astype(self.dtype)
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """x + attention(norm(x)), FiLM, x + mlp(norm(x)) on [B, N, D]."""
 
     mlp_width: int
@@ -113,14 +113,14 @@ class Block(nn.Module):
             init = nn.initializers.xavier_uniform()
             return nn.Dense(width, dtype=self.dtype, kernel_init=init, name=name)
 
-        attention = SelfAttention(self.attention_heads, self.dtype, name="attention")
+        attention = ViTAttention(self.attention_heads, self.dtype, name="attention")
         x = x + attention(norm("attention_norm")(x))
         x = film(x, condition, self.dtype, "film")
         h = dense(self.mlp_width, "mlp_in")(norm("mlp_norm")(x))
         return x + dense(x.shape[-1], "mlp_out")(nn.gelu(h, approximate=self.gelu == "tanh"))
 
 
-class SelfAttention(nn.Module):
+class ViTAttention(nn.Module):
     """Multi-head attention of all tokens [B, N, D] to all."""
 
     heads: int

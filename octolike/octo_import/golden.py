@@ -24,7 +24,8 @@ import numpy as np
 
 from octolike import types
 from octolike.config import ConfigError
-from octolike.model import heads, language, octo
+from octolike.model import heads, language
+from octolike.model.network import build_network
 from octolike.octo_import import importer, translate
 from octolike.train import checkpoint
 from octolike.types import TokenGroup
@@ -54,7 +55,7 @@ def compare(imported: importer.Imported, folder: str | Path) -> list[Row]:
     batch = batch_of(inputs, imported.translation)
     groups = encode(run, batch)
     settings = dataclasses.asdict(run.config.model)
-    model = octo.build(settings, language.extend_spec(settings, run.spec), run.names)
+    model = build_network(settings, language.extend_spec(settings, run.spec), run.names)
     bound = model.bind({"params": run.params}, rngs={"noise": jax.random.key(0)})
     rows = list(_tokens(groups, outputs))
     name = "action" if "action" in model.heads else next(iter(model.heads))
@@ -75,7 +76,7 @@ def encode(run: checkpoint.Run, batch: types.Batch) -> dict[str, TokenGroup]:
     settings = dataclasses.asdict(run.config.model)
     frozen = language.frozen_encoder(settings)
     batch = frozen(batch) if frozen else batch
-    model = octo.build(settings, language.extend_spec(settings, run.spec), run.names)
+    model = build_network(settings, language.extend_spec(settings, run.spec), run.names)
     apply = jax.jit(functools.partial(model.apply, train=False, method="encode"))
     return apply({"params": run.params}, batch["observation"], batch["task"])
 

@@ -30,7 +30,8 @@ import orbax.checkpoint as ocp
 from octolike import types
 from octolike.config import Config, ConfigError
 from octolike.embodiment import FLOOR, STATISTICS, Embodiment, Layout, Statistics
-from octolike.model import language, octo
+from octolike.model import language
+from octolike.model.network import build_network
 from octolike.octo_import import octo_text, translate
 from octolike.octo_import.octo_components import WORDS
 from octolike.octo_import.translate import Translation
@@ -159,7 +160,7 @@ def shapes_of(config: Config, spec: types.BatchSpec, names: types.Names) -> stat
     """Return the shapes of the model's parameters."""
     settings = dataclasses.asdict(config.model)
     spec = language.extend_spec(settings, spec)
-    model = octo.build(settings, spec, names)
+    model = build_network(settings, spec, names)
     return jax.eval_shape(lambda key: state.init_params(model, spec, key), jax.random.key(0))
 
 

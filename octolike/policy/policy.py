@@ -34,7 +34,8 @@ from octolike import types
 from octolike.config import Config, build_component, unknown
 from octolike.embodiment import Embodiment
 from octolike.images import resize
-from octolike.model import language, octo
+from octolike.model import language
+from octolike.model.network import build_network
 from octolike.text import TOKENIZERS
 from octolike.train.checkpoint import Run, load_run
 from octolike.train.state import init_params
@@ -73,7 +74,7 @@ class Policy:
         self._params = jax.device_put(run.params)
         settings = dataclasses.asdict(run.config.model)
         self._seen = language.extend_spec(settings, run.spec)
-        self._model = octo.build(settings, self._seen, run.names)
+        self._model = build_network(settings, self._seen, run.names)
         reads = {key for t in self._model.tokenizers.values() for key in t.reads()}
         chosen_by = {key for head in self._model.heads.values() for key in head.reads()}
         self.reads = frozenset(reads | chosen_by | {"observation.timestep_mask"})

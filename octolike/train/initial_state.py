@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from octolike import types
 from octolike.config import Config, ConfigError, OptimConfig
-from octolike.model import octo, pretrained
+from octolike.model import pretrained
+from octolike.model.network import NamedRows, named_rows
 from octolike.train import checkpoint, lora, optimizer, sharding
 from octolike.train import state as states
 from octolike.train.state import Params, TrainState
@@ -77,8 +78,8 @@ def take_over(config: Config, shapes: Params, names: types.Names) -> Params:
     print(f"starting from the parameters of {source}")
     changes = checkpoint.differences(other.config, config)
     print("settings that differ (there -> here):", *(changes or ["none"]), sep="\n  ")
-    there = octo.rows(dataclasses.asdict(other.config.model), other.names)
-    here = octo.rows(dataclasses.asdict(config.model), names)
+    there = named_rows(dataclasses.asdict(other.config.model), other.names)
+    here = named_rows(dataclasses.asdict(config.model), names)
     given = by_name(other.params, there, here, options.fresh, source)
     plain = {k: v for k, v in shapes.items() if k != lora.NAME}
     adapted = states.adapt(plain, given, options.fresh, source)
@@ -88,14 +89,14 @@ def take_over(config: Config, shapes: Params, names: types.Names) -> Params:
 
 def by_name(
     params: Params,
-    there: Mapping[str, octo.Rows],
-    here: Mapping[str, octo.Rows],
+    there: Mapping[str, NamedRows],
+    here: Mapping[str, NamedRows],
     fresh: Sequence[str],
     source: str,
 ) -> Params:
     """Return another run's parameters with the rows of robots and tasks in the order of this one.
 
-    there, here: whose rows parameters have, by pattern (`octo.rows`). Prints whose go over. Raises
+    there, here: whose rows parameters have, by pattern (`named_rows`). Prints whose go over. Raises
     ConfigError for a robot or task that the other run has not, unless `fresh` (train.fresh) has
     the parameter.
     """

@@ -37,7 +37,8 @@ from jax.sharding import Mesh
 from octolike import types
 from octolike.config import Config, build_component
 from octolike.embodiment import Embodiment
-from octolike.model import language, octo
+from octolike.model import language
+from octolike.model.network import build_network
 from octolike.text import TOKENIZERS
 from octolike.train import (
     checkpoint,
@@ -112,7 +113,7 @@ def train(
     settings, given = dataclasses.asdict(own.model), spec
     _check_vocabulary(own, settings)
     spec = language.extend_spec(settings, given)
-    model = model or octo.build(settings, spec, names)
+    model = model or build_network(settings, spec, names)
     keys = jax.random.split(jax.random.key(config.seed), 3)
     init, frozen = initial_state.make_init(model, spec, config.optim)
     shapes = jax.eval_shape(init, keys[0])

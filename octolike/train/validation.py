@@ -29,8 +29,9 @@ from jax.sharding import Mesh
 from octolike import types
 from octolike.config import ConfigError
 from octolike.embodiment import Embodiment
-from octolike.model import language, octo
+from octolike.model import language
 from octolike.model.language import FrozenEncoder
+from octolike.model.network import build_network
 from octolike.train import sharding
 from octolike.train.checkpoint import Run
 from octolike.train.chunk_figures import Chunk
@@ -198,7 +199,7 @@ def validate_run(run: Run, batches: Mapping[str, Sequence[Batch]]) -> Validated:
     settings = dataclasses.asdict(run.config.model)
     loaders = {name: lambda some=some: iter(some) for name, some in batches.items()}
     validator = Validator(
-        octo.build(settings, language.extend_spec(settings, run.spec), run.names),
+        build_network(settings, language.extend_spec(settings, run.spec), run.names),
         loaders,
         run.embodiments,
         run.spec,

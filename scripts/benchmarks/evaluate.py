@@ -112,7 +112,7 @@ def _policy(config: Any, slots: int) -> Any:
     """Return the config's policy with random parameters."""
     import jax
 
-    from octolike.model import octo
+    from octolike.model.network import build_network
     from octolike.policy import Policy
     from octolike.train.checkpoint import Run
     from octolike.train.state import init_params
@@ -120,7 +120,7 @@ def _policy(config: Any, slots: int) -> Any:
 
     robot, spec = _robot(), _spec(config)
     names = Names(("tabletop",), (robot.name,))
-    network = octo.build(dataclasses.asdict(config.model), spec, names)
+    network = build_network(dataclasses.asdict(config.model), spec, names)
     shapes = jax.eval_shape(lambda: init_params(network, spec, jax.random.key(0)))
     rng = np.random.default_rng(0)  # drawn here: compiling the initialisation takes long
     params = jax.tree.map(lambda x: rng.normal(0, 0.02, x.shape).astype(np.float32), shapes)

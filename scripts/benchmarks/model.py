@@ -22,7 +22,7 @@ import numpy as np
 
 from octolike import types
 from octolike.config import Component, Config
-from octolike.model import octo
+from octolike.model.network import build_network
 from octolike.train.state import init_params
 
 SIZES = {  # width, layers, attention heads, mlp
@@ -67,7 +67,7 @@ def _variants(head: str, steps: list[int]) -> list[Component]:
 def _measure(args: argparse.Namespace, head: str, component: Component) -> dict[str, Any]:
     spec = _spec(args.window)
     names = types.Names(("data",), ("arm",))
-    model = octo.build(dataclasses.asdict(_config(args, component).model), spec, names)
+    model = build_network(dataclasses.asdict(_config(args, component).model), spec, names)
     shapes = jax.eval_shape(lambda: init_params(model, spec, jax.random.key(0)))
     rng = np.random.default_rng(0)
     draw = lambda x: jnp.asarray(0.02 * rng.normal(size=x.shape).astype(np.float32))

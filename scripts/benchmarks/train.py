@@ -23,7 +23,7 @@ from benchmarks import model as acting
 
 from octolike import types
 from octolike.config import Component, Config, load_module
-from octolike.model import octo
+from octolike.model.network import build_network
 from octolike.train import initial_state, loop, optimizer, sharding
 from octolike.train import state as states
 
@@ -61,7 +61,7 @@ def _measure(
     config.data.batch_size, names = size, types.Names(("data",), ("arm",))
     mesh = sharding.make_mesh(args.fsdp)
     sharding.check_batch_size(size, mesh)
-    model = octo.build(dataclasses.asdict(config.model), spec, names)
+    model = build_network(dataclasses.asdict(config.model), spec, names)
     key, tx = jax.random.key(0), optimizer.make(config.optim, config.train.steps)
     begin = initial_state.Start(tx, (), config.optim, mesh)
     state = begin.scratch(lambda key: states.init_params(model, spec, key), key)

@@ -16,7 +16,7 @@ import numpy as np
 
 from octolike.model import tokens
 from octolike.model.heads import Denoising, Diffusion
-from octolike.model.octo import Octo
+from octolike.model.network import PolicyNetwork
 from octolike.types import TokenGroup
 
 
@@ -29,7 +29,7 @@ class Span(NamedTuple):
     stop: int
 
 
-class Attention(NamedTuple):
+class AttentionMap(NamedTuple):
     """spans: of the sequence's groups, in order; allowed: bool [B, N, N], True where a row may look
     at a column; weights: float32 [layers, B, heads, N, N], how much it does, each row's sum 1.
     """
@@ -45,8 +45,8 @@ class Attention(NamedTuple):
 
 
 def attention(
-    model: Octo, params: Any, observation: Mapping[str, Any], task: Mapping[str, Any]
-) -> Attention:
+    model: PolicyNetwork, params: Any, observation: Mapping[str, Any], task: Mapping[str, Any]
+) -> AttentionMap:
     """Return the attention of every block, for the `observation` and `task` parts of a batch."""
     groups, blocks = _captured(model, params, observation, task, ("query", "key"))
     allowed = tokens.attention_mask(groups)
@@ -55,11 +55,11 @@ def attention(
         q, k = (_by_head(block[name], model.transformer.attention_heads) for name in block)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
         weights.append(jax.nn.softmax(jnp.where(allowed, scores, -1e30)))
-    return Attention(_spans(groups), np.asarray(allowed[:, 0]), np.asarray(jnp.stack(weights)))
+    return AttentionMap(_spans(groups), np.asarray(allowed[:, 0]), np.asarray(jnp.stack(weights)))
 
 
 def denoising(
-    model: Octo,
+    model: PolicyNetwork,
     params: Any,
     observation: Mapping[str, Any],
     task: Mapping[str, Any],
@@ -88,12 +88,12 @@ def denoising(
 
 
 def _captured(
-    model: Octo,
+    model: PolicyNetwork,
     params: Any,
     observation: Mapping[str, Any],
     task: Mapping[str, Any],
     names: tuple[str, ...],
-) -> tuple[tokens.Groups, list[dict[str, jax.Array]]]:
+) -> tuple[tokens.TokenSequence, list[dict[str, jax.Array]]]:
     """Return the groups that leave the transformer, and per block what its projections made."""
 
     def wanted(module: nn.Module, method: str) -> bool:
@@ -123,8 +123,8 @@ def _captured(
     return _sorted(model, found), blocks
 
 
-def _sorted(model: Octo, found: Mapping[str, TokenGroup]) -> tokens.Groups:
-    groups = tokens.Groups({}, {}, {})
+def _sorted(model: PolicyNetwork, found: Mapping[str, TokenGroup]) -> tokens.TokenSequence:
+    groups = tokens.TokenSequence({}, {}, {})
     for name, group in found.items():
         register = name.removeprefix("readout_") in model.registers
         if name.startswith("task_"):
@@ -136,7 +136,7 @@ def _sorted(model: Octo, found: Mapping[str, TokenGroup]) -> tokens.Groups:
     return groups
 
 
-def _spans(groups: tokens.Groups) -> tuple[Span, ...]:
+def _spans(groups: tokens.TokenSequence) -> tuple[Span, ...]:
     per_step = groups.observation | groups.readout
     window = next(iter(per_step.values())).mask.shape[1]
     placed = [(name, None, g) for name, g in groups.task.items()]

@@ -39,7 +39,7 @@ from octolike.model.transformer import Transformer
 from octolike.types import BatchSpec, Context, Names, TokenGroup
 
 
-class Encoded(NamedTuple):
+class EncodedTokens(NamedTuple):
     """What the transformer leaves.
 
     groups: every TokenGroup by name; readouts are never masked. task: [B, E], the mean token of
@@ -52,8 +52,8 @@ class Encoded(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
-class Octo(nn.Module):
-    """The policy network; `build` makes one from a config.
+class PolicyNetwork(nn.Module):
+    """The policy network; `build_network` makes one from a config.
 
     Random streams: "params" at init, "noise", and "dropout" in training. Parameters of a tokenizer
     or head are under tokenizers_<name> and heads_<name>. window: timesteps with an embedding.
@@ -123,11 +123,11 @@ class Octo(nn.Module):
     @nn.compact
     def _encode(
         self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
-    ) -> Encoded:
+    ) -> EncodedTokens:
         steps = observation["timestep_mask"]
         if steps.shape[1] > self.window:
             raise ValueError(f"{steps.shape[1]} frames; the model's window is {self.window}")
-        groups = tokens.Groups({}, {}, {})
+        groups = tokens.TokenSequence({}, {}, {})
         for name, tokenizer in self.tokenizers.items():
             if tokenizer.place == "task":
                 groups.task[f"task_{name}"] = tokenizer(observation, task)
@@ -155,7 +155,7 @@ class Octo(nn.Module):
         sensed = [g for name, g in done.observation.items() if name.startswith("obs_")]
         seen = [jnp.concatenate(x, axis=axis) for x, axis in zip(zip(*sensed), (-2, -1))]
         all_groups = done.task | done.observation | done.readout | {"obs": TokenGroup(*seen)}
-        return Encoded(all_groups, condition, metrics)
+        return EncodedTokens(all_groups, condition, metrics)
 
     def _embed(self, name: str, group: TokenGroup) -> TokenGroup:
         x = nn.Dense(self.width, dtype=self.dtype, name=f"{name}_projection")(group.tokens)
@@ -174,7 +174,7 @@ class Octo(nn.Module):
         return (x if window is None else x[:, :window]).astype(self.dtype)
 
 
-def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
+def build_network(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> PolicyNetwork:
     """Return the network of `dataclasses.asdict(config.model)` for batches of the given spec.
 
     names: what the batches' integers count. Raises ConfigError for an unknown kind, field, camera
@@ -206,7 +206,7 @@ def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
         head = finished[name] = heads.build(c, path, spec, names=names, dtype=dtype)
         if head.readout not in readouts:
             raise ConfigError(unknown(f"readout of {path}", head.readout, readouts))
-    return Octo(
+    return PolicyNetwork(
         tokenizers=made,
         readouts=dict(model["readouts"]),
         transformer=Transformer(
@@ -227,14 +227,14 @@ def build(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Octo:
     )
 
 
-class Rows(NamedTuple):
+class NamedRows(NamedTuple):
     """Whose rows a parameter has on its first axis; a row counts for `gain` times its numbers."""
 
     names: tuple[str, ...]
     gain: float = 1.0
 
 
-def rows(model: Mapping[str, Any], names: Names) -> dict[str, Rows]:
+def named_rows(model: Mapping[str, Any], names: Names) -> dict[str, NamedRows]:
     """Return {pattern of parameter paths: whose rows they have}: robots', tasks' or groups'.
 
     model: `dataclasses.asdict(config.model)`; names: the run's. A row is to be found by its name,
@@ -243,16 +243,18 @@ def rows(model: Mapping[str, Any], names: Names) -> dict[str, Rows]:
     found = {}
     for name, component in model["tokenizers"].items():
         if component.get("kind") == "task_id":
-            found[f"tokenizers_{name}/token/kernel"] = Rows(names.tasks, len(names.tasks) ** 0.5)
+            found[f"tokenizers_{name}/token/kernel"] = NamedRows(
+                names.tasks, len(names.tasks) ** 0.5
+            )
     for name, component in model["heads"].items():
         if component.get("kind") == "per_group":
             by, patterns = component.get("by", "embodiment"), component.get("groups", {})
             groups, _ = membership(by, patterns, names, f"model.heads.{name}")
-            found[f"heads_{name}/stacked/*"] = Rows(groups)
+            found[f"heads_{name}/stacked/*"] = NamedRows(groups)
     return found
 
 
-def _context(encoded: Encoded, embodiment: Any, task_id: Any) -> Context:
+def _context(encoded: EncodedTokens, embodiment: Any, task_id: Any) -> Context:
     # arrays that can index others while a step is traced, wherever they come from
     return Context(encoded.task, jnp.asarray(embodiment), jnp.asarray(task_id))
 

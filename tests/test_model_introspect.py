@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from model_fakes import NAMES, batch, model, parameters, spec
 
-from octolike.model import insight, octo
+from octolike.model import introspect
+from octolike.model.network import build_network
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def made():
         "other": {"kind": "l1", "readout": "readout_other"},
         "flow": {"kind": "flow", "steps": 3, "network": settings["heads"]["action"]["network"]},
     }
-    network = octo.build(settings, shapes, NAMES)
+    network = build_network(settings, shapes, NAMES)
     given = batch(shapes, 2)
     given["observation"]["timestep_mask"][1, 0] = False
     params = parameters(network.init, given, train=True)["params"]
@@ -29,10 +30,10 @@ def made():
 def test_attention_is_what_the_network_computes(made):
     network, params, given = made
     parts = given["observation"], given["task"]
-    shown = insight.attention(network, params, *parts)
-    _, blocks = insight._captured(network, params, *parts, ("value", "out"))
+    shown = introspect.attention(network, params, *parts)
+    _, blocks = introspect._captured(network, params, *parts, ("value", "out"))
     for i, (weights, block) in enumerate(zip(shown.weights, blocks, strict=True)):
-        value = insight._by_head(block["value"], 2)
+        value = introspect._by_head(block["value"], 2)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         out = params["transformer"][f"block_{i}"]["attention"]["out"]
         found = jnp.einsum("bqhd,hdw->bqw", mixed, out["kernel"]) + out["bias"]
@@ -42,7 +43,7 @@ def test_attention_is_what_the_network_computes(made):
 
 def test_attention_keeps_to_the_mask_and_names_every_token(made):
     network, params, given = made
-    shown = insight.attention(network, params, given["observation"], given["task"])
+    shown = introspect.attention(network, params, given["observation"], given["task"])
     n = shown.allowed.shape[-1]
     assert shown.weights.shape == (2, 2, 2, n, n)
     np.testing.assert_allclose(shown.weights.sum(axis=-1), 1, atol=1e-5)
@@ -65,7 +66,7 @@ def test_attention_keeps_to_the_mask_and_names_every_token(made):
 def test_denoising_starts_with_noise_and_ends_where_the_head_does(made, head, steps):
     network, params, given = made
     parts, key = (given["observation"], given["task"]), jax.random.key(3)
-    path = insight.denoising(network, params, *parts, key, head)
+    path = introspect.denoising(network, params, *parts, key, head)
     assert path.shape == (1 + steps, 2, 2, 3)
     key_x, key_z = jax.random.split(key)
     x = jax.random.normal(key_x, (2, 6))
@@ -81,4 +82,4 @@ def test_other_heads_do_not_denoise(made):
     network, params, given = made
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"head 'other' is a L1; only 'diffusion' and 'flow'"):
-        insight.denoising(network, params, given["observation"], given["task"], key, "other")
+        introspect.denoising(network, params, given["observation"], given["task"], key, "other")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from octolike.config import ConfigError
-from octolike.model import octo
+from octolike.model.network import build_network
 from octolike.types import flatten, zeros
 
 GOLDEN_TREE = Path(__file__).parent / "golden" / "model_tree.txt"
@@ -21,7 +21,7 @@ OWN = ("readout_action", "readout_other")
 
 @pytest.fixture(scope="module")
 def model():
-    return octo.build(fakes.model(), SPEC, fakes.NAMES)
+    return build_network(fakes.model(), SPEC, fakes.NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_a_shorter_window_may_be_used_and_a_longer_one_not(model, variables):
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
-    model = octo.build(fakes.model(dtype="bfloat16"), SPEC, fakes.NAMES)
+    model = build_network(fakes.model(dtype="bfloat16"), SPEC, fakes.NAMES)
     b = fakes.batch(SPEC, 2)
     rngs = {k: jax.random.key(0) for k in ("params", "noise", "dropout")}
     shapes = jax.eval_shape(lambda: model.init(rngs, b, train=False))
@@ -293,7 +293,7 @@ def test_published_sizes(sizes, published):
     )
     made |= dict(zip(("width", "layers", "attention_heads", "mlp_width"), sizes, strict=True))
     count = sum(
-        int(np.prod(shape)) for shape in tree(octo.build(made, spec, fakes.NAMES), spec).values()
+        int(np.prod(shape)) for shape in tree(build_network(made, spec, fakes.NAMES), spec).values()
     )
     assert count - 768 == published  # Octo's count without its language encoder, here one word
 
@@ -363,4 +363,4 @@ def test_published_sizes(sizes, published):
 )
 def test_refusals(change, message):
     with pytest.raises(ConfigError, match=message):
-        octo.build(fakes.model(**change), SPEC, fakes.NAMES)
+        build_network(fakes.model(**change), SPEC, fakes.NAMES)
