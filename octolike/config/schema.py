@@ -80,7 +80,7 @@ class DataConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """The transformer and its surroundings; `octolike.model.network` draws how they fit together."""
+    """The transformer and its surroundings; `octolike.model.network` draws the whole."""
 
     width: int = option(256, "D: token width")
     layers: int = option(4, "transformer blocks")
