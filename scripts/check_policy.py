@@ -72,7 +72,7 @@ def check(directory: str):
                 simulators.append(robot["kind"])
             except DataError as error:
                 why = str(error)
-    return checks.Report(replays, compared, ", ".join(simulators), f"(a) no replay: {why}")
+    return checks.CheckReport(replays, compared, ", ".join(simulators), f"(a) no replay: {why}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
 
 def compare(evaluation):
     """Return predicted beside demonstrated chunks; None, and why, where there is nothing to do."""
-    from octolike.evaluation.evaluate import Demonstration
+    from octolike.evaluation.evaluate import DemonstratedEpisode
 
     config, policy = evaluation.config.data, evaluation.policy
     try:
@@ -61,7 +61,7 @@ def compare(evaluation):
         for e in excerpts.take(spec, config, config.validation_split, cameras, episodes=4):
             seen = {"proprio": e.proprio} | {f"image_{k}": v for k, v in e.images.items()}
             seen = {key: seen[key] for key in policy.observation_keys}
-            found.append(Demonstration(seen, e.action, e.instruction, e.label))
+            found.append(DemonstratedEpisode(seen, e.action, e.instruction, e.label))
         why = "" if found else f"{config.validation_split!r} of {spec.name} holds no episode"
     except ModuleNotFoundError as error:
         why = f"{error.name} is not installed"

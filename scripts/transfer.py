@@ -40,7 +40,7 @@ def transfer(args: argparse.Namespace) -> None:
     """Go through the stages; each does only what is not done yet."""
     from octolike.config import load_module
     from octolike.data.pipeline import excerpts
-    from octolike.evaluation.transfer import after, before, study
+    from octolike.evaluation.transfer import group_comparison, study, transfer_effects
 
     path, _, arg = args.config.partition(":")
     module = load_module(path)
@@ -49,21 +49,23 @@ def transfer(args: argparse.Namespace) -> None:
     config.data.move(args.root)
     root = [f"--config.data.root={args.root}"] if args.root else []
     for run in runs:  # a group's data are what the run of it alone asks for
-        alone = run.variant.startswith(after.ONLY) and not run.seed
+        alone = run.variant.startswith(transfer_effects.ONLY) and not run.seed
         if alone and config.environment and args.stage != "report":
             call("collect.py", f"--config={path}:{run.arg}", *root)
     if args.stage in ("before", "all"):
         found = excerpts.of_mix(config.data, pictures=16, episodes=args.episodes, steps=8)
-        study.compare(before.samples(found), directory)
+        study.compare(group_comparison.samples(found), directory)
     if args.stage in ("during", "after", "all"):
         held_out = excerpts.of_mix(config.data, held_out=True, episodes=32)
         for run in study.chosen(runs, args.stage):
             call("train.py", f"--config={path}:{run.arg}", *root)
             if run.config.environment and args.stage != "during":
                 call("evaluate.py", f"--run={run.config.workdir}")
-            after.measure_errors(Path(run.config.workdir), after.demonstrations(held_out))
+            transfer_effects.measure_errors(
+                Path(run.config.workdir), transfer_effects.demonstrations(held_out)
+            )
     material = study.write_report(directory)
-    print("\n".join(study.report.summary(material)))
+    print("\n".join(study.transfer_report.summary(material)))
     print(f"\nreport: {directory / study.FOLDER / 'report.html'}")
 
 

@@ -79,12 +79,12 @@ def compared(made):
 
 
 def faults(compared) -> list[str]:
-    return checks.Report(compared=[compared]).faults
+    return checks.CheckReport(compared=[compared]).faults
 
 
-def differences(policy, frames) -> dict[str, checks.Difference]:
+def differences(policy, frames) -> dict[str, checks.InputDifference]:
     """Return where the network's inputs differ, without acting."""
-    out = checks.Compared("fake")
+    out = checks.FrameComparison("fake")
     seen = [{k: o[k] for k in policy.observation_keys} for o in frames.observations]
     tasks = [checks._task(policy, told) for told in frames.told]
     checks._compare_inputs(out, policy, seen, tasks, frames)
@@ -210,40 +210,42 @@ def test_real_frames_of_another_size_are_equal_bit_for_bit(tmp_path):
 # The report
 
 
-def replayed(success: bool, proprio, skill="push", seed=1) -> checks.Replayed:
+def replayed(success: bool, proprio, skill="push", seed=1) -> checks.DemonstrationReplays:
     """Return a replay that is exact as recorded and as given after the round trip."""
     good = Replay(True, 3, np.zeros(3), np.zeros(3))
     given = Replay(success, len(proprio), np.array(proprio), np.zeros(len(proprio)))
-    return checks.Replayed(skill, seed, good, given)
+    return checks.DemonstrationReplays(skill, seed, good, given)
 
 
 GOOD, PARTED = replayed(True, [0, 0, 1e-8]), replayed(False, [0, 0, 0.2], seed=7)
 
 
 def test_few_replays_may_part_by_rounding_and_are_told():
-    few = checks.Report(replays=[GOOD] * 39 + [PARTED], simulator="tabletop")
+    few = checks.CheckReport(replays=[GOOD] * 39 + [PARTED], simulator="tabletop")
     assert few.faults == []
     assert "push, seed 7, actions normalised and un-normalised: parts" in few.remarks[0]
     assert "at step 2, by up to 0.2 of proprio" in few.table()
-    many = checks.Report(replays=[GOOD] * 9 + [PARTED], simulator="tabletop")
+    many = checks.CheckReport(replays=[GOOD] * 9 + [PARTED], simulator="tabletop")
     assert many.faults == few.remarks
 
 
 def test_a_replay_that_starts_elsewhere_is_a_fault():
-    report = checks.Report(replays=[GOOD] * 99 + [replayed(True, [0.1, 0, 0])])
+    report = checks.CheckReport(replays=[GOOD] * 99 + [replayed(True, [0.1, 0, 0])])
     assert "parts from the recording at step 0" in report.faults[0]
 
 
 def test_a_crash_of_the_simulator_is_a_fault():
-    broken = checks.Replayed("lift", 3, GOOD.recorded, "Traceback:\nArithmeticError: no")
-    report = checks.Report(replays=[GOOD, broken])
+    broken = checks.DemonstrationReplays(
+        "lift", 3, GOOD.recorded, "Traceback:\nArithmeticError: no"
+    )
+    report = checks.CheckReport(replays=[GOOD, broken])
     assert "lift, seed 3" in report.faults[0]
     assert "ArithmeticError: no" in report.faults[0]
     assert "1/2" in report.table()
 
 
 def test_the_report_is_a_table_a_picture_and_json(compared, tmp_path):
-    report = checks.Report([GOOD, replayed(True, [0, 0], "lift")], [compared], "tabletop")
+    report = checks.CheckReport([GOOD, replayed(True, [0, 0], "lift")], [compared], "tabletop")
     assert report.table().endswith("all is the same")
     picture = report.write(tmp_path / "check_policy")
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from octolike.evaluation import comparison
-from octolike.evaluation.success import Rate
+from octolike.evaluation.success import SuccessRate
 
 
 def make_run(directory, name, wins, error=0.2, costs=True):
@@ -105,7 +105,7 @@ def test_only_episodes_of_the_runs_own_settings_count_each_once(tmp_path):
     rows = [crashed, *other, *episodes("lift", 4), *episodes("touch", 2)[:3]]
     add_rows(tmp_path / "default-0" / "evaluation", rows, {"checkpoint": 30})
     (entry,) = comparison.read(tmp_path)
-    assert (entry.pooled("train"), entry.missing) == (Rate(2, 3), 1)
+    assert (entry.pooled("train"), entry.missing) == (SuccessRate(2, 3), 1)
     table = comparison.table([entry])
     assert table.endswith("Episodes that crashed or were not run: default 1.")
     add_rows(tmp_path / "default-0" / "evaluation", rows, {"checkpoint": 20})

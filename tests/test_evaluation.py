@@ -13,10 +13,10 @@ from rollout_fakes import Counterfactual, CrashesAlways, CrashesOnce, DiesOnce, 
 from octolike.config import CollectConfig, Component, Config, ConfigError, EvaluateConfig
 from octolike.envs.pool import EnvPool
 from octolike.evaluation import closed_loop, evaluate, rollouts, success, suites
-from octolike.evaluation.evaluate import Demonstration
-from octolike.evaluation.rollouts import Results
-from octolike.evaluation.success import Rate, difference, gaps, wilson
-from octolike.evaluation.suites import Episode, Suite
+from octolike.evaluation.evaluate import DemonstratedEpisode
+from octolike.evaluation.rollouts import ResultsFile
+from octolike.evaluation.success import SuccessRate, difference, gaps, wilson
+from octolike.evaluation.suites import EpisodePlan, Suite
 
 A, H = 2, 3
 
@@ -40,7 +40,9 @@ def test_wilson_equals_the_published_table(successes, episodes, low, high):
 
 def test_newcombe_equals_the_published_table():
     # Newcombe 1998, Statistics in Medicine 17:873, table II (a), method 10: 56/70 - 48/80
-    assert difference(Rate(56, 70), Rate(48, 80)) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert difference(SuccessRate(56, 70), SuccessRate(48, 80)) == pytest.approx(
+        (0.2, 0.0524, 0.3339), abs=5e-5
+    )
 
 
 def test_impossible_counts_are_refused():
@@ -66,7 +68,7 @@ def rows(policy, split, skill, outcomes, failure="time ran out"):
 def test_crashed_episodes_are_in_no_rate():
     mixed = rows("trained", "train", "touch", [True, False, None, True])
     rate = success.count(mixed)
-    assert rate == Rate(2, 3, crashed=1)
+    assert rate == SuccessRate(2, 3, crashed=1)
     assert success.failures(mixed) == {"time ran out": 1}
     assert success.table(mixed)["trained"]["train"]["all"] == rate
 
@@ -90,7 +92,7 @@ def test_the_gap_is_put_into_words(seen, held_out, floor, says):
     all_rows += rows("trained", "train", "stack", [False] * 50)
     (gap,) = gaps(all_rows)
     assert gap.skills == ("touch",)
-    assert gap.seen == Rate(sum(seen), 50)
+    assert gap.seen == SuccessRate(sum(seen), 50)
     assert says in gap.sentence
 
 
@@ -121,7 +123,7 @@ def test_tasks_never_demonstrated_are_compared_with_all_seen_ones(held_out, says
     all_rows += rows("untrained", "train", "push", outcomes(1))
     (gap,) = gaps(all_rows)
     assert gap.skills == ("reach", "push", "sweep")
-    assert (gap.seen, gap.held_out) == (Rate(90, 100), Rate(held_out, 50))
+    assert (gap.seen, gap.held_out) == (SuccessRate(90, 100), SuccessRate(held_out, 50))
     assert gap.sentence.startswith(f"90% on seen tasks, {held_out / 50:.0%} on held-out task")
     assert says in gap.sentence
     assert "all seen tasks with all held-out ones, 2 tasks against 1 task" in gap.sentence
@@ -149,7 +151,7 @@ def test_following_the_instruction_is_put_into_words(asked, instead, says):
     for i, row in enumerate(told):
         row["instead"] = asked <= i < asked + instead
     found = success.following(told)
-    assert (found.asked, found.instead) == (Rate(asked, 50, 1), Rate(instead, 50, 1))
+    assert (found.asked, found.instead) == (SuccessRate(asked, 50, 1), SuccessRate(instead, 50, 1))
     assert says in found.sentence
     assert success.verdict(told) == [found.sentence]
     assert success.following(rows("trained", "train", "touch", [True])) is None
@@ -174,7 +176,7 @@ def test_steps_to_success_are_of_successes_alone():
 def test_a_plan_is_paired_and_leaves_out_what_does_not_exist():
     plan = Suite("tabletop", "", ("train", "held_out_family"), ("touch", "lift"), 2, seed=7).plan()
     pairs = [("train", "touch"), ("train", "lift"), ("held_out_family", "lift")]
-    assert plan == [Episode(*pair, seed) for seed in (7, 8) for pair in pairs]
+    assert plan == [EpisodePlan(*pair, seed) for seed in (7, 8) for pair in pairs]
     assert plan[0].options == {"split": "train", "skills": ["touch"]}
 
 
@@ -220,7 +222,7 @@ def test_suites_by_name_and_from_a_config():
         suites.named("tabletop_quik", {"kind": "tabletop"})
     config = EvaluateConfig(episodes=3, splits=("train",))
     plan = suites.from_config({"kind": "tabletop"}, config, ["push"]).plan()
-    assert plan == [Episode("train", "push", config.seed + i) for i in range(3)]
+    assert plan == [EpisodePlan("train", "push", config.seed + i) for i in range(3)]
 
 
 # Rollouts
@@ -252,7 +254,7 @@ class Forward:
         return np.stack(out).astype(np.float32)
 
 
-PLAN = [Episode("train", skill, seed) for seed in range(6) for skill in ("walk", "run")]
+PLAN = [EpisodePlan("train", skill, seed) for seed in range(6) for skill in ("walk", "run")]
 SETUP = {"checkpoint": 1}
 
 
@@ -261,7 +263,7 @@ def goal_of(env, seed, options):
 
 
 def roll_out(directory, kind=Walk, workers=0, policy=None, videos=0, tell=("language",)):
-    results, seen = Results(directory, SETUP, videos), []
+    results, seen = ResultsFile(directory, SETUP, videos), []
     with EnvPool(functools.partial(make, kind), 4, workers) as pool:
         timing = rollouts.run(
             policy or Forward(4), "trained", PLAN, pool, results, seen.append, tell, goal_of
@@ -323,7 +325,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_result(tmp_path):
 
 def test_rows_of_another_setup_are_put_aside(tmp_path):
     roll_out(tmp_path)
-    other = Results(tmp_path, {"checkpoint": 2})
+    other = ResultsFile(tmp_path, {"checkpoint": 2})
     assert other.rows == []
     assert len((tmp_path / "results.old.jsonl").read_text().splitlines()) == 1 + len(PLAN)
 
@@ -368,7 +370,7 @@ def test_a_row_says_whether_another_task_was_done(tmp_path):
 
 def test_the_task_is_named_as_the_run_knows_it(tmp_path):
     policy = Forward(4)
-    results = Results(tmp_path, SETUP)
+    results = ResultsFile(tmp_path, SETUP)
     with EnvPool(make, 4, 0) as pool:
         name = lambda info: f"robot of {info['instruction']}"
         rollouts.run(policy, "trained", PLAN[:4], pool, results, print, ("task_id",), goal_of, name)
@@ -431,7 +433,7 @@ def test_the_report_goes_on_without_a_film_and_says_so(tmp_path, monkeypatch):
 
 
 def test_mismatches_are_refused(tmp_path):
-    results = Results(tmp_path, SETUP)
+    results = ResultsFile(tmp_path, SETUP)
     with EnvPool(make, 4, 0) as pool, pytest.raises(ValueError, match="size is 2, the pool has 4"):
         rollouts.run(Forward(2), "trained", PLAN, pool, results, print)
     with pytest.raises(ValueError, match="execute is 4; the policy predicts 3"):
@@ -468,7 +470,7 @@ def test_results_are_plain_json(tmp_path):
         *("policy", "split", "skill", "seed", "task", "instruction"),
         *("success", "failure", "steps", "return", "actions"),
     }
-    assert dataclasses.astuple(Episode("train", "walk", 0)) == ("train", "walk", 0)
+    assert dataclasses.astuple(EpisodePlan("train", "walk", 0)) == ("train", "walk", 0)
 
 
 # All of it
@@ -515,7 +517,7 @@ def test_from_a_run_to_its_report(tmp_path):
     assert all(r["success"] is not None for r in rows)
     proprio = np.zeros((5, policy_fakes.P), np.float32)
     images = np.zeros((5, 20, 20, 3), np.uint8)
-    shown = Demonstration({"image_primary": images, "proprio": proprio}, proprio, "touch it")
+    shown = DemonstratedEpisode({"image_primary": images, "proprio": proprio}, proprio, "touch it")
     chunks = evaluation.imitate([shown, shown], samples=3)
     assert chunks.predicted.shape == (2, 3, policy_fakes.H, policy_fakes.A)
     assert chunks.mask[:, 0].all()

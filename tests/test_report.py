@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from octolike.evaluation import figures, report, success
-from octolike.evaluation.figures import Chunks, Clip
-from octolike.evaluation.report import Curves, Material
+from octolike.evaluation.figures import ChunkComparison, VideoClip
+from octolike.evaluation.report import LearningCurves, ReportContent
 
 SPLITS = ("train", "held_out_combination")
 
@@ -44,7 +44,7 @@ def rows():
 def clips():
     pictures = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
     trained = [r for r in rows() if r["policy"] == "trained"]
-    return [Clip(r, pictures) for r in trained[3:6]]
+    return [VideoClip(r, pictures) for r in trained[3:6]]
 
 
 def chunks():
@@ -55,17 +55,21 @@ def chunks():
     mask[0, 2:] = False
     pictures = np.zeros((2, 8, 8, 3), np.uint8)
     predicted = np.repeat(demonstrated[:, None], 3, axis=1)
-    return Chunks(pictures, ["go", ""], ["x", "roll", "gripper"], demonstrated, mask, predicted)
+    return ChunkComparison(
+        pictures, ["go", ""], ["x", "roll", "gripper"], demonstrated, mask, predicted
+    )
 
 
 @pytest.fixture(scope="module")
 def material():
-    return Material(
+    return ReportContent(
         "a <small> run",
         {"network": "3 parameters"},
         {"checkpoint": 7},
         rows(),
-        Curves([(0, 2.0), (10, 1.0)], {"table": [(10, 1.5)]}, {"table": [(10, 0.4)]}, seconds=75.0),
+        LearningCurves(
+            [(0, 2.0), (10, 1.0)], {"table": [(10, 1.5)]}, {"table": [(10, 0.4)]}, seconds=75.0
+        ),
         clips(),
         chunks(),
         ["9 steps/s"],
@@ -143,14 +147,16 @@ def test_the_headline_of_crashes_has_no_rate_of_nothing(tmp_path):
     assert report.headline(floor).endswith("; the untrained network crashed in all 10.")
     every = [r | crash for r in rows()]
     assert report.headline(every) == "No episode was finished: all 20 crashed."
-    page = report.write(Material("x", {}, {}, every), tmp_path, tmp_path / "page.html").read_text()
+    page = report.write(
+        ReportContent("x", {}, {}, every), tmp_path, tmp_path / "page.html"
+    ).read_text()
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
     assert "nan" not in report.text_table(every)
 
 
 def test_a_report_of_bare_results_leaves_the_rest_out(material, tmp_path):
     trained = [r for r in rows() if r["policy"] == "trained" and r["split"] == "train"]
-    bare = Material("bare", {}, {}, trained)
+    bare = ReportContent("bare", {}, {}, trained)
     page = report.write(bare, tmp_path / "pieces", tmp_path / "page.html").read_text()
     assert "Does it imitate?" not in page
     assert "Watch it" not in page
@@ -169,7 +175,7 @@ def test_crashes_are_on_the_page(material, tmp_path):
 
 def test_no_results_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no results of the trained policy"):
-        report.write(Material("x", {}, {}, []), tmp_path, tmp_path / "page.html")
+        report.write(ReportContent("x", {}, {}, []), tmp_path, tmp_path / "page.html")
 
 
 def test_the_terminal_table(material):
@@ -192,5 +198,5 @@ def test_durations_in_words():
 
 def test_first_clips_differ_in_skill():
     row = rows()[0]
-    many = [Clip({**row, "skill": s, "seed": i}, []) for i, s in enumerate("aaabbc")]
+    many = [VideoClip({**row, "skill": s, "seed": i}, []) for i, s in enumerate("aaabbc")]
     assert [c.row["skill"] for c in report._spread(many)] == ["a", "b", "c", "a", "b", "a"]

@@ -56,19 +56,19 @@ def run(script, monkeypatch, *arguments):
 
 def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkeypatch):
     from octolike.data.pipeline import excerpts
-    from octolike.evaluation.transfer import after, before, study
+    from octolike.evaluation.transfer import group_comparison, study, transfer_effects
 
     roots = []
     monkeypatch.setattr(excerpts, "of_mix", lambda data, **_: roots.append(data.root))
     for module, name in (
-        (before, "samples"),
+        (group_comparison, "samples"),
         (study, "compare"),
-        (after, "measure_errors"),
-        (after, "demonstrations"),
+        (transfer_effects, "measure_errors"),
+        (transfer_effects, "demonstrations"),
     ):
         monkeypatch.setattr(module, name, lambda *_: None)
     monkeypatch.setattr(study, "write_report", lambda *_: None)
-    monkeypatch.setattr(study.report, "summary", lambda _: [])
+    monkeypatch.setattr(study.transfer_report, "summary", lambda _: [])
     script = load("transfer")
     commands = started(script, monkeypatch)
     arguments = ("--config", "configs/transfer.py:debug", "--seeds", "1")

@@ -10,10 +10,17 @@ import pytest
 from octolike.config import Config, load_module
 from octolike.data.specs.catalog import DATASETS
 from octolike.evaluation import evaluate
-from octolike.evaluation.success import Rate
-from octolike.evaluation.transfer import advice, after, before, during, report, study
+from octolike.evaluation.success import SuccessRate
+from octolike.evaluation.transfer import (
+    advice,
+    gradient_agreement,
+    group_comparison,
+    study,
+    transfer_effects,
+    transfer_report,
+)
 
-FACTS = before.facts(DATASETS["tabletop"])
+FACTS = group_comparison.facts(DATASETS["tabletop"])
 EPISODES, STEPS = 60, 8
 
 
@@ -34,7 +41,7 @@ def sample(
     action[:, :3] += 0.05 * noise * rng.normal(size=(n, 3))
     action[:, 6] = proprio[:, 6] - shift > 0
     images = np.zeros((n, 4, 4, 3)) + 0.5 * (target[:, :, None, None] + 1)
-    return before.Sample(
+    return group_comparison.GroupSample(
         name,
         facts,
         change(action) if change else action,
@@ -64,7 +71,7 @@ def test_where_each_wording_is_rare_the_same_task_counts(base):
 
 
 def test_clearly_opposite_actions_are_found_where_a_group_has_no_like_states_of_its_own():
-    made = before.Dimension("dx", "m", 0, 0, 0, 0, 0.2, -0.8, 1, 0)
+    made = group_comparison.DimensionComparison("dx", "m", 0, 0, 0, 0, 0.2, -0.8, 1, 0)
     assert made.kind == "mirrored"
     assert dataclasses.replace(made, across=-0.3).kind == "unknown"
     assert dataclasses.replace(made, across=np.nan).kind == "unknown"
@@ -80,7 +87,7 @@ def base():
 
 
 def compared(base, other):
-    pair = before.compare(base, other)
+    pair = group_comparison.compare(base, other)
     return pair, advice.advise(base.facts, other.facts, pair)
 
 
@@ -114,7 +121,7 @@ def test_rescaled_actions_in_the_same_scene_are_found(base):
     assert said.verdict == "separate heads"
     # by itself, each is the same again: what an embodiment record of its own makes of it
     assert pair.dimensions[0].scaled > 3 * pair.dimensions[0].normalised
-    turned = before.compare(sample("big", 1, rescaled), base)
+    turned = group_comparison.compare(sample("big", 1, rescaled), base)
     assert turned.dimensions[0].ratio == pytest.approx(1 / 2.5, rel=0.15)
 
 
@@ -142,7 +149,7 @@ def test_opposite_tasks_of_other_instructions_are_no_conflict_of_the_same_one(ba
         second = s.instruction == "two"
         action = np.where(second[:, None], mirrored(s.action), s.action) * sign
         swapped.append(dataclasses.replace(s, action=mirrored(action) if s.name == "a" else action))
-    pair = before.compare(*swapped)
+    pair = group_comparison.compare(*swapped)
     assert pair.of_kind("mirrored") == ()
     assert "dy" in pair.of_kind("same")
 
@@ -174,7 +181,7 @@ def test_an_episode_does_not_vouch_for_itself(base):
     assert alone.probes == 0
     assert {d.kind for d in alone.dimensions} == {"unknown"}
     company, _ = compared(told_apart(base, 4), told_apart(twin, 4))
-    assert company.probes >= before.FEWEST
+    assert company.probes >= group_comparison.FEWEST
 
 
 def test_a_sample_is_cut_by_episodes_and_few_are_an_error(base):
@@ -183,16 +190,18 @@ def test_a_sample_is_cut_by_episodes_and_few_are_an_error(base):
     assert len(one) + len(two) == len(base)
     few = base.take(base.episode < 3)
     with pytest.raises(ValueError, match="base has 3 episodes; a comparison needs at least 4"):
-        before.compare_all([few, few])
+        group_comparison.compare_all([few, few])
 
 
 def test_distances_are_what_they_are_called():
     x = np.random.default_rng(0).normal(size=(4000, 2))
     moved = x + [3.0, 0.0]
-    assert before.wasserstein(x, moved) == pytest.approx([3, 0])
-    assert before.wasserstein(x, 2 * x)[0] == pytest.approx(np.abs(x[:, 0]).mean(), rel=0.05)
+    assert group_comparison.wasserstein(x, moved) == pytest.approx([3, 0])
+    assert group_comparison.wasserstein(x, 2 * x)[0] == pytest.approx(
+        np.abs(x[:, 0]).mean(), rel=0.05
+    )
     # the mean over directions of |3 cos| is 6 / π
-    assert before.sliced(x, moved) == pytest.approx(6 / np.pi, rel=0.15)
+    assert group_comparison.sliced(x, moved) == pytest.approx(6 / np.pi, rel=0.15)
 
 
 def change(**rest):
@@ -236,11 +245,11 @@ def test_rows_that_do_not_agree_are_named(base, other, verdict, about):
     ],
 )
 def test_end_effectors_of_real_rows(row, kind):
-    assert advice.effector(before.facts(DATASETS[row])) == kind
+    assert advice.effector(group_comparison.facts(DATASETS[row])) == kind
 
 
 def test_every_row_has_an_action_space_in_words():
-    spaces = {name: advice.space(before.facts(row)) for name, row in DATASETS.items()}
+    spaces = {name: advice.space(group_comparison.facts(row)) for name, row in DATASETS.items()}
     assert spaces["bridge_dataset"] == "end-effector"
     assert spaces["aloha_static_dataset"].startswith("two arms' joint angles")
     assert "other actions" not in spaces.values() or len(set(spaces.values())) > 3
@@ -256,11 +265,11 @@ def test_gradients_of_one_kind_agree_as_much_as_those_of_two_that_are_alike():
         halves.append(unit(a[0]) @ unit(a[1]))
         wholes.append(unit(a.sum(axis=0)) @ unit(b.sum(axis=0)))
     assert np.mean(wholes) - np.mean(halves) > 0.1
-    assert during.of_wholes(np.array([np.mean(halves)]))[0] == pytest.approx(
+    assert gradient_agreement.of_wholes(np.array([np.mean(halves)]))[0] == pytest.approx(
         np.mean(wholes), abs=0.02
     )
     rows = [row(k, 0.5, within=r) for k, r in enumerate((0.4, 0.6))]
-    found = during.summarize("both", ("a", "b"), rows, np.nan)
+    found = gradient_agreement.summarize("both", ("a", "b"), rows, np.nan)
     np.testing.assert_allclose(found.within, [2 / 3, np.nan])
 
 
@@ -284,7 +293,7 @@ def test_comparisons_of_gradients_are_summed_up():
     rows = [row(10 * i, c) for i, c in enumerate(cosines)]
     for r in rows:
         r["modules"]["heads_own"] = {"cosine": [[1.0, None], [None, 1.0]], "conflict_rate": None}
-    found = during.summarize("together", ["a", "b"], rows, 3.5)
+    found = gradient_agreement.summarize("together", ["a", "b"], rows, 3.5)
     assert found.cosine[0, 1] == pytest.approx(cosines.mean(), abs=1e-6)
     early, *later = found.periods
     assert [(p.first, p.last) for p in found.periods] == [(0, 130), (140, 260), (270, 390)]
@@ -296,9 +305,11 @@ def test_comparisons_of_gradients_are_summed_up():
     assert "from step 140 to 260 (cosine -0.3" in " ".join(x.sentence for x in conflicts_found)
     assert 0.5 < found.rate < 0.8
     assert list(found.modules) == ["heads_action"]
-    assert len(found.curve) == during.WINDOWS
+    assert len(found.curve) == gradient_agreement.WINDOWS
     assert json.dumps(found.to_json(), allow_nan=False)
-    friends = during.summarize("x", ["a", "b"], [row(i, 0.01 * (-1) ** i) for i in range(20)], 1.0)
+    friends = gradient_agreement.summarize(
+        "x", ["a", "b"], [row(i, 0.01 * (-1) ** i) for i in range(20)], 1.0
+    )
     assert friends.conflicting() == []
 
 
@@ -307,7 +318,10 @@ def test_a_conflict_is_seldom_found_where_there_is_none():
     runs = [
         [row(i, c) for i, c in enumerate(0.3 * rng.normal(size=30))] for _ in range(200)
     ]  # expected gradients at right angles
-    flagged = [bool(during.summarize("x", ["a", "b"], rows, 1.0).conflicting()) for rows in runs]
+    flagged = [
+        bool(gradient_agreement.summarize("x", ["a", "b"], rows, 1.0).conflicting())
+        for rows in runs
+    ]
     assert np.mean(flagged) < 0.06  # 2.5 % expected
 
 
@@ -315,57 +329,72 @@ def test_the_cost_of_a_comparison_is_in_steps():
     """100 steps of 0.1 s and two comparisons of 2 s between two lines of the log: 20 steps."""
     log = [{"step": s, "seconds": s * 0.1 + 2.0 * s / 50, "loss": 1.0} for s in (100, 200, 300)]
     rows = [row(s, 0.1) for s in range(0, 300, 50)]
-    assert during.cost(rows, log) == pytest.approx(20)
-    assert np.isnan(during.cost(rows, log[:1]))
+    assert gradient_agreement.cost(rows, log) == pytest.approx(20)
+    assert np.isnan(gradient_agreement.cost(rows, log[:1]))
 
 
 def rates(*successes, episodes=50):
-    return tuple(Rate(s, episodes) for s in successes)
+    return tuple(SuccessRate(s, episodes) for s in successes)
 
 
 def variants(together, alone):
     """Return variants of two groups, the second one unharmed; and a remedy, as good as alone."""
-    good = after.Result(rates(40, 41, 39), (0.3, 0.31, 0.3))
-    a, alone_a = after.Result(rates(*together), (0.2, 0.2)), after.Result(rates(*alone), (0.2, 0.2))
+    good = transfer_effects.GroupResult(rates(40, 41, 39), (0.3, 0.31, 0.3))
+    a, alone_a = (
+        transfer_effects.GroupResult(rates(*together), (0.2, 0.2)),
+        transfer_effects.GroupResult(rates(*alone), (0.2, 0.2)),
+    )
     return {
-        "told": after.Variant(("a", "b"), 200, {"a": alone_a, "b": good}),
-        "default": after.Variant(("a", "b"), 200, {"a": a, "b": good}),
-        "alone": after.Variant(("a",), 100, {"a": alone_a}),
-        "other": after.Variant(("b",), 100, {"b": good}),
+        "told": transfer_effects.VariantResults(("a", "b"), 200, {"a": alone_a, "b": good}),
+        "default": transfer_effects.VariantResults(("a", "b"), 200, {"a": a, "b": good}),
+        "alone": transfer_effects.VariantResults(("a",), 100, {"a": alone_a}),
+        "other": transfer_effects.VariantResults(("b",), 100, {"b": good}),
     }
 
 
 def test_negative_transfer_is_flagged_beyond_chance_only():
-    hurt = after.effects(variants((10, 12, 11), (40, 42, 41)))
+    hurt = transfer_effects.effects(variants((10, 12, 11), (40, 42, 41)))
     of_a = [e for e in hurt if e.group == "a" and e.measure == "success"]
     assert [e.kind for e in of_a] == ["default", "told"]
     assert [e.verdict for e in of_a] == ["hurts", "undecided"]
     assert of_a[0].gain == pytest.approx(-0.6)
     assert of_a[0].sentence.startswith("a in 'default' (200 against 100 steps): worse (success 82%")
     assert {e.verdict for e in hurt if e.group == "b"} == {"undecided"}
-    words = report.effects_in_words(hurt)
+    words = transfer_report.effects_in_words(hurt)
     assert "hurts in 1" in words
     assert "Negative transfer: a in 'default'" in words
-    lucky = after.effects(variants((38, 41, 43), (40, 42, 41)))
+    lucky = transfer_effects.effects(variants((38, 41, 43), (40, 42, 41)))
     assert {e.verdict for e in lucky} == {"undecided"}
-    assert after.effects({"alone": variants((1,), (1,))["alone"]}) == []
+    assert transfer_effects.effects({"alone": variants((1,), (1,))["alone"]}) == []
 
 
 def test_seeds_that_disagree_widen_the_interval():
     """Pooled over episodes the difference is sure; over three seeds that vary it is not."""
-    shared, alone = after.Result(rates(5, 48, 46)), after.Result(rates(45, 44, 46))
-    _, low, high = after.gain("success", shared, alone)
+    shared, alone = (
+        transfer_effects.GroupResult(rates(5, 48, 46)),
+        transfer_effects.GroupResult(rates(45, 44, 46)),
+    )
+    _, low, high = transfer_effects.gain("success", shared, alone)
     assert low < 0 < high
-    one = after.gain("success", after.Result(rates(5)), after.Result(rates(45)))
+    one = transfer_effects.gain(
+        "success", transfer_effects.GroupResult(rates(5)), transfer_effects.GroupResult(rates(45))
+    )
     assert one[2] < 0
 
 
 def test_welch_is_the_textbook_interval():
-    d, low, high = after.welch([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
+    d, low, high = transfer_effects.welch([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
     assert d == -4  # s² = 1 and 4, se = √(5/3), 2.94 degrees of freedom, t = 3.218
     assert (low, high) == pytest.approx((-4 - 4.154, -4 + 4.154), abs=0.02)
-    assert np.isnan(after.welch([1.0], [1.0, 2.0])[1])
-    assert after.gain("error", after.Result((), (0.1, 0.1)), after.Result((), (0.3, 0.3)))[0] > 0
+    assert np.isnan(transfer_effects.welch([1.0], [1.0, 2.0])[1])
+    assert (
+        transfer_effects.gain(
+            "error",
+            transfer_effects.GroupResult((), (0.1, 0.1)),
+            transfer_effects.GroupResult((), (0.3, 0.3)),
+        )[0]
+        > 0
+    )
 
 
 def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
@@ -393,7 +422,7 @@ def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
         (folder / "results.jsonl").write_text(text)
     if error is not None:
         errors = {"step": 100, "errors": dict.fromkeys(datasets, error)}
-        (run / after.ERRORS).write_text(json.dumps(errors))
+        (run / transfer_effects.ERRORS).write_text(json.dumps(errors))
     return run
 
 
@@ -420,12 +449,12 @@ def runs(tmp_path):
 
 
 def test_runs_are_read_by_group(runs):
-    found = after.read(after.find(runs))
-    assert found["together"].results["t_touch"].pooled == Rate(33, 40)
-    assert found["together"].results["t_lift"].pooled == Rate(4, 40)
+    found = transfer_effects.read(transfer_effects.find(runs))
+    assert found["together"].results["t_touch"].pooled == SuccessRate(33, 40)
+    assert found["together"].results["t_lift"].pooled == SuccessRate(4, 40)
     assert found["only_t_lift"].results.keys() == {"t_lift"}
     assert found["without_t_lift"].results["t_push"].error == pytest.approx((0.3, 0.31))
-    effects = after.effects(found)
+    effects = transfer_effects.effects(found)
     hurts = {(e.kind, e.group) for e in effects if e.verdict == "hurts"}
     assert hurts == {("together", "t_lift"), ("together_short", "t_lift")}
     brought = [e for e in effects if e.kind == "from" and e.measure == "success"]
@@ -436,9 +465,9 @@ def test_runs_are_read_by_group(runs):
 def test_a_shared_run_before_any_alone_is_no_error(tmp_path):
     wins = {"touch": 18, "push": 1}
     make_run(tmp_path, "together-0", ["t_touch", "t_push"], ("touch", "push"), wins, 0.3)
-    found = after.read(after.find(tmp_path))
-    assert found["together"].results["t_push"] == after.Result((), (0.3,))
-    assert after.effects(found) == []
+    found = transfer_effects.read(transfer_effects.find(tmp_path))
+    assert found["together"].results["t_push"] == transfer_effects.GroupResult((), (0.3,))
+    assert transfer_effects.effects(found) == []
 
 
 def test_robots_of_one_table_are_told_apart(tmp_path):
@@ -448,10 +477,10 @@ def test_robots_of_one_table_are_told_apart(tmp_path):
         make_run(tmp_path, f"default-{seed}", list(both), ("touch", "push"), wins, robots=both)
     alone = {"mirrored": ["mirrored"]}
     make_run(tmp_path, "alone-0", ["mirrored"], ("touch", "push"), {"touch": 19, "push": 18})
-    found = after.read(after.find(tmp_path))
-    assert found["default"].results["mirrored"].success == (Rate(2, 40), Rate(2, 40))
-    assert found["default"].results["tabletop"].pooled == Rate(72, 80)
-    (effect,) = after.effects(found)
+    found = transfer_effects.read(transfer_effects.find(tmp_path))
+    assert found["default"].results["mirrored"].success == (SuccessRate(2, 40), SuccessRate(2, 40))
+    assert found["default"].results["tabletop"].pooled == SuccessRate(72, 80)
+    (effect,) = transfer_effects.effects(found)
     assert (effect.group, effect.verdict) == ("mirrored", "hurts")
     assert alone.keys() == found["alone"].results.keys()
 
@@ -468,7 +497,10 @@ def test_the_report_holds_everything(runs, base):
     assert data["before"]["advice"][0]["verdict"] == "separate heads"
     assert data["during"]["together"]["comparisons"] == 16
     assert {e["verdict"] for e in data["after"]} == {"hurts", "undecided"}
-    assert before.Pair.from_json(data["before"]["pairs"][0]).to_json() == data["before"]["pairs"][0]
+    assert (
+        group_comparison.GroupComparison.from_json(data["before"]["pairs"][0]).to_json()
+        == data["before"]["pairs"][0]
+    )
     for picture in ("pairs", "dimensions", "gradients_together", "effects"):
         assert (runs / "transfer" / f"{picture}.png").stat().st_size > 10_000
     assert material.names == ["base", "mirror", "far"]
@@ -499,13 +531,15 @@ def test_one_dataset_is_compared_by_its_tasks():
         )
 
     rows = [episode("lift/red", "lift it")] * 5 + [episode("", "push")] * 4 + [episode("", "no")]
-    one, two = before.samples([(DATASETS["tabletop"], rows)])
+    one, two = group_comparison.samples([(DATASETS["tabletop"], rows)])
     assert (one.name, two.name, len(one), len(two)) == ("lift", "push", 15, 12)
     assert one.images.shape == (15, 4, 4, 3)
-    mixed = before.sample("x", DATASETS["tabletop"], [rows[0], episode("", "", pictures=False)])
+    mixed = group_comparison.sample(
+        "x", DATASETS["tabletop"], [rows[0], episode("", "", pictures=False)]
+    )
     assert mixed.images is None
     with pytest.raises(ValueError, match="one dataset, with 1 tasks of at least 4 of 5 episodes"):
-        before.samples([(DATASETS["tabletop"], rows[:5])])
+        group_comparison.samples([(DATASETS["tabletop"], rows[:5])])
 
 
 class Perfect:
@@ -529,17 +563,17 @@ class Perfect:
 
 def test_held_out_errors_are_in_standard_deviations_of_the_group():
     t = np.arange(8)[:, None] * np.array([[0.1, 0.1, 0.0]]) + [[0, 0, 5.0]]
-    chunks = [evaluate.Demonstration({"proprio": t}, t, "go", "go/red")] * 3
+    chunks = [evaluate.DemonstratedEpisode({"proprio": t}, t, "go", "go/red")] * 3
     config = Config()
     config.evaluate.tell, config.data.tasks = ("language", "task_id"), "label"
     policy = Perfect(np.zeros(3))
     # a dimension that does not move in the demonstrations does not count
-    assert after._error(policy, "g", chunks, config) == pytest.approx(0)
+    assert transfer_effects._error(policy, "g", chunks, config) == pytest.approx(0)
     assert policy.told[0] == {"instruction": "go", "goal_images": None, "task_id": "go/red"}
     config.data.tasks = "dataset"
     policy = Perfect(np.array([0.2, 0.0, 9.0]))
     spread = t[:, 0].std()
-    assert after._error(policy, "g", chunks, config) == pytest.approx(0.1 / spread)
+    assert transfer_effects._error(policy, "g", chunks, config) == pytest.approx(0.1 / spread)
     assert policy.told[0]["task_id"] == "g"
 
 
@@ -555,20 +589,22 @@ def test_the_runs_of_a_study_compare_gradients_where_there_are_groups(name, more
 
 def test_held_out_errors_are_measured_anew_where_anything_changed(runs, monkeypatch):
     run, calls = runs / "only_t_touch-0", []
-    config = after.config_of(run)
+    config = transfer_effects.config_of(run)
     arm = SimpleNamespace(name="arm", datasets=["t_touch"])
     loaded = SimpleNamespace(step=100, config=config, names=arm, embodiments=[arm])
-    monkeypatch.setattr(after, "load_run", lambda run: loaded)
-    monkeypatch.setattr(after, "Policy", lambda *args: None)
-    monkeypatch.setattr(after, "_error", lambda *args: calls.append(args) or 0.25)
-    held_out = {"t_touch": [after.Demonstration({}, np.zeros((3, 2), np.float32), "touch")]}
+    monkeypatch.setattr(transfer_effects, "load_run", lambda run: loaded)
+    monkeypatch.setattr(transfer_effects, "Policy", lambda *args: None)
+    monkeypatch.setattr(transfer_effects, "_error", lambda *args: calls.append(args) or 0.25)
+    held_out = {
+        "t_touch": [transfer_effects.DemonstratedEpisode({}, np.zeros((3, 2), np.float32), "touch")]
+    }
     for _ in range(2):
-        after.measure_errors(run, held_out)
+        transfer_effects.measure_errors(run, held_out)
     assert len(calls) == 1
-    assert after.read({"alone": [run]})["alone"].results["t_touch"].error == (0.25,)
+    assert transfer_effects.read({"alone": [run]})["alone"].results["t_touch"].error == (0.25,)
     held_out["t_touch"][0].action[0] = 1
-    after.measure_errors(run, held_out)
+    transfer_effects.measure_errors(run, held_out)
     loaded.step = 50
-    after.measure_errors(run, held_out)
+    transfer_effects.measure_errors(run, held_out)
     assert len(calls) == 3
-    assert after.read({"alone": [run]})["alone"].results["t_touch"].error == ()
+    assert transfer_effects.read({"alone": [run]})["alone"].results["t_touch"].error == ()

@@ -47,7 +47,7 @@ WAYS = {"recorded": "as recorded", "round_trip": "normalised and un-normalised"}
 SAMPLES = 4  # chunks per frame, to know how much the noise explains
 
 
-class Demonstrated(Protocol):
+class ReplayableDemonstration(Protocol):
     """What a replay needs: octolike.data.pipeline.recorded.RecordedEpisode."""
 
     skill: str
@@ -57,7 +57,7 @@ class Demonstrated(Protocol):
     observation: Mapping[str, np.ndarray]
 
 
-class Framed(Protocol):
+class RecordedFrames(Protocol):
     """What a comparison needs: octolike.data.pipeline.recorded.RecordedFrames."""
 
     observations: Sequence[Mapping[str, np.ndarray | None]]
@@ -68,7 +68,7 @@ class Framed(Protocol):
 
 
 @dataclass(frozen=True)
-class Replayed:
+class DemonstrationReplays:
     """A demonstration's two replays; the crash text replaces a replay that crashed."""
 
     skill: str
@@ -78,7 +78,7 @@ class Replayed:
 
 
 @dataclass(frozen=True)
-class Difference:
+class InputDifference:
     """The first place at which a key of the network's input differs, and how many values do."""
 
     key: str
@@ -90,11 +90,11 @@ class Difference:
 
 
 @dataclass
-class Compared:
+class FrameComparison:
     """What the frames of one dataset showed.
 
-    keys: {key: values compared}; different: one Difference per key that differs; unread: keys that
-    the network does not read. errors: float [n, SAMPLES, H, A], of the policy's chunks in
+    keys: {key: values compared}; different: one InputDifference per differing key; unread:
+    keys that the network does not read. errors: float [n, SAMPLES, H, A], of the policy's chunks in
     normalised units, and mask bool [n, H, A]; units: the largest difference between the recorded
     actions and the batch's, un-normalised, as a part of each dimension's scale; clipped: the share
     of action values that the record's bounds cut off, which no policy can learn.
@@ -102,7 +102,7 @@ class Compared:
 
     dataset: str
     keys: dict[str, int] = field(default_factory=dict)
-    different: dict[str, Difference] = field(default_factory=dict)
+    different: dict[str, InputDifference] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
     names: tuple[str, ...] = ()
     errors: list[np.ndarray] = field(default_factory=list)
@@ -142,12 +142,12 @@ class Compared:
 
 
 def replay_all(
-    demonstrations: Iterable[Demonstrated],
+    demonstrations: Iterable[ReplayableDemonstration],
     embodiment: Embodiment,
     environment: Mapping[str, Any],
     progress: Callable[[], Any],
     workers: int = 0,
-) -> list[Replayed]:
+) -> list[DemonstrationReplays]:
     """Play demonstrations again, as recorded and through the robot's record, over processes.
 
     workers: 0: one per core. Raises RuntimeError where the simulator cannot be built.
@@ -161,7 +161,7 @@ def replay_all(
             replies = [pool.run({i: c[k] for i, (_, c) in enumerate(waiting)}) for k in (0, 1)]
             for i, (d, _) in enumerate(waiting):
                 found = (r[i].text if isinstance(r[i], EnvCrash) else r[i] for r in replies)
-                done.append(Replayed(d.skill, d.seed, *found))
+                done.append(DemonstrationReplays(d.skill, d.seed, *found))
                 progress()
             waiting.clear()
 
@@ -174,7 +174,7 @@ def replay_all(
     return done
 
 
-def _calls(d: Demonstrated, embodiment: Embodiment) -> list[CallCommand]:
+def _calls(d: ReplayableDemonstration, embodiment: Embodiment) -> list[CallCommand]:
     options = {"split": d.split, "skills": [d.skill]}
     back = embodiment.unnormalize_action(embodiment.normalize_action(d.actions))
     return [
@@ -182,9 +182,11 @@ def _calls(d: Demonstrated, embodiment: Embodiment) -> list[CallCommand]:
     ]
 
 
-def compare(policy: Policy, dataset: str, batches: Iterable[Framed], run: Run) -> Compared:
+def compare(
+    policy: Policy, dataset: str, batches: Iterable[RecordedFrames], run: Run
+) -> FrameComparison:
     """Hold the policy, called as on a robot, against training's pipeline and validation."""
-    out = Compared(dataset, names=tuple(policy.embodiment.action.names))
+    out = FrameComparison(dataset, names=tuple(policy.embodiment.action.names))
     seen, clipped = [], []
     for number, frames in enumerate(batches):
         seen.append(frames.batch)
@@ -224,11 +226,11 @@ def _task(policy: Policy, told: Any) -> Task:
 
 
 def _compare_inputs(
-    out: Compared,
+    out: FrameComparison,
     policy: Policy,
     observations: Sequence[Mapping[str, Any]],
     tasks: Sequence[Task],
-    frames: Framed,
+    frames: RecordedFrames,
 ) -> None:
     observation, task = policy.inputs(observations, tasks)
     ours = dict(types.flatten({"observation": observation, "task": task}))
@@ -247,24 +249,24 @@ def _compare_inputs(
         before = out.different.get(key)
         earlier = before.count if before else 0
         kept = vars(before or found) | {"count": earlier + found.count, "of": out.keys[key]}
-        out.different[key] = Difference(**kept)
+        out.different[key] = InputDifference(**kept)
 
 
 def first_difference(
     key: str, policy: np.ndarray | None, training: np.ndarray, places: Sequence[str]
-) -> Difference | None:
+) -> InputDifference | None:
     """Return where two arrays [n, ...] first differ, in value, shape or dtype; None: nowhere."""
     if policy is None or policy.shape != training.shape or policy.dtype != training.dtype:
         is_ = "nothing" if policy is None else f"{policy.dtype} {list(policy.shape)}"
         want = f"{training.dtype} {list(training.shape)}"
-        return Difference(key, "the whole array", is_, want, training.size, training.size)
+        return InputDifference(key, "the whole array", is_, want, training.size, training.size)
     apart = np.argwhere(policy != training)
     if not len(apart):
         return None
     at = tuple(apart[0].tolist())
     where = f"{places[at[0]]}: {key.rpartition('.')[2]}{list(at[1:])}"
     values = str(policy[at]), str(training[at])
-    return Difference(key, where, *values, len(apart), training.size)
+    return InputDifference(key, where, *values, len(apart), training.size)
 
 
 def _scale(embodiment: Embodiment) -> np.ndarray:
@@ -282,11 +284,11 @@ def _clipped(embodiment: Embodiment, actions: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """Both checks. why_no_replay: in words, where there were none."""
 
-    replays: Sequence[Replayed] = ()
-    compared: Sequence[Compared] = ()
+    replays: Sequence[DemonstrationReplays] = ()
+    compared: Sequence[FrameComparison] = ()
     simulator: str = ""
     why_no_replay: str = ""
 
@@ -356,7 +358,7 @@ class Report:
         }
 
 
-def draw(report: Report, path: Path) -> Path:
+def draw(report: CheckReport, path: Path) -> Path:
     """Draw drift over time per skill, and per dataset the error per dimension and per step."""
     panels = bool(report.replays) + 2 * len(report.compared)
     with matplotlib.rc_context(figures.STYLE):
@@ -380,7 +382,7 @@ def draw(report: Report, path: Path) -> Path:
         return figures.save(figure, path)
 
 
-def _inputs_table(c: Compared) -> list[str]:
+def _inputs_table(c: FrameComparison) -> list[str]:
     lines = [f"(b) {c.frames} frames of {c.dataset}, seen by the policy as by a robot"]
     for key, size in c.keys.items():
         d = c.different.get(key)
@@ -396,7 +398,7 @@ def _inputs_table(c: Compared) -> list[str]:
     return [*lines, cut] if c.clipped else lines
 
 
-def _draw_drift(axis: Any, replays: Sequence[Replayed]) -> None:
+def _draw_drift(axis: Any, replays: Sequence[DemonstrationReplays]) -> None:
     least = 1e-10  # where a logarithm shows what is exactly 0
     for i, skill in enumerate(sorted({r.skill for r in replays})):
         mine = [r for r in replays if r.skill == skill]
@@ -414,7 +416,7 @@ def _draw_drift(axis: Any, replays: Sequence[Replayed]) -> None:
     axis.legend(fontsize=8, ncol=2)
 
 
-def _replay_table(replays: Sequence[Replayed]) -> list[str]:
+def _replay_table(replays: Sequence[DemonstrationReplays]) -> list[str]:
     lines = [
         f"  {'':12}{'success':^22}{'drift of proprio':^22}{'of pixels, of 255':^22}",
         f"  {'skill':12}" + f"{'recorded':>11}{'via record':>11}" * 3,
@@ -431,7 +433,7 @@ def _replay_table(replays: Sequence[Replayed]) -> list[str]:
     return lines
 
 
-def _parted(r: Replayed, way: str) -> tuple[str, bool]:
+def _parted(r: DemonstrationReplays, way: str) -> tuple[str, bool]:
     """Return how a replay parts from its recording, "" for not at all; and whether at once."""
     x, what = getattr(r, way), f"{r.skill}, seed {r.seed}, actions {WAYS[way]}"
     if isinstance(x, str):
@@ -447,7 +449,9 @@ def _parted(r: Replayed, way: str) -> tuple[str, bool]:
     ), bool(away[0])
 
 
-def _replay_faults(replays: Sequence[Replayed], clipped: bool) -> tuple[list[str], list[str]]:
+def _replay_faults(
+    replays: Sequence[DemonstrationReplays], clipped: bool
+) -> tuple[list[str], list[str]]:
     """Return what is wrong with the replays, and what is remarkable only."""
     faults, remarks = [], []
     for way in WAYS:
@@ -462,7 +466,7 @@ def _replay_faults(replays: Sequence[Replayed], clipped: bool) -> tuple[list[str
     return faults, remarks
 
 
-def _faults(c: Compared) -> list[str]:
+def _faults(c: FrameComparison) -> list[str]:
     found = [
         f"{c.dataset}: {d.key}, first at {d.place}: the policy has {d.policy}, training "
         f"{d.training} ({d.count:,} of {d.of:,} values)"

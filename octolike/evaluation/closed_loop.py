@@ -71,7 +71,7 @@ class ClosedLoop:
         """
         policy, pool = self._ready(params, step)
         directory = Path(self._config.workdir) / DIRECTORY / f"{step:08d}"
-        results = rollouts.Results(directory, {"checkpoint": step})
+        results = rollouts.ResultsFile(directory, {"checkpoint": step})
         rollouts.run(
             policy,
             "trained",

@@ -15,34 +15,34 @@ from typing import Any
 import numpy as np
 
 from octolike.evaluation import figures, outcomes
-from octolike.evaluation.success import Rate, count
+from octolike.evaluation.success import SuccessRate, count
 from octolike.train import metrics
 from octolike.train.checkpoint import COSTS
 
 
 @dataclass(frozen=True)
-class Entry:
+class VariantSummary:
     """One variant over its seeds.
 
-    success: {split: one Rate per seed}, and where a run has several robots {"robot: split": …};
+    success: {split: one rate per seed}; "robot: split" for runs with several robots;
     action_error: per seed, in normalised units; step_seconds: per seed, the median over the run;
-    parameters, flops (per step): None where an older run did not write them; skills: {skill: Rate
-    over all seeds} on the first split; missing: episodes that crashed or were not run.
+    parameters, flops (per step): None where an older run did not write them; skills:
+    {skill: rate over all seeds} on the first split; missing: episodes that crashed or were not run.
     """
 
     variant: str
-    success: dict[str, tuple[Rate, ...]]
+    success: dict[str, tuple[SuccessRate, ...]]
     action_error: tuple[float, ...]
     step_seconds: tuple[float, ...]
     parameters: int | None
     flops: float | None
-    skills: dict[str, Rate] = field(default_factory=dict)
+    skills: dict[str, SuccessRate] = field(default_factory=dict)
     missing: int = 0
 
-    def pooled(self, split: str) -> Rate:
+    def pooled(self, split: str) -> SuccessRate:
         """Return the rate over all seeds' episodes."""
         rates = self.success.get(split, ())
-        return Rate(sum(r.successes for r in rates), sum(r.episodes for r in rates))
+        return SuccessRate(sum(r.successes for r in rates), sum(r.episodes for r in rates))
 
     @property
     def worst(self) -> str:
@@ -55,7 +55,7 @@ class Entry:
         return float(np.mean([r.rate for r in self.skills.values()])) if self.skills else np.nan
 
 
-def read(directory: str | Path) -> list[Entry]:
+def read(directory: str | Path) -> list[VariantSummary]:
     """Return the variants of a comparison, in alphabetical order, those with results alone.
 
     Episodes are those of the runs' own settings (`outcomes`). Raises FileNotFoundError where there
@@ -75,7 +75,7 @@ def read(directory: str | Path) -> list[Entry]:
     return [_entry(name, runs, several) for name, runs in variants.items()]
 
 
-def table(entries: Sequence[Entry], first: str = "") -> str:
+def table(entries: Sequence[VariantSummary], first: str = "") -> str:
     """Return a Markdown table, the variant `first` on top, then by success on the first split.
 
     A cell is the share over all seeds, its Wilson 95 % interval, and the lowest and highest seed.
@@ -108,13 +108,13 @@ def table(entries: Sequence[Entry], first: str = "") -> str:
     return "\n".join(lines)
 
 
-def ordered(entries: Sequence[Entry], first: str = "") -> list[Entry]:
+def ordered(entries: Sequence[VariantSummary], first: str = "") -> list[VariantSummary]:
     """Return the entries, `first` on top, then the most successful ones."""
     split = next(iter(entries[0].success))
     return sorted(entries, key=lambda e: (e.variant != first, -e.pooled(split).rate))
 
 
-def draw(entries: Sequence[Entry], path: Path, first: str = "") -> Path:
+def draw(entries: Sequence[VariantSummary], path: Path, first: str = "") -> Path:
     """Draw success per variant and split, with intervals and one dot per seed; return the path."""
     entries = ordered(entries, first)
     splits = list(dict.fromkeys(s for e in entries for s in e.success))
@@ -148,8 +148,8 @@ def _plain(split: str) -> str:
     return split.rpartition(": ")[2]
 
 
-def _entry(variant: str, runs: Sequence[Path], several: bool) -> Entry:
-    success: dict[str, list[Rate]] = {}
+def _entry(variant: str, runs: Sequence[Path], several: bool) -> VariantSummary:
+    success: dict[str, list[SuccessRate]] = {}
     errors, seconds, costs = [], [], {}
     first: list[dict[str, Any]] = []
     missing = 0
@@ -169,7 +169,7 @@ def _entry(variant: str, runs: Sequence[Path], several: bool) -> Entry:
         seconds.append(float(np.median(np.diff(at[:, 1]) / np.diff(at[:, 0]))))
         if (run / COSTS).exists():
             costs = json.loads((run / COSTS).read_text(encoding="utf-8"))
-    return Entry(
+    return VariantSummary(
         variant,
         {split: tuple(rates) for split, rates in success.items()},
         tuple(errors),
@@ -181,19 +181,19 @@ def _entry(variant: str, runs: Sequence[Path], several: bool) -> Entry:
     )
 
 
-def _skill_cells(entry: Entry, skills: Sequence[str]) -> list[str]:
+def _skill_cells(entry: VariantSummary, skills: Sequence[str]) -> list[str]:
     """Return the cells of each skill, of the worst one, and of the mean."""
     cells = [_rate_cell(entry.skills[s]) if s in entry.skills else "–" for s in skills]
     worst = f"{entry.worst} {entry.skills[entry.worst].rate:.0%}" if entry.worst else "–"
     return [*cells, worst.replace("%", " %"), f"{entry.mean:.0%}".replace("%", " %")]
 
 
-def _rate_cell(rate: Rate) -> str:
+def _rate_cell(rate: SuccessRate) -> str:
     low, high = rate.interval
     return f"{rate.rate:.0%} [{low:.0%}, {high:.0%}]".replace("%", " %")
 
 
-def _cell(entry: Entry, split: str) -> str:
+def _cell(entry: VariantSummary, split: str) -> str:
     rates = entry.success.get(split, ())
     if not rates:
         return "–"

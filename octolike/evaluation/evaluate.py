@@ -15,8 +15,8 @@ from octolike.config import Config, ConfigError
 from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import report, rollouts, suites
-from octolike.evaluation.figures import Chunks, Clip, duration
-from octolike.evaluation.report import Curves, Material
+from octolike.evaluation.figures import ChunkComparison, VideoClip, duration
+from octolike.evaluation.report import LearningCurves, ReportContent
 from octolike.evaluation.success import count
 from octolike.policy import Policy, Task
 from octolike.train import metrics
@@ -31,7 +31,7 @@ TOLD = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Demonstration:
+class DemonstratedEpisode:
     """A demonstrated episode as a robot saw it.
 
     observation: image_<camera> uint8 [T, h, w, 3], proprio float32 [T, P] in the robot's units;
@@ -131,9 +131,9 @@ class Evaluation:
             "batch": settings.batch,
         }
         pieces = self.directory / "evaluation" / self._own
-        self.results = rollouts.Results(pieces, self.setup, settings.videos)
+        self.results = rollouts.ResultsFile(pieces, self.setup, settings.videos)
         self._remarks = suites.caveats(self.plan, self.config.collect)
-        self._clips: list[Clip] = []
+        self._clips: list[VideoClip] = []
 
     def run(self) -> None:
         """Run every episode that has no result yet, trained and untrained, and film some.
@@ -183,7 +183,7 @@ class Evaluation:
             how = f"{pool.slots} environments at once"
             self._remarks.append(f"Throughput: {timing.sentence()}, {how}.")
 
-    def _film(self, pool: EnvPool) -> list[Clip]:
+    def _film(self, pool: EnvPool) -> list[VideoClip]:
         """Film the episodes of the trained policy whose actions were kept."""
         kept = [r for r in self.rows if r["policy"] == "trained" and r["actions"]]
         films = rollouts.film(pool, kept, self.results.directory)
@@ -194,10 +194,12 @@ class Evaluation:
                 bar.write(found)
                 self._remarks.append(found)
             else:
-                clips.append(Clip(row, found))
+                clips.append(VideoClip(row, found))
         return clips
 
-    def imitate(self, demonstrations: Sequence[Demonstration], samples: int = 6) -> Chunks:
+    def imitate(
+        self, demonstrations: Sequence[DemonstratedEpisode], samples: int = 6
+    ) -> ChunkComparison:
         """Let the policy act on one frame of each demonstration, beside what was demonstrated.
 
         The frames go through the door that a robot uses, not through the data pipeline: where the
@@ -222,7 +224,7 @@ class Evaluation:
             for s in range(samples)
         ]
         camera = next(iter(self.policy.image_shapes))
-        return Chunks(
+        return ChunkComparison(
             pictures=np.stack([frames[camera][-1] for frames in seen]),
             instructions=[d.instruction for d in demonstrations],
             names=names,
@@ -231,7 +233,7 @@ class Evaluation:
             predicted=np.stack(predicted, axis=1),
         )
 
-    def _task(self, demonstration: Demonstration) -> Task:
+    def _task(self, demonstration: DemonstratedEpisode) -> Task:
         tell = self.config.evaluate.tell
         ends = {k: v[-1] for k, v in demonstration.observation.items()}
         goals = {k.removeprefix("image_"): ends[k] for k in self.policy.goal_shapes}
@@ -243,9 +245,9 @@ class Evaluation:
             task_id=number if "task_id" in tell else None,
         )
 
-    def report(self, chunks: Chunks | None = None) -> Path:
+    def report(self, chunks: ChunkComparison | None = None) -> Path:
         """Write the report; returns the page's path, RUN/report.html."""
-        material = Material(
+        material = ReportContent(
             title=f"What {self.directory.name} learned" + (f": {self._own}" if self._own else ""),
             facts=self.facts(),
             setup=self.setup,
@@ -306,7 +308,7 @@ def task_namer(config: Config, policy: Policy) -> Callable[[Mapping[str, Any]], 
     return lambda info: info[key]
 
 
-def read_curves(directory: Path) -> Curves:
+def read_curves(directory: Path) -> LearningCurves:
     """Return what metrics.jsonl in a run's directory holds; empty curves where it is missing."""
     rows = metrics.read(directory / metrics.FILE)
     held_out: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "action_error": {}}
@@ -316,7 +318,7 @@ def read_curves(directory: Path) -> Curves:
             dataset, _, number = rest.rpartition("/")
             if what == "validation" and number in held_out:
                 held_out[number].setdefault(dataset, []).append((row["step"], value))
-    return Curves(
+    return LearningCurves(
         train=[(r["step"], r["loss"]) for r in rows if "loss" in r],
         validation=held_out["loss"],
         action_error=held_out["action_error"],

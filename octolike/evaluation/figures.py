@@ -19,7 +19,7 @@ from matplotlib.font_manager import findfont
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image, ImageDraw, ImageFont
 
-from octolike.evaluation.success import SEEN, Rate
+from octolike.evaluation.success import SEEN, SuccessRate
 
 INK, FAINT, GRID = "#22262b", "#7b828a", "#e4e6e9"
 SUCCESS, FAILURE, FLOOR = "#2e8b57", "#c2452d", "#b4b9bf"
@@ -55,7 +55,7 @@ DPI = 144
 
 
 @dataclass(frozen=True)
-class Clip:
+class VideoClip:
     """A filmed episode: its row of results and its pictures, uint8 [h, w, 3] each."""
 
     row: Mapping[str, Any]
@@ -70,7 +70,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Chunks:
+class ChunkComparison:
     """Demonstrated and predicted action chunks of a few validation frames, in the robot's units.
 
     pictures: uint8 [n, h, w, 3]; instructions: n; names: A; demonstrated: [n, H, A]; mask: bool
@@ -140,7 +140,7 @@ def learning_curves(
 
 def success_bars(
     path: Path,
-    table: Mapping[str, Mapping[str, Mapping[str, Rate]]],
+    table: Mapping[str, Mapping[str, Mapping[str, SuccessRate]]],
     title: str = "Success in closed loop",
 ) -> Path:
     """Draw success per skill and split with 95 % intervals; grey beside it: untrained.
@@ -178,7 +178,7 @@ def success_bars(
         return save(figure, path)
 
 
-def film_strips(path: Path, clips: Sequence[Clip], title: str, frames: int = 6) -> Path:
+def film_strips(path: Path, clips: Sequence[VideoClip], title: str, frames: int = 6) -> Path:
     """Draw one row of pictures per episode, the instruction and the outcome above it."""
     side, gap, above = 1.7, 0.08, 0.62  # inches: a picture, between pictures, over a row
     width, height = frames * (side + gap) + gap, len(clips) * (side + above) + 0.45
@@ -205,7 +205,7 @@ def film_strips(path: Path, clips: Sequence[Clip], title: str, frames: int = 6) 
         return save(figure, path)
 
 
-def action_chunks(path: Path, chunks: Chunks) -> Path:
+def action_chunks(path: Path, chunks: ChunkComparison) -> Path:
     """Draw demonstrated and predicted actions: a row per frame, a column per dimension."""
     moving = _moving(chunks)
     count, columns = len(chunks.pictures), 1 + len(moving)
@@ -245,7 +245,7 @@ def action_chunks(path: Path, chunks: Chunks) -> Path:
         return save(figure, path)
 
 
-def video(path: Path, clip: Clip, fps: float = 5.0, size: int = 224) -> Path:
+def video(path: Path, clip: VideoClip, fps: float = 5.0, size: int = 224) -> Path:
     """Write a GIF of an episode: the instruction above, the outcome below, a pause at the end."""
     font = ImageFont.truetype(findfont("DejaVu Sans"), 12)
     verdict = ImageFont.truetype(findfont("DejaVu Sans:bold"), 11)
@@ -311,7 +311,7 @@ def _scale(axis: Any, values: Sequence[float]) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _bar(axis: Any, left: float, width: float, rate: Rate, colour: str, ink: str) -> None:
+def _bar(axis: Any, left: float, width: float, rate: SuccessRate, colour: str, ink: str) -> None:
     low, high = rate.interval
     axis.bar(left + width / 2, rate.rate, width, color=colour)
     errors = [[rate.rate - low], [high - rate.rate]]
@@ -327,7 +327,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (total[end] - total[index - reach]) / (end - index + reach)
 
 
-def _moving(chunks: Chunks) -> list[int]:
+def _moving(chunks: ChunkComparison) -> list[int]:
     """Return the action dimensions that change in the demonstrations; all where none does."""
     shown = np.where(chunks.mask, chunks.demonstrated, np.nan)
     spread = np.nanmax(shown, (0, 1)) - np.nanmin(shown, (0, 1))
@@ -335,7 +335,7 @@ def _moving(chunks: Chunks) -> list[int]:
     return moving or list(range(len(chunks.names)))
 
 
-def _limits(chunks: Chunks, dim: int) -> tuple[float, float]:
+def _limits(chunks: ChunkComparison, dim: int) -> tuple[float, float]:
     shown = chunks.demonstrated[..., dim][chunks.mask[..., dim]]
     values = np.concatenate([shown.ravel(), chunks.predicted[..., dim].ravel()])
     pad = 0.08 * max(np.ptp(values), 1e-3)

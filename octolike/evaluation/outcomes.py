@@ -20,7 +20,7 @@ RESULTS = "evaluation/results.jsonl"
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class RobotOutcomes:
     """The trained policy's rows for one robot, seen tasks first, and how many of its plan lack."""
 
     robot: str
@@ -34,7 +34,7 @@ def files(run: Path) -> dict[str, Path]:
     return {"": run / RESULTS} if (run / RESULTS).exists() else found
 
 
-def read(run: Path) -> list[Outcomes]:
+def read(run: Path) -> list[RobotOutcomes]:
     """Return what the run's policy did in the episodes of its own settings, robot by robot.
 
     Raises ValueError where none of them was evaluated, or not at the end of training.
@@ -58,7 +58,7 @@ def read(run: Path) -> list[Outcomes]:
                 f"episodes, seed); make them: python scripts/evaluate.py --run {run}"
             )
         missing = len(plan) - sum(row["success"] is not None for row in mine)
-        found.append(Outcomes(head["setup"]["embodiment"], _seen_first(mine), missing))
+        found.append(RobotOutcomes(head["setup"]["embodiment"], _seen_first(mine), missing))
     return found
 
 

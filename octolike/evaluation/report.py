@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from octolike.evaluation import figures, success
-from octolike.evaluation.figures import Chunks, Clip, split_colour, split_name
-from octolike.evaluation.success import MEANING, SEEN, Rate, Row
+from octolike.evaluation.figures import ChunkComparison, VideoClip, split_colour, split_name
+from octolike.evaluation.success import MEANING, SEEN, ResultRow, SuccessRate
 
 STRIPS = 4  # episodes per film strip
 CLIPS = 16  # videos on the page, a few hundred kilobytes each at most
 
 
 @dataclass(frozen=True)
-class Curves:
+class LearningCurves:
     """What training logged: (step, value) pairs, and how long it took in seconds.
 
     train: the loss; validation: per dataset, on held-out demonstrations; action_error: per
@@ -39,26 +39,26 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportContent:
     """All that a report is made of.
 
     title: the run's name; facts: {what: value} in words, shown as they are; setup: of the
-    evaluation (see rollouts.Results); remarks: sentences about the evaluation itself, such as its
+    evaluation (see rollouts.ResultsFile); remarks: sentences about the evaluation, such as its
     throughput; groups: {skill: its group}, where means over groups are wanted too.
     """
 
     title: str
     facts: Mapping[str, str]
     setup: Mapping[str, Any]
-    rows: Sequence[Row]
-    curves: Curves = Curves()
-    clips: Sequence[Clip] = ()
-    chunks: Chunks | None = None
+    rows: Sequence[ResultRow]
+    curves: LearningCurves = LearningCurves()
+    clips: Sequence[VideoClip] = ()
+    chunks: ChunkComparison | None = None
     remarks: Sequence[str] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
-def write(material: Material, pieces: Path, page: Path) -> Path:
+def write(material: ReportContent, pieces: Path, page: Path) -> Path:
     """Write report.json and the pictures into `pieces`, and the page; returns the page's path.
 
     Raises ValueError without any finished episode of the trained policy.
@@ -76,7 +76,7 @@ def write(material: Material, pieces: Path, page: Path) -> Path:
     return page
 
 
-def to_json(material: Material) -> dict[str, Any]:
+def to_json(material: ReportContent) -> dict[str, Any]:
     """Return what report.json holds: rates with intervals, gaps, failures, curves, setup."""
     table, follows = success.table(material.rows), success.following(material.rows)
     return {
@@ -123,7 +123,7 @@ def to_json(material: Material) -> dict[str, Any]:
     }
 
 
-def headline(rows: Sequence[Row]) -> str:
+def headline(rows: Sequence[ResultRow]) -> str:
     """Return the result in one or two sentences."""
     trained, floor = (success.count(rows, policy=p, split=SEEN) for p in ("trained", "untrained"))
     first = f"On tasks as in training it succeeds in {_percent(trained)} of the episodes"
@@ -147,7 +147,7 @@ def headline(rows: Sequence[Row]) -> str:
     return f"{first}, the same network untrained in {_percent(floor)}: {verdict}."
 
 
-def text_table(rows: Sequence[Row], groups: Mapping[str, str] | None = None) -> str:
+def text_table(rows: Sequence[ResultRow], groups: Mapping[str, str] | None = None) -> str:
     """Return the success table for a terminal, and what it says of memorising.
 
     groups: {skill: its group}, where means over groups are wanted too.
@@ -172,7 +172,7 @@ def text_table(rows: Sequence[Row], groups: Mapping[str, str] | None = None) -> 
 # Inside
 
 
-def _draw(material: Material, table: Any, pieces: Path) -> dict[str, list[Path]]:
+def _draw(material: ReportContent, table: Any, pieces: Path) -> dict[str, list[Path]]:
     """Draw every picture that there is material for; returns {what: paths}."""
     out: dict[str, list[Path]] = {"bars": [figures.success_bars(pieces / "success.png", table)]}
     curves = material.curves
@@ -192,7 +192,7 @@ def _draw(material: Material, table: Any, pieces: Path) -> dict[str, list[Path]]
     return out
 
 
-def _spread(clips: Sequence[Clip]) -> list[Clip]:
+def _spread(clips: Sequence[VideoClip]) -> list[VideoClip]:
     """Return the clips so that the first few are of different skills and splits."""
     seen: dict[Any, int] = {}
     keyed = []
@@ -208,7 +208,7 @@ def _points(curve: Sequence[tuple[float, float]]) -> list[list[float]]:
     return [[float(step), float(loss)] for step, loss in curve]
 
 
-def _means(cells: Mapping[str, Rate], groups: Mapping[str, str]) -> str:
+def _means(cells: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> str:
     """Say what the means over tasks, within groups and over groups are."""
     found = success.means(cells, groups)
     if not found:
@@ -222,7 +222,7 @@ def _means(cells: Mapping[str, Rate], groups: Mapping[str, str]) -> str:
     return f"{overall}; over the {len(parts)} groups {over} ({inside})"
 
 
-def _percent(rate: Rate) -> str:
+def _percent(rate: SuccessRate) -> str:
     low, high = rate.interval
     of = f"{rate.successes} of {rate.episodes}"
     return f"{rate.rate:.0%} ({of}; 95 % interval {low:.0%} to {high:.0%})"
@@ -233,14 +233,14 @@ def _where(policy: str, split: str, skill: str) -> dict[str, str]:
     return {"policy": policy, "split": split, **one}
 
 
-def _cell(rate: Rate) -> str:
+def _cell(rate: SuccessRate) -> str:
     if not rate.episodes:
         return "all crashed" if rate.crashed else "–"
     low, high = (round(100 * v) for v in rate.interval)
     return f"{rate.rate:.0%} [{low}, {high}] of {rate.episodes}"
 
 
-def _page(material: Material, table: Any, pictures: Mapping[str, Sequence[Path]]) -> str:
+def _page(material: ReportContent, table: Any, pictures: Mapping[str, Sequence[Path]]) -> str:
     sections = [
         _section(
             "Success",
@@ -268,7 +268,7 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>\n" if body else ""
 
 
-def _success_html(table: Any, rows: Sequence[Row], groups: Mapping[str, str]) -> str:
+def _success_html(table: Any, rows: Sequence[ResultRow], groups: Mapping[str, str]) -> str:
     trained, floor = table["trained"], table.get("untrained", {})
     skills = list(dict.fromkeys(k for cells in trained.values() for k in cells if k != "all"))
     head = "".join(f"<th>{html.escape(s)}</th>" for s in [*skills, "all skills"])
@@ -302,7 +302,7 @@ def _success_html(table: Any, rows: Sequence[Row], groups: Mapping[str, str]) ->
     )
 
 
-def _rate_html(rate: Rate | None, steps: float | None = None) -> str:
+def _rate_html(rate: SuccessRate | None, steps: float | None = None) -> str:
     if rate is None or not (rate.episodes or rate.crashed):
         return '<td class="none" title="no such tasks">·</td>'
     crashed = f"<br><small>{rate.crashed} crashed</small>" if rate.crashed else ""
@@ -317,7 +317,7 @@ def _rate_html(rate: Rate | None, steps: float | None = None) -> str:
     )
 
 
-def _gaps_html(rows: Sequence[Row]) -> str:
+def _gaps_html(rows: Sequence[ResultRow]) -> str:
     items = "".join(
         f"<li>{html.escape(g.sentence)} <small>(skills: {', '.join(g.skills)})</small></li>\n"
         for g in success.gaps(rows)
@@ -339,7 +339,7 @@ def _films_html(pictures: Mapping[str, Sequence[Path]]) -> str:
     return out
 
 
-def _failures_html(rows: Sequence[Row]) -> str:
+def _failures_html(rows: Sequence[ResultRow]) -> str:
     reasons = success.failures(rows, policy="trained")
     if not reasons:
         return "<p>None did.</p>"
@@ -366,7 +366,7 @@ def _kind(reason: str) -> str:
     return reason.split()[0] + " the wrong thing" if _is_mixup(reason) else reason
 
 
-def _facts_html(material: Material) -> str:
+def _facts_html(material: ReportContent) -> str:
     rows = "".join(
         f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>\n"
         for k, v in material.facts.items()
@@ -374,7 +374,7 @@ def _facts_html(material: Material) -> str:
     return f'<table class="facts">{rows}</table>\n'
 
 
-def _method_html(material: Material) -> str:
+def _method_html(material: ReportContent) -> str:
     crashed = [r for r in material.rows if r["success"] is None]
     lines = [
         "Every episode starts from a fixed seed that no demonstration used; equal seeds give equal "

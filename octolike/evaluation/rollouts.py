@@ -29,14 +29,14 @@ import numpy as np
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, StepCommand
 from octolike.envs.registry import make_wrapped_env
 from octolike.envs.wrappers import replay, spaces
-from octolike.evaluation.success import Row
-from octolike.evaluation.suites import Episode
+from octolike.evaluation.success import ResultRow
+from octolike.evaluation.suites import EpisodePlan
 from octolike.policy import Policy, Task
 
 ATTEMPTS = 2
 
 
-class Results:
+class ResultsFile:
     """The rows of an evaluation, as a file that grows line by line: results.jsonl.
 
     The first line is the setup that the rows belong to (checkpoint, execution, environment); rows
@@ -49,18 +49,18 @@ class Results:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.path = self.directory / "results.jsonl"
         self.videos = videos
-        self._rows: dict[tuple[str, Episode], dict[str, Any]] = {}
+        self._rows: dict[tuple[str, EpisodePlan], dict[str, Any]] = {}
         if self.path.exists() and not self._read(dict(setup)):
             self.path.replace(self.path.with_name("results.old.jsonl"))
         if not self.path.exists():
             self.path.write_text(json.dumps({"setup": setup}) + "\n", encoding="utf-8")
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ResultRow]:
         """All rows, the latest of each episode."""
         return list(self._rows.values())
 
-    def done(self, policy: str, episode: Episode) -> bool:
+    def done(self, policy: str, episode: EpisodePlan) -> bool:
         """Whether an episode has an outcome already; a crashed one has none."""
         row = self._rows.get((policy, episode))
         return row is not None and row["success"] is not None
@@ -98,7 +98,7 @@ def whole_lines(text: str) -> list[str]:
 
 
 @dataclasses.dataclass
-class Timing:
+class RolloutTiming:
     """What the rounds cost: seconds and counts."""
 
     policy_seconds: float = 0.0
@@ -120,7 +120,7 @@ class Timing:
 class _Running:
     """An episode under way in a slot."""
 
-    episode: Episode
+    episode: EpisodePlan
     attempt: int
     goal: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     task: Task | None = None
@@ -186,14 +186,14 @@ def check_fit(policy: Policy, pool: EnvPool) -> None:
 def run(
     policy: Policy,
     label: str,
-    plan: Sequence[Episode],
+    plan: Sequence[EpisodePlan],
     pool: EnvPool,
-    results: Results,
+    results: ResultsFile,
     progress: Any,
     tell: Sequence[str] = ("language",),
     goal: Any = None,
     task_of: Callable[[Mapping[str, Any]], str] = _task_of,
-) -> Timing:
+) -> RolloutTiming:
     """Run what is left of a plan and add its rows to `results`.
 
     Args:
@@ -216,7 +216,7 @@ def run(
         for slot in range(pool.slots)
     ]
     active: dict[int, _Running] = {}
-    timing = Timing()
+    timing = RolloutTiming()
 
     def finish(slot: int, success: bool | None, failure: str) -> None:
         running = active.pop(slot)
@@ -280,7 +280,7 @@ def _task(policy: Policy, running: _Running, tell: Sequence[str], number: str | 
     )
 
 
-def _ask(policy: Policy, slots: int, active: dict, timing: Timing) -> np.ndarray:
+def _ask(policy: Policy, slots: int, active: dict, timing: RolloutTiming) -> np.ndarray:
     """Return a chunk per slot [N, H, A]; free slots repeat another's observation."""
     filler = next(iter(active.values()))
     rows = [active.get(slot, filler) for slot in range(slots)]
@@ -296,7 +296,9 @@ def _ask(policy: Policy, slots: int, active: dict, timing: Timing) -> np.ndarray
     return chunks
 
 
-def _execute(pool: EnvPool, chunks: np.ndarray, active: dict, finish: Any, timing: Timing) -> None:
+def _execute(
+    pool: EnvPool, chunks: np.ndarray, active: dict, finish: Any, timing: RolloutTiming
+) -> None:
     """Let every active slot execute its chunk; end the episodes that are over."""
     begin = time.perf_counter()
     replies = pool.run({slot: StepCommand(chunks[slot]) for slot in active})
@@ -317,7 +319,9 @@ def _execute(pool: EnvPool, chunks: np.ndarray, active: dict, finish: Any, timin
             finish(slot, success, "" if success else info["failure"] or "time ran out")
 
 
-def film(pool: EnvPool, rows: Sequence[Row], directory: Path) -> Iterator[list[np.ndarray] | str]:
+def film(
+    pool: EnvPool, rows: Sequence[ResultRow], directory: Path
+) -> Iterator[list[np.ndarray] | str]:
     """Play episodes again from their actions; yields each one's pictures, uint8 [h, w, 3].
 
     In place of them a sentence where an episode ends otherwise than its row says: the simulator
@@ -369,9 +373,9 @@ def _row(label: str, running: _Running, success: bool | None, failure: str) -> d
     }
 
 
-def episode_of(row: Row) -> Episode:
+def episode_of(row: ResultRow) -> EpisodePlan:
     """Return the episode that a row tells of."""
-    return Episode(row["split"], row["skill"], row["seed"])
+    return EpisodePlan(row["split"], row["skill"], row["seed"])
 
 
 def _noise_seed(running: _Running) -> int:

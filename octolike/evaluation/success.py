@@ -31,11 +31,11 @@ SIGNAL = {
     "distractors": "This signals that it has learned how tables look, not what to look for",
 }
 
-Row = Mapping[str, Any]
+ResultRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Rate:
+class SuccessRate:
     """`successes` of `episodes`, as a share with its Wilson 95 % interval.
 
     `crashed` episodes have no outcome and are not among `episodes`.
@@ -86,7 +86,7 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     return low, high
 
 
-def difference(a: Rate, b: Rate) -> tuple[float, float, float]:
+def difference(a: SuccessRate, b: SuccessRate) -> tuple[float, float, float]:
     """Return (a - b, low, high): a difference of shares with Newcombe's 95 % interval (1998)."""
     (la, ua), (lb, ub) = a.interval, b.interval
     d = a.rate - b.rate
@@ -95,16 +95,16 @@ def difference(a: Rate, b: Rate) -> tuple[float, float, float]:
     return d, low, high
 
 
-def count(rows: Iterable[Row], **where: str) -> Rate:
+def count(rows: Iterable[ResultRow], **where: str) -> SuccessRate:
     """Return the rate of the rows whose fields equal `where`."""
     chosen = [r for r in rows if all(r[k] == v for k, v in where.items())]
     done = [r for r in chosen if r["success"] is not None]
-    return Rate(sum(bool(r["success"]) for r in done), len(done), len(chosen) - len(done))
+    return SuccessRate(sum(bool(r["success"]) for r in done), len(done), len(chosen) - len(done))
 
 
-def table(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Rate]]]:
-    """Return {policy: {split: {skill: Rate}}} in order of appearance; 'all' adds skills up."""
-    out: dict[str, dict[str, dict[str, Rate]]] = {}
+def table(rows: Sequence[ResultRow]) -> dict[str, dict[str, dict[str, SuccessRate]]]:
+    """Return {policy: {split: {skill: rate}}} in order of appearance; 'all' pools the skills."""
+    out: dict[str, dict[str, dict[str, SuccessRate]]] = {}
     for policy in _distinct(rows, "policy"):
         mine = [r for r in rows if r["policy"] == policy]
         out[policy] = {}
@@ -115,7 +115,7 @@ def table(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Rate]]]:
     return out
 
 
-def failures(rows: Sequence[Row], **where: str) -> dict[str, int]:
+def failures(rows: Sequence[ResultRow], **where: str) -> dict[str, int]:
     """Return {why an episode failed: how often}, the most frequent first."""
     words = [
         r["failure"]
@@ -125,13 +125,13 @@ def failures(rows: Sequence[Row], **where: str) -> dict[str, int]:
     return dict(sorted(((w, words.count(w)) for w in set(words)), key=lambda x: (-x[1], x[0])))
 
 
-def steps_to_success(rows: Iterable[Row], **where: str) -> float | None:
+def steps_to_success(rows: Iterable[ResultRow], **where: str) -> float | None:
     """Return the median number of steps of the successful episodes; None where there are none."""
     steps = [r["steps"] for r in rows if r["success"] and all(r[k] == v for k, v in where.items())]
     return float(np.median(steps)) if steps else None
 
 
-def means(cells: Mapping[str, Rate], groups: Mapping[str, str]) -> dict[str, float]:
+def means(cells: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> dict[str, float]:
     """Return means of the skills' success rates, in which each skill counts alike.
 
     cells: of one split, as in `table`; groups: {skill: its group}, {} for none. Keys: "tasks", the
@@ -153,7 +153,7 @@ def means(cells: Mapping[str, Rate], groups: Mapping[str, str]) -> dict[str, flo
 
 
 @dataclass(frozen=True)
-class Gap:
+class GeneralizationGap:
     """Seen against held-out success over the same skills, or of all tasks of `OTHER_TASKS`.
 
     skills: all that were compared, the seen ones first.
@@ -161,8 +161,8 @@ class Gap:
 
     split: str
     skills: tuple[str, ...]
-    seen: Rate
-    held_out: Rate
+    seen: SuccessRate
+    held_out: SuccessRate
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Gap:
         }
 
 
-def gaps(rows: Sequence[Row], policy: str = "trained") -> list[Gap]:
+def gaps(rows: Sequence[ResultRow], policy: str = "trained") -> list[GeneralizationGap]:
     """Return one gap per held-out split that was evaluated beside the seen one."""
     mine = [r for r in rows if r["policy"] == policy]
     floor_rows = [r for r in rows if r["policy"] == "untrained" and r["split"] == SEEN]
@@ -200,7 +200,7 @@ def gaps(rows: Sequence[Row], policy: str = "trained") -> list[Gap]:
             sentence = _judge(split, seen, held_out, floor)
             if split == OTHER_TASKS:
                 sentence += " " + _of_other_tasks(skills_of[SEEN], skills_of[split])
-            out.append(Gap(split, compared, seen, held_out, sentence))
+            out.append(GeneralizationGap(split, compared, seen, held_out, sentence))
     return out
 
 
@@ -224,7 +224,7 @@ def _of_other_tasks(seen: Sequence[str], held_out: Sequence[str]) -> str:
     )
 
 
-def _judge(split: str, seen: Rate, held_out: Rate, floor: Rate) -> str:
+def _judge(split: str, seen: SuccessRate, held_out: SuccessRate, floor: SuccessRate) -> str:
     """Say in words what a gap signals."""
     _, low, high = difference(seen, held_out)
     name = split.replace("_", "-", 1).replace("_", " ")
@@ -247,20 +247,20 @@ def _judge(split: str, seen: Rate, held_out: Rate, floor: Rate) -> str:
 
 
 @dataclass(frozen=True)
-class Following:
+class InstructionFollowing:
     """What is done on tables laid for one task when another is asked for (`counterfactual`).
 
     asked: how often what was asked for; instead: how often what the table was laid for.
     """
 
-    asked: Rate
-    instead: Rate
+    asked: SuccessRate
+    instead: SuccessRate
 
     @property
-    def share(self) -> Rate:
+    def share(self) -> SuccessRate:
         """Of the episodes in which either was done, those in which it was what was asked for."""
         done = self.asked.successes + self.instead.successes
-        return Rate(self.asked.successes, done)
+        return SuccessRate(self.asked.successes, done)
 
     @property
     def sentence(self) -> str:
@@ -284,17 +284,19 @@ class Following:
         return {"asked": asked, "instead": instead, "sentence": self.sentence}
 
 
-def following(rows: Iterable[Row], policy: str = "trained") -> Following | None:
+def following(rows: Iterable[ResultRow], policy: str = "trained") -> InstructionFollowing | None:
     """Return what was done under other instructions; None where none were given."""
     mine = [r for r in rows if r["policy"] == policy and "instead" in r]
     done = [r for r in mine if r["success"] is not None]
     if not done:
         return None
     crashed = len(mine) - len(done)
-    return Following(count(mine), Rate(sum(r["instead"] for r in done), len(done), crashed))
+    return InstructionFollowing(
+        count(mine), SuccessRate(sum(r["instead"] for r in done), len(done), crashed)
+    )
 
 
-def verdict(rows: Sequence[Row]) -> list[str]:
+def verdict(rows: Sequence[ResultRow]) -> list[str]:
     """Answer "memorising or learning?" in sentences, of which there is always one."""
     found = [gap.sentence for gap in gaps(rows)]
     follows = following(rows)
@@ -305,5 +307,5 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _distinct(rows: Iterable[Row], key: str) -> list[str]:
+def _distinct(rows: Iterable[ResultRow], key: str) -> list[str]:
     return list(dict.fromkeys(r[key] for r in rows))

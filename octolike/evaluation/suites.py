@@ -18,7 +18,7 @@ FIRST_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodePlan:
     """One episode to run; equal episodes are equal in every run of the program."""
 
     split: str
@@ -46,7 +46,7 @@ class Suite:
     seed: int = FIRST_SEED
     skills_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
-    def plan(self) -> list[Episode]:
+    def plan(self) -> list[EpisodePlan]:
         """Return the episodes, first of each (split, skill), then second of each, …
 
         A split that has no tasks of a skill leaves that pair out. Raises ConfigError for unknown
@@ -75,7 +75,7 @@ class Suite:
                 f"none of the splits {', '.join(splits)} has tasks of "
                 f"{', '.join(dict.fromkeys(s for some in skills.values() for s in some))}"
             )
-        return [Episode(*pair, self.seed + i) for i in range(self.episodes) for pair in pairs]
+        return [EpisodePlan(*pair, self.seed + i) for i in range(self.episodes) for pair in pairs]
 
 
 def from_config(
@@ -106,7 +106,7 @@ def named(name: str, environment: Mapping[str, Any]) -> Suite:
     return suite
 
 
-def caveats(plan: Sequence[Episode], collect: CollectConfig) -> list[str]:
+def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:
     """Return what the names of splits would hide: where seen is not what was demonstrated.
 
     collect: what the run's own config collects; datasets made by others are not known here.

@@ -218,12 +218,12 @@ def test_configs_name_their_benchmark():
 
 
 def test_means_count_tasks_alike_and_groups_alike():
-    rate = lambda successes, episodes=10: success.Rate(successes, episodes)
+    rate = lambda successes, episodes=10: success.SuccessRate(successes, episodes)
     cells = {
         "reach": rate(10),
         "window-open": rate(40, 50),
         "push": rate(2),
-        "sweep": success.Rate(0, 0, 3),  # all crashed: no outcome
+        "sweep": success.SuccessRate(0, 0, 3),  # all crashed: no outcome
         "all": rate(52, 70),
     }
     found = success.means(cells, GROUPS)

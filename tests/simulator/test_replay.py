@@ -66,11 +66,11 @@ def robot(demonstrations):
     )
 
 
-def report(demonstrations, robot, component=COMPONENT) -> checks.Report:
+def report(demonstrations, robot, component=COMPONENT) -> checks.CheckReport:
     played = []
     found = checks.replay_all(demonstrations, robot, component, lambda: played.append(1), workers=1)
     assert len(played) == len(demonstrations)
-    return checks.Report(replays=found, simulator="tabletop")
+    return checks.CheckReport(replays=found, simulator="tabletop")
 
 
 def test_recorded_actions_repeat_their_episode(demonstrations, robot):
@@ -110,7 +110,7 @@ def test_a_clipping_record_is_shown_and_not_judged(demonstrations, robot):
     narrow = dataclasses.replace(part, p01=part.p01 / 4, p99=part.p99 / 4)
     clipping = dataclasses.replace(robot, normalization="bounds", action_statistics=narrow)
     found = report(demonstrations, clipping)
-    compared = checks.Compared("tabletop", clipped=0.3)
+    compared = checks.FrameComparison("tabletop", clipped=0.3)
     faults, remarks = checks._replay_faults(found.replays, clipped=compared.clipped > 0)
     assert faults == []
     assert remarks

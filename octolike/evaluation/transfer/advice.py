@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from octolike.evaluation.transfer.before import FEWEST, Facts, Pair
+from octolike.evaluation.transfer.group_comparison import FEWEST, GroupComparison, GroupTraits
 
 # From the best to the worst; the worst that a finding calls for is the advice.
 VERDICTS = ("share", "share, told apart", "convert first", "separate heads", "keep apart")
@@ -47,7 +47,7 @@ class Advice:
         return f"{self.a} and {self.b}: {self.verdict}. {' '.join(mine)}"
 
 
-def advise(a: Facts, b: Facts, pair: Pair) -> Advice:
+def advise(a: GroupTraits, b: GroupTraits, pair: GroupComparison) -> Advice:
     """Return the advice on a pair."""
     findings = [*mismatches(a, b), *_contradictions(pair), *_looks(pair)]
     worst = max((VERDICTS.index(f.verdict) for f in findings), default=0)
@@ -56,7 +56,7 @@ def advise(a: Facts, b: Facts, pair: Pair) -> Advice:
     return Advice(pair.a, pair.b, VERDICTS[worst], tuple(findings))
 
 
-def mismatches(a: Facts, b: Facts) -> list[Finding]:
+def mismatches(a: GroupTraits, b: GroupTraits) -> list[Finding]:
     """Return where the rows of two datasets do not agree."""
     found = []
     hands = effector(a), effector(b)
@@ -91,7 +91,7 @@ def mismatches(a: Facts, b: Facts) -> list[Finding]:
     return found
 
 
-def effector(facts: Facts) -> str:
+def effector(facts: GroupTraits) -> str:
     """Return the kind of end-effector that a row names, "" where it does not say."""
     for text in (facts.end_effector, facts.robot):
         for name, pattern in EFFECTORS:
@@ -100,7 +100,7 @@ def effector(facts: Facts) -> str:
     return "gripper" if any("gripper" in name for name in facts.action) else ""
 
 
-def space(facts: Facts) -> str:
+def space(facts: GroupTraits) -> str:
     """Return the action space in words."""
     names = facts.action
     arms = "two arms' " if any(n.startswith("left_") for n in names) else ""
@@ -112,7 +112,7 @@ def space(facts: Facts) -> str:
     return base.removeprefix(" and ") or "other actions"
 
 
-def _conventions(a: Facts, b: Facts) -> list[Finding]:
+def _conventions(a: GroupTraits, b: GroupTraits) -> list[Finding]:
     """Return where numbers of the same name mean different things."""
     found = []
     for what, words in (("absolute", ("changes", "absolute targets")), ("units", None)):
@@ -137,7 +137,7 @@ def _open(gripper: str) -> bool | None:
     return found.group(1) == "open" if found else None
 
 
-def _contradictions(pair: Pair) -> list[Finding]:
+def _contradictions(pair: GroupComparison) -> list[Finding]:
     """Return what the actions in similar states say."""
     if pair.probes < FEWEST:
         if pair.overlap < LITTLE:
@@ -178,7 +178,7 @@ def _contradictions(pair: Pair) -> list[Finding]:
     return found
 
 
-def _looks(pair: Pair) -> list[Finding]:
+def _looks(pair: GroupComparison) -> list[Finding]:
     """Return what the pictures say."""
     if not pair.pictures > FAR * pair.pictures_floor or not pair.colours > 0.2:
         return []
@@ -189,7 +189,7 @@ def _looks(pair: Pair) -> list[Finding]:
     return [Finding("pictures", "share", words)]
 
 
-def _common(pair: Pair) -> str:
+def _common(pair: GroupComparison) -> str:
     same = "Same end-effector"
     if pair.probes >= FEWEST and pair.of_kind("same"):
         return f"{same} and workspace, and agreeing actions in similar states: share."

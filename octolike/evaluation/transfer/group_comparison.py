@@ -1,6 +1,6 @@
 """Before training: how far apart are actions and pictures of two groups, and do they contradict?
 
-A group is a dataset or a task, given by steps drawn from its episodes (`Sample`). Of two groups:
+A group is a dataset or a task, given by steps of its episodes (`GroupSample`). Of two groups:
 
     distances     of the actions' distributions, per dimension and jointly, in the robot's units and
                   each group normalised by itself
@@ -35,7 +35,7 @@ PROJECTIONS = 64
 
 
 @dataclass(frozen=True)
-class Facts:
+class GroupTraits:
     """What a dataset's row says: names, units and kinds of numbers, rate, machine, cameras."""
 
     action: tuple[str, ...]
@@ -50,7 +50,7 @@ class Facts:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class GroupSample:
     """Steps of a group: n of them.
 
     action: float [n, A], proprio: float [n, P] or None, both in robot units; images: float
@@ -58,7 +58,7 @@ class Sample:
     """
 
     name: str
-    facts: Facts
+    facts: GroupTraits
     action: np.ndarray
     proprio: np.ndarray | None
     images: np.ndarray | None
@@ -69,20 +69,20 @@ class Sample:
     def __len__(self) -> int:
         return len(self.action)
 
-    def take(self, which: np.ndarray) -> Sample:
+    def take(self, which: np.ndarray) -> GroupSample:
         """Return some of the steps, by numbers or bools."""
         part = lambda x: None if x is None else x[which]
         names = ("action", "proprio", "images", "episode", "instruction", "task")
         return replace(self, **{k: part(getattr(self, k)) for k in names})
 
-    def halves(self) -> tuple[Sample, Sample]:
+    def halves(self) -> tuple[GroupSample, GroupSample]:
         """Return the steps of every other episode, and those of the rest."""
         odd = np.unique(self.episode, return_inverse=True)[1] % 2 == 1
         return self.take(~odd), self.take(odd)
 
 
 @dataclass(frozen=True)
-class Dimension:
+class DimensionComparison:
     """An action dimension that both groups have.
 
     raw: Wasserstein-1 distance in the robot's units; scaled: in standard deviations over both;
@@ -119,7 +119,7 @@ class Dimension:
 
 
 @dataclass(frozen=True)
-class Pair:
+class GroupComparison:
     """Two groups compared.
 
     joint: sliced Wasserstein distance of the actions, in standard deviations over both groups, and
@@ -133,7 +133,7 @@ class Pair:
 
     a: str
     b: str
-    dimensions: tuple[Dimension, ...]
+    dimensions: tuple[DimensionComparison, ...]
     joint: float
     joint_floor: float
     joint_normalised: float
@@ -160,20 +160,20 @@ class Pair:
         return no_nan(found)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Pair:
+    def from_json(cls, data: Mapping[str, Any]) -> GroupComparison:
         """Return the pair that `to_json` told of."""
         number = lambda v: np.nan if v is None else v
         dimensions = tuple(
-            Dimension(**{k: number(v) for k, v in d.items() if k != "kind"})
+            DimensionComparison(**{k: number(v) for k, v in d.items() if k != "kind"})
             for d in data["dimensions"]
         )
         rest = {k: number(v) for k, v in data.items() if k != "dimensions"}
         return cls(**rest | {"dimensions": dimensions, "states": tuple(data["states"])})
 
 
-def facts(row: Any) -> Facts:
+def facts(row: Any) -> GroupTraits:
     """Return what matters of a dataset's row (octolike.data.specs.spec.DatasetSpec)."""
-    return Facts(
+    return GroupTraits(
         action=tuple(row.action.names),
         units=tuple(row.action.units),
         absolute=tuple(row.action.absolute),
@@ -186,7 +186,7 @@ def facts(row: Any) -> Facts:
     )
 
 
-def samples(found: Sequence[tuple[Any, Sequence[Any]]], most: int = 12) -> list[Sample]:
+def samples(found: Sequence[tuple[Any, Sequence[Any]]], most: int = 12) -> list[GroupSample]:
     """Return a sample per dataset; of a single dataset, one per task, the `most` frequent ones.
 
     found: specs and the episodes of each (octolike.data.pipeline.excerpts). A task is an episode's
@@ -208,14 +208,14 @@ def samples(found: Sequence[tuple[Any, Sequence[Any]]], most: int = 12) -> list[
     return [sample(name, row, enough[name]) for name in names]
 
 
-def sample(name: str, row: Any, episodes: Sequence[Any]) -> Sample:
+def sample(name: str, row: Any, episodes: Sequence[Any]) -> GroupSample:
     """Return the steps of a group's episodes; pictures and proprio only where all have them."""
     count = [len(e.action) for e in episodes]
     join = lambda parts: np.concatenate(list(parts))
     camera = next(iter(episodes[0].images), None) if episodes else None
     seen = all(camera in e.images for e in episodes)
     felt = all(e.proprio is not None for e in episodes)
-    return Sample(
+    return GroupSample(
         name=name,
         facts=facts(row),
         action=join(e.action for e in episodes),
@@ -227,7 +227,7 @@ def sample(name: str, row: Any, episodes: Sequence[Any]) -> Sample:
     )
 
 
-def compare_all(samples: Sequence[Sample], seed: int = 0) -> list[Pair]:
+def compare_all(samples: Sequence[GroupSample], seed: int = 0) -> list[GroupComparison]:
     """Return every pair of groups compared; ValueError where a group has too few steps."""
     for s in samples:
         if (count := len(np.unique(s.episode))) < FEWEST_EPISODES:
@@ -237,7 +237,7 @@ def compare_all(samples: Sequence[Sample], seed: int = 0) -> list[Pair]:
     return [compare(a, b, seed) for i, a in enumerate(samples) for b in samples[i + 1 :]]
 
 
-def compare(a: Sample, b: Sample, seed: int = 0) -> Pair:
+def compare(a: GroupSample, b: GroupSample, seed: int = 0) -> GroupComparison:
     """Return two groups compared; the result is a function of them and the seed alone."""
     rng = np.random.default_rng(seed)
     n = min(len(a), len(b))
@@ -256,12 +256,14 @@ def compare(a: Sample, b: Sample, seed: int = 0) -> Pair:
     raw, apart, normalised = (wasserstein(*x) for x in (actions, scaled, own))
     floor = np.mean(floors, axis=0)
     dimensions = tuple(
-        Dimension(name, units[i], raw[i], apart[i], normalised[i], floor[i], *told["dims"][i])
+        DimensionComparison(
+            name, units[i], raw[i], apart[i], normalised[i], floor[i], *told["dims"][i]
+        )
         for i, name in enumerate(common)
     )
     joint = lambda x, y: sliced(x, y, seed)
     known = bool(common)
-    return Pair(
+    return GroupComparison(
         a=a.name,
         b=b.name,
         dimensions=dimensions,
@@ -316,14 +318,14 @@ def _frame(actions: Sequence[np.ndarray], absolute: np.ndarray) -> tuple[np.ndar
 
 
 def _agreement(
-    a: Sample,
-    b: Sample,
+    a: GroupSample,
+    b: GroupSample,
     names: Sequence[str],
     centre: np.ndarray,
     scale: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Return how a's actions agree with b's at states of a that b has too; see `Pair`.
+    """Return how a's actions agree with b's at states of a that b has too; see `GroupComparison`.
 
     Under the same instruction, where the groups share theirs; of the same task, where each wording
     is too rare for that.
@@ -349,8 +351,8 @@ def _agreement(
 
 def _agreement_under(
     same: str,
-    a: Sample,
-    b: Sample,
+    a: GroupSample,
+    b: GroupSample,
     features: Sequence[np.ndarray],
     actions: Sequence[np.ndarray],
     rng: np.random.Generator,
@@ -393,7 +395,7 @@ def _agreement_under(
     return {"overlap": overlap, "probes": int(here.sum()), "dims": dims, **cosines}
 
 
-def _states(a: Sample, b: Sample) -> tuple[tuple[str, ...], list[np.ndarray] | None]:
+def _states(a: GroupSample, b: GroupSample) -> tuple[tuple[str, ...], list[np.ndarray] | None]:
     """Return what states are told by, and features [n, F] of both groups' states, or None."""
     names, parts = [], []
     if a.facts.proprio and a.facts.proprio == b.facts.proprio:
@@ -447,7 +449,7 @@ def _mean_ways(ways: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"probes": probes, "states": first["states"], "dims": both, **mean}
 
 
-def _pictures(a: Sample, b: Sample, seed: int) -> dict[str, float]:
+def _pictures(a: GroupSample, b: GroupSample, seed: int) -> dict[str, float]:
     """Return the distances of pictures; NaN where a group has none."""
     if a.images is None or b.images is None:
         names = ("colours", "colours_floor", "brightness", "pictures", "pictures_floor")
@@ -473,12 +475,12 @@ def _colours(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.abs(rows[0] - rows[1]).sum(axis=1).mean() / 2)
 
 
-def _halves_apart(sample: Sample, x: np.ndarray, distance: Any) -> Any:
+def _halves_apart(sample: GroupSample, x: np.ndarray, distance: Any) -> Any:
     odd = np.unique(sample.episode, return_inverse=True)[1] % 2 == 1
     return distance(x[~odd], x[odd])
 
 
-def _floor(samples: Sequence[Sample], x: Sequence[np.ndarray], distance: Any) -> float:
+def _floor(samples: Sequence[GroupSample], x: Sequence[np.ndarray], distance: Any) -> float:
     return float(np.mean([_halves_apart(s, v, distance) for s, v in zip(samples, x, strict=True)]))
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 
 from octolike.evaluation import figures
-from octolike.evaluation.transfer.after import Effect
-from octolike.evaluation.transfer.before import Pair
-from octolike.evaluation.transfer.during import Gradients
+from octolike.evaluation.transfer.gradient_agreement import GradientSummary
+from octolike.evaluation.transfer.group_comparison import GroupComparison
+from octolike.evaluation.transfer.transfer_effects import TransferEffect
 
 # Red: against one another; blue: together; readable for the colour-blind.
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#b5422b", "#f7f7f5", "#2a6fb0"])
@@ -21,7 +21,7 @@ FAR = LinearSegmentedColormap.from_list("far", ["#f7f7f5", "#e08a2e"])
 HELPS, HURTS, UNDECIDED = "#2a6fb0", "#b5422b", "#9aa1a8"
 
 
-def pairs(path: Path, names: Sequence[str], found: Sequence[Pair]) -> Path:
+def pairs(path: Path, names: Sequence[str], found: Sequence[GroupComparison]) -> Path:
     """Draw three matrices: agreement in similar states, action distance, distance of pictures."""
     of = {(p.a, p.b): p for p in found}
     lookup = lambda a, b: of.get((a, b)) or of.get((b, a))
@@ -50,7 +50,7 @@ def pairs(path: Path, names: Sequence[str], found: Sequence[Pair]) -> Path:
         return figures.save(figure, path)
 
 
-def dimensions(path: Path, found: Sequence[Pair]) -> Path:
+def dimensions(path: Path, found: Sequence[GroupComparison]) -> Path:
     """Draw per pair and action dimension the correlation within a group and across the two."""
     kinds = {"mirrored": HURTS, "rescaled": "#e08a2e", "shifted": "#8c62a8", "unrelated": UNDECIDED}
     with matplotlib.rc_context(figures.STYLE):
@@ -76,7 +76,7 @@ def dimensions(path: Path, found: Sequence[Pair]) -> Path:
         return figures.save(figure, path)
 
 
-def gradients(path: Path, found: Gradients) -> Path:
+def gradients(path: Path, found: GradientSummary) -> Path:
     """Draw the cosine matrix, the conflict rate per module, and both over training."""
     names = list(found.modules)
     with matplotlib.rc_context(figures.STYLE):
@@ -106,7 +106,7 @@ def gradients(path: Path, found: Gradients) -> Path:
         return figures.save(figure, path)
 
 
-def effects(path: Path, found: Sequence[Effect]) -> Path:
+def effects(path: Path, found: Sequence[TransferEffect]) -> Path:
     """Draw gains with intervals, a panel for success and one for the held-out error."""
     measures = [m for m in ("success", "error") if any(e.measure == m for e in found)]
     most = max(sum(e.measure == m for e in found) for m in measures)
@@ -156,9 +156,9 @@ def matrix(
 def draw(
     directory: Path,
     names: Sequence[str],
-    compared: Sequence[Pair],
-    trained: Mapping[str, Gradients],
-    found: Sequence[Effect],
+    compared: Sequence[GroupComparison],
+    trained: Mapping[str, GradientSummary],
+    found: Sequence[TransferEffect],
 ) -> dict[str, Path]:
     """Draw all that there is material for; returns {what: path}."""
     out = {}
@@ -173,7 +173,7 @@ def draw(
     return out
 
 
-def _label(effect: Effect) -> str:
+def _label(effect: TransferEffect) -> str:
     if effect.kind == "from":
         return f"{effect.source} → {effect.group}"
     return f"{effect.kind}: {effect.group}"

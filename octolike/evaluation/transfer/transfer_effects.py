@@ -32,9 +32,9 @@ from scipy.special import stdtrit
 
 from octolike.config import Config, from_json
 from octolike.evaluation import outcomes
-from octolike.evaluation.evaluate import Demonstration
-from octolike.evaluation.success import SEEN, Rate, count, difference
-from octolike.evaluation.transfer.before import STILL, no_nan
+from octolike.evaluation.evaluate import DemonstratedEpisode
+from octolike.evaluation.success import SEEN, SuccessRate, count, difference
+from octolike.evaluation.transfer.group_comparison import STILL, no_nan
 from octolike.policy import Policy
 from octolike.train.checkpoint import load_run, write_text
 
@@ -46,33 +46,33 @@ FROM = "from"
 
 
 @dataclass(frozen=True)
-class Result:
+class GroupResult:
     """A group in the runs of one variant, a number per seed: success, and held-out action error.
 
     Either may be missing: ().
     """
 
-    success: tuple[Rate, ...] = ()
+    success: tuple[SuccessRate, ...] = ()
     error: tuple[float, ...] = ()
 
     @property
-    def pooled(self) -> Rate:
+    def pooled(self) -> SuccessRate:
         """The rate over all seeds' episodes."""
         done = (sum(r.successes for r in self.success), sum(r.episodes for r in self.success))
-        return Rate(*done)
+        return SuccessRate(*done)
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantResults:
     """A variant's runs: the groups in its mix, its steps, and the result of each group."""
 
     groups: tuple[str, ...]
     steps: int
-    results: Mapping[str, Result]
+    results: Mapping[str, GroupResult]
 
 
 @dataclass(frozen=True)
-class Effect:
+class TransferEffect:
     """What sharing did to a group.
 
     kind: the shared variant, which is set against the group alone; or FROM: what `source` brought,
@@ -134,7 +134,7 @@ def find(directory: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read(variants: Mapping[str, Sequence[Path]]) -> dict[str, Variant]:
+def read(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantResults]:
     """Return what was measured of the variants, of those with any result."""
     mixes = {v: _names(runs[0]) for v, runs in variants.items()}
     skills = {
@@ -149,14 +149,16 @@ def read(variants: Mapping[str, Sequence[Path]]) -> dict[str, Variant]:
             for measure, values in (("error", _errors(run)), ("success", _success(run, skills))):
                 for group, value in values.items():
                     found[group].setdefault(measure, []).append(value)
-        results = {g: Result(**{k: tuple(v) for k, v in x.items()}) for g, x in found.items() if x}
+        results = {
+            g: GroupResult(**{k: tuple(v) for k, v in x.items()}) for g, x in found.items() if x
+        }
         if results:
             steps = config_of(runs[0]).train.steps
-            result[variant] = Variant(mixes[variant], steps, results)
+            result[variant] = VariantResults(mixes[variant], steps, results)
     return result
 
 
-def effects(variants: Mapping[str, Variant]) -> list[Effect]:
+def effects(variants: Mapping[str, VariantResults]) -> list[TransferEffect]:
     """Return every effect that there are runs for: success before error."""
     everything = max((set(v.groups) for v in variants.values()), key=len, default=set())
     order = sorted(variants, key=lambda name: (name not in PLAIN, not name.startswith(ONLY)))
@@ -179,12 +181,14 @@ def effects(variants: Mapping[str, Variant]) -> list[Effect]:
     return found
 
 
-def demonstrations(found: Sequence[tuple[Any, Sequence[Any]]]) -> dict[str, list[Demonstration]]:
+def demonstrations(
+    found: Sequence[tuple[Any, Sequence[Any]]],
+) -> dict[str, list[DemonstratedEpisode]]:
     """Return {dataset: its demonstrations}, of specs and episodes (octolike.data.pipeline)."""
     result = {}
     for row, episodes in found:
         result[row.name] = [
-            Demonstration(
+            DemonstratedEpisode(
                 {f"image_{c}": x for c, x in e.images.items()}
                 | ({} if e.proprio is None else {"proprio": e.proprio}),
                 e.action,
@@ -196,7 +200,7 @@ def demonstrations(found: Sequence[tuple[Any, Sequence[Any]]]) -> dict[str, list
     return result
 
 
-def measure_errors(run: Path, held_out: Mapping[str, Sequence[Demonstration]]) -> None:
+def measure_errors(run: Path, held_out: Mapping[str, Sequence[DemonstratedEpisode]]) -> None:
     """Write a run's errors on held-out demonstrations, of the groups that it was trained on.
 
     The mean absolute difference between sampled and demonstrated actions, at a few moments of each
@@ -225,7 +229,7 @@ def measure_errors(run: Path, held_out: Mapping[str, Sequence[Demonstration]]) -
 
 
 def _error(
-    policy: Policy, group: str, demonstrations: Sequence[Demonstration], config: Config
+    policy: Policy, group: str, demonstrations: Sequence[DemonstratedEpisode], config: Config
 ) -> float:
     seen, tasks, true = [], [], []
     tell, kind = config.evaluate.tell, config.data.tasks
@@ -253,7 +257,7 @@ def _error(
     return float(np.concatenate(apart).mean())
 
 
-def gain(measure: str, shared: Result, alone: Result) -> tuple[float, float, float]:
+def gain(measure: str, shared: GroupResult, alone: GroupResult) -> tuple[float, float, float]:
     """Return (gain, low, high), positive where `shared` is the better one."""
     if measure == "error":
         return welch(alone.error, shared.error)
@@ -280,15 +284,17 @@ def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _effect(
-    kind: str, group: str, source: str, measure: str, shared: Variant, other: Variant
-) -> list[Effect]:
+    kind: str, group: str, source: str, measure: str, shared: VariantResults, other: VariantResults
+) -> list[TransferEffect]:
     """Return the effect, or nothing where one side has not been measured."""
-    a, b = (v.results.get(group, Result()) for v in (shared, other))
+    a, b = (v.results.get(group, GroupResult()) for v in (shared, other))
     if not getattr(a, measure) or not getattr(b, measure):
         return []
     mean = lambda r: r.pooled.rate if measure == "success" else float(np.mean(r.error))
     steps = shared.steps, other.steps
-    return [Effect(kind, group, source, measure, steps, mean(a), mean(b), *gain(measure, a, b))]
+    return [
+        TransferEffect(kind, group, source, measure, steps, mean(a), mean(b), *gain(measure, a, b))
+    ]
 
 
 def config_of(run: Path) -> Config:
@@ -312,7 +318,7 @@ def _names(run: Path) -> tuple[str, ...]:
     return tuple(names["datasets"])
 
 
-def _success(run: Path, skills: Mapping[str, Sequence[str]]) -> dict[str, Rate]:
+def _success(run: Path, skills: Mapping[str, Sequence[str]]) -> dict[str, SuccessRate]:
     """Return {dataset: rate} on tasks as in training, of the trained policy.
 
     skills: of each dataset that has a run alone, by which the episodes of a robot are told apart
@@ -320,7 +326,7 @@ def _success(run: Path, skills: Mapping[str, Sequence[str]]) -> dict[str, Rate]:
     """
     if not outcomes.files(run):
         return {}
-    rates: dict[str, Rate] = {}
+    rates: dict[str, SuccessRate] = {}
     robots = json.loads((run / "embodiments.json").read_text(encoding="utf-8"))
     datasets = {e["name"]: e["datasets"] for e in robots}
     for found in outcomes.read(run):

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from octolike.evaluation.transfer import pictures
+from octolike.evaluation.transfer import transfer_figures
 from octolike.evaluation.transfer.advice import VERDICTS, Advice
-from octolike.evaluation.transfer.after import Effect
-from octolike.evaluation.transfer.before import FEWEST, Pair
-from octolike.evaluation.transfer.during import Conflict, Gradients
+from octolike.evaluation.transfer.gradient_agreement import GradientConflict, GradientSummary
+from octolike.evaluation.transfer.group_comparison import FEWEST, GroupComparison
+from octolike.evaluation.transfer.transfer_effects import TransferEffect
 from octolike.train.checkpoint import write_text
 
 
 @dataclass(frozen=True)
-class Material:
+class TransferReportContent:
     """What a report is made of; whatever is missing is said to be missing.
 
     names: of the groups; facts: {what: value} in words.
@@ -30,24 +30,24 @@ class Material:
     title: str
     names: Sequence[str]
     facts: Mapping[str, str] = field(default_factory=dict)
-    pairs: Sequence[Pair] = ()
+    pairs: Sequence[GroupComparison] = ()
     advices: Sequence[Advice] = ()
-    gradients: Mapping[str, Gradients] = field(default_factory=dict)
-    effects: Sequence[Effect] = ()
+    gradients: Mapping[str, GradientSummary] = field(default_factory=dict)
+    effects: Sequence[TransferEffect] = ()
 
 
-def write(material: Material, directory: Path) -> Path:
+def write(material: TransferReportContent, directory: Path) -> Path:
     """Write report.json, the pictures and report.html into a directory; returns the page."""
     directory.mkdir(parents=True, exist_ok=True)
     m = material
-    drawn = pictures.draw(directory, m.names, m.pairs, m.gradients, m.effects)
+    drawn = transfer_figures.draw(directory, m.names, m.pairs, m.gradients, m.effects)
     text = json.dumps(to_json(m), indent=2, allow_nan=False) + "\n"
     write_text(directory / "report.json", text)
     write_text(directory / "report.html", _page(m, drawn))
     return directory / "report.html"
 
 
-def to_json(material: Material) -> dict[str, Any]:
+def to_json(material: TransferReportContent) -> dict[str, Any]:
     """Return what report.json holds."""
     return {
         "title": material.title,
@@ -71,7 +71,7 @@ def to_json(material: Material) -> dict[str, Any]:
     }
 
 
-def summary(material: Material) -> list[str]:
+def summary(material: TransferReportContent) -> list[str]:
     """Return what was found, in plain sentences: before, during, after."""
     lines = []
     worst = _worst_first(material.advices)
@@ -87,7 +87,7 @@ def summary(material: Material) -> list[str]:
     return lines or ["Nothing has been compared yet."]
 
 
-def effects_in_words(found: Sequence[Effect]) -> str:
+def effects_in_words(found: Sequence[TransferEffect]) -> str:
     """Return how many effects help and hurt, and name the negative transfer."""
     hurts = [e for e in found if e.verdict == "hurts"]
     helps = [e for e in found if e.verdict == "helps"]
@@ -101,7 +101,7 @@ def effects_in_words(found: Sequence[Effect]) -> str:
     return f"{start}. Negative transfer: " + " ".join(e.sentence for e in hurts[:4]) + more
 
 
-def gradients_in_words(gradients: Mapping[str, Gradients]) -> list[str]:
+def gradients_in_words(gradients: Mapping[str, GradientSummary]) -> list[str]:
     """Return who pulls against whom in which variant, and the variants where nobody does."""
     lines = [
         f"During training ({variant}), pulling against one another: {_pairs_in_words(pairs)}."
@@ -118,7 +118,7 @@ def gradients_in_words(gradients: Mapping[str, Gradients]) -> list[str]:
     return lines
 
 
-def _gradients_in_words(found: Gradients) -> str:
+def _gradients_in_words(found: GradientSummary) -> str:
     pairs = found.conflicting()
     within = found.within[np.isfinite(found.within)]
     ceiling = f"{within.mean():+.2f}" if len(within) else "unknown"
@@ -133,7 +133,7 @@ def _gradients_in_words(found: Gradients) -> str:
     )
 
 
-def _pairs_in_words(pairs: Sequence[Conflict]) -> str:
+def _pairs_in_words(pairs: Sequence[GradientConflict]) -> str:
     named = "; ".join(pair.sentence for pair in pairs[:5])
     return named + (f"; and {len(pairs) - 5} more" if len(pairs) > 5 else "")
 
@@ -142,7 +142,7 @@ def _worst_first(advices: Sequence[Advice]) -> list[Advice]:
     return sorted(advices, key=lambda a: -VERDICTS.index(a.verdict))
 
 
-def _page(material: Material, drawn: Mapping[str, Path]) -> str:
+def _page(material: TransferReportContent, drawn: Mapping[str, Path]) -> str:
     title = html.escape(material.title)
     lead = "".join(f"<li>{html.escape(line)}</li>\n" for line in summary(material))
     facts = "".join(
@@ -166,7 +166,7 @@ def _page(material: Material, drawn: Mapping[str, Path]) -> str:
     )
 
 
-def _before(material: Material, drawn: Mapping[str, Path]) -> str:
+def _before(material: TransferReportContent, drawn: Mapping[str, Path]) -> str:
     if not material.pairs:
         return "<p>Not measured yet: run the stage <code>before</code>.</p>"
     rows = ""
@@ -186,7 +186,7 @@ def _before(material: Material, drawn: Mapping[str, Path]) -> str:
     )
 
 
-def _numbers(pairs: Sequence[Pair]) -> str:
+def _numbers(pairs: Sequence[GroupComparison]) -> str:
     """Return every pair's distances per dimension, folded away."""
     out = ""
     for p in pairs:
@@ -217,7 +217,7 @@ def _numbers(pairs: Sequence[Pair]) -> str:
     return f"<details><summary>All numbers</summary>{out}</details>"
 
 
-def _during(material: Material, drawn: Mapping[str, Path]) -> str:
+def _during(material: TransferReportContent, drawn: Mapping[str, Path]) -> str:
     if not material.gradients:
         return (
             "<p>Not measured yet: run the stage <code>during</code>, or train with "
@@ -236,7 +236,7 @@ def _during(material: Material, drawn: Mapping[str, Path]) -> str:
     return out
 
 
-def _after(material: Material, drawn: Mapping[str, Path]) -> str:
+def _after(material: TransferReportContent, drawn: Mapping[str, Path]) -> str:
     if not material.effects:
         return "<p>Not measured yet: run the stage <code>after</code>.</p>"
     lines = "".join(

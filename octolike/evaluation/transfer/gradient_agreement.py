@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from octolike.evaluation.transfer.before import no_nan
+from octolike.evaluation.transfer.group_comparison import no_nan
 from octolike.train import conflicts, metrics
 
 WINDOWS = 20  # points of the curves over training, at most
@@ -25,7 +25,7 @@ LEVEL = 0.05  # of finding any conflict in a run where there is none; half of it
 
 
 @dataclass(frozen=True, eq=False)
-class Period:
+class GradientPeriod:
     """The comparisons of a part of training, from the first step to the last.
 
     cosine, low, high: [G, G], mean with an interval that is as much wider as there are pairs and
@@ -47,7 +47,7 @@ class Period:
 
 
 @dataclass(frozen=True)
-class Conflict:
+class GradientConflict:
     """Two groups whose gradients pull against one another in a period."""
 
     a: str
@@ -68,7 +68,7 @@ class Conflict:
 
 
 @dataclass(frozen=True, eq=False)
-class Gradients:
+class GradientSummary:
     """The comparisons of the runs of one variant, C in all.
 
     groups: G names; cosine: [G, G], means over all comparisons; periods: the same by period, and
@@ -83,17 +83,17 @@ class Gradients:
     groups: tuple[str, ...]
     comparisons: int
     cosine: np.ndarray
-    periods: tuple[Period, ...]
+    periods: tuple[GradientPeriod, ...]
     within: np.ndarray
     rate: float
     modules: Mapping[str, tuple[float, float]]
     curve: np.ndarray
     cost: float
 
-    def conflicting(self) -> list[Conflict]:
+    def conflicting(self) -> list[GradientConflict]:
         """Return the pairs and periods whose interval lies below zero, the worst first."""
         found = [
-            Conflict(
+            GradientConflict(
                 self.groups[i],
                 self.groups[j],
                 p.first,
@@ -126,7 +126,7 @@ class Gradients:
         )
 
 
-def read(variant: str, runs: Sequence[Path]) -> Gradients | None:
+def read(variant: str, runs: Sequence[Path]) -> GradientSummary | None:
     """Return what the runs of a variant have noted; None where none has.
 
     Raises ValueError where two of them compare other groups.
@@ -149,7 +149,7 @@ def read(variant: str, runs: Sequence[Path]) -> Gradients | None:
 
 def summarize(
     variant: str, groups: Sequence[str], rows: Sequence[Mapping[str, Any]], cost: float
-) -> Gradients:
+) -> GradientSummary:
     """Return the summary of comparisons (rows of conflicts.jsonl)."""
     matrices = np.array([row["cosine"] for row in rows], np.float64)  # None becomes NaN
     pair = np.triu_indices(len(groups), 1)
@@ -169,7 +169,7 @@ def summarize(
     periods = [
         period([rows[i] for i in part], tests) for part in np.array_split(order, count) if len(part)
     ]
-    return Gradients(
+    return GradientSummary(
         variant=variant,
         groups=tuple(groups),
         comparisons=len(rows),
@@ -192,11 +192,11 @@ def of_wholes(halves: np.ndarray) -> np.ndarray:
     return np.where(halves > 0, 2 * halves / (1 + np.maximum(halves, 0)), halves)
 
 
-def period(rows: Sequence[Mapping[str, Any]], tests: int) -> Period:
+def period(rows: Sequence[Mapping[str, Any]], tests: int) -> GradientPeriod:
     """Return what the comparisons of a period say, as one of so many tests."""
     steps = [row["step"] for row in rows]
     found = interval(np.array([row["cosine"] for row in rows], np.float64), tests)
-    return Period(min(steps), max(steps), len(rows), *found)
+    return GradientPeriod(min(steps), max(steps), len(rows), *found)
 
 
 def interval(values: np.ndarray, tests: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
