@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import _launch
-from tqdm import tqdm
 
 from octolike import config as configs
+from octolike.progress import progress
 
 
 def frames(config: configs.Config, split: str):
@@ -33,11 +33,19 @@ def frames(config: configs.Config, split: str):
     if not shards:
         return None
     workers = config.collect.workers or pool.default_workers(len(shards))
-    crew = demonstrations.RecorderPool(config.environment, config.collect, workers)
-    with ThreadPoolExecutor(workers) as threads:
-        made = threads.map(crew.record, shards)
-        made = tqdm(made, total=len(shards), desc=split, unit=" shards")
-        result = ArrayFrames.of(episode for some in made for episode, _ in some)
+    recorders = demonstrations.RecorderPool(config.environment, config.collect, workers)
+    total = sum(len(shard.episodes) for shard in shards)
+    with (
+        progress(f"{split} demonstrations", total=total, unit="episodes") as bar,
+        ThreadPoolExecutor(workers) as threads,
+    ):
+
+        def episodes():
+            for shard in threads.map(recorders.record, shards):
+                yield from (episode for episode, _ in shard)
+                bar.update(len(shard))
+
+        result = ArrayFrames.of(episodes())
     result.save(path, settings)
     return result
 

@@ -134,12 +134,12 @@ def test_variants_in_a_command_exist(path):
 
 
 @pytest.mark.parametrize("name", ["aloha", "metaworld"])
-def test_a_config_says_what_its_simulator_asks_to_be_installed(name):
-    env = (SCRIPTS.parent / "octolike" / "envs" / name / "env.py").read_text()
-    said = ast.get_docstring(ast.parse((SCRIPTS.parent / "configs" / f"{name}.py").read_text()))
-    asked = re.findall(r"pip install (?!'octolike)[^&\"]*[^&\" ]", env)
-    assert asked
-    assert [command for command in asked if command not in said] == []
+def test_a_config_lists_the_install_commands_of_its_simulator(name):
+    env = (SCRIPTS.parent / "octolike" / "envs" / name / f"{name}_env.py").read_text()
+    docstring = ast.get_docstring(ast.parse((SCRIPTS.parent / f"configs/{name}.py").read_text()))
+    commands = re.findall(r"pip install (?!'octolike)[^&\"]*[^&\" ]", env)
+    assert commands
+    assert [command for command in commands if command not in docstring] == []
 
 
 def evaluation(root, imitate=list):
