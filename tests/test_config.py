@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from octolike import config as c
+from octolike.config.components import option
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -101,8 +103,44 @@ def test_door_6_component_field():
         build(kind="thin")
     with pytest.raises(c.ConfigError, match="no 'kind'"):
         build(size=3)
-    with pytest.raises(c.ConfigError, match="set by the rest"):
+    with pytest.raises(c.ConfigError, match="rest of the config"):
         build(kind="thing", horizon=8)
+
+
+@dataclasses.dataclass
+class Bounded:
+    size: int = option(1, "its size", low=1, high=8)
+    mode: str = option("fast", choices=("fast", "slow"))
+    widths: tuple[int, ...] = option((4,), low=2)
+    scale: float = option(1.0, low=0)
+    network: "dict[str, float]" = option(dict, low=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 0}, r"^heads\.a\.size is 0; it must lie in \[1, 8\] \(its size\)$"),
+        ({"size": 9}, r"size is 9; it must lie in \[1, 8\]"),
+        ({"size": True}, "size is True; expected int"),
+        ({"size": "3"}, "size is '3'; expected int"),
+        ({"mode": "slwo"}, "value of heads.a.mode: 'slwo'; did you mean 'slow'"),
+        ({"widths": (4, 1)}, r"widths\[1\] is 1; it must be at least 2"),
+        ({"widths": 4}, r"widths is 4; expected tuple"),
+        ({"widths": ("a",)}, r"widths is \('a',\); expected tuple"),
+        ({"scale": float("nan")}, "scale is nan; it must be at least 0"),
+        ({"network": {"x": -1}}, r"network\.x is -1; it must be at least 0"),
+    ],
+)
+def test_a_component_field_that_is_not_allowed_is_named(fields, message):
+    table = {"bounded": Bounded}
+    with pytest.raises(c.ConfigError, match=message) as caught:
+        c.build_component(table, {"kind": "bounded", **fields}, "heads.a")
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_lists_and_whole_floats_are_allowed():
+    fields = {"kind": "bounded", "size": np.int64(3), "scale": 2, "widths": [3, 4]}
+    assert c.build_component({"bounded": Bounded}, fields, "x").size == 3
 
 
 def test_overrides_and_arguments_reach_main():
@@ -122,11 +160,11 @@ WORDS = c.Component(kind="language", vocabulary=7)
     ("change", "message"),
     [
         (lambda x: setattr(x.data, "window", 0), "data.window is 0"),
-        (lambda x: setattr(x.model, "attention_heads", 7), "no multiple"),
+        (lambda x: setattr(x.model, "attention_heads", 7), "not a multiple"),
         (lambda x: setattr(x.optim, "schedule", "cosin"), "did you mean 'cosine'"),
         (lambda x: setattr(x.evaluate, "execute", 99), "exceeds the chunk"),
         (lambda x: setattr(x.data, "keep_goal", 1.5), r"\[0, 1\]"),
-        (lambda x: setattr(x.train, "steps", "many"), "config.train.steps is 'many'"),
+        (lambda x: setattr(x.train, "steps", "many"), "train.steps is 'many'"),
         (lambda x: setattr(x.train, "validation_batches", 0), "at least 1.*validation_split=''"),
         (lambda x: setattr(x.train, "validate_every", -1), "validate_every is -1; .* least 0"),
         (lambda x: setattr(x.train, "keep_every", -2), "train.keep_every is -2; .* least 0"),

@@ -349,7 +349,7 @@ def test_published_sizes(sizes, published):
         ),
         (
             {"heads": {"action": {"kind": "l1", "horizon": 8}}},
-            "model.heads.action.horizon is set by the rest of the config",
+            "model.heads.action.horizon follows from the rest of the config",
         ),
         (
             {"heads": {"action": {"kind": "diffusion", "inference_steps": 5}}},

@@ -340,7 +340,7 @@ NO_TASKS = fakes.NAMES._replace(tasks=())
     ("component", "message"),
     [
         ({"kind": "task_id"}, "this run has none; set data.task_ids"),
-        ({"kind": "task_id", "tasks": 5}, "model.tokenizers.x.tasks is set by the rest"),
+        ({"kind": "task_id", "tasks": 5}, "model.tokenizers.x.tasks follows from the rest"),
         ({"kind": "proprio", "bins": 8, "bin_kind": "norm"}, "unknown kind of bins: 'norm'"),
         ({"kind": "proprio", "outside": "last"}, "unknown outside: 'last'.*first, nearest"),
         ({"kind": "proprio", "bins": 8, "low": 1.0, "high": 1.0}, "bins from 1.0 to 1.0"),

@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import numbers
+import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -57,63 +59,140 @@ def build_component(
 ) -> Any:
     """Return table[kind](**fields, **context); `path` names the component in errors.
 
-    The table's values are dataclasses (linen modules too). `context` holds fields that come from
-    elsewhere (the batch spec, the language length) and that a component therefore must not set.
-    Raises ConfigError for an unknown kind or field, with the choices.
+    The table's values are dataclasses (linen modules too). `context` holds the fields that the rest
+    of the run determines (sizes of the batch, dtype) and that a component therefore must not set.
+    Raises ConfigError for an unknown kind or field, a missing field, and a value that is of the
+    wrong type or not allowed.
     """
     fields = dict(component)
     kind = fields.pop("kind", None)
     if kind is None:
-        raise ConfigError(f"{path} has no 'kind'; choose one of {listed(table)}")
+        raise ConfigError(f"{path} has no 'kind'; choose one of {_listed(table)}")
     if kind not in table:
         raise ConfigError(unknown(f"kind at {path}", kind, table))
-    known = {f.name for f in dataclasses.fields(table[kind])} - {"parent", "name"}
-    for name in fields:
+    known = {f.name: f for f in component_fields(table[kind])}
+    for name, value in fields.items():
         if name in context:
-            raise ConfigError(f"{path}.{name} is set by the rest of the config; remove it here")
+            raise ConfigError(f"{path}.{name} follows from the rest of the config; remove it here")
         if name not in known:
-            raise ConfigError(unknown(f"field of {path} ({kind!r})", name, known - context.keys()))
-    for f in dataclasses.fields(table[kind]):
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and f.name in known - fields.keys() - context.keys():
-            raise ConfigError(f"{path} ({kind!r}) lacks {f.name!r}, which has no default")
-    return table[kind](**fields, **{k: v for k, v in context.items() if k in known | {"name"}})
+            names = known.keys() - context.keys()
+            raise ConfigError(unknown(f"field of {path} ({kind!r})", name, names))
+        check_value(known[name], value, f"{path}.{name}")
+    for name in required_fields(table[kind]):
+        if name not in fields and name not in context:
+            raise ConfigError(f"{path} ({kind!r}) lacks {name!r}, which has no default")
+    names = known.keys() | {"name"}
+    return table[kind](**fields, **{k: v for k, v in context.items() if k in names})
 
 
-def unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """Return the sentence for a name that nobody knows: the nearest one, and the choices."""
-    choices = sorted(choices)
+def component_fields(cls: type) -> list[dataclasses.Field]:
+    """Return the fields that a component of this class may set."""
+    # linen modules have two fields of their own
+    return [f for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")]
+
+
+def required_fields(cls: type) -> list[str]:
+    """Return the names of the fields without a default."""
+    return [f.name for f in component_fields(cls) if default_of(f) is dataclasses.MISSING]
+
+
+def default_of(f: dataclasses.Field) -> Any:
+    """Return the default of a field; dataclasses.MISSING if it has none."""
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
+def check_fields(node: Any, path: str = "") -> None:
+    """Raise ConfigError for the first option of a config (or a part of it) that is not allowed."""
+    for f in dataclasses.fields(node):
+        value, name = getattr(node, f.name), f"{path}{f.name}"
+        if dataclasses.is_dataclass(f.type):
+            require(type(value) is f.type, f"{name} is {value!r}; expected {f.type.__name__}")
+            check_fields(value, f"{name}.")
+        else:
+            check_value(f, value, name)
+
+
+def check_value(f: dataclasses.Field, value: Any, path: str) -> None:
+    """Raise ConfigError, naming `path`, for a value that the field does not allow.
+
+    Choices and bounds of a field that holds a tuple or dict apply to each of its values.
+    """
+    hint = field_type(f)
+    if not _is_instance(value, hint):
+        raise ConfigError(f"{path} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+    items = {path: value}
+    if isinstance(value, Mapping):
+        items = {f"{path}.{k}": v for k, v in value.items()}
+    elif isinstance(value, (tuple, list)):
+        items = {f"{path}[{i}]": v for i, v in enumerate(value)}
+    choices, low, high = (f.metadata.get(key) for key in ("choices", "low", "high"))
+    for name, item in items.items():
+        if choices and item not in choices:
+            raise ConfigError(unknown(f"value of {name}", item, choices))
+        if isinstance(item, numbers.Real) and not _within(item, low, high):
+            meaning = f.metadata.get("meaning")
+            raise ConfigError(
+                f"{name} is {item}; it must {_bounds(low, high)}"
+                + (f" ({meaning})" * bool(meaning))
+            )
+
+
+def field_type(f: dataclasses.Field) -> Any:
+    """Return the type of a field; Any if it is written with names that are not built in."""
+    if not isinstance(f.type, str):
+        return f.type
+    try:
+        return eval(f.type, {"Any": Any, "Mapping": Mapping, "Sequence": Sequence})
+    except NameError:  # such as nn.Module: a component that is already built
+        return Any
+
+
+def _is_instance(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_instance(value, arg) for arg in args)
+    if origin in (int, float):
+        number = numbers.Integral if origin is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    if origin in (tuple, Sequence):
+        if not isinstance(value, (tuple, list)):
+            return False
+        if origin is Sequence or args[1:] == (...,):
+            return all(_is_instance(x, arg) for x in value for arg in args[:1])
+        return not args or (len(value) == len(args) and all(map(_is_instance, value, args)))
+    if origin in (dict, Mapping, Component):  # a component that a config gives as a plain dict
+        return isinstance(value, Mapping) and all(
+            _is_instance(x, arg) for x in value.values() for arg in args[1:]
+        )
+    return isinstance(value, origin)
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    # not `value < low`: NaN lies within no bounds
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"lie in [{low:g}, {high:g}]"
+    return f"be at least {low:g}" if high is None else f"be at most {high:g}"
+
+
+def unknown(what: str, name: Any, choices: Iterable[Any]) -> str:
+    """Return the sentence for an unknown name: the nearest name, and the choices."""
+    choices = sorted(map(str, choices))
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what}: {name!r}{hint} (choices: {listed(choices)})"
-
-
-def check_types(node: Any, path: str) -> None:
-    hints = typing.get_type_hints(type(node))
-    for f in dataclasses.fields(node):
-        value, hint, where = getattr(node, f.name), hints[f.name], f"{path}.{f.name}"
-        if dataclasses.is_dataclass(hint):
-            require(type(value) is hint, f"{where} is {value!r}; expected {hint.__name__}")
-            check_types(value, where)
-            continue
-        expected = typing.get_origin(hint) or hint
-        if expected is Component:
-            expected = dict
-        good = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
-        if expected is float:
-            good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        require(good, f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
-
-
-def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(unknown(f"value of {name}", value, choices))
+    return f"unknown {what}: {name!r}{hint} (choices: {_listed(choices)})"
 
 
 def require(good: bool, message: str) -> None:
+    """Raise ConfigError unless `good`."""
     if not good:
         raise ConfigError(message)
 
 
-def listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(sorted(map(str, names)))
