@@ -30,7 +30,8 @@ _OWN = DatasetSpec(
     robot="simulated two-finger gripper (octolike.envs.tabletop)",
     standardize=standardize.as_stored,
 )
-_FAKE = replace(_OWN, name="fake", label="", robot="none: octolike.data.rlds.synthetic")
+# Episodes of rlds/synthetic.py; the robot's name is that of stored runs.
+_FAKE = replace(_OWN, name="fake", label="", robot="none: octolike.data.fake")
 
 # The same table again, for what one policy is to learn beside, or after, the rest.
 _TARGET = replace(_OWN, name="tabletop_target")
