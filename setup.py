@@ -31,6 +31,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12,<0.13",
         "chex>=0.1.90",
+        "etils[epath]>=1.12",
         "ml_collections>=1.1",
         "tensorflow-cpu>=2.21,<2.22; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.21,<2.22; sys_platform != 'linux' or platform_machine != 'x86_64'",

@@ -8,9 +8,7 @@ wordings of the same instructions.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import threading
 import warnings
 import zlib
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from octolike import files
 from octolike.config import ConfigError
 
 # Several streams share a tokenizer, and those of transformers refuse a second thread.
@@ -132,11 +131,8 @@ class HuggingFaceTokenizer(TextTokenizer):
 
     def save(self, directory: str | Path) -> None:
         """Write the tokenizer's files, so that `directory` can be a `path`: all or nothing."""
-        directory = Path(directory)
-        part = directory.with_name(directory.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        self._tokenizer.save_pretrained(part)
-        os.replace(part, directory)
+        with files.replacing(directory) as part:
+            self._tokenizer.save_pretrained(part)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text)["input_ids"])

@@ -11,12 +11,13 @@ rows of plain values. Expect a table, and the rows with date and versions in --o
 import argparse
 import datetime
 import importlib
-import json
 import os
 import platform
 import sys
 from importlib import metadata
 from pathlib import Path
+
+from octolike import files
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 LIBRARIES = ("octolike", "jax", "flax", "numpy", "tensorflow-cpu", "tensorflow-datasets")
@@ -40,8 +41,7 @@ def main() -> None:
     rows = modules[args.part].run(args)
     print(table(rows))
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(circumstances(args.part) | {"rows": rows}, indent=2))
+        files.write_json(args.output, circumstances(args.part) | {"rows": rows})
 
 
 def circumstances(part: str) -> dict[str, object]:

@@ -23,9 +23,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--config", help="configs/x.py or configs/x.py:arguments")
-    parser.add_argument(
-        "--variants", default="", help="comma-separated; default: all of the config"
-    )
+    parser.add_argument("--variants", default="", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each variant")
     parser.add_argument("--table", default="", help="only the table of this directory")
     args = parser.parse_args()
@@ -66,11 +64,12 @@ def run_all(args: argparse.Namespace) -> Path:
 
 def write(directory: Path) -> None:
     """Write comparison.md and comparison.png into the directory and print the table."""
+    from octolike import files
     from octolike.evaluation import comparison
 
     entries = comparison.read(directory)
     text = comparison.table(entries, first="default")
-    (directory / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    files.write_text(directory / "comparison.md", text + "\n")
     picture = comparison.draw(entries, directory / "comparison.png", first="default")
     print(f"{text}\n\n{picture}")
 

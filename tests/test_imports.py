@@ -13,12 +13,13 @@ FRAMEWORKS = {"jax", "flax", "optax", "orbax", "tensorflow", "tensorflow_dataset
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "rlds"}
 
 # The ground floor: modules without a framework that every room may import.
-GROUND = {"types", "errors", "config", "tables", "progress"}
+GROUND = {"types", "errors", "config", "files", "tables", "progress"}
 # room: the rooms of octolike that it may import
 MAY_SEE = {
     "types": set(),
     "errors": set(),
     "config": {"config", "errors", "tables"},
+    "files": {"errors"},
     "tables": set(),
     "progress": set(),
     "images": set(),
@@ -90,6 +91,7 @@ def test_scripts_are_thin(path):
         ("octolike", ["numpy", "jax", "tensorflow", "ml_collections"]),
         ("octolike.config", ["numpy", "jax", "tensorflow", "ml_collections"]),
         ("octolike.types", ["jax", "tensorflow"]),
+        ("octolike.files", ["numpy", "jax", "tensorflow"]),
         ("octolike.policy", ["tensorflow", "tensorflow_datasets"]),
         ("octolike.train.loop", ["tensorflow", "tensorflow_datasets"]),
         ("octolike.data.service.service_source", ["tensorflow", "tensorflow_datasets", "jax"]),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from octolike import files
 from octolike.config import Config, ConfigError, build_component
 from octolike.embodiment import Embodiment, Statistics
 from octolike.text import TOKENIZERS
@@ -103,16 +103,11 @@ class ArrayFrames:
 
         settings: what the episodes were made with, as plain data; `load` checks it.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
         arrays = {f"image_{camera}": x for camera, x in self.images.items()}
         arrays |= {n: getattr(self, n) for n in ("proprio", "action", "starts")}
         arrays |= {n: np.array(getattr(self, n), np.str_) for n in ("instructions", "tasks")}
         arrays["settings"] = np.array(_plain(settings), np.str_)
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(part, path)
+        files.write_npz(path, arrays)
 
     @classmethod
     def load(cls, path: str | Path, settings: Mapping[str, Any] | None = None) -> ArrayFrames:

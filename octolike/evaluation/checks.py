@@ -17,7 +17,6 @@ standard deviations of what that noise explains; for heads without noise that is
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any, Protocol
 import matplotlib
 import numpy as np
 
-from octolike import types
+from octolike import files, types
 from octolike.embodiment import Embodiment
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, default_workers
 from octolike.envs.registry import make_env
@@ -320,9 +319,7 @@ class CheckReport:
 
     def write(self, directory: Path) -> Path:
         """Write check_policy.json and check_policy.png; returns the picture's path."""
-        directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_json(), indent=2) + "\n"
-        (directory / "check_policy.json").write_text(text, encoding="utf-8")
+        files.write_json(directory / "check_policy.json", self.to_json())
         return draw(self, directory / "check_policy.png")
 
     def to_json(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from matplotlib.font_manager import findfont
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image, ImageDraw, ImageFont
 
+from octolike import files
 from octolike.evaluation.success import SEEN, SuccessRate
 
 INK, FAINT, GRID = "#22262b", "#7b828a", "#e4e6e9"
@@ -273,8 +274,8 @@ def video(path: Path, clip: VideoClip, fps: float = 5.0, size: int = 224) -> Pat
     small = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     step = round(1000 / fps)
     durations = [step] * (len(small) - 1) + [1600]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small[0].save(path, save_all=True, append_images=small[1:], duration=durations, loop=0)
+    with files.replacing(path) as part:
+        small[0].save(part, save_all=True, append_images=small[1:], duration=durations, loop=0)
     return path
 
 
@@ -297,8 +298,8 @@ def new(width: float, height: float, rows: int, columns: int = 1) -> tuple[Figur
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=DPI)
     return path
 
 

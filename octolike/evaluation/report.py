@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from octolike import files
 from octolike.evaluation import figures, success
 from octolike.evaluation.figures import ChunkComparison, VideoClip, split_colour, split_name
 from octolike.evaluation.success import MEANING, SEEN, ResultRow, SuccessRate
@@ -71,8 +72,8 @@ def write(material: ReportContent, pieces: Path, page: Path) -> Path:
     pieces.mkdir(parents=True, exist_ok=True)
     pictures = _draw(material, table, pieces)
     text = json.dumps(to_json(material), indent=2, allow_nan=False) + "\n"
-    (pieces / "report.json").write_text(text, encoding="utf-8")
-    page.write_text(_page(material, table, pictures), encoding="utf-8")
+    files.write_text(pieces / "report.json", text)
+    files.write_text(page, _page(material, table, pictures))
     return page
 
 

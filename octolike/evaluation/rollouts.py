@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from octolike import files
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, StepCommand
 from octolike.envs.registry import make_wrapped_env
 from octolike.envs.wrappers import replay, spaces
@@ -53,7 +54,7 @@ class ResultsFile:
         if self.path.exists() and not self._read(dict(setup)):
             self.path.replace(self.path.with_name("results.old.jsonl"))
         if not self.path.exists():
-            self.path.write_text(json.dumps({"setup": setup}) + "\n", encoding="utf-8")
+            files.write_json(self.path, {"setup": setup}, indent=None)
 
     @property
     def rows(self) -> list[ResultRow]:
@@ -88,7 +89,7 @@ class ResultsFile:
         for row in map(json.loads, whole[1:]):
             self._rows[row["policy"], episode_of(row)] = row
         if "".join(whole) != text:
-            self.path.write_text("".join(whole), encoding="utf-8")
+            files.write_text(self.path, "".join(whole))
         return True
 
 

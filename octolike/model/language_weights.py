@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from octolike import files
 from octolike.config import ConfigError, unknown
 
 INDEX, WEIGHTS, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
@@ -191,15 +190,12 @@ def save(
     """
     from safetensors.numpy import save_file
 
-    directory = Path(directory)
-    part = directory.with_name(directory.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    (part / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-    if tensors:
-        whole = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
-        save_file(whole, part / WEIGHTS, metadata={"format": "pt"})
-    os.replace(part, directory)
+    with files.replacing(directory) as part:
+        part.mkdir()
+        (part / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        if tensors:
+            whole = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
+            save_file(whole, part / WEIGHTS, metadata={"format": "pt"})
 
 
 def copy(source: str, kind: str, shapes: Mapping[str, Any] | None, target: Path, path: str) -> None:

@@ -36,7 +36,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from octolike import types
+from octolike import files, types
 from octolike.config import (
     Component,
     Config,
@@ -116,7 +116,7 @@ def write_run_files(
     if not (directory / TEXT_ENCODER).is_dir():
         language.write(dataclasses.asdict(source.model), directory / TEXT_ENCODER)
     for name, text in _contents(config, embodiments, spec, names).items():
-        write_text(directory / name, text)
+        files.write_text(directory / name, text)
 
 
 def with_own_files(config: Config, directory: str | Path) -> Config:
@@ -147,13 +147,6 @@ def readable(config: Config) -> Config:
     if other and text(other) == text(config):
         config = with_own_files(config, first)
     return with_own_files(config, config.workdir)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that a crash cannot leave half written."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def check_same_run(

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from octolike import files
 from octolike.embodiment import Embodiment
 
 FOLDER = "pictures"
@@ -86,8 +87,8 @@ def draw(chunks: Sequence[Chunk], step: int) -> Figure:
 def save(chunks: Sequence[Chunk], step: int, workdir: str | Path) -> Path:
     """Write the picture of chunks of a validation under `workdir` and return its path."""
     path = Path(workdir) / FOLDER / f"chunks_{step}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw(chunks, step).savefig(path, dpi=110)
+    with files.replacing(path) as part:
+        draw(chunks, step).savefig(part, dpi=110)
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from octolike import types
+from octolike import files, types
 from octolike.model import language
 from octolike.train import sharding
 from octolike.train.validation import Validated
@@ -82,10 +81,7 @@ def save_batch(fed: DeviceBatch, workdir: str | Path, step: int) -> Path:
     index, count = sharding.process()
     share = f".{index}" if count > 1 else ""
     path = Path(workdir) / f"bad_batch_{step}{share}.npz"
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.savez(file, **dict(types.flatten(fed.given)), position=json.dumps(fed.position))
-    os.replace(part, path)
+    files.write_npz(path, {**dict(types.flatten(fed.given)), POSITION: json.dumps(fed.position)})
     return path
 
 

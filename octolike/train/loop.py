@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import signal
 import time
@@ -34,7 +33,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from octolike import types
+from octolike import files, types
 from octolike.config import Config, build_component
 from octolike.embodiment import Embodiment
 from octolike.model import language
@@ -123,7 +122,7 @@ def train(
     if sharding.is_first():
         checkpoint.write_run_files(config, embodiments, given, names)
         table = states.describe(shapes, frozen) + "\n"
-        checkpoint.write_text(Path(config.workdir) / "parameters.txt", table)
+        files.write_text(Path(config.workdir) / "parameters.txt", table)
     sharding.wait("after the run's files are written")
     # 5. The state.
     tx, position = optimizer.make(config.optim, config.train.steps), None
@@ -153,7 +152,7 @@ def train(
     step, costs = compile_step(step, state, spec, config.data.batch_size, mesh)
     costs |= {"parameters": sum(x.size for x in jax.tree.leaves(shapes))}
     if sharding.is_first():
-        checkpoint.write_text(Path(config.workdir) / checkpoint.COSTS, json.dumps(costs) + "\n")
+        files.write_json(Path(config.workdir) / checkpoint.COSTS, costs, indent=None)
     validator = None
     if validation:
         n = config.train.validation_batches

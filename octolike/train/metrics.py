@@ -26,6 +26,7 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
+from octolike import files
 from octolike.errors import RunError
 from octolike.train.wandb_logger import Board
 
@@ -210,9 +211,7 @@ def truncate(path: Path, step: int) -> float:
     """
     kept = [row for row in read(path) if row["step"] <= step]
     if path.exists():
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(part, path)
+        files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept[-1]["seconds"] if kept else 0.0
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from octolike import files
 from octolike.config import Config, ConfigError
 from octolike.errors import RunError
 
@@ -68,9 +68,7 @@ class Keep:
         """Take in the scores of a step, of which a better one is lower; write: to the file too."""
         self._scores[step] = {k: float(v) for k, v in scores.items()}
         if write:
-            part = self._path.with_name(self._path.name + ".part")
-            part.write_text(json.dumps(self._scores, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, self._path)
+            files.write_json(self._path, self._scores)
 
     def steps(self, steps: Sequence[int]) -> set[int]:
         """Return which of the given steps stay."""

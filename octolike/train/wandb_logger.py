@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from octolike import files
 from octolike.config import ConfigError
 
 FILE = "wandb.json"
@@ -38,7 +39,7 @@ class Board:
             name = json.loads(path.read_text(encoding="utf-8"))["id"]
         else:
             name = uuid.uuid4().hex[:12]
-            path.write_text(json.dumps({"id": name}) + "\n", encoding="utf-8")
+            files.write_json(path, {"id": name}, indent=None)
         self._run = load(project).init(
             project=project,
             name=workdir.name,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from octolike import files
 from octolike.data.onboarding.survey import Survey
 from octolike.data.rlds.fields import ACTION
 
@@ -111,7 +112,7 @@ def write_spec(path: Path, seen: Survey, row: InferredSpec) -> Path:
     """
     if not row.action:
         raise ValueError(f"{seen.directory} has no action field, so no spec can be written")
-    path.write_text(spec_text(seen, row), encoding="utf-8")
+    files.write_text(path, spec_text(seen, row))
     return path
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
+from octolike import files
 from octolike.data.onboarding.infer_spec import InferredSpec, joined
 from octolike.data.onboarding.survey import Survey
 
@@ -51,6 +52,6 @@ def contact_sheet(seen: Survey, key: str) -> Figure:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=110)
     return path

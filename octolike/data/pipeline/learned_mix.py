@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from octolike import files
 from octolike.data.pipeline.stream import RldsStream
 
 
@@ -31,7 +32,7 @@ class Reference:
 
     def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
         """Note the errors."""
-        self._notes.write_text(json.dumps(self._own(datasets, tasks)))
+        files.write_json(self._notes, self._own(datasets, tasks), indent=None)
 
     def _own(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> dict[str, float]:
         return dict(datasets if self._over == "dataset" else tasks)
@@ -71,12 +72,13 @@ def report(learned: Mapping[str, float], directory: Path) -> str:
     from matplotlib import pyplot
 
     line = ",".join(f"{name}={share:.4f}" for name, share in learned.items())
-    (directory / "mix.txt").write_text(line + "\n")
-    (directory / "mix.json").write_text(json.dumps(learned, indent=2) + "\n")
+    files.write_text(directory / "mix.txt", line + "\n")
+    files.write_json(directory / "mix.json", dict(learned))
     names = sorted(learned, key=learned.__getitem__)[-40:]
     figure, axes = pyplot.subplots(figsize=(7, 1 + 0.25 * len(names)), layout="constrained")
     axes.barh(names, [learned[name] for name in names])
     axes.set_xlabel("learned share of the examples (group DRO)")
-    figure.savefig(directory / "mix.png", dpi=150)
+    with files.replacing(directory / "mix.png") as part:
+        figure.savefig(part, dpi=150)
     pyplot.close(figure)
     return line

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from octolike import files
 from octolike.data.rlds.fields import DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL, REWARD, STEPS
 from octolike.errors import DataError
 
@@ -144,8 +145,7 @@ class Writer:
             temporary.unlink(missing_ok=True)
         note = {"episodes": count, "bytes": size, "features": features.to_json(), **notes}
         # Last and at once: a shard without its note counts as missing.
-        temporary.write_text(json.dumps(note))
-        temporary.rename(self._note(split, index))
+        files.write_json(self._note(split, index), note, indent=None)
         return count
 
     def finish(self) -> Path:
@@ -190,7 +190,7 @@ class Writer:
             check_data=False,
         )
         for left in place.glob(".*"):  # by a writer that was killed
-            left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         place.rename(self.directory)
         # Only now: without their notes, an unfinished dataset's shards would count as missing.
         for note in self.directory.glob(f"{self.name}-*.json"):
@@ -202,9 +202,7 @@ class Writer:
         self._place.mkdir(parents=True, exist_ok=True)
         self._check_settings(self._place)
         if self.settings and not (self._place / SETTINGS).exists():
-            temporary = self._place / f".{SETTINGS}.{os.getpid()}.{threading.get_ident()}"
-            temporary.write_text(json.dumps(self.settings, indent=2) + "\n")
-            temporary.rename(self._place / SETTINGS)
+            files.write_json(self._place / SETTINGS, self.settings)
 
     def _check_settings(self, place: Path) -> None:
         if not self.settings or not (place / SETTINGS).exists():

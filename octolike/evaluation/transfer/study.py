@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from octolike import files
 from octolike.config import Config
 from octolike.evaluation.transfer import gradient_agreement, transfer_effects, transfer_report
 from octolike.evaluation.transfer.advice import Advice, Finding, advise
 from octolike.evaluation.transfer.group_comparison import GroupComparison, GroupSample, compare_all
-from octolike.train.checkpoint import write_text
 
 FOLDER, BEFORE = "transfer", "before.json"
 
@@ -69,7 +69,9 @@ def compare(samples: Sequence[GroupSample], directory: Path) -> None:
         ],
     }
     (directory / FOLDER).mkdir(parents=True, exist_ok=True)
-    write_text(directory / FOLDER / BEFORE, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    files.write_text(
+        directory / FOLDER / BEFORE, json.dumps(found, indent=1, allow_nan=False) + "\n"
+    )
 
 
 def write_report(directory: Path, title: str = "") -> transfer_report.TransferReportContent:

@@ -30,13 +30,14 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from octolike import files
 from octolike.config import Config, from_json
 from octolike.evaluation import outcomes
 from octolike.evaluation.evaluate import DemonstratedEpisode
 from octolike.evaluation.success import SEEN, SuccessRate, count, difference
 from octolike.evaluation.transfer.group_comparison import STILL, no_nan
 from octolike.policy import Policy
-from octolike.train.checkpoint import load_run, write_text
+from octolike.train.checkpoint import load_run
 
 ERRORS = "transfer_errors.json"  # of a run: what was measured, {group: error of sampled actions}
 MOMENTS = 4  # of each held-out demonstration
@@ -225,7 +226,7 @@ def measure_errors(run: Path, held_out: Mapping[str, Sequence[DemonstratedEpisod
         policy = policies.get(robot) or Policy(loaded, robot, 32)
         policies[robot] = policy
         errors[group] = _error(policy, group, demonstrations, loaded.config)
-    write_text(run / ERRORS, json.dumps(key | {"errors": errors}) + "\n")
+    files.write_json(run / ERRORS, key | {"errors": errors}, indent=None)
 
 
 def _error(

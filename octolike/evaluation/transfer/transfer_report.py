@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from octolike import files
 from octolike.evaluation.transfer import transfer_figures
 from octolike.evaluation.transfer.advice import VERDICTS, Advice
 from octolike.evaluation.transfer.gradient_agreement import GradientConflict, GradientSummary
 from octolike.evaluation.transfer.group_comparison import FEWEST, GroupComparison
 from octolike.evaluation.transfer.transfer_effects import TransferEffect
-from octolike.train.checkpoint import write_text
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def write(material: TransferReportContent, directory: Path) -> Path:
     m = material
     drawn = transfer_figures.draw(directory, m.names, m.pairs, m.gradients, m.effects)
     text = json.dumps(to_json(m), indent=2, allow_nan=False) + "\n"
-    write_text(directory / "report.json", text)
-    write_text(directory / "report.html", _page(m, drawn))
+    files.write_text(directory / "report.json", text)
+    files.write_text(directory / "report.html", _page(m, drawn))
     return directory / "report.html"
 
 

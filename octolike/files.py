@@ -1,0 +1,209 @@
+"""Paths of runs, local or in a bucket (gs://, s3://), and files that are written atomically.
+
+A file or directory is either complete or absent, even after a crash. It is first written under its
+own name in a temporary directory that belongs to this process alone, then renamed, so two processes
+that write the same path never mix: the later one wins.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from octolike.errors import ConfigError
+
+PathLike = str | os.PathLike[str]
+Path = epath.Path
+REMOTE = ("gs://", "s3://", "az://", "hf://")  # what epath can open
+PART = ".part-"  # prefix of the temporary directories
+
+
+def as_path(path: PathLike) -> Path:
+    """Return an epath.Path; ConfigError for a URI that epath cannot open.
+
+    Without this check, "gs:/bucket" or "http://host" would become a local folder of that name.
+    """
+    text = os.fspath(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) and not text.startswith(REMOTE):
+        near = re.sub(r":/+", "://", text, count=1)
+        hint = f"; did you mean {near}?" if near.startswith(REMOTE) else ""
+        raise ConfigError(
+            f"{text} is neither a local path nor a URI that starts with {', '.join(REMOTE)}{hint}"
+        )
+    return epath.Path(text)
+
+
+def is_remote(path: PathLike) -> bool:
+    """Return whether a path lies in a bucket."""
+    return os.fspath(path).startswith(REMOTE)
+
+
+def check_writable(path: PathLike, name: str) -> None:
+    """Raise ConfigError in one line if files cannot be created below a directory.
+
+    Creates nothing that stays, local directories included. name: of the setting, for the message.
+    """
+    directory = as_path(path)
+    if is_remote(path):
+        probe = directory / f"{PART}probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+        except Exception as error:  # of TensorFlow, gcsfs, fsspec or the network
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            raise ConfigError(
+                f"{name} {os.fspath(path)} cannot be written: {reason}. Check the address, the "
+                "credentials and the network, or that the library for it is installed "
+                "(tensorflow, gcsfs or s3fs); or use a local directory"
+            ) from error
+        return
+    parent = pathlib.Path(os.path.abspath(directory))
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ConfigError(f"{name} {directory} cannot be created: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{name} {directory} cannot be written: {parent} is read-only")
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[pathlib.Path]:
+    """Yield a local path with the same name; what is written there replaces `path` at the end.
+
+    The block writes a file or makes a directory; nothing happens if it raises. An existing
+    directory that is not empty is not replaced (OSError). Missing parents are created.
+    """
+    target = as_path(path)
+    if is_remote(path):  # the upload of one object is atomic
+        with tempfile.TemporaryDirectory() as folder:
+            part = pathlib.Path(folder) / target.name
+            yield part
+            _upload(part, target)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=PART, dir=target.parent)
+    try:
+        part = pathlib.Path(folder) / target.name
+        yield part
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Write a file atomically."""
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: PathLike, data: Any, indent: int | None = 2) -> None:
+    """Write JSON data atomically, with a newline at the end."""
+    write_text(path, json.dumps(data, indent=indent) + "\n")
+
+
+def write_npz(path: PathLike, arrays: Mapping[str, Any]) -> None:
+    """Write {name: array} atomically as an uncompressed .npz file."""
+    import numpy as np
+
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_npz(path: PathLike) -> dict[str, Any]:
+    """Return {name: array} of an .npz file without pickled objects."""
+    import numpy as np
+
+    source = as_path(path)
+    buffer = io.BytesIO(source.read_bytes()) if is_remote(path) else os.fspath(source)
+    with np.load(buffer, allow_pickle=False) as file:
+        return dict(file)
+
+
+def local_copy(path: PathLike) -> pathlib.Path:
+    """Return a local path with a file's or directory's contents, for libraries that need one.
+
+    A local path is returned as it is; a remote one is downloaded once per process and removed at
+    its end.
+    """
+    if not is_remote(path):
+        return pathlib.Path(as_path(path))
+    return _download(os.fspath(path))
+
+
+class Mirror:
+    """A local directory of files that grow, copied to a remote directory by `upload`.
+
+    For writers that append to local files (logs, TensorBoard). If the directory is local, the files
+    are written in place and `upload` does nothing.
+    """
+
+    def __init__(self, directory: PathLike) -> None:
+        """Prepare the directory: `local` is the place to write to."""
+        self.target = as_path(directory)
+        self._remote = is_remote(directory)
+        self.local = pathlib.Path(_temporary() if self._remote else self.target)
+        self._sizes: dict[pathlib.Path, int] = {}
+
+    def fetch(self, name: str) -> None:
+        """Download a file that already exists in the remote directory."""
+        if self._remote and (self.target / name).exists():
+            (self.local / name).write_bytes((self.target / name).read_bytes())
+
+    def upload(self) -> None:
+        """Copy the files that have changed in size."""
+        if not self._remote:
+            return
+        for path in filter(pathlib.Path.is_file, self.local.rglob("*")):
+            size = path.stat().st_size
+            if self._sizes.get(path) != size:
+                _upload(path, self.target / str(path.relative_to(self.local)))
+                self._sizes[path] = size
+
+
+def _upload(source: pathlib.Path, target: Path) -> None:
+    if source.is_dir():
+        for path in sorted(source.iterdir()):
+            _upload(path, target / path.name)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source.read_bytes())
+
+
+@functools.lru_cache(maxsize=64)
+def _download(uri: str) -> pathlib.Path:
+    source = as_path(uri)
+    target = pathlib.Path(_temporary()) / source.name
+    _copy_down(source, target)
+    return target
+
+
+def _copy_down(source: Path, target: pathlib.Path) -> None:
+    if not source.is_dir():
+        target.write_bytes(source.read_bytes())
+        return
+    target.mkdir()
+    for path in source.iterdir():
+        _copy_down(path, target / path.name)
+
+
+def _temporary() -> str:
+    folder = tempfile.mkdtemp(prefix="octolike-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,159 @@
+"""Paths and atomic writes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octolike import files
+from octolike.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def entries(directory):
+    return sorted(p.name for p in directory.iterdir())
+
+
+def test_a_file_is_written_with_missing_parents_and_without_a_trace(tmp_path):
+    files.write_json(tmp_path / "a" / "b.json", {"x": 1})
+    assert (tmp_path / "a" / "b.json").read_text() == '{\n  "x": 1\n}\n'
+    files.write_text(tmp_path / "a" / "b.json", "new")
+    assert (tmp_path / "a" / "b.json").read_text() == "new"
+    assert entries(tmp_path / "a") == ["b.json"]
+
+
+def test_arrays_return_as_they_were_written(tmp_path):
+    files.write_npz(tmp_path / "arrays.npz", {"x": np.arange(3), "name": np.array("a")})
+    arrays = files.read_npz(tmp_path / "arrays.npz")
+    assert arrays["x"].tolist() == [0, 1, 2]
+    assert str(arrays["name"]) == "a"
+
+
+def test_an_error_while_writing_leaves_the_old_file(tmp_path):
+    files.write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(TypeError):
+        files.write_npz(tmp_path / "a.txt", {1: "half written"})
+    assert entries(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_directory_appears_as_a_whole_and_replaces_none_with_files(tmp_path):
+    with files.replacing(tmp_path / "folder") as part:
+        part.mkdir()
+        (part / "a.txt").write_text("first")
+        assert not (tmp_path / "folder").exists()
+    with pytest.raises(OSError, match="not empty"), files.replacing(tmp_path / "folder") as part:
+        part.mkdir()
+    assert entries(tmp_path) == ["folder"]
+    assert (tmp_path / "folder" / "a.txt").read_text() == "first"
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_file(tmp_path):
+    path = tmp_path / "a.txt"
+    with files.replacing(path) as first, files.replacing(path) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # its block ends last
+
+
+@pytest.mark.parametrize("uri", ["gs:/bucket/run", "gs:bucket", "http://host/run", "memory://x"])
+def test_a_uri_never_becomes_a_local_folder(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if uri == "gs:bucket":  # a legal file name
+        assert not files.is_remote(uri)
+        return
+    with pytest.raises(ConfigError, match="neither a local path nor a URI"):
+        files.write_text(uri, "")
+    assert not entries(tmp_path)
+
+
+def test_a_slash_too_few_is_pointed_out():
+    with pytest.raises(ConfigError, match=r"did you mean gs://bucket/run\?"):
+        files.as_path(Path("gs://bucket/run"))
+
+
+def test_the_check_of_a_local_directory_creates_nothing(tmp_path):
+    files.check_writable(tmp_path / "a" / "b", "workdir")
+    assert not entries(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"workdir .*file/run cannot be created: .*file is a fi"):
+        files.check_writable(tmp_path / "file" / "run", "workdir")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_the_check_of_a_read_only_directory_names_it(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(ConfigError, match="is read-only"):
+        files.check_writable(tmp_path / "run", "workdir")
+
+
+BUCKET = """
+import fsspec, os
+from fsspec.implementations.memory import MemoryFileSystem
+class Bucket(MemoryFileSystem):
+    protocol = ("gs", "gcs")
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.replace("gs://", "memory://"))
+for name in ("gs", "gcs"):
+    fsspec.register_implementation(name, Bucket, clobber=True)
+"""
+
+
+def output_of(code, setup=BUCKET):
+    """Run code in a process with an in-memory bucket behind gs://; return its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", setup + "\nfrom octolike import files\n" + textwrap.dedent(code)],
+        env=os.environ | {"EPATH_USE_TF": "0", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_files_and_directories_are_written_to_and_read_from_a_bucket():
+    output = output_of(
+        """
+        files.check_writable("gs://bucket/run", "workdir")
+        files.write_json("gs://bucket/run/a.json", {"x": 1})
+        with files.replacing("gs://bucket/run/folder") as part:
+            part.mkdir()
+            (part / "b.txt").write_text("text")
+        run = files.as_path("gs://bucket/run")
+        print((run / "a.json").read_text(), sorted(p.name for p in run.iterdir()))
+        print((files.local_copy("gs://bucket/run/folder") / "b.txt").read_text())
+        mirror = files.Mirror("gs://bucket/run")
+        (mirror.local / "log").mkdir()
+        (mirror.local / "log" / "lines").write_text("line")
+        mirror.upload()
+        print((run / "log" / "lines").read_text())
+        files.write_npz("gs://bucket/run/a.npz", {"y": [1, 2]})
+        print(files.read_npz("gs://bucket/run/a.npz")["y"])
+        """
+    )
+    assert output.split("\n")[:2] == ["{", '  "x": 1']
+    assert "['a.json', 'folder']\ntext\nline\n[1 2]" in output
+
+
+def test_a_bucket_without_its_library_is_refused_in_one_line(tmp_path):
+    code = f"""
+        import os
+        os.chdir({str(tmp_path)!r})
+        from octolike.errors import ConfigError
+        try:
+            files.check_writable("gs://bucket/run", "workdir")
+        except ConfigError as error:
+            print(str(error))
+        """
+    output = output_of(code, setup='import sys; sys.modules["gcsfs"] = None')
+    assert output.startswith("workdir gs://bucket/run cannot be written: ImportError: ")
+    assert output.count("\n") == 1
+    assert not entries(tmp_path)
