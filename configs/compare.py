@@ -105,13 +105,13 @@ def per_skill(config: Config) -> None:
     """Give every skill a head of its own; which one, says the task's number."""
     groups = {skill: (f"{skill}/*",) for skill in SKILLS}
     share(config, kind="per_group", by="task", groups=groups)
-    config.evaluate.tell, config.evaluate.splits = ("language", "task_id"), ("train",)
+    config.evaluate.condition_on, config.evaluate.splits = ("language", "task_id"), ("train",)
 
 
 def untold(config: Config, film: bool = False) -> None:
     """Take the instruction away."""
     del config.model.tokenizers["language"]
-    config.evaluate.tell = ()
+    config.evaluate.condition_on = ()
     for name in CAMERAS:
         config.model.tokenizers[name]["film"] = film
 
@@ -121,7 +121,7 @@ def by_number(config: Config) -> None:
     untold(config, film=True)
     others = config.model.tokenizers
     config.model.tokenizers = {"task_id": Component(kind="task_id"), **others}
-    config.data.task_ids, config.evaluate.tell = True, ("task_id",)
+    config.data.task_ids, config.evaluate.condition_on = True, ("task_id",)
     config.evaluate.splits = ("train",)
 
 
@@ -130,7 +130,7 @@ def by_goal(config: Config) -> None:
     untold(config)
     for name in CAMERAS:
         config.model.tokenizers[name]["goal"] = True
-    config.data.goal, config.evaluate.tell = "last", ("goal",)
+    config.data.goal, config.evaluate.condition_on = "last", ("goal",)
 
 
 VARIANTS = {

@@ -72,7 +72,7 @@ def alone(config: Config, robot: str) -> None:
 
 def told(config: Config) -> None:
     """Show whose robot it is, as a token beside the instruction."""
-    config.data.task_ids, config.evaluate.tell = True, ("language", "task_id")
+    config.data.task_ids, config.evaluate.condition_on = True, ("language", "task_id")
     config.model.tokenizers = {"robot": Component(kind="task_id"), **config.model.tokenizers}
 
 

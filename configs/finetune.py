@@ -99,17 +99,17 @@ def change(config: Config, args: SimpleNamespace) -> None:
     if args.proprio == "add":
         data.use_proprio, model.tokenizers["proprio"] = True, Component(kind="proprio")
         fresh.append("obs_proprio_*")
-    config.train.fresh = tuple(fresh)
+    config.train.reinit = tuple(fresh)
     if args.proprio == "drop":
         data.use_proprio = False
         dropped = [k for k, t in model.tokenizers.items() if t["kind"] == "proprio"]
         model.tokenizers = {k: t for k, t in model.tokenizers.items() if k not in dropped}
-        config.train.fresh += tuple(f"*_{name}*" for name in dropped)
+        config.train.reinit += tuple(f"*_{name}*" for name in dropped)
     if args.window:
         model.max_window = max(model.max_window, data.window)
         if args.window > model.max_window:
             model.max_window = args.window
-            config.train.fresh += ("*_pos_embedding",)
+            config.train.reinit += ("*_pos_embedding",)
         data.window = args.window
     data.horizon = args.horizon or data.horizon
     config.evaluate.execute = min(config.evaluate.execute, data.horizon)
@@ -117,7 +117,7 @@ def change(config: Config, args: SimpleNamespace) -> None:
 
 def freeze(config: Config, mode: str) -> None:
     """Say which parameters are trained; what starts afresh always is."""
-    tokenizers, fresh = config.model.tokenizers, config.train.fresh
+    tokenizers, fresh = config.model.tokenizers, config.train.reinit
     named = lambda kind: tuple(
         f"tokenizers_{k}/*" for k, t in tokenizers.items() if t["kind"] == kind
     )

@@ -5,7 +5,7 @@
         --config.workdir=runs/mine
 
 Modes: full, head, readouts, frozen_vision, frozen_language, lora. What may differ from the run is
-said in the config (`head=l1`, `camera=wrist:128`, `proprio=drop`, …) or by train.fresh; anything
+said in the config (`head=l1`, `camera=wrist:128`, `proprio=drop`, …) or by train.reinit; anything
 else that does not fit is an error. Expect the settings that differ, then a table of what is taken
 over, what starts afresh and what is left behind; the rest is as in train.py.
 """

@@ -209,3 +209,13 @@ def test_describe_names_every_option():
     text = c.describe()
     assert "optim.learning_rate" in text
     assert "peak learning rate" in text
+
+
+def test_the_old_names_of_two_options_are_read():
+    data = json.loads(c.to_json(c.Config()))
+    data["train"]["fresh"] = ["heads_*"]
+    data["evaluate"]["tell"] = ["goal"]
+    del data["train"]["reinit"], data["evaluate"]["condition_on"]
+    config = c.from_json(json.dumps(data))
+    assert config.train.reinit == ("heads_*",)
+    assert config.evaluate.condition_on == ("goal",)

@@ -140,9 +140,9 @@ def test_what_fits_goes_over_and_what_is_named_starts_afresh(params):
     np.testing.assert_array_equal(found.taken["stem/bias"], other["stem"]["bias"])
     assert (found.fresh, found.left) == (["head/bias", "head/kernel"], ["head/gone"])
     assert "head            0" not in states.describe_adapted(found)
-    with pytest.raises(ConfigError, match=r"of runs/a do not fit[^$]*head/gone[^$]*train\.fresh"):
+    with pytest.raises(ConfigError, match=r"of runs/a do not fit[^$]*head/gone[^$]*train\.reinit"):
         states.adapt(params, other, (), "runs/a")
-    with pytest.raises(ConfigError, match=r"train\.fresh matches no parameter.*'heda/\*'"):
+    with pytest.raises(ConfigError, match=r"train\.reinit matches no parameter.*'heda/\*'"):
         states.adapt(params, other, ("heda/*",), "runs/a")
 
 
@@ -187,7 +187,7 @@ def test_what_belongs_to_a_robot_or_task_goes_to_the_one_of_its_name(by, capsys)
 
 def test_a_fresh_head_on_another_runs_stem(source, tmp_path, capsys):
     made = tuned(tmp_path, source, learning_rate=0.0)
-    made.train.fresh, made.seed = ("head/*",), 7
+    made.train.reinit, made.seed = ("head/*",), 7
     last = loop.train(made, Stream, **parts())
     before = checkpoint.load_run(source).params
     assert same(last.params["stem"], before["stem"])

@@ -565,7 +565,7 @@ def test_held_out_errors_are_in_standard_deviations_of_the_group():
     t = np.arange(8)[:, None] * np.array([[0.1, 0.1, 0.0]]) + [[0, 0, 5.0]]
     chunks = [evaluate.DemonstratedEpisode({"proprio": t}, t, "go", "go/red")] * 3
     config = Config()
-    config.evaluate.tell, config.data.tasks = ("language", "task_id"), "label"
+    config.evaluate.condition_on, config.data.tasks = ("language", "task_id"), "label"
     policy = Perfect(np.zeros(3))
     # a dimension that does not move in the demonstrations does not count
     assert transfer_effects._error(policy, "g", chunks, config) == pytest.approx(0)

@@ -201,7 +201,7 @@ class TrainConfig:
     steps: int = option(10_000, "optimiser steps", low=1)
     init_from: str = option("", "run directory with the initial parameters; '': from scratch")
     init_step: int = option(0, "checkpoint of init_from; 0: the newest", low=0)
-    fresh: tuple[str, ...] = option(
+    reinit: tuple[str, ...] = option(
         (), "parameters that are reinitialised, not taken from init_from: patterns over paths"
     )
     fsdp: int = option(
@@ -260,7 +260,7 @@ class EvaluateConfig:
     episodes: int = option(20, "episodes per skill and split", low=1)
     splits: tuple[str, ...] = option(("train",), "splits of the environment's tasks")
     skills: tuple[str, ...] = option((), "skills; (): all that were collected")
-    tell: tuple[str, ...] = option(
+    condition_on: tuple[str, ...] = option(
         ("language",),
         "inputs that specify the task",
         choices=("language", "goal", "task_id"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from octolike.config.components import Component, unknown
 from octolike.config.schema import Config
+from octolike.config.upgrade import rename_options
 from octolike.errors import ConfigError
 
 
@@ -21,7 +22,8 @@ def from_json(text: str) -> Config:
 
     A name that is missing, since an older version wrote the text, takes its default.
     """
-    return from_dict(Config, json.loads(text), "config")
+    data = json.loads(text)
+    return from_dict(Config, rename_options(data) if isinstance(data, dict) else data, "config")
 
 
 def stored_config(run_dir: str) -> Config:

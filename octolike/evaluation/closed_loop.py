@@ -79,7 +79,7 @@ class ClosedLoop:
             pool,
             results,
             lambda row: None,
-            self._config.evaluate.tell,
+            self._config.evaluate.condition_on,
             simulator(kind_of(self._config.environment)).load("goal"),
             task_namer(self._config, policy),
         )

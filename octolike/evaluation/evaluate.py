@@ -127,7 +127,7 @@ class Evaluation:
             "environment": self.environment,
             "execute": settings.execute,
             "ensemble": settings.ensemble,
-            "tell": list(settings.tell),
+            "tell": list(settings.condition_on),
             "batch": settings.batch,
         }
         pieces = self.directory / "evaluation" / self._own
@@ -166,7 +166,7 @@ class Evaluation:
                 rate = count(self.results.rows, policy=label)
                 bar.set_postfix_str(f"success {rate.successes}/{rate.episodes}")
 
-            tell = self.config.evaluate.tell
+            tell = self.config.evaluate.condition_on
             goal = simulator(kind_of(self.config.environment)).load("goal")
             timing = rollouts.run(
                 policy,
@@ -234,7 +234,7 @@ class Evaluation:
         )
 
     def _task(self, demonstration: DemonstratedEpisode) -> Task:
-        tell = self.config.evaluate.tell
+        tell = self.config.evaluate.condition_on
         ends = {k: v[-1] for k, v in demonstration.observation.items()}
         goals = {k.removeprefix("image_"): ends[k] for k in self.policy.goal_shapes}
         known = {"task": demonstration.task, "instruction": demonstration.instruction}
@@ -280,7 +280,7 @@ class Evaluation:
         return {
             "Learned from": f"{c.data.mix}" + (f": {demonstrations}" if demonstrations else ""),
             "Sees": f"{cameras}" + (", its own pose" if "observation.proprio" in spec else ""),
-            "Is told": " and ".join(TOLD[way] for way in c.evaluate.tell) or "nothing",
+            "Is told": " and ".join(TOLD[way] for way in c.evaluate.condition_on) or "nothing",
             "Does": f"{self.policy.horizon} actions ahead, of which {c.evaluate.execute} executed "
             f"before it looks again ({', '.join(self.policy.embodiment.action.names)})",
             "Network": f"transformer, {c.model.layers} layers of width {c.model.width}, "

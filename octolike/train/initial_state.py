@@ -80,9 +80,9 @@ def take_over(config: Config, shapes: Params, names: types.Names) -> Params:
     print("settings that differ (there -> here):", *(changes or ["none"]), sep="\n  ")
     there = named_rows(dataclasses.asdict(other.config.model), other.names)
     here = named_rows(dataclasses.asdict(config.model), names)
-    given = by_name(other.params, there, here, options.fresh, source)
+    given = by_name(other.params, there, here, options.reinit, source)
     plain = {k: v for k, v in shapes.items() if k != lora.NAME}
-    adapted = states.adapt(plain, given, options.fresh, source)
+    adapted = states.adapt(plain, given, options.reinit, source)
     print(states.describe_adapted(adapted))
     return optimizer.unflatten(adapted.taken)
 
@@ -97,7 +97,7 @@ def by_name(
     """Return another run's parameters with the rows of robots and tasks in the order of this one.
 
     there, here: whose rows parameters have, by pattern (`named_rows`). Prints whose go over. Raises
-    ConfigError for a robot or task that the other run has not, unless `fresh` (train.fresh) has
+    ConfigError for a robot or task that the other run has not, unless `fresh` (train.reinit) has
     the parameter.
     """
     flat = dict(optimizer.flatten(params))
@@ -111,7 +111,7 @@ def by_name(
         if new:
             raise ConfigError(
                 f"{paths[0]} has a row for each of {', '.join(a.names)} in {source}, and none for "
-                f"{', '.join(new)}; let it start afresh: --config.train.fresh=\"('{pattern}',)\""
+                f"{', '.join(new)}; let it start afresh: --config.train.reinit=\"('{pattern}',)\""
             )
         print(f"{pattern}: the rows of {', '.join(b.names)}, of {', '.join(a.names)}")
         index = [a.names.index(name) for name in b.names]

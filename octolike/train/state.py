@@ -127,19 +127,19 @@ class Adapted(NamedTuple):
 def adapt(params: Params, given: Params, fresh: Sequence[str], source: str) -> Adapted:
     """Return what a model with `params` (may be abstract) takes over from those of another run.
 
-    Everything, but what the patterns `fresh` (train.fresh) match: that may differ, and starts
+    Everything, but what the patterns `fresh` (train.reinit) match: that may differ, and starts
     from scratch. Raises ConfigError for a pattern that matches nothing, and with every path that
     is missing, extra, or of another shape without being matched.
     """
     mine, theirs = optimizer.flatten(params), optimizer.flatten(given)
-    found = optimizer.match(sorted(mine.keys() | theirs.keys()), fresh, "train.fresh", "parameter")
+    found = optimizer.match(sorted(mine.keys() | theirs.keys()), fresh, "train.reinit", "parameter")
     free = {path for paths in found.values() for path in paths}
     rest = lambda tree: optimizer.unflatten({k: v for k, v in tree.items() if k not in free})
     try:
         taken = merge_strictly(rest(mine), rest(theirs), source)
     except ConfigError as error:
         raise ConfigError(
-            f"{error} Or let what differs start afresh, e.g. --config.train.fresh=\"('heads_*',)\""
+            f"{error} Or let what differs start afresh, e.g. --config.train.reinit=\"('heads_*',)\""
         ) from None
     return Adapted(
         optimizer.flatten(taken), sorted(mine.keys() & free), sorted(theirs.keys() - mine.keys())

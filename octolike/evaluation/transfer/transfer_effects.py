@@ -213,7 +213,7 @@ def measure_errors(run: Path, held_out: Mapping[str, Sequence[DemonstratedEpisod
     actions = b"".join(d.action.tobytes() for found in held_out.values() for d in found)
     key = {
         "step": loaded.step,
-        "tell": list(loaded.config.evaluate.tell),
+        "tell": list(loaded.config.evaluate.condition_on),
         "held_out": hashlib.sha256(actions).hexdigest()[:16],
     }
     if {k: v for k, v in _measured(run).items() if k != "errors"} == key:
@@ -233,7 +233,7 @@ def _error(
     policy: Policy, group: str, demonstrations: Sequence[DemonstratedEpisode], config: Config
 ) -> float:
     seen, tasks, true = [], [], []
-    tell, kind = config.evaluate.tell, config.data.tasks
+    tell, kind = config.evaluate.condition_on, config.data.tasks
     for d in demonstrations:
         known = {"dataset": group, "label": d.task, "instruction": d.instruction}[kind]
         goals = {k.removeprefix("image_"): d.observation[k][-1] for k in policy.goal_shapes}
