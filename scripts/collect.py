@@ -31,7 +31,7 @@ def collect(config: configs.Config) -> None:
     from octolike.data.rlds.writer import Writer
     from octolike.data.specs import catalog
 
-    spec = catalog.find(config.collect.dataset, catalog.load_specs(config.data.specs))
+    spec = catalog.find_spec(config.collect.dataset, catalog.load_specs(config.data.specs))
     plan = demonstrations.plan(config.environment, config.collect)
     shards = {s.split: s.total for s in plan}
     settings = demonstrations.settings(config.environment, config.collect)
@@ -39,7 +39,7 @@ def collect(config: configs.Config) -> None:
     if writer.finished:
         print(f"{writer.directory} exists already; remove it to collect again")
         return
-    missing = [s for s in plan if not writer.written(s.split, s.index)]
+    missing = [s for s in plan if not writer.shard_note(s.split, s.index)]
     total = sum(len(s.episodes) for s in plan)
     done = total - sum(len(s.episodes) for s in missing)
     workers = min(config.collect.workers or os.cpu_count() or 1, max(len(missing), 1))
@@ -56,7 +56,7 @@ def collect(config: configs.Config) -> None:
     ):
         for count in pool.map(record_shard, missing):
             bar.update(count)
-    failed = sum(writer.written(s.split, s.index)["failed"] for s in plan)
+    failed = sum(writer.shard_note(s.split, s.index)["failed"] for s in plan)
     print(f"{total} demonstrations in {writer.finish()}; {failed} failed and were repeated")
 
 

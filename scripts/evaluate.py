@@ -55,7 +55,7 @@ def compare(evaluation):
         from octolike.data.pipeline import excerpts
         from octolike.data.specs import catalog
 
-        spec = catalog.find(policy.embodiment.datasets[0], catalog.load_specs(config.specs))
+        spec = catalog.find_spec(policy.embodiment.datasets[0], catalog.load_specs(config.specs))
         cameras = {key.removeprefix("image_"): 0 for key in policy.image_shapes}  # 0: as stored
         found = []
         for e in excerpts.take(spec, config, config.validation_split, cameras, episodes=4):

@@ -33,9 +33,9 @@ def main(config: configs.Config) -> None:
     try:
         rows = catalog.load_specs(d.specs)
         for name in mixes.parse(d.mix, d.mix_weights, rows).weights:
-            spec, begin = catalog.find(name, rows), time.monotonic()
+            spec, begin = catalog.find_spec(name, rows), time.monotonic()
             reader = reader.Reader(spec, d.root_of(spec.name), d.train_split)
-            index = statistics.index(reader, **settings)
+            index = statistics.index_episodes(reader, **settings)
             tasks = len(set(index.tasks) - {""})
             print(
                 f"{name}: {len(index.steps):,} episodes, {index.steps.sum():,} steps, {tasks:,} "

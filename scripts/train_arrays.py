@@ -57,7 +57,7 @@ def main(config: configs.Config) -> None:
     from octolike.embodiment import Embodiment
 
     try:
-        row = catalog.find(config.data.mix, catalog.load_specs(config.data.specs))
+        row = catalog.find_spec(config.data.mix, catalog.load_specs(config.data.specs))
         names = ("robot", "control_hz", "gripper", "action", "proprio")
         fields = {name: getattr(row, name) for name in names}
         robot = Embodiment(name=row.embodiment or row.name, datasets=(row.name,), **fields)

@@ -9,7 +9,7 @@ from octolike.config import Component, Config
 from octolike.data import open_data
 from octolike.data.pipeline.source import RldsSource
 from octolike.data.rlds.writer import Writer
-from octolike.data.specs.catalog import find
+from octolike.data.specs.catalog import find_spec
 
 SIDE = 8
 
@@ -47,7 +47,7 @@ def write_numbered(root: Path, name: str, lengths: Sequence[int]) -> list[tuple[
 
     Bridge's standardise function drops the last step of each.
     """
-    keys = list(find(name).cameras.values())
+    keys = list(find_spec(name).cameras.values())
     episodes = [numbered(i, n, keys, f"do {i}") for i, n in enumerate(lengths)]
     write(root, name, {"train": episodes, "val": episodes[:2]})
     dropped = name == "bridge_dataset"

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from octolike.config import ConfigError, unknown
 from octolike.data.rlds.fields import IS_FIRST, IS_LAST, IS_TERMINAL, OBSERVATION, REWARD, STEPS
 from octolike.data.specs import expressions
-from octolike.data.specs.catalog import find
+from octolike.data.specs.catalog import find_spec
 from octolike.data.specs.spec import DatasetSpec
 from octolike.types import unflatten
 
@@ -57,7 +57,7 @@ def write_fake_oxe(
     """
     if name not in schemas():
         raise ConfigError(unknown("dataset with known raw features", name, schemas()))
-    spec, schema = find(name), schemas()[name]
+    spec, schema = find_spec(name), schemas()[name]
     directory = Path(root) / spec.name / (spec.version or VERSION)
     directory.mkdir(parents=True)
     features = _features(schema, side)
@@ -109,8 +109,8 @@ def fake_oxe_episode(
     told = list(rng.permutation(WORDS))
     columns: dict[str, Any] = {}
     for path, kind in schema["steps"].items():
-        if path in spec.languages:
-            columns[path] = _texts(told[spec.languages.index(path) % len(told)], kind, length)
+        if path in spec.language_paths:
+            columns[path] = _texts(told[spec.language_paths.index(path) % len(told)], kind, length)
         else:
             columns[path] = _numbers(rng, path, kind, length, roles)
     for key, kind in schema["images"].items():

@@ -54,7 +54,7 @@ def source(data):
 def raw(source):
     """The standard episodes in robot units."""
     i = source.index
-    return [source.reader.read(*map(int, at)) for at in zip(i.shard, i.offset, i.length)]
+    return [source.reader.read_episode(*map(int, at)) for at in zip(i.shard, i.offset, i.length)]
 
 
 def twice(source, raw, part):
@@ -141,7 +141,7 @@ def test_the_last_step_is_dropped_and_flags_are_not_believed(source, raw):
     features = source.reader.features
     flags = [
         features.deserialize_example(r)["episode_metadata"]["has_image_0"].numpy()
-        for r in source.reader.records(0)
+        for r in source.reader.read_records(0)
     ]
     assert not any(flags)
 

@@ -15,7 +15,7 @@ KEY = "image_primary"
 
 def take(config, spec=None, cameras=None, episodes=4):
     cameras = {"primary": data_fakes.SIDE} if cameras is None else cameras
-    spec = spec or catalog.find("fake")
+    spec = spec or catalog.find_spec("fake")
     return excerpts.take(spec, config.data, "train", cameras, episodes=episodes)
 
 
@@ -48,6 +48,6 @@ def test_pictures_are_as_stored_where_no_side_is_asked_for(tmp_path):
     (found,) = take(config, cameras={"primary": 0})
     assert found.images["primary"].shape == (3, data_fakes.SIDE, data_fakes.SIDE, 3)
     np.testing.assert_array_equal(found.images["primary"], take(config)[0].images["primary"])
-    blue_first = dataclasses.replace(catalog.find("fake"), bgr=("primary",))
+    blue_first = dataclasses.replace(catalog.find_spec("fake"), bgr=("primary",))
     (turned,) = take(config, blue_first, {"primary": 0})
     np.testing.assert_array_equal(turned.images["primary"][..., ::-1], found.images["primary"])

@@ -7,7 +7,7 @@ import pytest
 from data_fakes import opened, shown, write_numbered
 
 from octolike.data.pipeline import goals, windows
-from octolike.data.specs.catalog import find
+from octolike.data.specs.catalog import find_spec
 from octolike.data.specs.expressions import binarize_gripper, wrap_angle
 
 
@@ -196,7 +196,7 @@ def test_bridge_actions_are_the_reached_changes_with_wrapped_angles():
     action = np.zeros((3, 7), np.float32)
     action[:, 6] = [0.5, 0.5, 0]
     steps = {"observation": {"state": state}, "action": action, "is_first": state[:, 0] * 0}
-    standard = find("bridge_dataset").standard(steps)
+    standard = find_spec("bridge_dataset").standard_steps(steps)
     np.testing.assert_allclose(standard.action[:, 0], [0.1, 0.2], atol=1e-6)
     np.testing.assert_allclose(standard.action[:, 3], [2 * np.pi - 6.2, 0.1], atol=1e-6)
     np.testing.assert_array_equal(standard.action[:, 6], [0, 0])

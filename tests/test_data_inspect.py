@@ -48,9 +48,9 @@ def test_the_spec_file_is_a_row_that_works(seen, tmp_path):
     (row,) = runpy.run_path(str(path))["DATASETS"]
     root = str(seen.directory.parent.parent)
     reader = Reader(row, root, "train")
-    for raw in reader.records(0):
-        episode = reader.episode(raw, "here")
-        known = Reader(catalog.find("fake"), root, "train").episode(raw, "here")
+    for raw in reader.read_records(0):
+        episode = reader.parse_episode(raw, "here")
+        known = Reader(catalog.find_spec("fake"), root, "train").parse_episode(raw, "here")
         np.testing.assert_array_equal(episode.action, known.action)
         np.testing.assert_array_equal(episode.proprio, known.proprio)
         assert episode.images == known.images

@@ -20,7 +20,7 @@ from octolike.data.pipeline.order import EpisodeTable, Order, PoolKey
 from octolike.data.rlds import statistics
 from octolike.data.rlds.reader import Reader
 from octolike.data.specs import standardize
-from octolike.data.specs.catalog import find
+from octolike.data.specs.catalog import find_spec
 from octolike.data.specs.mixes import Mixture
 from octolike.errors import DataError
 
@@ -305,7 +305,7 @@ def test_a_second_opening_reads_no_record(tmp_path, passes, monkeypatch):
     write_numbered(tmp_path, "fake", [3, 4])
     first = opened(tmp_path)
     assert passes == ["fake"]
-    monkeypatch.setattr(Reader, "records", None)
+    monkeypatch.setattr(Reader, "read_records", None)
     second = opened(tmp_path)
     assert passes == ["fake"]
     assert (tmp_path / "fake" / "1.0.0" / ".octolike").is_dir()
@@ -332,14 +332,14 @@ def test_other_files_of_the_same_size_are_read_again(tmp_path, passes):
 
 
 def test_the_digest_follows_the_standardise_code(root, monkeypatch):
-    reader = Reader(find("fake"), str(root), "train")
-    before = statistics.digest(reader)
-    assert before == statistics.digest(Reader(find("fake"), str(root), "train"))
-    assert before != statistics.digest(Reader(find("fake"), str(root), "val"))
+    reader = Reader(find_spec("fake"), str(root), "train")
+    before = statistics.index_digest(reader)
+    assert before == statistics.index_digest(Reader(find_spec("fake"), str(root), "train"))
+    assert before != statistics.index_digest(Reader(find_spec("fake"), str(root), "val"))
     source = inspect.getsource
     edited = lambda x: source(x) + ("  # changed" if x is standardize.as_stored else "")
     monkeypatch.setattr(inspect, "getsource", edited)
-    assert before != statistics.digest(reader)
+    assert before != statistics.index_digest(reader)
 
 
 def test_a_read_only_directory_uses_the_cache(tmp_path, passes):

@@ -9,7 +9,7 @@ from octolike.data.rlds import statistics
 from octolike.data.rlds.quantile_sketch import RELATIVE_ERROR, QuantileSketch
 from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.writer import Writer
-from octolike.data.specs.catalog import find
+from octolike.data.specs.catalog import find_spec
 from octolike.embodiment import STATISTICS
 from octolike.errors import DataError
 
@@ -120,7 +120,7 @@ TEXTS = ["open", "", "close", "open", " open ", "push"]
 
 def write(root, name="fake", shards=3, texts=TEXTS):
     """Write numbered episodes of 3, 4, 5... steps over several shards; return their lengths."""
-    keys = list(find(name).cameras.values())
+    keys = list(find_spec(name).cameras.values())
     episodes = [numbered(i, 3 + i, keys, text) for i, text in enumerate(texts)]
     writer = Writer(str(root), name, "1.0.0", {"train": shards})
     for shard in range(shards):
@@ -132,21 +132,23 @@ def write(root, name="fake", shards=3, texts=TEXTS):
 def index(root, name="fake", **settings):
     """Return the index of a dataset's training split."""
     settings = {"threads": 2, "cache": str(root / "cache"), "drop_bad": False} | settings
-    return statistics.index(Reader(find(name), str(root), "train"), **settings)
+    return statistics.index_episodes(Reader(find_spec(name), str(root), "train"), **settings)
 
 
 def test_the_index_finds_every_episode_and_its_task(tmp_path):
     lengths = write(tmp_path)
     found = index(tmp_path)
-    reader = Reader(find("fake"), str(tmp_path), "train")
+    reader = Reader(find_spec("fake"), str(tmp_path), "train")
     assert found.steps.tolist() == lengths
     for i, steps in enumerate(lengths):
-        episode = reader.read(*(int(x[i]) for x in (found.shard, found.offset, found.length)))
+        episode = reader.read_episode(
+            *(int(x[i]) for x in (found.shard, found.offset, found.length))
+        )
         assert len(episode) == steps
         assert episode.instructions[0].strip() == found.tasks[found.task[i]]
     assert sorted(found.tasks) == ["", "close", "open", "push"]
     assert (found.labels, set(found.label.tolist())) == (("",), {0})
-    few = found.first(2)
+    few = found.first_episodes(2)
     assert (few.steps.tolist(), few.task.tolist()) == (lengths[:2], found.task[:2].tolist())
     assert few.action.episodes == 6
 
@@ -157,9 +159,9 @@ def test_the_cache_gives_back_the_same_index(tmp_path, monkeypatch):
     monkeypatch.setattr(statistics, "_scan", None)
     second = index(tmp_path)
     assert_same(first, second)
-    assert [p.name for p in (tmp_path / "fake/1.0.0/.octolike").iterdir()] == [
-        f"fake-train-{statistics.digest(Reader(find('fake'), str(tmp_path), 'train'))}.npz"
-    ]
+    digest = statistics.index_digest(Reader(find_spec("fake"), str(tmp_path), "train"))
+    names = [p.name for p in (tmp_path / "fake/1.0.0/.octolike").iterdir()]
+    assert names == [f"fake-train-{digest}.npz"]
 
 
 def assert_same(a, b):
@@ -218,7 +220,7 @@ def test_a_damaged_part_or_index_is_made_again(tmp_path, capsys):
 
 
 def test_bad_episodes_are_left_out_and_offsets_stay_right(tmp_path):
-    keys = list(find("fake").cameras.values())
+    keys = list(find_spec("fake").cameras.values())
     good = [numbered(i, 4, keys) for i in range(3)]
     writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 1})
     writer.write("train", 0, good)
@@ -231,9 +233,9 @@ def test_bad_episodes_are_left_out_and_offsets_stay_right(tmp_path):
     with pytest.raises(DataError, match=r"episode 1 is not what features\.json says"):
         index(tmp_path)
     found = index(tmp_path, drop_bad=True)
-    reader = Reader(find("fake"), str(tmp_path), "train")
+    reader = Reader(find_spec("fake"), str(tmp_path), "train")
     at = [(int(s), int(o), int(n)) for s, o, n in zip(found.shard, found.offset, found.length)]
-    assert [reader.read(*where).action[0, 0] for where in at] == [0, 2]
+    assert [reader.read_episode(*where).action[0, 0] for where in at] == [0, 2]
     assert len(found.bad) == 1
 
 
@@ -241,7 +243,7 @@ def test_datasets_of_one_embodiment_pool_their_steps(tmp_path):
     write(tmp_path, "fake")
     write(tmp_path, "tabletop", texts=TEXTS[:2], shards=1)
     both = [index(tmp_path, "fake"), index(tmp_path, "tabletop")]
-    action, proprio = statistics.pooled(both)
+    action, proprio = statistics.pool_statistics(both)
     x = np.concatenate([np.full(3 + i, i) for n in (6, 2) for i in range(n)]).astype(np.float64)
     assert (action.steps, action.episodes) == (len(x), 8)
     assert action.mean[0] == pytest.approx(x.mean())

@@ -79,8 +79,8 @@ def test_a_kill_costs_the_unfinished_shard_only(tmp_path):
     writer.write("train", 0, episodes(2), failed=3)
     with pytest.raises(KeyboardInterrupt):
         writer.write("train", 1, interrupted())
-    assert writer.written("train", 0)["failed"] == 3
-    assert writer.written("train", 1) is None
+    assert writer.shard_note("train", 0)["failed"] == 3
+    assert writer.shard_note("train", 1) is None
     assert writer.write("train", 0, iter([])) == 2  # known: nothing is asked for again
     with pytest.raises(DataError, match=r"shards \[1\] of 2 are not written"):
         writer.finish()
@@ -109,7 +109,7 @@ def test_shards_of_another_plan_are_not_mixed_in(tmp_path):
     Writer(str(tmp_path), "fake", "1.0.0", {"train": 3}).write("train", 2, episodes(1))
     with pytest.raises(DataError, match="00002-of-00003, which is not of the planned shards"):
         Writer(str(tmp_path), "fake", "1.0.0", {"train": 2})
-    assert Writer(str(tmp_path), "fake", "1.0.0", {"train": 3}).written("train", 2)
+    assert Writer(str(tmp_path), "fake", "1.0.0", {"train": 3}).shard_note("train", 2)
 
 
 def test_a_number_under_steps_is_every_steps(tmp_path):
@@ -138,7 +138,7 @@ def test_an_episode_unlike_the_first_is_refused(tmp_path, spoil, message):
     spoil(bad[1])
     with pytest.raises(DataError, match=f"(?s){message}"):
         writer.write("train", 0, bad)
-    assert writer.written("train", 0) is None
+    assert writer.shard_note("train", 0) is None
     assert not list((tmp_path / "fake" / "1.0.0.incomplete").iterdir())
 
 

@@ -8,9 +8,9 @@ from fake_oxe import write_fake_oxe
 
 from octolike.config import Component, Config, ConfigError
 from octolike.data import open_data
-from octolike.data.rlds.reader import LeftOutError, Reader
+from octolike.data.rlds.reader import ExcludedEpisodeError, Reader
 from octolike.data.specs import expressions, mixes
-from octolike.data.specs.catalog import DATASETS, describe_uncertain, find, load_specs
+from octolike.data.specs.catalog import DATASETS, describe_uncertain, find_spec, load_specs
 from octolike.data.specs.oxe import OXE
 
 ROWS = {row.name: row for row in OXE}
@@ -71,13 +71,13 @@ def test_every_dataset_of_the_field_has_a_row():
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_from_records_through_the_row(root, name):
     fake(root, name)
-    row = find(name)
+    row = find_spec(name)
     reader = Reader(row, str(root), "train")
     episodes = []
-    for raw in (raw for shard in range(len(reader.files)) for raw in reader.records(shard)):
+    for raw in (raw for shard in range(len(reader.files)) for raw in reader.read_records(shard)):
         try:
-            episodes.append(reader.episode(raw, name, depth=tuple(row.depth)))
-        except LeftOutError:
+            episodes.append(reader.parse_episode(raw, name, depth=tuple(row.depth)))
+        except ExcludedEpisodeError:
             assert row.keep
     assert episodes
     for e in episodes:
@@ -200,7 +200,7 @@ def test_expressions_cut_wrap_inflate_and_turn():
 def test_nothing_else_of_python_is_understood(part, message):
     given = steps(observation={"a": np.ones(3)}, action=np.ones((3, 2)))
     with pytest.raises(ValueError, match=message):
-        _ = expressions.check(part) or expressions.evaluate((part,), given)
+        _ = expressions.check_expression(part) or expressions.evaluate((part,), given)
 
 
 def test_a_field_that_is_not_there_is_named():
@@ -250,5 +250,5 @@ def test_bad_spec_files(tmp_path, text, message):
 
 
 def test_what_is_uncertain_is_said():
-    assert describe_uncertain([find("tabletop")]) == ""
-    assert "rh20t" in describe_uncertain([find("rh20t")])
+    assert describe_uncertain([find_spec("tabletop")]) == ""
+    assert "rh20t" in describe_uncertain([find_spec("rh20t")])

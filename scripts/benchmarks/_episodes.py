@@ -76,7 +76,7 @@ def write_copies(root: Path, number: int) -> list[str]:
     The rows are those of "fake" under other names, added to the table of this process.
     """
     names = [f"fake_{i:02d}" for i in range(number)]
-    spec = catalog.find("fake")
+    spec = catalog.find_spec("fake")
     made = list(episodes(0, 4, 10))
     for name in names:
         catalog.DATASETS[name] = dataclasses.replace(spec, name=name)

@@ -170,7 +170,7 @@ def first(args: argparse.Namespace, root: Path) -> list[Row]:
 
 def scan(args: argparse.Namespace, root: Path) -> list[Row]:
     """Episodes per second of the pass, and what that makes of the large datasets."""
-    reader = Reader(catalog.find("fake"), str(root), "train")
+    reader = Reader(catalog.find_spec("fake"), str(root), "train")
     reader.files, reader.counts = reader.files * 20, reader.counts * 20
     episodes = sum(reader.counts)
     kept = statistics._Kept([], "")  # nowhere

@@ -20,7 +20,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from octolike.data.rlds.fields import DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL, OBSERVATION, STEPS
-from octolike.data.rlds.reader import brief
+from octolike.data.rlds.reader import error_summary
 from octolike.data.rlds.writer import SETTINGS
 from octolike.errors import DataError
 
@@ -194,7 +194,9 @@ def _episodes(place: Path, info: Any, split: str, most: int) -> Iterator[dict[st
                 yield tf.nest.map_structure(lambda x: x.numpy(), parse(raw))
                 left -= 1
         except tf.errors.OpError as error:
-            raise DataError(f"{path} cannot be read: {brief(error)}; copy it again") from None
+            raise DataError(
+                f"{path} cannot be read: {error_summary(error)}; copy it again"
+            ) from None
         if left <= 0:
             return
 

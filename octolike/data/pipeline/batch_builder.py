@@ -16,7 +16,7 @@ from octolike.config import DataConfig
 from octolike.data.pipeline import goals, windows
 from octolike.data.pipeline.dataset_split import DatasetSplit
 from octolike.data.rlds import decode
-from octolike.data.rlds.reader import Episode, brief
+from octolike.data.rlds.reader import Episode, error_summary
 from octolike.embodiment import Embodiment
 from octolike.errors import DataError
 from octolike.text import load_paraphrases
@@ -42,7 +42,9 @@ class BatchBuilder:
             self.paraphrases = load_paraphrases(config.paraphrases)
         self._decode = {
             (side, bgr): tf.function(
-                lambda x, side=side, bgr=bgr: decode.decode(x, side)[..., :: -1 if bgr else 1],
+                lambda x, side=side, bgr=bgr: decode.decode_images(x, side)[
+                    ..., :: -1 if bgr else 1
+                ],
                 input_signature=[tf.TensorSpec([None], tf.string)],
             )
             for side in set(config.cameras.values())
@@ -179,7 +181,7 @@ class BatchBuilder:
         except tf.errors.OpError as error:
             raise DataError(
                 f"{shown.source.spec.name}: {shown.source.name_of(shown.number)}: depth of "
-                f"{camera}, step {step}, cannot be decoded: {brief(error)}"
+                f"{camera}, step {step}, cannot be decoded: {error_summary(error)}"
             ) from None
 
     def _pixels(
@@ -213,14 +215,14 @@ class BatchBuilder:
         """Return the error that names the image which could not be decoded."""
         for (j, step), shot in zip(wanted, encoded, strict=True):
             try:
-                decode.check(shot)
+                decode.check_image(shot)
             except tf.errors.OpError as fault:
                 shown = episodes[j]
                 return DataError(
                     f"{shown.source.spec.name}: {shown.source.name_of(shown.number)}: {camera} "
-                    f"image of step {step} cannot be decoded: {brief(fault)}"
+                    f"image of step {step} cannot be decoded: {error_summary(fault)}"
                 )
-        return DataError(f"{camera} images could not be decoded: {brief(error)}")
+        return DataError(f"{camera} images could not be decoded: {error_summary(error)}")
 
 
 def _gather(

@@ -43,7 +43,7 @@ class DatasetSplit:
         """Read one episode, its numbers normalised."""
         i = self.index
         where = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
-        loaded = self.reader.read(*where, self.cameras, self.depth)
+        loaded = self.reader.read_episode(*where, self.cameras, self.depth)
         loaded.action = self.embodiment.normalize_action(loaded.action)
         if loaded.proprio is not None:
             loaded.proprio = self.embodiment.normalize_proprio(loaded.proprio)
@@ -138,4 +138,4 @@ def _embodiment(spec: DatasetSpec) -> str:
 def _pooled(indices: Sequence[EpisodeIndex]) -> tuple:
     if len(indices) == 1:
         return indices[0].action, indices[0].proprio
-    return statistics.pooled(indices)
+    return statistics.pool_statistics(indices)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from octolike.config import DataConfig
 from octolike.data.rlds import decode
-from octolike.data.rlds.reader import Episode, LeftOutError, NoSplitError, Reader
+from octolike.data.rlds.reader import Episode, ExcludedEpisodeError, MissingSplitError, Reader
 from octolike.data.specs import catalog, mixes
 from octolike.data.specs.spec import DatasetSpec
 from octolike.errors import DataError
@@ -44,10 +44,10 @@ def of_mix(
     cameras = {c: pictures or side for c, side in cameras.items()}
     result = []
     for name in mix.weights:
-        spec = catalog.find(name, rows)
+        spec = catalog.find_spec(name, rows)
         try:
             found = take(spec, config, split, cameras, episodes=episodes, steps=steps)
-        except NoSplitError:
+        except MissingSplitError:
             if not held_out:
                 raise
             continue
@@ -76,19 +76,19 @@ def take(
     result: list[Excerpt] = []
     for shard, path in enumerate(reader.files):
         wanted = min(share, episodes - len(result))
-        for number, raw in enumerate(reader.records(shard)):
+        for number, raw in enumerate(reader.read_records(shard)):
             if not wanted:
                 break
             where = f"{path}, record {number}"
             try:
-                episode = reader.episode(raw, where, tuple(cameras))
-            except LeftOutError:
+                episode = reader.parse_episode(raw, where, tuple(cameras))
+            except ExcludedEpisodeError:
                 continue
             except DataError:
                 if config.bad_episodes != "drop":
                     raise
                 continue
-            result.append(_excerpt(episode, reader.label(raw, where), spec, cameras, steps))
+            result.append(_excerpt(episode, reader.parse_label(raw, where), spec, cameras, steps))
             wanted -= 1
     return result
 
@@ -114,6 +114,6 @@ def _excerpt(
 
 def _pixels(frames: list[bytes], side: int) -> np.ndarray:
     if side:
-        return decode.decode(tf.constant(frames, tf.string), side).numpy()
+        return decode.decode_images(tf.constant(frames, tf.string), side).numpy()
     read = [tf.io.decode_image(f, channels=3, expand_animations=False) for f in frames]
     return np.stack([x.numpy() for x in read])

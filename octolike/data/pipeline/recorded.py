@@ -158,11 +158,11 @@ def _goal_step(config: DataConfig, draw: np.ndarray, t: int, length: int) -> int
 def _load(source: DatasetSplit, number: int) -> tuple[Episode, dict[str, Any]]:
     """Return an episode in the robot's units, and all that its record says."""
     index, reader = source.index, source.reader
-    raw = reader.record(
+    raw = reader.read_record(
         int(index.shard[number]), int(index.offset[number]), int(index.length[number])
     )
     where = source.name_of(number)
-    return reader.episode(raw, where), reader.fields(raw, where)
+    return reader.parse_episode(raw, where), reader.parse_steps(raw, where)
 
 
 def _pictures(

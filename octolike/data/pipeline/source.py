@@ -32,7 +32,7 @@ from octolike.data.pipeline.dataset_split import DatasetSplit, JoinedSplits, rec
 from octolike.data.pipeline.sampling import SamplingGroups, Schedule
 from octolike.data.pipeline.stream import EpisodeStream, PipelineThreads, RldsStream
 from octolike.data.rlds import statistics
-from octolike.data.rlds.reader import NoSplitError, Reader
+from octolike.data.rlds.reader import MissingSplitError, Reader
 from octolike.data.rlds.statistics import EpisodeIndex
 from octolike.data.specs import catalog, mixes
 from octolike.errors import DataError
@@ -65,7 +65,7 @@ class RldsSource:
         for option, names in (("roots", d.roots), ("limits", d.limits)):
             for name in names.keys() - self._mix.weights.keys():
                 raise ConfigError(unknown(f"dataset in data.{option}", name, self.datasets))
-        self._sources = self._open([catalog.find(name, rows) for name in self.datasets])
+        self._sources = self._open([catalog.find_spec(name, rows) for name in self.datasets])
         self._check_cameras()
         self._strategy = build_component(sampling.SAMPLING, d.sampling, "data.sampling")
         self._groups, self._supply = self._group()
@@ -199,7 +199,7 @@ class RldsSource:
         for source in self._sources if self._config.validation_split else ():
             try:
                 reader = self._reader(source.spec, self._config.validation_split)
-            except NoSplitError:
+            except MissingSplitError:
                 if len(self._sources) == 1:
                     raise
                 continue  # of a mix, those are validated that can be: `describe` says which
@@ -249,7 +249,7 @@ class RldsSource:
         indices = [self._index(reader) for reader in readers]
         self.embodiments, record = records(specs, indices, d.normalization)
         limits = [d.limit_of(spec.name) for spec in specs]
-        indices = [i.first(n) for i, n in zip(indices, limits, strict=True)]
+        indices = [i.first_episodes(n) for i, n in zip(indices, limits, strict=True)]
         names = [self._tasks_of(s, i, d.tasks) for s, i in zip(specs, indices, strict=True)]
         self.tasks = tuple(dict.fromkeys(name for some in names for name in some))
         self._instructions = {
@@ -305,7 +305,9 @@ class RldsSource:
     def _index(self, reader: Reader) -> EpisodeIndex:
         d = self._config
         drop = d.bad_episodes == "drop"
-        return statistics.index(reader, threads=self._threads, cache=d.cache, drop_bad=drop)
+        return statistics.index_episodes(
+            reader, threads=self._threads, cache=d.cache, drop_bad=drop
+        )
 
     def _check_cameras(self) -> None:
         there = {c for s in self._sources for c in s.spec.cameras}

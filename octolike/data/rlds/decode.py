@@ -9,7 +9,7 @@ import tensorflow as tf
 _RGBA = b"\x08\x06"
 
 
-def decode(encoded: tf.Tensor, side: int) -> tf.Tensor:
+def decode_images(encoded: tf.Tensor, side: int) -> tf.Tensor:
     """Return uint8 [N, side, side, 3] of N JPEG or PNG images; black where the bytes are empty.
 
     Resized only where the size differs: bilinear with antialiasing, rounded. The policy does the
@@ -38,7 +38,7 @@ def decode_depth(stored: bytes | np.ndarray, side: int) -> np.ndarray:
     return depth[rows][:, columns]
 
 
-def check(encoded: bytes) -> None:
+def check_image(encoded: bytes) -> None:
     """Raise tf.errors.OpError for bytes that are no image; empty ones stand for a black image."""
     if encoded:
         tf.io.decode_image(encoded, channels=3, expand_animations=False)

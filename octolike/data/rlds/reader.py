@@ -26,11 +26,11 @@ from octolike.errors import DataError
 RECORD_HEADER, RECORD_FOOTER = 12, 4
 
 
-class NoSplitError(DataError):
+class MissingSplitError(DataError):
     """A split that a dataset does not have."""
 
 
-class LeftOutError(DataError):
+class ExcludedEpisodeError(DataError):
     """An episode that the dataset's row leaves out by its `keep` flag."""
 
 
@@ -69,7 +69,7 @@ class Reader:
         """
         self.spec, self.split = spec, split
         self._told = spec.language_informative or uninformative
-        self.directory = locate(spec, root)
+        self.directory = find_directory(spec, root)
         try:
             info = tfds.builder_from_directory(self.directory).info
         except Exception as error:  # tfds raises whatever its parsers raise
@@ -78,7 +78,7 @@ class Reader:
                 f"read: {error}; copy the dataset again"
             ) from error
         if split not in info.splits:
-            raise NoSplitError(
+            raise MissingSplitError(
                 f"{spec.name}: no split {split!r} in {self.directory} "
                 f"(there is: {', '.join(sorted(info.splits)) or 'none'})"
             )
@@ -99,7 +99,7 @@ class Reader:
             input_signature=[tf.TensorSpec((), tf.string)],
         ).get_concrete_function()
 
-    def records(self, shard: int) -> Iterator[bytes]:
+    def read_records(self, shard: int) -> Iterator[bytes]:
         """Yield a shard's raw records in order; DataError names a truncated or corrupt one."""
         count = 0
         stream = iter(tf.data.TFRecordDataset(self.files[shard], buffer_size=1 << 20))
@@ -111,7 +111,7 @@ class Reader:
             except tf.errors.OpError as error:
                 raise DataError(
                     f"{self.files[shard]}: record {count} is truncated, corrupt or unreadable "
-                    f"({brief(error)}); copy the file again"
+                    f"({error_summary(error)}); copy the file again"
                 ) from None
             yield raw
             count += 1
@@ -121,7 +121,7 @@ class Reader:
                 f"{self.counts[shard]}; copy the file again"
             )
 
-    def read(
+    def read_episode(
         self,
         shard: int,
         offset: int,
@@ -133,10 +133,10 @@ class Reader:
 
         cameras, depth: whose images are kept; cameras None: all.
         """
-        raw = self.record(shard, offset, length)
-        return self.episode(raw, f"{self.files[shard]}, byte {offset}", cameras, depth)
+        raw = self.read_record(shard, offset, length)
+        return self.parse_episode(raw, f"{self.files[shard]}, byte {offset}", cameras, depth)
 
-    def record(self, shard: int, offset: int, length: int) -> bytes:
+    def read_record(self, shard: int, offset: int, length: int) -> bytes:
         """Return the raw record of `length` bytes that starts at byte `offset`."""
         path = self.files[shard]
         try:
@@ -144,7 +144,7 @@ class Reader:
                 f.seek(offset)
                 block = f.read(RECORD_HEADER + length)
         except tf.errors.OpError as error:
-            raise DataError(f"{path} could not be read: {brief(error)}") from None
+            raise DataError(f"{path} could not be read: {error_summary(error)}") from None
         if len(block) < RECORD_HEADER + length or struct.unpack("<Q", block[:8])[0] != length:
             raise DataError(
                 f"{path}: no record of {length} bytes at {offset}; the file has changed since its "
@@ -152,7 +152,7 @@ class Reader:
             )
         return block[RECORD_HEADER:]
 
-    def episode(
+    def parse_episode(
         self,
         raw: bytes,
         where: str,
@@ -161,7 +161,7 @@ class Reader:
     ) -> Episode:
         """Return the standard episode of a raw record; `where` names it in errors."""
         steps = self._steps(raw, where)
-        standard = self.check(steps, where)
+        standard = self.standardize(steps, where)
         t = len(standard.action)
         images = {}
         for camera, key in self.spec.cameras.items():
@@ -171,35 +171,31 @@ class Reader:
             if _is_picture(frames[0], f"{self.spec.name}: {where}: {camera} image of step 0"):
                 images[camera] = frames
         deep = {c: list(steps[OBSERVATION][self.spec.depth[c]][:t]) for c in depth}
-        texts = [decode_texts(at(steps, path))[:t] for path in self.spec.languages]
+        texts = [decode_texts(value_at(steps, path))[:t] for path in self.spec.language_paths]
         if not self._told or not texts:
             texts = [[""] * t]
         instructions = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
         return Episode(standard.action, standard.proprio, instructions, images, deep)
 
-    def label(self, raw: bytes, where: str) -> str:
+    def parse_label(self, raw: bytes, where: str) -> str:
         """Return the text of the row's label field in a raw record, "" where the row has none."""
         if not self.spec.label:
             return ""
-        value = at(self._steps(raw, where), self.spec.label)
+        value = value_at(self._steps(raw, where), self.spec.label)
         return next(iter(decode_texts(np.reshape(value, -1))), "")
 
-    def fields(self, raw: bytes, where: str) -> dict[str, Any]:
-        """Return all that a raw record says, as rows see it (`arrange`); images stay encoded."""
+    def parse_steps(self, raw: bytes, where: str) -> dict[str, Any]:
+        """Return the parsed steps of a raw record (`steps_with_metadata`); images stay encoded."""
         return self._steps(raw, where)
 
-    def standard(self, raw: bytes, where: str) -> StandardSteps:
-        """Return the checked actions and proprio of a raw record."""
-        return self.check(self._steps(raw, where), where)
-
-    def check(self, steps: Mapping[str, Any], where: str) -> StandardSteps:
+    def standardize(self, steps: Mapping[str, Any], where: str) -> StandardSteps:
         """Standardise; DataError for an episode without usable steps or with non-finite numbers."""
-        if self.spec.keep and not np.all(at(steps, self.spec.keep)):
-            raise LeftOutError(f"{self.spec.name}: {where}: {self.spec.keep} is false")
+        if self.spec.keep and not np.all(value_at(steps, self.spec.keep)):
+            raise ExcludedEpisodeError(f"{self.spec.name}: {where}: {self.spec.keep} is false")
         if len(steps[IS_FIRST]) == 0:
             raise DataError(f"{self.spec.name}: {where} has no steps")
         try:
-            action, proprio = self.spec.standard(steps)
+            action, proprio = self.spec.standard_steps(steps)
         except KeyError as error:
             raise DataError(
                 f"{self.spec.name}: {where} has no field {error}, which the dataset's row reads; "
@@ -235,11 +231,11 @@ class Reader:
     def _steps(self, raw: bytes, where: str) -> dict[str, Any]:
         try:
             parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(tf.constant(raw)))
-            return arrange(parsed, self.spec.every)
+            return steps_with_metadata(parsed, self.spec.every)
         except (tf.errors.OpError, UnicodeDecodeError) as error:
             # tensorflow's message quotes the record, and fails itself where that is no text
             quoted = isinstance(error, UnicodeDecodeError)
-            said = "no text at all" if quoted else brief(error)
+            said = "no text at all" if quoted else error_summary(error)
             raise DataError(
                 f"{self.spec.name}: {where} is not what features.json says: {said}"
             ) from None
@@ -268,7 +264,7 @@ class Reader:
                         f"{key!r} there (it has: {', '.join(sorted(node))})"
                     )
                 node = node[key]
-        for path in self.spec.languages:
+        for path in self.spec.language_paths:
             node, key = path.rpartition(".")[::2]
             there = dict(steps)[node] if node else steps
             if key not in there:
@@ -278,7 +274,7 @@ class Reader:
                 )
 
 
-def arrange(example: Mapping[str, Any], every: int) -> dict[str, Any]:
+def steps_with_metadata(example: Mapping[str, Any], every: int) -> dict[str, Any]:
     """Return the steps of a parsed example as rows see them.
 
     Of the steps, each `every`-th is kept; "unthinned" has the first two of all then. "episode" has
@@ -291,7 +287,7 @@ def arrange(example: Mapping[str, Any], every: int) -> dict[str, Any]:
     return steps | {"episode": {k: v for k, v in example.items() if k != STEPS}}
 
 
-def at(steps: Mapping[str, Any], path: str) -> Any:
+def value_at(steps: Mapping[str, Any], path: str) -> Any:
     """Return the value at a dotted path; KeyError, naming the path, where there is none."""
     value: Any = steps
     for key in path.split("."):
@@ -309,7 +305,7 @@ def decode_texts(x: Any) -> list[str]:
     return [t.decode("utf-8", errors="replace") for t in x.tolist()]
 
 
-def locate(spec: DatasetSpec, root: str) -> str:
+def find_directory(spec: DatasetSpec, root: str) -> str:
     """Return the directory of a dataset's version; DataError says what was found instead."""
     name = f"{root.rstrip('/')}/{spec.name}"
     if spec.folder and tf.io.gfile.isdir(released := f"{root.rstrip('/')}/{spec.folder}"):
@@ -341,7 +337,7 @@ def _only_version(name: str) -> str:
     return versions[0] if len(versions) == 1 else "<version>"
 
 
-def brief(error: tf.errors.OpError) -> str:
+def error_summary(error: tf.errors.OpError) -> str:
     """Return the first line of tensorflow's message, without the names of graph nodes."""
     return error.message.partition("\n")[0].rpartition("}} ")[2]
 
@@ -356,5 +352,5 @@ def _is_picture(encoded: bytes, where: str) -> bool:
     try:
         image = tf.io.decode_image(encoded, expand_animations=False).numpy()
     except tf.errors.OpError as error:
-        raise DataError(f"{where} cannot be decoded: {brief(error)}") from None
+        raise DataError(f"{where} cannot be decoded: {error_summary(error)}") from None
     return image.size > image.shape[-1] and bool(image.any())

@@ -40,12 +40,12 @@ from octolike.data.rlds.quantile_sketch import QuantileSketch
 from octolike.data.rlds.reader import (
     RECORD_FOOTER,
     RECORD_HEADER,
-    LeftOutError,
+    ExcludedEpisodeError,
     Reader,
-    arrange,
-    at,
-    brief,
     decode_texts,
+    error_summary,
+    steps_with_metadata,
+    value_at,
 )
 from octolike.embodiment import Statistics
 from octolike.errors import DataError
@@ -93,18 +93,18 @@ class EpisodeIndex:
         """The statistics of the proprio; None where there is none."""
         return self.sketches["proprio"].finish() if "proprio" in self.sketches else None
 
-    def first(self, episodes: int) -> EpisodeIndex:
+    def first_episodes(self, episodes: int) -> EpisodeIndex:
         """Return the index of the first `episodes` episodes (0: all); statistics stay of all."""
         n = episodes or len(self.steps)
         return replace(self, **{k: getattr(self, k)[:n] for k in _ROWS})
 
 
-def index(reader: Reader, *, threads: int, cache: str, drop_bad: bool) -> EpisodeIndex:
+def index_episodes(reader: Reader, *, threads: int, cache: str, drop_bad: bool) -> EpisodeIndex:
     """Return the split's index, from the cache or by a pass over the records with a progress bar.
 
     Raises DataError for the first bad episode unless `drop_bad`, and when none is usable.
     """
-    name = f"{reader.spec.name}-{reader.split}-{digest(reader)}.npz"
+    name = f"{reader.spec.name}-{reader.split}-{index_digest(reader)}.npz"
     places = [f"{reader.directory}/.octolike", cache or _user_cache()]
     result = _find(places, name)
     if result is None:
@@ -116,7 +116,7 @@ def index(reader: Reader, *, threads: int, cache: str, drop_bad: bool) -> Episod
     return result
 
 
-def pooled(indices: Sequence[EpisodeIndex]) -> tuple[Statistics, Statistics | None]:
+def pool_statistics(indices: Sequence[EpisodeIndex]) -> tuple[Statistics, Statistics | None]:
     """Return the statistics of action and proprio over datasets that share an embodiment.
 
     Proprio is that of the datasets that have it. ValueError where their widths differ.
@@ -132,7 +132,7 @@ def pooled(indices: Sequence[EpisodeIndex]) -> tuple[Statistics, Statistics | No
     return result["action"], result["proprio"]
 
 
-def digest(reader: Reader) -> str:
+def index_digest(reader: Reader) -> str:
     """Return a digest of what an index depends on: files, features, the row, the code."""
     stats = [tf.io.gfile.stat(f) for f in reader.files]
     files = [[Path(f).name, s.length, s.mtime_nsec] for f, s in zip(reader.files, stats)]
@@ -208,12 +208,12 @@ class _Shard:
         self, reader: Reader, offset: int, length: int, steps: Mapping[str, Any], where: str
     ) -> None:
         """Add an episode of parsed steps; DataError where it is bad."""
-        standard = reader.check(steps, where)
+        standard = reader.standardize(steps, where)
         for part in _PARTS:
             x = getattr(standard, part)
             if x is not None:
                 self.sketches.setdefault(part, QuantileSketch(x.shape[1])).update(x)
-        keys = {"task": next(iter(reader.spec.languages), ""), "label": reader.spec.label}
+        keys = {"task": next(iter(reader.spec.language_paths), ""), "label": reader.spec.label}
         numbers = [
             known.setdefault(_text(steps, keys[k]), len(known)) for k, known in self.texts.items()
         ]
@@ -244,7 +244,7 @@ def _scan_shard(
                         f"{reader.spec.name}: {where} is not what features.json says: {steps}"
                     )
                 found.add(reader, offset, length, steps, where)
-            except LeftOutError:
+            except ExcludedEpisodeError:
                 found.filtered += 1
             except DataError as error:
                 found.bad.append(str(error))
@@ -288,19 +288,23 @@ class _Parser:
         count = 0
         try:
             for length, steps in stream.as_numpy_iterator():
-                yield int(length), arrange(steps, self._reader.spec.every)
+                yield int(length), steps_with_metadata(steps, self._reader.spec.every)
                 count += 1
         except _FAULTS:
             pass
         else:
             if count == self._reader.counts[shard]:
                 return
-        for raw in itertools.islice(self._reader.records(shard), count, None):
+        for raw in itertools.islice(self._reader.read_records(shard), count, None):
             try:
                 parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(raw))
-                steps = arrange(parsed, self._reader.spec.every)
+                steps = steps_with_metadata(parsed, self._reader.spec.every)
             except _FAULTS as error:
-                steps = brief(error) if isinstance(error, tf.errors.OpError) else "no text at all"
+                steps = (
+                    error_summary(error)
+                    if isinstance(error, tf.errors.OpError)
+                    else "no text at all"
+                )
             yield len(raw), steps
 
 
@@ -400,7 +404,9 @@ def _text(steps: Mapping[str, Any], key: str) -> str:
     """Return the first text of an episode that says something; "" for none, and without a key."""
     if not key:
         return ""
-    value = np.reshape(at(steps, key), -1) if key.startswith("episode.") else at(steps, key)
+    value = (
+        np.reshape(value_at(steps, key), -1) if key.startswith("episode.") else value_at(steps, key)
+    )
     return next(filter(None, (x.strip() for x in decode_texts(value))), "")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from octolike.data.rlds.writer import Writer
-from octolike.data.specs.catalog import find
+from octolike.data.specs.catalog import find_spec
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 80, 230)}
 REACH = 0.05  # metres per step
@@ -78,7 +78,7 @@ def write_fake_dataset(
 
     name: a row of DATASETS with the fake fields ("fake", "tabletop"); side: of its images.
     """
-    spec = find(name)
+    spec = find_spec(name)
     cameras = dict.fromkeys(spec.cameras, side)
     writer = Writer(str(root), spec.name, spec.version, {"train": shards, "val": 1})
     for i in range(shards):

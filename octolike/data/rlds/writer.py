@@ -97,7 +97,7 @@ class Writer:
         """Whether the dataset is whole."""
         return (self.directory / "features.json").exists()
 
-    def written(self, split: str, index: int) -> dict[str, Any] | None:
+    def shard_note(self, split: str, index: int) -> dict[str, Any] | None:
         """Return what is known of a finished shard, {"episodes": …, "bytes": …, …}, or None."""
         note = self._note(split, index)
         return json.loads(note.read_text()) if note.exists() else None
@@ -114,11 +114,11 @@ class Writer:
         """Write one shard, if it is not there yet, and return its number of episodes.
 
         check: is called with the written file and its features, before the file gets its name; what
-        it raises undoes the shard. notes: plain values kept with the shard (see `written`), as
+        it raises undoes the shard. notes: plain values kept with the shard (see `shard_note`), as
         they are when it is whole. Raises DataError for an episode that is empty, not finite, or
         unlike the first one; OSError when the disk is full.
         """
-        known = self.written(split, index)
+        known = self.shard_note(split, index)
         if known:
             return known["episodes"]
         path = self._path(split, index)
@@ -130,7 +130,7 @@ class Writer:
                 for episode in episodes:
                     where = f"{self.name}/{split}: shard {index}, episode {count}"
                     example = rlds_episode(episode, where)
-                    features = features or features_of(example)
+                    features = features or infer_features(example)
                     record = _serialize(features, example, where)
                     file.write(record)
                     count, size = count + 1, size + len(record)
@@ -155,7 +155,7 @@ class Writer:
         """
         if self.finished:
             return self.directory
-        notes = {s: [self.written(s, i) for i in range(n)] for s, n in self.shards.items()}
+        notes = {s: [self.shard_note(s, i) for i in range(n)] for s, n in self.shards.items()}
         for split, known in notes.items():
             missing = [i for i, note in enumerate(known) if note is None]
             if missing:
@@ -263,7 +263,7 @@ def rlds_episode(episode: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {STEPS: own | _spread(steps, t), "episode_metadata": metadata}
 
 
-def features_of(example: Mapping[str, Any]) -> tfds.features.FeaturesDict:
+def infer_features(example: Mapping[str, Any]) -> tfds.features.FeaturesDict:
     """Return the TFDS features that an `rlds_episode` shows."""
     steps = _map(example[STEPS], _step_feature)
     metadata = _map(example["episode_metadata"], lambda x: _feature(np.asarray(x)))

@@ -96,7 +96,7 @@ _TABLES = (_OWN, _TARGET, *_CONFLICTING, _BY_SKILL, *_SKILLS)
 DATASETS = {row.name: row for row in (*_TABLES, _METAWORLD, _ALOHA, _FAKE, *OXE)}
 
 
-def find(name: str, rows: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:
+def find_spec(name: str, rows: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:
     """Return the row of a dataset; ConfigError with the nearest name where there is none."""
     if name not in rows:
         known = unknown("dataset in data.mix", name, rows)

@@ -46,7 +46,7 @@ def fields(parts: Sequence[str]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(path for path in found if path and len(path) > 0))
 
 
-def check(part: str) -> None:
+def check_expression(part: str) -> None:
     """Raise ValueError where a text is no expression of this language."""
     for node in ast.walk(_tree(part)):
         if isinstance(node, ast.Call):

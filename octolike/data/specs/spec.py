@@ -80,7 +80,7 @@ class DatasetSpec:
             )
         for part in (*self.action_from, *self.proprio_from):
             try:
-                expressions.check(part)
+                expressions.check_expression(part)
             except ValueError as error:
                 raise ConfigError(f"the row of dataset {self.name!r}: {error}") from None
         for camera in (*self.bgr, *self.depth):
@@ -92,7 +92,7 @@ class DatasetSpec:
             raise ConfigError(f"the row of dataset {self.name!r}: every is {self.every}, not ≥ 1")
 
     @property
-    def languages(self) -> tuple[str, ...]:
+    def language_paths(self) -> tuple[str, ...]:
         """The paths of the instructions under steps."""
         return (
             (self.language,) * bool(self.language)
@@ -100,7 +100,7 @@ class DatasetSpec:
             else (self.language)
         )
 
-    def standard(self, steps: Mapping[str, Any]) -> StandardSteps:
+    def standard_steps(self, steps: Mapping[str, Any]) -> StandardSteps:
         """Return actions and proprio of raw steps, of which `every` has been applied."""
         if self.standardize is not None:
             return self.standardize(steps)
@@ -115,7 +115,7 @@ class DatasetSpec:
         """Return a digest of all that statistics of this dataset depend on in the row and code."""
         code = [inspect.getsource(expressions), inspect.getsource(standardize)]
         code += [inspect.getsource(self.standardize)] if self.standardize else []
-        row = [self.version, self.languages, self.label, self.action_from, self.proprio_from]
+        row = [self.version, self.language_paths, self.label, self.action_from, self.proprio_from]
         row += [repr(self.action), repr(self.proprio), self.every, self.keep]
         return hashlib.sha256(json.dumps([*code, *row]).encode()).hexdigest()[:16]
 

@@ -118,7 +118,7 @@ def convert(path: Path, root: str, name: str, plan: Plan) -> tuple[Path, list[st
         for i, shard in enumerate(parts)
     ]
     _write_all(jobs, plan.workers or os.cpu_count() or 1)
-    dropped = [r for j in jobs for r in writer.written(j.split, j.index)["dropped"]]
+    dropped = [r for j in jobs for r in writer.shard_note(j.split, j.index)["dropped"]]
     directory = writer.finish()
     whole = sum(tfds.builder_from_directory(directory).info.splits[s].num_examples for s in shards)
     if whole + len(dropped) != len(items):
@@ -275,7 +275,7 @@ def _first(source: Recording, items: list[Item], drop_bad: bool) -> dict[str, st
 
 
 def _write_all(jobs: list[Job], workers: int) -> None:
-    left = [j for j in jobs if not j.writer.written(j.split, j.index)]
+    left = [j for j in jobs if not j.writer.shard_note(j.split, j.index)]
     total, todo = sum(len(j.items) for j in jobs), sum(len(j.items) for j in left)
     bar = tqdm(total=total, initial=total - todo, desc="converting", unit=" episodes", disable=None)
     with bar:
