@@ -119,7 +119,9 @@ def write_spec(path: Path, seen: Survey, row: InferredSpec) -> Path:
 def spec_text(seen: Survey, row: InferredSpec) -> str:
     """Return the spec file's source."""
     action, proprio = _code(row.action), _code(row.proprio)
-    standard = f"Standard(np.float32({action}), {f'np.float32({proprio})' if proprio else None})"
+    standard = (
+        f"StandardSteps(np.float32({action}), {f'np.float32({proprio})' if proprio else None})"
+    )
     gripper = "unverified: say whether 1 is open" if row.grippers else "none"
     hz = row.control_hz or 10.0
     doubt = "" if row.control_hz else "  # a guess: nothing in the data says"
@@ -137,7 +139,7 @@ def spec_text(seen: Survey, row: InferredSpec) -> str:
 import numpy as np
 
 from octolike.data.specs.catalog import DatasetSpec
-from octolike.data.specs.standardize import Standard
+from octolike.data.specs.standardize import StandardSteps
 from octolike.embodiment import Layout
 
 
