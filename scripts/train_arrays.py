@@ -45,7 +45,7 @@ def frames(config: configs.Config, split: str):
                 yield from (episode for episode, _ in shard)
                 bar.update(len(shard))
 
-        result = ArrayFrames.of(episodes())
+        result = ArrayFrames.from_episodes(episodes())
     result.save(path, settings)
     return result
 

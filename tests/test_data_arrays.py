@@ -1,4 +1,4 @@
-"""Batches from arrays: what the datasets' pipeline makes of the same frames, resumed exactly."""
+"""Batches from arrays equal those of the RLDS pipeline, and resume exactly."""
 
 import dataclasses
 import subprocess
@@ -27,10 +27,10 @@ ROBOT = Embodiment(
 
 
 def episodes(lengths=LENGTHS, seed=0):
-    """Episodes as simulators record them; an image's value says the episode and the step."""
+    """Yield episodes in the simulators' format; pixel values encode the episode and the step."""
     rng = np.random.default_rng(seed)
     for e, length in enumerate(lengths):
-        # not black: the pipeline takes a black picture for a camera that is missing
+        # not black: the pipeline treats a black image as a missing camera
         shade = (60 + 10 * e + np.arange(length, dtype=np.uint8))[:, None, None, None]
         yield {
             "steps": {
@@ -57,7 +57,7 @@ def config(**data):
 
 
 def opened(held_out=None, **data):
-    return ArraySource(config(**data), ArrayFrames.of(episodes()), held_out, ROBOT)
+    return ArraySource(config(**data), ArrayFrames.from_episodes(episodes()), held_out, ROBOT)
 
 
 def leaves(batch):
@@ -70,7 +70,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("extra", [{}, {"task_ids": True, "normalization": "bounds"}])
-def test_every_frame_is_cut_as_the_datasets_pipeline_cuts_it(tmp_path, extra):
+def test_every_frame_gives_the_same_example_as_the_rlds_pipeline(tmp_path, extra):
     from octolike.data import open_data
     from octolike.data.pipeline import goals
     from octolike.data.rlds.writer import Writer
@@ -79,35 +79,35 @@ def test_every_frame_is_cut_as_the_datasets_pipeline_cuts_it(tmp_path, extra):
     writer.write("train", 0, episodes())
     writer.finish()
     c = config(root=str(tmp_path), validation_split="", **extra)
-    theirs = open_data(c)
-    frames = ArrayFrames.of(episodes())
-    ours = ArraySource(c, frames, None, ROBOT)
-    assert ours.spec == theirs.spec
-    assert ours.names == theirs.names
-    record, other = ours.embodiments[0], theirs.embodiments[0]
+    rlds = open_data(c)
+    frames = ArrayFrames.from_episodes(episodes())
+    arrays = ArraySource(c, frames, None, ROBOT)
+    assert arrays.spec == rlds.spec
+    assert arrays.names == rlds.names
+    record, rlds_record = arrays.embodiments[0], rlds.embodiments[0]
     for part in ("action_statistics", "proprio_statistics"):
         for name in ("mean", "std", "min", "max"):
-            found = getattr(getattr(record, part), name)
-            np.testing.assert_allclose(found, getattr(getattr(other, part), name), atol=1e-5)
-    # percentiles are estimated there and exact here, so both get the same record to normalise with
-    ours._cut._robot = other
-    places = [(e, t) for e, length in enumerate(LENGTHS) for t in range(length)]
-    chosen, rows = np.arange(len(places)), len(places)
-    batch = ours._cut(frames, chosen, np.full((rows, 2), -1.0))
-    source = theirs.source("metaworld")
-    expected = theirs.examples(source, np.array(places), np.zeros((rows, goals.DRAWS)))
-    types.check_batch(batch, theirs.spec)
-    mine, expected = leaves(batch), leaves(expected)
+            value = getattr(getattr(record, part), name)
+            expected = getattr(getattr(rlds_record, part), name)
+            np.testing.assert_allclose(value, expected, atol=1e-5)
+    # RLDS percentiles are estimates, these are exact: normalise both with the same record.
+    arrays._builder._robot = rlds_record
+    positions = np.array([(e, t) for e, length in enumerate(LENGTHS) for t in range(length)])
+    batch = arrays._builder.batch(frames, np.arange(len(positions)), dropout=None)
+    draws = np.zeros((len(positions), goals.DRAWS))
+    expected = leaves(rlds.examples(rlds.source("metaworld"), positions, draws))
+    types.check_batch(batch, rlds.spec)
+    batch = leaves(batch)
     for name, value in expected.items():
         atol = 2 if "image_primary" in name and value.dtype == np.uint8 else 1e-5
-        difference = np.abs(np.asarray(value, np.float64) - np.asarray(mine[name], np.float64))
+        difference = np.abs(np.asarray(value, np.float64) - np.asarray(batch[name], np.float64))
         assert difference.max() <= atol, name
 
 
-def test_chunks_and_masks_are_their_definition():
+def test_chunks_and_masks_match_their_definition():
     data, starts = opened(), np.cumsum([0, *LENGTHS])
-    frames, robot = ArrayFrames.of(episodes()), data.embodiments[0]
-    batch = data._cut(frames, np.arange(sum(LENGTHS)), np.zeros((sum(LENGTHS), 2)))
+    frames, robot = ArrayFrames.from_episodes(episodes()), data.embodiments[0]
+    batch = data._builder.batch(frames, np.arange(sum(LENGTHS)), dropout=None)
     for i in range(sum(LENGTHS)):
         e = int(np.searchsorted(starts, i, side="right") - 1)
         for w in range(2):
@@ -134,11 +134,12 @@ def test_an_epoch_shows_each_frame_once_and_two_epochs_differ():
 def test_resuming_equals_no_interruption():
     data = opened(keep_language=0.5, task_ids=True)
     stream = data.train()
-    whole = [(next(stream), stream.state()) for _ in range(7)]
-    other = data.train(whole[3][1])
-    assert all(same(next(other), batch) for batch, _ in whole[4:])
+    uninterrupted = [(next(stream), stream.state()) for _ in range(7)]
+    position = uninterrupted[3][1]
+    resumed = data.train(position)
+    assert all(same(next(resumed), batch) for batch, _ in uninterrupted[4:])
     stream.feedback({"metaworld": 1.0}, {})
-    assert stream.state_at(whole[3][1]) == whole[3][1]
+    assert stream.state_at(position) == position
     assert stream.memory() > 0
     stream.close()
     with pytest.raises(StopIteration):
@@ -147,20 +148,19 @@ def test_resuming_equals_no_interruption():
 
 def test_hosts_share_a_batch():
     data = opened(keep_language=0.5, keep_task_id=0.5, task_ids=True)
-    whole, parts = next(data.train()), [next(data.train(None, (i, 2))) for i in range(2)]
-    for name, value in leaves(whole).items():
+    batch, parts = next(data.train()), [next(data.train(None, (i, 2))) for i in range(2)]
+    for name, value in leaves(batch).items():
         np.testing.assert_array_equal(value, np.concatenate([leaves(p)[name] for p in parts]))
-    with pytest.raises(ConfigError, match="batch_size 6 cannot be cut for process 0 of 4"):
+    with pytest.raises(ConfigError, match="batch_size 6 cannot be divided for process 0 of 4"):
         data.train(None, (0, 4))
 
 
 def test_validation_is_the_same_at_every_call_and_keeps_instructions():
-    held_out = ArrayFrames.of(
-        episodes((4, 4, 4, 4), seed=1)
-    )  # task-3 is not among those of training
+    # task-3 is not a training task
+    held_out = ArrayFrames.from_episodes(episodes((4, 4, 4, 4), seed=1))
     data = opened(held_out, keep_language=0.0, task_ids=True)
     first, again = (list(data.validation()["metaworld"]()) for _ in range(2))
-    assert len(first) == 3  # 16 frames by 6, and the last batch is smaller
+    assert len(first) == 3  # 16 frames in batches of 6; the last one is smaller
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
     for batch in first:
         types.check_batch(batch, data.spec)
@@ -170,63 +170,63 @@ def test_validation_is_the_same_at_every_call_and_keeps_instructions():
     assert opened().validation() == {}
 
 
-def test_an_example_is_never_told_nothing():
+def test_dropout_never_removes_all_conditioning():
     data = opened(keep_language=0.0, keep_task_id=0.0, task_ids=True)
     batch = next(data.train())
     assert batch["task"]["present"]["language"].all()
 
 
 def test_frames_survive_a_file(tmp_path):
-    frames = ArrayFrames.of(episodes())
+    frames = ArrayFrames.from_episodes(episodes())
     frames.save(tmp_path / "sub" / "train.npz")
-    back = ArrayFrames.load(tmp_path / "sub" / "train.npz")
+    loaded = ArrayFrames.load(tmp_path / "sub" / "train.npz")
     for f in dataclasses.fields(frames):
-        a, b = getattr(frames, f.name), getattr(back, f.name)
+        a, b = getattr(frames, f.name), getattr(loaded, f.name)
         if f.name == "images":
             a, b = a["primary"], b["primary"]
         np.testing.assert_array_equal(a, b)
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["train.npz"]
-    whole = (tmp_path / "sub" / "train.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    for name in ("cut.npz", "missing.npz"):
-        with pytest.raises(ConfigError, match=f"{name} holds no frames"):
+    data = (tmp_path / "sub" / "train.npz").read_bytes()
+    (tmp_path / "truncated.npz").write_bytes(data[: len(data) // 2])
+    for name in ("truncated.npz", "missing.npz"):
+        with pytest.raises(ConfigError, match=f"{name} cannot be read as a file of ArrayFrames"):
             ArrayFrames.load(tmp_path / name)
 
 
-def test_frames_made_with_other_settings_are_refused(tmp_path):
+def test_frames_made_with_other_settings_are_rejected(tmp_path):
     path = tmp_path / "train.npz"
-    ArrayFrames.of(episodes()).save(path, {"noise": 0.5, "skills": {"reach": 3}})
+    ArrayFrames.from_episodes(episodes()).save(path, {"noise": 0.5, "skills": {"reach": 3}})
     assert len(ArrayFrames.load(path, {"skills": {"reach": 3}, "noise": 0.5}).action)
-    with pytest.raises(ConfigError, match=r'made with .*"reach": 3.*now it is .*"reach": 9'):
+    with pytest.raises(ConfigError, match=r'made with .*"reach": 3.*this config has .*"reach": 9'):
         ArrayFrames.load(path, {"noise": 0.5, "skills": {"reach": 9}})
-    ArrayFrames.of(episodes()).save(path)
-    with pytest.raises(ConfigError, match="were made with settings unknown"):
+    ArrayFrames.from_episodes(episodes()).save(path)
+    with pytest.raises(ConfigError, match="were made with unknown settings"):
         ArrayFrames.load(path, {"noise": 0.5})
 
 
-def test_what_does_not_fit_is_named():
+def test_errors_name_the_setting_or_frame():
     for match, data in (
         ("data.episodes is 10", {"episodes": 10}),
         ("data.limits is", {"limits": Component(metaworld=3)}),
         ("data.goal is 'uniform'", {"goal": "uniform"}),
         ("data.sampling.kind is 'uniform'", {"sampling": Component(kind="uniform")}),
         ("data.mix is 'a,b'", {"mix": "a,b"}),
-        ("asks for 'wrist'; there are", {"cameras": {"wrist": 16}}),
+        ("data.cameras has 'wrist', the frames have primary", {"cameras": {"wrist": 16}}),
         (r"cameras.primary is 32, but its images are \[16, 16, 3\]", {"cameras": {"primary": 32}}),
     ):
         with pytest.raises(ConfigError, match=match):
             opened(**data)
-    with pytest.raises(ConfigError, match=r"the saved data state is .*but the data here are"):
+    with pytest.raises(ConfigError, match=r"the saved data state is .*the data here begin at"):
         opened().train({"batches": 3, "dataset": "metaworld", "frames": 18})
-    frames = ArrayFrames.of(episodes())
+    frames = ArrayFrames.from_episodes(episodes())
     with pytest.raises(ConfigError, match="17 actions, but 16 for proprio"):
         dataclasses.replace(frames, proprio=frames.proprio[1:])
     bad = frames.action.copy()
     bad[4, 1] = np.nan
-    with pytest.raises(ConfigError, match="action of frame 4 is not finite"):
+    with pytest.raises(ConfigError, match="action is not finite in 1 frames, the first is frame 4"):
         dataclasses.replace(frames, action=bad)
     with pytest.raises(ConfigError, match="no episodes"):
-        ArrayFrames.of([])
+        ArrayFrames.from_episodes([])
 
 
 def test_neither_the_module_nor_the_script_needs_tensorflow():

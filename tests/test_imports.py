@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,102 @@ def test_import_stays_light(module, forbidden):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# Rooms inside octolike/data: its sub-folders and single files.
+MOST_DATA_ROOMS, MOST_DATA_ARROWS = 15, 25
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Return {module: modules of octolike that it imports}, also inside functions."""
+    paths = {module_name(path): path for path in sources()}
+    return {name: module_imports(path, paths.keys()) - {name} for name, path in paths.items()}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def module_imports(path: Path, modules: Collection[str]) -> set[str]:
+    """Return those of `modules` that a file imports, or imports a definition from."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for submodule in (f"{node.module}.{a.name}" for a in node.names):
+                names.add(submodule if submodule in modules else node.module)
+    return names.intersection(modules)
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return the nodes of a circle in order, the first one repeated; [] if there is no circle."""
+    finished, path = set(), []
+
+    def visit(node: str) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in finished:
+            return []
+        path.append(node)
+        for target in sorted(graph[node]):
+            if circle := visit(target):
+                return circle
+        finished.add(path.pop())
+        return []
+
+    return next((circle for node in sorted(graph) if (circle := visit(node))), [])
+
+
+def arrows(graph: dict[str, set[str]], prefix: str, depth: int) -> set[tuple[str, str]]:
+    """Return the (from, to) pairs between the rooms `depth` names below `prefix`."""
+    inside = {m: ".".join(m.split(".")[:depth]) for m in graph if f"{m}.".startswith(f"{prefix}.")}
+    pairs = {(inside[m], inside[n]) for m in inside for n in graph[m] if n in inside}
+    return {(a, b) for a, b in pairs if a != b}
+
+
+def test_modules_import_without_circles():
+    circle = find_circle(module_graph())
+    assert not circle, "circular imports: " + " -> ".join(circle)
+
+
+def test_rooms_import_downward_only():
+    """Each room stands above all that it may import, and imports only from below."""
+    floors: dict[str, int] = {}
+    rooms = {name: seen - {name} for name, seen in MAY_SEE.items()}
+    assert not find_circle(rooms), f"MAY_SEE has a circle: {find_circle(rooms)}"
+    while len(floors) < len(rooms):
+        for name, seen in rooms.items():
+            if seen <= floors.keys():
+                floors[name] = 1 + max((floors[r] for r in seen), default=0)
+    for a, b in arrows(module_graph(), "octolike", 2):
+        a, b = a.partition(".")[2], b.partition(".")[2]
+        if a and b and b != "errors":  # the package itself imports nothing
+            assert floors[a] > floors[b], f"{a} (floor {floors[a]}) imports {b} ({floors[b]})"
+
+
+def test_data_has_few_rooms_and_arrows():
+    graph = module_graph()
+    rooms = {".".join(m.split(".")[:3]) for m in graph if f"{m}.".startswith("octolike.data.")}
+    between = arrows(graph, "octolike.data", 3)
+    inner = {
+        room: f"{sum(m.startswith(f'{room}.') for m in graph)} files, "
+        f"{len(arrows(graph, room, 4))} arrows"
+        for room in sorted(rooms - {"octolike.data"})
+    }
+    report = "\n".join(
+        [
+            f"{len(rooms)} rooms, {len(between)} arrows:",
+            *(f"  {a} -> {b}" for a, b in sorted(between)),
+            "inside the rooms:",
+            *(f"  {room}: {text}" for room, text in inner.items()),
+        ]
+    )
+    assert len(rooms) <= MOST_DATA_ROOMS, report
+    assert len(between) <= MOST_DATA_ARROWS, report
+
+
+def test_a_circle_is_found():
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
+    assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

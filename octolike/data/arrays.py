@@ -1,13 +1,13 @@
-"""Batches from arrays in memory, with numpy alone: for machines without tensorflow.
+"""Batches from episodes in memory, with numpy alone: for machines without tensorflow.
 
-    frames = ArrayFrames.of(episodes)    from a simulator's experts, or ArrayFrames.load(path)
+    frames = ArrayFrames.from_episodes(episodes)    or ArrayFrames.load(path)
     data = ArraySource(config, frames, held_out, robot)
     loop.train(config, data.train, spec=data.spec, …, validation=data.validation())
 
-The frames of all episodes lie one after the other, images as they are shown, and a batch is cut out
-of them by index. It keeps the contract of `octolike.types`, and its arrays are those that the
-datasets' pipeline makes of the same frames. Examples come from a permutation of all frames per
-epoch: a pure function of the seed and the number of the batch, so resuming is arithmetic.
+All frames are concatenated in arrays, images already resized, and batches are gathered by index
+with the windows, chunks and goals of `data.pipeline`: the same frames give the same batches as from
+an RLDS dataset. Each epoch is a permutation of all frames. A batch is a pure function of the seed
+and its number, so resuming is arithmetic.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ from typing import Any
 import numpy as np
 
 from octolike import files
-from octolike.config import Config, ConfigError, build_component
+from octolike.config import Config, ConfigError, DataConfig, build_component
+from octolike.data.pipeline import goals, windows
 from octolike.embodiment import Embodiment, Statistics
 from octolike.text import TOKENIZERS
 from octolike.types import Batch, BatchSpec, Names, batch_spec, unflatten
 
-_ORDER, _TASKS = range(2)  # streams of random numbers, so that no two purposes share draws
-_STATE = {"batches", "dataset", "frames"}
+_ORDER, _DROPOUT = range(2)  # separate random streams
+_STATE_KEYS = {"batches", "dataset", "frames"}
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayFrames:
-    """The steps of episodes, one after the other.
+    """The N steps of E episodes, concatenated.
 
     Attributes:
         images: {camera: uint8 [N, h, w, 3]}.
         proprio: float32 [N, P]; action: float32 [N, A]; both in the robot's units.
-        starts: int64 [E + 1], the first frame of each episode, and N.
-        instructions, tasks: of each of the E episodes; "" where there is none.
+        starts: int64 [E + 1], the first frame of each episode, then N.
+        instructions, tasks: E each; "" if an episode has none.
     """
 
     images: Mapping[str, np.ndarray]
@@ -54,7 +55,7 @@ class ArrayFrames:
     def __post_init__(self) -> None:
         total, episodes = len(self.action), len(self.instructions)
         if episodes == 0 or self.starts[0] != 0 or (np.diff(self.starts) < 1).any():
-            raise ConfigError("the frames hold no episode, or one without a step")
+            raise ConfigError("the frames have no episode, or an episode without steps")
         lengths = {"proprio": len(self.proprio), "starts": int(self.starts[-1])}
         lengths |= {f"images of {camera}": len(x) for camera, x in self.images.items()}
         for name, length in lengths.items():
@@ -68,23 +69,28 @@ class ArrayFrames:
         for name in ("action", "proprio"):
             bad = np.flatnonzero(~np.isfinite(getattr(self, name)).all(axis=1))
             if len(bad):
-                raise ConfigError(f"{name} of frame {bad[0]} is not finite, and of {len(bad)} so")
+                raise ConfigError(
+                    f"{name} is not finite in {len(bad)} frames, the first is frame {bad[0]}"
+                )
 
     @property
     def nbytes(self) -> int:
-        """The bytes held."""
+        """Return the bytes in memory."""
         return sum(x.nbytes for x in (*self.images.values(), self.proprio, self.action))
 
     @classmethod
-    def of(cls, episodes: Iterable[Mapping[str, Any]]) -> ArrayFrames:
-        """Return the frames of episodes as simulators record them (octolike.envs)."""
-        steps, about = [], []
+    def from_episodes(cls, episodes: Iterable[Mapping[str, Any]]) -> ArrayFrames:
+        """Return the frames of episodes in the format of the simulators (octolike.envs)."""
+        steps, metadata = [], []
         for episode in episodes:
             steps.append(episode["steps"])
-            about.append(episode["episode_metadata"])
+            metadata.append(episode["episode_metadata"])
         if not steps:
-            raise ConfigError("there are no episodes to make frames of")
-        join = lambda arrays, kind: np.concatenate([np.asarray(a, kind) for a in arrays])
+            raise ConfigError("there are no episodes")
+
+        def join(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
+            return np.concatenate([np.asarray(x, dtype) for x in arrays])
+
         cameras = [k for k in steps[0]["observation"] if k.startswith("image_")]
         return cls(
             images={
@@ -95,182 +101,190 @@ class ArrayFrames:
             action=join([s["action"] for s in steps], np.float32),
             starts=np.cumsum([0] + [len(s["action"]) for s in steps], dtype=np.int64),
             instructions=tuple(str(s["language_instruction"]).strip() for s in steps),
-            tasks=tuple(str(a["task"]) for a in about),
+            tasks=tuple(str(m["task"]) for m in metadata),
         )
 
     def save(self, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
-        """Write everything to an .npz file, whole or not at all.
+        """Write an .npz file atomically.
 
-        settings: what the episodes were made with, as plain data; `load` checks it.
+        settings: how the episodes were generated, as JSON data; `load` compares them.
         """
         arrays = {f"image_{camera}": x for camera, x in self.images.items()}
         arrays |= {n: getattr(self, n) for n in ("proprio", "action", "starts")}
         arrays |= {n: np.array(getattr(self, n), np.str_) for n in ("instructions", "tasks")}
-        arrays["settings"] = np.array(_plain(settings), np.str_)
+        arrays["settings"] = np.array(_to_json(settings), np.str_)
         files.write_npz(path, arrays)
 
     @classmethod
     def load(cls, path: str | Path, settings: Mapping[str, Any] | None = None) -> ArrayFrames:
-        """Return what `save` wrote.
+        """Return the frames of a file that `save` wrote.
 
-        Raises ConfigError for a file that is missing or something else, and for episodes made with
-        other settings, where some are given.
+        Raises ConfigError for a file that is missing, corrupted or of another format, and for
+        episodes generated with other settings (None: not compared).
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
-            made = str(arrays.pop("settings", ""))
+            saved_settings = str(arrays.pop("settings", ""))
             images = {k.removeprefix("image_"): arrays.pop(k) for k in [*arrays] if "image_" in k}
             texts = {n: tuple(arrays.pop(n).tolist()) for n in ("instructions", "tasks")}
-            found = cls(images=images, **arrays, **texts)
+            frames = cls(images=images, **arrays, **texts)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ConfigError(
-                f"{path} holds no frames (ArrayFrames.save writes them): {error}"
+                f"{path} cannot be read as a file of ArrayFrames.save: {error}"
             ) from None
-        if settings is not None and made != _plain(settings):
+        if settings is not None and saved_settings != _to_json(settings):
             raise ConfigError(
-                f"the demonstrations of {path} were made with {made or 'settings unknown'}, and "
-                f"now it is {_plain(settings)}; remove the file, or use another data.root"
+                f"the demonstrations of {path} were made with "
+                f"{saved_settings or 'unknown settings'}, this config has {_to_json(settings)}; "
+                "remove the file, or use another data.root"
             )
-        return found
+        return frames
 
 
 class ArraySource:
-    """What a run trains on: the counterpart of the datasets' pipeline.
+    """The DataSource of a run whose frames are in memory.
 
     Attributes:
-        spec: of every batch; embodiments: the one robot; names: what a batch's integers count.
+        spec: of every batch.
+        embodiments: the record of the only robot.
+        names: of the batch's integers.
     """
 
     def __init__(
         self, config: Config, train: ArrayFrames, held_out: ArrayFrames | None, robot: Embodiment
     ) -> None:
-        """Prepare.
+        """Compute the statistics and the batch spec.
 
         Args:
-            config: window, horizon, cameras, text, and so on; its mix names one dataset.
-            train: the frames to train on, of which the statistics are.
-            held_out: those to validate on; None for none.
-            robot: the record, whose statistics are filled in here.
+            config: of the run; data.mix names one dataset.
+            train: training frames; the statistics come from them.
+            held_out: validation frames, or None.
+            robot: the record without statistics.
 
         Raises:
-            ConfigError: a setting that needs the datasets' pipeline, or frames that do not fit.
+            ConfigError: a setting that only `RldsSource` supports, or frames that do not match.
         """
         d = config.data
-        _check(config, train, robot)
+        _check_config(config, train, robot)
         self._config, self._frames, self._held_out = config, train, held_out
         self.embodiments = [_with_statistics(robot, train, d.normalization)]
-        kind = {"instruction": train.instructions, "label": train.tasks}
-        per_episode = kind.get(d.tasks, (d.mix,) * len(train.tasks))
-        tasks = tuple(dict.fromkeys(per_episode))
+        tasks = tuple(dict.fromkeys(_task_names(train, d)))
         self.names = Names((d.mix,), (robot.name,), tasks)
         text = build_component(TOKENIZERS, d.text, "data.text")
-        self._cut = ArrayBatchBuilder(config, self.embodiments[0], tasks, text.encode)
-        one = self._cut(train, np.zeros(1, np.int64), np.zeros((1, 2)))
-        self.spec: BatchSpec = batch_spec(one)
+        self._builder = ArrayBatchBuilder(config, self.embodiments[0], tasks, text.encode)
+        example = self._builder.batch(train, np.zeros(1, np.int64), dropout=None)
+        self.spec: BatchSpec = batch_spec(example)
 
     def train(
         self, start: Mapping[str, Any] | None = None, process: tuple[int, int] = (0, 1)
     ) -> ArrayStream:
         """Return the endless training batches, from the beginning or from a `state()`.
 
-        process: (index, count) of this host: it gets its contiguous share of each batch.
+        process: (index, count) of this host, which gets a contiguous part of each batch.
         """
         d = self._config.data
-        here = {"batches": 0, "dataset": d.mix, "frames": len(self._frames.action)}
-        state = dict(here if start is None else start)
-        if state.keys() != _STATE or any(state[k] != here[k] for k in ("dataset", "frames")):
+        beginning = {"batches": 0, "dataset": d.mix, "frames": len(self._frames.action)}
+        state = dict(beginning if start is None else start)
+        data_keys = ("dataset", "frames")
+        if state.keys() != _STATE_KEYS or any(state[k] != beginning[k] for k in data_keys):
             raise ConfigError(
-                f"the saved data state is {state}, but the data here are {here}: resume with the "
-                "same frames, or start a new run with train.init_from"
+                f"the saved data state is {state}, the data here begin at {beginning}: resume with "
+                "the same frames, or start a new run with train.init_from"
             )
         index, count = process
         if not 0 <= index < count or d.batch_size % count:
             raise ConfigError(
-                f"data.batch_size {d.batch_size} cannot be cut for process {index} of {count}"
+                f"data.batch_size {d.batch_size} cannot be divided for process {index} of {count}"
             )
-        part = slice(index * d.batch_size // count, (index + 1) * d.batch_size // count)
-        return ArrayStream(self._cut, self._frames, d.batch_size, part, self._config.seed, state)
+        rows = slice(index * d.batch_size // count, (index + 1) * d.batch_size // count)
+        seed = self._config.seed
+        return ArrayStream(self._builder, self._frames, d.batch_size, rows, seed, state)
 
     def validation(self) -> dict[str, Callable[[], Iterator[Batch]]]:
-        """Return {dataset: what iterates over the same held-out batches at every call}."""
-        return {self.names.datasets[0]: self._finite} if self._held_out else {}
+        """Return {dataset: function that iterates over the held-out batches}; {} for none.
+
+        Every call gives the same batches, without dropout.
+        """
+        return {self.names.datasets[0]: self._held_out_batches} if self._held_out else {}
 
     def describe(self) -> str:
-        """Return a line about the frames."""
-        sets = {"train": self._frames, "held out": self._held_out}
+        """Return one line: episodes, frames and memory of each split."""
+        splits = {"train": self._frames, "held out": self._held_out}
         parts = [
             f"{len(f.instructions):,} episodes, {len(f.action):,} frames ({f.nbytes / 2**20:.0f} "
             f"MiB) {name}"
-            for name, f in sets.items()
+            for name, f in splits.items()
             if f
         ]
         tasks = len(self.names.tasks)
         return f"{self.names.datasets[0]}, in memory: {'; '.join(parts)}; {tasks} tasks"
 
-    def _finite(self) -> Iterator[Batch]:
+    def _held_out_batches(self) -> Iterator[Batch]:
         frames, size = self._held_out, self._config.data.batch_size
         order = np.random.default_rng([0, _ORDER, 0]).permutation(len(frames.action))
         for begin in range(0, self._config.train.validation_batches * size, size):
-            chosen = order[begin : begin + size]
-            if len(chosen):
-                # every instruction is kept: such a draw is below any probability
-                yield self._cut(frames, chosen, np.full((len(chosen), 2), -1.0))
+            indices = order[begin : begin + size]
+            if len(indices):
+                yield self._builder.batch(frames, indices, dropout=None)
 
 
 class ArrayStream(Iterator[Batch]):
-    """Numpy batches cut from frames; `state()` follows the last one returned."""
+    """Training batches from frames in memory; `state()` is the position after the last one."""
 
     def __init__(
         self,
-        cut: ArrayBatchBuilder,
+        builder: ArrayBatchBuilder,
         frames: ArrayFrames,
         size: int,
-        part: slice,
+        rows: slice,
         seed: int,
         state: Mapping[str, Any],
     ) -> None:
-        self._cut, self._frames, self._size, self._part = cut, frames, size, part
+        """size: examples of a batch over all hosts; rows: the examples of this host."""
+        self._builder, self._frames, self._size, self._rows = builder, frames, size, rows
         self._seed, self._state, self._open = seed, dict(state), True
-        self._permutation = lru_cache(maxsize=3)(self._permuted)
+        self._permutation = lru_cache(maxsize=3)(self._epoch_permutation)
 
     def __next__(self) -> Batch:
         if not self._open:
             raise StopIteration
         number, total = self._state["batches"], len(self._frames.action)
-        places = number * self._size + np.arange(self._size)[self._part]
-        epochs, within = np.divmod(places, total)
-        chosen = [self._permutation(e)[i] for e, i in zip(epochs.tolist(), within.tolist())]
-        draws = np.random.default_rng([self._seed, _TASKS, number]).random((self._size, 2))
+        positions = number * self._size + np.arange(self._size)[self._rows]
+        epochs, offsets = np.divmod(positions, total)
+        indices = [self._permutation(e)[i] for e, i in zip(epochs.tolist(), offsets.tolist())]
+        dropout = np.random.default_rng([self._seed, _DROPOUT, number]).random((self._size, 2))
         self._state["batches"] += 1
-        return self._cut(self._frames, np.array(chosen, np.int64), draws[self._part])
+        return self._builder.batch(
+            self._frames, np.array(indices, np.int64), dropout=dropout[self._rows]
+        )
 
     def state(self) -> dict[str, Any]:
-        """Return what `ArraySource.train(start=...)` needs to go on after the last batch."""
+        """Return the position after the last batch, for `ArraySource.train(start=...)`."""
         return dict(self._state)
 
-    def state_at(self, position: dict[str, Any]) -> dict[str, Any]:
-        """Return an earlier `state()`: feedback changes nothing here."""
+    def state_at(self, position: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an earlier `state()`; feedback does not change it."""
         return dict(position)
 
     def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
-        """Take in held-out errors: every frame is drawn equally often, whatever they are."""
+        """Ignore held-out errors: all frames are sampled equally."""
 
     def memory(self) -> int:
-        """Return the bytes held."""
+        """Return the bytes in memory."""
         return self._frames.nbytes
 
     def close(self) -> None:
-        """Make no more batches."""
+        """End the stream."""
         self._open = False
 
-    def _permuted(self, epoch: int) -> np.ndarray:
+    def _epoch_permutation(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self._seed, _ORDER, epoch])
         return rng.permutation(len(self._frames.action))
 
 
 class ArrayBatchBuilder:
-    """Cuts a batch out of frames: windows, chunks, masks, normalised numbers, token ids."""
+    """Builds batches from frames: windows, chunks, masks, normalised numbers, token ids."""
 
     def __init__(
         self,
@@ -280,77 +294,91 @@ class ArrayBatchBuilder:
         encode: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]],
     ) -> None:
         self._data, self._robot, self._encode = config.data, robot, encode
-        self._numbers = {name: i for i, name in enumerate(tasks)}
+        self._task_ids = {name: i for i, name in enumerate(tasks)}
 
-    def __call__(self, frames: ArrayFrames, chosen: np.ndarray, draws: np.ndarray) -> Batch:
-        """Return the batch of frames `chosen`, int [B].
+    def batch(self, frames: ArrayFrames, indices: np.ndarray, dropout: np.ndarray | None) -> Batch:
+        """Return the batch of the frames `indices`, int [B].
 
-        draws: float [B, 2]; an example keeps its instruction, and its task id, where the draw is
-        below the probability that the config gives.
+        dropout: float [B, 2] in [0, 1); an example keeps its instruction if the first draw, and its
+        task id if the second draw, is below the probability in the config. None: no dropout.
         """
-        d, size = self._data, len(chosen)
-        episode = np.searchsorted(frames.starts, chosen, side="right") - 1
-        first, last = frames.starts[episode], frames.starts[episode + 1] - 1
-        slots = chosen[:, None] - (d.window - 1) + np.arange(d.window)  # [B, W]
-        real = slots >= first[:, None]
-        chunk = slots[..., None] + np.arange(d.horizon)  # [B, W, H]
-        valid = real[..., None] & (chunk <= last[:, None, None])
-        chunk = np.clip(chunk, first[:, None, None], last[:, None, None])
-        shown = np.maximum(slots, first[:, None])
+        d, size = self._data, len(indices)
+        episode = np.searchsorted(frames.starts, indices, side="right") - 1
+        first = frames.starts[episode]
+        t, length = indices - first, frames.starts[episode + 1] - first
+        steps, in_episode = windows.window_steps(t, d.window)
+        chunk, valid = windows.chunk_steps(t, d.window, d.horizon, length, length)
+        window_frames, chunk_frames = first[:, None] + steps, first[:, None, None] + chunk
         texts = [frames.instructions[e] for e in episode.tolist()]
-        numbers = self._task_ids(frames, episode)
-        told, numbered = self._tell(texts, numbers < len(self._numbers), draws)
+        names = _task_names(frames, d)
+        # A task that is not in training gets the id after the last one.
+        unknown = len(self._task_ids)
+        ids = [self._task_ids.get(names[e], unknown) for e in episode.tolist()]
+        task_ids = np.array(ids, np.int32)
+        task = self._conditioning(texts, task_ids < unknown, t, length, dropout)
+        texts = [x if keep else "" for x, keep in zip(texts, task.language.tolist())]
         leaves = {
-            "observation.timestep_mask": real,
-            "action": self._robot.normalize_action(frames.action[chunk]),
+            "observation.timestep_mask": in_episode,
+            "action": self._robot.normalize_action(frames.action[chunk_frames]),
             "action_mask": np.repeat(valid[..., None], frames.action.shape[1], axis=-1),
             "dataset": np.zeros(size, np.int32),
             "embodiment": np.zeros(size, np.int32),
-            "task.task_id": numbers,
-            "task.present.task_id": numbered,
-            "task.present.language": told,
+            "task.task_id": task_ids,
+            "task.present.task_id": task.task_id,
+            "task.present.language": task.language,
         }
         if d.use_proprio:
-            leaves["observation.proprio"] = self._robot.normalize_proprio(frames.proprio[shown])
+            proprio = frames.proprio[window_frames]
+            leaves["observation.proprio"] = self._robot.normalize_proprio(proprio)
             leaves["observation.present.proprio"] = np.ones((size, d.window), bool)
         for camera in d.cameras:
-            leaves[f"observation.image_{camera}"] = frames.images[camera][shown]
+            leaves[f"observation.image_{camera}"] = frames.images[camera][window_frames]
             leaves[f"observation.present.image_{camera}"] = np.ones((size, d.window), bool)
-        texts = [x if kept else "" for x, kept in zip(texts, told.tolist())]
         leaves["task.language.ids"], leaves["task.language.mask"] = self._encode(texts)
         return unflatten(leaves)
 
-    def _tell(
-        self, texts: Sequence[str], known: np.ndarray, draws: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return who is told the instruction, and who the task's number: bool [B] twice.
+    def _conditioning(
+        self,
+        texts: Sequence[str],
+        has_task_id: np.ndarray,
+        t: np.ndarray,
+        length: np.ndarray,
+        dropout: np.ndarray | None,
+    ) -> goals.TaskChoice:
+        """Return how each example is conditioned: by language, by task id, never by a goal."""
+        d = self._data
+        draws = np.zeros((len(texts), goals.DRAWS))
+        if dropout is not None:
+            draws[:, [goals.LANGUAGE, goals.TASK_ID]] = dropout
+        return goals.choose(
+            draws,
+            t,
+            length,
+            strategy="none",
+            keep_language=1.0 if dropout is None else d.keep_language,
+            keep_goal=1.0,
+            keep_task_id=1.0 if dropout is None else d.keep_task_id,
+            has_language=np.array([bool(x) for x in texts]),
+            has_goal=np.zeros(len(texts), bool),
+            has_task_id=has_task_id & d.task_ids,
+        )
 
-        Where neither would be kept, the instruction is, or without one the number.
-        """
-        d, has = self._data, np.array([bool(x) for x in texts])
-        known = known & d.task_ids
-        told = has & (draws[:, 0] < d.keep_language)
-        numbered = known & (draws[:, 1] < d.keep_task_id)
-        none = ~(told | numbered)
-        return told | (none & has), numbered | (none & ~has & known)
 
-    def _task_ids(self, frames: ArrayFrames, episode: np.ndarray) -> np.ndarray:
-        """Return the number of each episode's task; one that training lacks is after the last."""
-        kind = {"instruction": frames.instructions, "label": frames.tasks}
-        names = kind.get(self._data.tasks, (self._data.mix,) * len(frames.tasks))
-        known = [self._numbers.get(names[e], len(self._numbers)) for e in episode.tolist()]
-        return np.array(known, np.int32)
+def _task_names(frames: ArrayFrames, config: DataConfig) -> Sequence[str]:
+    """Return the task of each episode, as data.tasks defines it."""
+    by_kind = {"instruction": frames.instructions, "label": frames.tasks}
+    return by_kind.get(config.tasks, (config.mix,) * len(frames.tasks))
 
 
-def _plain(settings: Mapping[str, Any] | None) -> str:
+def _to_json(settings: Mapping[str, Any] | None) -> str:
     return json.dumps(settings, sort_keys=True) if settings else ""
 
 
-def _check(config: Config, frames: ArrayFrames, robot: Embodiment) -> None:
-    """Raise ConfigError for settings that arrays do not serve, or frames that do not fit them."""
+def _check_config(config: Config, frames: ArrayFrames, robot: Embodiment) -> None:
+    """Raise ConfigError for unsupported settings and for frames that do not match the config."""
     d = config.data
     kind = d.sampling.get("kind", "mix")
-    for name, found, expected in (
+    for name, value, supported in (
         ("data.goal", d.goal, "none"),
         ("data.paraphrases", d.paraphrases, ""),
         ("data.depth", d.depth, {}),
@@ -359,16 +387,18 @@ def _check(config: Config, frames: ArrayFrames, robot: Embodiment) -> None:
         ("data.limits", d.limits, {}),
         ("data.sampling.kind", "mix" if kind == "proportional" else kind, "mix"),
     ):
-        if found != expected:
+        if value != supported:
             raise ConfigError(
-                f"{name} is {found!r}: batches from arrays know {expected!r} alone; for the rest "
-                "use scripts/train.py, which needs tensorflow"
+                f"{name} is {value!r}: batches from arrays support only {supported!r}; use "
+                "scripts/train.py, which needs tensorflow"
             )
     if not d.mix or "," in d.mix or "=" in d.mix:
-        raise ConfigError(f"data.mix is {d.mix!r}; batches from arrays are of one dataset")
+        raise ConfigError(f"data.mix is {d.mix!r}; batches from arrays have one dataset")
     for camera, side in d.cameras.items():
         if camera not in frames.images:
-            raise ConfigError(f"data.cameras asks for {camera!r}; there are {list(frames.images)}")
+            raise ConfigError(
+                f"data.cameras has {camera!r}, the frames have {', '.join(frames.images)}"
+            )
         if frames.images[camera].shape[1:] != (side, side, 3):
             raise ConfigError(
                 f"data.cameras.{camera} is {side}, but its images are "
@@ -396,7 +426,7 @@ def _statistics(x: np.ndarray, episodes: int) -> Statistics:
     """Return the statistics of [N, dims] over all frames."""
     wide = x.astype(np.float64)
     p01, p99 = np.percentile(wide, (1, 99), axis=0)
-    found = {
+    statistics = {
         "mean": wide.mean(axis=0),
         "std": wide.std(axis=0),
         "min": wide.min(axis=0),
@@ -404,5 +434,5 @@ def _statistics(x: np.ndarray, episodes: int) -> Statistics:
         "p01": p01,
         "p99": p99,
     }
-    single = {k: v.astype(np.float32) for k, v in found.items()}
+    single = {k: v.astype(np.float32) for k, v in statistics.items()}
     return Statistics(**single, steps=len(x), episodes=episodes)

@@ -10,7 +10,7 @@ import numpy as np
 # several instructions, which wording. Every example has all of them, so that what one setting does
 # leaves the other draws alone.
 DRAWS = 6
-_LANGUAGE, _GOAL, _KEEP_GOAL, _TASK_ID, WORDING, PARAPHRASE = range(DRAWS)
+LANGUAGE, _GOAL, _KEEP_GOAL, TASK_ID, WORDING, PARAPHRASE = range(DRAWS)
 
 
 class TaskChoice(NamedTuple):
@@ -53,8 +53,8 @@ def choose(
         later = t + 1 + (draws[:, _GOAL] * (length - t - 1)).astype(np.int64)
         step = np.where(t + 1 < length, later, step)
     goal = has_goal & (draws[:, _KEEP_GOAL] < keep_goal)
-    language = has_language & (draws[:, _LANGUAGE] < keep_language)
-    task_id = has_task_id & (draws[:, _TASK_ID] < keep_task_id)
+    language = has_language & (draws[:, LANGUAGE] < keep_language)
+    task_id = has_task_id & (draws[:, TASK_ID] < keep_task_id)
     none = ~(goal | language | task_id)
     goal = goal | (none & has_goal)
     language = language | (none & has_language & ~has_goal)
