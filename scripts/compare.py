@@ -1,12 +1,12 @@
-"""Train and evaluate variants of one config over several seeds, and put them side by side.
+"""Train and evaluate variants of one config over several seeds, and compare them.
 
     python scripts/collect.py --config configs/compare.py
     python scripts/compare.py --config configs/compare.py --variants default,task_id --seeds 3
-    ... --config configs/conflict.py:conflict=rescaled   further arguments go to each run's config
-    python scripts/compare.py --table runs/compare       the table of what is there, nothing run
+    ... --config configs/conflict.py:conflict=rescaled   further arguments for each run's config
+    python scripts/compare.py --table runs/compare       only the table of existing results
 
 A config takes the arguments variant and seed, and names its workdir <comparison>/<variant>-<seed>.
-Expect <comparison>/comparison.md and comparison.png. Stopped half-way, the same command goes on.
+Expect <comparison>/comparison.md and comparison.png. An interrupted command can be repeated.
 """
 
 import argparse
@@ -18,14 +18,14 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Run what is missing, one after the other, then draw and print the table."""
+    """Run the missing variants and seeds, then draw the figure and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--config", help="configs/x.py or configs/x.py:arguments")
     parser.add_argument("--variants", default="", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each variant")
-    parser.add_argument("--table", default="", help="only the table of this directory")
+    parser.add_argument("--table", default="", help="print only the table of this directory")
     args = parser.parse_args()
     if bool(args.config) == bool(args.table):
         parser.error("give either --config or --table")
@@ -36,26 +36,26 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd[1:]))
-        sys.exit(f"error: {command} ended with exit code {error.returncode}; what it says is above")
+        sys.exit(f"error: {command} ended with exit code {error.returncode}; its output is above")
 
 
 def run_all(args: argparse.Namespace) -> Path:
-    """Train and evaluate every variant and seed that has no results; return their directory."""
+    """Train and evaluate every variant and seed without results; return their directory."""
     from octolike.config import ConfigError, load_module, unknown
 
     path, _, further = args.config.partition(":")
     module = load_module(path)
     if not hasattr(module, "VARIANTS"):
-        raise ConfigError(f"{path} has no VARIANTS to compare; configs/compare.py shows how")
+        raise ConfigError(f"{path} defines no VARIANTS to compare; see configs/compare.py")
     variants = args.variants.split(",") if args.variants else list(module.VARIANTS)
     for name in variants:
         if name not in module.VARIANTS:
             raise ConfigError(unknown("variant", name, module.VARIANTS))
     for seed in range(args.seeds):
         for name in variants:
-            own = ",".join(filter(None, (further, f"variant={name},seed={seed}")))
-            config, run = f"{path}:{own}", Path(module.get_config(own).workdir)
-            # both go on where they were, and do nothing where all is done
+            arg = ",".join(filter(None, (further, f"variant={name},seed={seed}")))
+            config, run = f"{path}:{arg}", Path(module.get_config(arg).workdir)
+            # Both resume an interrupted run and do nothing for a finished one.
             for command in (["train.py", "--config", config], ["evaluate.py", "--run", str(run)]):
                 print(f"--- {' '.join(command)}", flush=True)
                 subprocess.run([sys.executable, HERE / command[0], *command[1:]], check=True)
@@ -67,11 +67,11 @@ def write(directory: Path) -> None:
     from octolike import files
     from octolike.evaluation import comparison
 
-    entries = comparison.read(directory)
-    text = comparison.table(entries, first="default")
+    summaries = comparison.read(directory)
+    text = comparison.table(summaries, first="default")
     files.write_text(directory / "comparison.md", text + "\n")
-    picture = comparison.draw(entries, directory / "comparison.png", first="default")
-    print(f"{text}\n\n{picture}")
+    figure = comparison.draw(summaries, directory / "comparison.png", first="default")
+    print(f"{text}\n\n{figure}")
 
 
 if __name__ == "__main__":

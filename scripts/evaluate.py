@@ -1,13 +1,13 @@
-"""Run a trained policy in its simulator and write the report.
+"""Evaluate a trained policy in its simulator and write a report.
 
-    python scripts/evaluate.py --run runs/quickstart                    with the run's own settings
+    python scripts/evaluate.py --run runs/quickstart                    the run's own settings
     python scripts/evaluate.py --run runs/quickstart --suite tabletop   every skill, seen, held out
-    ... --splits train,held_out_phrasing --skills touch --episodes 50   one's own choice
-    ... --embodiment all                        each robot of the run that the simulator can be
+    ... --splits train,held_out_phrasing --skills touch --episodes 50   selected episodes
+    ... --embodiment all                        every robot of the run that the simulator supports
 
-Expect a success table with 95 % intervals beside the untrained network's, whether it memorised or
-learned in words, and RUN/report.html; rows, numbers and pictures are in RUN/evaluation. Stopped
-half-way, the same command goes on.
+Expect a success table with 95 % intervals next to the untrained network's, a verdict on memorising,
+and RUN/report.html; result rows, numbers and figures are in RUN/evaluation. After an interruption,
+the same command continues.
 """
 
 import sys
@@ -20,34 +20,34 @@ SPLITS = flags.DEFINE_list("splits", None, "splits, instead of the run's or the 
 SKILLS = flags.DEFINE_list("skills", None, "skills, instead of the run's or the suite's")
 EPISODES = flags.DEFINE_integer("episodes", None, "episodes per skill and split", lower_bound=1)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")
-EMBODIMENT = flags.DEFINE_string("embodiment", None, "the robot, of several; 'all': each in turn")
+EMBODIMENT = flags.DEFINE_string("embodiment", None, "one robot of several; 'all': one by one")
 
 
 def main(_: list[str]) -> None:
-    """Roll out, film, report; what does not fit is one line, without a traceback."""
+    """Run the episodes and write the report; expected errors are one line without a traceback."""
     logging.set_verbosity(logging.WARNING)
-    # Imported here: worker processes begin by importing this file, and need neither jax nor more.
+    # Imported here: worker processes import this file first and do not need jax.
     from octolike.evaluation import evaluate, report
 
-    given = {"splits": SPLITS.value, "skills": SKILLS.value, "episodes": EPISODES.value}
-    given = {k: tuple(v) if k != "episodes" else v for k, v in given.items() if v is not None}
+    plan = {"splits": SPLITS.value, "skills": SKILLS.value, "episodes": EPISODES.value}
+    plan = {k: tuple(v) if k != "episodes" else v for k, v in plan.items() if v is not None}
     try:
-        robots, left_out = evaluate.robots(RUN.value, EMBODIMENT.value)
-        for why in left_out:
-            print(f"left out: {why}")
+        robots, skipped = evaluate.robots_to_evaluate(RUN.value, EMBODIMENT.value)
+        for reason in skipped:
+            print(f"skipped: {reason}")
         for robot in robots:
             step = CHECKPOINT.value
-            evaluation = evaluate.Evaluation(RUN.value, SUITE.value, given, step, robot)
+            evaluation = evaluate.Evaluation(RUN.value, SUITE.value, plan, step, robot)
             evaluation.run()
-            page = evaluation.report(compare(evaluation))
-            print(report.text_table(evaluation.rows, evaluation.groups))
+            page = evaluation.report(predict_chunks(evaluation))
+            print(report.success_table(evaluation.rows, evaluation.groups))
             print(f"\nreport: {page}")
     except (ValueError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
-def compare(evaluation):
-    """Return predicted beside demonstrated chunks; None, and why, where there is nothing to do."""
+def predict_chunks(evaluation):
+    """Return predicted next to demonstrated chunks; None, after printing why, if impossible."""
     from octolike.evaluation.evaluate import DemonstratedEpisode
 
     config, policy = evaluation.config.data, evaluation.policy
@@ -57,20 +57,22 @@ def compare(evaluation):
 
         spec = catalog.find_spec(policy.embodiment.datasets[0], catalog.load_specs(config.specs))
         cameras = {key.removeprefix("image_"): 0 for key in policy.image_shapes}  # 0: as stored
-        found = []
+        demonstrations = []
         for e in excerpts.take(spec, config, config.validation_split, cameras, episodes=4):
-            seen = {"proprio": e.proprio} | {f"image_{k}": v for k, v in e.images.items()}
-            seen = {key: seen[key] for key in policy.observation_keys}
-            found.append(DemonstratedEpisode(seen, e.action, e.instruction, e.label))
-        why = "" if found else f"{config.validation_split!r} of {spec.name} holds no episode"
+            arrays = {"proprio": e.proprio} | {f"image_{k}": v for k, v in e.images.items()}
+            observation = {key: arrays[key] for key in policy.observation_keys}
+            demonstrations.append(
+                DemonstratedEpisode(observation, e.action, e.instruction, e.label)
+            )
+        if not demonstrations:
+            raise LookupError(f"{config.validation_split!r} of {spec.name} contains no episode")
+        return evaluation.predict_chunks(demonstrations)
     except ModuleNotFoundError as error:
-        why = f"{error.name} is not installed"
+        reason = f"{error.name} is not installed"
     except (ValueError, LookupError) as error:
-        why = str(error)
-    if why:
-        print(f"no comparison with demonstrations: {why}")
-        return None
-    return evaluation.imitate(found)
+        reason = str(error)
+    print(f"no comparison with demonstrations: {reason}")
+    return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The comparison of runs: what is pooled, what is ordered, what is said of a missing run."""
+"""The comparison of runs: pooling over seeds, order, skills, robots, missing episodes."""
 
 import json
+import re
 
 import pytest
 
@@ -8,9 +9,14 @@ from octolike.evaluation import comparison
 from octolike.evaluation.success import SuccessRate
 
 
+def table_lines(summaries, first=""):
+    """Return the lines of the Markdown table without padding."""
+    return [re.sub(" +", " ", x) for x in comparison.table(summaries, first).splitlines()]
+
+
 def make_run(directory, name, wins, error=0.2, costs=True):
     run = directory / name
-    rows = [r | {"split": s} for s, won in wins.items() for r in episodes("touch", won)]
+    rows = [r | {"split": s} for s, n in wins.items() for r in episodes("touch", n)]
     add_rows(run / "evaluation", [*rows, rows[-1] | {"policy": "untrained", "success": True}])
     write_config(run, wins, ("touch",))
     log = [{"step": s, "seconds": 0.05 * s, "loss": 1.0} for s in (10, 20, 30)]
@@ -25,21 +31,21 @@ def test_seeds_are_pooled_and_variants_ordered(tmp_path):
     make_run(tmp_path, "default-1", {"train": 2, "held_out_combination": 1}, 0.1)
     make_run(tmp_path, "moe-0", {"train": 4})
     make_run(tmp_path, "goal-image-0", {"train": 3}, costs=False)
-    entries = comparison.read(tmp_path)
-    assert [e.variant for e in entries] == ["default", "goal-image", "moe"]
-    default = entries[0]
+    summaries = comparison.read(tmp_path)
+    assert [e.variant for e in summaries] == ["default", "goal-image", "moe"]
+    default = summaries[0]
     assert (default.pooled("train").successes, default.pooled("train").episodes) == (3, 8)
     assert default.step_seconds == pytest.approx((0.05, 0.05))
-    lines = comparison.table(entries, first="default").splitlines()
+    lines = table_lines(summaries, first="default")
     assert lines[2].startswith("| default | 2 | 38 % [14 %, 69 %]; seeds 25 % to 50 % |")
     assert "| 0.200 | 2.00 M | 3.00 | 50 |" in lines[2]
     assert [line.split()[1] for line in lines[3:]] == ["moe", "goal-image"]
     assert "| – | 0.200 | – | – | 50 |" in lines[4]
-    picture = comparison.draw(entries, tmp_path / "comparison.png", first="default")
+    picture = comparison.draw(summaries, tmp_path / "comparison.png", first="default")
     assert picture.stat().st_size > 5000
 
 
-def test_nothing_to_compare_is_an_error(tmp_path):
+def test_a_directory_without_evaluated_runs_is_rejected(tmp_path):
     (tmp_path / "default-0").mkdir()
     with pytest.raises(FileNotFoundError, match="no evaluated run <variant>-<seed>"):
         comparison.read(tmp_path)
@@ -51,9 +57,9 @@ def add_rows(run, rows, setup=None):
     (run / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (head, *rows)))
 
 
-def episodes(skill, won, of=4):
+def episodes(skill, wins, count=4):
     row = {"policy": "trained", "split": "train", "skill": skill, "failure": ""}
-    return [row | {"seed": i, "success": i < won} for i in range(of)]
+    return [row | {"seed": i, "success": i < wins} for i in range(count)]
 
 
 def write_config(run, splits, skills):
@@ -62,54 +68,56 @@ def write_config(run, splits, skills):
     (run / "config.json").write_text(json.dumps(config))
 
 
-def test_skills_have_columns_and_the_worst_is_named(tmp_path):
+def test_skills_have_columns_and_the_worst_skill_is_named(tmp_path):
     make_run(tmp_path, "default-0", {"train": 0})
     write_config(tmp_path / "default-0", ("train",), ("touch", "lift"))
     add_rows(tmp_path / "default-0" / "evaluation", episodes("touch", 3) + episodes("lift", 1))
-    head, _, line = comparison.table(comparison.read(tmp_path)).splitlines()
+    head, _, line = table_lines(comparison.read(tmp_path))
     assert "| seen | touch | lift | worst skill | mean over skills |" in head
     assert "| 75 % [30 %, 95 %] | 25 % [5 %, 70 %] | lift 25 % | 50 % |" in line
 
 
-def test_seen_tasks_come_first_whatever_episode_ended_first(tmp_path):
+def test_seen_tasks_come_first_for_any_order_of_episodes(tmp_path):
     make_run(tmp_path, "default-0", {"train": 0})
     write_config(tmp_path / "default-0", ("train", "held_out_combination"), ("touch", "lift"))
-    unseen = [
+    held_out = [
         r | {"split": "held_out_combination"} for s in ("touch", "lift") for r in episodes(s, 0)
     ]
-    rows = [*unseen, *episodes("touch", 3), *episodes("lift", 1)]
+    rows = [*held_out, *episodes("touch", 3), *episodes("lift", 1)]
     add_rows(tmp_path / "default-0" / "evaluation", rows)
-    head, _, line = comparison.table(comparison.read(tmp_path)).splitlines()
+    head, _, line = table_lines(comparison.read(tmp_path))
     assert "| seen | held-out combination | touch | lift |" in head
     assert "| 75 % [30 %, 95 %] | 25 % [5 %, 70 %] | lift 25 % |" in line
 
 
-def test_robots_have_columns_of_their_own(tmp_path):
+def test_each_robot_has_its_own_columns(tmp_path):
     for name, robots in (("both-0", ("left", "right")), ("alone-0", ("left",))):
         make_run(tmp_path, name, {"train": 0})
-        pieces = tmp_path / name / "evaluation"
-        (pieces / "results.jsonl").unlink()
+        evaluation = tmp_path / name / "evaluation"
+        (evaluation / "results.jsonl").unlink()
         for i, robot in enumerate(robots):
-            where = pieces / robot if len(robots) > 1 else pieces
-            add_rows(where, episodes("touch", 1 + 2 * i), {"embodiment": robot})
-    entries = {e.variant: e for e in comparison.read(tmp_path)}
-    assert entries["both"].pooled("right: train").rate == 0.75
-    assert list(entries["alone"].success) == ["left: train"]
-    assert "| left: seen | right: seen |" in comparison.table(list(entries.values()))
+            directory = evaluation / robot if len(robots) > 1 else evaluation
+            add_rows(directory, episodes("touch", 1 + 2 * i), {"embodiment": robot})
+    summaries = {e.variant: e for e in comparison.read(tmp_path)}
+    assert summaries["both"].pooled("right: train").rate == 0.75
+    assert list(summaries["alone"].success) == ["left: train"]
+    assert "| left: seen | right: seen |" in table_lines(list(summaries.values()))[0]
 
 
-def test_only_episodes_of_the_runs_own_settings_count_each_once(tmp_path):
+def test_each_planned_episode_counts_once_and_other_episodes_do_not_count(tmp_path):
     make_run(tmp_path, "default-0", {"train": 0})
     crashed = episodes("touch", 2)[1] | {"success": None}
     other = [r | {"seed": r["seed"] + 9} for r in episodes("touch", 4)]
     rows = [crashed, *other, *episodes("lift", 4), *episodes("touch", 2)[:3]]
     add_rows(tmp_path / "default-0" / "evaluation", rows, {"checkpoint": 30})
-    (entry,) = comparison.read(tmp_path)
-    assert (entry.pooled("train"), entry.missing) == (SuccessRate(2, 3), 1)
-    table = comparison.table([entry])
+    (summary,) = comparison.read(tmp_path)
+    assert (summary.pooled("train"), summary.missing) == (SuccessRate(2, 3), 1)
+    table = comparison.table([summary])
     assert table.endswith("Episodes that crashed or were not run: default 1.")
     add_rows(tmp_path / "default-0" / "evaluation", rows, {"checkpoint": 20})
-    with pytest.raises(ValueError, match=r"is of step 20, and the run goes to 30; finish it"):
+    with pytest.raises(
+        ValueError, match=r"is an evaluation of step 20, but the run has 30 steps; finish"
+    ):
         comparison.read(tmp_path)
     add_rows(tmp_path / "default-0" / "evaluation", other, {"checkpoint": 30})
     with pytest.raises(ValueError, match=r"no episode of the run's own settings .* --run .*-0"):

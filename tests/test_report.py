@@ -1,4 +1,4 @@
-"""The report: pictures and a page made of plain rows and arrays, honest about what is missing."""
+"""The report: figures and an HTML page from plain rows and arrays, complete or partial."""
 
 import base64
 import dataclasses
@@ -61,7 +61,7 @@ def chunks():
 
 
 @pytest.fixture(scope="module")
-def material():
+def content():
     return ReportContent(
         "a <small> run",
         {"network": "3 parameters"},
@@ -77,32 +77,32 @@ def material():
 
 
 @pytest.fixture(scope="module")
-def written(material, tmp_path_factory):
+def written(content, tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
-    return report.write(material, directory / "evaluation", directory / "report.html")
+    return report.write(content, directory / "evaluation", directory / "report.html")
 
 
-def test_every_picture_is_there_and_opens(written):
-    pieces = written.parent / "evaluation"
+def test_every_figure_and_video_is_written(written):
+    directory = written.parent / "evaluation"
     names = {"success.png", "loss.png", "chunks.png", "successes.png", "failures.png"}
-    films = {"train-touch-3.gif", "train-touch-4.gif", "train-lift-0.gif"}
-    assert {p.name for p in pieces.iterdir()} == names | films | {"report.json"}
+    videos = {"train-touch-3.gif", "train-touch-4.gif", "train-lift-0.gif"}
+    assert {p.name for p in directory.iterdir()} == names | videos | {"report.json"}
     for name in names:
-        with Image.open(pieces / name) as image:
+        with Image.open(directory / name) as image:
             assert min(image.size) > 200
             assert np.ptp(np.asarray(image.convert("L"))) > 100
-    with Image.open(pieces / "train-touch-3.gif") as film:
-        assert film.n_frames == 4
+    with Image.open(directory / "train-touch-3.gif") as video:
+        assert video.n_frames == 4
 
 
-def test_the_page_is_one_file_with_everything_in_words(written):
+def test_the_page_is_one_file_with_text_and_images(written):
     page = written.read_text()
     assert "80%" in page
-    assert "the gap says nothing" in page
+    assert "the gap is not informative" in page
     assert "3 parameters" in page
     assert "9 steps/s" in page
-    assert "touched the wrong thing" in page
-    # nothing is loaded from elsewhere, and the pictures are whole
+    assert "touched the wrong object" in page
+    # nothing is loaded from elsewhere, and the images are complete
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert sources
     assert all(s.startswith("data:image/") for s in sources)
@@ -116,11 +116,11 @@ def test_text_is_escaped(written):
     assert "<small> run" not in page
 
 
-def test_the_json_holds_the_numbers(written):
+def test_report_json_contains_the_numbers(written):
     data = json.loads((written.parent / "evaluation" / "report.json").read_text())
     cell = data["success"]["trained"]["train"]["touch"]
     assert (cell["successes"], cell["episodes"], cell["rate"]) == (4, 5, 0.8)
-    assert (cell["low"], cell["high"]) == pytest.approx(success.wilson(4, 5))
+    assert (cell["low"], cell["high"]) == pytest.approx(success.wilson_interval(4, 5))
     (gap,) = data["gaps"]
     assert gap["difference"] == pytest.approx(0.3)
     assert data["failures"]["train"] == {"time ran out": 4, "touched red <cube>": 2}
@@ -128,9 +128,9 @@ def test_the_json_holds_the_numbers(written):
     assert data["setup"] == {"checkpoint": 7}
 
 
-def test_the_headline_says_whether_it_learned(material):
-    assert "4 of 10" in report.headline(material.rows)
-    assert "the intervals overlap" in report.headline(material.rows)
+def test_the_headline_states_whether_the_policy_learned(content):
+    assert "4 of 10" in report.headline(content.rows)
+    assert "the intervals overlap" in report.headline(content.rows)
     touch = [r for r in rows() if r["skill"] == "touch"]
     many = [{**r, "seed": i} for i in range(10) for r in touch]
     assert "do not overlap" in report.headline(many)
@@ -138,53 +138,53 @@ def test_the_headline_says_whether_it_learned(material):
     assert "was not evaluated" in report.headline(trained)
 
 
-def test_the_headline_of_crashes_has_no_rate_of_nothing(tmp_path):
+def test_the_headline_has_no_rate_without_finished_episodes(tmp_path):
     crash = {"success": None, "failure": "crashed: ArithmeticError"}
     seen = [r | crash if r["split"] == "train" else r for r in rows()]
-    said = report.headline(seen)
-    assert said.startswith("All 10 episodes on tasks as in training crashed. It succeeds in 10% (1")
+    text = report.headline(seen)
+    assert text.startswith("All 10 episodes on seen tasks crashed. The policy succeeds in 10% (1")
     floor = [r | crash if r["policy"] == "untrained" else r for r in rows()]
     assert report.headline(floor).endswith("; the untrained network crashed in all 10.")
     every = [r | crash for r in rows()]
-    assert report.headline(every) == "No episode was finished: all 20 crashed."
+    assert report.headline(every) == "No episode finished: all 20 crashed."
     page = report.write(
         ReportContent("x", {}, {}, every), tmp_path, tmp_path / "page.html"
     ).read_text()
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
-    assert "nan" not in report.text_table(every)
+    assert "nan" not in report.success_table(every)
 
 
-def test_a_report_of_bare_results_leaves_the_rest_out(material, tmp_path):
+def test_a_report_of_results_alone_omits_the_other_sections(content, tmp_path):
     trained = [r for r in rows() if r["policy"] == "trained" and r["split"] == "train"]
     bare = ReportContent("bare", {}, {}, trained)
-    page = report.write(bare, tmp_path / "pieces", tmp_path / "page.html").read_text()
-    assert "Does it imitate?" not in page
-    assert "Watch it" not in page
-    assert "No held-out split was evaluated" in page
+    page = report.write(bare, tmp_path / "evaluation", tmp_path / "page.html").read_text()
+    assert "Predicted and demonstrated actions" not in page
+    assert "Videos" not in page
+    assert "no held-out split was evaluated" in page
 
 
-def test_crashes_are_on_the_page(material, tmp_path):
-    crashed = [dict(r) for r in material.rows]
+def test_the_page_reports_crashes(content, tmp_path):
+    crashed = [dict(r) for r in content.rows]
     crashed[0].update(success=None, failure="crashed: ArithmeticError")
-    bare = dataclasses.replace(material, rows=crashed, clips=(), chunks=None)
+    bare = dataclasses.replace(content, rows=crashed, clips=(), chunks=None)
     page = report.write(bare, tmp_path, tmp_path / "page.html").read_text()
-    assert "1 episodes crashed and are in no rate" in page
+    assert "1 episode crashed; rates exclude them" in page
     assert "1 crashed" in page
     assert json.loads((tmp_path / "report.json").read_text())["crashed"][0]["seed"] == 0
 
 
-def test_no_results_are_refused(tmp_path):
+def test_a_report_without_results_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="no results of the trained policy"):
         report.write(ReportContent("x", {}, {}, []), tmp_path, tmp_path / "page.html")
 
 
-def test_the_terminal_table(material):
-    lines = report.text_table(material.rows).splitlines()
-    assert lines[1] == "seen"
-    assert re.search(r"touch +80% \[38, 96\] of 5 +3 +0% \[0, 43\] of 5", lines[2])
+def test_the_success_table_for_a_terminal(content):
+    lines = report.success_table(content.rows).splitlines()
+    assert lines[0].split() == ["split", "skill", "trained", "median", "steps", "untrained"]
+    assert re.search(r"^seen +touch +80% \[38, 96\] of 5 +3 +0% \[0, 43\] of 5$", lines[1])
 
 
-def test_smoothing_keeps_constants_and_the_start():
+def test_smoothing_preserves_constants_and_the_start():
     np.testing.assert_allclose(figures._smooth(np.full(50, 3.0)), 3.0)
     falling = np.linspace(9, 0, 100)
     smooth = figures._smooth(falling)
@@ -192,11 +192,11 @@ def test_smoothing_keeps_constants_and_the_start():
     np.testing.assert_allclose(smooth[5:95], falling[5:95])
 
 
-def test_durations_in_words():
+def test_durations_are_readable():
     assert [figures.duration(s) for s in (8, 450, 8280)] == ["8 s", "7.5 min", "2.3 h"]
 
 
-def test_first_clips_differ_in_skill():
+def test_the_first_clips_differ_in_skill():
     row = rows()[0]
     many = [VideoClip({**row, "skill": s, "seed": i}, []) for i, s in enumerate("aaabbc")]
-    assert [c.row["skill"] for c in report._spread(many)] == ["a", "b", "c", "a", "b", "a"]
+    assert [c.row["skill"] for c in report._diverse_first(many)] == ["a", "b", "c", "a", "b", "a"]

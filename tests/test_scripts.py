@@ -113,7 +113,7 @@ def test_a_comparison_hands_arguments_on(load, monkeypatch, config, argument, ru
 def test_a_comparison_that_cannot_be_made_is_one_line(load, monkeypatch):
     script = load("compare")
     commands = started(script, monkeypatch, code=3)
-    with pytest.raises(SystemExit, match=r"error: configs/quickstart\.py has no VARIANTS"):
+    with pytest.raises(SystemExit, match=r"error: configs/quickstart\.py defines no VARIANTS"):
         run(script, monkeypatch, "--config", "configs/quickstart.py")
     assert not commands
     failed = r"error: .*train\.py --config configs/compare\.py:variant=default,seed=0 .* code 3;"
@@ -142,7 +142,7 @@ def test_a_config_lists_the_install_commands_of_its_simulator(name):
     assert [command for command in commands if command not in docstring] == []
 
 
-def evaluation(root, imitate=list):
+def evaluation(root, predict_chunks=list):
     """Return what scripts/evaluate.py asks of an evaluation, of a policy of the dataset `fake`."""
     policy = types.SimpleNamespace(
         embodiment=types.SimpleNamespace(datasets=("fake",)),
@@ -150,12 +150,12 @@ def evaluation(root, imitate=list):
         image_shapes={"image_primary": (4, 4, 3)},
     )
     config = data_fakes.config(root)
-    return types.SimpleNamespace(config=config, policy=policy, imitate=imitate)
+    return types.SimpleNamespace(config=config, policy=policy, predict_chunks=predict_chunks)
 
 
 def test_demonstrations_are_shown_to_the_policy_as_stored(load, tmp_path):
     data_fakes.write_numbered(tmp_path, "fake", [3, 5])
-    shown = load("evaluate").compare(evaluation(tmp_path))
+    shown = load("evaluate").predict_chunks(evaluation(tmp_path))
     assert [d.instruction for d in shown] == ["do 0", "do 1"]
     assert shown[1].observation["image_primary"].shape == (5, data_fakes.SIDE, data_fakes.SIDE, 3)
     assert shown[1].observation["proprio"][:, 1].tolist() == [0, 1, 2, 3, 4]
@@ -168,8 +168,8 @@ def test_held_out_data_without_an_episode_are_no_comparison(load, tmp_path, caps
     next(x for x in info["splits"] if x["name"] == "val")["shardLengths"] = ["0"]
     path.write_text(json.dumps(info))
     next(path.parent.glob("*-val.*")).write_bytes(b"")
-    assert load("evaluate").compare(evaluation(tmp_path)) is None
-    assert "no comparison with demonstrations: 'val' of fake holds no" in capsys.readouterr().out
+    assert load("evaluate").predict_chunks(evaluation(tmp_path)) is None
+    assert "no comparison with demonstrations: 'val' of fake contains no" in capsys.readouterr().out
 
 
 WITHOUT_TENSORFLOW = """
@@ -181,7 +181,7 @@ from octolike.config import Config
 robot = types.SimpleNamespace(datasets=("fake",))
 policy = types.SimpleNamespace(embodiment=robot, image_shapes={})
 config = types.SimpleNamespace(data=Config(workdir="unused").data)
-print(evaluate.compare(types.SimpleNamespace(config=config, policy=policy)))
+print(evaluate.predict_chunks(types.SimpleNamespace(config=config, policy=policy)))
 """
 
 
@@ -246,7 +246,7 @@ def test_a_policy_that_has_diverged_is_one_line(load, monkeypatch):
     def diverged(*_):
         raise FloatingPointError("the network returned actions that are not finite")
 
-    monkeypatch.setattr(evaluate, "robots", diverged)
+    monkeypatch.setattr(evaluate, "robots_to_evaluate", diverged)
     script = load("evaluate")
     with flagsaver.flagsaver():
         flags.FLAGS(["evaluate.py", "--run=runs/none"])

@@ -1,9 +1,9 @@
-"""Success while training: a few quick episodes with the parameters of the moment.
+"""Success during training: a few quick episodes with the current parameters.
 
-The difficulty-weighted sampler (octolike.data.pipeline.sampling, measure "success") shows more of
-what goes badly; validation error is one witness of that, doing it is another. `ClosedLoop` is what
-the trainer asks: (parameters, step) -> {name: rate of success}, in worker processes, as software
-rendering must not share a process with tensorflow.
+The difficulty-weighted sampler (octolike.data.pipeline.sampling, measure "success") draws more
+examples of tasks with a low success rate. The trainer calls `ClosedLoop`: (parameters, step) ->
+{name: success rate}. Episodes run in worker processes, as software rendering must not share a
+process with tensorflow.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from octolike.embodiment import Embodiment
 from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import rollouts, suites
-from octolike.evaluation.evaluate import task_namer
-from octolike.evaluation.success import count
+from octolike.evaluation.evaluate import task_name_function
+from octolike.evaluation.success import success_rate
 from octolike.policy import Policy
 from octolike.train.checkpoint import Run
 
 DIRECTORY = "closed_loop"
-FIRST_SEED = 2_000_000  # these tables decide what is trained on, so no evaluation may use them
+FIRST_SEED = 2_000_000  # these scenes influence training, so no evaluation may use them
 SLOTS = 8
 
 
 class ClosedLoop:
-    """Measures success per skill; the simulator starts at the first call and stays.
+    """Measures success per skill; the simulator starts at the first call and keeps running.
 
-    Each call runs `episodes` of every skill on seen tasks, the same tables every time, and keeps
-    their rows in RUN/closed_loop/<step>: a resumed run reads what it has measured already.
+    Each call runs `episodes` of every skill on seen tasks, always in the same scenes, and writes
+    their rows to RUN/closed_loop/<step>: a resumed run reads the rows that exist.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ClosedLoop:
         names: types.Names,
         episodes: int = 8,
     ) -> None:
-        """Prepare; ConfigError where no simulator, skill or single robot is named."""
+        """Plan the episodes; ConfigError without a simulator, a skill or a single robot."""
         settings = config.evaluate
         skills = tuple(settings.skills) or tuple(config.collect.skills)
         kind = kind_of(config.environment)
@@ -53,26 +53,26 @@ class ClosedLoop:
         self._run = Run(config, list(embodiments), spec, names, params={}, step=0)
         self._policy: Policy | None = None
         self._pool: EnvPool | None = None
-        known = settings.embodiment in names.embodiments
-        self._robot = settings.embodiment if known else None
-        if len(embodiments) > 1 and not known:
+        is_robot = settings.embodiment in names.embodiments
+        self._robot = settings.embodiment if is_robot else None
+        if len(embodiments) > 1 and not is_robot:
             raise ConfigError(
-                "success while training is of one robot, and this run has "
-                f"{', '.join(names.embodiments)}; name it in evaluate.embodiment"
+                "success during training is measured with one robot, and this run has "
+                f"{', '.join(names.embodiments)}; choose one in evaluate.embodiment"
             )
         robot = self._robot or embodiments[0].name
         check_robot(config.environment, robot, config.collect.dataset)
 
     def __call__(self, params: Any, step: int) -> dict[str, float]:
-        """Return rates of success by skill and by the run's own names of tasks.
+        """Return success rates by skill and by the run's names of tasks.
 
-        A name that data.sampling does not know is left aside there. Crashed episodes count for
-        nothing; a skill of which all crashed is left out.
+        The sampler ignores names that it does not know. Crashed episodes are not counted; a skill
+        is omitted if all its episodes crashed.
         """
         policy, pool = self._ready(params, step)
         directory = Path(self._config.workdir) / DIRECTORY / f"{step:08d}"
         results = rollouts.ResultsFile(directory, {"checkpoint": step})
-        rollouts.run(
+        rollouts.run_episodes(
             policy,
             "trained",
             self._plan,
@@ -81,12 +81,12 @@ class ClosedLoop:
             lambda row: None,
             self._config.evaluate.condition_on,
             simulator(kind_of(self._config.environment)).load("goal"),
-            task_namer(self._config, policy),
+            task_name_function(self._config, policy),
         )
         return self._rates(results.rows, policy)
 
     def close(self) -> None:
-        """End the simulator's processes."""
+        """Stop the simulator's processes."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -105,10 +105,10 @@ class ClosedLoop:
         return self._policy, self._pool
 
     def _rates(self, rows: Sequence[Mapping[str, Any]], policy: Policy) -> dict[str, float]:
-        named: dict[str, list[Mapping[str, Any]]] = {}
-        own = task_namer(self._config, policy)
+        rows_of: dict[str, list[Mapping[str, Any]]] = {}
+        task_name = task_name_function(self._config, policy)
         for row in rows:
-            for name in {row["skill"], own(row)}:
-                named.setdefault(name, []).append(row)
-        rates = {name: count(mine) for name, mine in named.items()}
+            for name in {row["skill"], task_name(row)}:
+                rows_of.setdefault(name, []).append(row)
+        rates = {name: success_rate(named_rows) for name, named_rows in rows_of.items()}
         return {name: r.rate for name, r in rates.items() if r.episodes}

@@ -1,6 +1,6 @@
-"""Pictures of a run: learning curves, success bars, film strips, action chunks, videos.
+"""Figures of a run: learning curves, success bars, film strips, action chunks, videos.
 
-Every function takes plain arrays and rows, writes one file, and returns its path.
+Every function takes plain arrays and result rows, writes one file, and returns its path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from octolike import files
-from octolike.evaluation.success import SEEN, SuccessRate
+from octolike.evaluation.success import SuccessRate, split_name
 
 INK, FAINT, GRID = "#22262b", "#7b828a", "#e4e6e9"
 SUCCESS, FAILURE, FLOOR = "#2e8b57", "#c2452d", "#b4b9bf"
@@ -51,20 +51,21 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
+    "text.parse_math": False,  # names and instructions may contain "$"
 }
 DPI = 144
 
 
 @dataclass(frozen=True)
 class VideoClip:
-    """A filmed episode: its row of results and its pictures, uint8 [h, w, 3] each."""
+    """The video of an episode: its result row and its images, each uint8 [h, w, 3]."""
 
     row: Mapping[str, Any]
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
 
     @property
     def verdict(self) -> str:
-        """'success after 12 steps', or why it failed."""
+        """'success after 12 steps', or 'failure: ' and the reason."""
         if self.row["success"]:
             return f"success after {self.row['steps']} steps"
         return f"failure: {self.row['failure']}"
@@ -72,13 +73,14 @@ class VideoClip:
 
 @dataclass(frozen=True)
 class ChunkComparison:
-    """Demonstrated and predicted action chunks of a few validation frames, in the robot's units.
+    """Demonstrated and predicted action chunks of n validation frames, in the robot's units.
 
-    pictures: uint8 [n, h, w, 3]; instructions: n; names: A; demonstrated: [n, H, A]; mask: bool
-    [n, H, A], False where there is no demonstrated action; predicted: [n, S, H, A], S samples each.
+    images: uint8 [n, h, w, 3]; instructions: n; names: of the A action dimensions; demonstrated:
+    [n, H, A]; mask: bool [n, H, A], False past the end of the demonstration; predicted:
+    [n, S, H, A], S samples each.
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     instructions: Sequence[str]
     names: Sequence[str]
     demonstrated: np.ndarray
@@ -86,15 +88,8 @@ class ChunkComparison:
     predicted: np.ndarray
 
 
-def split_name(split: str) -> str:
-    """Return a split in words: 'seen', 'held-out combination'; a robot's name stays as it is."""
-    robot, colon, split = split.rpartition(": ")
-    words = split.replace("held_out_", "held-out ").replace("_", " ")
-    return robot + colon + ("seen" if split == SEEN else words)
-
-
 def split_colour(split: str, index: int = 0) -> str:
-    """Return a split's colour; `index` tells unknown splits apart."""
+    """Return the colour of a split; `index` selects the colour of an unknown split."""
     return SPLIT_COLOURS.get(split, OTHER_COLOURS[index % len(OTHER_COLOURS)])
 
 
@@ -105,13 +100,13 @@ def learning_curves(
     action_error: Mapping[str, Sequence[tuple[float, float]]],
     seconds: float | None,
 ) -> Path:
-    """Draw the losses over optimiser steps, and beside them the error of sampled actions.
+    """Draw the losses over optimiser steps, and in a second panel the error of sampled actions.
 
     Args:
         path: of the PNG.
         train: (step, loss).
-        validation: dataset: (step, loss) on held-out demonstrations.
-        action_error: dataset: (step, error); without it there is one panel.
+        validation: {dataset: (step, loss) on held-out demonstrations}.
+        action_error: {dataset: (step, error)}; the second panel is drawn only if not empty.
         seconds: training time so far, for the title.
     """
     panels = 2 if action_error else 1
@@ -126,8 +121,8 @@ def learning_curves(
                 steps, values = np.array(curve, float).T
                 colour = list(SPLIT_COLOURS.values())[i % len(SPLIT_COLOURS)]
                 axis.plot(steps, values, "o-", color=colour, ms=4, lw=1.8, label=f"held-out {name}")
-        after = f", {duration(seconds)} of training" if seconds else ""
-        axes[0].set(title=f"Loss{after}", ylabel="loss")
+        time = f", {duration(seconds)} of training" if seconds else ""
+        axes[0].set(title=f"Loss{time}", ylabel="loss")
         _scale(axes[0], [v for c in (train, *validation.values()) for _, v in c])
         if action_error:
             axes[1].set(title="Error of sampled actions", ylabel="normalised units")
@@ -142,15 +137,15 @@ def learning_curves(
 def success_bars(
     path: Path,
     table: Mapping[str, Mapping[str, Mapping[str, SuccessRate]]],
-    title: str = "Success in closed loop",
+    title: str = "Success rate in closed loop",
 ) -> Path:
-    """Draw success per skill and split with 95 % intervals; grey beside it: untrained.
+    """Draw success per skill and split with 95 % intervals, next to the untrained rate in grey.
 
-    `table` is what `success.table` returns.
+    table: as returned by `success.rate_table`.
     """
     trained = table["trained"]
     splits = list(trained)
-    skills = list(dict.fromkeys(k for cells in trained.values() for k in cells if k != "all"))
+    skills = list(dict.fromkeys(k for rates in trained.values() for k in rates if k != "all"))
     skills += ["all"] if len(skills) > 1 else []
     width = 0.8 / len(splits)
     with matplotlib.rc_context(STYLE):
@@ -158,19 +153,19 @@ def success_bars(
         for i, split in enumerate(splits):
             for j, skill in enumerate(skills):
                 if (rate := trained[split].get(skill)) and rate.episodes:
-                    floor = table.get("untrained", {}).get(split, {}).get(skill)
+                    untrained = table.get("untrained", {}).get(split, {}).get(skill)
                     left = j - 0.4 + i * width
-                    share = 0.62 if floor else 0.9
+                    share = 0.62 if untrained else 0.9
                     _bar(axis, left, width * share, rate, split_colour(split, i), INK)
-                    if floor and floor.episodes:
-                        _bar(axis, left + width * share, width * 0.28, floor, FLOOR, FAINT)
+                    if untrained and untrained.episodes:
+                        _bar(axis, left + width * share, width * 0.28, untrained, FLOOR, FAINT)
                     place = (left + width * share / 2, rate.interval[1] + 0.015)
                     axis.text(*place, f"{rate.rate:.0%}", ha="center", fontsize=7.5)
             axis.bar(0, 0, color=split_colour(split, i), label=split_name(split))
         if "untrained" in table:
             axis.bar(0, 0, color=FLOOR, label="untrained network")
         axis.set_xticks(range(len(skills)), [s if s != "all" else "all skills" for s in skills])
-        axis.set(title=title, ylabel="episodes that succeeded", ylim=(0, 1.08))
+        axis.set(title=title, ylabel="successful episodes", ylim=(0, 1.08))
         axis.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
         axis.grid(axis="x", visible=False)
         if "all" in skills and len(skills) > 2:
@@ -180,24 +175,24 @@ def success_bars(
 
 
 def film_strips(path: Path, clips: Sequence[VideoClip], title: str, frames: int = 6) -> Path:
-    """Draw one row of pictures per episode, the instruction and the outcome above it."""
-    side, gap, above = 1.7, 0.08, 0.62  # inches: a picture, between pictures, over a row
+    """Draw one row of images per episode, with the instruction and the outcome above it."""
+    side, gap, above = 1.7, 0.08, 0.62  # inches: an image, between images, above a row
     width, height = frames * (side + gap) + gap, len(clips) * (side + above) + 0.45
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), facecolor="white")
         figure.text(gap / width, 1 - 0.12 / height, title, weight="bold", size=13, va="top")
         for i, clip in enumerate(clips):
-            chosen = np.unique(np.linspace(0, len(clip.pictures) - 1, frames).round().astype(int))
+            indices = np.unique(np.linspace(0, len(clip.images) - 1, frames).round().astype(int))
             bottom = height - 0.25 - (i + 1) * (side + above)
-            for j, index in enumerate(chosen):
+            for j, index in enumerate(indices):
                 left = gap + j * (side + gap)
                 box = (left / width, bottom / height, side / width, side / height)
                 axis = figure.add_axes(box, xticks=[], yticks=[])
-                axis.imshow(clip.pictures[index], interpolation="lanczos")
+                axis.imshow(clip.images[index], interpolation="lanczos")
                 axis.text(0.03, 0.03, f"step {index}", transform=axis.transAxes, size=7.5)
                 colour = SUCCESS if clip.row["success"] else FAILURE
                 for spine in axis.spines.values():
-                    spine.set(visible=index == chosen[-1], color=colour, linewidth=3)
+                    spine.set(visible=index == indices[-1], color=colour, linewidth=3)
             line = (bottom + side + 0.07) / height
             words = f"“{clip.row['instruction']}”"
             figure.text(gap / width, line, words, size=10.5, weight="bold")
@@ -209,12 +204,12 @@ def film_strips(path: Path, clips: Sequence[VideoClip], title: str, frames: int 
 def action_chunks(path: Path, chunks: ChunkComparison) -> Path:
     """Draw demonstrated and predicted actions: a row per frame, a column per dimension."""
     moving = _moving(chunks)
-    count, columns = len(chunks.pictures), 1 + len(moving)
+    count, columns = len(chunks.images), 1 + len(moving)
     steps = np.arange(chunks.demonstrated.shape[1])
     with matplotlib.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 9}):
         figure, axes = new(1.65 * columns + 0.3, 1.75 * count + 0.7, count, columns)
         figure.suptitle(
-            "Predicted action chunks against demonstrated ones, on held-out frames",
+            "Predicted and demonstrated action chunks on held-out frames",
             fontweight="bold",
             fontsize=12,
             x=0.01,
@@ -223,7 +218,7 @@ def action_chunks(path: Path, chunks: ChunkComparison) -> Path:
         rows = np.reshape(axes, (count, columns))
         limits = [_limits(chunks, dim) for dim in moving]
         for i, row in enumerate(rows):
-            row[0].imshow(chunks.pictures[i], interpolation="lanczos")
+            row[0].imshow(chunks.images[i], interpolation="lanczos")
             row[0].set(xticks=[], yticks=[])
             row[0].spines[:].set_visible(False)
             words = textwrap.fill(chunks.instructions[i] or "(no instruction)", 24)
@@ -231,8 +226,8 @@ def action_chunks(path: Path, chunks: ChunkComparison) -> Path:
             for axis, dim, limit in zip(row[1:], moving, limits):
                 predicted = chunks.predicted[i, :, :, dim].T
                 axis.plot(steps, predicted, color=PREDICTED, alpha=0.45, lw=1)
-                known = np.where(chunks.mask[i, :, dim], chunks.demonstrated[i, :, dim], np.nan)
-                axis.plot(steps, known, "o-", color=DEMONSTRATED, ms=3, lw=1.4)
+                actions = np.where(chunks.mask[i, :, dim], chunks.demonstrated[i, :, dim], np.nan)
+                axis.plot(steps, actions, "o-", color=DEMONSTRATED, ms=3, lw=1.4)
                 axis.set(ylim=limit, xlim=(-0.3, steps[-1] + 0.3))
                 axis.set_xticks(steps, [str(s) if i == count - 1 else "" for s in steps])
                 if i == 0:
@@ -247,40 +242,42 @@ def action_chunks(path: Path, chunks: ChunkComparison) -> Path:
 
 
 def video(path: Path, clip: VideoClip, fps: float = 5.0, size: int = 224) -> Path:
-    """Write a GIF of an episode: the instruction above, the outcome below, a pause at the end."""
+    """Write a GIF with the instruction above, the outcome below, and a pause at the end."""
     font = ImageFont.truetype(findfont("DejaVu Sans"), 12)
     verdict = ImageFont.truetype(findfont("DejaVu Sans:bold"), 11)
     words = textwrap.wrap(f"“{clip.row['instruction']}”", 32)
     top, bottom = 8 + 15 * len(words), 22
     colour = SUCCESS if clip.row["success"] else FAILURE
     frames = []
-    for index, picture in enumerate(clip.pictures):
+    for index, image in enumerate(clip.images):
         frame = Image.new("RGB", (size, size + top + bottom), "white")
-        scaled = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
+        scaled = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
         frame.paste(scaled, (0, top))
         draw = ImageDraw.Draw(frame)
         draw.multiline_text((6, 3), "\n".join(words), fill=INK, font=font, spacing=2)
-        last = index == len(clip.pictures) - 1
+        last = index == len(clip.images) - 1
         text, ink = (clip.verdict, colour) if last else (f"step {index}", FAINT)
         draw.text((6, top + size + 4), text, fill=ink, font=verdict)
         if last:
             draw.rectangle((0, top, size - 1, top + size - 1), outline=colour, width=4)
         frames.append(frame)
-    # One palette for the whole film, taken from its ends: colours do not flicker.
+    # One palette for the whole video, from its first and last frame, avoids flicker.
     ends = Image.new("RGB", (size, 2 * frames[0].height))
     ends.paste(frames[0], (0, 0))
     ends.paste(frames[-1], (0, frames[0].height))
     palette = ends.quantize(128)
-    small = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    paletted = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     step = round(1000 / fps)
-    durations = [step] * (len(small) - 1) + [1600]
+    durations = [step] * (len(paletted) - 1) + [1600]
     with files.replacing(path) as part:
-        small[0].save(part, save_all=True, append_images=small[1:], duration=durations, loop=0)
+        paletted[0].save(
+            part, save_all=True, append_images=paletted[1:], duration=durations, loop=0
+        )
     return path
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: '45 s', '7.5 min', '2.3 h'."""
+    """Return a readable duration: '45 s', '7.5 min', '2.3 h'."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -289,8 +286,8 @@ def duration(seconds: float) -> str:
 
 
 def new(width: float, height: float, rows: int, columns: int = 1) -> tuple[Figure, list[Any]]:
-    """Return a white figure of the given inches and its axes, row by row."""
-    # not through pyplot, which keeps figures alive and may want a display
+    """Return a white figure with the given size in inches, and its axes row by row."""
+    # pyplot would keep the figure alive and might need a display
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
@@ -304,7 +301,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def _scale(axis: Any, values: Sequence[float]) -> None:
-    """Make the axis logarithmic where the values span much, with plain numbers on it."""
+    """Make the axis logarithmic, with plain tick labels, if the values span a large range."""
     if values and min(values) > 0 and max(values) > 8 * min(values):
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -320,7 +317,7 @@ def _bar(axis: Any, left: float, width: float, rate: SuccessRate, colour: str, i
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Return the running mean over a tenth of the curve, narrower near its steep start."""
+    """Return the running mean over a tenth of the curve; the window is narrower at its start."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     reach = np.minimum(index, max(1, len(values) // 20))
@@ -329,15 +326,15 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _moving(chunks: ChunkComparison) -> list[int]:
-    """Return the action dimensions that change in the demonstrations; all where none does."""
-    shown = np.where(chunks.mask, chunks.demonstrated, np.nan)
-    spread = np.nanmax(shown, (0, 1)) - np.nanmin(shown, (0, 1))
+    """Return the action dimensions that change in the demonstrations; all if none does."""
+    actions = np.where(chunks.mask, chunks.demonstrated, np.nan)
+    spread = np.nanmax(actions, (0, 1)) - np.nanmin(actions, (0, 1))
     moving = [int(d) for d in np.flatnonzero(spread > 1e-4)]
     return moving or list(range(len(chunks.names)))
 
 
 def _limits(chunks: ChunkComparison, dim: int) -> tuple[float, float]:
-    shown = chunks.demonstrated[..., dim][chunks.mask[..., dim]]
-    values = np.concatenate([shown.ravel(), chunks.predicted[..., dim].ravel()])
+    demonstrated = chunks.demonstrated[..., dim][chunks.mask[..., dim]]
+    values = np.concatenate([demonstrated.ravel(), chunks.predicted[..., dim].ravel()])
     pad = 0.08 * max(np.ptp(values), 1e-3)
     return float(values.min() - pad), float(values.max() + pad)

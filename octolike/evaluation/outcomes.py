@@ -1,7 +1,7 @@
-"""What evaluations have left of a run, kept to the run's own settings: like beside like.
+"""The evaluation outcomes of runs, restricted to the episodes of each run's own settings.
 
-A run may have been evaluated by other suites too, or at an earlier checkpoint: of that nothing may
-slip into a comparison.
+A run may also have been evaluated by other suites or at an earlier checkpoint; comparisons must not
+mix those in.
 """
 
 from __future__ import annotations
@@ -13,55 +13,60 @@ from typing import Any
 
 from octolike.config import stored_config
 from octolike.evaluation import suites
-from octolike.evaluation.rollouts import episode_of, whole_lines
-from octolike.evaluation.success import MEANING
+from octolike.evaluation.rollouts import complete_lines, planned_episode
+from octolike.evaluation.success import SPLIT_MEANINGS
 
 RESULTS = "evaluation/results.jsonl"
 
 
 @dataclass(frozen=True)
 class RobotOutcomes:
-    """The trained policy's rows for one robot, seen tasks first, and how many of its plan lack."""
+    """The trained policy's rows for one robot, seen tasks first.
+
+    missing: the number of planned episodes without an outcome.
+    """
 
     robot: str
     rows: tuple[dict[str, Any], ...]
     missing: int
 
 
-def files(run: Path) -> dict[str, Path]:
-    """Return the results of each robot of a run; of "" where it knows but one."""
-    found = {path.parent.name: path for path in sorted(run.glob("evaluation/*/results.jsonl"))}
-    return {"": run / RESULTS} if (run / RESULTS).exists() else found
+def result_files(run: Path) -> dict[str, Path]:
+    """Return {robot: results file} of a run; the robot is "" if the run has only one."""
+    files = {path.parent.name: path for path in sorted(run.glob("evaluation/*/results.jsonl"))}
+    return {"": run / RESULTS} if (run / RESULTS).exists() else files
 
 
-def read(run: Path) -> list[RobotOutcomes]:
-    """Return what the run's policy did in the episodes of its own settings, robot by robot.
+def read_outcomes(run: Path) -> list[RobotOutcomes]:
+    """Return the outcomes of the run's planned episodes, robot by robot.
 
-    Raises ValueError where none of them was evaluated, or not at the end of training.
+    Raises ValueError if none of them was evaluated, or not with the last checkpoint.
     """
-    config, found = stored_config(str(run)), []
-    trained = tuple(config.collect.skills)
-    plan = suites.from_config(config.environment, config.evaluate, trained).plan()
-    for path in files(run).values():
-        head, *rows = map(json.loads, whole_lines(path.read_text(encoding="utf-8")))
+    config = stored_config(str(run))
+    skills = tuple(config.collect.skills)
+    plan = suites.suite_from_config(config.environment, config.evaluate, skills).plan()
+    outcomes = []
+    for path in result_files(run).values():
+        head, *lines = map(json.loads, complete_lines(path.read_text(encoding="utf-8")))
         step = head["setup"]["checkpoint"]
         if step != config.train.steps:
             raise ValueError(
-                f"{path} is of step {step:,}, and the run goes to {config.train.steps:,}; finish "
-                f"it, or evaluate its last checkpoint: python scripts/evaluate.py --run {run}"
+                f"{path} is an evaluation of step {step:,}, but the run has {config.train.steps:,} "
+                "steps; finish training or evaluate the last checkpoint: "
+                f"python scripts/evaluate.py --run {run}"
             )
-        latest = {episode_of(row): row for row in rows if row["policy"] == "trained"}
-        mine = tuple(latest[e] for e in plan if e in latest)
-        if not mine:
+        latest = {planned_episode(row): row for row in lines if row["policy"] == "trained"}
+        rows = tuple(latest[e] for e in plan if e in latest)
+        if not rows:
             raise ValueError(
                 f"{path} has no episode of the run's own settings (evaluate.splits, skills, "
-                f"episodes, seed); make them: python scripts/evaluate.py --run {run}"
+                f"episodes, seed); run them: python scripts/evaluate.py --run {run}"
             )
-        missing = len(plan) - sum(row["success"] is not None for row in mine)
-        found.append(RobotOutcomes(head["setup"]["embodiment"], _seen_first(mine), missing))
-    return found
+        missing = len(plan) - sum(row["success"] is not None for row in rows)
+        outcomes.append(RobotOutcomes(head["setup"]["embodiment"], _seen_first(rows), missing))
+    return outcomes
 
 
 def _seen_first(rows: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-    rank = {split: i for i, split in enumerate(MEANING)}
+    rank = {split: i for i, split in enumerate(SPLIT_MEANINGS)}
     return tuple(sorted(rows, key=lambda r: (rank.get(r["split"], len(rank)), r["split"])))

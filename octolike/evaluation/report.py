@@ -1,9 +1,8 @@
-"""The report of a run: report.json for programs, report.html for people who know nothing about it.
+"""The report of a run: report.json for programs, report.html for readers without context.
 
-The page holds its pictures inside, so it can be mailed or copied as one file. It says what was
-trained, on what, for how long; how often it succeeds, beside the same network untrained; whether
-success carries over to what training never showed; and lets one watch episodes, failures as well as
-successes.
+The page embeds its images and videos, so it can be mailed or copied as one file. It shows what was
+trained, on which data and for how long; the success rates next to those of the untrained network;
+whether success carries over to held-out tasks; and videos of failures as well as successes.
 """
 
 from __future__ import annotations
@@ -18,19 +17,29 @@ from typing import Any
 
 from octolike import files
 from octolike.evaluation import figures, success
-from octolike.evaluation.figures import ChunkComparison, VideoClip, split_colour, split_name
-from octolike.evaluation.success import MEANING, SEEN, ResultRow, SuccessRate
+from octolike.evaluation.figures import ChunkComparison, VideoClip, split_colour
+from octolike.evaluation.success import (
+    SEEN,
+    SPLIT_MEANINGS,
+    ResultRow,
+    SuccessRate,
+    split_name,
+    steps_to_success,
+)
+from octolike.tables import text_table
 
-STRIPS = 4  # episodes per film strip
-CLIPS = 16  # videos on the page, a few hundred kilobytes each at most
+STRIP_EPISODES = 4  # per film strip
+MAX_VIDEOS = 16  # on the page, a few hundred kilobytes each at most
+
+RateTable = Mapping[str, Mapping[str, Mapping[str, SuccessRate]]]  # of success.rate_table
 
 
 @dataclass(frozen=True)
 class LearningCurves:
-    """What training logged: (step, value) pairs, and how long it took in seconds.
+    """Curves of (step, value) pairs from the training log, and the training time in seconds.
 
-    train: the loss; validation: per dataset, on held-out demonstrations; action_error: per
-    dataset, mean distance of sampled actions from the demonstrated ones, in normalised units.
+    train: loss; validation: {dataset: loss on held-out demonstrations}; action_error: {dataset:
+    mean distance of sampled actions from the demonstrated ones, in normalised units}.
     """
 
     train: Sequence[tuple[float, float]] = ()
@@ -41,11 +50,11 @@ class LearningCurves:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that a report is made of.
+    """The content of a report.
 
-    title: the run's name; facts: {what: value} in words, shown as they are; setup: of the
-    evaluation (see rollouts.ResultsFile); remarks: sentences about the evaluation, such as its
-    throughput; groups: {skill: its group}, where means over groups are wanted too.
+    facts: {name: text} about the training; setup: of the evaluation (see rollouts.ResultsFile);
+    remarks: sentences about the evaluation, such as its throughput; groups: {skill: group}, for
+    means over groups of skills.
     """
 
     title: str
@@ -59,207 +68,206 @@ class ReportContent:
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
-def write(material: ReportContent, pieces: Path, page: Path) -> Path:
-    """Write report.json and the pictures into `pieces`, and the page; returns the page's path.
+def write(content: ReportContent, directory: Path, page: Path) -> Path:
+    """Write report.json and the images into `directory`, and the HTML page; return its path.
 
-    Raises ValueError without any finished episode of the trained policy.
+    Raises ValueError if there is no result of the trained policy.
     """
-    table = success.table(material.rows)
+    table = success.rate_table(content.rows)
     if "trained" not in table:
-        raise ValueError(
-            "there are no results of the trained policy to report on; run the evaluation"
-        )
-    pieces.mkdir(parents=True, exist_ok=True)
-    pictures = _draw(material, table, pieces)
-    text = json.dumps(to_json(material), indent=2, allow_nan=False) + "\n"
-    files.write_text(pieces / "report.json", text)
-    files.write_text(page, _page(material, table, pictures))
+        raise ValueError("there are no results of the trained policy; run the evaluation first")
+    directory.mkdir(parents=True, exist_ok=True)
+    images = _draw(content, table, directory)
+    text = json.dumps(to_json(content), indent=2, allow_nan=False) + "\n"
+    files.write_text(directory / "report.json", text)
+    files.write_text(page, _page(content, table, images))
     return page
 
 
-def to_json(material: ReportContent) -> dict[str, Any]:
-    """Return what report.json holds: rates with intervals, gaps, failures, curves, setup."""
-    table, follows = success.table(material.rows), success.following(material.rows)
+def to_json(content: ReportContent) -> dict[str, Any]:
+    """Return the content of report.json: rates with intervals, gaps, failures, curves, setup."""
+    rows, table = content.rows, success.rate_table(content.rows)
+    following = success.instruction_following(rows)
     return {
-        "title": material.title,
-        "headline": headline(material.rows),
-        "facts": dict(material.facts),
-        "setup": dict(material.setup),
+        "title": content.title,
+        "headline": headline(rows),
+        "facts": dict(content.facts),
+        "setup": dict(content.setup),
         "success": {
-            policy: {s: {k: r.to_json() for k, r in cells.items()} for s, cells in splits.items()}
+            policy: {s: {k: r.to_json() for k, r in rates.items()} for s, rates in splits.items()}
             for policy, splits in table.items()
         },
         "steps_to_success": {
             policy: {
-                s: {
-                    k: success.steps_to_success(material.rows, **_where(policy, s, k))
-                    for k in cells
-                }
-                for s, cells in splits.items()
+                s: {k: steps_to_success(rows, **_fields(policy, s, k)) for k in rates}
+                for s, rates in splits.items()
             }
             for policy, splits in table.items()
         },
         "means": {
-            policy: {s: success.means(cells, material.groups) for s, cells in splits.items()}
+            policy: {s: success.mean_rates(rates, content.groups) for s, rates in splits.items()}
             for policy, splits in table.items()
         },
-        "gaps": [gap.to_json() for gap in success.gaps(material.rows)],
-        "following": follows.to_json() if follows else None,
+        "gaps": [gap.to_json() for gap in success.generalization_gaps(rows)],
+        "following": following.to_json() if following else None,
         "failures": {
-            split: success.failures(material.rows, policy="trained", split=split)
+            split: success.failure_counts(rows, policy="trained", split=split)
             for split in table.get("trained", {})
         },
         "crashed": [
             {k: r[k] for k in ("policy", "split", "skill", "seed", "failure")}
-            for r in material.rows
+            for r in rows
             if r["success"] is None
         ],
         "curves": {
-            "train": _points(material.curves.train),
-            "validation": {k: _points(v) for k, v in material.curves.validation.items()},
-            "action_error": {k: _points(v) for k, v in material.curves.action_error.items()},
-            "seconds": material.curves.seconds,
+            "train": _points(content.curves.train),
+            "validation": {k: _points(v) for k, v in content.curves.validation.items()},
+            "action_error": {k: _points(v) for k, v in content.curves.action_error.items()},
+            "seconds": content.curves.seconds,
         },
-        "remarks": list(material.remarks),
+        "remarks": list(content.remarks),
     }
 
 
 def headline(rows: Sequence[ResultRow]) -> str:
-    """Return the result in one or two sentences."""
-    trained, floor = (success.count(rows, policy=p, split=SEEN) for p in ("trained", "untrained"))
-    first = f"On tasks as in training it succeeds in {_percent(trained)} of the episodes"
-    if not trained.episodes:  # none was asked for, or all crashed
-        lost = f"All {trained.crashed} episodes on tasks as in training crashed. "
-        lost = lost if trained.crashed else ""
-        trained, floor = (success.count(rows, policy=p) for p in ("trained", "untrained"))
+    """Return the main result in one or two sentences."""
+    trained, untrained = (
+        success.success_rate(rows, policy=p, split=SEEN) for p in ("trained", "untrained")
+    )
+    result = f"On seen tasks the policy succeeds in {_rate_text(trained)} of the episodes"
+    if not trained.episodes:  # the seen split was not evaluated, or all its episodes crashed
+        crashes = f"All {trained.crashed} episodes on seen tasks crashed. " * bool(trained.crashed)
+        trained, untrained = (
+            success.success_rate(rows, policy=p) for p in ("trained", "untrained")
+        )
         if not trained.episodes:
-            return f"No episode was finished: all {trained.crashed} crashed."
-        which = "the others" if lost else "the episodes"
-        first = f"{lost}It succeeds in {_percent(trained)} of {which}"
-    if not floor.episodes:
-        why = f"crashed in all {floor.crashed}" if floor.crashed else "was not evaluated"
-        return f"{first}; the untrained network {why}."
-    apart = trained.interval[0] > floor.interval[1]
+            return f"No episode finished: all {trained.crashed} crashed."
+        which = "the other episodes" if crashes else "the episodes"
+        result = f"{crashes}The policy succeeds in {_rate_text(trained)} of {which}"
+    if not untrained.episodes:
+        crashed = untrained.crashed
+        reason = f"crashed in all {crashed}" if crashed else "was not evaluated"
+        return f"{result}; the untrained network {reason}."
     verdict = (
         "the intervals do not overlap, so it has learned something"
-        if apart
+        if trained.interval[0] > untrained.interval[1]
         else "the intervals overlap, so these episodes do not show that it has learned anything"
     )
-    return f"{first}, the same network untrained in {_percent(floor)}: {verdict}."
+    return f"{result}, the untrained network in {_rate_text(untrained)}: {verdict}."
 
 
-def text_table(rows: Sequence[ResultRow], groups: Mapping[str, str] | None = None) -> str:
-    """Return the success table for a terminal, and what it says of memorising.
+def success_table(rows: Sequence[ResultRow], groups: Mapping[str, str] | None = None) -> str:
+    """Return the success table for a terminal, followed by the verdicts on memorising.
 
-    groups: {skill: its group}, where means over groups are wanted too.
+    groups: {skill: group}; adds means over the groups.
     """
-    table = success.table(rows)
-    trained = table.get("trained", {})
-    lines = [f"{'':24}{'trained':>24}{'steps to it':>14}{'untrained':>24}"]
-    for split, cells in trained.items():
-        lines.append(split_name(split))
-        for skill, rate in cells.items():
-            floor = table.get("untrained", {}).get(split, {}).get(skill)
-            name = "all" if skill == "all" else skill
-            steps = success.steps_to_success(rows, **_where("trained", split, skill))
-            took = f"{steps:g}" if steps is not None else "–"
-            other = _cell(floor) if floor else "–"
-            lines.append(f"  {name:22}{_cell(rate):>24}{took:>14}{other:>24}")
-        lines += [f"  {_means(cells, groups)}"] if groups else []
-    lines += ["", *(f"- {sentence}" for sentence in success.verdict(rows))]
-    return "\n".join(lines)
+    table = success.rate_table(rows)
+    trained, untrained = table.get("trained", {}), table.get("untrained", {})
+    cells, means = [], []
+    for split, rates in trained.items():
+        for i, (skill, rate) in enumerate(rates.items()):
+            steps = steps_to_success(rows, **_fields("trained", split, skill))
+            cells.append(
+                (
+                    "" if i else split_name(split),
+                    skill,
+                    _cell(rate),
+                    f"{steps:g}" if steps is not None else "–",
+                    _cell(untrained.get(split, {}).get(skill)),
+                )
+            )
+        means += [f"{split_name(split)}: {_means_text(rates, groups)}"] if groups else []
+    headers = ("split", "skill", "trained", "median steps", "untrained")
+    lines = [text_table(cells, headers, "llr"), *means, ""]
+    return "\n".join([*lines, *(f"- {sentence}" for sentence in success.verdicts(rows))])
 
 
-# Inside
-
-
-def _draw(material: ReportContent, table: Any, pieces: Path) -> dict[str, list[Path]]:
-    """Draw every picture that there is material for; returns {what: paths}."""
-    out: dict[str, list[Path]] = {"bars": [figures.success_bars(pieces / "success.png", table)]}
-    curves = material.curves
+def _draw(content: ReportContent, table: RateTable, directory: Path) -> dict[str, list[Path]]:
+    """Draw every image that the content allows; return {name: paths}."""
+    bars = figures.success_bars(directory / "success.png", table)
+    images: dict[str, list[Path]] = {"bars": [bars]}
+    curves = content.curves
     if curves.train or curves.validation:
-        out["loss"] = [figures.learning_curves(pieces / "loss.png", **vars(curves))]
-    if material.chunks:
-        out["chunks"] = [figures.action_chunks(pieces / "chunks.png", material.chunks)]
-    for word, good in (("successes", True), ("failures", False)):
-        clips = _spread([c for c in material.clips if c.row["success"] is good])
+        images["loss"] = [figures.learning_curves(directory / "loss.png", **vars(curves))]
+    if content.chunks:
+        images["chunks"] = [figures.action_chunks(directory / "chunks.png", content.chunks)]
+    for name, successful in (("successes", True), ("failures", False)):
+        clips = _diverse_first([c for c in content.clips if c.row["success"] is successful])
         if clips:
-            path = pieces / f"{word}.png"
-            title = f"Episodes that {'succeeded' if good else 'failed'}"
-            out[word] = [figures.film_strips(path, clips[:STRIPS], title)]
-        names = ["{split}-{skill}-{seed}.gif".format(**c.row) for c in clips]
-        made = [figures.video(pieces / n, c) for n, c in zip(names, clips)]
-        out[f"{word} films"] = made[: CLIPS // 2]
-    return out
+            path = directory / f"{name}.png"
+            title = "Successful episodes" if successful else "Failed episodes"
+            images[name] = [figures.film_strips(path, clips[:STRIP_EPISODES], title)]
+        files = ["{split}-{skill}-{seed}.gif".format(**c.row) for c in clips]
+        videos = [figures.video(directory / file, c) for file, c in zip(files, clips)]
+        images[f"{name} videos"] = videos[: MAX_VIDEOS // 2]
+    return images
 
 
-def _spread(clips: Sequence[VideoClip]) -> list[VideoClip]:
-    """Return the clips so that the first few are of different skills and splits."""
-    seen: dict[Any, int] = {}
-    keyed = []
+def _diverse_first(clips: Sequence[VideoClip]) -> list[VideoClip]:
+    """Return the clips sorted so that the first few cover different skills and splits."""
+    counts: dict[Any, int] = {}
+    keyed_clips = []
     for clip in clips:
-        kinds = (clip.row["skill"], clip.row["split"])
-        again = seen[kinds] = seen.get(kinds, -1) + 1
-        of_skill = seen[kinds[0]] = seen.get(kinds[0], -1) + 1
-        keyed.append(((again, of_skill), clip))
-    return [clip for _, clip in sorted(keyed, key=lambda x: x[0])]
+        skill, split = clip.row["skill"], clip.row["split"]
+        of_both = counts[skill, split] = counts.get((skill, split), -1) + 1
+        of_skill = counts[skill] = counts.get(skill, -1) + 1
+        keyed_clips.append(((of_both, of_skill), clip))
+    return [clip for _, clip in sorted(keyed_clips, key=lambda x: x[0])]
 
 
 def _points(curve: Sequence[tuple[float, float]]) -> list[list[float]]:
-    return [[float(step), float(loss)] for step, loss in curve]
+    return [[float(step), float(value)] for step, value in curve]
 
 
-def _means(cells: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> str:
-    """Say what the means over tasks, within groups and over groups are."""
-    found = success.means(cells, groups)
-    if not found:
+def _means_text(rates: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> str:
+    """Return the means over tasks, within groups and over groups, in words."""
+    means = success.mean_rates(rates, groups)
+    if not means:
         return "no finished episode"
-    parts = {k: f"{v:.1%}" for k, v in found.items()}
-    overall = f"mean over tasks {parts.pop('tasks')}"
-    over = parts.pop("groups", None)
-    if over is None:
-        return overall
-    inside = ", ".join(f"{k} {v}" for k, v in parts.items())
-    return f"{overall}; over the {len(parts)} groups {over} ({inside})"
+    texts = {k: f"{v:.1%}" for k, v in means.items()}
+    over_tasks = f"mean over tasks {texts.pop('tasks')}"
+    over_groups = texts.pop("groups", None)
+    if over_groups is None:
+        return over_tasks
+    per_group = ", ".join(f"{k} {v}" for k, v in texts.items())
+    return f"{over_tasks}; over the {len(texts)} groups {over_groups} ({per_group})"
 
 
-def _percent(rate: SuccessRate) -> str:
+def _rate_text(rate: SuccessRate) -> str:
     low, high = rate.interval
-    of = f"{rate.successes} of {rate.episodes}"
-    return f"{rate.rate:.0%} ({of}; 95 % interval {low:.0%} to {high:.0%})"
+    counts = f"{rate.successes} of {rate.episodes}"
+    return f"{rate.rate:.0%} ({counts}; 95 % interval {low:.0%} to {high:.0%})"
 
 
-def _where(policy: str, split: str, skill: str) -> dict[str, str]:
-    one = {} if skill == "all" else {"skill": skill}
-    return {"policy": policy, "split": split, **one}
+def _fields(policy: str, split: str, skill: str) -> dict[str, str]:
+    """Return the fields that select the rows of a table cell; skill 'all' selects every skill."""
+    return {"policy": policy, "split": split} | ({} if skill == "all" else {"skill": skill})
 
 
-def _cell(rate: SuccessRate) -> str:
-    if not rate.episodes:
-        return "all crashed" if rate.crashed else "–"
+def _cell(rate: SuccessRate | None) -> str:
+    if rate is None or not rate.episodes:
+        return "all crashed" if rate and rate.crashed else "–"
     low, high = (round(100 * v) for v in rate.interval)
     return f"{rate.rate:.0%} [{low}, {high}] of {rate.episodes}"
 
 
-def _page(material: ReportContent, table: Any, pictures: Mapping[str, Sequence[Path]]) -> str:
+def _page(content: ReportContent, table: RateTable, images: Mapping[str, Sequence[Path]]) -> str:
+    rates = _success_html(table, content.rows, content.groups)
     sections = [
-        _section(
-            "Success",
-            _success_html(table, material.rows, material.groups) + _figure(pictures, "bars", _BARS),
-        ),
-        _section("Memorising or learning?", _gaps_html(material.rows)),
-        _section("Watch it", _films_html(pictures)),
-        _section("Why episodes fail", _failures_html(material.rows)),
-        _section("Training", _facts_html(material) + _figure(pictures, "loss", _LOSS)),
-        _section("Does it imitate?", _figure(pictures, "chunks", _CHUNKS)),
-        _section("How to read this, and how to repeat it", _method_html(material)),
+        _section("Success", rates + _figure(images, "bars", _BARS)),
+        _section("Memorising or learning?", _gaps_html(content.rows)),
+        _section("Videos", _videos_html(images)),
+        _section("Why episodes fail", _failures_html(content.rows)),
+        _section("Training", _facts_html(content) + _figure(images, "loss", _LOSS)),
+        _section("Predicted and demonstrated actions", _figure(images, "chunks", _CHUNKS)),
+        _section("Method", _method_html(content)),
     ]
-    title = html.escape(material.title)
+    title = html.escape(content.title)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{_CSS}</style></head>\n<body><main>\n<h1>{title}</h1>\n"
-        f'<p class="lead">{html.escape(headline(material.rows))}</p>\n'
+        f'<p class="lead">{html.escape(headline(content.rows))}</p>\n'
         + "".join(sections)
         + "</main></body></html>\n"
     )
@@ -269,35 +277,36 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>\n" if body else ""
 
 
-def _success_html(table: Any, rows: Sequence[ResultRow], groups: Mapping[str, str]) -> str:
-    trained, floor = table["trained"], table.get("untrained", {})
-    skills = list(dict.fromkeys(k for cells in trained.values() for k in cells if k != "all"))
+def _success_html(table: RateTable, rows: Sequence[ResultRow], groups: Mapping[str, str]) -> str:
+    trained, untrained = table["trained"], table.get("untrained", {})
+    skills = list(dict.fromkeys(k for rates in trained.values() for k in rates if k != "all"))
     head = "".join(f"<th>{html.escape(s)}</th>" for s in [*skills, "all skills"])
     body = ""
-    for split, cells in trained.items():
+    for split, rates in trained.items():
         name = f'<i style="background:{split_colour(split)}"></i>{html.escape(split_name(split))}'
-        rates = "".join(
-            _rate_html(cells.get(s), success.steps_to_success(rows, **_where("trained", split, s)))
+        cells = "".join(
+            _rate_html(rates.get(s), steps_to_success(rows, **_fields("trained", split, s)))
             for s in [*skills, "all"]
         )
-        body += f'<tr title="{html.escape(MEANING.get(split, ""))}"><th>{name}</th>{rates}</tr>\n'
-        if split in floor:
-            rates = "".join(_rate_html(floor[split].get(s)) for s in [*skills, "all"])
-            body += f'<tr class="floor"><th>– untrained network</th>{rates}</tr>\n'
+        meaning = html.escape(SPLIT_MEANINGS.get(split, ""))
+        body += f'<tr title="{meaning}"><th>{name}</th>{cells}</tr>\n'
+        if split in untrained:
+            cells = "".join(_rate_html(untrained[split].get(s)) for s in [*skills, "all"])
+            body += f'<tr class="floor"><th>– untrained network</th>{cells}</tr>\n'
     meanings = "".join(
-        f"<li><b>{html.escape(split_name(s))}</b>: {html.escape(MEANING[s])}</li>"
+        f"<li><b>{html.escape(split_name(s))}</b>: {html.escape(SPLIT_MEANINGS[s])}</li>"
         for s in trained
-        if s in MEANING
+        if s in SPLIT_MEANINGS
     )
     means = "".join(
-        f"<p>{html.escape(split_name(s))}: {html.escape(_means(cells, groups))}.</p>\n"
-        for s, cells in trained.items()
+        f"<p>{html.escape(split_name(s))}: {html.escape(_means_text(rates, groups))}.</p>\n"
+        for s, rates in trained.items()
         if groups
     )
     return (
-        "<p>How often the policy did what the instruction asked for. Small figures are 95 % "
-        "confidence intervals: what the true rate may be, given so many episodes; under them, "
-        "the median number of steps of the episodes that succeeded.</p>\n"
+        "<p>Share of episodes in which the policy completed the instructed task. Below each rate: "
+        "its 95 % confidence interval in percent, and the median number of steps of the successful "
+        "episodes.</p>\n"
         f'<div class="wide"><table class="rates"><tr><th></th>{head}</tr>\n{body}</table></div>\n'
         f"{means}<ul>{meanings}</ul>\n"
     )
@@ -311,113 +320,113 @@ def _rate_html(rate: SuccessRate | None, steps: float | None = None) -> str:
         return f"<td>–{crashed}</td>"
     low, high = (round(100 * v) for v in rate.interval)
     shade = f"background:rgba(46,139,87,{0.05 + 0.4 * rate.rate:.2f})" if rate.rate else ""
-    took = f"<br><small>{steps:g} steps</small>" if steps is not None else ""
+    median = f"<br><small>{steps:g} steps</small>" if steps is not None else ""
     return (
         f'<td style="{shade}" title="{rate.successes} of {rate.episodes}"><b>{rate.rate:.0%}</b>'
-        f"<br><small>{low}–{high}</small>{took}{crashed}</td>"
+        f"<br><small>{low}–{high}</small>{median}{crashed}</td>"
     )
 
 
 def _gaps_html(rows: Sequence[ResultRow]) -> str:
     items = "".join(
-        f"<li>{html.escape(g.sentence)} <small>(skills: {', '.join(g.skills)})</small></li>\n"
-        for g in success.gaps(rows)
+        f"<li>{html.escape(g.sentence)} "
+        f"<small>(skills: {html.escape(', '.join(g.skills))})</small></li>\n"
+        for g in success.generalization_gaps(rows)
     )
-    follows = success.following(rows)
-    items += f"<li>{html.escape(follows.sentence)}</li>\n" if follows else ""
+    following = success.instruction_following(rows)
+    items += f"<li>{html.escape(following.sentence)}</li>\n" if following else ""
     if not items:
-        return "<p>No held-out split was evaluated, so this report cannot say.</p>"
+        return "<p>Unknown: no held-out split was evaluated.</p>"
     return f"<ul>{items}</ul>"
 
 
-def _films_html(pictures: Mapping[str, Sequence[Path]]) -> str:
-    out = ""
-    for word in ("successes", "failures"):
-        films = "".join(_img(p, p.stem) for p in pictures.get(f"{word} films", ()))
-        if films:
-            out += f'<h3>{word.capitalize()}</h3>\n<div class="films">{films}</div>\n'
-            out += _figure(pictures, word, "")
-    return out
+def _videos_html(images: Mapping[str, Sequence[Path]]) -> str:
+    body = ""
+    for name in ("successes", "failures"):
+        videos = "".join(_img(p, p.stem) for p in images.get(f"{name} videos", ()))
+        if videos:
+            body += f'<h3>{name.capitalize()}</h3>\n<div class="films">{videos}</div>\n'
+            body += _figure(images, name, "")
+    return body
 
 
 def _failures_html(rows: Sequence[ResultRow]) -> str:
-    reasons = success.failures(rows, policy="trained")
+    reasons = success.failure_counts(rows, policy="trained")
     if not reasons:
-        return "<p>None did.</p>"
-    kinds: dict[str, int] = {}
-    for reason, number in reasons.items():
-        kind = _kind(reason)
-        kinds[kind] = kinds.get(kind, 0) + number
-    total = sum(kinds.values())
+        return "<p>No episode failed.</p>"
+    counts: dict[str, int] = {}
+    for reason, count in reasons.items():
+        kind = _failure_kind(reason)
+        counts[kind] = counts.get(kind, 0) + count
+    total = sum(counts.values())
     items = "".join(
-        f"<li><b>{number}</b> of {total}: {html.escape(kind)}</li>\n"
-        for kind, number in sorted(kinds.items(), key=lambda x: -x[1])
+        f"<li><b>{count}</b> of {total}: {html.escape(kind)}</li>\n"
+        for kind, count in sorted(counts.items(), key=lambda x: -x[1])
     )
     return f"<ul>{items}</ul>"
 
 
-def _is_mixup(reason: str) -> bool:
-    return reason.startswith(("touched ", "grasped "))
-
-
-def _kind(reason: str) -> str:
-    """Return a reason without the names in it: "touched red cube", "touched blue ball" are one."""
+def _failure_kind(reason: str) -> str:
+    """Return a reason without object names: "touched red cube" → "touched the wrong object"."""
     if reason.startswith("did ") and reason.endswith(" instead"):
-        return "did what the table was laid for, not what was asked for"
-    return reason.split()[0] + " the wrong thing" if _is_mixup(reason) else reason
+        return "did the scene's training task instead of the instructed one"
+    if reason.startswith(("touched ", "grasped ")):
+        return reason.split()[0] + " the wrong object"
+    return reason
 
 
-def _facts_html(material: ReportContent) -> str:
+def _facts_html(content: ReportContent) -> str:
     rows = "".join(
         f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>\n"
-        for k, v in material.facts.items()
+        for k, v in content.facts.items()
     )
     return f'<table class="facts">{rows}</table>\n'
 
 
-def _method_html(material: ReportContent) -> str:
-    crashed = [r for r in material.rows if r["success"] is None]
+def _method_html(content: ReportContent) -> str:
+    crashed = sum(r["success"] is None for r in content.rows)
     lines = [
-        "Every episode starts from a fixed seed that no demonstration used; equal seeds give equal "
-        "tables to every policy. Success is judged by the simulator's state, not by the picture.",
-        "The untrained network is the same architecture with random parameters. It shows what luck "
-        "achieves: on a small table a wandering gripper touches things.",
-        "Intervals are Wilson's; those of differences Newcombe's.",
-        f"{len(crashed)} episodes crashed and are in no rate."
+        "Every episode starts from a fixed seed that no demonstration uses; with equal seeds, "
+        "every policy meets the same scenes. Success is judged by the simulator's state.",
+        "The untrained network has the same architecture with random parameters. It shows the "
+        "success rate of chance: on a small table even random motion touches objects.",
+        "Intervals are 95 % confidence intervals: Wilson's for rates, Newcombe's for differences.",
+        f"{crashed} {'episode' if crashed == 1 else 'episodes'} crashed; rates exclude them."
         if crashed
-        else "No episode crashed: every one that was started is counted.",
-        *material.remarks,
+        else "No episode crashed; rates include every episode.",
+        *content.remarks,
     ]
     items = "".join(f"<li>{html.escape(line)}</li>\n" for line in lines)
-    setup = html.escape(json.dumps(dict(material.setup), indent=1))
+    setup = html.escape(json.dumps(dict(content.setup), indent=1))
     summary = "<summary>Setup of the evaluation</summary>"
     return f"<ul>{items}</ul><details>{summary}<pre>{setup}</pre></details>"
 
 
-def _figure(pictures: Mapping[str, Sequence[Path]], what: str, caption: str) -> str:
+def _figure(images: Mapping[str, Sequence[Path]], name: str, caption: str) -> str:
     note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return "".join(
-        f"<figure>{_img(p, caption or what)}{note}</figure>\n" for p in pictures.get(what, ())
+        f"<figure>{_img(p, caption or name)}{note}</figure>\n" for p in images.get(name, ())
     )
 
 
-def _img(path: Path, words: str) -> str:
+def _img(path: Path, alt: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/{path.suffix[1:]};base64,{data}" alt="{html.escape(words)}">'
+    return f'<img src="data:image/{path.suffix[1:]};base64,{data}" alt="{html.escape(alt)}">'
 
 
 _BARS = (
-    "Success per skill, with 95 % intervals. The grey bar beside each is the untrained network. "
-    "Bars whose intervals do not overlap differ beyond chance."
+    "Success rate per skill and split with 95 % intervals. The narrow grey bar next to each is the "
+    "untrained network. Two bars with intervals that do not overlap differ significantly."
 )
 _LOSS = (
-    "The loss on training episodes and on held-out demonstrations. A validation curve that rises "
-    "while the training curve falls means that the demonstrations are being memorised. The action "
-    "error is how far sampled actions lie from the expert's, in normalised units."
+    "Loss on training examples and on held-out demonstrations. A validation loss that rises while "
+    "the training loss falls means that the policy memorises the demonstrations. The action error "
+    "is the mean distance of sampled actions from the demonstrated ones, in normalised units."
 )
 _CHUNKS = (
-    "What the expert did next on frames of held-out demonstrations (black), and what the policy "
-    "would do (blue, several samples). Samples that spread show where it is unsure."
+    "Demonstrated actions after frames of held-out demonstrations (black), and the policy's "
+    "predictions for the same frames (blue, several samples). A wide spread of the samples means "
+    "that the policy is uncertain."
 )
 _CSS = """
 body{margin:0;background:#f5f6f7;color:#22262b;font:16px/1.55 system-ui,-apple-system,"Segoe UI",

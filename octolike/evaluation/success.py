@@ -1,7 +1,7 @@
-"""Rows of results → success rates with intervals, gaps to held-out tasks, and both in words.
+"""Success rates with confidence intervals, gaps to held-out tasks, and verdicts as sentences.
 
-Memorising or learning? A policy that has learned does on held-out tasks what it does on seen ones,
-and on a seen table what it is told, not what was done there in training.
+Memorising or learning? A policy that has learned performs on held-out tasks as it does on seen
+ones, and in a familiar scene it follows the instruction instead of repeating the training task.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 
 SEEN = "train"
-OTHER_TASKS = "held_out_task"  # the one split whose skills are not those of the seen one
+HELD_OUT_TASKS = "held_out_task"  # the only split with other skills than the seen split
 Z = 1.959964  # two-sided 95 %
-MEANING = {
-    "train": "tasks like those of the demonstrations, in new arrangements",
-    "held_out_combination": "colour and shape pairs that were never asked for in training",
-    "held_out_phrasing": "known tasks in wordings that were never used in training",
-    "held_out_family": "a skill on a kind of object that it was never shown with",
-    "held_out_task": "tasks that were never demonstrated",
-    "counterfactual": "tables as in training, but another task there is asked for",
-    "distractors": "tasks as in training, with more things on the table than there ever were",
+SPLIT_MEANINGS = {
+    "train": "tasks as in the demonstrations, in new arrangements",
+    "held_out_combination": "pairs of colour and shape that no training instruction named",
+    "held_out_phrasing": "known tasks in wordings that training did not contain",
+    "held_out_family": "a known skill on a kind of object that training never paired with it",
+    "held_out_task": "tasks without any demonstration",
+    "counterfactual": "scenes as in training, but the instruction asks for another task there",
+    "distractors": "tasks as in training, with more objects on the table than in training",
 }
-# What a success rate less than half of that on seen tasks signals.
-SIGNAL = {
-    "counterfactual": "This signals that the table decides what is done, and not the words",
-    "distractors": "This signals that it has learned how tables look, not what to look for",
+# Interpretation of a success rate below half the rate on seen tasks.
+SIGNALS = {
+    "counterfactual": "This suggests that the scene, not the instruction, decides the behaviour",
+    "distractors": "This suggests that the policy recognises whole scenes, not the objects in them",
 }
 
 ResultRow = Mapping[str, Any]
@@ -36,9 +36,9 @@ ResultRow = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SuccessRate:
-    """`successes` of `episodes`, as a share with its Wilson 95 % interval.
+    """`successes` out of `episodes`, with a Wilson 95 % interval.
 
-    `crashed` episodes have no outcome and are not among `episodes`.
+    `crashed` episodes have no outcome and are not part of `episodes`.
     """
 
     successes: int
@@ -53,7 +53,7 @@ class SuccessRate:
     @property
     def interval(self) -> tuple[float, float]:
         """The Wilson 95 % confidence interval."""
-        return wilson(self.successes, self.episodes)
+        return wilson_interval(self.successes, self.episodes)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for report.json."""
@@ -68,95 +68,109 @@ class SuccessRate:
         }
 
 
-def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """Return the Wilson score interval, 95 %, of a share; (0, 1) without episodes.
+def split_name(split: str) -> str:
+    """Return a readable split name: 'seen', 'held-out combination'; a "robot: " prefix is kept."""
+    robot, colon, split = split.rpartition(": ")
+    words = split.replace("held_out_", "held-out ").replace("_", " ")
+    return robot + colon + ("seen" if split == SEEN else words)
 
-    Wilson (1927); unlike the normal approximation it is right at 0 and 1 and for few episodes.
+
+def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """Return the Wilson 95 % score interval of a proportion; (0, 1) without episodes.
+
+    Wilson (1927). Unlike the normal approximation it is valid at 0 and 1 and for few episodes.
     """
     if not 0 <= successes <= episodes:
-        raise ValueError(f"{successes} successes of {episodes} episodes")
+        raise ValueError(f"{successes} successes of {episodes} episodes is impossible")
     if not episodes:
         return 0.0, 1.0
     p, n = successes / episodes, episodes
     middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    # At 0 and 1 the ends are exact; rounding must not leave them outside.
+    # At 0 and 1 the bounds are exact; rounding must not move them past the rate.
     low = 0.0 if successes == 0 else max(0.0, middle - half)
     high = 1.0 if successes == episodes else min(1.0, middle + half)
     return low, high
 
 
-def difference(a: SuccessRate, b: SuccessRate) -> tuple[float, float, float]:
-    """Return (a - b, low, high): a difference of shares with Newcombe's 95 % interval (1998)."""
-    (la, ua), (lb, ub) = a.interval, b.interval
+def rate_difference(a: SuccessRate, b: SuccessRate) -> tuple[float, float, float]:
+    """Return (a - b, low, high): a difference of proportions, Newcombe's 95 % interval (1998)."""
+    (low_a, high_a), (low_b, high_b) = a.interval, b.interval
     d = a.rate - b.rate
-    low = d - math.hypot(a.rate - la, ub - b.rate)
-    high = d + math.hypot(ua - a.rate, b.rate - lb)
+    low = d - math.hypot(a.rate - low_a, high_b - b.rate)
+    high = d + math.hypot(high_a - a.rate, b.rate - low_b)
     return d, low, high
 
 
-def count(rows: Iterable[ResultRow], **where: str) -> SuccessRate:
-    """Return the rate of the rows whose fields equal `where`."""
-    chosen = [r for r in rows if all(r[k] == v for k, v in where.items())]
-    done = [r for r in chosen if r["success"] is not None]
-    return SuccessRate(sum(bool(r["success"]) for r in done), len(done), len(chosen) - len(done))
+def success_rate(rows: Iterable[ResultRow], **fields: str) -> SuccessRate:
+    """Return the success rate of the rows with the given field values."""
+    selected = [r for r in rows if all(r[k] == v for k, v in fields.items())]
+    finished = [r for r in selected if r["success"] is not None]
+    successes = sum(bool(r["success"]) for r in finished)
+    return SuccessRate(successes, len(finished), len(selected) - len(finished))
 
 
-def table(rows: Sequence[ResultRow]) -> dict[str, dict[str, dict[str, SuccessRate]]]:
+def rate_table(rows: Sequence[ResultRow]) -> dict[str, dict[str, dict[str, SuccessRate]]]:
     """Return {policy: {split: {skill: rate}}} in order of appearance; 'all' pools the skills."""
-    out: dict[str, dict[str, dict[str, SuccessRate]]] = {}
+    table: dict[str, dict[str, dict[str, SuccessRate]]] = {}
     for policy in _distinct(rows, "policy"):
-        mine = [r for r in rows if r["policy"] == policy]
-        out[policy] = {}
-        for split in _distinct(mine, "split"):
-            here = [r for r in mine if r["split"] == split]
-            cells = {skill: count(here, skill=skill) for skill in _distinct(here, "skill")}
-            out[policy][split] = cells | {"all": count(here)}
-    return out
+        policy_rows = [r for r in rows if r["policy"] == policy]
+        table[policy] = {}
+        for split in _distinct(policy_rows, "split"):
+            split_rows = [r for r in policy_rows if r["split"] == split]
+            skills = _distinct(split_rows, "skill")
+            rates = {skill: success_rate(split_rows, skill=skill) for skill in skills}
+            table[policy][split] = rates | {"all": success_rate(split_rows)}
+    return table
 
 
-def failures(rows: Sequence[ResultRow], **where: str) -> dict[str, int]:
-    """Return {why an episode failed: how often}, the most frequent first."""
-    words = [
+def failure_counts(rows: Sequence[ResultRow], **fields: str) -> dict[str, int]:
+    """Return {failure reason: count} of the rows with the given field values, largest first."""
+    reasons = [
         r["failure"]
         for r in rows
-        if r["success"] is False and all(r[k] == v for k, v in where.items())
+        if r["success"] is False and all(r[k] == v for k, v in fields.items())
     ]
-    return dict(sorted(((w, words.count(w)) for w in set(words)), key=lambda x: (-x[1], x[0])))
+    counts = ((reason, reasons.count(reason)) for reason in set(reasons))
+    return dict(sorted(counts, key=lambda x: (-x[1], x[0])))
 
 
-def steps_to_success(rows: Iterable[ResultRow], **where: str) -> float | None:
-    """Return the median number of steps of the successful episodes; None where there are none."""
-    steps = [r["steps"] for r in rows if r["success"] and all(r[k] == v for k, v in where.items())]
+def steps_to_success(rows: Iterable[ResultRow], **fields: str) -> float | None:
+    """Return the median number of steps of the successful episodes; None without any."""
+    steps = [r["steps"] for r in rows if r["success"] and all(r[k] == v for k, v in fields.items())]
     return float(np.median(steps)) if steps else None
 
 
-def means(cells: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> dict[str, float]:
-    """Return means of the skills' success rates, in which each skill counts alike.
+def mean_rates(rates: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> dict[str, float]:
+    """Return means of success rates that weight every skill alike; {} without finished episodes.
 
-    cells: of one split, as in `table`; groups: {skill: its group}, {} for none. Keys: "tasks", the
-    mean over skills; a group's name, the mean over its skills; and "groups", the mean over groups.
-    Skills without a finished episode are left out; {} where that leaves none.
+    Args:
+        rates: {skill: rate} of one split, as in `rate_table`.
+        groups: {skill: group}; may be empty.
+
+    Returns:
+        "tasks": the mean over skills; per group, the mean over its skills; "groups": the mean over
+        groups. Skills without a finished episode are excluded.
     """
-    rates = {k: r.rate for k, r in cells.items() if k != "all" and r.episodes}
-    if not rates:
+    shares = {k: r.rate for k, r in rates.items() if k != "all" and r.episodes}
+    if not shares:
         return {}
-    found: dict[str, list[float]] = {}
-    for name in dict.fromkeys(groups.values()):
-        members = [rate for skill, rate in rates.items() if groups.get(skill) == name]
-        found |= {name: members} if members else {}
-    out = {"tasks": float(np.mean(list(rates.values())))}
-    out |= {name: float(np.mean(members)) for name, members in found.items()}
-    if found:
-        out["groups"] = float(np.mean([np.mean(m) for m in found.values()]))
-    return out
+    members: dict[str, list[float]] = {}
+    for group in dict.fromkeys(groups.values()):
+        group_shares = [share for skill, share in shares.items() if groups.get(skill) == group]
+        members |= {group: group_shares} if group_shares else {}
+    means = {"tasks": float(np.mean(list(shares.values())))}
+    means |= {group: float(np.mean(group_shares)) for group, group_shares in members.items()}
+    if members:
+        means["groups"] = float(np.mean([np.mean(m) for m in members.values()]))
+    return means
 
 
 @dataclass(frozen=True)
 class GeneralizationGap:
-    """Seen against held-out success over the same skills, or of all tasks of `OTHER_TASKS`.
+    """Seen against held-out success, on the same skills or (`HELD_OUT_TASKS`) on all tasks.
 
-    skills: all that were compared, the seen ones first.
+    skills: all compared skills, the seen ones first.
     """
 
     split: str
@@ -167,7 +181,7 @@ class GeneralizationGap:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for report.json."""
-        d, low, high = difference(self.seen, self.held_out)
+        d, low, high = rate_difference(self.seen, self.held_out)
         return {
             "split": self.split,
             "skills": list(self.skills),
@@ -180,130 +194,142 @@ class GeneralizationGap:
         }
 
 
-def gaps(rows: Sequence[ResultRow], policy: str = "trained") -> list[GeneralizationGap]:
-    """Return one gap per held-out split that was evaluated beside the seen one."""
-    mine = [r for r in rows if r["policy"] == policy]
-    floor_rows = [r for r in rows if r["policy"] == "untrained" and r["split"] == SEEN]
+def generalization_gaps(
+    rows: Sequence[ResultRow], policy: str = "trained"
+) -> list[GeneralizationGap]:
+    """Return the gap between the seen split and each held-out split that was evaluated."""
+    policy_rows = [r for r in rows if r["policy"] == policy]
+    untrained_rows = [r for r in rows if r["policy"] == "untrained" and r["split"] == SEEN]
     skills_of = {
-        s: _distinct([r for r in mine if r["split"] == s], "skill")
-        for s in _distinct(mine, "split")
+        split: _distinct([r for r in policy_rows if r["split"] == split], "skill")
+        for split in _distinct(policy_rows, "split")
     }
-    out = []
+    gaps = []
     for split in skills_of:
-        compared = _compared(split, skills_of.get(SEEN, []), skills_of[split])
-        if split == SEEN or not compared:
+        skills = _skills_to_compare(split, skills_of.get(SEEN, []), skills_of[split])
+        if split == SEEN or not skills:
             continue
-        shared = [r for r in mine if r["skill"] in compared]
-        seen, held_out = count(shared, split=SEEN), count(shared, split=split)
-        floor = count([r for r in floor_rows if r["skill"] in compared])
+        skill_rows = [r for r in policy_rows if r["skill"] in skills]
+        seen, held_out = success_rate(skill_rows, split=SEEN), success_rate(skill_rows, split=split)
+        untrained = success_rate([r for r in untrained_rows if r["skill"] in skills])
         if seen.episodes and held_out.episodes:
-            sentence = _judge(split, seen, held_out, floor)
-            if split == OTHER_TASKS:
-                sentence += " " + _of_other_tasks(skills_of[SEEN], skills_of[split])
-            out.append(GeneralizationGap(split, compared, seen, held_out, sentence))
-    return out
+            sentence = _gap_sentence(split, seen, held_out, untrained)
+            if split == HELD_OUT_TASKS:
+                sentence += " " + _other_tasks_caveat(skills_of[SEEN], skills_of[split])
+            gaps.append(GeneralizationGap(split, skills, seen, held_out, sentence))
+    return gaps
 
 
-def _compared(split: str, seen: Sequence[str], held_out: Sequence[str]) -> tuple[str, ...]:
-    """Return the skills over which a held-out split is compared with the seen one.
+def _skills_to_compare(split: str, seen: Sequence[str], held_out: Sequence[str]) -> tuple[str, ...]:
+    """Return the skills on which a held-out split is compared with the seen split.
 
-    Those of both; never demonstrated tasks have none in common with the seen ones, and there it is
-    all of one against all of the other.
+    The common ones. Tasks without demonstrations share no skill with the seen tasks, so there all
+    tasks of one split are compared with all tasks of the other.
     """
-    if split == OTHER_TASKS and seen:
+    if split == HELD_OUT_TASKS and seen:
         return tuple(dict.fromkeys([*seen, *held_out]))
     return tuple(k for k in held_out if k in seen)
 
 
-def _of_other_tasks(seen: Sequence[str], held_out: Sequence[str]) -> str:
-    """Say what a gap between different tasks does not tell."""
-    one, other = (f"{len(x)} {'task' if len(x) == 1 else 'tasks'}" for x in (seen, held_out))
+def _other_tasks_caveat(seen: Sequence[str], held_out: Sequence[str]) -> str:
+    """Return the caveat of a gap between different tasks."""
+    n_seen, n_held_out = (
+        f"{len(x)} {'task' if len(x) == 1 else 'tasks'}" for x in (seen, held_out)
+    )
     return (
-        f"Compared are all seen tasks with all held-out ones, {one} against {other}: these may be "
-        "harder or easier in themselves, and the interval is over episodes, not over tasks."
+        f"This compares all seen tasks ({n_seen}) with all held-out ones ({n_held_out}), which may "
+        "differ in difficulty; the interval covers episodes, not the choice of tasks."
     )
 
 
-def _judge(split: str, seen: SuccessRate, held_out: SuccessRate, floor: SuccessRate) -> str:
-    """Say in words what a gap signals."""
-    _, low, high = difference(seen, held_out)
-    name = split.replace("_", "-", 1).replace("_", " ")
-    start = f"{seen.rate:.0%} on seen tasks, {held_out.rate:.0%} on {name}"
-    bound = f"95 % interval of the gap: {100 * low:+.0f} to {100 * high:+.0f} points"
-    if floor.episodes and seen.interval[0] <= floor.interval[1]:
+def _gap_sentence(
+    split: str, seen: SuccessRate, held_out: SuccessRate, untrained: SuccessRate
+) -> str:
+    """Return a gap and its interpretation as a sentence."""
+    _, low, high = rate_difference(seen, held_out)
+    rates = f"{seen.rate:.0%} on seen tasks, {held_out.rate:.0%} on “{split_name(split)}”"
+    bounds = f"95 % interval of the gap: {100 * low:+.0f} to {100 * high:+.0f} points"
+    if untrained.episodes and seen.interval[0] <= untrained.interval[1]:
         return (
-            f"{start}: seen tasks do not stand out from the untrained policy; the gap says nothing."
+            f"{rates}: seen tasks succeed no more often than without training (the intervals "
+            "overlap), so the gap is not informative."
         )
     if low > 0 and held_out.rate < seen.rate / 2:
-        signal = SIGNAL.get(split, "This signals memorising, not learning")
-        return f"{start}: less than half. {signal} ({bound})."
+        signal = SIGNALS.get(split, "This suggests memorising, not learning")
+        return f"{rates}: less than half. {signal} ({bounds})."
     if low > 0:
-        return f"{start}: a real loss, part of what it learned is tied to seen tasks ({bound})."
+        return (
+            f"{rates}: a significant loss; part of the skill is specific to seen tasks ({bounds})."
+        )
     if high < 0:
-        return f"{start}: the held-out tasks went better; they may be the easier ones ({bound})."
+        return f"{rates}: the held-out tasks succeed more often; they may be easier ({bounds})."
     return (
-        f"{start}: no gap beyond chance; one of up to {100 * high:.0f} points could hide ({bound})."
+        f"{rates}: no significant gap, but one of up to {100 * high:.0f} points is possible "
+        f"({bounds})."
     )
 
 
 @dataclass(frozen=True)
 class InstructionFollowing:
-    """What is done on tables laid for one task when another is asked for (`counterfactual`).
+    """Success with another instruction in familiar scenes (split `counterfactual`).
 
-    asked: how often what was asked for; instead: how often what the table was laid for.
+    instructed: success at the instructed task; original: success at the scene's training task.
     """
 
-    asked: SuccessRate
-    instead: SuccessRate
+    instructed: SuccessRate
+    original: SuccessRate
 
     @property
     def share(self) -> SuccessRate:
-        """Of the episodes in which either was done, those in which it was what was asked for."""
-        done = self.asked.successes + self.instead.successes
-        return SuccessRate(self.asked.successes, done)
+        """The share of the instructed task among episodes that completed either task."""
+        completed = self.instructed.successes + self.original.successes
+        return SuccessRate(self.instructed.successes, completed)
 
     @property
     def sentence(self) -> str:
-        """What this says of the policy."""
+        """The result and its interpretation as a sentence."""
         low, high = self.share.interval
-        start = (
-            f"On known tables with another instruction it does what is asked for in "
-            f"{self.asked.rate:.0%}, and what the table was laid for in {self.instead.rate:.0%} of "
-            f"{self.asked.episodes} episodes"
+        rates = (
+            "In familiar scenes with another instruction, the policy completes the instructed task "
+            f"in {self.instructed.rate:.0%} and the scene's training task in "
+            f"{self.original.rate:.0%} of {self.instructed.episodes} episodes"
         )
-        bound = f"of the two, what was asked for: 95 % interval {low:.0%} to {high:.0%}"
+        bounds = (
+            f"share of the instructed task among the two: 95 % interval {low:.0%} to {high:.0%}"
+        )
         if low > 0.5:
-            return f"{start}: behaviour follows the instruction ({bound})."
+            return f"{rates}: behaviour follows the instruction ({bounds})."
         if high < 0.5:
-            return f"{start}: it does what it has memorised for such a table ({bound})."
-        return f"{start}: this does not show that the instruction decides ({bound})."
+            return f"{rates}: it repeats the task memorised for the scene ({bounds})."
+        return f"{rates}: this does not show that the instruction decides ({bounds})."
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for report.json."""
-        asked, instead = self.asked.to_json(), self.instead.to_json()
+        asked, instead = self.instructed.to_json(), self.original.to_json()
         return {"asked": asked, "instead": instead, "sentence": self.sentence}
 
 
-def following(rows: Iterable[ResultRow], policy: str = "trained") -> InstructionFollowing | None:
-    """Return what was done under other instructions; None where none were given."""
-    mine = [r for r in rows if r["policy"] == policy and "instead" in r]
-    done = [r for r in mine if r["success"] is not None]
-    if not done:
+def instruction_following(
+    rows: Iterable[ResultRow], policy: str = "trained"
+) -> InstructionFollowing | None:
+    """Return the result of counterfactual instructions; None if there were no such episodes."""
+    counterfactual = [r for r in rows if r["policy"] == policy and "instead" in r]
+    finished = [r for r in counterfactual if r["success"] is not None]
+    if not finished:
         return None
-    crashed = len(mine) - len(done)
-    return InstructionFollowing(
-        count(mine), SuccessRate(sum(r["instead"] for r in done), len(done), crashed)
-    )
+    crashed = len(counterfactual) - len(finished)
+    original = SuccessRate(sum(r["instead"] for r in finished), len(finished), crashed)
+    return InstructionFollowing(success_rate(counterfactual), original)
 
 
-def verdict(rows: Sequence[ResultRow]) -> list[str]:
-    """Answer "memorising or learning?" in sentences, of which there is always one."""
-    found = [gap.sentence for gap in gaps(rows)]
-    follows = following(rows)
-    found += [follows.sentence] if follows else []
-    return found or [
-        "Memorising or learning? Seen and held-out tasks were not both evaluated, so this "
-        "evaluation cannot say."
+def verdicts(rows: Sequence[ResultRow]) -> list[str]:
+    """Return answers to "memorising or learning?": at least one sentence."""
+    sentences = [gap.sentence for gap in generalization_gaps(rows)]
+    following = instruction_following(rows)
+    sentences += [following.sentence] if following else []
+    return sentences or [
+        "Memorising or learning? This evaluation cannot answer: it needs both seen and held-out "
+        "tasks."
     ]
 
 

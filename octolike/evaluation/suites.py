@@ -1,7 +1,7 @@
-"""What is evaluated: suites of split × skill × seeds, and the episodes that each stands for.
+"""Evaluation suites (splits × skills × seeds) and the episodes that they plan.
 
-A split is where tasks come from (see `octolike.evaluation.success.MEANING`); seeds are fixed, so
-every policy meets the same tables. Seeds of demonstrations lie below `FIRST_SEED`.
+A split defines the distribution of tasks (see `octolike.evaluation.success.SPLIT_MEANINGS`). Seeds
+are fixed, so every policy meets the same scenes; seeds of demonstrations are below `FIRST_SEED`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 from octolike.config import CollectConfig, ConfigError, EvaluateConfig, unknown
 from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS
 from octolike.envs.registry import choose_names, kind_of, simulator
+from octolike.evaluation.success import HELD_OUT_TASKS, SEEN
 
 FIRST_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
 class EpisodePlan:
-    """One episode to run; equal episodes are equal in every run of the program."""
+    """One episode to run; split, skill and seed determine its scene."""
 
     split: str
     skill: str
@@ -27,15 +28,15 @@ class EpisodePlan:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the environment's reset is told."""
+        """The options of the environment's reset."""
         return {"split": self.split, "skills": [self.skill]}
 
 
 @dataclass(frozen=True)
 class Suite:
-    """`episodes` episodes of every skill in every split; () for all that the simulator has.
+    """`episodes` episodes of every skill in every split; () for all of the simulator's.
 
-    skills_of: {split: its skills}, where a split is to have others than `skills`.
+    skills_of: {split: its skills}, for splits with other skills than `skills`.
     """
 
     simulator: str
@@ -47,23 +48,24 @@ class Suite:
     skills_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def plan(self) -> list[EpisodePlan]:
-        """Return the episodes, first of each (split, skill), then second of each, …
+        """Return the episodes: the first of each (split, skill), then the second of each, …
 
-        A split that has no tasks of a skill leaves that pair out. Raises ConfigError for unknown
-        names and for an empty plan.
+        Pairs of a split and a skill without tasks are omitted. Raises ConfigError for unknown names
+        and for an empty plan.
         """
-        row = simulator(self.simulator)
-        splits = choose_names("split", self.splits, row.load("splits"))
-        known = row.load("skills")
+        entry = simulator(self.simulator)
+        splits = choose_names("split", self.splits, entry.load("splits"))
+        all_skills = entry.load("skills")
         skills = {
-            s: choose_names("skill", self.skills_of.get(s, self.skills), known) for s in splits
+            split: choose_names("skill", self.skills_of.get(split, self.skills), all_skills)
+            for split in splits
         }
         if self.episodes < 1 or self.seed < 0:
             raise ConfigError(
                 f"{self.episodes} episodes from seed {self.seed}; expected at least one episode "
-                "and no negative seed"
+                "and a seed of at least 0"
             )
-        tasks_of = row.load("tasks_of")
+        tasks_of = entry.load("tasks_of")
         pairs = [
             (split, skill)
             for split in splits
@@ -71,17 +73,17 @@ class Suite:
             if tasks_of(split, (skill,))
         ]
         if not pairs:
+            names = dict.fromkeys(skill for split in splits for skill in skills[split])
             raise ConfigError(
-                f"none of the splits {', '.join(splits)} has tasks of "
-                f"{', '.join(dict.fromkeys(s for some in skills.values() for s in some))}"
+                f"none of the splits {', '.join(splits)} has tasks of the skills {', '.join(names)}"
             )
         return [EpisodePlan(*pair, self.seed + i) for i in range(self.episodes) for pair in pairs]
 
 
-def from_config(
+def suite_from_config(
     environment: Mapping[str, Any], config: EvaluateConfig, trained: Sequence[str]
 ) -> Suite:
-    """Return the suite of a run's own settings; `trained` are the skills it was trained on."""
+    """Return the suite of a run's own settings; `trained` are the skills of its demonstrations."""
     return Suite(
         kind_of(environment),
         "the run's own settings",
@@ -92,82 +94,88 @@ def from_config(
     )
 
 
-def named(name: str, environment: Mapping[str, Any]) -> Suite:
-    """Return a suite by name; raises ConfigError where it is unknown or of another simulator."""
+def suite_by_name(name: str, environment: Mapping[str, Any]) -> Suite:
+    """Return a suite; raises ConfigError if it is unknown or belongs to another simulator."""
     if name not in SUITES:
         raise ConfigError(unknown("suite", name, SUITES))
     suite, kind = SUITES[name], kind_of(environment)
     if suite.simulator != kind:
-        fitting = [n for n, s in SUITES.items() if s.simulator == kind]
+        names = [n for n, s in SUITES.items() if s.simulator == kind]
         raise ConfigError(
-            f"suite {name!r} is of simulator {suite.simulator!r}, but the run's environment is "
-            f"{kind!r} (its suites: {', '.join(fitting)})"
+            f"suite {name!r} belongs to simulator {suite.simulator!r}, but the run's environment "
+            f"is {kind!r} (its suites: {', '.join(names)})"
         )
     return suite
 
 
 def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:
-    """Return what the names of splits would hide: where seen is not what was demonstrated.
+    """Return a sentence for each split with a misleading name: seen is not what was demonstrated.
 
-    collect: what the run's own config collects; datasets made by others are not known here.
+    collect: the collection settings of the run's config; other datasets are unknown here.
     """
-    known, said = set(collect.skills), []
-    of_split: dict[str, set[str]] = {}
+    demonstrated, sentences = set(collect.skills), []
+    skills_of: dict[str, set[str]] = {}
     for episode in plan:
-        of_split.setdefault(episode.split, set()).add(episode.skill)
-    shown = of_split.get("held_out_task", set()) & known
-    fresh = set().union(*(x for s, x in of_split.items() if s != "held_out_task")) - known
-    listed = lambda names: ", ".join(sorted(names))
-    if known and fresh:
-        said.append(
-            f"The run's own config collects no demonstrations of {listed(fresh)}: unless another "
-            "dataset of its mix has some, those tasks are not seen ones, whatever their split says."
+        skills_of.setdefault(episode.split, set()).add(episode.skill)
+    held_out = skills_of.get(HELD_OUT_TASKS, set())
+    others = set().union(*(x for split, x in skills_of.items() if split != HELD_OUT_TASKS))
+    new = others - demonstrated
+    if demonstrated and new:
+        sentences.append(
+            f"The run's config collects no demonstrations of {_join(new)}: unless another dataset "
+            "of its mixture contains some, these tasks are not seen, whatever the split's name."
         )
-    if shown:
-        said.append(f"Demonstrated all the same, though among the held-out tasks: {listed(shown)}.")
-    if collect.split != "train":
-        said.append(
-            f"The run's own config collects demonstrations of the split {collect.split!r}: that "
-            "one is seen too."
+    if held_out & demonstrated:
+        sentences.append(
+            f"Demonstrated, although among the held-out tasks: {_join(held_out & demonstrated)}."
+        )
+    if collect.split != SEEN:
+        sentences.append(
+            f"The run's config collects demonstrations of the split {collect.split!r}, so that "
+            "split is seen too."
         )
     if any(episode.seed < FIRST_SEED for episode in plan):
-        said.append(
-            f"Seeds below {FIRST_SEED:,} are those of demonstrations: layouts may be known."
+        sentences.append(
+            f"Seeds below {FIRST_SEED:,} belong to demonstrations: these layouts may be known."
         )
-    return said
+    return sentences
+
+
+def _join(names: set[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 SUITES = {
     "tabletop": Suite(
         "tabletop",
-        "every skill, seen and held out, with other instructions, with more things on the table",
+        "every skill: seen, held out, with other instructions, and with more objects",
     ),
     "tabletop_seen": Suite("tabletop", "every skill on seen tasks", splits=("train",)),
     "tabletop_held_out": Suite(
         "tabletop",
-        "every skill, seen and the three held-out splits: memorising or learning?",
+        "every skill: seen and the three held-out splits; memorising or learning?",
         splits=("train", "held_out_combination", "held_out_phrasing", "held_out_family"),
     ),
     "tabletop_language": Suite(
         "tabletop",
-        "every skill, seen and on the same tables with another instruction",
+        "every skill: seen, and in the same scenes with another instruction",
         splits=("train", "counterfactual"),
     ),
     "tabletop_distractors": Suite(
         "tabletop",
-        "every skill, on tables as in training and on fuller ones",
+        "every skill: seen, and with more objects on the table",
         splits=("train", "distractors"),
     ),
     "tabletop_quick": Suite(
         "tabletop",
-        "every skill, seen and held-out combinations, few episodes",
+        "every skill: seen and held-out combinations, few episodes",
         splits=("train", "held_out_combination"),
         episodes=10,
     ),
     **{
         f"metaworld_{name}": Suite(
             "metaworld",
-            f"Meta-World's {name.upper()}, in known and in other words, at positions never shown",
+            f"Meta-World's {name.upper()} at new positions, in known and in new wordings",
             splits=("train", "held_out_phrasing"),
             skills=BENCHMARKS[name].train,
         )
@@ -176,16 +184,16 @@ SUITES = {
     **{
         f"metaworld_{name}": Suite(
             "metaworld",
-            f"Meta-World's {name.upper()}: its training tasks, and its test tasks",
+            f"Meta-World's {name.upper()}: its training tasks and its test tasks",
             splits=("train", "held_out_task"),
             skills=BENCHMARKS[name].train,
             skills_of={"held_out_task": BENCHMARKS[name].test},
         )
         for name in ("ml10", "ml45")
     },
-    "aloha": Suite("aloha", "two arms: hand a cube over, put a peg into a socket"),
-    "aloha_transfer_cube": Suite("aloha", "two arms: hand a cube over", skills=("transfer_cube",)),
-    "aloha_insertion": Suite("aloha", "two arms: put a peg into a socket", skills=("insertion",)),
+    "aloha": Suite("aloha", "two arms: transfer a cube, insert a peg"),
+    "aloha_transfer_cube": Suite("aloha", "two arms: transfer a cube", skills=("transfer_cube",)),
+    "aloha_insertion": Suite("aloha", "two arms: insert a peg", skills=("insertion",)),
     **{
         f"libero_{name}": Suite(
             "libero",
@@ -196,7 +204,7 @@ SUITES = {
     },
     "simpler_widowx": Suite(
         "simpler",
-        "the WidowX's four tasks of Bridge",
+        "the four WidowX tasks of Bridge",
         skills=(
             "widowx_spoon_on_towel",
             "widowx_carrot_on_plate",
@@ -207,7 +215,7 @@ SUITES = {
     ),
     "simpler_google": Suite(
         "simpler",
-        "the Google robot's tasks",
+        "the tasks of the Google robot",
         skills=(
             "google_robot_pick_coke_can",
             "google_robot_pick_object",

@@ -226,14 +226,14 @@ def test_means_count_tasks_alike_and_groups_alike():
         "sweep": success.SuccessRate(0, 0, 3),  # all crashed: no outcome
         "all": rate(52, 70),
     }
-    found = success.means(cells, GROUPS)
+    found = success.mean_rates(cells, GROUPS)
     assert found["tasks"] == pytest.approx((1 + 0.8 + 0.2) / 3)
     assert found["easy"] == pytest.approx(0.9)
     assert found["hard"] == pytest.approx(0.2)
     assert found["groups"] == pytest.approx(0.55)
     assert "medium" not in found
-    assert success.means(cells, {}) == {"tasks": found["tasks"]}
-    assert success.means({"all": rate(1)}, GROUPS) == {}
+    assert success.mean_rates(cells, {}) == {"tasks": found["tasks"]}
+    assert success.mean_rates({"all": rate(1)}, GROUPS) == {}
 
 
 def test_the_table_shows_both_means():
@@ -243,6 +243,6 @@ def test_the_table_shows_both_means():
         for skill in ("reach", "window-open", "push")
         for seed in range(2)
     ]  # fmt: skip
-    text = report.text_table(rows, GROUPS)
+    text = report.success_table(rows, GROUPS)
     assert "mean over tasks 33.3%; over the 2 groups 25.0% (easy 50.0%, hard 0.0%)" in text
-    assert "mean over tasks" not in report.text_table(rows)
+    assert "mean over tasks" not in report.success_table(rows)

@@ -34,7 +34,7 @@ from octolike import files
 from octolike.config import Config, from_json
 from octolike.evaluation import outcomes
 from octolike.evaluation.evaluate import DemonstratedEpisode
-from octolike.evaluation.success import SEEN, SuccessRate, count, difference
+from octolike.evaluation.success import SEEN, SuccessRate, rate_difference, success_rate
 from octolike.evaluation.transfer.group_comparison import STILL, no_nan
 from octolike.policy import Policy
 from octolike.train.checkpoint import load_run
@@ -262,7 +262,7 @@ def gain(measure: str, shared: GroupResult, alone: GroupResult) -> tuple[float, 
     """Return (gain, low, high), positive where `shared` is the better one."""
     if measure == "error":
         return welch(alone.error, shared.error)
-    d, low, high = difference(shared.pooled, alone.pooled)
+    d, low, high = rate_difference(shared.pooled, alone.pooled)
     rates = [[r.rate for r in x.success] for x in (shared, alone)]
     _, low_seeds, high_seeds = welch(*rates)
     if not np.isfinite(low_seeds):  # one seed: the interval is of this very pair of policies
@@ -325,18 +325,18 @@ def _success(run: Path, skills: Mapping[str, Sequence[str]]) -> dict[str, Succes
     skills: of each dataset that has a run alone, by which the episodes of a robot are told apart
     that several datasets share.
     """
-    if not outcomes.files(run):
+    if not outcomes.result_files(run):
         return {}
     rates: dict[str, SuccessRate] = {}
     robots = json.loads((run / "embodiments.json").read_text(encoding="utf-8"))
     datasets = {e["name"]: e["datasets"] for e in robots}
-    for found in outcomes.read(run):
+    for found in outcomes.read_outcomes(run):
         rows = [r for r in found.rows if r["split"] == SEEN]
         mine = datasets[found.robot]
         for group in mine:
             known = (
                 rows if len(mine) == 1 else [r for r in rows if r["skill"] in skills.get(group, ())]
             )
-            if (rate := count(known)).episodes:
+            if (rate := success_rate(known)).episodes:
                 rates[group] = rate
     return rates
