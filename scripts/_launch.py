@@ -29,18 +29,10 @@ def opened(config: Config) -> Any:
 
 def train(config: Config, data: Any) -> None:
     """Train on opened data: octolike.data's, or octolike.data.arrays.ArraySource."""
-    from octolike.train import loop, sharding
+    from octolike.train import loop
 
     print(data.describe())
-    loop.train(
-        config,
-        lambda start: data.train(start, sharding.process()),
-        spec=data.spec,
-        embodiments=data.embodiments,
-        names=data.names,
-        validation=data.validation(),
-        success=closed_loop(config, data),
-    )
+    loop.train(config, data, success=closed_loop(config, data))
 
 
 def closed_loop(config: Config, data: Any) -> Any:

@@ -48,6 +48,7 @@ def main(config: configs.Config) -> None:
 def train(config: configs.Config, kind: str, over: str, wrap) -> None:
     """Train one of the two runs in a directory of its own."""
     from octolike.data import open_data
+    from octolike.data.pipeline import learned_mix
     from octolike.train import loop
 
     config = copy.deepcopy(config)
@@ -55,14 +56,7 @@ def train(config: configs.Config, kind: str, over: str, wrap) -> None:
     config.data.sampling = configs.Component(kind=kind, over=over)
     data = open_data(config)
     print(data.describe())
-    loop.train(
-        config,
-        lambda start: wrap(data.train(start)),
-        spec=data.spec,
-        embodiments=data.embodiments,
-        names=data.names,
-        validation=data.validation(),
-    )
+    loop.train(config, learned_mix.WrappedSource(data, wrap))
 
 
 if __name__ == "__main__":

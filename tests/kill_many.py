@@ -30,7 +30,7 @@ from random import Random
 
 import flax.linen as nn
 import numpy as np
-from train_fakes import Stream, Tiny, compiled_once, config, parts
+from train_fakes import FakeSource, Stream, Tiny, compiled_once, config
 
 from octolike.train import checkpoint, loop, metrics, optimizer
 
@@ -72,7 +72,7 @@ def child(workdir: Path, steps: int, cache: Path) -> None:
     made = config(workdir, steps=steps, checkpoint_every=EVERY, log_every=1, keep=2)
     made.optim.ema = 0.9
     with compiled_once(cache):
-        loop.train(made, Slow, **{**parts(), "model": Numbered(Tiny(width=64))})
+        loop.train(made, FakeSource(Slow), model=Numbered(Tiny(width=64)))
 
 
 class Script:

@@ -13,7 +13,7 @@ import signal
 import sys
 
 import jax
-from train_fakes import Stream, Tiny, config, make_batch, parts
+from train_fakes import FakeSource, Stream, Tiny, config, make_batch
 
 from octolike.train import loop, sharding
 
@@ -43,9 +43,9 @@ def train(workdir: str, fsdp: int = 1, stop: int | None = None, cache: str = "")
     made.train.distributed = "JAX_NUM_PROCESSES" in os.environ
     batches = type("Batches", (Share,), {"stop": stop})
     # three held-out examples, which no number of devices divides
-    known = {"model": Tiny(width=64), "validation": {"one": lambda: iter([make_batch(99, 3)])}}
+    data = FakeSource(batches, {"one": lambda: iter([make_batch(99, 3)])})
     try:
-        state = loop.train(made, batches, **{**parts(), **known})
+        state = loop.train(made, data, model=Tiny(width=64))
     except SystemExit as error:
         return {"code": error.code}
     largest = max(jax.tree.leaves(state.params), key=lambda x: x.size)

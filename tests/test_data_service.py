@@ -532,14 +532,7 @@ def test_training_from_a_worker_without_tensorflow_is_training_here(tmp_path):
     local.data.cache = str(tmp_path)
     data = open_data(local)
     with compiled_once(tmp_path / "compiled"):
-        loop.train(
-            local,
-            data.train,
-            spec=data.spec,
-            embodiments=data.embodiments,
-            names=data.names,
-            validation=data.validation(),
-        )
+        loop.train(local, data)
     curves = [curve(tmp_path / name) for name in ("served", "local")]
     assert len(curves[0]) == 9  # of 6 steps and 3 validations
     assert curves[0] == curves[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from train_fakes import compiled_once
+from train_fakes import FakeSource, compiled_once
 
 from octolike.config import Component, Config
 from octolike.data import open_data
@@ -82,14 +82,11 @@ def test_sampled_actions_of_one_real_batch_are_learnt_by_heart(tmp_path):
     config = small(tmp_path)
     data = open_data(config)
     batch = next(data.train())
-    loop.train(
-        config,
-        lambda start: Constant(batch),
-        spec=data.spec,
-        embodiments=data.embodiments,
-        names=data.names,
-        validation={"the batch": lambda: iter([batch])},
+    held_out = {"the batch": lambda: iter([batch])}
+    source = FakeSource(
+        lambda start: Constant(batch), held_out, data.names, data.spec, data.embodiments
     )
+    loop.train(config, source)
     last = metrics.read(tmp_path / "run" / metrics.FILE)[-1]
     assert last["step"] == config.train.steps
     assert last["validation/the batch/action_error"] < 0.02  # of normalised units: σ of the data
@@ -109,14 +106,7 @@ def bridge_debug(workdir: Path, cache: Path) -> Config:
 
 def train(config: Config):
     data = open_data(config)
-    return loop.train(
-        config,
-        data.train,
-        spec=data.spec,
-        embodiments=data.embodiments,
-        names=data.names,
-        validation=data.validation(),
-    )
+    return loop.train(config, data)
 
 
 def run_script_and_terminate_it(config: Config, compiled: Path) -> tuple[int, str]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import octo_fakes as fakes
 import pytest
+from train_fakes import FakeSource
 
 from octolike import types
 from octolike.config import ConfigError
@@ -412,14 +413,10 @@ def test_imported_policy_acts_and_finetunes(tmp_path, capsys):
         __iter__ = lambda self: self
         __next__ = lambda self: example
 
-    finished = loop.train(
-        config,
-        lambda position: Stream(),
-        spec=run.spec,
-        embodiments=run.embodiments,
-        names=run.names,
-        validation={},
+    source = FakeSource(
+        lambda position: Stream(), names=run.names, spec=run.spec, embodiments=run.embodiments
     )
+    finished = loop.train(config, source)
     assert int(finished.step) == 2
     assert "starting from the parameters" in capsys.readouterr().out
     tuned = checkpoint.load_run(config.workdir).params

@@ -12,7 +12,7 @@ import train_fakes
 
 from octolike.config import Config, ConfigError
 from octolike.model.network import build_network
-from octolike.train import conflicts, loop, metrics, optimizer
+from octolike.train import conflicts, group_gradients, loop, metrics, optimizer, pcgrad
 from octolike.types import Names
 
 L1 = {"kind": "l1", "readout": "readout_other"}
@@ -50,14 +50,14 @@ def found():
     def measure(params):
         given = params, batch, jax.random.key(1)
         whole = jax.value_and_grad(loss, has_aux=True)(*given)
-        parts = conflicts.differentiate(loss, "dataset", 3)(*given)
+        parts = group_gradients.per_group("dataset", 3)(loss, *given)
         return whole, parts, conflicts.compare(loss, *given, batch["dataset"], 3)
 
     return jax.device_get(measure(params))
 
 
 def test_the_parts_add_up_to_the_whole_gradient(found):
-    ((value, _), whole), ((same, metrics), parts), _ = found
+    ((value, _), whole), (same, metrics, parts), _ = found
     assert same == value
     assert metrics["balance_loss"] > 0.1  # or the share of it would go untested
     for path, x in optimizer.flatten(parts).items():
@@ -67,7 +67,7 @@ def test_the_parts_add_up_to_the_whole_gradient(found):
 
 
 def test_an_absent_group_and_another_robots_head_are_not_moved(found):
-    _, (_, parts), _ = found
+    _, (_, _, parts), _ = found
     flat = optimizer.flatten(parts)
     assert not any(x[1].any() for x in flat.values())
     own = [x for path, x in flat.items() if "stacked" in path]
@@ -80,7 +80,7 @@ def test_an_absent_group_and_another_robots_head_are_not_moved(found):
 
 
 def test_a_comparison_is_of_shared_parameters_and_knows_what_noise_does(found):
-    _, (_, parts), compared = found
+    _, (_, _, parts), compared = found
     flat = optimizer.flatten(parts)
     row = conflicts.to_row(compared, ("a", "b", "c"), list(conflicts.modules(list(flat))), 5, 0.25)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
@@ -117,7 +117,8 @@ def quadratic(targets, groups, mask=None):
 
     def loss(params, batch, key):
         per_example = (params["x"] - jnp.asarray(targets)) ** 2 + (params["y"] - 1.0) ** 2
-        return (per_example * conflicts.weights(batch)).sum(), {"loss_per_example": per_example}
+        loss = (per_example * group_gradients.example_weights(batch)).sum()
+        return loss, {"loss_per_example": per_example}
 
     return loss, batch
 
@@ -163,7 +164,7 @@ def test_pcgrad_is_the_published_algorithm(seed):
     parts[3] = 0  # an absent group
     key = jax.random.key(seed)
     orders = [np.asarray(jax.random.permutation(k, 5)) for k in jax.random.split(key, 5)]
-    weights = conflicts.pcgrad_weights(jnp.asarray(parts @ parts.T), key)
+    weights = pcgrad.pcgrad_weights(jnp.asarray(parts @ parts.T), key)
     expected = naive_pcgrad(parts.astype(np.float64), orders)
     np.testing.assert_allclose(np.asarray(weights) @ parts, expected, atol=1e-5)
     assert (np.asarray(weights) >= 1).all()
@@ -174,14 +175,14 @@ def test_surgery_keeps_what_does_not_conflict():
     params = {"x": jnp.zeros(()), "y": jnp.zeros(())}
     key = jax.random.key(0)
     loss, batch = quadratic([2.0, 2.0], [0, 1])
-    (value, _), parts = conflicts.differentiate(loss, "dataset", 2)(params, batch, key)
-    grads, rate = conflicts.pcgrad(parts, key)
+    value, _, parts = group_gradients.per_group("dataset", 2)(loss, params, batch, key)
+    grads, rate = pcgrad.pcgrad(parts, key)
     assert rate == 0
     assert value == pytest.approx(5)
     assert floats(grads) == pytest.approx({"x": -4, "y": -2})  # nothing to take away
     loss, batch = quadratic([2.0, -1.0], [0, 1])
-    _, parts = conflicts.differentiate(loss, "dataset", 2)(params, batch, key)
-    grads, rate = conflicts.pcgrad(parts, key)
+    _, _, parts = group_gradients.per_group("dataset", 2)(loss, params, batch, key)
+    grads, rate = pcgrad.pcgrad(parts, key)
     assert rate == 1
     expected = naive_pcgrad(np.array([[-2.0, -1.0], [1.0, -1.0]]), [[1], [0]])
     assert floats(grads) == pytest.approx(dict(zip("xy", expected, strict=True)), abs=1e-6)
@@ -189,7 +190,7 @@ def test_surgery_keeps_what_does_not_conflict():
 
 def test_what_one_group_alone_moves_is_left_as_it_is():
     parts = {"own": jnp.array([[3.0], [0.0]]), "shared": jnp.array([[1.0], [-2.0]])}
-    grads, rate = conflicts.pcgrad(parts, jax.random.key(0))
+    grads, rate = pcgrad.pcgrad(parts, jax.random.key(0))
     assert rate == 1
     # (1 − 1) + (−2 + 2): opposite directions cancel altogether, the head's own stays
     assert floats(grads) == pytest.approx({"own": 3.0, "shared": 0.0}, abs=1e-6)
@@ -202,11 +203,14 @@ def test_comparisons_are_noted_and_go_on_after_a_resume(tmp_path):
     config = Config(workdir=str(tmp_path))
     config.train.conflicts_every = 2
 
+    def loss_of_state(state, params, batch, key):
+        return loss(params, batch, key)
+
     def compare(steps):
         key = jax.random.key(0)
-        comparer = conflicts.GradientComparer(lambda state: loss, key, config, names, steps[0])
+        comparer = conflicts.GradientComparer(loss_of_state, key, config, names, steps[0])
         for step in filter(comparer.due, steps):
-            comparer(step, state, batch)
+            comparer.call(step, state, batch)
 
     compare(range(5))
     assert [row["step"] for row in conflicts.read(tmp_path)] == [0, 2, 4]
@@ -228,14 +232,14 @@ def test_comparisons_are_noted_and_go_on_after_a_resume(tmp_path):
 )
 def test_groups_that_cannot_be_compared_are_errors(by, names, match):
     with pytest.raises(ConfigError, match=match):
-        conflicts.group_names(by, names)
+        group_gradients.group_names(by, names)
 
 
 def test_training_with_surgery_and_comparisons(tmp_path):
     """Through the real loop, with a batch in two parts: what is noted, and that it learns."""
     config = train_fakes.config(tmp_path, steps=4, conflicts_every=2)
     config.optim.surgery, config.optim.accumulate = "pcgrad", 2
-    loop.train(config, train_fakes.Stream, **train_fakes.parts())
+    loop.train(config, train_fakes.FakeSource(), model=train_fakes.Tiny())
     rows = conflicts.read(tmp_path)
     assert [row["step"] for row in rows] == [0, 2]
     assert rows[0]["groups"] == list(train_fakes.NAMES.datasets)
@@ -248,4 +252,4 @@ def test_surgery_without_groups_is_an_error_before_the_first_step(tmp_path):
     config = train_fakes.config(tmp_path, groups="embodiment")
     config.optim.surgery = "pcgrad"
     with pytest.raises(ConfigError, match=r"train.groups 'embodiment' makes 1 groups"):
-        loop.make_step(train_fakes.Tiny(), None, config, jax.random.key(0), train_fakes.NAMES)
+        loop.choose_gradient_fn(config, train_fakes.NAMES)

@@ -6,7 +6,7 @@ import model_fakes
 import numpy as np
 import pytest
 import train_fakes
-from train_fakes import SPEC, Stream, Tiny, config, make_batch, parts
+from train_fakes import SPEC, FakeSource, Tiny, config, make_batch
 
 from octolike.config import ConfigError, OptimConfig
 from octolike.model.network import build_network, named_rows
@@ -30,7 +30,7 @@ def params():
 def source(tmp_path_factory):
     """Return the directory of a finished run."""
     directory = tmp_path_factory.mktemp("source")
-    loop.train(config(directory, steps=2), Stream, **parts())
+    loop.train(config(directory, steps=2), FakeSource(), model=Tiny())
     return directory
 
 
@@ -108,9 +108,9 @@ def test_bad_lora_settings_are_named(params):
 def test_lora_trains_its_factors_alone_resumes_and_is_merged_on_loading(source, tmp_path):
     made = tuned(tmp_path, source, lora=("stem/*",), frozen=("*",), lora_rank=2, lora_scale=0.5)
     made.train.steps = 2
-    loop.train(made, Stream, **parts())
+    loop.train(made, FakeSource(), model=Tiny())
     made.train.steps = 4
-    last = loop.train(made, Stream, **parts())
+    last = loop.train(made, FakeSource(), model=Tiny())
     assert list(last.params) == ["lora"]
     moments = [x for x in jax.tree.leaves(last.opt_state) if x.ndim]
     factors = jax.tree.leaves(last.params)
@@ -188,7 +188,7 @@ def test_what_belongs_to_a_robot_or_task_goes_to_the_one_of_its_name(by, capsys)
 def test_a_fresh_head_on_another_runs_stem(source, tmp_path, capsys):
     made = tuned(tmp_path, source, learning_rate=0.0)
     made.train.reinit, made.seed = ("head/*",), 7
-    last = loop.train(made, Stream, **parts())
+    last = loop.train(made, FakeSource(), model=Tiny())
     before = checkpoint.load_run(source).params
     assert same(last.params["stem"], before["stem"])
     assert not np.array_equal(last.params["head"]["kernel"], before["head"]["kernel"])
@@ -210,8 +210,9 @@ def test_gradients_part_by_part_are_those_of_the_whole(params):
         return errors.sum() / mask.sum(), {"loss_per_example": each}
 
     # what was in the arrays must not matter where the mask is False
-    whole = gradients.of_batch(loss, params, batch, jax.random.key(0))
-    cut = gradients.of_batch(loss, params, batch, jax.random.key(0), parts=4)
+    key = jax.random.key(0)
+    whole = gradients.whole_batch(loss, params, batch, key)
+    cut = gradients.accumulated(gradients.whole_batch, 4)(loss, params, batch, key)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -221,7 +222,7 @@ def test_norms_are_given_per_module_and_block():
         "transformer": {"block_0": {"a": jnp.array([3.0])}, "block_1": {"a": jnp.array([4.0])}},
         "heads_action": {"kernel": jnp.array([12.0])},
     }
-    found = gradients.norms(grads)
+    found = gradients.gradient_norms(grads)
     assert found["grad_norm"] == 13
     assert found["grad_norm/transformer/block_1"] == 4
     assert found["grad_norm/heads_action"] == 12

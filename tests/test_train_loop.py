@@ -9,7 +9,18 @@ import jax
 import numpy as np
 import pytest
 import train_fakes
-from train_fakes import ACTION, HORIZON, NAMES, SPEC, Stream, Tiny, config, make_batch, parts
+from train_fakes import (
+    ACTION,
+    HORIZON,
+    NAMES,
+    SPEC,
+    FakeSource,
+    Stream,
+    Tiny,
+    config,
+    make_batch,
+    robot,
+)
 
 from octolike import types
 from octolike.config import AugmentConfig, ConfigError, OptimConfig
@@ -24,6 +35,7 @@ from octolike.train import (
     validation,
 )
 from octolike.train import initial_state as starts
+from octolike.train import step as steps
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,9 +65,9 @@ def equal(a, b) -> bool:
 def whole(tmp_path_factory):
     """Return (directory, last state, batches given) of a run that nothing interrupted."""
     directory = tmp_path_factory.mktemp("whole")
-    streams = []
-    last = loop.train(run(directory), lambda start: keep(streams, Stream(start)), **parts())
-    return directory, last, streams[0].given
+    source = FakeSource()
+    last = loop.train(run(directory), source, model=Tiny())
+    return directory, last, source.streams[0].given
 
 
 def run(directory):
@@ -64,37 +76,32 @@ def run(directory):
     return made
 
 
-def keep(streams, stream):
-    streams.append(stream)
-    return stream
-
-
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_resume_equals_no_interruption_bit_for_bit(whole, tmp_path, capsys, signum, code):
-    streams = []
-    interrupted = type("Interrupted", (Signalled,), {"signum": signum})
+    interrupted = FakeSource(type("Interrupted", (Signalled,), {"signum": signum}))
     with pytest.raises(SystemExit) as stop:
-        loop.train(run(tmp_path), lambda start: keep(streams, interrupted(start)), **parts())
+        loop.train(run(tmp_path), interrupted, model=Tiny())
     assert stop.value.code == code
     saved = checkpoint.Checkpoints(tmp_path, keep=3).latest
     assert 0 < saved < 6
     said = capsys.readouterr().out
     assert f"saved at step {saved} of 6; the same command resumes {tmp_path}" in said
 
-    last = loop.train(run(tmp_path), lambda start: keep(streams, Stream(start)), **parts())
+    resumed = FakeSource()
+    last = loop.train(run(tmp_path), resumed, model=Tiny())
     assert f"resuming {tmp_path} at step {saved}" in capsys.readouterr().out
     _, expected, given = whole
     assert equal(last, expected)
     assert int(last.step) == 6
     # Prefetched batches that were never trained on come again.
-    assert streams[0].given[:saved] + streams[1].given == given
-    steps = [row["step"] for row in metrics.read(tmp_path / metrics.FILE)]
-    assert steps == sorted(set(steps))
+    assert interrupted.streams[0].given[:saved] + resumed.streams[0].given == given
+    logged = [row["step"] for row in metrics.read(tmp_path / metrics.FILE)]
+    assert logged == sorted(set(logged))
 
 
 def test_a_second_run_of_a_finished_one_does_nothing(whole, capsys):
     directory, last, _ = whole
-    again = loop.train(run(directory), Stream, **parts())
+    again = loop.train(run(directory), FakeSource(), model=Tiny())
     assert equal(again, last)
     assert "all 6 steps are done" in capsys.readouterr().out
 
@@ -109,7 +116,7 @@ def test_everything_of_the_run_is_on_disk(whole):
     assert loaded.step == 6
     assert loaded.spec == SPEC
     assert loaded.names == NAMES
-    assert loaded.embodiments[0].action == parts()["embodiments"][0].action
+    assert loaded.embodiments[0].action == robot().action
     assert equal(loaded.params, last.ema)  # the policy's are the averaged ones
     assert not equal(loaded.params, last.params)
 
@@ -133,7 +140,7 @@ def test_the_files_are_there_before_the_first_batch(tmp_path):
             raise OSError("truncated record")
 
     with pytest.raises(OSError, match="truncated record"):
-        loop.train(run(tmp_path), Fails, **parts())
+        loop.train(run(tmp_path), FakeSource(Fails), model=Tiny())
     assert {p.name for p in tmp_path.iterdir()} >= {*checkpoint.FILES, "versions.json"}
 
 
@@ -142,17 +149,16 @@ def test_another_config_in_the_directory_is_an_error(whole):
     other.optim.learning_rate, other.train.augment.hue = 1e-3, 0.1
     other.evaluate.episodes, other.train.steps = 3, 99
     with pytest.raises(ConfigError, match=r"holds another run; its config\.json differs") as error:
-        loop.train(other, Stream, **parts())
+        loop.train(other, FakeSource(), model=Tiny())
     lines = [line.strip() for line in str(error.value).splitlines()]
     assert lines[1:3] == ["optim.learning_rate: 0.01 -> 0.001", "train.augment.hue: 0.0 -> 0.1"]
     assert "--config.workdir=" in lines[3]
 
 
 def test_other_datasets_or_statistics_in_the_directory_are_an_error(whole):
+    names = NAMES._replace(datasets=("one", "three"))
     with pytest.raises(ConfigError, match=r'names\.json differs[^$]*1: "two" -> "three"'):
-        loop.train(
-            run(whole[0]), Stream, **{**parts(), "names": NAMES._replace(datasets=("one", "three"))}
-        )
+        loop.train(run(whole[0]), FakeSource(names=names), model=Tiny())
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
@@ -160,15 +166,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     poisoned.train.checkpoint_every = 2
     pattern = r"loss is nan.* at step 4; the loss was [\d.]+ at the step before. Checkpoint 2 is"
     with pytest.raises(FloatingPointError, match=pattern):
-        loop.train(poisoned, lambda start: Stream(start, poison=3), **parts())
+        loop.train(poisoned, FakeSource(lambda start: Stream(start, poison=3)), model=Tiny())
     assert np.isfinite(checkpoint.load_run(tmp_path).params["head"]["kernel"]).all()
 
 
 def test_the_batch_of_a_loss_that_is_not_finite_is_saved(tmp_path):
     path = tmp_path / "bad_batch_4.npz"
-    pattern = rf"not finite in action; it is in {re.escape(str(path))} .*feed.load_batch"
+    pattern = rf"not finite in action; it is in {re.escape(str(path))} .*feeder.load_batch"
     with pytest.raises(FloatingPointError, match=pattern):
-        loop.train(run(tmp_path), lambda start: Stream(start, poison=3), **parts())
+        loop.train(run(tmp_path), FakeSource(lambda start: Stream(start, poison=3)), model=Tiny())
     batch, position = device_feeder.load_batch(path)
     expected = make_batch(3)
     expected["action"][0] = np.nan
@@ -186,7 +192,7 @@ def test_a_batch_that_does_not_fit_the_spec_is_named(tmp_path):
             return batch
 
     with pytest.raises(ValueError, match=r"action: found float32 \[batch, 2, 2, 1\], expected"):
-        loop.train(run(tmp_path), Wide, **parts())
+        loop.train(run(tmp_path), FakeSource(Wide), model=Tiny())
 
 
 def test_starting_from_another_run(whole, tmp_path):
@@ -194,14 +200,14 @@ def test_starting_from_another_run(whole, tmp_path):
     made.train.init_from = str(whole[0])
     made.optim.learning_rate, made.optim.frozen = 0.0, ("stem/*",)
     made.train.steps = 1
-    last = loop.train(made, Stream, **parts())
+    last = loop.train(made, FakeSource(), model=Tiny())
     expected = checkpoint.load_run(whole[0]).params
     assert equal(last.all_params(), expected)
 
     made = run(tmp_path / "wide")
     made.train.init_from = str(whole[0])
     with pytest.raises(ConfigError, match=r"at step 6 do not fit[^$]*other shape: head/kernel"):
-        loop.train(made, Stream, **{**parts(), "model": Tiny(width=9)})
+        loop.train(made, FakeSource(), model=Tiny(width=9))
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +217,8 @@ def step():
     mesh = sharding.make_mesh()
     begin = starts.Start(tx, ["stem/kernel"], OptimConfig(ema=0.9), mesh)
     first = begin.scratch(lambda key: state.init_params(Tiny(), SPEC, key), jax.random.key(0))
-    made = loop.make_step(Tiny(), tx, run("unused"), jax.random.key(1))
-    return loop.compile_step(made, first, SPEC, 4, mesh)[0], first, mesh
+    made = steps.make_step(Tiny(), tx, run("unused"), jax.random.key(1))
+    return steps.compile_step(made, first, SPEC, 4, mesh)[0], first, mesh
 
 
 def test_the_step_donates_its_state_and_makes_no_implicit_transfer(step):
@@ -229,9 +235,9 @@ def test_the_step_donates_its_state_and_makes_no_implicit_transfer(step):
 
 def test_the_step_is_traced_once(tmp_path, monkeypatch):
     traces = []
-    original = state.update
-    monkeypatch.setattr(state, "update", lambda *a: traces.append(1) or original(*a))
-    loop.train(run(tmp_path), Stream, **parts())
+    original = steps.apply_gradients
+    monkeypatch.setattr(steps, "apply_gradients", lambda *a: traces.append(1) or original(*a))
+    loop.train(run(tmp_path), FakeSource(), model=Tiny())
     assert traces == [1]
 
 
@@ -260,7 +266,7 @@ def test_validation_equals_its_definition():
     made = validation.Validator(
         Tiny(),
         {"one": lambda: iter(batches)},
-        parts()["embodiments"],
+        [robot()],
         SPEC,
         ("lift", "push", "never"),
         batches=5,
@@ -291,7 +297,7 @@ def test_an_empty_validation_split_is_an_error():
     made = validation.Validator(
         Tiny(),
         {"one": lambda: iter([])},
-        parts()["embodiments"],
+        [robot()],
         SPEC,
         batches=1,
         mesh=sharding.make_mesh(),
@@ -305,13 +311,13 @@ def test_validation_is_logged(tmp_path):
     made = run(tmp_path)
     made.train.validate_every, made.train.augment = 3, AugmentConfig()
     held_out = {"one": lambda: iter([make_batch(9)])}
-    streams = []
-    make = lambda start: streams.append(Stream(start)) or streams[-1]
-    loop.train(made, make, **{**parts(), "validation": held_out})
+    source = FakeSource(validation=held_out)
+    loop.train(made, source, model=Tiny())
     rows = [r for r in metrics.read(tmp_path / metrics.FILE) if "validation/one/loss" in r]
     assert [row["step"] for row in rows] == [3, 6]
     assert rows[0]["validation/one/action_error"] > 0
-    assert streams[0].fed == ({"one": pytest.approx(rows[1]["validation/one/action_error"])}, {})
+    error = pytest.approx(rows[1]["validation/one/action_error"])
+    assert source.streams[0].fed == ({"one": error}, {})
     text = (tmp_path / metrics.FILE).read_text()
     assert all(re.match(r'\{"step": \d+', line) for line in text.splitlines())
     assert json.loads(text.splitlines()[0])["step"] == 2

@@ -10,6 +10,7 @@ from train_fakes import SPEC, Tiny
 
 from octolike.config import ConfigError, OptimConfig
 from octolike.train import optimizer, state
+from octolike.train.step import apply_gradients
 
 GOLDEN = Path(__file__).parents[2] / "shared/golden/octo_parts/schedules.npz"
 
@@ -67,7 +68,7 @@ def test_frozen_parameters_stay_and_carry_no_optimiser_state(params):
     sizes = sum(x.size for x in jax.tree.leaves(before.params))
     # Two moments per trained parameter, and the counters of AdamW and its schedule.
     assert sum(x.size for x in jax.tree.leaves(before.opt_state)) == 2 * sizes + 2
-    after = state.update(before, jax.tree.map(jnp.ones_like, before.params), tx, 0.9)
+    after = apply_gradients(before, jax.tree.map(jnp.ones_like, before.params), tx, 0.9)
     flat, was = optimizer.flatten(after.all_params()), optimizer.flatten(params)
     assert flat.keys() == was.keys()
     for path in flat:
@@ -91,7 +92,7 @@ def test_the_average_equals_its_definition():
     now = state.create({"kernel": jnp.array([1.0, -2.0])}, tx, [], ema=True)
     average = np.array([1.0, -2.0])
     for step in range(5):
-        now = state.update(now, {"kernel": jnp.array([1.0, -step])}, tx, 0.3)
+        now = apply_gradients(now, {"kernel": jnp.array([1.0, -step])}, tx, 0.3)
         decay = min(0.3, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * np.asarray(now.params["kernel"])
         np.testing.assert_allclose(now.ema["kernel"], average, rtol=1e-6)

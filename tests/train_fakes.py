@@ -141,12 +141,19 @@ def config(workdir, steps: int = 6, **train) -> Config:
     return made
 
 
-def parts() -> dict:
-    """Return what `loop.train` takes beside the config and the batches."""
-    return {
-        "spec": SPEC,
-        "embodiments": [robot()],
-        "names": NAMES,
-        "validation": {},
-        "model": Tiny(),
-    }
+class FakeSource:
+    """A DataSource of fake batches; `streams` lists the training streams it has opened."""
+
+    def __init__(self, stream=Stream, validation=None, names=NAMES, spec=SPEC, embodiments=None):
+        self.names, self.spec, self.embodiments = names, spec, embodiments or [robot()]
+        self.streams, self._stream, self._validation = [], stream, validation or {}
+
+    def train(self, start=None, process=(0, 1)):
+        self.streams.append(self._stream(start))
+        return self.streams[-1]
+
+    def validation(self):
+        return self._validation
+
+    def describe(self):
+        return "fake batches"

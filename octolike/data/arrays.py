@@ -2,7 +2,7 @@
 
     frames = ArrayFrames.from_episodes(episodes)    or ArrayFrames.load(path)
     data = ArraySource(config, frames, held_out, robot)
-    loop.train(config, data.train, spec=data.spec, …, validation=data.validation())
+    loop.train(config, data)
 
 All frames are concatenated in arrays, images already resized, and batches are gathered by index
 with the windows, chunks and goals of `data.pipeline`: the same frames give the same batches as from

@@ -74,23 +74,6 @@ def create(
     )
 
 
-def update(
-    state: TrainState, grads: Params, tx: optax.GradientTransformation, ema_decay: float
-) -> TrainState:
-    """Return the state after one optimiser update.
-
-    ema ← d · ema + (1 − d) · params with d = min(ema_decay, (1 + step) / (10 + step)), so that the
-    average forgets its random start within a short run too.
-    """
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema:
-        d = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = optax.incremental_update(params, ema, step_size=1 - d)
-    return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-
-
 def merge_strictly(params: Params, given: Params, source: str) -> Params:
     """Return `given` if it has exactly the paths and shapes of `params`, else raise ConfigError.
 

@@ -24,8 +24,9 @@ from benchmarks import model as acting
 from octolike import types
 from octolike.config import Component, Config, load_module
 from octolike.model.network import build_network
-from octolike.train import initial_state, loop, optimizer, sharding
+from octolike.train import initial_state, optimizer, sharding
 from octolike.train import state as states
+from octolike.train import step as steps
 
 SMALL, TABLETOP = "small", "tabletop"
 
@@ -67,8 +68,8 @@ def _measure(
     state = begin.scratch(lambda key: states.init_params(model, spec, key), key)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     began = time.perf_counter()
-    step = loop.make_step(model, tx, config, key, names)
-    compiled, costs = loop.compile_step(step, state, spec, size, mesh)
+    step = steps.make_step(model, tx, config, key)
+    compiled, costs = steps.compile_step(step, state, spec, size, mesh)
     prepared = time.perf_counter() - began
     batch, held = sharding.put_batch(_random(spec, size), mesh), [state]
 

@@ -7,7 +7,7 @@ shares that follow.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,23 @@ import numpy as np
 
 from octolike import files
 from octolike.data.pipeline.stream import RldsStream
+from octolike.types import BatchStream, DataSource
+
+
+class WrappedSource:
+    """A data source with another training stream: `wrap` of the source's own."""
+
+    def __init__(self, source: DataSource, wrap: Callable[[BatchStream], BatchStream]) -> None:
+        self._source, self._wrap = source, wrap
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def train(
+        self, start: Mapping[str, Any] | None = None, process: tuple[int, int] = (0, 1)
+    ) -> BatchStream:
+        """Return the wrapped training batches, from a saved position or from the beginning."""
+        return self._wrap(self._source.train(start, process))
 
 
 class Reference:

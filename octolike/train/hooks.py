@@ -1,0 +1,160 @@
+"""What happens between training steps: validation, success, pictures, feedback, checkpoints.
+
+A hook is an object with `due(step, last)` and `call(event)`. The loop calls the hooks that are due
+in this order, after it has read the metrics of the step:
+
+    1. ValidationHook    held-out loss and action error
+    2. SuccessHook       success rates in the simulator
+    3. ChunkFigureHook   a figure of predicted action chunks
+    4. FeedbackHook      validation errors or success rates, for adaptive sampling weights
+    5. CheckpointHook    the state and the position in the data, which includes the feedback
+
+Hooks 2 to 4 are due with the validation and use its result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from octolike import types
+from octolike.config import Config, TrainConfig
+from octolike.train import chunk_figures, retention, sharding
+from octolike.train.checkpoint import Checkpoints
+from octolike.train.device_feeder import DeviceFeeder
+from octolike.train.metrics import Metrics
+from octolike.train.metrics_reader import logged_names
+from octolike.train.state import Params, TrainState
+from octolike.train.validation import Validated, Validator
+
+# (parameters of the policy, step) -> {task: success rate}
+SuccessFn = Callable[[Params, int], dict[str, float]]
+
+
+@dataclasses.dataclass
+class StepEvent:
+    """A moment between two steps; a hook reads what the hooks before it have set.
+
+    Attributes:
+        step: number of steps done.
+        state: the state after them.
+        position: the position in the data after them.
+        log: of the run.
+        validation: the result of a validation at this step.
+    """
+
+    step: int
+    state: TrainState
+    position: dict[str, Any]
+    log: Metrics
+    validation: Validated | None = None
+
+    @functools.cached_property
+    def policy_params(self) -> Params:
+        """The parameters of the policy: averaged if the run averages, with LoRA merged."""
+        return self.state.policy_params()
+
+
+class Hook(Protocol):
+    """An action between two steps."""
+
+    def due(self, step: int, last: bool) -> bool:
+        """Return whether to call after `step` steps; last: no step of this process follows."""
+
+    def call(self, event: StepEvent) -> None:
+        """Act."""
+
+
+def call(hooks: Sequence[Hook], event: StepEvent) -> None:
+    """Call hooks in order. The event, which may hold a merged copy of the model, ends with it."""
+    for hook in hooks:
+        hook.call(event)
+
+
+class ValidationHook:
+    """Validates every train.validate_every steps and after the final step, and logs the result."""
+
+    def __init__(self, validator: Validator, options: TrainConfig, tasks: tuple[str, ...]) -> None:
+        """tasks: those with a log entry of their own."""
+        self._validator, self._options, self._tasks = validator, options, tasks
+
+    def due(self, step: int, last: bool) -> bool:
+        """Return whether validation is due; an interruption alone does not make it due."""
+        every, steps = self._options.validate_every, self._options.steps
+        return step == steps or bool(every and step % every == 0)
+
+    def call(self, event: StepEvent) -> None:
+        """Validate and log."""
+        result = event.validation = self._validator(event.policy_params)
+        tasks = {k: {"action_error": v} for k, v in result.tasks.items() if k and k in self._tasks}
+        event.log.validation(event.step, {**result.datasets, **tasks})
+
+
+class SuccessHook:
+    """Measures success rates at each validation, and logs them."""
+
+    def __init__(self, measure: SuccessFn, validation: ValidationHook) -> None:
+        self._measure, self.due = measure, validation.due
+
+    def call(self, event: StepEvent) -> None:
+        """Measure, log, and add the rates to the validation result."""
+        success = self._measure(event.policy_params, event.step)
+        event.validation = dataclasses.replace(event.validation, success=success)
+        event.log.validation(event.step, {k: {"success": v} for k, v in success.items()})
+
+
+class ChunkFigureHook:
+    """Draws predicted and demonstrated action chunks at each validation."""
+
+    def __init__(self, workdir: str, validation: ValidationHook) -> None:
+        self._workdir, self.due = workdir, validation.due
+
+    def call(self, event: StepEvent) -> None:
+        """Draw."""
+        if sharding.is_first():
+            chunk_figures.save(event.validation.chunks, event.step, self._workdir)
+
+
+class FeedbackHook:
+    """Gives the validation result to the data, whose sampling weights may follow it."""
+
+    def __init__(self, feeder: DeviceFeeder, validation: ValidationHook) -> None:
+        self._feeder, self.due = feeder, validation.due
+
+    def call(self, event: StepEvent) -> None:
+        """Give the result, and add it to the position."""
+        event.position = self._feeder.feedback(event.validation, event.position)
+
+
+class CheckpointHook:
+    """Saves every train.checkpoint_every steps and after the last step of this process."""
+
+    def __init__(self, checkpoints: Checkpoints, every: int) -> None:
+        self._checkpoints, self._every = checkpoints, every
+
+    def due(self, step: int, last: bool) -> bool:
+        """Return whether a checkpoint is due."""
+        return last or step % self._every == 0
+
+    def call(self, event: StepEvent) -> None:
+        """Start to save; scores of a validation at this step are saved with the checkpoint."""
+        scores: Mapping[str, float] | None = None
+        if event.validation is not None:
+            scores = retention.mean(event.validation.datasets)
+        self._checkpoints.save(event.state, event.position, scores)
+
+
+def validation_hooks(
+    config: Config,
+    validator: Validator,
+    names: types.Names,
+    feeder: DeviceFeeder,
+    success: SuccessFn | None,
+) -> list[Hook]:
+    """Return hooks 1 to 4; success: None for no closed-loop episodes."""
+    validation = ValidationHook(validator, config.train, logged_names(names.tasks))
+    closed_loop = [SuccessHook(success, validation)] if success else []
+    figure = ChunkFigureHook(config.workdir, validation)
+    return [validation, *closed_loop, figure, FeedbackHook(feeder, validation)]
