@@ -42,14 +42,7 @@ def test_training_resumes_and_ends_as_it_did(old_run):
     config = stored_config("run")
     config.train.steps = 6
     data = open_data(config)
-    loop.train(
-        config,
-        data.train,
-        spec=data.spec,
-        embodiments=data.embodiments,
-        names=data.names,
-        validation=data.validation(),
-    )
+    loop.train(config, data)
     with np.load(FIXTURE / "actions.npz") as expected:
         np.testing.assert_allclose(actions(old_run, step=6), expected["step_6"], atol=1e-4)
         assert np.abs(expected["step_6"] - expected["step_4"]).max() > 1e-3
