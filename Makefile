@@ -10,7 +10,7 @@ RUN := runs/quickstart
 .DEFAULT_GOAL := quickstart
 
 # uv only resolves and unpacks; it honours the same index settings that are given to it, and pip is the fallback.
-.venv/ready: requirements.lock setup.py
+.venv/ready: requirements.lock pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: Python 3.11, 3.12 or 3.13 is needed, found {v[0]}.{v[1]}; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
@@ -33,8 +33,9 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 
 lock: .venv/ready
-	$(BIN)/uv pip compile setup.py --quiet --universal --python-version 3.11 \
-	  --extra sim --extra convert --extra dev --upgrade --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --upgrade \
+	  --extra train --extra sim --extra convert --extra docs --extra dev \
+	  --output-file requirements.lock
 
 clean:
 	rm -rf .venv runs

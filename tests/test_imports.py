@@ -21,6 +21,7 @@ MAY_SEE = {
     "errors": set(),
     "config": {"config", "errors", "tables"},
     "files": {"errors"},
+    "commands": GROUND,
     "tables": set(),
     "progress": set(),
     "images": set(),

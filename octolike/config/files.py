@@ -3,9 +3,28 @@
 import importlib.util
 import os
 import types
+from pathlib import Path
 from typing import Any
 
 from octolike.errors import ConfigError
+
+
+def shipped(folder: str) -> Path:
+    """Return the folder "configs" or "scripts": in the package (wheel) or next to it (clone)."""
+    package = Path(__file__).parents[1]
+    return next((p for p in (package / folder, package.parent / folder) if p.is_dir()), package)
+
+
+def shipped_config(name: str) -> str:
+    """Return the path of a config: `name` if that is a file, or that of the shipped config.
+
+    name: a path or the name of a shipped config, with its arguments: "quickstart:debug".
+    """
+    path, colon, arguments = name.partition(":")
+    candidate = shipped("configs") / f"{path}.py"
+    if os.path.exists(path) or os.sep in path or not candidate.is_file():
+        return name
+    return f"{candidate}{colon}{arguments}"
 
 
 def load_module(path: str, *, beside: str = "") -> types.ModuleType:
@@ -29,4 +48,5 @@ def load_module(path: str, *, beside: str = "") -> types.ModuleType:
 
 def base_config(path: str, arg: str = "", *, beside: str = "") -> Any:
     """Return the config of another file, for one that builds on it; `beside`: relative to it."""
+    path = path if beside else shipped_config(path)
     return load_module(path, beside=beside).get_config(arg)
