@@ -1,11 +1,10 @@
-"""Hold a trained policy against its data and its simulator: does it see and do what it was taught?
+"""Check a trained policy against its data and its simulator.
 
-    python scripts/check_policy.py RUN                     or --run RUN
-    ... RUN --frames 256 --demonstrations 200              more of both
+    python scripts/check_policy.py RUN [--frames 64] [--demonstrations 50]
 
 (a) Demonstrations are replayed in their simulator; (b) frames of each dataset go through the policy
 as on a robot, and are compared with training's batches, bit for bit, and its validation. Expect a
-table and a picture, also in RUN/check_policy. The exit code is 1 if something differs.
+table and a figure, also in RUN/check_policy. The exit code is 1 if something differs.
 """
 
 import sys
@@ -14,14 +13,14 @@ from pathlib import Path
 from absl import app, flags, logging
 
 RUN = flags.DEFINE_string("run", None, "directory of the run")
-ROOT = flags.DEFINE_string("root", None, "directory of the datasets, where they have moved")
+ROOT = flags.DEFINE_string("root", None, "directory of the datasets, if they have moved")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")
 FRAMES = flags.DEFINE_integer("frames", 64, "frames per dataset", lower_bound=1)
 DEMONSTRATIONS = flags.DEFINE_integer("demonstrations", 50, "demonstrations to replay", 0)
 
 
 def main(arguments: list[str]) -> None:
-    """Check; what does not fit is one line, without a traceback."""
+    """Run both checks; expected errors are one line without a traceback."""
     logging.set_verbosity(logging.WARNING)
     run = RUN.value or next(iter(arguments[1:]), None)
     if run is None:
@@ -31,21 +30,21 @@ def main(arguments: list[str]) -> None:
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     print(report.table())
-    print(f"\npicture: {report.write(Path(run) / 'check_policy')}")
+    print(f"\nfigure: {report.write(Path(run) / 'check_policy')}")
     sys.exit(1 if report.faults else 0)
 
 
 def check(directory: str):
     """Return the report of both checks."""
-    # Imported here: worker processes begin by importing this file, and must not see tensorflow.
-    from tqdm import tqdm
-
+    # Imported here: worker processes import this file first and must not import tensorflow.
     from octolike.data import open_data
     from octolike.data.pipeline import recorded
     from octolike.envs.registry import environment_of
     from octolike.errors import DataError
-    from octolike.evaluation import checks
+    from octolike.evaluation import frame_check, policy_check
+    from octolike.evaluation.replay_check import replay_demonstrations
     from octolike.policy import Policy
+    from octolike.progress import progress
     from octolike.train.checkpoint import load_run
 
     run = load_run(directory, step=CHECKPOINT.value)
@@ -53,26 +52,27 @@ def check(directory: str):
     config.data.move(ROOT.value)
     data = open_data(config)
     compared, replays, simulators = [], [], []
-    why = f"no simulator is known that made {', '.join(data.datasets)}, or none was asked for"
+    reason = f"no simulator is known for {', '.join(data.datasets)}, or --demonstrations is 0"
     for name in data.datasets:
         source = data.source(name)
         frames = recorded.sample_frames(data, config.data, name, FRAMES.value)
         policy = Policy(run, run.embodiments[source.record].name, recorded.BATCH)
-        bar = tqdm(frames, f"frames of {name}", -(-FRAMES.value // recorded.BATCH), unit="batch")
-        compared.append(checks.compare(policy, name, bar, run))
+        with progress(f"frames of {name}", -(-FRAMES.value // recorded.BATCH), "batches") as bar:
+            compared.append(frame_check.compare_frames(policy, name, frames, run, bar.update))
         robot = recorded.made_with(source.reader)
         if robot is None and name == config.collect.dataset and config.environment:
             robot = environment_of(config.environment, name)
         if not robot or not DEMONSTRATIONS.value:
             continue
-        count, found = recorded.demonstrations(source, DEMONSTRATIONS.value)
-        with tqdm(total=count, desc=f"replays of {name}", unit="episode") as bar:
+        count, episodes = recorded.demonstrations(source, DEMONSTRATIONS.value)
+        with progress(f"replays of {name}", count, "episodes") as bar:
             try:
-                replays += checks.replay_all(found, policy.embodiment, robot, bar.update)
+                replays += replay_demonstrations(episodes, policy.embodiment, robot, bar.update)
                 simulators.append(robot["kind"])
             except DataError as error:
-                why = str(error)
-    return checks.CheckReport(replays, compared, ", ".join(simulators), f"(a) no replay: {why}")
+                reason = str(error)
+    kinds, reason = ", ".join(simulators), f"(a) no replay: {reason}"
+    return policy_check.CheckReport(replays, compared, kinds, reason)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Policy and training see the same: bit for bit, and a wrong resize or normalisation is found."""
+"""Policy and training agree bit for bit; a wrong resize or normalisation is detected."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from octolike.data.pipeline import recorded
 from octolike.data.rlds.synthetic import write_fake_dataset
 from octolike.envs.replays import Replay
 from octolike.errors import DataError
-from octolike.evaluation import checks
+from octolike.evaluation import frame_check, policy_check, replay_check
 from octolike.model.network import build_network
 from octolike.policy import Policy
 from octolike.train.checkpoint import Run
@@ -30,7 +30,7 @@ NETWORK = {"kind": "mlp", "hidden": 16, "blocks": 1}
 
 
 def config_for(directory: Path, mix: str) -> Config:
-    """Return a run that sees fake episodes smaller than they are stored, with all there is."""
+    """Return the config of a run with every input, and images smaller than the stored ones."""
     config = Config(workdir=str(directory / "run"))
     data, model = config.data, config.model
     data.root, data.mix, data.cache = str(directory / "data"), mix, str(directory / "cache")
@@ -50,7 +50,7 @@ def config_for(directory: Path, mix: str) -> Config:
 
 
 def run_for(config: Config, data) -> Run:
-    """Return an untrained run: what is checked does not depend on how good it is."""
+    """Return an untrained run: the checks do not depend on its quality."""
     settings = dataclasses.asdict(config.model)
     network = build_network(settings, data.spec, data.names)
     tree = jax.eval_shape(lambda: init_params(network, data.spec, jax.random.key(0)))
@@ -60,8 +60,8 @@ def run_for(config: Config, data) -> Run:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Return (run, opened data, its frames, its policy)."""
+def opened(tmp_path_factory):
+    """Return (run, data, frames of the data, policy)."""
     directory = tmp_path_factory.mktemp("check")
     write_fake_dataset(directory / "data", side=40)
     config = config_for(directory, "fake")
@@ -72,29 +72,28 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compared(made):
-    """Return what both checks of the inputs find where nothing is wrong."""
-    run, _, frames, policy = made
-    return checks.compare(policy, "fake", frames, run)
+def compared(opened):
+    """Return the comparison of a correct policy."""
+    run, _, frames, policy = opened
+    return frame_check.compare_frames(policy, "fake", frames, run)
 
 
 def faults(compared) -> list[str]:
-    return checks.CheckReport(compared=[compared]).faults
+    return policy_check.CheckReport(compared=[compared]).faults
 
 
-def differences(policy, frames) -> dict[str, checks.InputDifference]:
-    """Return where the network's inputs differ, without acting."""
-    out = checks.FrameComparison("fake")
-    seen = [{k: o[k] for k in policy.observation_keys} for o in frames.observations]
-    tasks = [checks._task(policy, told) for told in frames.told]
-    checks._compare_inputs(out, policy, seen, tasks, frames)
+def differences(policy, frames) -> dict[str, frame_check.InputDifference]:
+    """Return the differences of the network's inputs, without sampling actions."""
+    out = frame_check.FrameComparison("fake")
+    observations = [{k: o[k] for k in policy.observation_keys} for o in frames.observations]
+    tasks = [frame_check.create_task(policy, x) for x in frames.told]
+    frame_check.compare_inputs(out, policy, observations, tasks, frames)
     return out.different
 
 
-def test_the_policy_sees_and_does_what_training_and_validation_do(compared):
-    found = compared
-    assert faults(found) == []
-    assert found.frames == 32
+def test_policy_training_and_validation_agree(compared):
+    assert faults(compared) == []
+    assert compared.frames == 32
     for key in (
         "observation.image_primary",
         "observation.image_wrist",
@@ -103,24 +102,24 @@ def test_the_policy_sees_and_does_what_training_and_validation_do(compared):
         "task.image_primary",
         "task.language.ids",
     ):
-        assert found.keys[key] > 0
-    assert "task.task_id" in found.unread  # no tokenizer reads it
-    assert found.allowed < found.error / 4  # the comparison of errors is worth something
-    assert found.clipped == 0
-    assert {len(found.error_per("dimension")), len(found.error_per("step"))} == {7, 3}
+        assert compared.keys[key] > 0
+    assert "task.task_id" in compared.unread  # no tokenizer reads it
+    assert compared.allowed < compared.error / 4  # the comparison of errors is meaningful
+    assert compared.clipped == 0
+    assert {len(compared.error_per("dimension")), len(compared.error_per("step"))} == {7, 3}
 
 
-def test_frames_have_an_episodes_start_and_its_end(made):
-    _, _, frames, _ = made
-    for some in frames:
-        assert not some.batch["observation"]["timestep_mask"][0, 0]
-        assert some.observations[0]["proprio"].shape == (1, 7)  # a robot has no frame before
-        assert not some.batch["action_mask"][1, -1, 1:].any()
-        assert some.observations[2]["image_primary"].shape[1:] == (40, 40, 3)
+def test_frames_include_the_start_and_the_end_of_an_episode(opened):
+    _, _, frames, _ = opened
+    for batch in frames:
+        assert not batch.batch["observation"]["timestep_mask"][0, 0]
+        assert batch.observations[0]["proprio"].shape == (1, 7)  # no earlier frame exists
+        assert not batch.batch["action_mask"][1, -1, 1:].any()
+        assert batch.observations[2]["image_primary"].shape[1:] == (40, 40, 3)
 
 
-def test_a_wrong_resize_is_found_and_its_place_is_named(made, monkeypatch):
-    run, _, frames, policy = made
+def test_a_wrong_resize_is_detected_with_its_place(opened, monkeypatch):
+    run, _, frames, policy = opened
 
     def nearest(image, height, width):
         rows = np.arange(height) * len(image) // height
@@ -128,34 +127,34 @@ def test_a_wrong_resize_is_found_and_its_place_is_named(made, monkeypatch):
         return image[rows][:, columns]
 
     monkeypatch.setattr("octolike.policy.policy.resize", nearest)
-    found = checks.compare(policy, "fake", frames[:1], run)
-    assert {"observation.image_primary", "task.image_primary"} == found.different.keys()
-    first = faults(found)[0]
+    comparison = frame_check.compare_frames(policy, "fake", frames[:1], run)
+    assert {"observation.image_primary", "task.image_primary"} == comparison.different.keys()
+    first = faults(comparison)[0]
     assert "fake: observation.image_primary, first at" in first
     assert "byte" in first
     assert "step" in first
 
 
-def test_a_single_pixel_that_differs_by_one_is_found(made, monkeypatch):
-    _, _, frames, policy = made
+def test_a_difference_of_one_in_one_pixel_is_detected(opened, monkeypatch):
+    _, _, frames, policy = opened
 
-    def almost(image, height, width):
+    def off_by_one(image, height, width):
         out = images.resize(image, height, width).copy()
         out[3, 5, 1] ^= 1
         return out
 
-    monkeypatch.setattr("octolike.policy.policy.resize", almost)
-    found = differences(policy, frames[0])
-    assert "image_primary[0, 3, 5, 1]" in found["observation.image_primary"].place
-    assert found["observation.image_primary"].count == 16 * 2
+    monkeypatch.setattr("octolike.policy.policy.resize", off_by_one)
+    by_key = differences(policy, frames[0])
+    assert "image_primary[0, 3, 5, 1]" in by_key["observation.image_primary"].place
+    assert by_key["observation.image_primary"].count == 16 * 2
 
 
 @pytest.mark.parametrize("part", ["action", "proprio"])
-def test_a_wrong_normalisation_is_found(made, part):
-    run, _, frames, _ = made
+def test_a_wrong_normalisation_is_detected(opened, part):
+    run, _, frames, _ = opened
     (robot,) = run.embodiments
-    right = getattr(robot, f"{part}_statistics")
-    wrong = dataclasses.replace(right, mean=right.mean + 0.5 * right.std)
+    statistics = getattr(robot, f"{part}_statistics")
+    wrong = dataclasses.replace(statistics, mean=statistics.mean + 0.5 * statistics.std)
     run = dataclasses.replace(
         run, embodiments=[dataclasses.replace(robot, **{f"{part}_statistics": wrong})]
     )
@@ -163,12 +162,12 @@ def test_a_wrong_normalisation_is_found(made, part):
     if part == "proprio":
         assert differences(policy, frames[0]).keys() == {"observation.proprio"}
     else:
-        said = "\n".join(faults(checks.compare(policy, "fake", frames[:1], run)))
-        assert "un-normalised actions miss the recorded ones by 0.5" in said
+        text = "\n".join(faults(frame_check.compare_frames(policy, "fake", frames[:1], run)))
+        assert "un-normalised actions differ from the recorded ones by 0.5" in text
 
 
-def test_a_policy_that_acts_otherwise_than_in_validation_is_found(made):
-    run, _, frames, policy = made
+def test_a_policy_that_acts_differently_than_in_validation_is_detected(opened):
+    run, _, frames, policy = opened
 
     class Sluggish(Policy):
         def sample_normalized(self, *args):
@@ -176,25 +175,25 @@ def test_a_policy_that_acts_otherwise_than_in_validation_is_found(made):
 
     sluggish = object.__new__(Sluggish)
     sluggish.__dict__.update(policy.__dict__)
-    (said,) = faults(checks.compare(sluggish, "fake", frames, run))
-    assert "the action error is" in said
-    assert "chance explains" in said
+    (fault,) = faults(frame_check.compare_frames(sluggish, "fake", frames, run))
+    assert "the action error is" in fault
+    assert "noise explains" in fault
 
 
-def test_what_a_record_clips_is_known(made):
-    run, _, frames, _ = made
+def test_actions_beyond_the_bounds_are_counted_as_clipped(opened):
+    run, _, frames, _ = opened
     bounded = dataclasses.replace(run.embodiments[0], normalization="bounds")
-    cut = checks._clipped(bounded, frames[0].actions)
-    assert 0 < cut.mean() < 0.5
-    assert not cut[..., 6].any()  # the gripper has no bounds
-    assert not checks._clipped(run.embodiments[0], frames[0].actions).any()
+    is_clipped = frame_check.clipped_actions(bounded, frames[0].actions)
+    assert 0 < is_clipped.mean() < 0.5
+    assert not is_clipped[..., 6].any()  # the gripper has no bounds
+    assert not frame_check.clipped_actions(run.embodiments[0], frames[0].actions).any()
 
 
 @pytest.mark.skipif(
     not (ROOT.parent / "shared" / "data" / "bridge_dataset").exists(),
     reason="no Bridge episodes in the shared data",
 )
-def test_real_frames_of_another_size_are_equal_bit_for_bit(tmp_path):
+def test_resized_real_frames_are_equal_bit_for_bit(tmp_path):
     config = config_for(tmp_path, "bridge_dataset")
     config.data.root = str(ROOT.parent / "shared" / "data")
     config.data.cameras, config.data.goal = {"primary": 48}, "last"
@@ -210,64 +209,66 @@ def test_real_frames_of_another_size_are_equal_bit_for_bit(tmp_path):
 # The report
 
 
-def replayed(success: bool, proprio, skill="push", seed=1) -> checks.DemonstrationReplays:
-    """Return a replay that is exact as recorded and as given after the round trip."""
-    good = Replay(True, 3, np.zeros(3), np.zeros(3))
-    given = Replay(success, len(proprio), np.array(proprio), np.zeros(len(proprio)))
-    return checks.DemonstrationReplays(skill, seed, good, given)
+def replayed(success: bool, proprio, skill="push", seed=1) -> replay_check.DemonstrationReplays:
+    """Return replays: exact as recorded, and the given one after the round trip."""
+    exact = Replay(True, 3, np.zeros(3), np.zeros(3))
+    round_trip = Replay(success, len(proprio), np.array(proprio), np.zeros(len(proprio)))
+    return replay_check.DemonstrationReplays(skill, seed, exact, round_trip)
 
 
-GOOD, PARTED = replayed(True, [0, 0, 1e-8]), replayed(False, [0, 0, 0.2], seed=7)
+EXACT, DIVERGING = replayed(True, [0, 0, 1e-8]), replayed(False, [0, 0, 0.2], seed=7)
 
 
-def test_few_replays_may_part_by_rounding_and_are_told():
-    few = checks.CheckReport(replays=[GOOD] * 39 + [PARTED], simulator="tabletop")
+def test_a_few_diverging_replays_are_remarks_and_many_are_faults():
+    few = policy_check.CheckReport(replays=[EXACT] * 39 + [DIVERGING], simulator="tabletop")
     assert few.faults == []
-    assert "push, seed 7, actions normalised and un-normalised: parts" in few.remarks[0]
-    assert "at step 2, by up to 0.2 of proprio" in few.table()
-    many = checks.CheckReport(replays=[GOOD] * 9 + [PARTED], simulator="tabletop")
+    assert "push, seed 7, actions after the round trip: diverges" in few.remarks[0]
+    assert "at step 2, by up to 0.2 in proprio" in few.table()
+    many = policy_check.CheckReport(replays=[EXACT] * 9 + [DIVERGING], simulator="tabletop")
     assert many.faults == few.remarks
 
 
-def test_a_replay_that_starts_elsewhere_is_a_fault():
-    report = checks.CheckReport(replays=[GOOD] * 99 + [replayed(True, [0.1, 0, 0])])
-    assert "parts from the recording at step 0" in report.faults[0]
+def test_a_replay_with_another_start_is_a_fault():
+    report = policy_check.CheckReport(replays=[EXACT] * 99 + [replayed(True, [0.1, 0, 0])])
+    assert "diverges from the recording at step 0" in report.faults[0]
 
 
 def test_a_crash_of_the_simulator_is_a_fault():
-    broken = checks.DemonstrationReplays(
-        "lift", 3, GOOD.recorded, "Traceback:\nArithmeticError: no"
+    broken = replay_check.DemonstrationReplays(
+        "lift", 3, EXACT.recorded, "Traceback:\nArithmeticError: no"
     )
-    report = checks.CheckReport(replays=[GOOD, broken])
+    report = policy_check.CheckReport(replays=[EXACT, broken])
     assert "lift, seed 3" in report.faults[0]
     assert "ArithmeticError: no" in report.faults[0]
     assert "1/2" in report.table()
 
 
-def test_the_report_is_a_table_a_picture_and_json(compared, tmp_path):
-    report = checks.CheckReport([GOOD, replayed(True, [0, 0], "lift")], [compared], "tabletop")
-    assert report.table().endswith("all is the same")
-    picture = report.write(tmp_path / "check_policy")
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    told = json.loads((tmp_path / "check_policy" / "check_policy.json").read_text())
-    assert told["faults"] == []
-    assert told["inputs"][0]["error_per_dimension"].keys() == set(compared.names)
-    assert len(told["replays"]) == 2
+def test_the_report_has_a_table_a_figure_and_json(compared, tmp_path):
+    report = policy_check.CheckReport(
+        [EXACT, replayed(True, [0, 0], "lift")], [compared], "tabletop"
+    )
+    assert report.table().endswith("no differences")
+    figure = report.write(tmp_path / "check_policy")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    data = json.loads((tmp_path / "check_policy" / "check_policy.json").read_text())
+    assert data["faults"] == []
+    assert data["inputs"][0]["error_per_dimension"].keys() == set(compared.names)
+    assert len(data["replays"]) == 2
 
 
 # Data
 
 
-def test_episodes_without_a_seed_cannot_be_replayed(made):
-    _, data, _, _ = made
-    count, found = recorded.demonstrations(data.source("fake"), 2)
+def test_episodes_without_a_seed_cannot_be_replayed(opened):
+    _, data, _, _ = opened
+    count, episodes = recorded.demonstrations(data.source("fake"), 2)
     assert count == 2
     with pytest.raises(DataError, match=r"does not say its seed, split, skill.*collect\.py"):
-        next(found)
+        next(episodes)
 
 
-def test_an_unknown_dataset_is_named(made):
-    _, data, _, _ = made
+def test_an_unknown_dataset_is_named(opened):
+    _, data, _, _ = opened
     with pytest.raises(ConfigError, match=r"dataset of this mix: 'fke'; did you mean 'fake'"):
         data.source("fke")
 
@@ -276,8 +277,8 @@ def test_an_unknown_dataset_is_named(made):
 
 
 @pytest.mark.slow
-def test_the_script_says_what_differs_and_fails(made, tmp_path):
-    run, _, _, _ = made
+def test_the_script_prints_differences_and_fails(opened, tmp_path):
+    run, _, _, _ = opened
     robot = run.embodiments[0]
     statistics = dataclasses.replace(
         robot.proprio_statistics, std=robot.proprio_statistics.std * 2 + 1
@@ -292,6 +293,6 @@ def test_the_script_says_what_differs_and_fails(made, tmp_path):
         text=True,
     )
     assert done.returncode == 1, done.stderr[-2000:]
-    assert "no replay: no simulator is known that made fake" in done.stdout
+    assert "no replay: no simulator is known for fake" in done.stdout
     assert "DIFFERENT: fake: observation.proprio" in done.stdout
     assert (tmp_path / "check_policy" / "check_policy.png").exists()

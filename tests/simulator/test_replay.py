@@ -1,4 +1,4 @@
-"""Replays of demonstrations: exact as recorded, and red where a record or a start is wrong."""
+"""Replays of demonstrations: exact as recorded; a wrong record or start is a fault."""
 
 import dataclasses
 from typing import NamedTuple
@@ -11,7 +11,7 @@ pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
 from octolike.embodiment import Embodiment, Layout, Statistics
 from octolike.envs.replays import replay
 from octolike.envs.tabletop import ExpertNoise, TabletopEnv, collect_episode
-from octolike.evaluation import checks
+from octolike.evaluation import frame_check, policy_check, replay_check
 
 COMPONENT = {"kind": "tabletop", "primary_size": 32, "wrist_size": 24}
 NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
@@ -34,16 +34,16 @@ def env():
 
 @pytest.fixture(scope="module")
 def demonstrations(env):
-    """Return a few demonstrations of two skills, as scripts/collect.py makes and stores them."""
-    found = []
+    """Return a few demonstrations of two skills, as scripts/collect.py stores them."""
+    recorded = []
     for skill, seed in (("touch", 3), ("push", 11), ("touch", 16), ("push", 40)):
         episode = collect_episode(env, seed, "train", [skill], ExpertNoise())
         assert episode["episode_metadata"]["success"]
-        seen = dict(episode["steps"]["observation"])
-        seen["proprio"] = seen.pop("state")
+        observation = dict(episode["steps"]["observation"])
+        observation["proprio"] = observation.pop("state")
         actions = episode["steps"]["executed_action"]
-        found.append(Demonstration(skill, "train", seed, actions, seen))
-    return found
+        recorded.append(Demonstration(skill, "train", seed, actions, observation))
+    return recorded
 
 
 @pytest.fixture(scope="module")
@@ -66,51 +66,55 @@ def robot(demonstrations):
     )
 
 
-def report(demonstrations, robot, component=COMPONENT) -> checks.CheckReport:
-    played = []
-    found = checks.replay_all(demonstrations, robot, component, lambda: played.append(1), workers=1)
-    assert len(played) == len(demonstrations)
-    return checks.CheckReport(replays=found, simulator="tabletop")
+def report(demonstrations, robot, component=COMPONENT) -> policy_check.CheckReport:
+    calls = []
+    replays = replay_check.replay_demonstrations(
+        demonstrations, robot, component, lambda: calls.append(1), workers=1
+    )
+    assert len(calls) == len(demonstrations)
+    return policy_check.CheckReport(replays=replays, simulator="tabletop")
 
 
-def test_recorded_actions_repeat_their_episode(demonstrations, robot):
-    found = report(demonstrations, robot)
-    assert found.faults == []
-    for r in found.replays:
+def test_recorded_actions_reproduce_their_episode(demonstrations, robot):
+    result = report(demonstrations, robot)
+    assert result.faults == []
+    for r in result.replays:
         assert r.recorded.success
         assert r.round_trip.success
         assert r.recorded.proprio.max() == r.recorded.pixels.max() == 0
 
 
-def test_another_start_is_seen_at_once(env, demonstrations):
+def test_another_start_diverges_at_the_first_step(env, demonstrations):
     d = demonstrations[0]
     options = {"split": d.split, "skills": [d.skill]}
-    found = replay(env, d.seed + 1, options, d.actions, d.observation)
-    assert found.proprio[0] > checks.DRIFT
+    result = replay(env, d.seed + 1, options, d.actions, d.observation)
+    assert result.proprio[0] > replay_check.PROPRIO_TOLERANCE
 
 
-def test_a_record_that_does_not_undo_its_normalisation_is_found(demonstrations, robot, monkeypatch):
+def test_a_record_that_does_not_invert_its_normalisation_is_detected(
+    demonstrations, robot, monkeypatch
+):
     original = Embodiment.unnormalize_action
     monkeypatch.setattr(
         Embodiment, "unnormalize_action", lambda self, x: original(self, x) * np.float32(0.7)
     )
-    found = report(demonstrations, robot)
-    assert found.faults
-    assert all("normalised and un-normalised" in f for f in found.faults)
+    faults = report(demonstrations, robot).faults
+    assert faults
+    assert all("after the round trip" in f for f in faults)
 
 
-def test_another_environment_than_the_recorded_one_is_told(demonstrations, robot):
-    other = COMPONENT | {"primary_size": 40}
-    found = report(demonstrations[:1], robot, other)
-    assert "the simulator shows [40, 40, 3], the recording has [32, 32, 3]" in found.faults[0]
+def test_another_environment_than_the_recorded_one_is_a_fault(demonstrations, robot):
+    component = COMPONENT | {"primary_size": 40}
+    result = report(demonstrations[:1], robot, component)
+    assert "the simulator shows [40, 40, 3], the recording has [32, 32, 3]" in result.faults[0]
 
 
-def test_a_clipping_record_is_shown_and_not_judged(demonstrations, robot):
-    part = robot.action_statistics
-    narrow = dataclasses.replace(part, p01=part.p01 / 4, p99=part.p99 / 4)
+def test_the_round_trip_of_a_clipping_record_is_not_judged(demonstrations, robot):
+    statistics = robot.action_statistics
+    narrow = dataclasses.replace(statistics, p01=statistics.p01 / 4, p99=statistics.p99 / 4)
     clipping = dataclasses.replace(robot, normalization="bounds", action_statistics=narrow)
-    found = report(demonstrations, clipping)
-    compared = checks.FrameComparison("tabletop", clipped=0.3)
-    faults, remarks = checks._replay_faults(found.replays, clipped=compared.clipped > 0)
+    result = report(demonstrations, clipping)
+    compared = frame_check.FrameComparison("tabletop", clipped=0.3)
+    faults, remarks = replay_check.replay_faults(result.replays, clipped=compared.clipped > 0)
     assert faults == []
     assert remarks
