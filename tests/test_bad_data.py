@@ -248,12 +248,12 @@ def test_a_camera_that_no_dataset_has_is_named(whole, tmp_path):
 @pytest.mark.parametrize(
     ("mix", "message"),
     [
-        ("fake=0", "weight 0 of fake must be a positive number; to leave a dataset out, leave out"),
+        ("fake=0", "weight 0 of fake must be a positive number; to exclude a dataset, remove"),
         ("fake=-1", "must be a positive number"),
         ("fake=nan", "must be a positive number"),
         ("fake=inf", "must be a positive number"),
-        ("fake=much", "weight 'much' of fake is no number"),
-        ("fake=", "weight '' of fake is no number"),
+        ("fake=much", "weight 'much' of fake is not a number"),
+        ("fake=", "weight '' of fake is not a number"),
         ("fake,fake", "names fake twice"),
         ("fakes", "unknown mix or dataset in data.mix: 'fakes'; did you mean 'fake'"),
         ("bridge_datset=1", "did you mean 'bridge_dataset'"),

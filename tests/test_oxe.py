@@ -1,4 +1,4 @@
-"""Open X-Embodiment: every row from TFRecords to a batch, mixes, expressions, rows of one's own."""
+"""Open X-Embodiment: specs from TFRecords to batches, mixtures, expressions, users' specs."""
 
 import zlib
 
@@ -11,11 +11,12 @@ from octolike.data import open_data
 from octolike.data.rlds.reader import ExcludedEpisodeError, Reader
 from octolike.data.specs import expressions, mixes
 from octolike.data.specs.catalog import DATASETS, describe_uncertain, find_spec, load_specs
+from octolike.data.specs.expressions import check_expression, evaluate
 from octolike.data.specs.oxe import OXE
 
-ROWS = {row.name: row for row in OXE}
+SPECS = {spec.name: spec for spec in OXE}
 SOUP = mixes.MIXES["magic_soup"]
-# Octo's model card, % of the examples; the order of the largest
+# Octo's model card: % of the examples, largest first
 CARD = {
     "bridge_dataset": 17.0,
     "fractal20220817_data": 17.0,
@@ -57,63 +58,63 @@ def settings(root, mix, **data) -> Config:
     return config
 
 
-def test_every_dataset_of_the_field_has_a_row():
-    assert len(ROWS) == 75
-    arms = [row for row in OXE if len(row.action) == 7]
+def test_every_dataset_of_the_field_has_a_spec():
+    assert len(SPECS) == 75
+    arms = [spec for spec in OXE if len(spec.action) == 7]
     assert len(arms) > 60
-    assert {len(ROWS[n].action) for n in ROWS} == {2, 7, 8, 14, 16}
-    for row in OXE:
-        grippers = [i for i, n in enumerate(row.action.names) if "gripper" in n]
-        assert not any(row.action.normalized[i] for i in grippers)
-        assert all(row.action.absolute[i] for i in grippers)
+    assert {len(spec.action) for spec in OXE} == {2, 7, 8, 14, 16}
+    for spec in OXE:
+        grippers = [i for i, n in enumerate(spec.action.names) if "gripper" in n]
+        assert not any(spec.action.normalized[i] for i in grippers)
+        assert all(spec.action.absolute[i] for i in grippers)
 
 
-@pytest.mark.parametrize("name", sorted(ROWS))
-def test_from_records_through_the_row(root, name):
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_records_become_standard_episodes(root, name):
     fake(root, name)
-    row = find_spec(name)
-    reader = Reader(row, str(root), "train")
+    spec = find_spec(name)
+    reader = Reader(spec, str(root), "train")
     episodes = []
     for raw in (raw for shard in range(len(reader.files)) for raw in reader.read_records(shard)):
         try:
-            episodes.append(reader.parse_episode(raw, name, depth=tuple(row.depth)))
+            episodes.append(reader.parse_episode(raw, name, depth=tuple(spec.depth)))
         except ExcludedEpisodeError:
-            assert row.keep
+            assert spec.keep
     assert episodes
     for e in episodes:
         t = len(e)
-        assert e.action.shape == (t, len(row.action))
+        assert e.action.shape == (t, len(spec.action))
         assert e.action.dtype == np.float32
-        assert (e.proprio is None) == (row.proprio is None)
+        assert (e.proprio is None) == (spec.proprio is None)
         if e.proprio is not None:
-            assert e.proprio.shape == (t, len(row.proprio))
-        assert set(e.images) == set(row.cameras)
+            assert e.proprio.shape == (t, len(spec.proprio))
+        assert set(e.images) == set(spec.cameras)
         assert all(len(x) == t for x in (*e.images.values(), *e.depth.values(), e.instructions))
     moving = np.ptp(np.concatenate([e.action for e in episodes]), axis=0) > 0
-    constant = [n for n, m in zip(row.action.names, moving, strict=True) if not m]
+    constant = [n for n, m in zip(spec.action.names, moving, strict=True) if not m]
     assert all("unused" in n or "gripper" in n for n in constant), constant
 
 
-def test_the_soup_streams_as_one_mix(root):
+def test_the_soup_streams_as_one_mixture(root):
     for name in SOUP.weights:
         fake(root, name)
     data = open_data(settings(root, "magic_soup", cameras={"primary": 16, "wrist": 16}))
     stream = data.train()
-    seen = set()
+    datasets = set()
     for _ in range(12):
         batch = next(stream)
         assert batch["observation"]["image_primary"].shape == (8, 1, 16, 16, 3)
         assert np.isfinite(batch["action"]).all()
-        seen |= set(batch["dataset"].tolist())
+        datasets |= set(batch["dataset"].tolist())
     stream.close()
-    assert len(seen) > 8
+    assert len(datasets) > 8
     assert len(data.names.embodiments) == 25
-    told = data.describe()
-    assert "uncertain: " in told
-    assert all(name in told for name in SOUP.weights)
+    description = data.describe()
+    assert "uncertain: " in description
+    assert all(name in description for name in SOUP.weights)
 
 
-def test_arms_two_arms_and_a_vehicle_share_a_batch(root):
+def test_one_arm_two_arms_and_a_vehicle_share_a_batch(root):
     names = ("bridge_dataset", "aloha_static_dataset", "gnm_dataset")
     for name in names:
         fake(root, name)
@@ -129,8 +130,8 @@ def test_arms_two_arms_and_a_vehicle_share_a_batch(root):
         assert mask[:, 0, 0].sum(axis=-1).tolist() == [width] * len(mask)
 
 
-def test_the_soups_shares_are_the_model_cards():
-    steps = {name: ROWS[name].steps for name in SOUP.weights if ROWS[name].steps}
+def test_the_shares_of_the_soup_match_the_model_card():
+    steps = {name: SPECS[name].steps for name in SOUP.weights if SPECS[name].steps}
     assert SOUP.kind == "multipliers"
     steps |= dict.fromkeys(SOUP.weights.keys() - steps.keys(), 20_000)  # small, size unknown
     shares = dict(zip(SOUP.weights, 100 * SOUP.shares(steps), strict=True))
@@ -139,7 +140,7 @@ def test_the_soups_shares_are_the_model_cards():
         assert shares[name] == pytest.approx(share, abs=1.5), name
 
 
-def test_the_named_mixes():
+def test_the_named_mixtures_have_their_datasets():
     assert len(mixes.MIXES["rtx"].weights) == 11
     assert set(mixes.MIXES["bridge_and_fractal"].weights) == {
         "bridge_dataset",
@@ -166,12 +167,15 @@ def test_gripper_events_become_states():
     assert np.isnan(nan[1, 0])
 
 
-def test_expressions_cut_wrap_inflate_and_turn():
+def test_expressions_trim_wrap_decompress_and_rotate():
     angle = np.float32([[0], [3], [-3], [0.1]])
     position = {"angle": angle, "present/xyz": np.arange(12.0).reshape(4, 3)}
     packed = np.array([zlib.compress(np.float32([i, -i]).tobytes()) for i in range(4)], object)
-    given = steps(observation={**position, "packed": packed}, action=np.ones((4, 5), np.int64))
-    run = lambda *parts: expressions.evaluate(parts, given)
+    raw_steps = steps(observation={**position, "packed": packed}, action=np.ones((4, 5), np.int64))
+
+    def run(*texts):
+        return expressions.evaluate(texts, raw_steps)
+
     change = run("wrap(next(observation.angle) - observation.angle)", "action[-1:]")
     assert change.shape == (3, 2)
     np.testing.assert_allclose(change[:, 0], [3, 2 * np.pi - 6, 3.1], rtol=1e-6)
@@ -188,28 +192,28 @@ def test_expressions_cut_wrap_inflate_and_turn():
 
 
 @pytest.mark.parametrize(
-    ("part", "message"),
+    ("expression", "message"),
     [
-        ("__import__('os')", "none of"),
-        ("action.world.__class__()", "none of the functions"),
-        ("[x for x in action]", "none of"),
-        ("action +", "is no expression"),
-        ("clip(action, min=0)", "none of the functions"),
+        ("__import__('os')", "unknown function '__import__'"),
+        ("action.world.__class__()", "unknown function"),
+        ("[x for x in action]", "unknown name 'x'"),
+        ("action +", "is not an expression"),
+        ("clip(action, min=0)", "'clip' does not take keyword arguments"),
     ],
 )
-def test_nothing_else_of_python_is_understood(part, message):
-    given = steps(observation={"a": np.ones(3)}, action=np.ones((3, 2)))
+def test_other_python_syntax_is_rejected(expression, message):
+    raw_steps = steps(observation={"a": np.ones(3)}, action=np.ones((3, 2)))
     with pytest.raises(ValueError, match=message):
-        _ = expressions.check_expression(part) or expressions.evaluate((part,), given)
+        _ = check_expression(expression) or evaluate((expression,), raw_steps)
 
 
-def test_a_field_that_is_not_there_is_named():
-    given = steps(observation={"a": np.ones(3)}, action={"b": np.ones((3, 2))})
+def test_an_expression_names_a_missing_field():
+    raw_steps = steps(observation={"a": np.ones(3)}, action={"b": np.ones((3, 2))})
     with pytest.raises(KeyError, match=r"action\.world_vector"):
-        expressions.evaluate(("action.world_vector",), given)
+        expressions.evaluate(("action.world_vector",), raw_steps)
 
 
-OWN = """
+USER_SPECS = """
 from octolike.data.specs.catalog import DatasetSpec
 from octolike.data.specs.spec import EEF_DELTA
 DATASETS = [DatasetSpec(name="mine", version="1.0.0", cameras={"primary": "image"},
@@ -218,14 +222,14 @@ DATASETS = [DatasetSpec(name="mine", version="1.0.0", cameras={"primary": "image
 """
 
 
-def test_rows_of_ones_own(tmp_path):
+def test_a_users_file_adds_specs(tmp_path):
     path = tmp_path / "my_robot.py"
-    path.write_text(OWN)
-    rows = load_specs([str(path)])
-    assert rows["mine"].robot == "mine"
-    assert set(DATASETS) < set(rows)
+    path.write_text(USER_SPECS)
+    specs = load_specs([str(path)])
+    assert specs["mine"].robot == "mine"
+    assert set(DATASETS) < set(specs)
     again = tmp_path / "again.py"
-    again.write_text(OWN)
+    again.write_text(USER_SPECS)
     with pytest.raises(ConfigError, match=r"'mine' is in .*my_robot.py and in .*again.py"):
         load_specs([str(path), str(again)])
 
@@ -233,14 +237,17 @@ def test_rows_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = 1", "defines no DATASETS"),
-        ("DATASETS = [3]", "expected rows"),
+        ("x = 1", "does not define DATASETS"),
+        ("DATASETS = [3]", "expected dataset specs"),
         ("1 / 0", "cannot be read: ZeroDivisionError"),
-        (OWN.replace('("action",)', '("frobnicate(action)",)'), "none of the functions"),
-        (OWN.replace('action_from=("action",),', ""), "either action_from"),
+        (
+            USER_SPECS.replace('("action",)', '("frobnicate(action)",)'),
+            "unknown function 'frobnicate'",
+        ),
+        (USER_SPECS.replace('action_from=("action",),', ""), "either action_from"),
     ],
 )
-def test_bad_spec_files(tmp_path, text, message):
+def test_invalid_spec_files_are_rejected(tmp_path, text, message):
     path = tmp_path / "bad.py"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -249,6 +256,6 @@ def test_bad_spec_files(tmp_path, text, message):
         load_specs([str(tmp_path / "none.py")])
 
 
-def test_what_is_uncertain_is_said():
+def test_uncertain_facts_are_reported():
     assert describe_uncertain([find_spec("tabletop")]) == ""
     assert "rh20t" in describe_uncertain([find_spec("rh20t")])

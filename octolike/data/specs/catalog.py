@@ -1,7 +1,7 @@
-"""One row per dataset. A new dataset is a new row.
+"""The dataset specs by name.
 
-The Open X-Embodiment datasets are in `oxe`; rows of one's own may live outside the package, in a
-Python file that config.data.specs names (`load_specs`).
+The specs of Open X-Embodiment are in `oxe`. Further specs may live outside the package, in Python
+files that config.data.specs lists (`load_specs`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from octolike.data.specs.oxe import OXE
 from octolike.data.specs.spec import EEF_DELTA, EEF_POSE, DatasetSpec
 from octolike.embodiment import Layout
 
-# Everything that this project's simulators and tests write has the same fields.
+# All datasets that this project's simulators and tests write have these fields.
 _OWN = DatasetSpec(
     name="tabletop",
     version="1.0.0",
@@ -33,26 +33,26 @@ _OWN = DatasetSpec(
 # Episodes of rlds/synthetic.py; the robot's name is that of stored runs.
 _FAKE = replace(_OWN, name="fake", label="", robot="none: octolike.data.fake")
 
-# The same table again, for what one policy is to learn beside, or after, the rest.
+# The same robot again: the target of cotraining and finetuning experiments.
 _TARGET = replace(_OWN, name="tabletop_target")
 
-# Robots that mean another thing by their numbers (octolike.envs.tabletop.conventions), in conflict
-# on purpose; and demonstrations whose tasks are the skills, to sample by.
+# Robots with deliberately conflicting action conventions (octolike.envs.tabletop.conventions), and
+# demonstrations labelled by skill, for sampling by task.
 _CONFLICTING = tuple(
-    replace(_OWN, name=f"tabletop_{how}", robot=f"{_OWN.robot}, actions {how}")
-    for how in ("mirrored", "rescaled")
+    replace(_OWN, name=f"tabletop_{convention}", robot=f"{_OWN.robot}, actions {convention}")
+    for convention in ("mirrored", "rescaled")
 )
 _BY_SKILL = replace(
     _OWN, name="tabletop_by_skill", label="episode.episode_metadata.skill", embodiment="tabletop"
 )
 
-# A dataset for each skill of one robot, to ask what they are to one another: scripts/transfer.py.
+# One dataset per skill of one robot, for the transfer study: scripts/transfer.py.
 _SKILLS = tuple(
     replace(_OWN, name=f"tabletop_{skill}", embodiment="tabletop")
     for skill in ("touch", "push", "lift", "put", "stack")
 )
 
-# Meta-World as octolike.envs.metaworld shows it: one camera, and of the state the hand alone.
+# Meta-World as in octolike.envs.metaworld: one camera; of the state, only the hand.
 _METAWORLD = replace(
     _OWN,
     name="metaworld",
@@ -92,42 +92,50 @@ _ALOHA = replace(
     robot="two simulated ViperX arms (octolike.envs.aloha)",
 )
 
-_TABLES = (_OWN, _TARGET, *_CONFLICTING, _BY_SKILL, *_SKILLS)
-DATASETS = {row.name: row for row in (*_TABLES, _METAWORLD, _ALOHA, _FAKE, *OXE)}
+_TABLETOP = (_OWN, _TARGET, *_CONFLICTING, _BY_SKILL, *_SKILLS)
+DATASETS = {spec.name: spec for spec in (*_TABLETOP, _METAWORLD, _ALOHA, _FAKE, *OXE)}
 
 
-def find_spec(name: str, rows: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:
-    """Return the row of a dataset; ConfigError with the nearest name where there is none."""
-    if name not in rows:
-        known = unknown("dataset in data.mix", name, rows)
-        raise ConfigError(f"{known}; one's own dataset is a row of a file in data.specs")
-    return rows[name]
+def find_spec(name: str, specs: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:
+    """Return the spec of a dataset; ConfigError with the nearest name if it is unknown."""
+    if name not in specs:
+        raise ConfigError(
+            unknown("dataset in data.mix", name, specs)
+            + "; describe your own dataset in a file listed in data.specs"
+        )
+    return specs[name]
 
 
 def load_specs(paths: Sequence[str]) -> dict[str, DatasetSpec]:
-    """Return all rows: ours, and those of Python files that define DATASETS (rows, or a dict).
+    """Return all specs by name: those of the package and of Python files that define DATASETS.
 
-    A file's row takes the place of ours of the same name. ConfigError for a file that is missing,
-    does not run, has no DATASETS or something else in it, and where two files name one dataset.
+    DATASETS is a sequence or a dict of specs; a spec of a file replaces the package's spec of the
+    same name. Raises ConfigError for a file that is missing, fails to run, has no or an invalid
+    DATASETS, and if two files describe the same dataset.
     """
-    found: dict[str, str] = {}
-    rows = dict(DATASETS)
+    files: dict[str, str] = {}
+    specs = dict(DATASETS)
     for path in paths:
-        given = getattr(load_module(path), "DATASETS", None)
-        listed: Iterable[Any] = given.values() if isinstance(given, Mapping) else given or ()
-        if not isinstance(given, (Mapping, list, tuple)) or not given:
-            raise ConfigError(f"{path} defines no DATASETS = [DatasetSpec(...), ...]")
-        for row in listed:
-            if not isinstance(row, DatasetSpec):
+        datasets = getattr(load_module(path), "DATASETS", None)
+        items: Iterable[Any] = (
+            datasets.values() if isinstance(datasets, Mapping) else datasets or ()
+        )
+        if not isinstance(datasets, (Mapping, list, tuple)) or not datasets:
+            raise ConfigError(f"{path} does not define DATASETS = [DatasetSpec(...), ...]")
+        for spec in items:
+            if not isinstance(spec, DatasetSpec):
                 raise ConfigError(
-                    f"DATASETS of {path} has {row!r}; expected rows: DatasetSpec(...)"
+                    f"DATASETS of {path} contains {spec!r}; expected dataset specs: "
+                    "DatasetSpec(...)"
                 )
-            if row.name in found:
-                raise ConfigError(f"dataset {row.name!r} is in {found[row.name]} and in {path}")
-            found[row.name], rows[row.name] = path, row
-    return rows
+            if spec.name in files:
+                raise ConfigError(f"dataset {spec.name!r} is in {files[spec.name]} and in {path}")
+            files[spec.name], specs[spec.name] = path, spec
+    return specs
 
 
-def describe_uncertain(rows: Iterable[DatasetSpec]) -> str:
-    """Return a line per dataset of which the sources leave something open; "" for none."""
-    return "\n".join(f"uncertain: {r.name}: {'; '.join(r.uncertain)}" for r in rows if r.uncertain)
+def describe_uncertain(specs: Iterable[DatasetSpec]) -> str:
+    """Return a line per dataset with open questions; "" if no dataset has any."""
+    return "\n".join(
+        f"uncertain: {spec.name}: {'; '.join(spec.uncertain)}" for spec in specs if spec.uncertain
+    )

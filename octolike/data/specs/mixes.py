@@ -1,7 +1,7 @@
-"""Named mixes of datasets. A mix says whether its numbers multiply sizes or are shares.
+"""Named mixtures of datasets. The weights of a mixture are either multipliers or shares.
 
-The two kinds are never confused: multipliers scale a dataset's number of steps, shares are of the
-examples, whatever the sizes.
+Multipliers scale the number of steps of a dataset; shares are fractions of the examples, whatever
+the sizes of the datasets. A mixture never combines both.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from octolike.data.specs.catalog import DATASETS
 
 @dataclass(frozen=True)
 class Mixture:
-    """weights: dataset: number > 0; kind: "multipliers" of steps, or "shares" of examples."""
+    """weights: {dataset: number > 0}; kind: "multipliers" of steps or "shares" of examples."""
 
     weights: Mapping[str, float]
     kind: str
 
     def shares(self, steps: Mapping[str, int]) -> np.ndarray:
-        """Return the share of examples of each dataset, float64 [datasets], summing to 1."""
+        """Return each dataset's share of the examples: float64 [datasets], summing to 1."""
         weight = np.array([self.weights[d] for d in self.weights], np.float64)
         if self.kind == "multipliers":
             weight = weight * np.array([steps[d] for d in self.weights], np.float64)
@@ -38,42 +38,49 @@ MIXES = (
 )
 
 
-def parse(text: str, kind: str, rows: Collection[str] = DATASETS) -> Mixture:
-    """Return the mix that data.mix names, or spells as 'dataset=weight,dataset'.
+def parse(text: str, kind: str, specs: Collection[str] = DATASETS) -> Mixture:
+    """Return the mixture that data.mix names or lists as 'dataset=weight,dataset'.
 
-    `kind` is of spelled weights; a named mix has its own. A named mix may also stand among datasets
-    if its weights are of that kind; a number then multiplies them. rows: the datasets there are.
-    Raises ConfigError for an unknown name and for a weight that is not a positive number.
+    A named mixture may also appear in the list if its weights are of the same kind; its weight then
+    multiplies them. Raises ConfigError for an unknown name and for a weight that is not a positive
+    number.
+
+    Args:
+        text: data.mix.
+        kind: of the weights in a list; a named mixture has its own.
+        specs: names of the available datasets.
     """
     if text in MIXES:
         return MIXES[text]
     weights: dict[str, float] = {}
     for item in filter(None, text.split(",")):
-        name, given, number = (part.strip() for part in item.partition("="))
-        parts = MIXES[name].weights if name in MIXES else {name: 1.0}
+        name, equals, number = (part.strip() for part in item.partition("="))
+        members = MIXES[name].weights if name in MIXES else {name: 1.0}
         if name in MIXES and MIXES[name].kind != kind:
             raise ConfigError(
-                f"data.mix: the weights of {name!r} are {MIXES[name].kind}, data.mix_weights is "
-                f"{kind!r}; set it to {MIXES[name].kind!r} to put datasets beside that mix"
+                f"data.mix: the weights of {name!r} are {MIXES[name].kind}, but data.mix_weights "
+                f"is {kind!r}; set it to {MIXES[name].kind!r} to combine that mixture with datasets"
             )
-        if name not in rows and name not in MIXES:
-            known = unknown("mix or dataset in data.mix", name, {*MIXES, *rows})
-            raise ConfigError(f"{known}; one's own dataset is a row of a file in data.specs")
+        if name not in specs and name not in MIXES:
+            raise ConfigError(
+                unknown("mix or dataset in data.mix", name, {*MIXES, *specs})
+                + "; describe your own dataset in a file listed in data.specs"
+            )
         try:
-            weight = float(number) if given else 1.0
+            weight = float(number) if equals else 1.0
         except ValueError:
-            raise ConfigError(f"data.mix: weight {number!r} of {name} is no number") from None
+            raise ConfigError(f"data.mix: weight {number!r} of {name} is not a number") from None
         if not (0 < weight < float("inf")):
             raise ConfigError(
                 f"data.mix: weight {number} of {name} must be a positive number; "
-                "to leave a dataset out, leave out its name"
+                "to exclude a dataset, remove its name"
             )
-        for dataset in parts.keys() & weights.keys():
+        for dataset in members.keys() & weights.keys():
             raise ConfigError(f"data.mix names {dataset} twice")
-        weights |= {dataset: weight * part for dataset, part in parts.items()}
+        weights |= {dataset: weight * factor for dataset, factor in members.items()}
     if not weights:
         raise ConfigError(
             "data.mix is empty; name a mix or datasets "
-            f"(mixes: {', '.join(sorted(MIXES))}; datasets: {', '.join(sorted(rows))})"
+            f"(mixes: {', '.join(sorted(MIXES))}; datasets: {', '.join(sorted(specs))})"
         )
     return Mixture(weights, kind)

@@ -1,13 +1,14 @@
-"""The Open X-Embodiment datasets, the ALOHA and the LIBERO conversions: one row each.
+"""The specs of Open X-Embodiment, of ALOHA and of the LIBERO conversions.
 
-What peers' loaders and public descriptions say of these datasets, put into our words; where the
-peers get one wrong, the row says what is right and a comment why. What no source settles is in
-`uncertain`. Frames and rates are the datasets' own: nothing aligns them. Names of dimensions:
+They combine what other loaders and public descriptions state about these datasets. If another
+loader is wrong, a comment explains the difference. `uncertain` lists the questions that no source
+settles. Coordinate frames and rates are those of the datasets; nothing aligns them. Names of
+dimensions:
 
     x y z, roll pitch yaw   position (m) and Euler angles (rad) of the end-effector; d…: a change
     ax ay az, qx qy qz qw   axis-angle (rad), quaternion
-    joint_i, gripper, …     angle (rad); see `gripper` for what 1 means
-    unused                  a constant in the place of what other robots have there
+    joint_i, gripper, …     angle (rad); see `gripper` for the meaning of 1
+    unused                  a constant in the place of a dimension that other robots have
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from octolike.data.specs.spec import DatasetSpec
 from octolike.embodiment import Layout
 
 
-def _row(
+def _spec(
     name: str,
     version: str,
     *,
@@ -28,29 +29,39 @@ def _row(
     action: str,
     proprio: str = "",
     joint_targets: bool = True,
-    **rest: Any,
+    **fields: Any,
 ) -> DatasetSpec:
-    """Return a row; action, proprio: names of the dimensions; joint_targets: of the action."""
+    """Return a spec with layouts made from the names of the dimensions.
+
+    Args:
+        name: of the dataset.
+        version: of the dataset.
+        cameras: as in DatasetSpec.
+        action: names of the dimensions, separated by spaces.
+        proprio: likewise; "" for none.
+        joint_targets: whether joints of the action are absolute targets, not changes.
+        fields: further fields of DatasetSpec.
+    """
     return DatasetSpec(
         name=name,
         version=version,
         cameras=cameras,
-        action=_layout(action, joint_targets, gripper_as_is=True),
-        proprio=_layout(proprio, True, gripper_as_is=False) if proprio else None,
-        **rest,
+        action=_layout(action, joint_targets, normalize_gripper=False),
+        proprio=_layout(proprio, True, normalize_gripper=True) if proprio else None,
+        **fields,
     )
 
 
-def _layout(names: str, joint_targets: bool, *, gripper_as_is: bool) -> Layout:
+def _layout(names: str, joint_targets: bool, *, normalize_gripper: bool) -> Layout:
     dims = tuple(names.split())
     bare = [d.rpartition("_")[0] if d[-1].isdigit() else d for d in dims]
     change = [d.startswith(("d", "base")) or ("joint" in d and not joint_targets) for d in dims]
-    kept = [b == "unused" or ("gripper" in b and gripper_as_is) for b in bare]
+    raw = [b == "unused" or ("gripper" in b and not normalize_gripper) for b in bare]
     return Layout(
         names=dims,
         units=tuple(_unit(b) for b in bare),
         absolute=tuple(not c for c in change),
-        normalized=tuple(not k for k in kept),
+        normalized=tuple(not r for r in raw),
     )
 
 
@@ -64,7 +75,7 @@ def _unit(name: str) -> str:
 
 
 OXE = (
-    _row(
+    _spec(
         "aloha_dagger_dataset",
         "",
         cameras={
@@ -98,7 +109,7 @@ OXE = (
             "arm order (left first) follows ALOHA practice, unverified",
         ),
     ),
-    _row(
+    _spec(
         "aloha_mobile_dataset",
         "0.0.1",
         folder="aloha_mobile",
@@ -135,7 +146,7 @@ OXE = (
             "arm order (left first) follows ALOHA practice, unverified",
         ),
     ),
-    _row(
+    _spec(
         "aloha_static_dataset",
         "",
         cameras={
@@ -169,7 +180,7 @@ OXE = (
             "arm order (left first) follows ALOHA practice, unverified",
         ),
     ),
-    _row(
+    _spec(
         "asu_table_top_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -186,12 +197,12 @@ OXE = (
         uncertain=(
             "the gripper's sign rests on one source or none",
             (
-                "perhaps action (7) may be joint-space (6 joints + gripper, like "
+                "action (7) may be joint-space (6 joints + gripper, like "
                 "observation.state); the field text is a template and cannot settle it"
             ),
         ),
     ),
-    _row(
+    _spec(
         "austin_buds_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -208,7 +219,7 @@ OXE = (
         steps=32757,
         episodes=50,
     ),
-    _row(
+    _spec(
         "austin_sailor_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -225,7 +236,7 @@ OXE = (
         steps=334011,
         episodes=240,
     ),
-    _row(
+    _spec(
         # same numbers, right label
         "austin_sirius_dataset_converted_externally_to_rlds",
         "0.1.0",
@@ -243,7 +254,7 @@ OXE = (
         steps=265812,
         episodes=559,
     ),
-    _row(
+    _spec(
         "bc_z",
         "0.1.0",
         cameras={"primary": "image"},
@@ -267,7 +278,7 @@ OXE = (
         steps=5432343,
         episodes=43264,
     ),
-    _row(
+    _spec(
         "berkeley_autolab_ur5",
         "0.1.0",
         cameras={"primary": "image", "wrist": "hand_image"},
@@ -301,7 +312,7 @@ OXE = (
             "the unit of depth is not stated: metres are assumed",
         ),
     ),
-    _row(
+    _spec(
         "berkeley_cable_routing",
         "0.1.0",
         cameras={"primary": "image", "secondary": "top_image", "wrist": "wrist45_image"},
@@ -311,14 +322,14 @@ OXE = (
         action_from=("action.world_vector", "action.rotation_delta", "zeros(1)"),
         proprio="joint_0 joint_1 joint_2 joint_3 joint_4 joint_5 joint_6",
         proprio_from=("observation.robot_state",),
-        gripper="1 = constant 0 (closed); stored: none, None",
+        gripper="constant 0 (closed); stored: none",
         control_hz=10,
         robot="Franka",
         end_effector="stock gripper of the robot",
         steps=36758,
         episodes=1647,
     ),
-    _row(
+    _spec(
         # a command should lead the state; Re-Mix shifts by one step
         "berkeley_fanuc_manipulation",
         "0.1.0",
@@ -340,7 +351,7 @@ OXE = (
         episodes=415,
         uncertain=("the gripper's sign rests on one source or none",),
     ),
-    _row(
+    _spec(
         "berkeley_gnm_cory_hall",
         "0.1.0",
         cameras={"wrist": "image"},
@@ -349,12 +360,12 @@ OXE = (
         action_from=("action", "zeros(5)"),
         proprio="x y unused_0 unused_1 unused_2 yaw",
         proprio_from=("observation.position", "zeros(3)", "observation.yaw"),
-        gripper="1 = constant 0; stored: none, None",
+        gripper="constant 0; stored: none",
         control_hz=5,
         robot="RC Car",
         episodes=7331,
     ),
-    _row(
+    _spec(
         "berkeley_gnm_recon",
         "0.1.0",
         cameras={"wrist": "image"},
@@ -363,12 +374,12 @@ OXE = (
         action_from=("action", "zeros(5)"),
         proprio="x y unused_0 unused_1 unused_2 yaw",
         proprio_from=("observation.position", "zeros(3)", "observation.yaw"),
-        gripper="1 = constant 0; stored: none, None",
+        gripper="constant 0; stored: none",
         control_hz=3,
         robot="Jackal",
         episodes=11834,
     ),
-    _row(
+    _spec(
         "berkeley_gnm_sac_son",
         "0.1.0",
         cameras={"wrist": "image"},
@@ -377,12 +388,12 @@ OXE = (
         action_from=("action", "zeros(5)"),
         proprio="x y unused_0 unused_1 unused_2 yaw",
         proprio_from=("observation.position", "zeros(3)", "observation.yaw"),
-        gripper="1 = constant 0; stored: none, None",
+        gripper="constant 0; stored: none",
         control_hz=10,
         robot="TurtleBot 2",
         episodes=2955,
     ),
-    _row(
+    _spec(
         "berkeley_mvp_converted_externally_to_rlds",
         "0.1.0",
         cameras={"wrist": "hand_image"},
@@ -406,7 +417,7 @@ OXE = (
             ),
         ),
     ),
-    _row(
+    _spec(
         "berkeley_rpt_converted_externally_to_rlds",
         "0.1.0",
         cameras={"wrist": "hand_image"},
@@ -427,7 +438,7 @@ OXE = (
         episodes=908,
         uncertain=("the gripper's sign rests on one source or none",),
     ),
-    _row(
+    _spec(
         "bridge_dataset",
         "1.0.0",
         cameras={"primary": "image_0", "secondary": "image_1"},
@@ -447,7 +458,7 @@ OXE = (
         steps=1946218,
         episodes=60096,
     ),
-    _row(
+    _spec(
         "bridge_orig",
         "1.0.0",
         cameras={"primary": "image_0", "secondary": "image_1"},
@@ -467,7 +478,7 @@ OXE = (
         steps=1946218,
         episodes=60096,
     ),
-    _row(
+    _spec(
         "bridge_oxe",
         "0.1.0",
         folder="bridge",
@@ -487,7 +498,7 @@ OXE = (
         end_effector="stock gripper of the robot",
         episodes=28935,
     ),
-    _row(
+    _spec(
         "cmu_franka_exploration_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "highres_image"},
@@ -501,9 +512,9 @@ OXE = (
         episodes=199,
         uncertain=("the gripper's sign rests on one source or none",),
     ),
-    _row(
-        # field text: position 3 + quaternion 4, gripper 1, terminate 1; the peers' last-four
-        # slice misses the rotation and ends on the terminate flag
+    _spec(
+        # field text: position 3 + quaternion 4, gripper 1, terminate 1; the slice of the last four
+        # numbers in other loaders misses the rotation and ends on the terminate flag
         "cmu_play_fusion",
         "0.1.0",
         cameras={"primary": "image"},
@@ -513,7 +524,7 @@ OXE = (
         proprio="joint_0 joint_1 joint_2 joint_3 joint_4 joint_5 joint_6 gripper",
         proprio_from=("observation.state",),
         gripper=(
-            "1 = terminate flag in the peers' layout; open in the recommended one; "
+            "1 = open (in the layout of other loaders, the terminate flag); "
             "stored: absolute, binary in action[7]; 1 = open per Re-Mix"
         ),
         control_hz=5,
@@ -522,12 +533,12 @@ OXE = (
         steps=221887,
         episodes=576,
         uncertain=(
-            "others left it out because of NaNs",
+            "other projects excluded it because of NaNs",
             "the gripper's sign rests on one source or none",
             "the zero or identity quaternion order is unverified",
         ),
     ),
-    _row(
+    _spec(
         "cmu_playing_with_food",
         "1.0.0",
         cameras={"primary": "image", "wrist": "finger_vision_1"},
@@ -546,7 +557,7 @@ OXE = (
             "the gripper's sign rests on one source or none",
         ),
     ),
-    _row(
+    _spec(
         "cmu_stretch",
         "0.1.0",
         cameras={"primary": "image"},
@@ -563,7 +574,7 @@ OXE = (
         episodes=135,
         uncertain=("the gripper's sign rests on one source or none",),
     ),
-    _row(
+    _spec(
         # keeps the 1 = open convention; raw range unverified
         "columbia_cairlab_pusht_real",
         "0.1.0",
@@ -578,7 +589,7 @@ OXE = (
         proprio="x y",
         proprio_from=("observation.robot_state",),
         gripper=(
-            "1 = closed (not inverted by the peers); stored: absolute, closedness; "
+            "1 = open (not inverted by other loaders: 1 = closed); stored: absolute, closedness; "
             "the robot holds a stick, so it carries no information"
         ),
         control_hz=10,
@@ -587,7 +598,7 @@ OXE = (
         episodes=136,
         uncertain=("the gripper's sign rests on one source or none",),
     ),
-    _row(
+    _spec(
         "dlr_edan_shared_control_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -609,7 +620,7 @@ OXE = (
             "the gripper's sign rests on one source or none",
         ),
     ),
-    _row(
+    _spec(
         "dlr_sara_grid_clamp_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -630,7 +641,7 @@ OXE = (
             "the gripper's sign rests on one source or none",
         ),
     ),
-    _row(
+    _spec(
         "dlr_sara_pour_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -652,7 +663,7 @@ OXE = (
             "the gripper's sign rests on one source or none",
         ),
     ),
-    _row(
+    _spec(
         "dobbe",
         "0.0.1",
         cameras={"wrist": "wrist_image"},
@@ -671,7 +682,7 @@ OXE = (
             "the gripper's sign rests on one source or none",
         ),
     ),
-    _row(
+    _spec(
         # cartesian_position is 6 wide; the POS_QUAT label cannot be right
         "droid",
         "1.0.1",
@@ -694,7 +705,7 @@ OXE = (
         end_effector="Robotiq 2F-85",
         episodes=95658,
     ),
-    _row(
+    _spec(
         "droid_wipe",
         "",
         cameras={"primary": "exterior_image_2_left", "wrist": "wrist_image_left"},
@@ -710,7 +721,7 @@ OXE = (
         robot="Franka",
         uncertain=("no source states its version: the one on disk is read",),
     ),
-    _row(
+    _spec(
         # eef_pose is 7 wide in the TFDS catalogue, so the POS_EULER label of Octo and OpenVLA
         # cannot be right
         "fmb_dataset",
@@ -742,7 +753,7 @@ OXE = (
             "the gripper's sign rests on one source or none",
         ),
     ),
-    _row(
+    _spec(
         "fractal20220817_data",
         "0.1.0",
         cameras={"primary": "image"},
@@ -764,7 +775,7 @@ OXE = (
         steps=3513684,
         episodes=87212,
     ),
-    _row(
+    _spec(
         "furniture_bench_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -780,7 +791,7 @@ OXE = (
         steps=3739948,
         episodes=5100,
     ),
-    _row(
+    _spec(
         "gnm_dataset",
         "",
         cameras={"primary": "image"},
@@ -793,7 +804,7 @@ OXE = (
         robot="several mobile robots",
         uncertain=("no source states its version: the one on disk is read",),
     ),
-    _row(
+    _spec(
         "iamlab_cmu_pickup_insert_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -813,12 +824,12 @@ OXE = (
             "whether 'rotation command' is absolute or a change is not stated",
             "the gripper's sign rests on one source or none",
             (
-                "field text says position and quaternion without 'delta'; the peers "
+                "field text says position and quaternion without 'delta'; other loaders "
                 "treat them as deltas: unverified"
             ),
         ),
     ),
-    _row(
+    _spec(
         # the only robot state in the data; Octo drops it
         "imperialcollege_sawyer_wrist_cam",
         "0.1.0",
@@ -838,7 +849,7 @@ OXE = (
             "'image' shows the same wrist view as 'wrist_image': there is no camera outside",
         ),
     ),
-    _row(
+    _spec(
         "jaco_play",
         "0.1.0",
         cameras={"primary": "image", "wrist": "image_wrist"},
@@ -861,13 +872,13 @@ OXE = (
         episodes=1085,
         uncertain=(
             (
-                "perhaps end_effector_cartesian_pos is xyz + quaternion with no gripper"
+                "end_effector_cartesian_pos may be xyz + quaternion with no gripper"
                 " (Re-Mix reads it so), which would make the POS_EULER label of Octo "
                 "and OpenVLA wrong; joint_pos has 8 numbers"
             ),
         ),
     ),
-    _row(
+    _spec(
         "kaist_nonprehensile_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -876,14 +887,14 @@ OXE = (
         action_from=("action[0:6]", "zeros(1)"),
         proprio="x y z qx qy qz qw",
         proprio_from=("observation.state[-7:]",),
-        gripper="1 = constant 0 (closed); stored: none, None",
+        gripper="constant 0 (closed); stored: none",
         control_hz=10,
         robot="Franka",
         end_effector="stock gripper of the robot",
         steps=30499,
         episodes=201,
     ),
-    _row(
+    _spec(
         "kuka",
         "0.1.0",
         cameras={"primary": "image"},
@@ -910,7 +921,7 @@ OXE = (
         steps=2133779,
         episodes=580392,
     ),
-    _row(
+    _spec(
         "language_table",
         "0.1.0",
         cameras={"primary": "rgb"},
@@ -919,14 +930,14 @@ OXE = (
         action_from=("action", "zeros(4)", "ones(1)"),
         proprio="x y",
         proprio_from=("observation.effector_translation",),
-        gripper="1 = constant 1 (open); stored: none, None",
+        gripper="constant 1 (open); stored: none",
         control_hz=10,
         robot="xArm",
         end_effector="pushing stick",
         steps=6275438,
         episodes=442226,
     ),
-    _row(
+    _spec(
         "libero_10_no_noops",
         "",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -941,7 +952,7 @@ OXE = (
         robot="Franka",
         uncertain=("no source states its version: the one on disk is read",),
     ),
-    _row(
+    _spec(
         "libero_goal_no_noops",
         "",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -956,7 +967,7 @@ OXE = (
         robot="Franka",
         uncertain=("no source states its version: the one on disk is read",),
     ),
-    _row(
+    _spec(
         "libero_object_no_noops",
         "",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -971,7 +982,7 @@ OXE = (
         robot="Franka",
         uncertain=("no source states its version: the one on disk is read",),
     ),
-    _row(
+    _spec(
         "libero_spatial_no_noops",
         "",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -986,7 +997,7 @@ OXE = (
         robot="Franka",
         uncertain=("no source states its version: the one on disk is read",),
     ),
-    _row(
+    _spec(
         "maniskill_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -1008,7 +1019,7 @@ OXE = (
             "the order of its quaternion is w, x, y, z or x, y, z, w",
         ),
     ),
-    _row(
+    _spec(
         "mujoco_manip",
         "",
         cameras={"primary": "image"},
@@ -1027,7 +1038,7 @@ OXE = (
             ),
         ),
     ),
-    _row(
+    _spec(
         "nyu_door_opening_surprising_effectiveness",
         "0.1.0",
         cameras={"wrist": "image"},
@@ -1047,7 +1058,7 @@ OXE = (
         end_effector="stock gripper of the robot",
         episodes=484,
     ),
-    _row(
+    _spec(
         "nyu_franka_play_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image", "secondary": "image_additional_view"},
@@ -1066,7 +1077,7 @@ OXE = (
         episodes=456,
         uncertain=("the unit of depth is not stated: millimetres are assumed",),
     ),
-    _row(
+    _spec(
         # TFDS field text: 0 open, 1 closed
         "nyu_rot_dataset_converted_externally_to_rlds",
         "0.1.0",
@@ -1077,15 +1088,15 @@ OXE = (
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.state",),
         gripper=(
-            "1 = closed (not inverted by the peers); stored: absolute, 0 = open, 1 "
-            "= closed per the TFDS field text"
+            "1 = open (not inverted by other loaders: 1 = closed); stored: absolute, "
+            "0 = open, 1 = closed per the TFDS field text"
         ),
         control_hz=3,
         robot="xArm",
         end_effector="stock gripper of the robot",
         episodes=14,
     ),
-    _row(
+    _spec(
         "rh20t",
         "",
         cameras={"primary": "image_front", "secondary": "image_side_right", "wrist": "image_wrist"},
@@ -1108,9 +1119,9 @@ OXE = (
             "whether tcp_base in the action is absolute or a delta is unverified",
         ),
     ),
-    _row(
-        # the fourth dimension is the wrist (yaw) angle; from the peers' notes and the dataset's
-        # 5-number layout
+    _spec(
+        # the fourth dimension is the wrist (yaw) angle, according to the notes of other loaders and
+        # the dataset's layout of 5 numbers
         "robo_net",
         "0.1.0",
         cameras={"primary": "image", "secondary": "image1"},
@@ -1126,7 +1137,7 @@ OXE = (
         episodes=82775,
         uncertain=("the gripper's sign rests on one source or none",),
     ),
-    _row(
+    _spec(
         "roboset",
         "0.0.1",
         folder="robo_set",
@@ -1147,7 +1158,7 @@ OXE = (
             "the width of the proprio (joints + gripper) is not stated",
         ),
     ),
-    _row(
+    _spec(
         "roboturk",
         "0.1.0",
         cameras={"primary": "front_rgb"},
@@ -1166,7 +1177,7 @@ OXE = (
         steps=166627,
         episodes=1995,
     ),
-    _row(
+    _spec(
         "stanford_hydra_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -1188,7 +1199,7 @@ OXE = (
         steps=339237,
         episodes=570,
     ),
-    _row(
+    _spec(
         "stanford_kuka_multimodal_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -1208,7 +1219,7 @@ OXE = (
             "the unit of depth is not stated: metres are assumed",
         ),
     ),
-    _row(
+    _spec(
         # TFDS field text: fourth number is yaw; gripper -1 opens, +1 closes
         "stanford_mask_vit_converted_externally_to_rlds",
         "0.1.0",
@@ -1224,14 +1235,14 @@ OXE = (
             "observation.end_effector_pose[-1:]",
         ),
         gripper=(
-            "1 = closed; range -1..1 (not inverted or rescaled by the peers); "
+            "1 = open (not inverted or rescaled by other loaders: 1 = closed, range -1..1); "
             "stored: absolute, -1 = open, +1 = close"
         ),
         robot="Sawyer",
         end_effector="3D printed gripper",
         episodes=9200,
     ),
-    _row(
+    _spec(
         # gripper entry is a velocity; Re-Mix integrates it with threshold 0.001
         "stanford_robocook_converted_externally_to_rlds",
         "0.1.0",
@@ -1244,9 +1255,8 @@ OXE = (
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.state[0:6]", "observation.state[6:7]"),
         gripper=(
-            "1 = opening (a rate, not integrated by Octo or OpenVLA); stored: "
-            "relative, velocity: positive = opening, negative = closing (per "
-            "Re-Mix)"
+            "1 = open (Octo and OpenVLA do not integrate the rate: 1 = opening); stored: "
+            "relative, velocity: positive = opening, negative = closing (per Re-Mix)"
         ),
         control_hz=5,
         robot="Franka",
@@ -1258,7 +1268,7 @@ OXE = (
             "the unit of depth is not stated: metres are assumed",
         ),
     ),
-    _row(
+    _spec(
         # robot_obs is xyz(3), Euler(3), gripper width(1), joints(7), last gripper action(1):
         # index 7 is a joint angle. Octo, OpenVLA and CrossFormer take index 7; Re-Mix takes index
         # 6.
@@ -1274,7 +1284,7 @@ OXE = (
         proprio_from=("observation.robot_obs[0:6]", "observation.robot_obs[6:7]"),
         gripper=(
             "1 = open; stored: absolute, -1 closed, +1 open according to the "
-            "original dataset's README and all peers; the TFDS field text says the "
+            "original dataset's README and all other loaders; the TFDS field text says the "
             "reverse"
         ),
         control_hz=15,
@@ -1287,7 +1297,7 @@ OXE = (
             "whether its rotation is Euler x, y, z or yaw, pitch, roll is unresolved",
         ),
     ),
-    _row(
+    _spec(
         "tdroid_carrot_in_bowl",
         "",
         cameras={"primary": "static_image"},
@@ -1299,8 +1309,8 @@ OXE = (
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.cartesian_position[0:6]", "observation.gripper_position[-1:]"),
         gripper=(
-            "1 = open; stored: absolute, 1 = open, intermediate values occur (by "
-            "the peers' binarisation)"
+            "1 = open; stored: absolute, 1 = open, intermediate values occur "
+            "(other loaders binarise it)"
         ),
         control_hz=5,
         embodiment="tdroid",
@@ -1312,7 +1322,7 @@ OXE = (
             "the unit of depth is not stated: metres are assumed",
         ),
     ),
-    _row(
+    _spec(
         "tdroid_cover_object_with_towel",
         "",
         cameras={"primary": "static_image"},
@@ -1324,8 +1334,8 @@ OXE = (
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.cartesian_position[0:6]", "observation.gripper_position[-1:]"),
         gripper=(
-            "1 = open; stored: absolute, 1 = open, intermediate values occur (by "
-            "the peers' binarisation)"
+            "1 = open; stored: absolute, 1 = open, intermediate values occur "
+            "(other loaders binarise it)"
         ),
         control_hz=5,
         embodiment="tdroid",
@@ -1337,7 +1347,7 @@ OXE = (
             "the unit of depth is not stated: metres are assumed",
         ),
     ),
-    _row(
+    _spec(
         "tdroid_flip_pot_upright",
         "",
         cameras={"primary": "static_image"},
@@ -1349,8 +1359,8 @@ OXE = (
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.cartesian_position[0:6]", "observation.gripper_position[-1:]"),
         gripper=(
-            "1 = open; stored: absolute, 1 = open, intermediate values occur (by "
-            "the peers' binarisation)"
+            "1 = open; stored: absolute, 1 = open, intermediate values occur "
+            "(other loaders binarise it)"
         ),
         control_hz=5,
         embodiment="tdroid",
@@ -1362,7 +1372,7 @@ OXE = (
             "the unit of depth is not stated: metres are assumed",
         ),
     ),
-    _row(
+    _spec(
         "tdroid_knock_object_over",
         "",
         cameras={"primary": "static_image"},
@@ -1374,8 +1384,8 @@ OXE = (
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.cartesian_position[0:6]", "observation.gripper_position[-1:]"),
         gripper=(
-            "1 = open; stored: absolute, 1 = open, intermediate values occur (by "
-            "the peers' binarisation)"
+            "1 = open; stored: absolute, 1 = open, intermediate values occur "
+            "(other loaders binarise it)"
         ),
         control_hz=5,
         embodiment="tdroid",
@@ -1387,7 +1397,7 @@ OXE = (
             "the unit of depth is not stated: metres are assumed",
         ),
     ),
-    _row(
+    _spec(
         "tdroid_move_object_onto_plate",
         "",
         cameras={"primary": "static_image"},
@@ -1399,8 +1409,8 @@ OXE = (
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.cartesian_position[0:6]", "observation.gripper_position[-1:]"),
         gripper=(
-            "1 = open; stored: absolute, 1 = open, intermediate values occur (by "
-            "the peers' binarisation)"
+            "1 = open; stored: absolute, 1 = open, intermediate values occur "
+            "(other loaders binarise it)"
         ),
         control_hz=5,
         embodiment="tdroid",
@@ -1412,7 +1422,7 @@ OXE = (
             "the unit of depth is not stated: metres are assumed",
         ),
     ),
-    _row(
+    _spec(
         "tdroid_pour_corn_in_pot",
         "",
         cameras={"primary": "static_image"},
@@ -1424,8 +1434,8 @@ OXE = (
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.cartesian_position[0:6]", "observation.gripper_position[-1:]"),
         gripper=(
-            "1 = open; stored: absolute, 1 = open, intermediate values occur (by "
-            "the peers' binarisation)"
+            "1 = open; stored: absolute, 1 = open, intermediate values occur "
+            "(other loaders binarise it)"
         ),
         control_hz=5,
         embodiment="tdroid",
@@ -1437,7 +1447,7 @@ OXE = (
             "the unit of depth is not stated: metres are assumed",
         ),
     ),
-    _row(
+    _spec(
         "tokyo_u_lsmo_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -1458,7 +1468,7 @@ OXE = (
             "TFDS text gives positions, not deltas; unverified",
         ),
     ),
-    _row(
+    _spec(
         "toto",
         "0.1.0",
         cameras={"primary": "image"},
@@ -1475,7 +1485,7 @@ OXE = (
         steps=293237,
         episodes=1003,
     ),
-    _row(
+    _spec(
         "ucsd_kitchen_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -1500,7 +1510,7 @@ OXE = (
             "the gripper's sign rests on one source or none",
         ),
     ),
-    _row(
+    _spec(
         "ucsd_pick_and_place_dataset_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -1516,7 +1526,7 @@ OXE = (
         episodes=1355,
         uncertain=("the gripper's sign rests on one source or none",),
     ),
-    _row(
+    _spec(
         "uiuc_d3field",
         "0.1.0",
         cameras={"primary": "image_1", "secondary": "image_2"},
@@ -1524,7 +1534,7 @@ OXE = (
         language="language_instruction",
         action="dx dy dz unused_0 unused_1 unused_2 gripper",
         action_from=("action", "zeros(3)", "zeros(1)"),
-        gripper="1 = constant 0 (closed); stored: none, None",
+        gripper="constant 0 (closed); stored: none",
         control_hz=1,
         robot="Kinova Gen3",
         end_effector="Robotiq 2F-85",
@@ -1534,7 +1544,7 @@ OXE = (
             "its raw data are reported as broken",
         ),
     ),
-    _row(
+    _spec(
         "utaustin_mutex",
         "0.1.0",
         cameras={"primary": "image", "wrist": "wrist_image"},
@@ -1551,9 +1561,9 @@ OXE = (
         end_effector="stock gripper of the robot",
         steps=343702,
         episodes=1500,
-        uncertain=("labels and observations are reported not to match everywhere",),
+        uncertain=("labels and observations reportedly do not match everywhere",),
     ),
-    _row(
+    _spec(
         "utokyo_pr2_opening_fridge_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -1577,7 +1587,7 @@ OXE = (
             ),
         ),
     ),
-    _row(
+    _spec(
         "utokyo_pr2_tabletop_manipulation_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -1601,7 +1611,7 @@ OXE = (
             ),
         ),
     ),
-    _row(
+    _spec(
         "utokyo_xarm_bimanual_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image"},
@@ -1617,7 +1627,7 @@ OXE = (
         episodes=70,
         uncertain=("the gripper's sign rests on one source or none",),
     ),
-    _row(
+    _spec(
         "utokyo_xarm_pick_and_place_converted_externally_to_rlds",
         "0.1.0",
         cameras={"primary": "image", "secondary": "image2", "wrist": "hand_image"},
@@ -1641,7 +1651,7 @@ OXE = (
             "whether actions are deltas is unverified (TFDS text says position)",
         ),
     ),
-    _row(
+    _spec(
         "viola",
         "0.1.0",
         cameras={"primary": "agentview_rgb", "wrist": "eye_in_hand_rgb"},

@@ -1,8 +1,8 @@
-"""Mixes of Open X-Embodiment datasets that others trained on, under their names.
+"""Published mixtures of Open X-Embodiment datasets, under their published names.
 
-MULTIPLIERS scale a dataset's number of steps; SHARES are of the examples, whatever the sizes.
-Sources: Octo (magic_soup, rtx, rtx_franka, flex_soup), OpenVLA (magic_soup_plus), Re-Mix's learned
-shares after 200,000 steps (rtx_remix; its taco_extra, 0.7 %, was never published and is left out).
+MULTIPLIERS scale the number of steps of a dataset; SHARES are fractions of the examples.
+Sources: Octo (magic_soup, rtx, rtx_franka, flex_soup), OpenVLA (magic_soup_plus), and the shares
+that Re-Mix learned in 200,000 steps (rtx_remix, without the unpublished taco_extra, 0.7 %).
 """
 
 from __future__ import annotations
@@ -74,20 +74,20 @@ _FLEXIBLE = {
     "roboset": 0.5,
     "rh20t": 0.5,
 }
-# Only a wrist camera: OpenVLA, which reads one camera from outside, leaves it out.
-_OUTSIDE = {k: w for k, w in _SOUP.items() if k != "nyu_door_opening_surprising_effectiveness"}
+# OpenVLA reads a third-person camera, and excludes this dataset: it has only a wrist camera.
+_THIRD_PERSON = {k: w for k, w in _SOUP.items() if k != "nyu_door_opening_surprising_effectiveness"}
 
 MULTIPLIERS: dict[str, dict[str, float]] = {
     "bridge": {"bridge_dataset": 1.0},
     "bridge_and_fractal": {"bridge_dataset": 1.0, "fractal20220817_data": 1.0},
     "magic_soup": _SOUP,
-    "magic_soup_plus": _OUTSIDE | {"fmb_dataset": 1.0, "dobbe": 0.2, "droid": 0.06},
+    "magic_soup_plus": _THIRD_PERSON | {"fmb_dataset": 1.0, "dobbe": 0.2, "droid": 0.06},
     "flex_soup": _SOUP | _FLEXIBLE,
     "rtx": _RTX,
     "rtx_franka": _RTX | _FRANKA,
-    "libero": {row.name: 1.0 for row in OXE if row.name.startswith("libero_")},
-    # bridge_orig and bridge_oxe are Bridge again: in another folder, and in an older version.
-    "all": {row.name: 1.0 for row in OXE if row.name not in ("bridge_orig", "bridge_oxe")},
+    "libero": {spec.name: 1.0 for spec in OXE if spec.name.startswith("libero_")},
+    # bridge_orig and bridge_oxe are Bridge too: in another folder, and in an older version.
+    "all": {spec.name: 1.0 for spec in OXE if spec.name not in ("bridge_orig", "bridge_oxe")},
 }
 SHARES: dict[str, dict[str, float]] = {
     "rtx_remix": {

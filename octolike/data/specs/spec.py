@@ -1,49 +1,50 @@
-"""A dataset's row: where its fields are and what they mean."""
+"""DatasetSpec: which fields a dataset has and what they mean."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from octolike.config import ConfigError, unknown
-from octolike.data.specs import expressions, standardize
+from octolike.data.specs import expressions
+from octolike.data.specs.fingerprint import code_digest
 from octolike.data.specs.standardize import StandardSteps
 from octolike.embodiment import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """A dataset's row.
+    """The fields of one RLDS dataset and their meaning.
 
     Attributes:
-        name: of the RLDS dataset; its folder is <data.root>/<name>/<version>.
-        folder: its name in the public release where that is another; read where it is there.
-        version: RLDS version that the row was written for; "" where no source states one: then
-            the only one on disk is read.
+        name: of the RLDS dataset; its directory is <data.root>/<name>/<version>.
+        folder: directory name of the public release if it differs from `name`; preferred if it
+            exists.
+        version: RLDS version that the spec was written for; "" if no source states one: the only
+            version on disk is read.
         cameras: camera name (primary, secondary, wrist, ...): key under steps.observation.
-        bgr: cameras whose colours are stored in the order blue, green, red.
+        bgr: cameras stored with their channels in the order blue, green, red.
         depth: camera name: key of its depth image under steps.observation.
         depth_unit: metres per stored unit of depth.
-        language: path of the instruction under steps, "" for none; several where an episode has
-            several instructions, of which training draws one.
-        language_informative: False where the text does not say what to do.
-        label: path under steps, or "episode.<field>", of a text that names the task
-            (data.tasks="label"); "" for none.
-        action, proprio: layouts of what comes out; proprio None where there is none.
-        action_from, proprio_from: expressions over raw fields (`expressions`) that give them, or
+        language: path of the instruction under steps, or "". With several paths, an episode has
+            several instructions, and training draws one of them.
+        language_informative: False if the text does not describe the task.
+        label: path of a text that names the task (data.tasks="label"), under steps or as
+            "episode.<field>"; "" for none.
+        action, proprio: layouts of the standard actions and proprio; proprio None for none.
+        action_from, proprio_from: expressions over raw fields (`expressions`) that compute them, or
         standardize: a function of the raw steps that does.
-        every: each so many-th step is kept, the first one included.
-        keep: "episode.<field>" of a flag; episodes where it is false are left out, and counted.
+        every: keep every k-th step, starting with the first.
+        keep: "episode.<field>" of a flag; episodes with a false flag are excluded and counted.
         gripper: its convention in words.
-        control_hz: steps per second, after `every`; 0 where the sources do not agree.
-        robot, end_effector: the machine; "" where unknown.
-        embodiment: name of the record that datasets of one robot and convention share; "": its own.
-        uncertain: what the sources leave open, in sentences; said at the start of a run.
-        steps, episodes: what the whole dataset has, as far as known; 0 where not.
+        control_hz: steps per second, after `every`; 0 if the sources disagree.
+        robot, end_effector: the hardware; "" if unknown.
+        embodiment: name of the record shared by datasets of one robot and convention; "": the
+            dataset's own.
+        uncertain: open questions about the dataset, printed at the start of a run.
+        steps, episodes: size of the complete dataset; 0 if unknown.
     """
 
     name: str
@@ -73,51 +74,55 @@ class DatasetSpec:
     episodes: int = 0
 
     def __post_init__(self) -> None:
+        title = f"the spec of dataset {self.name!r}"
         if (self.standardize is None) == (not self.action_from):
             raise ConfigError(
-                f"the row of dataset {self.name!r} needs either action_from (expressions) or "
-                "standardize (a function)"
+                f"{title} needs either action_from (expressions) or standardize (a function)"
             )
-        for part in (*self.action_from, *self.proprio_from):
+        for expression in (*self.action_from, *self.proprio_from):
             try:
-                expressions.check_expression(part)
+                expressions.check_expression(expression)
             except ValueError as error:
-                raise ConfigError(f"the row of dataset {self.name!r}: {error}") from None
+                raise ConfigError(f"{title}: {error}") from None
         for camera in (*self.bgr, *self.depth):
             if camera not in self.cameras:
-                raise ConfigError(
-                    unknown(f"camera in the row of {self.name!r}", camera, self.cameras)
-                )
+                raise ConfigError(unknown(f"camera in {title}", camera, self.cameras))
         if self.every < 1:
-            raise ConfigError(f"the row of dataset {self.name!r}: every is {self.every}, not ≥ 1")
+            raise ConfigError(f"{title}: every is {self.every}; expected at least 1")
 
     @property
     def language_paths(self) -> tuple[str, ...]:
         """The paths of the instructions under steps."""
-        return (
-            (self.language,) * bool(self.language)
-            if isinstance(self.language, str)
-            else (self.language)
-        )
+        if isinstance(self.language, str):
+            return (self.language,) if self.language else ()
+        return self.language
 
     def standard_steps(self, steps: Mapping[str, Any]) -> StandardSteps:
-        """Return actions and proprio of raw steps, of which `every` has been applied."""
+        """Return the actions and proprio of raw steps, already thinned to every k-th one."""
         if self.standardize is not None:
             return self.standardize(steps)
-        action = expressions.evaluate(self.action_from, steps)
-        if not self.proprio_from:
-            return StandardSteps(action, None)
-        proprio = expressions.evaluate(self.proprio_from, steps)
-        length = min(len(action), len(proprio))
-        return StandardSteps(action[:length], proprio[:length])
+        return _evaluate(self.action_from, self.proprio_from, steps)
 
     def fingerprint(self) -> str:
-        """Return a digest of all that statistics of this dataset depend on in the row and code."""
-        code = [inspect.getsource(expressions), inspect.getsource(standardize)]
-        code += [inspect.getsource(self.standardize)] if self.standardize else []
-        row = [self.version, self.language_paths, self.label, self.action_from, self.proprio_from]
-        row += [repr(self.action), repr(self.proprio), self.every, self.keep]
-        return hashlib.sha256(json.dumps([*code, *row]).encode()).hexdigest()[:16]
+        """Return a digest of the fields and the code that the dataset's statistics depend on."""
+        layouts = [x and dataclasses.asdict(x) for x in (self.action, self.proprio)]
+        fields = (self.version, self.language_paths, self.label, *layouts, self.every, self.keep)
+        if self.standardize is not None:
+            return code_digest(fields, self.standardize)
+        texts = (self.action_from, self.proprio_from)
+        functions = expressions.functions_used(self.action_from + self.proprio_from)
+        return code_digest(fields, texts, _evaluate, functions, without=(expressions.FUNCTIONS,))
+
+
+def _evaluate(
+    action_from: tuple[str, ...], proprio_from: tuple[str, ...], steps: Mapping[str, Any]
+) -> StandardSteps:
+    action = expressions.evaluate(action_from, steps)
+    if not proprio_from:
+        return StandardSteps(action, None)
+    proprio = expressions.evaluate(proprio_from, steps)
+    length = min(len(action), len(proprio))
+    return StandardSteps(action[:length], proprio[:length])
 
 
 _POSE = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
