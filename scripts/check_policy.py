@@ -38,7 +38,7 @@ def check(directory: str):
     """Return the report of both checks."""
     # Imported here: worker processes import this file first and must not import tensorflow.
     from octolike.data import open_data
-    from octolike.data.pipeline import recorded
+    from octolike.data.pipeline import recorded_frames
     from octolike.envs.registry import environment_of
     from octolike.errors import DataError
     from octolike.evaluation import frame_check, policy_check
@@ -55,16 +55,16 @@ def check(directory: str):
     reason = f"no simulator is known for {', '.join(data.datasets)}, or --demonstrations is 0"
     for name in data.datasets:
         source = data.source(name)
-        frames = recorded.sample_frames(data, config.data, name, FRAMES.value)
-        policy = Policy(run, run.embodiments[source.record].name, recorded.BATCH)
-        with progress(f"frames of {name}", -(-FRAMES.value // recorded.BATCH), "batches") as bar:
+        frames = recorded_frames.sample_frames(data, config.data, name, FRAMES.value)
+        policy = Policy(run, run.embodiments[source.record].name, recorded_frames.BATCH)
+        with progress(f"frames of {name}", -(-FRAMES.value // recorded_frames.BATCH), "batches") as bar:
             compared.append(frame_check.compare_frames(policy, name, frames, run, bar.update))
-        robot = recorded.made_with(source.reader)
+        robot = recorded_frames.source_environment(source.reader)
         if robot is None and name == config.collect.dataset and config.environment:
             robot = environment_of(config.environment, name)
         if not robot or not DEMONSTRATIONS.value:
             continue
-        count, episodes = recorded.demonstrations(source, DEMONSTRATIONS.value)
+        count, episodes = recorded_frames.sample_episodes(source, DEMONSTRATIONS.value)
         with progress(f"replays of {name}", count, "episodes") as bar:
             try:
                 replays += replay_demonstrations(episodes, policy.embodiment, robot, bar.update)

@@ -34,7 +34,7 @@ def main() -> None:
         from octolike.data.onboarding.convert.recording import ConvertOptions
 
         options = ConvertOptions(args.instruction, args.jpeg, args.bgr, args.hz)
-        plan = conversion.Plan(
+        plan = conversion.ConversionPlan(
             args.format,
             options,
             args.validation,

@@ -31,12 +31,12 @@ def main() -> None:
 def inspect(args: argparse.Namespace) -> None:
     """Print what is there, draw it, write the spec file."""
     from octolike.data.onboarding import infer_spec, survey_figures
-    from octolike.data.onboarding.survey import describe, survey
+    from octolike.data.onboarding.survey import describe_survey, survey
 
     seen = survey(args.directory, args.episodes, args.split)
-    row = infer_spec.guess(seen)
-    print(describe(seen))
-    found = infer_spec.problems(seen, row)
+    row = infer_spec.infer(seen)
+    print(describe_survey(seen))
+    found = infer_spec.find_problems(seen, row)
     print("\nproblems:" if found else "\nno problems found")
     for problem in found:
         print(f"  - {problem}")

@@ -35,13 +35,13 @@ def main(config: configs.Config) -> None:
                 "data.service cannot serve two runs of different sampling; leave it empty here"
             )
         workdir.mkdir(parents=True, exist_ok=True)
-        train(config, "proportional", over, lambda b: learned_mix.Reference(b, over, errors))
+        train(config, "proportional", over, lambda b: learned_mix.ReferenceStream(b, over, errors))
         reference = json.loads(errors.read_text())
-        proxy = lambda b: learned_mix.Proxy(b, over, shares, reference)
+        proxy = lambda b: learned_mix.ProxyStream(b, over, shares, reference)
         train(config, "group_dro", over, proxy)
     except (configs.ConfigError, reader.DataError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    line = learned_mix.report(learned_mix.averaged(shares), workdir)
+    line = learned_mix.write_mix(learned_mix.average_shares(shares), workdir)
     print(f"--config.data.mix_weights=shares --config.data.mix={line}")
 
 

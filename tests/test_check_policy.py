@@ -15,7 +15,7 @@ from policy_fakes import save_run
 from octolike import images
 from octolike.config import Component, Config, ConfigError
 from octolike.data import open_data
-from octolike.data.pipeline import recorded
+from octolike.data.pipeline import recorded_frames
 from octolike.data.rlds.synthetic import write_fake_dataset
 from octolike.envs.replays import Replay
 from octolike.errors import DataError
@@ -67,8 +67,8 @@ def opened(tmp_path_factory):
     config = config_for(directory, "fake")
     data = open_data(config)
     run = run_for(config, data)
-    frames = list(recorded.sample_frames(data, config.data, "fake", 32))
-    return run, data, frames, Policy(run, batch_size=recorded.BATCH)
+    frames = list(recorded_frames.sample_frames(data, config.data, "fake", 32))
+    return run, data, frames, Policy(run, batch_size=recorded_frames.BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_wrong_normalisation_is_detected(opened, part):
     run = dataclasses.replace(
         run, embodiments=[dataclasses.replace(robot, **{f"{part}_statistics": wrong})]
     )
-    policy = Policy(run, batch_size=recorded.BATCH)
+    policy = Policy(run, batch_size=recorded_frames.BATCH)
     if part == "proprio":
         assert differences(policy, frames[0]).keys() == {"observation.proprio"}
     else:
@@ -200,8 +200,8 @@ def test_resized_real_frames_are_equal_bit_for_bit(tmp_path):
     config.data.text["length"] = 32
     config.model.tokenizers.pop("wrist")
     data = open_data(config)
-    policy = Policy(run_for(config, data), batch_size=recorded.BATCH)
-    (frames,) = recorded.sample_frames(data, config.data, "bridge_dataset", 16)
+    policy = Policy(run_for(config, data), batch_size=recorded_frames.BATCH)
+    (frames,) = recorded_frames.sample_frames(data, config.data, "bridge_dataset", 16)
     assert frames.observations[0]["image_primary"].shape[1:] == (64, 64, 3)
     assert differences(policy, frames) == {}
 
@@ -261,7 +261,7 @@ def test_the_report_has_a_table_a_figure_and_json(compared, tmp_path):
 
 def test_episodes_without_a_seed_cannot_be_replayed(opened):
     _, data, _, _ = opened
-    count, episodes = recorded.demonstrations(data.source("fake"), 2)
+    count, episodes = recorded_frames.sample_episodes(data.source("fake"), 2)
     assert count == 2
     with pytest.raises(DataError, match=r"does not say its seed, split, skill.*collect\.py"):
         next(episodes)

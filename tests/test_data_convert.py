@@ -20,15 +20,15 @@ from recordings import STEPS, frames, numbers
 
 from octolike.config import ConfigError
 from octolike.data.onboarding.convert import conversion, recording
-from octolike.data.onboarding.convert.conversion import Plan, convert, detect
+from octolike.data.onboarding.convert.conversion import ConversionPlan, convert, detect
 from octolike.data.onboarding.convert.recording import ConvertOptions
 from octolike.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 
 
-def plan(**changes) -> Plan:
-    return Plan(**{"workers": 1, "validation": 0.25, "episodes_per_shard": 2} | changes)
+def plan(**changes) -> ConversionPlan:
+    return ConversionPlan(**{"workers": 1, "validation": 0.25, "episodes_per_shard": 2} | changes)
 
 
 def read(directory: Path) -> dict[str, dict]:

@@ -8,8 +8,8 @@ import recordings
 from data_fakes import numbered, write
 
 from octolike.data.onboarding import infer_spec, survey_figures
-from octolike.data.onboarding.convert.conversion import Plan, convert
-from octolike.data.onboarding.survey import describe, survey
+from octolike.data.onboarding.convert.conversion import ConversionPlan, convert
+from octolike.data.onboarding.survey import describe_survey, survey
 from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.synthetic import fake_episodes, write_fake_dataset
 from octolike.data.specs import catalog
@@ -22,7 +22,7 @@ def seen(tmp_path_factory):
 
 
 def test_a_sound_dataset(seen):
-    row = infer_spec.guess(seen)
+    row = infer_spec.infer(seen)
     assert row.cameras == {"primary": "image_primary", "wrist": "image_wrist"}
     assert row.language == "language_instruction"
     assert (row.action, row.proprio) == (("action",), ("observation.state",))
@@ -30,13 +30,13 @@ def test_a_sound_dataset(seen):
     assert row.action_names[:3] == ("dx", "dy", "dz")
     assert row.absolute[6]
     assert not any(row.absolute[:3])
-    text = describe(seen)
+    text = describe_survey(seen)
     assert "episodes train 12, val 4; control rate unknown" in text
     assert "steps.observation.image_wrist" in text
 
 
 def test_its_pictures(seen, tmp_path):
-    drawn = [survey_figures.histograms(seen, infer_spec.guess(seen))]
+    drawn = [survey_figures.histograms(seen, infer_spec.infer(seen))]
     drawn += [survey_figures.contact_sheet(seen, key) for key in seen.pictures]
     for i, figure in enumerate(drawn):
         path = survey_figures.save(figure, tmp_path / "sub" / f"{i}.png")
@@ -44,7 +44,7 @@ def test_its_pictures(seen, tmp_path):
 
 
 def test_the_spec_file_is_a_row_that_works(seen, tmp_path):
-    path = infer_spec.write_spec(tmp_path / "my_robot.py", seen, infer_spec.guess(seen))
+    path = infer_spec.write_spec(tmp_path / "my_robot.py", seen, infer_spec.infer(seen))
     (row,) = runpy.run_path(str(path))["DATASETS"]
     root = str(seen.directory.parent.parent)
     reader = Reader(row, root, "train")
@@ -59,9 +59,9 @@ def test_the_spec_file_is_a_row_that_works(seen, tmp_path):
 
 def test_a_converted_dataset_keeps_names_and_rate(tmp_path):
     path = recordings.lerobot(tmp_path / "in", 2, 3, images=True)
-    plan = Plan(workers=1, validation=0)
+    plan = ConversionPlan(workers=1, validation=0)
     seen = survey(convert(path, str(tmp_path), "mine", plan)[0])
-    row = infer_spec.guess(seen)
+    row = infer_spec.infer(seen)
     assert row.action_names == row.proprio_names == ("a", "b", "grip")
     assert row.control_hz == recordings.FPS
     assert row.cameras == {"primary": "top"}
@@ -81,7 +81,7 @@ def test_problems_are_found(tmp_path):
         np.arange(len(steps[3]["action"])) % 2, 3.1, -3.1
     )
     seen = survey(write(tmp_path, "odd", {"train": bad}))
-    found = "\n".join(infer_spec.problems(seen, infer_spec.guess(seen)))
+    found = "\n".join(infer_spec.find_problems(seen, infer_spec.infer(seen)))
     assert "1 of 4 episodes have no instruction" in found
     assert "action: dimensions [3, 4, 5] never change" in found
     assert "observation.state: dimensions [5] jump by about 2π" in found

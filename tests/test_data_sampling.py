@@ -11,7 +11,7 @@ from octolike.config import Component, ConfigError, build_component
 from octolike.data import open_data
 from octolike.data.pipeline import sampling
 from octolike.data.pipeline.order import EpisodeTable, Order
-from octolike.data.pipeline.sampling import SAMPLING, SamplingGroups, Schedule, group_dro
+from octolike.data.pipeline.sampling import SAMPLING, SamplingGroups, SamplingSchedule, group_dro
 
 CAMERAS = {"fake": ["image_primary", "image_wrist"], "bridge_dataset": ["image_0", "image_1"]}
 # task: (dataset, episodes, steps of each)
@@ -42,7 +42,7 @@ def groups(**steps):
 
 
 def shares(strategy, batch=0, feedback=(), **steps):
-    schedule = Schedule(strategy, groups(**(steps or {"a": 100, "b": 300, "c": 600})))
+    schedule = SamplingSchedule(strategy, groups(**(steps or {"a": 100, "b": 300, "c": 600})))
     for results in feedback:
         schedule.feedback(batch, results)
     return schedule.shares(batch)
@@ -78,11 +78,11 @@ def test_shares_are_what_the_strategy_says(strategy, expected):
 def test_a_mix_multiplies_sizes_or_gives_shares():
     for kind, expected in (("multipliers", [0.75, 0.25]), ("shares", [0.5, 0.5])):
         both = SamplingGroups(("a", "b"), np.array([300, 100]), np.array([1.0, 1.0]), kind)
-        np.testing.assert_allclose(Schedule(make("mix"), both).shares(0), expected)
+        np.testing.assert_allclose(SamplingSchedule(make("mix"), both).shares(0), expected)
 
 
 def test_stages_follow_one_another_at_their_batches():
-    schedule = Schedule(make("curriculum", stages=STAGES), groups(a=100, b=300, c=600))
+    schedule = SamplingSchedule(make("curriculum", stages=STAGES), groups(a=100, b=300, c=600))
     found = [schedule.shares(b).round(6).tolist() for b in range(30)]
     assert found[:10] == [[1, 0, 0]] * 10
     # the first pattern that fits counts: a is not doubled
@@ -96,7 +96,7 @@ def test_pacing_opens_the_easiest_first_and_all_in_the_end(pacing):
     names = {f"t{i}": 10 for i in range(10)}
     scores = {name: float(i) for i, name in enumerate(names)}
     strategy = make("curriculum", scores=scores, pacing=pacing, start=0.2, batches=100)
-    schedule = Schedule(strategy, groups(**names))
+    schedule = SamplingSchedule(strategy, groups(**names))
     opened_ = [int((schedule.shares(b) > 0).sum()) for b in range(120)]
     assert opened_[0] == 2
     assert opened_[100:] == [10] * 20
@@ -112,8 +112,8 @@ def test_pacing_opens_the_easiest_first_and_all_in_the_end(pacing):
 def test_a_target_keeps_its_share_beside_the_prior_and_it_may_change():
     strategy = make("cotrain", target="a", share=0.5)
     np.testing.assert_allclose(shares(strategy), [0.5, 0.5 / 3, 1 / 3])
-    assert Schedule(strategy, groups(a=1, b=2)).since(99) == 0
-    schedule = Schedule(
+    assert SamplingSchedule(strategy, groups(a=1, b=2)).since(99) == 0
+    schedule = SamplingSchedule(
         make("cotrain", target="[ab]", share=0.2, final=0.8, batches=50), groups(a=1, b=3, c=6)
     )
     found = np.array([schedule.shares(b) for b in range(80)])
@@ -178,28 +178,28 @@ def test_group_dro_moves_towards_the_worst_group():
 
 
 def test_a_schedule_is_its_state_and_older_positions_keep_theirs():
-    first = Schedule(make("difficulty"), groups(a=1, b=1, c=2))
+    first = SamplingSchedule(make("difficulty"), groups(a=1, b=1, c=2))
     assert first.feedback(5, {"a": 0.123456, "b": 3.0})
     assert first.feedback(9, {"a": 7.0})
-    second = Schedule(
+    second = SamplingSchedule(
         make("difficulty"), groups(a=1, b=1, c=2), json.loads(json.dumps(first.state()))
     )
     for batch in range(5, 15):
         np.testing.assert_array_equal(first.shares(batch), second.shares(batch))
         assert first.since(batch) == second.since(batch) == (9 if batch >= 9 else 5)
     assert not first.feedback(12, {})
-    assert not Schedule(make("uniform"), groups(a=1)).feedback(3, {"a": 1.0})
+    assert not SamplingSchedule(make("uniform"), groups(a=1)).feedback(3, {"a": 1.0})
 
 
 def test_a_state_stays_small_with_ten_thousand_tasks():
     names = {f"task number {i}": i + 1 for i in range(10_000)}
-    schedule = Schedule(make("difficulty", over="task"), groups(**names))
+    schedule = SamplingSchedule(make("difficulty", over="task"), groups(**names))
     rng = np.random.default_rng(0)
     for batch in range(6):
         seen = rng.choice(list(names), 300)
         schedule.feedback(batch, dict(zip(seen, rng.random(300).tolist(), strict=True)))
     assert len(json.dumps(schedule.state())) < 12_000
-    schedule = Schedule(make("uniform", over="task"), groups(**names))
+    schedule = SamplingSchedule(make("uniform", over="task"), groups(**names))
     assert len(json.dumps(schedule.state())) < 200
 
 
@@ -229,7 +229,7 @@ def test_a_state_stays_small_with_ten_thousand_tasks():
 )
 def test_strategies_that_make_no_sense(fields, message):
     with pytest.raises(ConfigError, match=message):
-        Schedule(make(**fields), groups(alpha=3, b=1))
+        SamplingSchedule(make(**fields), groups(alpha=3, b=1))
 
 
 @pytest.mark.parametrize(
@@ -241,17 +241,19 @@ def test_strategies_that_make_no_sense(fields, message):
     ],
 )
 def test_feedback_that_makes_no_sense(results, message):
-    schedule = Schedule(make("difficulty"), groups(alpha=3, b=1))
+    schedule = SamplingSchedule(make("difficulty"), groups(alpha=3, b=1))
     with pytest.raises(ConfigError, match=message):
         schedule.feedback(0, results)
-    rates = Schedule(make("difficulty", measure="success"), groups(alpha=3))
+    rates = SamplingSchedule(make("difficulty", measure="success"), groups(alpha=3))
     with pytest.raises(ConfigError, match=r"expects rates in \[0, 1\]"):
         rates.feedback(0, {"alpha": 1.5})
 
 
 def test_many_tasks_are_a_short_table():
     many = groups(**{f"t{i}": i + 1 for i in range(50)})
-    lines = sampling.describe(many, Schedule(make("uniform"), many).shares(0), "task").splitlines()
+    lines = sampling.describe_shares(
+        many, SamplingSchedule(make("uniform"), many).shares(0), "task"
+    ).splitlines()
     assert lines[0].split() == ["task", "steps", "share"]
     assert len(lines) == 22
     assert lines[-1].startswith("and 30 more: ")

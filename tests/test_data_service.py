@@ -71,7 +71,7 @@ def started(root, port=0, seed=0, number=0, **data):
     """Return a server. Data are opened once for each number: it takes a while."""
     made = config(root, **{**SETTINGS, **data})
     made.seed = seed
-    return worker.Server(made, once(root, number, made), "127.0.0.1", port)
+    return worker.BatchServer(made, once(root, number, made), "127.0.0.1", port)
 
 
 def once(root, number, made):

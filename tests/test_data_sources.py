@@ -19,7 +19,7 @@ def sources(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     write_numbered(root, "fake", [3, 4, 5])
     rlds = opened(root)
-    server = worker.Server(config(root), rlds, "127.0.0.1", 0)
+    server = worker.BatchServer(config(root), rlds, "127.0.0.1", 0)
     served = service_source.ServiceSource(config(root, service=(f"127.0.0.1:{server.port}",)))
     yield {type(source).__name__: source for source in (rlds, served, opened_arrays())}
     served.close()

@@ -55,11 +55,11 @@ def run(script, monkeypatch, *arguments):
 
 
 def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkeypatch):
-    from octolike.data.pipeline import excerpts
+    from octolike.data.pipeline import decoded_episodes
     from octolike.evaluation.transfer import group_comparison, study, transfer_effects
 
     roots = []
-    monkeypatch.setattr(excerpts, "of_mix", lambda data, **_: roots.append(data.root))
+    monkeypatch.setattr(decoded_episodes, "decode_mix", lambda data, **_: roots.append(data.root))
     for module, name in (
         (group_comparison, "samples"),
         (study, "compare"),

@@ -31,7 +31,7 @@ SAMPLES = 4  # chunks per frame, to estimate the noise
 
 
 class FrameBatch(Protocol):
-    """The fields needed of frames: octolike.data.pipeline.recorded.RecordedFrames."""
+    """The fields needed of frames: octolike.data.pipeline.recorded_frames.SampledFrames."""
 
     observations: Sequence[Mapping[str, np.ndarray | None]]
     told: Sequence[Any]

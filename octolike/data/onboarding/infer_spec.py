@@ -46,14 +46,14 @@ class InferredSpec:
     control_hz: float
 
 
-def guess(seen: Survey) -> InferredSpec:
+def infer(seen: Survey) -> InferredSpec:
     """Return the likeliest keys; what is not there stays empty."""
     language = [k for n in LANGUAGE for k in seen.texts if k.rpartition(".")[2] == n]
     actions = [k for k in seen.numbers if k == ACTION or k.startswith(f"{ACTION}.")]
     actions = actions or [k for k in seen.numbers if k.rpartition(".")[2].startswith(ACTION)][:1]
     proprio = _proprio(seen)
-    action = joined(seen, tuple(actions))
-    state = joined(seen, tuple(proprio))
+    action = join_fields(seen, tuple(actions))
+    state = join_fields(seen, tuple(proprio))
     absolute = _absolute(action, state)
     grippers = _grippers(action, _names(seen, actions, action, absolute))
     return InferredSpec(
@@ -69,7 +69,7 @@ def guess(seen: Survey) -> InferredSpec:
     )
 
 
-def joined(seen: Survey, fields: tuple[str, ...]) -> list[np.ndarray]:
+def join_fields(seen: Survey, fields: tuple[str, ...]) -> list[np.ndarray]:
     """Return the fields' columns side by side, one float64 [T, dims] per episode."""
     return [
         np.concatenate(parts, axis=1)
@@ -77,7 +77,7 @@ def joined(seen: Survey, fields: tuple[str, ...]) -> list[np.ndarray]:
     ]
 
 
-def problems(seen: Survey, row: InferredSpec) -> list[str]:
+def find_problems(seen: Survey, row: InferredSpec) -> list[str]:
     """Return what looks wrong, one sentence each; nothing here stops a training."""
     found = []
     if not row.action:
@@ -101,8 +101,8 @@ def problems(seen: Survey, row: InferredSpec) -> list[str]:
             )
     for fields in (row.action, row.proprio):
         for field in fields:
-            found += _of_numbers(field, seen.numbers[field])
-    return found + _of_actions(row, joined(seen, row.action) if row.action else [])
+            found += _field_problems(field, seen.numbers[field])
+    return found + _action_problems(row, join_fields(seen, row.action) if row.action else [])
 
 
 def write_spec(path: Path, seen: Survey, row: InferredSpec) -> Path:
@@ -165,7 +165,7 @@ DATASETS = [ROW]
 '''
 
 
-def _of_numbers(field: str, episodes: list[np.ndarray]) -> list[str]:
+def _field_problems(field: str, episodes: list[np.ndarray]) -> list[str]:
     """Return what is wrong with a field: not finite, constant, jumping, wrapping."""
     found, every = [], np.concatenate(episodes)
     bad = [i for i, x in enumerate(episodes) if not np.isfinite(x).all()]
@@ -200,7 +200,7 @@ def _of_numbers(field: str, episodes: list[np.ndarray]) -> list[str]:
     return found
 
 
-def _of_actions(row: InferredSpec, episodes: list[np.ndarray]) -> list[str]:
+def _action_problems(row: InferredSpec, episodes: list[np.ndarray]) -> list[str]:
     """Return idle steps and grippers that do nothing."""
     if not episodes:
         return []

@@ -67,7 +67,7 @@ def survey(directory: str | Path, episodes: int = 200, split: str = "") -> Surve
     split: default train, else the first. Raises DataError for a directory that is no dataset, and
     for a record that cannot be read.
     """
-    place = find(Path(directory))
+    place = find_version(Path(directory))
     try:
         info = tfds.builder_from_directory(place).info
     except Exception as error:  # tfds raises whatever its parsers raise
@@ -81,7 +81,7 @@ def survey(directory: str | Path, episodes: int = 200, split: str = "") -> Surve
     if STEPS not in info.features or OBSERVATION not in info.features[STEPS].feature:
         raise DataError(f"{place} is no RLDS dataset: it lacks steps.observation")
     leaves = _leaves(info.features[STEPS].feature)
-    seen = _Seen(leaves)
+    seen = SurveyCollector(leaves)
     metadata = [seen.add(e) for e in _episodes(place, info, split, episodes)]
     rates = [float(m["control_hz"]) for m in metadata if "control_hz" in m]
     noted = place / SETTINGS
@@ -104,7 +104,7 @@ def survey(directory: str | Path, episodes: int = 200, split: str = "") -> Surve
     )
 
 
-def find(directory: Path) -> Path:
+def find_version(directory: Path) -> Path:
     """Return the version's directory; DataError says what was found instead."""
     if (directory / "features.json").is_file():
         return directory.absolute()
@@ -123,7 +123,7 @@ def find(directory: Path) -> Path:
     raise DataError(f"{directory} is no directory")
 
 
-def describe(seen: Survey) -> str:
+def describe_survey(seen: Survey) -> str:
     """Return the dataset in a few lines: splits, lengths, fields with the range of their values."""
     t = seen.lengths
     splits = ", ".join(f"{k} {n:,}" for k, n in seen.total.items())
@@ -146,7 +146,7 @@ def describe(seen: Survey) -> str:
     return "\n".join(lines)
 
 
-class _Seen:
+class SurveyCollector:
     """What `survey` collects, an episode at a time."""
 
     def __init__(self, leaves: Mapping[str, Any]) -> None:

@@ -9,13 +9,13 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from octolike import files
-from octolike.data.onboarding.infer_spec import InferredSpec, joined
+from octolike.data.onboarding.infer_spec import InferredSpec, join_fields
 from octolike.data.onboarding.survey import Survey
 
 
 def histograms(seen: Survey, row: InferredSpec) -> Figure:
     """Return a figure of episode lengths and of each action dimension (gripper included)."""
-    action = np.concatenate(joined(seen, row.action)) if row.action else np.zeros((0, 0))
+    action = np.concatenate(join_fields(seen, row.action)) if row.action else np.zeros((0, 0))
     count = 1 + action.shape[1]
     columns = min(4, count)
     rows = -(-count // columns)

@@ -79,10 +79,10 @@ class JoinedSplits:
         return source.load(number)
 
 
-def records(
+def embodiment_records(
     specs: Sequence[DatasetSpec], indices: Sequence[EpisodeIndex], normalization: str
 ) -> tuple[list[Embodiment], list[int]]:
-    """Return the embodiment records, and the number of each dataset's.
+    """Return the embodiment embodiment_records, and the number of each dataset's.
 
     ConfigError where two rows name the same embodiment but another layout.
     """

@@ -1,7 +1,7 @@
-"""What learning a mix by group DRO needs (scripts/learn_mix.py): streams that note, and the result.
+"""Streams and results of learning a mix by group DRO (scripts/learn_mix.py).
 
-`Reference` notes the errors that a run is told; `Proxy` feeds back what exceeds them, and notes the
-shares that follow.
+`ReferenceStream` records the errors fed back to it; `ProxyStream` feeds back the excess over them
+and records the resulting shares.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WrappedSource:
         return self._wrap(self._source.train(start, process))
 
 
-class Reference:
+class ReferenceStream:
     """Batches that note the last errors they are told, in a JSON file."""
 
     def __init__(self, batches: RldsStream, over: str, notes: Path) -> None:
@@ -55,7 +55,7 @@ class Reference:
         return dict(datasets if self._over == "dataset" else tasks)
 
 
-class Proxy(Reference):
+class ProxyStream(ReferenceStream):
     """Batches whose shares follow the excess over a reference; a line of JSON notes them."""
 
     def __init__(
@@ -74,14 +74,14 @@ class Proxy(Reference):
             file.write(json.dumps(line) + "\n")
 
 
-def averaged(notes: Path) -> dict[str, float]:
+def average_shares(notes: Path) -> dict[str, float]:
     """Return the mean of the shares that a proxy noted; of what a resumed run noted twice, once."""
     rows = [json.loads(line) for line in notes.read_text().splitlines()]
     once = {row["batches"]: row["shares"] for row in rows}
     return {name: float(np.mean([r[name] for r in once.values()])) for name in rows[0]["shares"]}
 
 
-def report(learned: Mapping[str, float], directory: Path) -> str:
+def write_mix(learned: Mapping[str, float], directory: Path) -> str:
     """Write shares as a line for data.mix, JSON and a picture; return the line."""
     import matplotlib
 

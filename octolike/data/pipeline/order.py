@@ -232,7 +232,7 @@ class EpisodeCache:
             future, users = self._held[episode]
             self._held[episode] = future, users + 1
             return
-        self._held[episode] = self._executor.submit(unless_ending, self._load, episode), 1
+        self._held[episode] = self._executor.submit(run_unless_exiting, self._load, episode), 1
         self.bytes += int(self._sizes[episode])
 
     def _drop(self, episode: int) -> None:
@@ -245,7 +245,7 @@ class EpisodeCache:
         self.bytes -= int(self._sizes[episode])
 
 
-def unless_ending(work: Callable, *args: object) -> object:
+def run_unless_exiting(work: Callable, *args: object) -> object:
     """Return work(*args), but not when the interpreter is ending, which waits for its threads."""
     if not threading.main_thread().is_alive():
         raise CancelledError

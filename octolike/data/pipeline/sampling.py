@@ -12,8 +12,8 @@ A group is a dataset or a task (`over`). `SAMPLING` is looked up by config.data.
     group_dro     shares that follow the excess loss (scripts/learn_mix.py learns a mix with it)
 
 Shares are a pure function of the batch number and of `memory`, one number per group that feedback
-leaves behind. `Schedule` keeps the memories with the batches from which they hold; it is what a
-checkpoint stores.
+leaves behind. `SamplingSchedule` keeps the memories with the batches from which they hold; a
+checkpoint stores it.
 """
 
 from __future__ import annotations
@@ -369,7 +369,7 @@ SAMPLING = {
 _PACING = {"linear": lambda x: x, "root": np.sqrt, "quadratic": np.square}
 
 
-class Schedule:
+class SamplingSchedule:
     """A strategy's shares over the batches of a run: constant from one batch to another."""
 
     def __init__(
@@ -416,7 +416,7 @@ class Schedule:
         return [u for u in self._updates if u[0] <= batch or u is self._updates[0]][-1]
 
 
-def describe(groups: SamplingGroups, shares: np.ndarray, what: str, most: int = 20) -> str:
+def describe_shares(groups: SamplingGroups, shares: np.ndarray, what: str, most: int = 20) -> str:
     """Return a table of the groups with the largest shares, and a line on the others."""
     order = np.argsort(-shares, kind="stable")
     rows = [(what, "steps", "share")]

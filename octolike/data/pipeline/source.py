@@ -3,7 +3,7 @@
 The steps of a batch:
 
 1. its frames are the next ones in the order of episodes and frames, in which each dataset or task
-   has the share that the sampling strategy asks for (sampling.Schedule, order.Order);
+   has the share that the sampling strategy asks for (sampling.SamplingSchedule, order.Order);
 2. the episodes that it needs are in memory, or are waited for (order.EpisodeCache);
 3. window, chunk and goal are cut as indices, numbers are padded, images decoded (BatchBuilder);
 4. instructions become token ids.
@@ -28,8 +28,13 @@ import numpy as np
 from octolike.config import Config, ConfigError, build_component, unknown
 from octolike.data.pipeline import goals, sampling
 from octolike.data.pipeline.batch_builder import BatchBuilder, EpisodeRef
-from octolike.data.pipeline.dataset_split import DatasetSplit, JoinedSplits, records, task_names
-from octolike.data.pipeline.sampling import SamplingGroups, Schedule
+from octolike.data.pipeline.dataset_split import (
+    DatasetSplit,
+    JoinedSplits,
+    embodiment_records,
+    task_names,
+)
+from octolike.data.pipeline.sampling import SamplingGroups, SamplingSchedule
 from octolike.data.pipeline.stream import EpisodeStream, PipelineThreads, RldsStream
 from octolike.data.rlds import statistics
 from octolike.data.rlds.reader import MissingSplitError, Reader
@@ -69,7 +74,7 @@ class RldsSource:
         self._check_cameras()
         self._strategy = build_component(sampling.SAMPLING, d.sampling, "data.sampling")
         self._groups, self._supply = self._group()
-        self.shares = self._dataset_shares(Schedule(self._strategy, self._groups).shares(0))
+        self.shares = self._dataset_shares(SamplingSchedule(self._strategy, self._groups).shares(0))
         self._text = build_component(TOKENIZERS, d.text, "data.text")
         self._maker = BatchBuilder(d, self.embodiments)
         self.spec = self._spec()
@@ -92,7 +97,7 @@ class RldsSource:
         batch, and reads no other episodes than those.
         """
         saved = _checked(start, self.datasets) if start is not None else {"sampling": ()}
-        schedule = Schedule(self._strategy, self._groups, saved["sampling"])
+        schedule = SamplingSchedule(self._strategy, self._groups, saved["sampling"])
         stream = EpisodeStream(
             supply=self._supply,
             size=self._config.batch_size,
@@ -183,8 +188,8 @@ class RldsSource:
             lines.append(f"no split {self._config.validation_split!r}: {', '.join(without)}")
         lines += filter(None, [catalog.describe_uncertain([s.spec for s in self._sources])])
         if self._strategy.over == "task":
-            shares = Schedule(self._strategy, self._groups).shares(0)
-            lines.append(sampling.describe(self._groups, shares, what="task"))
+            shares = SamplingSchedule(self._strategy, self._groups).shares(0)
+            lines.append(sampling.describe_shares(self._groups, shares, what="task"))
         if self._config.paraphrases:
             covered = sum(task in self._maker.paraphrases for task in self._instructions)
             lines.append(
@@ -228,7 +233,11 @@ class RldsSource:
             batches=self._validation_batches,
         )
         batches = RldsStream(
-            self._work, stream, Schedule(sampling.ProportionalSampling(), groups), self.datasets, 0
+            self._work,
+            stream,
+            SamplingSchedule(sampling.ProportionalSampling(), groups),
+            self.datasets,
+            0,
         )
         try:
             yield from batches
@@ -247,7 +256,7 @@ class RldsSource:
         d = self._config
         readers = [self._reader(spec, d.train_split) for spec in specs]
         indices = [self._index(reader) for reader in readers]
-        self.embodiments, record = records(specs, indices, d.normalization)
+        self.embodiments, record = embodiment_records(specs, indices, d.normalization)
         limits = [d.limit_of(spec.name) for spec in specs]
         indices = [i.first_episodes(n) for i, n in zip(indices, limits, strict=True)]
         names = [self._tasks_of(s, i, d.tasks) for s, i in zip(specs, indices, strict=True)]

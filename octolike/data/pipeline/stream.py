@@ -13,8 +13,14 @@ import numpy as np
 from octolike.data.pipeline import goals
 from octolike.data.pipeline.batch_builder import BatchBuilder, EpisodeRef
 from octolike.data.pipeline.dataset_split import DatasetSplit, JoinedSplits
-from octolike.data.pipeline.order import EpisodeCache, Order, PoolKey, task_draws, unless_ending
-from octolike.data.pipeline.sampling import Schedule
+from octolike.data.pipeline.order import (
+    EpisodeCache,
+    Order,
+    PoolKey,
+    run_unless_exiting,
+    task_draws,
+)
+from octolike.data.pipeline.sampling import SamplingSchedule
 from octolike.text import TextTokenizer
 from octolike.types import Batch, unflatten
 
@@ -48,7 +54,7 @@ class EpisodeStream:
     batches: int = 0
 
 
-class _Ahead(NamedTuple):
+class _PendingBatch(NamedTuple):
     """A batch that is being made, the groups of its examples, and the pools that it needs."""
 
     made: Future
@@ -63,14 +69,14 @@ class RldsStream(Iterator[Batch]):
         self,
         work: PipelineThreads,
         stream: EpisodeStream,
-        schedule: Schedule,
+        schedule: SamplingSchedule,
         datasets: Sequence[str],
         start: int,
     ) -> None:
         self._work, self._stream, self._schedule = work, stream, schedule
         self._datasets, self._count = list(datasets), start
         self._orders: dict[int, Order] = {}
-        self._ahead: deque[_Ahead] = deque()
+        self._ahead: deque[_PendingBatch] = deque()
         self._shelf = EpisodeCache(stream.supply.load, stream.supply.stock.sizes, work.loaders)
         self._seen = np.zeros(len(schedule.groups.names), np.int64)
         self._fault: Exception | None = None
@@ -159,7 +165,7 @@ class RldsStream(Iterator[Batch]):
             self._shelf.keep(self._episodes, used, self._next_pool())
             distinct, which = np.unique(frames[:, 0], return_inverse=True)
             made = self._work.makers.submit(
-                unless_ending,
+                run_unless_exiting,
                 _make,
                 self._work.maker,
                 [(*supply.find(e), self._shelf.get(e)) for e in distinct.tolist()],
@@ -169,7 +175,7 @@ class RldsStream(Iterator[Batch]):
                 stream.dropout,
             )
             groups = supply.stock.groups[frames[:, 0]]
-            self._ahead.append(_Ahead(made, groups, pools))
+            self._ahead.append(_PendingBatch(made, groups, pools))
 
     def _next_pool(self) -> tuple[PoolKey, float]:
         """Return the pool after the one that the next batch begins in, and how much to have of it.

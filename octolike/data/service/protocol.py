@@ -67,7 +67,7 @@ def decode(
     place: (dotted path, dtype, shape) -> a contiguous array of just that dtype and shape.
     EOFError where the messages end too early.
     """
-    stream = _Bytes(messages)
+    stream = _ByteStream(messages)
     length = np.empty(8, np.uint8)
     stream.read(length)
     text = np.empty(int.from_bytes(length.tobytes(), "little"), np.uint8)
@@ -78,7 +78,7 @@ def decode(
     return header
 
 
-class _Bytes:
+class _ByteStream:
     """Messages as one stream of bytes."""
 
     def __init__(self, messages: Iterable[bytes]) -> None:

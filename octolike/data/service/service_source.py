@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from octolike.config import Config, ConfigError
-from octolike.data.service.worker_pool import Ticket, Workers, name
+from octolike.data.service.worker_pool import CancellableCall, WorkerPool, name
 from octolike.embodiment import embodiments_from_json
 from octolike.types import Batch, Names, spec_from_json, unflatten
 
@@ -38,7 +38,7 @@ class ServiceSource:
         """
         self._size, self._prefetch = config.data.batch_size, config.data.prefetch
         _check_parts(self._size, processes, len(config.data.service))
-        self._workers = Workers(config)
+        self._workers = WorkerPool(config)
         about = self._workers.about
         self.spec = spec_from_json(about["spec"])
         self.embodiments = embodiments_from_json(about["embodiments"])
@@ -92,11 +92,11 @@ class ServiceSource:
             self._workers.forget(stream)
 
 
-class _Ahead(NamedTuple):
+class _RequestedBatch(NamedTuple):
     """A batch that is being received: its leaves, and of each part the request and its end."""
 
     leaves: dict[str, np.ndarray]
-    tickets: list[Ticket]
+    tickets: list[CancellableCall]
     parts: list[Future]
 
 
@@ -105,7 +105,7 @@ class ServiceStream(Iterator[Batch]):
 
     def __init__(
         self,
-        workers: Workers,
+        workers: WorkerPool,
         parts: Sequence[tuple[int, int]],
         make: Callable[[], dict[str, np.ndarray]],
         state: Mapping[str, Any],
@@ -116,7 +116,7 @@ class ServiceStream(Iterator[Batch]):
         self._state, self._prefetch, self._stream = dict(state), prefetch, name()
         # One thread each, so that a worker is asked for one batch after the other.
         self._threads = [ThreadPoolExecutor(1) for _ in parts]
-        self._ahead: deque[_Ahead] = deque()
+        self._ahead: deque[_RequestedBatch] = deque()
         self._fault: Exception | None = None
 
     def __next__(self) -> Batch:
@@ -184,15 +184,15 @@ class ServiceStream(Iterator[Batch]):
         """Have so many batches under way."""
         while len(self._ahead) < count:
             state = {**self._state, "batches": self._state["batches"] + len(self._ahead)}
-            leaves, tickets = self._make(), [Ticket() for _ in self._parts]
+            leaves, tickets = self._make(), [CancellableCall() for _ in self._parts]
             futures = [
                 thread.submit(self._receive, w, state, leaves, tickets[w])
                 for w, thread in enumerate(self._threads)
             ]
-            self._ahead.append(_Ahead(leaves, tickets, futures))
+            self._ahead.append(_RequestedBatch(leaves, tickets, futures))
 
     def _receive(
-        self, w: int, state: dict[str, Any], leaves: dict[str, np.ndarray], ticket: Ticket
+        self, w: int, state: dict[str, Any], leaves: dict[str, np.ndarray], ticket: CancellableCall
     ) -> None:
         """Have a part of the batch after a state written into its rows."""
 

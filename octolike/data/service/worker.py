@@ -50,7 +50,7 @@ Answer = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 @dataclass(eq=False)
-class _Live:
+class _WorkerStream:
     """A stream, and what the request that it answers next says of where it is."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -64,7 +64,7 @@ class _Live:
         self.stream = self.position = None
 
 
-class Worker:
+class BatchWorker:
     """Answers requests from opened data; every method takes a header and returns an `Answer`."""
 
     def __init__(self, config: Config, data: RldsSource) -> None:
@@ -84,7 +84,7 @@ class Worker:
             "validation": list(self._validation),
         }
         self._about = same | {"digest": protocol.digest(same), "description": self.description}
-        self._streams: dict[tuple[Any, ...], _Live] = {}
+        self._streams: dict[tuple[Any, ...], _WorkerStream] = {}
         self._lock = threading.Lock()
 
     def about(self, header: Mapping[str, Any]) -> Answer:
@@ -111,7 +111,7 @@ class Worker:
     def validation(self, header: Mapping[str, Any]) -> Answer:
         """Return a dataset's validation batch of a number; "end" where there is none."""
         dataset, number = header["dataset"], header["number"]
-        make = lambda: _Counted(self._validation[dataset](), number)
+        make = lambda: _CountedBatches(self._validation[dataset](), number)
         leaves = self._next((header["stream"], dataset), number, make)
         return {"end": not leaves}, leaves
 
@@ -135,7 +135,7 @@ class Worker:
     ) -> dict[str, np.ndarray]:
         """Return the leaves of a stream's next batch, {} after the last one."""
         with self._lock:
-            live = self._streams.setdefault(key, _Live())
+            live = self._streams.setdefault(key, _WorkerStream())
         with live.lock:
             live.used = math.inf
             try:
@@ -152,7 +152,7 @@ class Worker:
                 live.used = time.monotonic()
         return dict(types.flatten(batch))
 
-    def _give_up(self, chosen: Callable[[tuple[Any, ...], _Live], bool]) -> None:
+    def _give_up(self, chosen: Callable[[tuple[Any, ...], _WorkerStream], bool]) -> None:
         with self._lock:
             keys = [key for key, live in self._streams.items() if chosen(key, live)]
             gone = [self._streams.pop(key) for key in keys]
@@ -161,7 +161,7 @@ class Worker:
                 live.close()
 
 
-class _Counted(Iterator[types.Batch]):
+class _CountedBatches(Iterator[types.Batch]):
     """Finite batches from a number on, which are counted."""
 
     def __init__(self, batches: Iterator[types.Batch], start: int) -> None:
@@ -183,12 +183,12 @@ class _Counted(Iterator[types.Batch]):
         self._batches.close()
 
 
-class Server:
+class BatchServer:
     """A worker that listens. port: where; description: of the data."""
 
     def __init__(self, config: Config, data: RldsSource, host: str, port: int) -> None:
         """Listen; port 0: any that is free. ConfigError where the port cannot be had."""
-        self._worker, self._seen, self._lock = Worker(config, data), {}, threading.Lock()
+        self._worker, self._seen, self._lock = BatchWorker(config, data), {}, threading.Lock()
         self.description = self._worker.description
         self._batches, self._bytes, self._since = 0, 0, time.monotonic()
         options = (
@@ -261,6 +261,6 @@ class Server:
             return {"error": kind, "message": str(error)}, {}
 
 
-def serve(config: Config, host: str, port: int) -> Server:
+def serve(config: Config, host: str, port: int) -> BatchServer:
     """Open the data of a config and serve them; ConfigError or DataError as `RldsSource`."""
-    return Server(config, RldsSource(config), host, port)
+    return BatchServer(config, RldsSource(config), host, port)

@@ -31,19 +31,19 @@ Place = Callable[[str, str, tuple[int, ...]], np.ndarray]
 _FAULTS = {"DataError": DataError, "ConfigError": ConfigError}
 
 
-class LostError(Exception):
+class WorkerLostError(Exception):
     """A worker that gives no answer, or none that can be used; the message says why."""
 
 
-class LateError(LostError):
+class WorkerTimeoutError(WorkerLostError):
     """A worker that has not answered in time, though its machine may be there."""
 
 
-class FailedError(LostError):
+class WorkerFailedError(WorkerLostError):
     """A worker that says what went wrong, which may be the fault of its machine alone."""
 
 
-class Ticket:
+class CancellableCall:
     """A request that can be dropped at any time."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Ticket:
                 self._call.cancel()
 
 
-class Link:
+class WorkerConnection:
     """The connection to one worker.
 
     reason: why it is not asked at present, "" while it is; losses: how often it was lost since its
@@ -88,16 +88,16 @@ class Link:
         method: str,
         header: Mapping[str, Any],
         place: Place | None = None,
-        ticket: Ticket | None = None,
+        ticket: CancellableCall | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """Return the answer's header; its arrays go where `place` says. timeout: DEADLINE if None.
 
         Raises DataError or ConfigError of the worker, CancelledError where the ticket was dropped,
-        and LostError for all that another worker may do better.
+        and WorkerLostError for all that another worker may do better.
         """
         ask = self._channel.unary_stream(f"/{protocol.SERVICE}/{method}")
-        ticket, timeout = ticket or Ticket(), timeout or DEADLINE
+        ticket, timeout = ticket or CancellableCall(), timeout or DEADLINE
         try:
             call = ask(json.dumps(header).encode(), timeout=timeout)
             ticket.hold(call)
@@ -108,16 +108,16 @@ class Link:
             if ticket.dropped:
                 raise CancelledError from None
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise LateError(f"no answer to {method!r} within {timeout:g} s") from None
+                raise WorkerTimeoutError(f"no answer to {method!r} within {timeout:g} s") from None
             said = (error.details() or "").partition("\n")[0]
-            raise LostError(f"{error.code().name}: {said}") from None
+            raise WorkerLostError(f"{error.code().name}: {said}") from None
         except (EOFError, ValueError) as error:
-            raise LostError(f"what it sends is no answer of a worker: {error}") from None
+            raise WorkerLostError(f"what it sends is no answer of a worker: {error}") from None
         if "error" not in reply:
             return reply
         kind = _FAULTS.get(reply["error"])
         if kind is None:
-            raise FailedError(f"{reply['error']}: {reply['message']}")
+            raise WorkerFailedError(f"{reply['error']}: {reply['message']}")
         raise kind(f"{reply['message']} (says the worker at {self.address})")
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class Link:
         self._channel.close()
 
 
-class Workers:
+class WorkerPool:
     """The workers of data.service, and who is asked in place of one that is lost.
 
     about: what all of them serve (`service.Worker.about`).
@@ -133,7 +133,7 @@ class Workers:
 
     def __init__(self, config: Config) -> None:
         """Connect; errors as `ServiceSource`."""
-        self._links = [Link(address) for address in config.data.service]
+        self._links = [WorkerConnection(address) for address in config.data.service]
         self._client, self._lock, self._closed = name(), threading.Lock(), threading.Event()
         try:
             self.about = self._connect(protocol.settings(config))
@@ -155,12 +155,12 @@ class Workers:
         method: str,
         header: Mapping[str, Any],
         place: Place | None = None,
-        ticket: Ticket | None = None,
+        ticket: CancellableCall | None = None,
     ) -> dict[str, Any]:
         """Return an answer of worker `home`, or of the next one that gives one.
 
         Raises ServiceError once it has failed with all of them, or nobody has answered for PATIENCE
-        seconds; else as `Link.call`.
+        seconds; else as `WorkerConnection.call`.
         """
         header = {**header, "digest": self.about["digest"], "client": self._client}
         until, failed = None, set()
@@ -171,9 +171,9 @@ class Workers:
                         answer = link.call(method, header, place, ticket)
                         link.losses = 0
                         return answer
-                    except LostError as error:
+                    except WorkerLostError as error:
                         self._lose(link, error)
-                        failed |= {link} if isinstance(error, FailedError) else set()
+                        failed |= {link} if isinstance(error, WorkerFailedError) else set()
             if len(failed) == len(self._links):
                 raise ServiceError(self._nobody())
             until = until or time.monotonic() + PATIENCE
@@ -192,7 +192,7 @@ class Workers:
             if not link.reason:
                 try:
                     link.call("close", {"stream": stream}, timeout=1.0)
-                except LostError:
+                except WorkerLostError:
                     continue
 
     def close(self) -> None:
@@ -206,7 +206,9 @@ class Workers:
         with ThreadPoolExecutor(len(self._links)) as threads:
             answers = list(threads.map(_reach, self._links))
         silent = [
-            (k, a) for k, a in zip(self._links, answers, strict=True) if isinstance(a, LostError)
+            (k, a)
+            for k, a in zip(self._links, answers, strict=True)
+            if isinstance(a, WorkerLostError)
         ]
         if silent:
             port = silent[0][0].address.rpartition(":")[2]
@@ -231,7 +233,7 @@ class Workers:
                 )
         return first
 
-    def _lose(self, link: Link, error: LostError) -> None:
+    def _lose(self, link: WorkerConnection, error: WorkerLostError) -> None:
         """Ask others from now on, and this one again later: the more rarely, the more it is lost.
 
         One that was late costs DEADLINE each time, and is left alone for longer.
@@ -240,7 +242,9 @@ class Workers:
             if link.reason or self._closed.is_set():
                 return
             link.reason, link.losses = str(error), link.losses + 1
-            pause = min(link.losses, 12) * (DEADLINE if isinstance(error, LateError) else RETRY)
+            pause = min(link.losses, 12) * (
+                DEADLINE if isinstance(error, WorkerTimeoutError) else RETRY
+            )
             left = [other.address for other in self._links if not other.reason]
         then = f"its part comes from {left[0]}" if len(left) == 1 else "its part comes from others"
         if not left:
@@ -248,7 +252,7 @@ class Workers:
         print(f"data.service: {link.address} is lost ({error}); {then}", flush=True)
         threading.Thread(target=self._await, args=(link, pause), daemon=True).start()
 
-    def _await(self, link: Link, pause: float) -> None:
+    def _await(self, link: WorkerConnection, pause: float) -> None:
         """Ask a worker whether it is back: after each pause, or RETRY while no other is left."""
         asked = time.monotonic()
         while not self._closed.wait(RETRY):
@@ -258,7 +262,7 @@ class Workers:
             asked = time.monotonic()
             try:
                 about = link.call("about", {"client": self._client}, timeout=CONNECT)
-            except (LostError, ValueError):
+            except (WorkerLostError, ValueError):
                 continue
             if about["digest"] == self.about["digest"]:
                 link.reason = ""
@@ -283,13 +287,13 @@ def name() -> str:
     return uuid.uuid4().hex
 
 
-def _reach(link: Link) -> dict[str, Any] | LostError:
+def _reach(link: WorkerConnection) -> dict[str, Any] | WorkerLostError:
     """Return what a worker says of itself, or why it says nothing for CONNECT seconds."""
     until = time.monotonic() + CONNECT
     while True:
         try:
             return link.call("about", {}, timeout=max(until - time.monotonic(), 0.5))
-        except LostError as error:
+        except WorkerLostError as error:
             if time.monotonic() + 0.5 > until:
                 return error
         time.sleep(0.5)

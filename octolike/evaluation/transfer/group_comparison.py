@@ -189,7 +189,7 @@ def facts(row: Any) -> GroupTraits:
 def samples(found: Sequence[tuple[Any, Sequence[Any]]], most: int = 12) -> list[GroupSample]:
     """Return a sample per dataset; of a single dataset, one per task, the `most` frequent ones.
 
-    found: specs and the episodes of each (octolike.data.pipeline.excerpts). A task is an episode's
+    found: specs and the episodes of each (`decoded_episodes.decode_mix`). A task is an episode's
     label up to the first "/", else its instruction. Raises ValueError for fewer than two groups.
     """
     if len(found) > 1:

@@ -1,6 +1,6 @@
 """The conversion itself: plan, processes, verification.
 
-    directory = convert(Path("recordings"), "data", "my_robot", Plan())
+    directory = convert(Path("recordings"), "data", "my_robot", ConversionPlan())
 
 1. The format is found, the episodes are listed and dealt to splits and shards: a pure function of
    the source and the plan, so that a second start goes on where the first was killed.
@@ -31,10 +31,16 @@ from tqdm import tqdm
 
 from octolike.config import ConfigError, unknown
 from octolike.data.onboarding.convert import recording as sources
-from octolike.data.onboarding.convert.hdf5 import SUFFIXES, Aloha, Robomimic, files, opened
-from octolike.data.onboarding.convert.lerobot import LeRobot
-from octolike.data.onboarding.convert.npz import Npz
-from octolike.data.onboarding.convert.recording import ConvertOptions, Item, Recording
+from octolike.data.onboarding.convert.hdf5 import (
+    SUFFIXES,
+    AlohaRecording,
+    RobomimicRecording,
+    files,
+    opened,
+)
+from octolike.data.onboarding.convert.lerobot import LeRobotRecording
+from octolike.data.onboarding.convert.npz import NpzRecording
+from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation, Recording
 from octolike.data.rlds.fields import STEPS
 from octolike.data.rlds.writer import EncodedImage, Writer, rlds_episode
 from octolike.errors import DataError
@@ -43,7 +49,7 @@ VERSION = "1.0.0"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """How a source becomes a dataset.
 
     Attributes:
@@ -64,7 +70,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """One shard, as a worker process gets it; `like`: the signature of every episode."""
 
     kind: str
@@ -73,12 +79,12 @@ class Job:
     writer: Writer
     split: str
     index: int
-    items: tuple[Item, ...]
+    items: tuple[EpisodeLocation, ...]
     like: Mapping[str, str]
     drop_bad: bool
 
 
-def convert(path: Path, root: str, name: str, plan: Plan) -> tuple[Path, list[str]]:
+def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> tuple[Path, list[str]]:
     """Convert a source to <root>/<name>/1.0.0; return the directory and the reasons of drops.
 
     Raises DataError for a source that cannot be used, ConfigError for a setting that cannot be,
@@ -113,7 +119,7 @@ def convert(path: Path, root: str, name: str, plan: Plan) -> tuple[Path, list[st
         return writer.directory, []
     like = _first(source, items, plan.drop_bad)
     jobs = [
-        Job(kind, path, source.options, writer, split, i, tuple(shard), like, plan.drop_bad)
+        ShardJob(kind, path, source.options, writer, split, i, tuple(shard), like, plan.drop_bad)
         for split, parts in shards.items()
         for i, shard in enumerate(parts)
     ]
@@ -153,7 +159,9 @@ def detect(path: Path) -> str:
     )
 
 
-def deal(items: list[Item], plan: Plan) -> dict[str, list[list[Item]]]:
+def deal(
+    items: list[EpisodeLocation], plan: ConversionPlan
+) -> dict[str, list[list[EpisodeLocation]]]:
     """Return split → shards → episodes: the source's splits, or a seeded share held out."""
     rng = np.random.default_rng(len(items))
     order = [items[i] for i in rng.permutation(len(items))]
@@ -171,7 +179,7 @@ def deal(items: list[Item], plan: Plan) -> dict[str, list[list[Item]]]:
     }
 
 
-def digest(path: Path, items: list[Item]) -> str:
+def digest(path: Path, items: list[EpisodeLocation]) -> str:
     """Return a digest of which episodes there are, and of their files' sizes."""
     root = path if path.is_dir() else path.parent
     sizes = {i.file: (root / i.file).stat().st_size for i in items if (root / i.file).is_file()}
@@ -179,7 +187,7 @@ def digest(path: Path, items: list[Item]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def write_shard(job: Job) -> int:
+def write_shard(job: ShardJob) -> int:
     """Write and verify one shard; return how many episodes of the source it took."""
     source = FORMATS[job.kind](job.path, job.options)
     dropped: list[str] = []
@@ -235,7 +243,7 @@ def fingerprints(steps: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _episodes(
-    source: Recording, job: Job, dropped: list[str], prints: list[Any]
+    source: Recording, job: ShardJob, dropped: list[str], prints: list[Any]
 ) -> Iterator[dict[str, Any]]:
     for item in job.items:
         try:
@@ -261,7 +269,7 @@ def _compare(found: Mapping[str, str], like: Mapping[str, str], where: str) -> N
             raise DataError(f"{where}: {key} is {found[key]}, the first episode's is {kind}")
 
 
-def _first(source: Recording, items: list[Item], drop_bad: bool) -> dict[str, str]:
+def _first(source: Recording, items: list[EpisodeLocation], drop_bad: bool) -> dict[str, str]:
     """Return the signature of the first good episode."""
     reasons = []
     for item in items:
@@ -274,7 +282,7 @@ def _first(source: Recording, items: list[Item], drop_bad: bool) -> dict[str, st
     raise DataError(f"{source.path}: {reasons[0]}")
 
 
-def _write_all(jobs: list[Job], workers: int) -> None:
+def _write_all(jobs: list[ShardJob], workers: int) -> None:
     left = [j for j in jobs if not j.writer.shard_note(j.split, j.index)]
     total, todo = sum(len(j.items) for j in jobs), sum(len(j.items) for j in left)
     bar = tqdm(total=total, initial=total - todo, desc="converting", unit=" episodes", disable=None)
@@ -286,7 +294,7 @@ def _write_all(jobs: list[Job], workers: int) -> None:
             _in_processes(left, min(workers, len(left)), bar.update)
 
 
-def _in_processes(jobs: list[Job], workers: int, done: Callable[[int], Any]) -> None:
+def _in_processes(jobs: list[ShardJob], workers: int, done: Callable[[int], Any]) -> None:
     # A fork would copy tensorflow's threads as locks that nobody opens.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
@@ -345,8 +353,8 @@ def _hdf5(path: Path) -> Iterator[Path]:
 
 
 FORMATS: dict[str, Callable[[Path, ConvertOptions], Recording]] = {
-    "hdf5-aloha": Aloha,
-    "hdf5-robomimic": Robomimic,
-    "lerobot": LeRobot,
-    "npz": Npz,
+    "hdf5-aloha": AlohaRecording,
+    "hdf5-robomimic": RobomimicRecording,
+    "lerobot": LeRobotRecording,
+    "npz": NpzRecording,
 }

@@ -27,7 +27,7 @@ import h5py
 import numpy as np
 
 from octolike.data.onboarding.convert import recording
-from octolike.data.onboarding.convert.recording import ConvertOptions, Item
+from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation
 from octolike.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
@@ -35,21 +35,21 @@ SPLITS = {"train": "train", "valid": "val"}
 
 
 @dataclass(frozen=True)
-class Aloha:
+class AlohaRecording:
     """One file per episode."""
 
     path: Path
     options: ConvertOptions
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[EpisodeLocation]:
         """Return a file each, episode_2 before episode_10."""
-        return [Item(f) for f in files(self.path)]
+        return [EpisodeLocation(f) for f in files(self.path)]
 
     def about(self) -> dict[str, Any]:
         """Return nothing: the files do not say."""
         return {}
 
-    def read(self, item: Item) -> dict[str, Any]:
+    def read(self, item: EpisodeLocation) -> dict[str, Any]:
         """Return the episode of a file."""
         where = str(item)
         with opened(self.path / item.file if self.path.is_dir() else self.path) as file:
@@ -71,13 +71,13 @@ class Aloha:
 
 
 @dataclass(frozen=True)
-class Robomimic:
+class RobomimicRecording:
     """Many episodes per file."""
 
     path: Path
     options: ConvertOptions
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[EpisodeLocation]:
         """Return the demos of all files, with the split of the file's own masks."""
         result = []
         for name in files(self.path):
@@ -92,7 +92,10 @@ class Robomimic:
                 lost = sorted(set(splits) - set(demos))
                 if lost:
                     raise DataError(f"{name}: mask names {lost[0]}, which is not in data")
-                result += [Item(name, d, splits.get(d, "train" if splits else "")) for d in demos]
+                result += [
+                    EpisodeLocation(name, d, splits.get(d, "train" if splits else ""))
+                    for d in demos
+                ]
         return result
 
     def about(self) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class Robomimic:
             except (KeyError, ValueError, TypeError):
                 return {}
 
-    def read(self, item: Item) -> dict[str, Any]:
+    def read(self, item: EpisodeLocation) -> dict[str, Any]:
         """Return one demo."""
         where = str(item)
         with opened(self._file(item.file)) as file:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from octolike.data.onboarding.convert import recording
-from octolike.data.onboarding.convert.recording import ConvertOptions, Item
+from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation
 from octolike.errors import DataError
 
 # Paths where meta/info.json does not say.
@@ -44,13 +44,13 @@ COUNTERS = {"timestamp", "frame_index", "episode_index", "index", "task_index", 
 
 
 @dataclass(frozen=True)
-class LeRobot:
+class LeRobotRecording:
     """A dataset's directory, the one that holds meta/info.json."""
 
     path: Path
     options: ConvertOptions
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[EpisodeLocation]:
         """Return the episodes; with the split of meta/info.json where it names more than train."""
         splits = {k: v for k, v in self._info.get("splits", {}).items() if ":" in str(v)}
         result = []
@@ -60,7 +60,7 @@ class LeRobot:
                 first, last = (int(x) for x in text.split(":"))
                 if first <= i < last:
                     of = "train" if name == "train" else "val"
-            result.append(Item("episode", str(i), of))
+            result.append(EpisodeLocation("episode", str(i), of))
         if not result:
             raise DataError(f"{self.path}/meta lists no episodes")
         return result
@@ -75,7 +75,7 @@ class LeRobot:
                     names[key.removeprefix("observation.").replace(".", "_")] = flat
         return {"control_hz": float(self._info["fps"]), "names": names}
 
-    def read(self, item: Item) -> dict[str, Any]:
+    def read(self, item: EpisodeLocation) -> dict[str, Any]:
         """Return one episode."""
         where, index = str(item), int(item.key)
         table = self._table(index, where)

@@ -18,35 +18,35 @@ import numpy as np
 
 from octolike.data.onboarding.convert import recording
 from octolike.data.onboarding.convert.hdf5 import natural
-from octolike.data.onboarding.convert.recording import ConvertOptions, Item
+from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation
 from octolike.errors import DataError
 
 OF_STEPS = ("action", "reward", "is_terminal", "discount")
 
 
 @dataclass(frozen=True)
-class Npz:
+class NpzRecording:
     """One file per episode."""
 
     path: Path
     options: ConvertOptions
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[EpisodeLocation]:
         """Return a file each."""
         if self.path.is_file():
-            return [Item(self.path.name)]
+            return [EpisodeLocation(self.path.name)]
         names = (str(f.relative_to(self.path)) for f in self.path.rglob("*.npz"))
         names = sorted((n for n in names if not Path(n).name.startswith(".")), key=natural)
         if not names:
             raise DataError(f"{self.path} has no .npz files")
-        return [Item(n) for n in names]
+        return [EpisodeLocation(n) for n in names]
 
     def about(self) -> dict[str, Any]:
         """Return the control rate that the first file states."""
         with _opened(self._file(self.items()[0])) as file:
             return {"control_hz": float(file["control_hz"])} if "control_hz" in file else {}
 
-    def read(self, item: Item) -> dict[str, Any]:
+    def read(self, item: EpisodeLocation) -> dict[str, Any]:
         """Return the episode of a file."""
         where, cameras, numbers, steps = str(item), {}, {}, {}
         told: Any = ""
@@ -76,7 +76,7 @@ class Npz:
         steps["observation"] = numbers
         return recording.episode(steps, cameras, told, self.options, metadata, where)
 
-    def _file(self, item: Item) -> Path:
+    def _file(self, item: EpisodeLocation) -> Path:
         return self.path / item.file if self.path.is_dir() else self.path
 
 

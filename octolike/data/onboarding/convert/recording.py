@@ -27,7 +27,7 @@ INSTRUCTIONS = ("language_instruction", "instruction", "natural_language_instruc
 
 
 @dataclass(frozen=True)
-class Item:
+class EpisodeLocation:
     """One episode of a source.
 
     file: relative to the source's path, or the path's own name; key: inside it; split: the source's
@@ -66,10 +66,10 @@ class Recording(Protocol):
     path: Path
     options: ConvertOptions
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[EpisodeLocation]:
         """Return the episodes, in a fixed order."""
 
-    def read(self, item: Item) -> dict[str, Any]:
+    def read(self, item: EpisodeLocation) -> dict[str, Any]:
         """Return an episode for octolike.data.rlds.writer; DataError names the fault."""
 
     def about(self) -> dict[str, Any]:

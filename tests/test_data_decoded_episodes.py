@@ -6,7 +6,7 @@ import json
 import data_fakes
 import numpy as np
 
-from octolike.data.pipeline import excerpts
+from octolike.data.pipeline import decoded_episodes
 from octolike.data.rlds.writer import Writer
 from octolike.data.specs import catalog
 
@@ -16,7 +16,7 @@ KEY = "image_primary"
 def take(config, spec=None, cameras=None, episodes=4):
     cameras = {"primary": data_fakes.SIDE} if cameras is None else cameras
     spec = spec or catalog.find_spec("fake")
-    return excerpts.take(spec, config.data, "train", cameras, episodes=episodes)
+    return decoded_episodes.decode_episodes(spec, config.data, "train", cameras, episodes=episodes)
 
 
 def test_a_dataset_is_read_from_a_root_of_its_own(tmp_path):
@@ -24,7 +24,7 @@ def test_a_dataset_is_read_from_a_root_of_its_own(tmp_path):
     data_fakes.write_numbered(tmp_path / "there", "tabletop", [4, 4, 4])
     config = data_fakes.config(tmp_path / "here", "fake,tabletop")
     config.data.roots = {"tabletop": str(tmp_path / "there")}
-    found = excerpts.of_mix(config.data, episodes=9)
+    found = decoded_episodes.decode_mix(config.data, episodes=9)
     assert [(spec.name, len(taken)) for spec, taken in found] == [("fake", 2), ("tabletop", 3)]
 
 

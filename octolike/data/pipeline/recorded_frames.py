@@ -33,17 +33,17 @@ class Conditioning(NamedTuple):
     task: str
 
 
-class RecordedFrames(NamedTuple):
+class SampledFrames(NamedTuple):
     """Frames of one dataset, and the batch that training's pipeline makes of the same ones.
 
     observations: per frame, image_<camera> uint8 [w, h, w, 3] and proprio float32 [w, P] of the
-    newest w ≤ W steps, None for what the episode lacks; told: per frame; actions: float32
+    newest w ≤ W steps, None for what the episode lacks; conditionings: per frame; actions: float32
     [n, H, A], the robot's own dimensions and units, the last one repeated past the end; places:
     per frame, where it is.
     """
 
     observations: list[dict[str, np.ndarray | None]]
-    told: list[Conditioning]
+    conditionings: list[Conditioning]
     actions: np.ndarray
     places: list[str]
     batch: Batch
@@ -65,7 +65,7 @@ class RecordedEpisode(NamedTuple):
 
 def sample_frames(
     data: RldsSource, config: DataConfig, dataset: str, count: int
-) -> Iterator[RecordedFrames]:
+) -> Iterator[SampledFrames]:
     """Yield at least `count` frames in batches of `BATCH`, held-out ones where there are any.
 
     Each batch has the first step of an episode and the last step of another one among them.
@@ -83,7 +83,7 @@ def sample_frames(
         yield _frames(data, config, source, where, draws, batch)
 
 
-def demonstrations(source: DatasetSplit, count: int) -> tuple[int, Iterator[RecordedEpisode]]:
+def sample_episodes(source: DatasetSplit, count: int) -> tuple[int, Iterator[RecordedEpisode]]:
     """Return how many demonstrations there will be, at most `count`, and them; drawn at random.
 
     Raises DataError for episodes that do not say which seed, split and skill made them.
@@ -92,7 +92,7 @@ def demonstrations(source: DatasetSplit, count: int) -> tuple[int, Iterator[Reco
     return len(episodes), (_demonstration(source, e) for e in sorted(episodes.tolist()))
 
 
-def made_with(reader: Reader) -> Mapping[str, Any] | None:
+def source_environment(reader: Reader) -> Mapping[str, Any] | None:
     """Return the environment that a dataset's settings name; None where it says nothing of one."""
     path = f"{reader.directory}/{SETTINGS}"
     if not tf.io.gfile.exists(path):
@@ -108,9 +108,9 @@ def _frames(
     where: np.ndarray,
     draws: np.ndarray,
     batch: Batch,
-) -> RecordedFrames:
+) -> SampledFrames:
     loaded = {e: _load(source, e)[0] for e in set(where[:, 0].tolist())}
-    shown, told, actions, places = [], [], [], []
+    shown, conditionings, actions, places = [], [], [], []
     for (number, t), draw, goal in zip(where.tolist(), draws, _goals(batch), strict=True):
         episode, first = loaded[number], max(0, t + 1 - config.window)
         seen = {f"image_{c}": _pictures(source, episode, c, first, t + 1) for c in config.cameras}
@@ -121,11 +121,11 @@ def _frames(
         text = episode.instructions[t]
         text = text if isinstance(text, str) else next(filter(None, text), "")
         name = data.tasks[source.tasks[number]] if source.known[number] else ""
-        told.append(Conditioning(text.strip(), pictures, name))
+        conditionings.append(Conditioning(text.strip(), pictures, name))
         chunk, _ = windows.chunk_steps(t, 1, config.horizon, len(episode), len(episode))
         actions.append(episode.action[chunk[0]])
         places.append(f"{source.name_of(number)}, step {t}")
-    return RecordedFrames(shown, told, np.stack(actions), places, batch)
+    return SampledFrames(shown, conditionings, np.stack(actions), places, batch)
 
 
 def _goals(batch: Batch) -> list[list[str]]:
@@ -178,21 +178,21 @@ def _pictures(
 
 def _demonstration(source: DatasetSplit, number: int) -> RecordedEpisode:
     episode, fields = _load(source, number)
-    told = fields["episode"].get("episode_metadata", {})
-    lacking = [k for k in ("seed", "split", "skill") if k not in told]
+    conditionings = fields["episode"].get("episode_metadata", {})
+    lacking = [k for k in ("seed", "split", "skill") if k not in conditionings]
     if lacking:
         raise DataError(
             f"{source.name_of(number)} does not say its {', '.join(lacking)} (episode_metadata "
-            f"has {', '.join(sorted(told)) or 'nothing'}), so no simulator can repeat it; "
+            f"has {', '.join(sorted(conditionings)) or 'nothing'}), so no simulator can repeat it; "
             "demonstrations of scripts/collect.py can be replayed"
         )
     seen = {f"image_{c}": _pictures(source, episode, c, 0, len(episode)) for c in episode.images}
     if episode.proprio is not None:
         seen["proprio"] = episode.proprio
     return RecordedEpisode(
-        skill=told["skill"].decode(),
-        split=told["split"].decode(),
-        seed=int(told["seed"]),
+        skill=conditionings["skill"].decode(),
+        split=conditionings["split"].decode(),
+        seed=int(conditionings["seed"]),
         actions=np.asarray(fields.get("executed_action", episode.action))[: len(episode)],
         observation=seen,
     )

@@ -15,7 +15,7 @@ from octolike.data.specs.spec import DatasetSpec
 from octolike.errors import DataError
 
 
-class Excerpt(NamedTuple):
+class DecodedEpisode(NamedTuple):
     """T steps of one episode, in robot units.
 
     action: float32 [T, A]; proprio: float32 [T, P] or None; images: {camera: uint8
@@ -29,9 +29,9 @@ class Excerpt(NamedTuple):
     label: str
 
 
-def of_mix(
+def decode_mix(
     config: DataConfig, *, episodes: int, steps: int = 0, pictures: int = 0, held_out: bool = False
-) -> list[tuple[DatasetSpec, list[Excerpt]]]:
+) -> list[tuple[DatasetSpec, list[DecodedEpisode]]]:
     """Return excerpts of each dataset of data.mix; see `take`.
 
     pictures: side, in pixels, of the only camera that is then decoded: the first of data.cameras.
@@ -46,7 +46,7 @@ def of_mix(
     for name in mix.weights:
         spec = catalog.find_spec(name, rows)
         try:
-            found = take(spec, config, split, cameras, episodes=episodes, steps=steps)
+            found = decode_episodes(spec, config, split, cameras, episodes=episodes, steps=steps)
         except MissingSplitError:
             if not held_out:
                 raise
@@ -55,7 +55,7 @@ def of_mix(
     return result
 
 
-def take(
+def decode_episodes(
     spec: DatasetSpec,
     config: DataConfig,
     split: str,
@@ -63,7 +63,7 @@ def take(
     *,
     episodes: int,
     steps: int = 0,
-) -> list[Excerpt]:
+) -> list[DecodedEpisode]:
     """Return up to so many episodes, spread over the shards.
 
     cameras: {name: side in pixels; 0: as stored}. steps: how many, evenly spaced, are kept of each;
@@ -73,7 +73,7 @@ def take(
     root, told = config.root_of(spec.name), config.uninformative_language
     reader = Reader(spec, root, split, uninformative=told)
     share = -(-episodes // len(reader.files))
-    result: list[Excerpt] = []
+    result: list[DecodedEpisode] = []
     for shard, path in enumerate(reader.files):
         wanted = min(share, episodes - len(result))
         for number, raw in enumerate(reader.read_records(shard)):
@@ -88,14 +88,16 @@ def take(
                 if config.bad_episodes != "drop":
                     raise
                 continue
-            result.append(_excerpt(episode, reader.parse_label(raw, where), spec, cameras, steps))
+            result.append(
+                _decode_episode(episode, reader.parse_label(raw, where), spec, cameras, steps)
+            )
             wanted -= 1
     return result
 
 
-def _excerpt(
+def _decode_episode(
     episode: Episode, label: str, spec: DatasetSpec, cameras: dict[str, int], steps: int
-) -> Excerpt:
+) -> DecodedEpisode:
     count = min(steps or len(episode), len(episode))
     kept = ((np.arange(count) + 0.5) * len(episode) / count).astype(int) if steps else slice(None)
     pictures = {}
@@ -103,7 +105,7 @@ def _excerpt(
         pixels = _pixels(list(np.array(frames, object)[kept]), cameras[camera])
         pictures[camera] = pixels[..., :: -1 if camera in spec.bgr else 1]
     told = episode.instructions[0]
-    return Excerpt(
+    return DecodedEpisode(
         episode.action[kept],
         None if episode.proprio is None else episode.proprio[kept],
         pictures,
