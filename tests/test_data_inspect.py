@@ -92,14 +92,14 @@ def test_problems_are_found(tmp_path):
 
 def test_a_jump_and_numbers_that_are_not_finite():
     smooth = np.cumsum(np.full((300, 2), 0.01), axis=0)
-    assert infer_spec._of_numbers("state", [smooth]) == []
+    assert infer_spec._field_problems("state", [smooth]) == []
     smooth[150:, 1] += 5
-    assert infer_spec._of_numbers("state", [smooth]) == [
+    assert infer_spec._field_problems("state", [smooth]) == [
         "state: jumps in dimensions [1], over 10 times the 99th percentile"
     ]
     smooth[3, 0] = np.nan
     assert (
-        "not finite in 1 episodes, the first is 0" in infer_spec._of_numbers("state", [smooth])[0]
+        "not finite in 1 episodes, the first is 0" in infer_spec._field_problems("state", [smooth])[0]
     )
 
 
