@@ -86,7 +86,7 @@ def differences(policy, frames) -> dict[str, frame_check.InputDifference]:
     """Return the differences of the network's inputs, without sampling actions."""
     out = frame_check.FrameComparison("fake")
     observations = [{k: o[k] for k in policy.observation_keys} for o in frames.observations]
-    tasks = [frame_check.create_task(policy, x) for x in frames.told]
+    tasks = [frame_check.create_task(policy, x) for x in frames.conditionings]
     frame_check.compare_inputs(out, policy, observations, tasks, frames)
     return out.different
 

@@ -99,7 +99,8 @@ def test_a_jump_and_numbers_that_are_not_finite():
     ]
     smooth[3, 0] = np.nan
     assert (
-        "not finite in 1 episodes, the first is 0" in infer_spec._field_problems("state", [smooth])[0]
+        "not finite in 1 episodes, the first is 0"
+        in infer_spec._field_problems("state", [smooth])[0]
     )
 
 

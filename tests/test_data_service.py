@@ -396,7 +396,9 @@ def test_an_address_where_nobody_answers_is_named(root):
 
 @pytest.mark.parametrize("given", [("host",), ("host:",), ("a:1", "a:1"), ("a:1,b:2x",)])
 def test_an_address_that_is_none_is_refused(root, given):
-    with pytest.raises(ConfigError, match=r"data.service names '.*'; expected different 'host:po"):
+    with pytest.raises(
+        ConfigError, match=r"data.service contains '.*'; expected different 'host:po"
+    ):
         config(root, service=given)
 
 

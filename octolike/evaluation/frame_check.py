@@ -34,7 +34,7 @@ class FrameBatch(Protocol):
     """The fields needed of frames: octolike.data.pipeline.recorded_frames.SampledFrames."""
 
     observations: Sequence[Mapping[str, np.ndarray | None]]
-    told: Sequence[Any]
+    conditionings: Sequence[Any]
     actions: np.ndarray
     places: Sequence[str]
     batch: types.Batch
@@ -160,7 +160,7 @@ def compare_frames(
     for number, frames in enumerate(batches):
         training_batches.append(frames.batch)
         observations = [{k: o[k] for k in policy.observation_keys} for o in frames.observations]
-        tasks = [create_task(policy, conditioning) for conditioning in frames.told]
+        tasks = [create_task(policy, conditioning) for conditioning in frames.conditionings]
         compare_inputs(comparison, policy, observations, tasks, frames)
         n = len(tasks)
         first = number * SAMPLES * n
