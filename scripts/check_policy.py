@@ -57,7 +57,9 @@ def check(directory: str):
         source = data.source(name)
         frames = recorded_frames.sample_frames(data, config.data, name, FRAMES.value)
         policy = Policy(run, run.embodiments[source.record].name, recorded_frames.BATCH)
-        with progress(f"frames of {name}", -(-FRAMES.value // recorded_frames.BATCH), "batches") as bar:
+        with progress(
+            f"frames of {name}", -(-FRAMES.value // recorded_frames.BATCH), "batches"
+        ) as bar:
             compared.append(frame_check.compare_frames(policy, name, frames, run, bar.update))
         robot = recorded_frames.source_environment(source.reader)
         if robot is None and name == config.collect.dataset and config.environment:

@@ -32,7 +32,7 @@ FLOOR = 1e-10  # smallest drift on the logarithmic axis; stands for 0
 
 
 class ReplayableEpisode(Protocol):
-    """The fields needed of a demonstration: octolike.data.pipeline.recorded_frames.RecordedEpisode."""
+    """The required fields of a demonstration (data.pipeline.recorded_frames.RecordedEpisode)."""
 
     skill: str
     split: str
