@@ -32,7 +32,7 @@ class DecodedEpisode(NamedTuple):
 def decode_mix(
     config: DataConfig, *, episodes: int, steps: int = 0, pictures: int = 0, held_out: bool = False
 ) -> list[tuple[DatasetSpec, list[DecodedEpisode]]]:
-    """return the decoded episodes of each dataset of data.mix.
+    """Return the decoded episodes of each dataset of data.mix.
 
     pictures: side, in pixels, of the only camera that is then decoded: the first of data.cameras.
     held_out: of the validation split; a dataset without one is not there.
