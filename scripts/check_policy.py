@@ -53,13 +53,11 @@ def check(directory: str):
     data = open_data(config)
     compared, replays, simulators = [], [], []
     reason = f"no simulator is known for {', '.join(data.datasets)}, or --demonstrations is 0"
-    for name in data.datasets:
-        source = data.source(name)
+    for name, source in ((name, data.source(name)) for name in data.datasets):
         frames = recorded_frames.sample_frames(data, config.data, name, FRAMES.value)
         policy = Policy(run, run.embodiments[source.record].name, recorded_frames.BATCH)
-        with progress(
-            f"frames of {name}", -(-FRAMES.value // recorded_frames.BATCH), "batches"
-        ) as bar:
+        batches = -(-FRAMES.value // recorded_frames.BATCH)
+        with progress(f"frames of {name}", batches, "batches") as bar:
             compared.append(frame_check.compare_frames(policy, name, frames, run, bar.update))
         robot = recorded_frames.source_environment(source.reader)
         if robot is None and name == config.collect.dataset and config.environment:
@@ -73,8 +71,8 @@ def check(directory: str):
                 simulators.append(robot["kind"])
             except DataError as error:
                 reason = str(error)
-    kinds, reason = ", ".join(simulators), f"(a) no replay: {reason}"
-    return policy_check.CheckReport(replays, compared, kinds, reason)
+    reason = f"(a) no replay: {reason}"
+    return policy_check.CheckReport(replays, compared, ", ".join(simulators), reason)
 
 
 if __name__ == "__main__":
