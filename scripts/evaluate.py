@@ -52,21 +52,20 @@ def predict_chunks(evaluation):
 
     config, policy = evaluation.config.data, evaluation.policy
     try:
-        from octolike.data.pipeline import decoded_episodes
+        from octolike.data.pipeline.decoded_episodes import decode_episodes
         from octolike.data.specs import catalog
 
         spec = catalog.find_spec(policy.embodiment.datasets[0], catalog.load_specs(config.specs))
         cameras = {key.removeprefix("image_"): 0 for key in policy.image_shapes}  # 0: as stored
         demonstrations = []
-        split = config.validation_split
-        for e in decoded_episodes.decode_episodes(spec, config, split, cameras, episodes=4):
+        for e in decode_episodes(spec, config, config.validation_split, cameras, episodes=4):
             arrays = {"proprio": e.proprio} | {f"image_{k}": v for k, v in e.images.items()}
             observation = {key: arrays[key] for key in policy.observation_keys}
             demonstrations.append(
                 DemonstratedEpisode(observation, e.action, e.instruction, e.label)
             )
         if not demonstrations:
-            raise LookupError(f"{split!r} of {spec.name} contains no episode")
+            raise LookupError(f"{config.validation_split!r} of {spec.name} contains no episode")
         return evaluation.predict_chunks(demonstrations)
     except ModuleNotFoundError as error:
         reason = f"{error.name} is not installed"
