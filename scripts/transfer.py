@@ -39,7 +39,7 @@ def main() -> None:
 def transfer(args: argparse.Namespace) -> None:
     """Go through the stages; each does only what is not done yet."""
     from octolike.config import load_module
-    from octolike.data.pipeline import decoded_episodes
+    from octolike.data.pipeline.decoded_episodes import decode_mix
     from octolike.evaluation.transfer import group_comparison, study, transfer_effects
 
     path, _, arg = args.config.partition(":")
@@ -53,12 +53,10 @@ def transfer(args: argparse.Namespace) -> None:
         if alone and config.environment and args.stage != "report":
             call("collect.py", f"--config={path}:{run.arg}", *root)
     if args.stage in ("before", "all"):
-        found = decoded_episodes.decode_mix(
-            config.data, pictures=16, episodes=args.episodes, steps=8
-        )
+        found = decode_mix(config.data, pictures=16, episodes=args.episodes, steps=8)
         study.compare(group_comparison.samples(found), directory)
     if args.stage in ("during", "after", "all"):
-        held_out = decoded_episodes.decode_mix(config.data, held_out=True, episodes=32)
+        held_out = decode_mix(config.data, held_out=True, episodes=32)
         for run in study.chosen(runs, args.stage):
             call("train.py", f"--config={path}:{run.arg}", *root)
             if run.config.environment and args.stage != "during":
