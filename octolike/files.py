@@ -45,6 +45,11 @@ def as_path(path: PathLike) -> Path:
     return epath.Path(text)
 
 
+def absolute(path: PathLike) -> Path:
+    """Return the absolute path, without resolving symbolic links."""
+    return as_path(path) if is_remote(path) else as_path(os.path.abspath(as_path(path)))
+
+
 def is_remote(path: PathLike) -> bool:
     """Return whether a path lies in a bucket."""
     return os.fspath(path).startswith(REMOTE)
@@ -74,8 +79,18 @@ def check_writable(path: PathLike, name: str) -> None:
         parent = parent.parent
     if not parent.is_dir():
         raise ConfigError(f"{name} {directory} cannot be created: {parent} is a file")
-    if not os.access(parent, os.W_OK | os.X_OK):
+    # the mode too: root may write to a directory that was marked read-only on purpose
+    if not (os.access(parent, os.W_OK | os.X_OK) and parent.stat().st_mode & 0o222):
         raise ConfigError(f"{name} {directory} cannot be written: {parent} is read-only")
+
+
+def check_local(path: PathLike, name: str) -> None:
+    """Raise ConfigError if a path lies in a bucket, for what is only implemented on local files."""
+    if is_remote(as_path(path)):
+        raise ConfigError(
+            f"{name} {os.fspath(path)} lies in a bucket, and this command needs a local directory; "
+            "copy it to this machine first"
+        )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from octolike.config.components import Component, unknown
+from octolike.config.paths import resolved
 from octolike.config.schema import Config
 from octolike.config.upgrade import rename_options
 from octolike.errors import ConfigError
@@ -27,10 +28,13 @@ def from_json(text: str) -> Config:
 
 
 def stored_config(run_dir: str) -> Config:
-    """Return the config that a run was started with; ConfigError where there is no run."""
+    """Return the config that a run was started with, its paths as seen from here.
+
+    Raises ConfigError if there is no run.
+    """
     path = Path(run_dir) / "config.json"
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return resolved(from_json(path.read_text(encoding="utf-8")), run_dir)
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"{run_dir} is no run directory: {error}") from None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from octolike import files
 from octolike.config import Config, ConfigError
 from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
@@ -104,8 +105,10 @@ class Evaluation:
             ValueError: the run cannot be loaded, or has several robots and none was chosen.
             FileNotFoundError: the run is incomplete.
         """
+        files.check_local(run_dir, "the run")
         self.directory = Path(run_dir)
         run = load_run(run_dir, step=step)
+        files.check_writable(run_dir, "the evaluation's directory")
         self.config, settings = run.config, run.config.evaluate
         environment = run.config.environment
         if suite:

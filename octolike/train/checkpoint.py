@@ -46,6 +46,7 @@ from octolike.config import (
     stored_config,
     to_json,
 )
+from octolike.config.paths import aligned, portable, resolved
 from octolike.embodiment import Embodiment, embodiments_from_json, embodiments_to_json
 from octolike.errors import RunError
 from octolike.model import language
@@ -68,6 +69,8 @@ LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a second run in the same directory may change; all else would make it another run.
 MAY_CHANGE = (
     "workdir",
+    "data.root",  # and data.roots: the statistics show whether it is the same data
+    "data.cache",
     "data.service",
     "train.steps",
     "train.log_every",
@@ -144,7 +147,7 @@ def readable(config: Config) -> Config:
     first = Path(config.train.init_from)
     started = config.train.init_from and (first / "config.json").is_file()
     other = stored_config(config.train.init_from) if started else None
-    if other and text(other) == text(config):
+    if other and text(aligned(other, config)) == text(config):
         config = with_own_files(config, first)
     return with_own_files(config, config.workdir)
 
@@ -174,11 +177,12 @@ def check_same_run(
         if name == "versions.json" or not (directory / name).exists():
             continue
         stored = _read_json(directory / name)
-        if name == "config.json":  # of an older version: what it lacks has its default
-            stored = json.loads(to_json(from_json(json.dumps(stored))))
-        changes = _differences(stored, json.loads(text))
         if name == "config.json":
+            old = resolved(from_json(json.dumps(stored)), directory)
+            changes = differences(aligned(old, config), config)
             changes = [c for c in changes if not c.startswith(MAY_CHANGE)]
+        else:
+            changes = _differences(stored, json.loads(text))
         if changes:
             raise ConfigError(
                 f"{directory} holds another run; its {name} differs (stored -> now):\n  "
@@ -212,7 +216,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
             )
         texts[name] = _read_json(path)
     step, params = _read_policy_params(directory, step)
-    config = from_json(json.dumps(texts["config.json"]))
+    config = resolved(from_json(json.dumps(texts["config.json"])), directory)
     return Run(
         config=with_own_files(config, directory),
         embodiments=embodiments_from_json(texts["embodiments.json"]),
@@ -477,7 +481,7 @@ def _contents(
 ) -> dict[str, str]:
     versions = {name: _version(name) for name in LIBRARIES}
     return {
-        "config.json": to_json(config),
+        "config.json": to_json(portable(config)),
         "embodiments.json": _dump(embodiments_to_json(embodiments)),
         "batch_spec.json": _dump(types.spec_to_json(spec)),
         "names.json": _dump({k: list(v) for k, v in names._asdict().items()}),

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from octolike import types
 from octolike.config import Config, ConfigError, OptimConfig
+from octolike.config.paths import aligned
 from octolike.model import pretrained
 from octolike.model.network import NamedRows, named_rows
 from octolike.train import checkpoint, lora, optimizer, sharding
@@ -76,7 +77,7 @@ def take_over(config: Config, shapes: Params, names: types.Names) -> Params:
     other = checkpoint.load_run(options.init_from, options.init_step or None)
     source = f"{options.init_from} at step {other.step}"
     print(f"starting from the parameters of {source}")
-    changes = checkpoint.differences(other.config, config)
+    changes = checkpoint.differences(aligned(other.config, config), config)
     print("settings that differ (there -> here):", *(changes or ["none"]), sep="\n  ")
     there = named_rows(dataclasses.asdict(other.config.model), other.names)
     here = named_rows(dataclasses.asdict(config.model), names)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from octolike import files
-from octolike.config import Config
+from octolike.config import Config, stored_config
 from octolike.evaluation.transfer import gradient_agreement, transfer_effects, transfer_report
 from octolike.evaluation.transfer.advice import Advice, Finding, advise
 from octolike.evaluation.transfer.group_comparison import GroupComparison, GroupSample, compare_all
@@ -100,7 +100,7 @@ def write_report(directory: Path, title: str = "") -> transfer_report.TransferRe
 def _facts(found: Mapping, variants: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     facts = {f"Steps of {k}": f"{n:,} compared" for k, n in found.get("steps", {}).items()}
     for variant, runs in variants.items():
-        config = transfer_effects.config_of(runs[0])
+        config = stored_config(runs[0])
         facts[f"Runs {variant}"] = (
             f"{len(runs)} seeds, {config.train.steps:,} steps of {config.data.batch_size} examples "
             f"of {config.data.mix}"

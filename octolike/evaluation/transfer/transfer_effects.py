@@ -31,7 +31,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from octolike import files
-from octolike.config import Config, from_json
+from octolike.config import Config, stored_config
 from octolike.evaluation import outcomes
 from octolike.evaluation.evaluate import DemonstratedEpisode
 from octolike.evaluation.success import SEEN, SuccessRate, rate_difference, success_rate
@@ -139,7 +139,7 @@ def read(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantResults]:
     """Return what was measured of the variants, of those with any result."""
     mixes = {v: _names(runs[0]) for v, runs in variants.items()}
     skills = {
-        names[0]: tuple(config_of(variants[v][0]).collect.skills)
+        names[0]: tuple(stored_config(variants[v][0]).collect.skills)
         for v, names in mixes.items()
         if len(names) == 1
     }
@@ -154,7 +154,7 @@ def read(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantResults]:
             g: GroupResult(**{k: tuple(v) for k, v in x.items()}) for g, x in found.items() if x
         }
         if results:
-            steps = config_of(runs[0]).train.steps
+            steps = stored_config(runs[0]).train.steps
             result[variant] = VariantResults(mixes[variant], steps, results)
     return result
 
@@ -298,11 +298,6 @@ def _effect(
     ]
 
 
-def config_of(run: Path) -> Config:
-    """Return the config of a run."""
-    return from_json((run / "config.json").read_text(encoding="utf-8"))
-
-
 def _measured(run: Path) -> dict[str, Any]:
     path = run / ERRORS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -311,7 +306,7 @@ def _measured(run: Path) -> dict[str, Any]:
 def _errors(run: Path) -> dict[str, float]:
     """Return the errors at the end of training; {} where they have not been measured there."""
     found = _measured(run)
-    return found["errors"] if found.get("step") == config_of(run).train.steps else {}
+    return found["errors"] if found.get("step") == stored_config(run).train.steps else {}
 
 
 def _names(run: Path) -> tuple[str, ...]:
