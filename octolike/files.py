@@ -180,6 +180,7 @@ class Mirror:
         """Download a file that already exists in the remote directory."""
         if self._remote and (self.target / name).exists():
             (self.local / name).write_bytes((self.target / name).read_bytes())
+            self._sizes[self.local / name] = (self.local / name).stat().st_size
 
     def upload(self) -> None:
         """Copy the files that have changed in size."""

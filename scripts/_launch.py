@@ -8,10 +8,12 @@ from octolike.config import Config, ConfigError
 
 def launch(config: Config) -> None:
     """Train; what does not fit, or cannot be read or written, is one line, without a traceback."""
+    from octolike import files
     from octolike.errors import DataError, RunError
     from octolike.train import sharding
 
     try:
+        files.check_writable(config.workdir, "config.workdir")
         sharding.start(config.train)  # that the first process alone speaks of the data
         train(config, opened(config))
     except (ConfigError, DataError, RunError, OSError, FloatingPointError) as error:

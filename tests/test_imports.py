@@ -19,7 +19,7 @@ GROUND = {"types", "errors", "config", "files", "tables", "progress"}
 MAY_SEE = {
     "types": set(),
     "errors": set(),
-    "config": {"config", "errors", "tables"},
+    "config": {"config", "errors", "files", "tables"},
     "files": {"errors"},
     "commands": GROUND,
     "tables": set(),

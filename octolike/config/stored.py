@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import os
 import typing
-from pathlib import Path
 from typing import Any
 
 from octolike.config.components import Component, unknown
@@ -27,12 +27,14 @@ def from_json(text: str) -> Config:
     return from_dict(Config, rename_options(data) if isinstance(data, dict) else data, "config")
 
 
-def stored_config(run_dir: str) -> Config:
+def stored_config(run_dir: str | os.PathLike[str]) -> Config:
     """Return the config that a run was started with, its paths as seen from here.
 
     Raises ConfigError if there is no run.
     """
-    path = Path(run_dir) / "config.json"
+    from octolike import files  # imports more than the schema needs
+
+    path = files.as_path(run_dir) / "config.json"
     try:
         return resolved(from_json(path.read_text(encoding="utf-8")), run_dir)
     except (OSError, json.JSONDecodeError) as error:

@@ -25,11 +25,9 @@ import importlib.metadata
 import itertools
 import json
 import logging
-import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -49,6 +47,7 @@ from octolike.config import (
 from octolike.config.paths import aligned, portable, resolved
 from octolike.embodiment import Embodiment, embodiments_from_json, embodiments_to_json
 from octolike.errors import RunError
+from octolike.files import Path, PathLike
 from octolike.model import language
 from octolike.text import TOKENIZERS
 from octolike.train import lora, optimizer, sharding
@@ -112,7 +111,7 @@ def write_run_files(
 
     Each is there whole or not at all; a text encoder or tokenizer that is there already stays.
     """
-    directory, source = Path(config.workdir), readable(config)
+    directory, source = files.as_path(config.workdir), readable(config)
     directory.mkdir(parents=True, exist_ok=True)
     if config.data.text.get("path") and not (directory / TOKENIZER).is_dir():
         build_component(TOKENIZERS, source.data.text, "data.text").save(directory / TOKENIZER)
@@ -122,12 +121,12 @@ def write_run_files(
         files.write_text(directory / name, text)
 
 
-def with_own_files(config: Config, directory: str | Path) -> Config:
+def with_own_files(config: Config, directory: PathLike) -> Config:
     """Return a config that reads the tokenizer and text encoder kept in a run's directory.
 
     What is not there (yet) is read from where the config says.
     """
-    directory, own = Path(directory), copy.deepcopy(config)
+    directory, own = files.as_path(directory), copy.deepcopy(config)
     if own.data.text.get("path") and (directory / TOKENIZER).is_dir():
         own.data.text = Component({**own.data.text, "path": str(directory / TOKENIZER)})
     if (directory / TEXT_ENCODER).is_dir():
@@ -144,7 +143,7 @@ def readable(config: Config) -> Config:
     one means the same by them; else where the config says.
     """
     text = lambda c: (c.data.text, language.source(dataclasses.asdict(c.model)))
-    first = Path(config.train.init_from)
+    first = files.as_path(config.train.init_from)
     started = config.train.init_from and (first / "config.json").is_file()
     other = stored_config(config.train.init_from) if started else None
     if other and text(aligned(other, config)) == text(config):
@@ -164,7 +163,7 @@ def check_same_run(
     differs, or checkpoints and no config. The error lists the dotted paths with both values. What
     `MAY_CHANGE` names does not count.
     """
-    directory = Path(config.workdir)
+    directory = files.as_path(config.workdir)
     if not (directory / "config.json").exists():
         if steps := _steps(directory / CHECKPOINTS):
             raise ConfigError(
@@ -198,12 +197,12 @@ def differences(old: Config, new: Config) -> list[str]:
     return _differences(json.loads(to_json(old)), json.loads(to_json(new)))
 
 
-def load_run(run_dir: str | Path, step: int | None = None) -> Run:
+def load_run(run_dir: PathLike, step: int | None = None) -> Run:
     """Load a run for acting: its JSON files and the parameters of a checkpoint (the newest).
 
     Raises FileNotFoundError or ValueError that names what is missing or broken, and what is there.
     """
-    directory = Path(run_dir)
+    directory = files.as_path(run_dir)
     if not directory.is_dir():
         raise FileNotFoundError(f"no run directory {directory}; {_listing(directory.parent)}")
     texts = {}
@@ -238,14 +237,14 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: str | Path, keep: int, keep_every: int = 0, keep_best: str = ""
+        self, workdir: PathLike, keep: int, keep_every: int = 0, keep_best: str = ""
     ) -> None:
         """Open or make workdir/checkpoints and remove what an interrupted save left there.
 
         The `keep` newest stay, those at multiples of `keep_every` steps, and the one that was best
         by the score `keep_best`.
         """
-        self.directory = Path(workdir).absolute() / CHECKPOINTS
+        self.directory = files.absolute(workdir) / CHECKPOINTS
         self._keep = Keep(self.directory.parent, keep, keep_every, keep_best)
         self._saving: tuple[int, int] | None = None  # step and bytes
         options = ocp.CheckpointManagerOptions(
@@ -345,14 +344,16 @@ class Checkpoints:
                 self._manager.close()
 
     def _failed(self, step: int, size: int, error: Exception) -> SaveError:
-        free = shutil.disk_usage(self.directory).free
+        free = ""
+        if not files.is_remote(self.directory):
+            free = f"{shutil.disk_usage(self.directory).free:,} are free on that disk"
+            free = f", and {free} (a quota may allow less)"
         whole = [s for s in self.complete() if s != step]
         left = f"Checkpoints {whole} are intact" if whole else "There is no other checkpoint yet"
         return SaveError(
             f"checkpoint {step} could not be written to {self.directory}: {_first_line(error)}. "
-            f"It needs up to {size:,} bytes, and {free:,} are free on that disk (a quota may allow "
-            f"less). {left}. Make room, or lower train.keep; the same command then resumes, and "
-            "removes what was written in part"
+            f"It needs up to {size:,} bytes{free}. {left}. Make room, or lower train.keep; the "
+            "same command then resumes, and removes the partial checkpoint"
         )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -407,7 +408,7 @@ class Checkpoints:
         sharding.wait("before a broken checkpoint is moved")
         if sharding.is_first():
             aside.mkdir(exist_ok=True)
-            os.replace(self.directory / str(step), place)
+            (self.directory / str(step)).rename(place)
         sharding.wait("after a broken checkpoint was moved")
         with _quiet():
             self._manager.reload()
@@ -442,7 +443,8 @@ def _read_policy_params(directory: Path, step: int | None) -> tuple[int, Params]
 
 def _steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in a folder, which need not be there."""
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
 
 
 def _metadata(path: Path) -> Params:
@@ -450,7 +452,7 @@ def _metadata(path: Path) -> Params:
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is missing")
     with _quiet():
-        return ocp.PyTreeCheckpointer().metadata(path.absolute()).item_metadata.tree
+        return ocp.PyTreeCheckpointer().metadata(files.absolute(path)).item_metadata.tree
 
 
 def _read_arrays(path: Path) -> Params:
@@ -458,7 +460,7 @@ def _read_arrays(path: Path) -> Params:
     to_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
     arguments = ocp.args.PyTreeRestore(restore_args=jax.tree.map(to_numpy, _metadata(path)))
     with _quiet():
-        return ocp.PyTreeCheckpointer().restore(path.absolute(), args=arguments)
+        return ocp.PyTreeCheckpointer().restore(files.absolute(path), args=arguments)
 
 
 @contextlib.contextmanager

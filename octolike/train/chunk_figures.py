@@ -8,7 +8,6 @@ and predicted there: a prediction that is flat where the demonstrations move loo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -84,9 +83,9 @@ def draw(chunks: Sequence[Chunk], step: int) -> Figure:
     return figure
 
 
-def save(chunks: Sequence[Chunk], step: int, workdir: str | Path) -> Path:
+def save(chunks: Sequence[Chunk], step: int, workdir: files.PathLike) -> files.Path:
     """Write the picture of chunks of a validation under `workdir` and return its path."""
-    path = Path(workdir) / FOLDER / f"chunks_{step}.png"
+    path = files.as_path(workdir) / FOLDER / f"chunks_{step}.png"
     with files.replacing(path) as part:
         draw(chunks, step).savefig(part, dpi=110)
     return path

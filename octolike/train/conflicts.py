@@ -13,14 +13,13 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from octolike import types
+from octolike import files, types
 from octolike.config import Config
 from octolike.train import metrics as logs
 from octolike.train import optimizer
@@ -166,10 +165,11 @@ class GradientComparer:
         self._loss_fn, self._key = loss_fn, key
         self._by, self._names = config.train.groups, group_names(config.train.groups, names)
         self._every, self._parts = config.train.conflicts_every, config.optim.accumulate
-        self._path = Path(config.workdir) / FILE
+        self._files = files.Mirror(config.workdir)
         self._compiled: Any = None
         if jax.process_index() == 0:
-            logs.truncate(self._path, step - 1)
+            self._files.fetch(FILE)
+            logs.truncate(self._files.local / FILE, step - 1)
 
     def due(self, step: int) -> bool:
         """Return whether gradients are compared after `step` steps."""
@@ -188,8 +188,9 @@ class GradientComparer:
         module_names = list(modules(list(optimizer.flatten(state.params))))
         row = to_row(comparison, self._names, module_names, step, seconds)
         if jax.process_index() == 0:
-            with self._path.open("a", encoding="utf-8") as file:
+            with (self._files.local / FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._files.upload()
 
     def _compare(self, state: Any, batch: types.Batch) -> GradientComparison:
         batch = jax.tree.map(lambda x: x[: len(x) // self._parts], batch)
@@ -198,9 +199,9 @@ class GradientComparer:
         return compare(loss_fn, state.params, batch, key, groups, len(self._names))
 
 
-def read(workdir: str | Path) -> list[Mapping[str, Any]]:
+def read(workdir: files.PathLike) -> list[Mapping[str, Any]]:
     """Return the rows of a run's conflicts.jsonl; [] without the file."""
-    return logs.read(Path(workdir) / FILE)
+    return logs.read(files.as_path(workdir) / FILE)
 
 
 def _shared_products(gram: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +71,7 @@ class DeviceFeeder:
         self._batches.close()
 
 
-def save_batch(fed: DeviceBatch, workdir: str | Path, step: int) -> Path:
+def save_batch(fed: DeviceBatch, workdir: files.PathLike, step: int) -> files.Path:
     """Write the batch of a step to workdir/bad_batch_<step>.npz and return the path.
 
     Arrays under their dotted paths, and "position": the JSON text of the position in the data after
@@ -80,12 +79,12 @@ def save_batch(fed: DeviceBatch, workdir: str | Path, step: int) -> Path:
     """
     index, count = sharding.process()
     share = f".{index}" if count > 1 else ""
-    path = Path(workdir) / f"bad_batch_{step}{share}.npz"
+    path = files.as_path(workdir) / f"bad_batch_{step}{share}.npz"
     files.write_npz(path, {**dict(types.flatten(fed.given)), POSITION: json.dumps(fed.position)})
     return path
 
 
-def save_bad_batch(fed: DeviceBatch, workdir: str | Path, step: int) -> str:
+def save_bad_batch(fed: DeviceBatch, workdir: files.PathLike, step: int) -> str:
     """Save the batch of a step that went wrong; return a sentence on where, and on its values.
 
     Does not fail: what went wrong first is the news.
@@ -103,9 +102,8 @@ def save_bad_batch(fed: DeviceBatch, workdir: str | Path, step: int) -> str:
     )
 
 
-def load_batch(path: str | Path) -> tuple[types.Batch, dict[str, Any]]:
+def load_batch(path: files.PathLike) -> tuple[types.Batch, dict[str, Any]]:
     """Return the batch that `save_batch` wrote, and the position in the data after it."""
-    with np.load(path) as stored:
-        arrays = {k: stored[k] for k in stored.files}
+    arrays = files.read_npz(path)
     position = json.loads(str(arrays.pop(POSITION)))
     return types.unflatten(arrays), position

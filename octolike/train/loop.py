@@ -24,7 +24,6 @@ import functools
 import math
 import signal
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -83,6 +82,7 @@ def train(
         FloatingPointError: a loss or gradient that is not finite.
     """
     config.check()
+    files.check_writable(config.workdir, "config.workdir")
     sharding.start(config.train)
     names, validation = data.names, data.validation()
     retention.check(config, bool(validation))
@@ -108,7 +108,7 @@ def train(
     if sharding.is_first():
         checkpoint.write_run_files(config, data.embodiments, data.spec, names)
         table = states.describe(shapes, frozen) + "\n"
-        files.write_text(Path(config.workdir) / "parameters.txt", table)
+        files.write_text(files.as_path(config.workdir) / "parameters.txt", table)
     sharding.wait("after the run's files are written")
     # 5. The state.
     tx, position = optimizer.make(config.optim, config.train.steps), None
@@ -157,7 +157,7 @@ def train(
         step, costs = compile_step(step, state, spec, config.data.batch_size, mesh)
         costs["parameters"] = sum(x.size for x in jax.tree.leaves(shapes))
         if sharding.is_first():
-            files.write_json(Path(config.workdir) / checkpoint.COSTS, costs, indent=None)
+            files.write_json(files.as_path(config.workdir) / checkpoint.COSTS, costs, indent=None)
         flops = costs["flops_per_step"]
         loop = Loop(config, step, feeder, checkpoints, names, before, after, flops)
         return loop.run(state)

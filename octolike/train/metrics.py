@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 from octolike import files
 from octolike.errors import RunError
-from octolike.train.wandb_logger import Board
+from octolike.train import wandb_logger
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+UPLOAD_SECONDS = 60.0  # between uploads, if the run directory lies in a bucket
 
 
 class Metrics:
@@ -39,7 +40,7 @@ class Metrics:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: files.PathLike,
         *,
         step: int,
         steps: int,
@@ -54,16 +55,19 @@ class Metrics:
         wandb: project of Weights & Biases.
         """
         self._flops, self._peak = flops, peak
-        self.workdir, self.steps, self.batch_size = Path(workdir), steps, batch_size
-        self._path = self.workdir / FILE
-        self._before = truncate(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self.steps, self.batch_size = steps, batch_size
+        self._files, self._upload_time = files.Mirror(workdir), time.monotonic()
+        for name in (FILE, wandb_logger.FILE, "config.json"):
+            self._files.fetch(name)
+        path = self._files.local / FILE
+        self._before = truncate(path, step)
+        self._file = path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
-            str(self.workdir / TENSORBOARD), purge_step=step + 1 if step else None
+            str(self._files.local / TENSORBOARD), purge_step=step + 1 if step else None
         )
         self._start = self._row_time = time.perf_counter()
         self._row_step = step
-        self._page = Board(wandb, self.workdir) if wandb else None
+        self._page = wandb_logger.Board(wandb, self._files.local) if wandb else None
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
@@ -141,6 +145,7 @@ class Metrics:
         self._board.close()
         if self._page is not None:
             self._page.close()
+        self._files.upload()
 
     def _use(self, steps_per_second: float) -> dict[str, float]:
         """Return what is made of the devices, as far as it is known."""
@@ -159,14 +164,16 @@ class Metrics:
             self._board.add_scalar(name, float(value), step)
         if self._page is not None:
             self._page.write(step, {k: float(v) for k, v in values.items()})
+        if time.monotonic() - self._upload_time > UPLOAD_SECONDS:
+            self._files.upload()
+            self._upload_time = time.monotonic()
 
 
 class Silent(Metrics):
     """The log of a process that is not the first of several: it writes and says nothing."""
 
-    def __init__(self, workdir: str | Path, *, step: int, **other: Any) -> None:
+    def __init__(self, workdir: files.PathLike, *, step: int, **other: Any) -> None:
         """Take what a log takes."""
-        self.workdir = Path(workdir)
         self._before, self._start, self._row_time = 0.0, time.perf_counter(), 0.0
 
     def advance(self) -> None:
@@ -204,19 +211,20 @@ class Means:
         return means
 
 
-def truncate(path: Path, step: int) -> float:
+def truncate(path: files.PathLike, step: int) -> float:
     """Drop the rows of metrics.jsonl past `step`, and a half-written last one.
 
     Returns the seconds of training of the last row kept, 0 without one.
     """
     kept = [row for row in read(path) if row["step"] <= step]
-    if path.exists():
+    if files.as_path(path).exists():
         files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept[-1]["seconds"] if kept else 0.0
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: files.PathLike) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl, without a half-written last one; none without a file."""
+    path = files.as_path(path)
     if not path.exists():
         return []
     return list(_rows(path.read_text(encoding="utf-8").splitlines(), path))
@@ -245,7 +253,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _rows(lines: list[str], path: Path) -> Iterable[dict[str, Any]]:
+def _rows(lines: list[str], path: files.PathLike) -> Iterable[dict[str, Any]]:
     for i, line in enumerate(lines):
         try:
             yield json.loads(line)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from octolike import files
@@ -50,7 +49,7 @@ def check(config: Config, validated: bool) -> None:
 class Keep:
     """Decides which checkpoints stay; a preservation policy of orbax."""
 
-    def __init__(self, workdir: Path, newest: int, every: int = 0, best: str = "") -> None:
+    def __init__(self, workdir: files.Path, newest: int, every: int = 0, best: str = "") -> None:
         """Read the scores so far. newest: how many; every: steps, 0 none; best: by a score."""
         self._path, self._newest, self._every, self._best = workdir / FILE, newest, every, best
         self._scores: dict[int, dict[str, float]] = {}
