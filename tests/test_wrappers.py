@@ -16,7 +16,8 @@ from octolike.config import CollectConfig, Component, ConfigError
 from octolike.envs import demonstrations
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, StepCommand
 from octolike.envs.registry import kind_of, make_env
-from octolike.envs.wrappers import ChunkExecution, History, TemporalEnsemble, replay
+from octolike.envs.replays import render_replay
+from octolike.envs.wrappers import ChunkExecution, History, TemporalEnsemble
 from octolike.train.interrupt import Interrupt
 
 H, A = 4, 3
@@ -90,7 +91,7 @@ def test_chunk_execution_executes_k_and_stops_at_the_end():
     [
         (np.zeros((2, A)), r"shape \[2, 3\]; expected \[H, A\] with H at least 3"),
         (np.zeros(A), "expected"),
-        (np.full((H, A), np.nan), "not finite"),
+        (np.full((H, A), np.nan), "non-finite"),
     ],
 )
 def test_a_bad_chunk_is_refused(chunk, match):
@@ -250,8 +251,8 @@ def test_replay_goes_around_the_wrappers():
     inner = Counter()
     inner.render = lambda: len(inner.actions)
     env = ChunkExecution(History(inner, 2), 3)
-    pictures, info = replay(env, 5, {}, np.zeros((4, A)))
-    assert pictures == [0, 1, 2, 3, 4]
+    images, info = render_replay(env, 5, {}, np.zeros((4, A)))
+    assert images == [0, 1, 2, 3, 4]
     assert info == {"seed": 5, "n": 4}
 
 
@@ -299,7 +300,6 @@ def test_unknown_simulators_and_fields_are_refused():
         kind_of({})
     with pytest.raises(ConfigError, match="'tabeltop'; did you mean 'tabletop'"):
         make_env({"kind": "tabeltop"})
-    pytest.importorskip("gymnasium")
     with pytest.raises(ConfigError, match="'primary_sise'; did you mean 'primary_size'"):
         make_env({"kind": "tabletop", "primary_sise": 64})
 

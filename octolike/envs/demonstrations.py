@@ -1,10 +1,10 @@
-"""Demonstrations by scripted experts: which episodes there will be, and recording them by shards.
+"""Demonstrations by scripted experts: the plan of episodes, and recording them shard by shard.
 
-A shard is what one worker does at a time. Its content depends on the plan alone, so any number of
-workers, in any order, make the same dataset. Seeds: training counts from 0, validation from
-500,000, evaluation from 1,000,000 (octolike.evaluation.suites); an episode has `TRIES` seeds of its
-own, and where the expert fails with one the next is tried, so that a skill gets exactly as many
-demonstrations as asked for.
+A shard is one worker's unit of work. Its content depends on the plan alone, so the dataset is the
+same for any number and order of workers. Seeds: training starts at 0, validation at 500,000,
+evaluation at 1,000,000 (octolike.evaluation.suites). An episode owns `TRIES` seeds: if the expert
+fails with one, the next is tried, so each skill gets exactly the requested number of
+demonstrations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from octolike.config import CollectConfig, ConfigError
-from octolike.envs import environment
+from octolike.envs.environment import last_images
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool
 from octolike.envs.registry import choose_names, environment_of, kind_of, make_env, simulator
 
@@ -29,7 +29,7 @@ LAST_SEED = 1_000_000
 
 @dataclass(frozen=True)
 class DemonstrationShard:
-    """Episodes of one file: `episodes` are (skill, first seed), `index` of `total` in `split`."""
+    """The episodes of one file: (skill, first seed) each; file `index` of `total` in `split`."""
 
     split: str
     index: int
@@ -38,23 +38,27 @@ class DemonstrationShard:
 
 
 def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[DemonstrationShard]:
-    """Return the shards of a dataset, skills well mixed.
+    """Return the shards of a dataset, with the skills shuffled.
 
-    Raises ConfigError for skills or a split that are unknown, or that have no task in common.
+    Raises:
+        ConfigError: a skill or split is unknown, or the split has no task of a skill.
     """
     if not collect.skills or min(collect.skills.values()) < 1:
         raise ConfigError(
             f"collect.skills is {collect.skills}; expected skill: at least one episode"
         )
-    row = simulator(kind_of(environment))
-    choose_names("skill", tuple(collect.skills), row.load("skills"))
-    choose_names("split", (collect.split,), row.load("splits"))
+    parts = simulator(kind_of(environment))
+    choose_names("skill", tuple(collect.skills), parts.load("skills"))
+    choose_names("split", (collect.split,), parts.load("splits"))
     for skill in collect.skills:
-        if not row.load("tasks_of")(collect.split, (skill,)):
+        if not parts.load("tasks_of")(collect.split, (skill,)):
             raise ConfigError(f"collect.split {collect.split!r} has no task of skill {skill!r}")
     counts = {
         "train": collect.skills,
-        "val": {s: _validation(n, collect.validation_share) for s, n in collect.skills.items()},
+        "val": {
+            skill: _validation_episodes(count, collect.validation_share)
+            for skill, count in collect.skills.items()
+        },
     }
     shards = []
     for split, skills in counts.items():
@@ -62,26 +66,27 @@ def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Demonst
         names = np.random.default_rng(len(names)).permutation(names)
         end = FIRST_SEEDS[split] + TRIES * len(names)
         if end > (FIRST_SEEDS["val"] if split == "train" else LAST_SEED):
-            raise ConfigError(f"{len(names)} {split} episodes need more seeds than are set aside")
+            raise ConfigError(f"{len(names)} {split} episodes need more seeds than are reserved")
         episodes = [(str(s), FIRST_SEEDS[split] + TRIES * i) for i, s in enumerate(names)]
-        parts = [
+        groups = [
             tuple(episodes[i : i + collect.episodes_per_shard])
             for i in range(0, len(episodes), collect.episodes_per_shard)
         ]
-        shards += [DemonstrationShard(split, i, len(parts), part) for i, part in enumerate(parts)]
+        shards += [DemonstrationShard(split, i, len(groups), g) for i, g in enumerate(groups)]
     return shards
 
 
 def settings(environment: Mapping[str, Any], collect: CollectConfig) -> dict[str, Any]:
-    """Return what the demonstrations depend on: to go on with others would mix two datasets."""
+    """Return the settings that determine the demonstrations; an interrupted run must match them."""
     names = ("skills", "validation_share", "noise", "episodes_per_shard")
-    own = {"split": collect.split} if collect.split != "train" else {}
+    # `train` is not stored, so that datasets from before `split` existed still match.
+    split = {"split": collect.split} if collect.split != "train" else {}
     robot = {"environment": environment_of(environment, collect.dataset)}
-    return robot | {n: getattr(collect, n) for n in names} | own
+    return robot | {n: getattr(collect, n) for n in names} | split
 
 
 class Recorder:
-    """Records demonstrations in a worker process, away from the tensorflow that writes them."""
+    """Records demonstrations in a worker process, separate from the tensorflow that writes them."""
 
     def __init__(self, environment: Mapping[str, Any], collect: CollectConfig) -> None:
         """Prepare; the simulator starts with the first episode."""
@@ -91,24 +96,24 @@ class Recorder:
         self._pool = EnvPool(functools.partial(make_env, robot), slots=1, workers=1)
 
     def record(self, shard: DemonstrationShard) -> Iterator[tuple[dict[str, Any], int]]:
-        """Yield (episode dict, failed tries before it) for each episode of a shard.
+        """Yield (episode dict, number of failed tries before it) for each episode of a shard.
 
-        Raises RuntimeError when the simulator crashes, or when the expert fails with all of an
-        episode's seeds.
+        Raises:
+            RuntimeError: the simulator crashes, or the expert fails with all seeds of an episode.
         """
         for skill, first in shard.episodes:
             for failed in range(TRIES):
-                episode = self._one(skill, first + failed)
+                episode = self._record_episode(skill, first + failed)
                 if episode["episode_metadata"]["success"]:
                     yield episode, failed
                     break
             else:
                 raise RuntimeError(
                     f"the expert for {skill!r} failed with seeds {first} to {first + TRIES - 1}, "
-                    f"noise {self._noise}; lower collect.noise or mend the expert"
+                    f"noise {self._noise}; lower collect.noise or fix the expert"
                 )
 
-    def _one(self, skill: str, seed: int) -> dict[str, Any]:
+    def _record_episode(self, skill: str, seed: int) -> dict[str, Any]:
         call = CallCommand(self._collect_episode, (seed, self._split, [skill], self._noise))
         episode = self._pool.run({0: call})[0]
         if isinstance(episode, EnvCrash):
@@ -117,18 +122,18 @@ class Recorder:
 
 
 class RecorderPool:
-    """Several recorders at work on shards, one each; `record` may be called from any thread."""
+    """Several recorders, one shard each at a time; `record` may be called from any thread."""
 
     def __init__(
         self, environment: Mapping[str, Any], collect: CollectConfig, workers: int
     ) -> None:
-        """Prepare so many; their simulators start with their first episodes."""
+        """Prepare the recorders; their simulators start with their first episodes."""
         self._free: queue.SimpleQueue[Recorder] = queue.SimpleQueue()
         for _ in range(workers):
             self._free.put(Recorder(environment, collect))
 
     def record(self, shard: DemonstrationShard) -> list[tuple[dict[str, Any], int]]:
-        """Return what `Recorder.record` yields, by the next one that is free."""
+        """Return the episodes of `Recorder.record` from the next free recorder."""
         recorder = self._free.get()
         try:
             return list(recorder.record(shard))
@@ -139,22 +144,22 @@ class RecorderPool:
 def tabletop_episode(
     env: Any, seed: int, split: str, skills: list[str], noise: float
 ) -> dict[str, Any]:
-    """Record one demonstration on the table; noise 0.5 is the simulator's default, 0 none."""
+    """Record one tabletop demonstration; noise 0.5 is the simulator's default, 0 is none."""
     from octolike.envs.tabletop import ExpertNoise, collect_episode
 
     return collect_episode(env, seed, split, skills, ExpertNoise(share=noise, kicks=noise / 10))
 
 
 def tabletop_goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the cameras' pictures, uint8 [h, w, 3], at the end of the expert's own episode.
+    """Return the cameras' images, uint8 [h, w, 3], at the end of the expert's episode.
 
-    The environment is left at that end: reset it before the policy's turn.
+    The environment stays in that state: reset it before the policy's episode.
     """
     from octolike.envs.tabletop.tabletop_expert import NO_NOISE, collect_episode
 
     episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], NO_NOISE)
-    return environment.last_pictures(episode)
+    return last_images(episode)
 
 
-def _validation(episodes: int, share: float) -> int:
+def _validation_episodes(episodes: int, share: float) -> int:
     return max(1, round(episodes * share)) if share else 0

@@ -1,4 +1,4 @@
-"""What the simulators share: checks of what comes in, and the record of a demonstration."""
+"""Functions that all simulators share: input checks, `info`, the record of a demonstration."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from octolike.config import ConfigError, unknown
+from octolike.envs.task_tables import check_choice
 
-_OPTIONS = ("split", "skills")
+_RESET_OPTIONS = ("split", "skills")
 
 
-def skills_of(
+def parse_reset_options(
     options: Mapping[str, Any] | None, tasks_of: Callable[..., Sequence[str]]
 ) -> tuple[str, Sequence[str]]:
-    """Return reset's split, and the skills that are left to draw from; ConfigError for others."""
+    """Return (split, skills to draw from) of reset's options; ConfigError for unknown names."""
     options = {"split": "train", "skills": None} | dict(options or {})
     for key in options:
-        if key not in _OPTIONS:
-            raise ConfigError(unknown("reset option", key, _OPTIONS))
+        check_choice("reset option", key, _RESET_OPTIONS)
     return options["split"], tasks_of(options["split"], options["skills"])
 
 
-def info(instruction: str, skill: str, success: bool, failure: str) -> dict[str, Any]:
-    """Return what reset and step say beside the observation, where a skill is one task."""
+def episode_info(instruction: str, skill: str, success: bool, failure: str) -> dict[str, Any]:
+    """Return the `info` of reset and step for simulators in which each skill is one task."""
     return {
         "instruction": instruction,
         "task": skill,
@@ -34,10 +33,10 @@ def info(instruction: str, skill: str, success: bool, failure: str) -> dict[str,
     }
 
 
-def checked_action(action: np.ndarray, size: int, meaning: str) -> np.ndarray:
-    """Return an action as float64 [size]; ValueError where it is not so many finite numbers.
+def check_action(action: np.ndarray, size: int, meaning: str) -> np.ndarray:
+    """Return an action as float64 [size]; ValueError unless it has `size` finite numbers.
 
-    meaning: of the numbers, for the error.
+    meaning: names of the numbers, for the error.
     """
     try:
         numbers = np.asarray(action, np.float64)
@@ -52,7 +51,7 @@ def checked_action(action: np.ndarray, size: int, meaning: str) -> np.ndarray:
     return numbers
 
 
-def recorded(
+def demonstration_record(
     observations: Sequence[Mapping[str, np.ndarray]],
     labels: Sequence[np.ndarray],
     executed: Sequence[np.ndarray],
@@ -63,8 +62,13 @@ def recorded(
 ) -> dict[str, Any]:
     """Return the episode dict of a demonstration of T steps.
 
-    observations: as the simulator gave them; labels, executed: actions [A] of each step; info: of
-    the last step.
+    Args:
+        observations: from the simulator, one per step.
+        labels: the expert's actions [A], one per step.
+        executed: the executed actions [A], one per step.
+        info: of the last step.
+        seed: of the episode.
+        split: of the task.
 
     Returns:
         {"steps": {"observation": {"image_<camera>": uint8 [T, h, w, 3], "state": float32 [T, P]},
@@ -90,7 +94,7 @@ def recorded(
     }
 
 
-def last_pictures(episode: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return how a recorded episode ends: {"image_<camera>": uint8 [h, w, 3]}."""
-    seen = episode["steps"]["observation"]
-    return {key: frames[-1] for key, frames in seen.items() if key.startswith("image_")}
+def last_images(episode: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the last image of each camera in a recorded episode: uint8 [h, w, 3]."""
+    observation = episode["steps"]["observation"]
+    return {key: frames[-1] for key, frames in observation.items() if key.startswith("image_")}

@@ -1,17 +1,17 @@
-"""Many environments stepped together, spread over worker processes.
+"""Many environments stepped together in worker processes.
 
-The workers are there for speed, and because a simulator must not share a process with tensorflow:
-software OpenGL and tensorflow each bring an LLVM, and the second one to be loaded crashes.
+Workers add speed, and they keep a simulator out of processes that use tensorflow: software OpenGL
+and tensorflow each contain an LLVM, and the second one to be loaded crashes.
 
-A pool has numbered slots with one environment each. Every round it is given one command per slot
-that takes part, and answers with one reply per command. What a slot does never depends on the other
-slots or on the number of workers, so the workers are a matter of speed alone.
+A pool has numbered slots with one environment each. `run` takes at most one command per slot and
+returns one reply per command. A slot's replies depend neither on the other slots nor on the number
+of workers.
 
-If an environment raises, or a worker dies or hangs, the reply is an `EnvCrash`; the slot gets a new
-environment at its next reset. An environment that cannot be built raises an error at once.
+If an environment raises, or a worker dies or hangs, the reply is an `EnvCrash`, and the slot gets a
+new environment at its next command. An environment that cannot be built raises an error at once.
 
-Ctrl-C is sent to the workers too. They die of it where this process does, and stay where it does
-something else (octolike.train.interrupt), such as to go on and save.
+Ctrl-C reaches the workers too. It ends them if it ends this process; they continue if this process
+handles the signal itself (octolike.train.interrupt), for example to save a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-TIMEOUT = 120.0  # seconds that a worker may need for one command
+TIMEOUT = 120.0  # seconds per command
 
 
 class ResetCommand(NamedTuple):
@@ -43,14 +43,14 @@ class StepCommand(NamedTuple):
 
 
 class CallCommand(NamedTuple):
-    """Call a module's function with the environment; the reply is what it returns."""
+    """Call function(env, *arguments); the reply is its result. It must be importable."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
 
 
 class EnvCrash(NamedTuple):
-    """The reply of a slot whose environment is gone: the traceback, or how the worker ended."""
+    """The reply of a slot that lost its environment: the traceback, or how the worker ended."""
 
     text: str
 
@@ -58,12 +58,12 @@ class EnvCrash(NamedTuple):
 Command = ResetCommand | StepCommand | CallCommand
 
 
-class _Unbuildable(NamedTuple):
+class _BuildFailure(NamedTuple):
     text: str
 
 
 def default_workers(slots: int) -> int:
-    """Return one worker per core that this process may use, but no more than slots."""
+    """Return one worker per core that this process may use, but at most one per slot."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -71,20 +71,27 @@ def default_workers(slots: int) -> int:
 
 
 class EnvPool:
-    """`slots` environments made by `make`, over `workers` processes; 0: in this process."""
+    """A number of environments, spread over worker processes."""
 
     def __init__(self, make: Callable[[], Any], slots: int, workers: int) -> None:
-        """Set up; for worker processes `make` must be a module's function, or a partial of one."""
+        """Start the workers; environments are built at their first command.
+
+        Args:
+            make: builds one environment; picklable if there are workers.
+            slots: number of environments.
+            workers: number of processes; 0 runs the environments in this process.
+        """
         if slots < 1 or workers < 0:
             raise ValueError(f"{slots} slots and {workers} workers; expected at least one slot")
         self.slots = slots
-        processes = [_Process(make) for _ in range(min(workers, slots))]
-        self._workers = processes or [_Local(make)]
+        processes = [_ProcessWorker(make) for _ in range(min(workers, slots))]
+        self._workers = processes or [_InProcessWorker(make)]
 
     def run(self, commands: Mapping[int, Command]) -> dict[int, Any]:
-        """Carry out one command per slot; returns {slot: reply or Crash}.
+        """Execute one command per slot; return {slot: reply or EnvCrash}.
 
-        Raises RuntimeError with the reason when an environment cannot be built.
+        Raises:
+            RuntimeError: an environment cannot be built; with the reason.
         """
         shares = [
             {s: c for s, c in commands.items() if s % len(self._workers) == i}
@@ -96,12 +103,12 @@ class EnvPool:
         for worker, share in zip(self._workers, shares):
             replies |= worker.receive(share)
         for reply in replies.values():
-            if isinstance(reply, _Unbuildable):
+            if isinstance(reply, _BuildFailure):
                 raise RuntimeError(f"the environment cannot be built: {reply.text}")
         return {slot: replies[slot] for slot in commands}
 
     def close(self) -> None:
-        """Close every environment and end the workers."""
+        """Close all environments and end the workers."""
         for worker in self._workers:
             worker.close()
 
@@ -112,23 +119,23 @@ class EnvPool:
         self.close()
 
 
-class _Slots:
-    """The environments of one worker."""
+class _WorkerEnvs:
+    """The environments of one worker, by slot."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make, self._envs = make, {}
 
     def run(self, commands: Mapping[int, Command]) -> dict[int, Any]:
-        return {slot: self._one(slot, command) for slot, command in commands.items()}
+        return {slot: self._execute(slot, command) for slot, command in commands.items()}
 
-    def _one(self, slot: int, command: Command) -> Any:
+    def _execute(self, slot: int, command: Command) -> Any:
         if slot not in self._envs:
             try:
                 self._envs[slot] = self._make()
-            except ImportError as error:  # a library is missing; the message says which
-                return _Unbuildable(str(error))
+            except ImportError as error:  # a missing library; the message names it
+                return _BuildFailure(str(error))
             except Exception:
-                return _Unbuildable("\n" + traceback.format_exc())
+                return _BuildFailure("\n" + traceback.format_exc())
         env = self._envs[slot]
         try:
             if isinstance(command, ResetCommand):
@@ -137,7 +144,7 @@ class _Slots:
                 return command.function(env, *command.arguments)
             return env.step(command.action)
         except Exception:
-            del self._envs[slot]  # its state is unknown, so it is not closed either
+            del self._envs[slot]  # not closed, because its state is unknown
             return EnvCrash(traceback.format_exc())
 
     def close(self) -> None:
@@ -146,25 +153,25 @@ class _Slots:
         self._envs.clear()
 
 
-class _Local:
+class _InProcessWorker:
     """A worker without a process."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        self._inner = _Slots(make)
+        self._envs = _WorkerEnvs(make)
         self._commands: Mapping[int, Command] = {}
 
     def send(self, commands: Mapping[int, Command]) -> None:
         self._commands = commands
 
     def receive(self, _: Mapping[int, Any]) -> dict[int, Any]:
-        return self._inner.run(self._commands)
+        return self._envs.run(self._commands)
 
     def close(self) -> None:
-        self._inner.close()
+        self._envs.close()
 
 
-class _Process:
-    """A worker process, started again after it died."""
+class _ProcessWorker:
+    """A worker process; it is restarted if it dies."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -173,15 +180,15 @@ class _Process:
     def _start(self) -> None:
         # spawn: a forked child would inherit locks of jax's threads and a foreign GL context
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._make), daemon=True)
-        with _own_interrupts():
+        self._pipe, child_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_end, self._make), daemon=True)
+        with _sigint_blocked_for_children():
             self._process.start()
         self._ready = False
-        theirs.close()
+        child_end.close()
 
     def send(self, commands: Mapping[int, Command]) -> None:
-        with contextlib.suppress(OSError):  # it died; `receive` notices
+        with contextlib.suppress(OSError):  # the worker died; `receive` reports it
             self._pipe.send(commands)
 
     def receive(self, commands: Mapping[int, Any]) -> dict[int, Any]:
@@ -196,17 +203,17 @@ class _Process:
                 replies |= self._pipe.recv()
                 if len(replies) == len(commands):
                     return replies
-            how = f"did not answer within {TIMEOUT:.0f} s"
+            outcome = f"did not answer within {TIMEOUT:.0f} s"
         except (EOFError, OSError):
             self._process.join(5)
-            how = f"ended with exit code {self._process.exitcode}"
-        if not self._ready:  # starting it again would end the same way
-            why = f"the worker process {how} before it was ready; its output says why"
-            return dict.fromkeys(commands, _Unbuildable(why))
+            outcome = f"ended with exit code {self._process.exitcode}"
+        if not self._ready:  # a restart would end the same way
+            reason = f"the worker process {outcome} before it was ready; see its output"
+            return dict.fromkeys(commands, _BuildFailure(reason))
         self._end()
         self._start()
-        # also where a slot has answered: its environment went with the process
-        return {slot: EnvCrash(f"the worker process {how}") for slot in commands}
+        # Slots that had already replied are included, since their environments are lost too.
+        return {slot: EnvCrash(f"the worker process {outcome}") for slot in commands}
 
     def close(self) -> None:
         try:
@@ -224,29 +231,31 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Let a process that starts here inherit SIGINT blocked, unless this one dies of it itself.
+def _sigint_blocked_for_children() -> Iterator[None]:
+    """Start processes with SIGINT blocked, unless SIGINT ends this process.
 
-    Blocked from its first instruction on, while a handler of its own would come after the imports.
+    Blocking takes effect from the child's first instruction; a handler set by the child itself
+    would come after its imports.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         yield
         return
-    resource_tracker.ensure_running()  # which `start` does else, and unblocks SIGINT after it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # otherwise `start` does this, and unblocks SIGINT after it
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
-    finally:  # one that came meanwhile is delivered now
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    finally:  # a signal that arrived meanwhile is delivered now
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
-    slots = _Slots(make)
+    """Run commands from the pipe until it closes: the main function of a worker process."""
+    envs = _WorkerEnvs(make)
     try:
         pipe.send(True)
         while (commands := pipe.recv()) is not None:
-            for slot, command in commands.items():  # one by one, as a sign of life
-                pipe.send(slots.run({slot: command}))
-    except (EOFError, ConnectionError, KeyboardInterrupt):  # the other end is gone
+            for slot, command in commands.items():  # one reply each, so that TIMEOUT is per command
+                pipe.send(envs.run({slot: command}))
+    except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent is gone
         pass
-    slots.close()
+    envs.close()

@@ -1,4 +1,4 @@
-"""Playing recorded actions again, and how far that leads from what was recorded."""
+"""Replays of recorded actions, and their deviation from the recording."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 
 
 class Replay(NamedTuple):
-    """How a replay went.
+    """The result of a replay over T' steps.
 
-    success: whether it ended in success; steps: that it lasted; proprio: float [T'], the largest
-    difference over the dimensions at each step, in their units; pixels: float [T'], the mean
-    difference of a camera's values (0 to 255), of the camera where it is largest.
+    success: whether it ended in success.
+    steps: T', at most the number of actions.
+    proprio: float [T'], the largest difference over the dimensions, in their units.
+    pixels: float [T'], the mean absolute pixel difference (0 to 255) of the worst camera.
     """
 
     success: bool
@@ -29,7 +30,7 @@ def replay(
     actions: np.ndarray,
     recorded: Mapping[str, np.ndarray],
 ) -> Replay:
-    """Execute actions [T, A] from a seed's start, beside the recorded observation {key: [T, ...]}.
+    """Execute actions [T, A] from a seed's start and compare with a recording {key: [T, ...]}.
 
     The observation of a step is the one before its action.
     """
@@ -39,20 +40,36 @@ def replay(
     for t, action in enumerate(actions):
         if done:
             break
-        apart = {k: _difference(observation[k], v[t]) for k, v in recorded.items()}
-        proprio.append(apart["proprio"].max() if "proprio" in apart else 0.0)
-        pictures = [x.mean() for k, x in apart.items() if k.startswith("image_")]
-        pixels.append(max(pictures, default=0.0))
+        differences = {k: _difference(observation[k], v[t]) for k, v in recorded.items()}
+        proprio.append(differences["proprio"].max() if "proprio" in differences else 0.0)
+        cameras = [d.mean() for key, d in differences.items() if key.startswith("image_")]
+        pixels.append(max(cameras, default=0.0))
         observation, _, terminated, truncated, info = env.step(action)
         done = terminated or truncated
     return Replay(bool(info["success"]), len(proprio), np.array(proprio), np.array(pixels))
+
+
+def render_replay(
+    env: Any, seed: int, options: dict[str, Any], actions: np.ndarray
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Execute actions [T, A] from a seed's start; return T + 1 rendered images and the last info.
+
+    Wrappers are bypassed: the innermost environment acts and renders.
+    """
+    env = getattr(env, "unwrapped", env)
+    _, info = env.reset(seed=seed, options=options)
+    images = [env.render()]
+    for action in actions:
+        *_, info = env.step(action)
+        images.append(env.render())
+    return images, info
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
         raise ValueError(
-            f"the simulator shows {list(a.shape)}, the recording has {list(b.shape)}: it was made "
-            "with other settings of the environment"
+            f"the simulator's observation has shape {list(a.shape)}, the recording "
+            f"{list(b.shape)}: it was made with other settings of the environment"
         )
     return np.abs(a - b)

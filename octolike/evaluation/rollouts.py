@@ -29,7 +29,8 @@ import numpy as np
 from octolike import files
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, StepCommand
 from octolike.envs.registry import make_wrapped_env
-from octolike.envs.wrappers import replay, spaces
+from octolike.envs.replays import render_replay
+from octolike.envs.wrappers import spaces
 from octolike.evaluation.success import ResultRow
 from octolike.evaluation.suites import EpisodePlan
 from octolike.policy import Policy, Task
@@ -337,7 +338,7 @@ def render_episodes(
         commands = {}
         for slot, row in enumerate(batch):
             episode, actions = planned_episode(row), np.load(directory / row["actions"])
-            commands[slot] = CallCommand(replay, (episode.seed, episode.options, actions))
+            commands[slot] = CallCommand(render_replay, (episode.seed, episode.options, actions))
         replies = pool.run(commands)
         for slot, row in enumerate(batch):
             reply = replies[slot]

@@ -10,7 +10,8 @@ pytest.importorskip("gymnasium", reason="needs pip install 'octolike[sim]'")
 from octolike.config import ConfigError
 from octolike.data.specs import catalog, expressions, oxe
 from octolike.envs import adapters, libero, simpler
-from octolike.envs.registry import ENVIRONMENTS, check_robot
+from octolike.envs.registry import ENVIRONMENTS, check_robot, simulator
+from octolike.envs.simulators import LiberoSettings, SimplerSettings
 
 
 class LiberoSim:
@@ -69,8 +70,8 @@ def libero_env(monkeypatch):
             get_benchmark_dict=lambda: {"libero_spatial": LiberoSuite}
         ),
     }
-    monkeypatch.setattr(adapters, "load", lambda name, *_: modules[name])
-    return libero.LiberoEnv(primary_size=256, wrist_size=64)
+    monkeypatch.setattr(adapters, "import_simulator", lambda name, *_: modules[name])
+    return libero.LiberoEnv(LiberoSettings(primary_size=256, wrist_size=64))
 
 
 def test_libero_starts_from_a_state_of_the_benchmark_after_settling(libero_env):
@@ -141,8 +142,8 @@ def simpler_env(monkeypatch):
             get_image_from_maniskill2_obs_dict=lambda env, seen: seen["image"]
         ),
     }
-    monkeypatch.setattr(adapters, "load", lambda name, *_: modules[name])
-    return simpler.SimplerEnv(primary_size=32)
+    monkeypatch.setattr(adapters, "import_simulator", lambda name, *_: modules[name])
+    return simpler.SimplerEnv(SimplerSettings(primary_size=32))
 
 
 def test_simpler_gives_the_widowx_axis_angles_and_a_gripper_of_two_values(simpler_env):
@@ -165,7 +166,7 @@ def test_the_google_robots_gripper_sticks(simpler_env):
     for opening in (1, 1, 0, *[0] * 20, 1):
         simpler_env.step(np.array([0, 0, 0, 0, 0, 0, opening]))
     commands = [a[6] for a in simpler_env._env.actions]
-    assert commands == [0, 0, *[1] * simpler.STICK, *[0] * (21 - simpler.STICK), -1]
+    assert commands == [0, 0, *[1] * simpler.STICKY_STEPS, *[0] * (21 - simpler.STICKY_STEPS), -1]
 
 
 def test_axis_angles_turn_as_the_matrices_do():
@@ -175,7 +176,7 @@ def test_axis_angles_turn_as_the_matrices_do():
 
     roll, pitch, yaw = 0.3, -0.5, 0.9
     wanted = matrix([0, 0, 1], yaw) @ matrix([0, 1, 0], pitch) @ matrix([1, 0, 0], roll)
-    turn = simpler.axis_angle(roll, pitch, yaw)
+    turn = simpler.rpy_to_axis_angle(roll, pitch, yaw)
     angle = np.linalg.norm(turn)
     np.testing.assert_allclose(matrix(turn / angle, angle), wanted, atol=1e-9)
 
@@ -198,15 +199,15 @@ def test_a_missing_simulator_says_how_to_install_it(make, remedy, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["libero", "simpler"])
 def test_goals_and_demonstrations_are_errors_that_say_what_to_do(kind):
-    row = ENVIRONMENTS[kind]
+    parts = simulator(kind)
     env = types.SimpleNamespace(unwrapped=object())
-    with pytest.raises(ConfigError, match="told by language"):
-        row.load("goal")(env, 0, {})
+    with pytest.raises(ConfigError, match="conditioned on language"):
+        parts.load("goal")(env, 0, {})
     with pytest.raises(ConfigError, match=r"convert\.py"):
-        row.load("collect_episode")(env, 0, "train", ["x"], 0.0)
-    assert row.load("tasks_of")("train") == row.load("skills")
+        parts.load("collect_episode")(env, 0, "train", ["x"], 0.0)
+    assert parts.load("tasks_of")("train") == parts.load("skills")
     with pytest.raises(ConfigError, match="did you mean"):
-        row.load("tasks_of")("train", [row.load("skills")[0] + "x"])
+        parts.load("tasks_of")("train", [parts.load("skills")[0] + "x"])
 
 
 def test_bad_actions_and_pictures_are_errors(simpler_env):
@@ -214,12 +215,12 @@ def test_bad_actions_and_pictures_are_errors(simpler_env):
     with pytest.raises(ValueError, match=r"\[6\]"):
         simpler_env.step(np.zeros(6))
     with pytest.raises(ValueError, match="another release"):
-        adapters.picture(np.zeros((8, 8), np.uint8), 4, "image_primary")
+        adapters.resize_by_area(np.zeros((8, 8), np.uint8), 4, "image_primary")
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
 def test_a_simulator_is_the_robots_of_its_own_rows_and_no_unknown_one(kind):
-    robots = set(ENVIRONMENTS[kind].load("robots"))
+    robots = set(simulator(kind).load("robots"))
     rows = catalog.DATASETS.values()
     assert robots <= {row.embodiment or row.name for row in rows}
     made_here = {r.embodiment or r.name for r in rows if f"octolike.envs.{kind})" in r.robot}

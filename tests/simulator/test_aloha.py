@@ -10,13 +10,14 @@ from octolike.config import ConfigError
 from octolike.envs.aloha import AlohaEnv, collect_episode
 from octolike.envs.aloha.aloha_env import NAMES, insertion_reward, transfer_reward
 from octolike.envs.replays import replay
+from octolike.envs.simulators import AlohaSettings
 
 CUBE = {"split": "train", "skills": ["transfer_cube"]}
 
 
 @pytest.fixture(scope="module")
 def env():
-    env = AlohaEnv(primary_size=16)
+    env = AlohaEnv(AlohaSettings(primary_size=16))
     yield env
     env.close()
 
@@ -39,11 +40,11 @@ def test_a_demonstration_succeeds_and_its_joint_targets_do_so_again(env):
 
 def test_the_seed_alone_decides_where_things_are(env):
     env.reset(seed=1, options=CUBE)
-    first = env.stage.things()
+    first = env.scene.object_positions()
     env.reset(seed=2, options=CUBE)
-    assert np.abs(env.stage.things() - first).max() > 1e-3
+    assert np.abs(env.scene.object_positions() - first).max() > 1e-3
     env.reset(seed=1, options=CUBE)
-    np.testing.assert_array_equal(env.stage.things(), first)
+    np.testing.assert_array_equal(env.scene.object_positions(), first)
 
 
 def test_proprio_speaks_the_language_of_actions(env):
@@ -86,13 +87,13 @@ def test_bad_actions_are_errors(env, action, message):
 def test_a_simulation_that_breaks_down_ends_the_episode_and_says_so(env, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     env.reset(seed=0, options=CUBE)
-    env.unwrapped.stage.data.qvel[:] = 1e12
+    env.unwrapped.scene.data.qvel[:] = 1e12
     _, reward, terminated, truncated, info = env.step(np.zeros(14))
     assert (reward, terminated, truncated) == (0.0, False, True)
     assert (info["success"], info["failure"]) == (False, "the simulation became unstable")
     assert not list(tmp_path.iterdir())  # no log file of MuJoCo
     env.reset(seed=0, options=CUBE)
-    assert env.step(env.unwrapped.stage.joints())[4]["failure"] == ""
+    assert env.step(env.unwrapped.scene.joints())[4]["failure"] == ""
 
 
 def test_unknown_names_are_errors(env):

@@ -10,7 +10,7 @@ import pytest
 from octolike.config import ConfigError, load_module
 from octolike.envs import demonstrations
 from octolike.envs.metaworld import metaworld_tasks as tasks
-from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS, GROUPS, SKILLS, WORDING
+from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS, GROUPS, PHRASINGS, SKILLS
 from octolike.envs.registry import make_env, simulator
 from octolike.evaluation import report, success, suites
 
@@ -43,12 +43,12 @@ def test_groups_are_those_of_the_literature():
 
 
 def test_no_two_tasks_share_a_wording_and_none_that_is_held_out_is_trained_on():
-    trained = [w for x in WORDING.values() for w in x.train]
-    held_out = [w for x in WORDING.values() for w in x.held_out]
+    trained = [w for x in PHRASINGS.values() for w in x.train]
+    held_out = [w for x in PHRASINGS.values() for w in x.held_out]
     assert len(set(trained)) == len(trained)
     assert len(set(held_out)) == len(held_out)
     assert not set(trained) & set(held_out)
-    assert all(len(x.train) == 3 and len(x.held_out) == 1 for x in WORDING.values())
+    assert all(len(x.train) == 3 and len(x.held_out) == 1 for x in PHRASINGS.values())
 
 
 def test_test_tasks_are_never_training_tasks():
@@ -143,11 +143,11 @@ def test_positions_and_wordings_follow_the_seed(env):
         goals.add(tuple(env.privileged_state()[-3:]))
         words.add(info["instruction"])
     assert len(goals) == 12
-    assert words == set(WORDING["reach"].train)
+    assert words == set(PHRASINGS["reach"].train)
     _, info = begin(env, 0, "reach", "held_out_phrasing")
-    assert info["instruction"] in WORDING["reach"].held_out
+    assert info["instruction"] in PHRASINGS["reach"].held_out
     _, info = env.reset(seed=0)  # any task, in the words of training
-    assert info["instruction"] in WORDING[info["skill"]].train
+    assert info["instruction"] in PHRASINGS[info["skill"]].train
 
 
 @needs

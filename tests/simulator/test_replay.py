@@ -10,6 +10,7 @@ pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
 
 from octolike.embodiment import Embodiment, Layout, Statistics
 from octolike.envs.replays import replay
+from octolike.envs.simulators import TabletopSettings
 from octolike.envs.tabletop import ExpertNoise, TabletopEnv, collect_episode
 from octolike.evaluation import frame_check, policy_check, replay_check
 
@@ -27,7 +28,7 @@ class Demonstration(NamedTuple):
 
 @pytest.fixture(scope="module")
 def env():
-    env = TabletopEnv(primary_size=32, wrist_size=24)
+    env = TabletopEnv(TabletopSettings(primary_size=32, wrist_size=24))
     yield env
     env.close()
 

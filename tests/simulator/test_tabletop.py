@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from octolike.envs.simulators import TabletopSettings
 from octolike.envs.tabletop import tabletop_tasks as tasks
 from octolike.envs.tabletop.tabletop_tasks import (
     HELD_OUT_PAIRS,
@@ -30,7 +31,7 @@ STILL = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
 
 @pytest.fixture(scope="module")
 def env():
-    env = TabletopEnv(primary_size=(48, 64), wrist_size=32)
+    env = TabletopEnv(TabletopSettings(primary_size=(48, 64), wrist_size=32))
     yield env
     env.close()
 
@@ -105,18 +106,27 @@ def test_distractors_differ_from_what_is_asked_for():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda rng: tasks.sample_task(rng, "trian"), "'trian'.*'held_out_family'.*'train'"),
-        (lambda rng: tasks.sample_task(rng, "train", ["lft"]), "unknown skill 'lft'.*'lift'"),
+        (
+            lambda rng: tasks.sample_task(rng, "trian"),
+            "unknown split: 'trian'; did you mean 'train'.*held_out_family",
+        ),
+        (
+            lambda rng: tasks.sample_task(rng, "train", ["lft"]),
+            "unknown skill: 'lft'; did you mean 'lift'",
+        ),
         (lambda rng: tasks.sample_task(rng, "held_out_family", ["push"]), "'held_out_family'"),
         (lambda rng: tasks.sample_task(rng, "train", []), "no skills"),
         (
             lambda rng: tasks.make_task("push", TableObject("red", "cube"), "up"),
-            "unknown reference of",
+            "unknown reference of push: 'up'",
         ),
-        (lambda rng: tasks.make_task("lift", TableObject("pink", "cube")), "unknown colour 'pink'"),
+        (
+            lambda rng: tasks.make_task("lift", TableObject("pink", "cube")),
+            "unknown colour: 'pink'",
+        ),
         (
             lambda rng: tasks.make_task("stack", TableObject("red", "ball"), "red_cube"),
-            "shape 'ball'",
+            "unknown shape for stack: 'ball'",
         ),
     ],
 )
@@ -134,8 +144,8 @@ def test_a_working_backend_is_found(first, backend):
     """Also where mujoco was imported before, with a backend that needs a display."""
     code = first + (
         "import warnings; warnings.simplefilter('ignore'); "
-        "from octolike.envs.tabletop import TabletopEnv; "
-        "assert TabletopEnv(16, 16).reset(seed=0)[0]['image_primary'].std() > 1"
+        "from octolike.envs.registry import make_env; env = make_env({'kind': 'tabletop'}); "
+        "assert env.reset(seed=0)[0]['image_primary'].std() > 1"
     )
     environment = {**os.environ, "MUJOCO_GL": backend}
     ran = subprocess.run(
@@ -147,8 +157,8 @@ def test_a_working_backend_is_found(first, backend):
 
 def test_without_a_backend_the_apt_packages_are_named():
     code = (
-        "from octolike.envs.tabletop import scene; "
-        "scene._BACKENDS = ('nothing',); scene.load_mujoco()"
+        "from octolike.envs import rendering; "
+        "rendering._BACKENDS = ('nothing',); rendering.load_mujoco()"
     )
     environment = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"}
     ran = subprocess.run(
@@ -224,22 +234,22 @@ def test_wrong_actions_are_rejected(env, action, message):
 
 
 def test_wrong_options_are_rejected(env):
-    with pytest.raises(ValueError, match=r"unknown reset option 'splits'.*Did you mean 'split'"):
+    with pytest.raises(ValueError, match="unknown reset option: 'splits'; did you mean 'split'"):
         env.reset(options={"splits": "train"})
     with pytest.raises(ValueError, match="excludes"):
         env.reset(
             options={"task": tasks.make_task("lift", TableObject("red", "cube")), "split": "train"}
         )
     with pytest.raises(ValueError, match="num_distractors"):
-        TabletopEnv(num_distractors=9)
-    with pytest.raises(ValueError, match="primary_size=4"):
-        TabletopEnv(primary_size=4)
+        TabletopSettings(num_distractors=9)
+    with pytest.raises(ValueError, match="primary_size is 4"):
+        TabletopSettings(primary_size=4)
 
 
 def test_touching_another_object_fails(env):
     """The expert for a task that was swapped after the table was laid touches the wrong thing."""
     env.reset(seed=4, options={"skills": ["touch"]})
-    asked, other = env.task, env.scene.things[1]
+    asked, other = env.task, env.scene.objects[1]
     expert, done = TabletopExpert(env), False
     while not done:
         env.task = tasks.make_task("touch", other)
@@ -294,7 +304,8 @@ def test_expert_succeeds_on_held_out_tasks(env, split):
 
 @pytest.mark.parametrize("num_distractors", [0, 3])
 def test_empty_and_full_tables(num_distractors):
-    env = TabletopEnv(primary_size=16, wrist_size=16, num_distractors=num_distractors)
+    settings = TabletopSettings(16, 16, num_distractors)
+    env = TabletopEnv(settings)
     for skill in SKILLS:
         metadata = collect_episode(env, 1, "train", [skill], NO_NOISE)["episode_metadata"]
         assert metadata["success"], skill

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from octolike.config import CollectConfig, ConfigError
-from octolike.envs import demonstrations, registry
+from octolike.envs import demonstrations, registry, rendering
 from octolike.envs.pool import EnvPool, ResetCommand
-from octolike.envs.tabletop import scene
+from octolike.envs.simulators import TabletopSettings
 from octolike.envs.tabletop import tabletop_tasks as tasks
 from octolike.envs.tabletop.conventions import CONVENTIONS, ROBOTS, to_robot, to_table
 from octolike.envs.tabletop.tabletop_tasks import SKILLS, TableObject, make_task
@@ -25,7 +25,7 @@ SIZES = {"primary_size": 24, "wrist_size": 16}
 
 @pytest.fixture(scope="module")
 def env():
-    env = TabletopEnv(**SIZES)
+    env = TabletopEnv(TabletopSettings(**SIZES))
     yield env
     env.close()
 
@@ -50,7 +50,7 @@ def roll(env, act):
 def test_a_counterfactual_is_another_task_on_the_same_table(env, skill):
     for seed in range(6):
         env.reset(seed=seed, options=options("train", skill))
-        laid, table = env.task, set(env._things)
+        laid, table = env.task, set(env._objects)
         positions = {t: env.scene.position(t) for t in table}
         _, info = env.reset(seed=seed, options=options("counterfactual", skill))
         assert info["task"] != info["original"]
@@ -58,9 +58,9 @@ def test_a_counterfactual_is_another_task_on_the_same_table(env, skill):
         assert len(parts) == 2
         assert parts <= set(tasks.tasks_of("train"))
         things = {env.task.target, env.task.reference_object} - {None}
-        assert things <= set(env._things)
+        assert things <= set(env._objects)
         if env.original == laid:  # the first table had another task; else it was laid anew
-            assert set(env._things) == table
+            assert set(env._objects) == table
             assert all(np.array_equal(env.scene.position(t), p) for t, p in positions.items())
 
 
@@ -144,16 +144,16 @@ def test_the_state_remembers_the_other_task(env):
 
 def test_distractors_are_more_things_around_the_same_task(env):
     env.reset(seed=5, options=options("train", "put"))
-    task, few = env.task, len(env._things)
+    task, few = env.task, len(env._objects)
     env.reset(seed=5, options=options("distractors", "put"))
     assert env.task == task
-    assert len(env._things) == few + tasks.MORE_DISTRACTORS
+    assert len(env._objects) == few + tasks.MORE_DISTRACTORS
     env.reset(seed=5, options=options("train", "put"))
-    assert len(env._things) == few
+    assert len(env._objects) == few
 
 
 def test_a_fuller_table_leaves_the_others_as_they_were(env):
-    fresh = TabletopEnv(**SIZES)
+    fresh = TabletopEnv(TabletopSettings(**SIZES))
     try:
         env.reset(seed=1, options=options("distractors", "touch"))
         for e in (env, fresh):
@@ -181,7 +181,7 @@ def test_conventions_are_undone_exactly(convention):
 
 @pytest.mark.parametrize("convention", ["mirrored", "rescaled"])
 def test_robots_do_the_same_by_other_numbers(env, convention):
-    other = TabletopEnv(**SIZES, action_convention=convention)
+    other = TabletopEnv(TabletopSettings(**SIZES, action_convention=convention))
     try:
         ours, theirs = (collect_episode(e, 2, skills=["push"]) for e in (env, other))
     finally:
@@ -197,8 +197,8 @@ def test_robots_do_the_same_by_other_numbers(env, convention):
 
 
 def test_an_unknown_convention_is_refused():
-    with pytest.raises(ValueError, match=r"unknown action_convention 'mirored'.*'mirrored'"):
-        TabletopEnv(**SIZES, action_convention="mirored")
+    with pytest.raises(ValueError, match="action_convention: 'mirored'; did you mean 'mirrored'"):
+        TabletopSettings(**SIZES, action_convention="mirored")
 
 
 def test_the_environment_follows_the_robot():
@@ -240,14 +240,14 @@ def test_a_split_without_the_skill_is_refused(split, skill, match):
 @pytest.mark.parametrize("version", ["2.3.7", "3.2.9", "4.0.0"])
 def test_another_mujoco_is_refused(version):
     with pytest.raises(ImportError, match=rf"mujoco 3.3 or later, before 4.0: found {version}"):
-        scene._check_version(version)
-    scene._check_version("3.3.0")
-    scene._check_version("3.10.1")
+        rendering._check_version(version)
+    rendering._check_version("3.3.0")
+    rendering._check_version("3.10.1")
 
 
 def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    scene.load_mujoco.cache_clear()
+    rendering.load_mujoco.cache_clear()
     make = functools.partial(registry.make_env, {"kind": "tabletop", **SIZES})
     try:
         with (
@@ -256,4 +256,4 @@ def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
         ):
             pool.run({0: ResetCommand(0, {})})
     finally:
-        scene.load_mujoco.cache_clear()
+        rendering.load_mujoco.cache_clear()

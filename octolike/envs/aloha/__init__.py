@@ -1,4 +1,4 @@
-"""ALOHA in simulation: two arms at one table, fourteen joint targets, one camera from above."""
+"""ALOHA in simulation: two arms at one table, 14 joint targets, one camera from above."""
 
 from octolike.envs.aloha.aloha_env import ROBOTS, SKILLS, SPLITS, AlohaEnv, tasks_of
 from octolike.envs.aloha.aloha_expert import collect_episode, goal

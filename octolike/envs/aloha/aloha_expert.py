@@ -1,12 +1,12 @@
-"""Scripted experts for the two arms, their demonstrations, and how a finished task looks.
+"""Scripted experts for the two arms, their demonstrations, and goal images.
 
-An expert is a list of poses for both hands with the time of each. The path between them is straight
-in space; inverse kinematics turns it into joint targets, so that what is recorded is what is
-executed, and a recorded demonstration is its own replay. (The benchmark's own way, a body that
-drags the hand by a weld, needs a replay in joint space afterwards: the hand trails that body.)
+An expert is a list of timed poses for both hands. The path between two poses is straight in space;
+inverse kinematics converts it to joint targets. The recorded actions are the executed ones, so a
+recorded demonstration replays exactly. (The benchmark's expert drags the hand by a weld to a body;
+the hand lags behind, so its demonstrations need a second pass in joint space.)
 
-The joints are braked, so they trail their targets too, the waist by a tenth of a second. The
-targets therefore lead the path by `LEAD` of each joint.
+The joints are damped, so they lag behind their targets too, the waist by 0.1 s. The targets
+therefore lead the path by each joint's `LEAD`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from octolike.envs import environment
 from octolike.envs.aloha.aloha_env import CONTROL_HZ, STEP_LIMIT, AlohaEnv, AlohaScene
+from octolike.envs.environment import demonstration_record, last_images
 
-DEVIATION = 0.02  # radians that executed targets are off, per unit of noise
-WANDER = 0.01  # metres that the meeting place is off, per unit of noise
-GRASP = np.array([0.14, 0.0, 0.0])  # between the fingertips, in the hand's frame (metres)
-# Seconds that each joint trails its target: measured over a transfer; grippers are not led.
+DEVIATION = 0.02  # standard deviation of executed joint targets, radians per unit of noise
+MEETING_OFFSET = 0.01  # largest offset of the hands' meeting point, metres per unit of noise
+GRASP = np.array([0.14, 0.0, 0.0])  # point between the fingertips in the hand's frame (metres)
+# Seconds by which each joint lags behind its target, measured during a transfer; 0 for grippers.
 LEAD = np.tile([0.1, 0.03, 0.03, 0.02, 0.03, 0.02, 0.0], 2)
-OPEN, SHUT = 1.0, 0.0
+OPEN, CLOSED = 1.0, 0.0
 _DAMPING = 1e-4
-_ITERATIONS = 4  # of inverse kinematics at each step, from the last step's solution
+_ITERATIONS = 4  # of inverse kinematics per step, starting from the previous solution
 
 
 class Pose(NamedTuple):
-    """Where the fingertips are to be, and how.
+    """Target pose of one hand.
 
-    position: metres; pitch (down), roll: turns about the hand's own axes, radians; opening: [0, 1].
+    position: of the fingertips, metres; pitch (down), roll: about the hand's axes, radians;
+    opening: in [0, 1].
     """
 
     position: np.ndarray
@@ -43,7 +44,7 @@ class Pose(NamedTuple):
 
 
 class Waypoint(NamedTuple):
-    """When (steps) both hands are to be where."""
+    """The poses of both hands at a step."""
 
     step: int
     left: Pose
@@ -53,143 +54,156 @@ class Waypoint(NamedTuple):
 def collect_episode(
     env: AlohaEnv, seed: int, split: str, skills: Sequence[str], noise: float
 ) -> dict[str, Any]:
-    """Record one demonstration; the caller drops those whose `success` is False.
+    """Record one demonstration; the caller drops those with `success` False.
 
-    The label `action` is the expert's target; `executed_action` is that plus noise of the joints,
-    not of the grippers.
+    The label `action` is the expert's target; `executed_action` is the label plus noise on the
+    joints, not on the grippers.
 
-    Returns what `environment.recorded` makes.
+    Returns:
+        The episode dict of `demonstration_record`.
     """
     observation, info = env.reset(seed=seed, options={"split": split, "skills": list(skills)})
     rng = np.random.default_rng([seed, 1])
-    targets = plan(env.stage, info["skill"], rng.uniform(-WANDER, WANDER, 3) * noise)
-    arm = np.tile([1.0] * 6 + [0.0], 2)
+    offset = rng.uniform(-MEETING_OFFSET, MEETING_OFFSET, 3) * noise
+    targets = plan_targets(env.scene, info["skill"], offset)
+    is_joint = np.tile([1.0] * 6 + [0.0], 2)
     observations, executed = [], []
     for target in targets:
         observations.append(observation)
-        jolt = rng.normal(scale=DEVIATION * noise, size=14) * arm
-        executed.append((target + jolt).astype(np.float32))
+        deviation = rng.normal(scale=DEVIATION * noise, size=14) * is_joint
+        executed.append((target + deviation).astype(np.float32))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         if terminated or truncated:
             break
     labels = targets[: len(executed)].astype(np.float32)
-    return environment.recorded(observations, labels, executed, info, seed=seed, split=split)
+    return demonstration_record(observations, labels, executed, info, seed=seed, split=split)
 
 
 def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the camera's picture, uint8 [h, w, 3], at the end of the expert's own episode.
+    """Return the camera's image, uint8 [h, w, 3], at the end of the expert's episode.
 
-    The environment is left at that end: reset it before the policy's turn.
+    The environment stays in that state: reset it before the policy's episode.
     """
     episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], 0.0)
-    return environment.last_pictures(episode)
+    return last_images(episode)
 
 
-def plan(stage: AlohaScene, skill: str, wander: np.ndarray) -> np.ndarray:
-    """Return joint targets for the whole episode, float64 [STEP_LIMIT, 14].
+def plan_targets(scene: AlohaScene, skill: str, offset: np.ndarray) -> np.ndarray:
+    """Return the joint targets of an episode, float64 [STEP_LIMIT, 14].
 
-    wander: added to where the hands meet, metres [3].
+    offset: of the hands' meeting point, metres [3].
     """
-    arms = [_Arm(stage, "left"), _Arm(stage, "right")]
+    arms = [_ArmKinematics(scene, "left"), _ArmKinematics(scene, "right")]
     start = Waypoint(0, *(arm.pose() for arm in arms))
-    ways = [start, *WAYPOINTS[skill](start, stage.things(), wander)]
+    waypoints = [start, *WAYPOINTS[skill](start, scene.object_positions(), offset)]
     path = np.zeros((STEP_LIMIT + 1, 14))
     for t in range(STEP_LIMIT + 1):
-        poses = _between(ways, t)
+        poses = _interpolate(waypoints, t)
         path[t] = np.concatenate([arm.reach(pose) for arm, pose in zip(arms, poses)])
     speed = np.gradient(path, axis=0) * CONTROL_HZ
     return (path + LEAD * speed)[1:]
 
 
-def transfer_cube(start: Waypoint, things: np.ndarray, wander: np.ndarray) -> list[Waypoint]:
-    """The right hand picks the cube up and holds it out; the left one takes it from the side."""
-    cube = things[0] * (1, 1, 0) + (0, 0, 0.035)
-    meet = np.array([0.0, 0.5, 0.25]) + wander
-    right = lambda place, opening: Pose(np.asarray(place), 1.0, 0.0, opening)
-    left = lambda place, opening: Pose(np.asarray(place), 0.0, np.pi / 2, opening)
+def transfer_cube(start: Waypoint, objects: np.ndarray, offset: np.ndarray) -> list[Waypoint]:
+    """Return the waypoints: the right hand lifts the cube, the left one takes it from the side."""
+    cube = objects[0] * (1, 1, 0) + (0, 0, 0.035)
+    meet = np.array([0.0, 0.5, 0.25]) + offset
+
+    def left(position: np.ndarray, opening: float) -> Pose:
+        return Pose(position, 0.0, np.pi / 2, opening)
+
+    def right(position: np.ndarray, opening: float) -> Pose:
+        return Pose(position, 1.0, 0.0, opening)
+
     side, hold = meet + (-0.12, 0, -0.005), meet + (-0.005, 0, -0.005)
     return [
         Waypoint(60, start.left, right(cube + (0, 0, 0.08), OPEN)),
         Waypoint(85, left(side, OPEN), right(cube, OPEN)),
         Waypoint(95, left(side, OPEN), right(cube, OPEN)),
-        Waypoint(110, left(side, OPEN), right(cube, SHUT)),
-        Waypoint(170, left(side, OPEN), right(meet, SHUT)),
-        Waypoint(185, left(side, OPEN), right(meet, SHUT)),
-        Waypoint(220, left(hold, OPEN), right(meet, SHUT)),
-        Waypoint(240, left(hold, SHUT), right(meet, SHUT)),
-        Waypoint(255, left(hold, SHUT), right(meet, OPEN)),
-        Waypoint(STEP_LIMIT, left(side, SHUT), right(meet + (0.1, 0, 0.05), OPEN)),
+        Waypoint(110, left(side, OPEN), right(cube, CLOSED)),
+        Waypoint(170, left(side, OPEN), right(meet, CLOSED)),
+        Waypoint(185, left(side, OPEN), right(meet, CLOSED)),
+        Waypoint(220, left(hold, OPEN), right(meet, CLOSED)),
+        Waypoint(240, left(hold, CLOSED), right(meet, CLOSED)),
+        Waypoint(255, left(hold, CLOSED), right(meet, OPEN)),
+        Waypoint(STEP_LIMIT, left(side, CLOSED), right(meet + (0.1, 0, 0.05), OPEN)),
     ]
 
 
-def insertion(start: Waypoint, things: np.ndarray, wander: np.ndarray) -> list[Waypoint]:
-    """Each hand picks one thing up by its outer end; then the peg is pushed into the socket."""
-    grip = np.array([0.03, 0, 0])  # from the middle of a thing towards its hand
-    peg = things[0] * (1, 1, 0) + (0, 0, 0.024) + grip
-    socket = things[1] * (1, 1, 0) + (0, 0, 0.03) - grip
-    meet = np.array([0.0, 0.5, 0.2]) + wander
-    # Both are held at the height above their middle at which they were grasped.
-    peg_at = lambda x: meet + (x, 0, 0.014) + grip
+def insertion(start: Waypoint, objects: np.ndarray, offset: np.ndarray) -> list[Waypoint]:
+    """Return the waypoints: each hand lifts an object by its outer end, then peg into socket."""
+    grip = np.array([0.03, 0, 0])  # from the middle of an object towards its hand
+    peg = objects[0] * (1, 1, 0) + (0, 0, 0.024) + grip
+    socket = objects[1] * (1, 1, 0) + (0, 0, 0.03) - grip
+    meet = np.array([0.0, 0.5, 0.2]) + offset
+
+    # The heights are those of the grasps above the objects' middle.
+    def peg_at(x: float) -> np.ndarray:
+        return meet + (x, 0, 0.014) + grip
+
+    def hand(position: np.ndarray, opening: float) -> Pose:
+        return Pose(position, 1.35, 0.0, opening)
+
     socket_at = meet + (-0.07, 0, 0.008) - grip
-    hand = lambda place, opening: Pose(np.asarray(place), 1.35, 0.0, opening)
     above = np.array([0, 0, 0.08])
     return [
         Waypoint(60, hand(socket + above, OPEN), hand(peg + above, OPEN)),
         Waypoint(85, hand(socket, OPEN), hand(peg, OPEN)),
         Waypoint(95, hand(socket, OPEN), hand(peg, OPEN)),
-        Waypoint(110, hand(socket, SHUT), hand(peg, SHUT)),
-        Waypoint(170, hand(socket_at, SHUT), hand(peg_at(0.10), SHUT)),
-        Waypoint(200, hand(socket_at, SHUT), hand(peg_at(0.10), SHUT)),
-        Waypoint(260, hand(socket_at, SHUT), hand(peg_at(-0.01), SHUT)),
-        Waypoint(STEP_LIMIT, hand(socket_at, SHUT), hand(peg_at(-0.03), SHUT)),
+        Waypoint(110, hand(socket, CLOSED), hand(peg, CLOSED)),
+        Waypoint(170, hand(socket_at, CLOSED), hand(peg_at(0.10), CLOSED)),
+        Waypoint(200, hand(socket_at, CLOSED), hand(peg_at(0.10), CLOSED)),
+        Waypoint(260, hand(socket_at, CLOSED), hand(peg_at(-0.01), CLOSED)),
+        Waypoint(STEP_LIMIT, hand(socket_at, CLOSED), hand(peg_at(-0.03), CLOSED)),
     ]
 
 
 WAYPOINTS = {"transfer_cube": transfer_cube, "insertion": insertion}
 
 
-class _Arm:
-    """Kinematics of one arm on a scratch copy of the scene."""
+class _ArmKinematics:
+    """Forward and inverse kinematics of one arm on a copy of the scene's state."""
 
-    def __init__(self, stage: AlohaScene, name: str) -> None:
-        self._mujoco, self._model = stage.mujoco, stage.model
-        self._data = stage.mujoco.MjData(stage.model)
-        self._data.qpos[:] = stage.data.qpos
+    def __init__(self, scene: AlohaScene, name: str) -> None:
+        self._mujoco, self._model = scene.mujoco, scene.model
+        self._data = scene.mujoco.MjData(scene.model)
+        self._data.qpos[:] = scene.data.qpos
         self._first = 0 if name == "left" else 8
         self._base = np.diag([1.0, 1.0, 1.0]) if name == "left" else np.diag([-1.0, -1.0, 1.0])
-        self._body = stage.model.body(f"vx300s_{name}/gripper_link").id
-        self._opening = stage.joints()[6 if name == "left" else 13]
-        self._range = stage.model.jnt_range[self._first : self._first + 6]
+        self._body = scene.model.body(f"vx300s_{name}/gripper_link").id
+        self._opening = scene.joints()[6 if name == "left" else 13]
+        self._range = scene.model.jnt_range[self._first : self._first + 6]
 
     def pose(self) -> Pose:
-        """Return where the fingertips are."""
+        """Return the present pose of the hand."""
         self._mujoco.mj_kinematics(self._model, self._data)
-        position, turn = self._tips()
-        return Pose(position, -np.arcsin(turn[2, 0]), 0.0, self._opening)
+        position, rotation = self._fingertips()
+        return Pose(position, -np.arcsin(rotation[2, 0]), 0.0, self._opening)
 
     def reach(self, pose: Pose) -> np.ndarray:
-        """Return six joints that bring the fingertips there, and the opening: float64 [7]."""
+        """Return the six joints that reach a pose, and its opening: float64 [7]."""
         q, mujoco = slice(self._first, self._first + 6), self._mujoco
-        wanted = self._base @ _turn(1, pose.pitch) @ _turn(0, pose.roll)
+        target = self._base @ _rotation(1, pose.pitch) @ _rotation(0, pose.roll)
         jacobian = np.zeros((6, self._model.nv))
         for _ in range(_ITERATIONS):
             mujoco.mj_kinematics(self._model, self._data)
             mujoco.mj_comPos(self._model, self._data)
-            at, turn = self._tips()
-            off = sum(np.cross(turn[:, i], wanted[:, i]) for i in range(3)) / 2
-            error = np.concatenate([pose.position - at, off])
-            mujoco.mj_jac(self._model, self._data, jacobian[:3], jacobian[3:], at, self._body)
+            position, rotation = self._fingertips()
+            angles = sum(np.cross(rotation[:, i], target[:, i]) for i in range(3)) / 2
+            error = np.concatenate([pose.position - position, angles])
+            mujoco.mj_jac(self._model, self._data, jacobian[:3], jacobian[3:], position, self._body)
             j = jacobian[:, q]
             step = j.T @ np.linalg.solve(j @ j.T + _DAMPING * np.eye(6), error)
             self._data.qpos[q] = np.clip(self._data.qpos[q] + step, *self._range.T)
         return np.append(self._data.qpos[q], pose.opening)
 
-    def _tips(self) -> tuple[np.ndarray, np.ndarray]:
-        turn = self._data.xmat[self._body].reshape(3, 3)
-        return self._data.xpos[self._body] + turn @ GRASP, turn
+    def _fingertips(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the point between the fingertips, [3], and the hand's rotation, [3, 3]."""
+        rotation = self._data.xmat[self._body].reshape(3, 3)
+        return self._data.xpos[self._body] + rotation @ GRASP, rotation
 
 
-def _turn(axis: int, angle: float) -> np.ndarray:
+def _rotation(axis: int, angle: float) -> np.ndarray:
     """Return the rotation about a coordinate axis, [3, 3]."""
     c, s = np.cos(angle), np.sin(angle)
     matrix = np.eye(3)
@@ -198,15 +212,15 @@ def _turn(axis: int, angle: float) -> np.ndarray:
     return matrix
 
 
-def _between(ways: Sequence[Waypoint], step: int) -> tuple[Pose, Pose]:
-    """Return both hands' poses at a step: straight between waypoints, slow at both ends."""
-    for a, b in itertools.pairwise(ways):
+def _interpolate(waypoints: Sequence[Waypoint], step: int) -> tuple[Pose, Pose]:
+    """Return both hands' poses at a step: straight lines with smooth acceleration."""
+    for a, b in itertools.pairwise(waypoints):
         if step <= b.step:
-            share = (step - a.step) / (b.step - a.step)
-            share = share * share * (3 - 2 * share)
-            return _mix(a.left, b.left, share), _mix(a.right, b.right, share)
-    return ways[-1].left, ways[-1].right
+            fraction = (step - a.step) / (b.step - a.step)
+            fraction = fraction * fraction * (3 - 2 * fraction)
+            return _blend(a.left, b.left, fraction), _blend(a.right, b.right, fraction)
+    return waypoints[-1].left, waypoints[-1].right
 
 
-def _mix(a: Pose, b: Pose, share: float) -> Pose:
-    return Pose(*(p + share * (q - p) for p, q in zip(a, b)))
+def _blend(a: Pose, b: Pose, fraction: float) -> Pose:
+    return Pose(*(p + fraction * (q - p) for p, q in zip(a, b)))

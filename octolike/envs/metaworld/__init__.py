@@ -1,5 +1,5 @@
-"""Meta-World: fifty tasks of one Sawyer arm, from one camera and language.
+"""Meta-World: fifty tasks of one Sawyer arm, with one camera and language instructions.
 
-`env` is the environment, `expert` its demonstrations; both need the package metaworld. `tasks` says
-what there is to do, and needs nothing.
+`metaworld_env` is the environment, `metaworld_expert` records demonstrations; both need the package
+metaworld. `metaworld_tasks` lists the tasks and needs no simulator.
 """

@@ -1,7 +1,7 @@
 """A small MuJoCo table with five language skills, scripted experts and held-out splits.
 
-`tasks` needs numpy only, so readers of the data can ask for splits without a simulator; the other
-names are looked up when first used, and mujoco is imported when a `TabletopEnv` is built.
+`tabletop_tasks` works without a simulator, so that other modules can list splits; the other names
+are imported at first use, and mujoco when a `TabletopEnv` is built.
 """
 
 import importlib
@@ -18,7 +18,7 @@ __all__ = ["SKILLS", "SPLITS", "TabletopTask", "sample_task", *_LAZY]
 
 
 def __getattr__(name: str):
-    """Import the simulator's own names when they are first asked for."""
+    """Import the names that need the simulator at first use."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,32 +1,23 @@
-"""The table as a MuJoCo model built in code, and its cameras.
+"""The table as a MuJoCo model built in code.
 
-One model serves every episode: an object slot holds a cube, a cylinder and a ball of which one is
-switched on, so a reset changes colours and positions but compiles nothing. (A new render context
+One model serves every episode: an object slot holds a cube, a cylinder and a ball, one of them
+enabled, so a reset changes colours and positions without compiling a model. (A new render context
 would cost 50 to 300 ms per episode.)
 
-Axes: x points away from the primary camera, y to the left of its picture, z up from the table top.
+Axes: x points away from the primary camera, y to the left of its image, z up from the table top.
 """
 
-import functools
-import importlib.util
-import os
-import re
-import subprocess
-import sys
-import weakref
 from collections.abc import Sequence
-from importlib import metadata
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
+from octolike.envs.rendering import load_mujoco
 from octolike.envs.tabletop.tabletop_tasks import SHAPES, TableObject
 
 TIMESTEP = 0.004  # seconds
 SIZE = 0.032  # half the height and half the width of every object, metres
-FINGER_OPENING = 0.052  # how far each finger moves away from the middle, metres
-BOWL_RADIUS = 0.075  # outside, metres
+FINGER_OPENING = 0.052  # travel of each finger from the middle, metres
+BOWL_RADIUS = 0.075  # outer, metres
 BOWL_HEIGHT = 0.04
 BOWLS = 2
 RGB = {
@@ -38,102 +29,42 @@ RGB = {
     "orange": (1.00, 0.48, 0.02),
 }
 _MASS = 0.05  # kg
-_BACKENDS = ("egl", "osmesa")
-_VERSIONS = (3, 3), (4, 0)  # of mujoco: from, and before; setup.py has the same
-_HIDDEN_GROUP = 4  # not among the geom groups that are drawn
+_HIDDEN_GROUP = 4  # a geom group that is not rendered
 _PARKED = (0.0, 0.0, -1.0)
 
 
-@functools.cache
-def load_mujoco() -> tuple[ModuleType, type]:
-    """Import mujoco; return it and the class of the off-screen GL context that works here.
-
-    MUJOCO_GL decides where it is egl or osmesa. Otherwise each is tried, in a child process because
-    a backend that fails leaves PyOpenGL unusable. The window backend is never used on Linux: it
-    aborts the process where there is no display.
-
-    Raises:
-        ImportError: mujoco is not installed or of a wrong version, or no backend can render.
-    """
-    if importlib.util.find_spec("mujoco") is None:
-        raise ImportError("the tabletop simulator needs mujoco: pip install 'octolike[sim]'")
-    _check_version(metadata.version("mujoco"))
-    backend = os.environ.get("MUJOCO_GL", "")
-    if sys.platform.startswith("linux") and backend not in _BACKENDS:
-        backend = _working_backend()
-        os.environ["MUJOCO_GL"] = backend  # worker processes need not try again
-    try:
-        import mujoco
-
-        # It would write a log file wherever it is run; who cares reads MjData.warning.
-        mujoco.set_mju_user_warning(lambda message: None)
-        if backend in _BACKENDS:  # whichever one mujoco was first imported with
-            return mujoco, importlib.import_module(f"mujoco.{backend}").GLContext
-        return mujoco, mujoco.GLContext
-    except Exception as error:  # PyOpenGL raises AttributeError and others for a missing library
-        raise ImportError(_no_backend(backend)) from error
-
-
-def _check_version(found: str) -> None:
-    low, high = _VERSIONS
-    parts = tuple(int(n) for n in re.findall(r"\d+", found)[:2])
-    if not low <= parts < high:
-        wanted = ".".join(map(str, low)), ".".join(map(str, high))
-        raise ImportError(
-            f"the tabletop simulator needs mujoco {wanted[0]} or later, before {wanted[1]}: found "
-            f"{found}; pip install 'octolike[sim]'"
-        )
-
-
-def _working_backend() -> str:
-    trial = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
-    for backend in _BACKENDS:
-        environment = {**os.environ, "MUJOCO_GL": backend}
-        ran = subprocess.run([sys.executable, "-c", trial], env=environment, capture_output=True)
-        if ran.returncode == 0:
-            return backend
-    raise ImportError(_no_backend(" and ".join(_BACKENDS)))
-
-
-def _no_backend(tried: str) -> str:
-    return (
-        f"MuJoCo cannot render off screen with {tried or 'its default backend'}: "
-        "apt-get install libosmesa6 (or: libegl1 libgl1 libgl1-mesa-dri)"
-    )
-
-
 def _object_xml(slot: int) -> str:
-    geoms = {  # condim 6 is friction against rolling, so that what rolls also stops
+    geoms = {  # condim 6 adds rolling friction, so that rolling objects stop
         "cube": f'type="box" size="{SIZE} {SIZE} {SIZE}"',
         "cylinder": f'type="cylinder" size="{SIZE} {SIZE}" condim="6"',
         "ball": f'type="sphere" size="{SIZE}" condim="6"',
     }
-    inside = "".join(
-        f'<geom name="object{slot}_{shape}" class="thing" {geoms[shape]}/>' for shape in SHAPES
+    shapes = "".join(
+        f'<geom name="object{slot}_{shape}" class="object" {geoms[shape]}/>' for shape in SHAPES
     )
-    return f'<body name="object{slot}"><freejoint name="object{slot}"/>{inside}</body>'
+    return f'<body name="object{slot}"><freejoint name="object{slot}"/>{shapes}</body>'
 
 
 def _bowl_xml(slot: int, sides: int = 16) -> str:
-    """Build a bowl from a disc and a ring of slightly tilted boxes; its floor is 6 mm thick."""
-    height, slope, thick = BOWL_HEIGHT / 2, 0.25, 0.003
-    middle = BOWL_RADIUS - thick - slope * height
+    """Return a bowl made of a disc and a ring of slightly tilted boxes; its floor is 6 mm thick."""
+    half_height, slope, thickness = BOWL_HEIGHT / 2, 0.25, 0.003
+    mid_radius = BOWL_RADIUS - thickness - slope * half_height
     half_width = np.pi * BOWL_RADIUS / sides * 1.05
     ring = []
     for side in range(sides):
         angle = 2 * np.pi * side / sides
-        x, y = middle * np.cos(angle), middle * np.sin(angle)
-        # Columns of the box frame: outward and a little down, tangent, up and a little outward.
+        x, y = mid_radius * np.cos(angle), mid_radius * np.sin(angle)
+        # Columns of the box frame: outward and slightly down; tangent; up and slightly outward.
         tilt = np.arctan(slope)
         up = (np.sin(tilt) * np.cos(angle), np.sin(tilt) * np.sin(angle), np.cos(tilt))
         tangent = (-np.sin(angle), np.cos(angle), 0.0)
         outward = np.cross(tangent, up)
         axes = " ".join(f"{v:.5f}" for v in (*outward, *tangent))
         ring.append(
-            f'<geom class="bowl" type="box" size="{thick} {half_width:.5f} {height}" '
-            f'pos="{x:.5f} {y:.5f} {height}" xyaxes="{axes}"/>'
+            f'<geom class="bowl" type="box" size="{thickness} {half_width:.5f} {half_height}" '
+            f'pos="{x:.5f} {y:.5f} {half_height}" xyaxes="{axes}"/>'
         )
-    floor = f'<geom class="bowl" type="cylinder" size="{middle:.4f} 0.003" pos="0 0 0.003"/>'
+    floor = f'<geom class="bowl" type="cylinder" size="{mid_radius:.4f} 0.003" pos="0 0 0.003"/>'
     return f'<body name="bowl{slot}" mocap="true">{floor}{"".join(ring)}</body>'
 
 
@@ -147,12 +78,12 @@ def _finger_xml(name: str, side: int) -> str:
 
 
 def _gripper_xml() -> str:
-    """Build the free-flying hand; its origin is the point between the fingertips."""
+    """Return the free-flying hand; its origin is the point between the fingertips."""
     slides = "".join(
         f'<joint name="{axis}" type="slide" axis="{vector}"/>'
         for axis, vector in (("x", "1 0 0"), ("y", "0 1 0"), ("z", "0 0 1"))
     )
-    hinges = "".join(  # the order makes the angles roll, pitch, yaw: R = Rz Ry Rx
+    hinges = "".join(  # this order gives R = Rz(yaw) Ry(pitch) Rx(roll)
         f'<joint name="{axis}" type="hinge" axis="{vector}" armature="0.01"/>'
         for axis, vector in (("yaw", "0 0 1"), ("pitch", "0 1 0"), ("roll", "1 0 0"))
     )
@@ -166,12 +97,12 @@ def _gripper_xml() -> str:
     </body>"""
 
 
-def scene_xml(objects: int) -> str:
-    """Write the MJCF of a table with `objects` object slots, two bowls and the gripper."""
-    things = "".join(_object_xml(slot) for slot in range(objects))
+def scene_xml(object_slots: int) -> str:
+    """Return the MJCF of a table with object slots, two bowls and the gripper."""
+    objects = "".join(_object_xml(slot) for slot in range(object_slots))
     bowls = "".join(_bowl_xml(slot) for slot in range(BOWLS))
-    apart = "".join(f'<exclude body1="world" body2="bowl{slot}"/>' for slot in range(BOWLS))
-    lines = "".join(
+    bowl_excludes = "".join(f'<exclude body1="world" body2="bowl{slot}"/>' for slot in range(BOWLS))
+    actuators = "".join(
         f'<position name="{joint}" joint="{joint}" kp="{kp}" dampratio="1" forcerange="-{f} {f}"/>'
         for joint, kp, f in (
             *((axis, 6000, 60) for axis in ("x", "y", "z")),
@@ -191,7 +122,7 @@ def scene_xml(objects: int) -> str:
       <asset><material name="matte" specular="0" shininess="0" reflectance="0"/></asset>
       <default>
         <geom material="matte"/>
-        <default class="thing">
+        <default class="object">
           <geom mass="{_MASS / 3}" friction="0.7 0.01 0.01" solref="0.008 1"
                 group="{_HIDDEN_GROUP}"/>
         </default>
@@ -211,148 +142,96 @@ def scene_xml(objects: int) -> str:
         <geom name="table" type="plane" size="2 2 0.1" rgba="0.80 0.77 0.72 1"
               friction="0.7 0.01 0.01"/>
         <camera name="primary" pos="-0.495 0 0.90" xyaxes="0 -1 0 0.85 0 0.527" fovy="30"/>
-        {things}{bowls}{_gripper_xml()}
+        {objects}{bowls}{_gripper_xml()}
       </worldbody>
-      <contact><exclude body1="left_finger" body2="right_finger"/>{apart}</contact>
+      <contact><exclude body1="left_finger" body2="right_finger"/>{bowl_excludes}</contact>
       <equality>
         <joint joint1="left_finger" joint2="right_finger" solref="0.004 1"/>
       </equality>
-      <actuator>{lines}</actuator>
+      <actuator>{actuators}</actuator>
     </mujoco>"""
 
 
 class TabletopScene:
-    """The model and its state, addressed by things instead of ids.
+    """The model and its state, addressed by `TableObject` instead of MuJoCo's ids.
 
     Attributes:
-        model, data: MuJoCo's own.
-        things: what lies on the table, in the order of `arrange`.
-        owner: int [ngeom], the index in `things` that a geom belongs to, -1 for the table and
-            what is switched off, -2 for the hand, -3 and -4 for the left and right finger.
+        model, data: MuJoCo's MjModel and MjData.
+        object_slots: capacity for objects, bowls not counted.
+        objects: the objects and bowls on the table, in the order of `arrange`.
+        owner: int [ngeom]; per geom the index in `objects`; -1 for the table and disabled geoms,
+            -2 for the hand, -3 and -4 for the left and right finger.
     """
 
-    def __init__(self, objects: int) -> None:
+    def __init__(self, object_slots: int) -> None:
         self.mujoco, self.gl_context = load_mujoco()
-        self.model = self.mujoco.MjModel.from_xml_string(scene_xml(objects))
+        self.model = self.mujoco.MjModel.from_xml_string(scene_xml(object_slots))
         self.data = self.mujoco.MjData(self.model)
-        self.objects = objects
-        self.things: tuple[TableObject, ...] = ()
+        self.object_slots = object_slots
+        self.objects: tuple[TableObject, ...] = ()
         self.owner = np.full(self.model.ngeom, -1)
         self._slot: dict[TableObject, str] = {}
         joints = ("x", "y", "z", "roll", "pitch", "yaw", "left_finger", "right_finger")
         self.joint_qpos = np.array([self.model.joint(j).qposadr[0] for j in joints])
         self.actuators = np.array([self.model.actuator(j).id for j in joints])
-        moment = 0.4 * _MASS * SIZE**2  # a ball's; close enough for the other two
-        for slot in range(objects):
+        moment = 0.4 * _MASS * SIZE**2  # exact for the ball, close for the cube and the cylinder
+        for slot in range(object_slots):
             body = self.model.body(f"object{slot}")
             body.mass, body.inertia[:], body.ipos[:] = _MASS, moment, 0
         self.mujoco.mj_setConst(self.model, self.data)
 
-    def arrange(self, things: Sequence[TableObject]) -> None:
-        """Switch on one slot per thing and paint it; all others are parked out of sight."""
+    def arrange(self, objects: Sequence[TableObject]) -> None:
+        """Enable and paint one slot per object; move the unused slots out of view."""
         model, mujoco = self.model, self.mujoco
         mujoco.mj_resetData(model, self.data)
-        self.things, self._slot = tuple(things), {}
+        self.objects, self._slot = tuple(objects), {}
         self.owner[:] = -1
         for body, code in (("hand", -2), ("left_finger", -3), ("right_finger", -4)):
             self.owner[model.geom_bodyid == model.body(body).id] = code
-        free = {True: [f"bowl{i}" for i in range(BOWLS)]}
-        free[False] = [f"object{i}" for i in range(self.objects)]
-        for index, thing in enumerate(self.things):
-            slot = self._slot[thing] = free[thing.shape == "bowl"].pop(0)
-            on = model.geom_bodyid == model.body(slot).id
-            if thing.shape != "bowl":
+        free_bowls = [f"bowl{i}" for i in range(BOWLS)]
+        free_slots = [f"object{i}" for i in range(self.object_slots)]
+        for index, item in enumerate(self.objects):
+            slot = (free_bowls if item.shape == "bowl" else free_slots).pop(0)
+            self._slot[item] = slot
+            enabled = model.geom_bodyid == model.body(slot).id
+            if item.shape != "bowl":
                 for shape in SHAPES:
-                    self._switch(f"{slot}_{shape}", shape == thing.shape)
-                on = np.arange(model.ngeom) == model.geom(f"{slot}_{thing.shape}").id
+                    self._enable(f"{slot}_{shape}", shape == item.shape)
+                enabled = np.arange(model.ngeom) == model.geom(f"{slot}_{item.shape}").id
                 model.body_gravcomp[model.body(slot).id] = 0
-            self.owner[on] = index
-            model.geom_rgba[on, :3] = RGB[thing.colour]
-        for slot in free[True]:
+            self.owner[enabled] = index
+            model.geom_rgba[enabled, :3] = RGB[item.colour]
+        for slot in free_bowls:
             self.data.mocap_pos[model.body(slot).mocapid[0]] = _PARKED
-        for slot in free[False]:
+        for slot in free_slots:
             for shape in SHAPES:
-                self._switch(f"{slot}_{shape}", False)
+                self._enable(f"{slot}_{shape}", False)
             model.body_gravcomp[model.body(slot).id] = 1
             self.data.joint(slot).qpos[:] = (*_PARKED, 1, 0, 0, 0)
 
-    def _switch(self, geom: str, on: bool) -> None:
+    def _enable(self, geom: str, enabled: bool) -> None:
         view = self.model.geom(geom)
-        view.contype[:] = view.conaffinity[:] = int(on)
-        view.group[:] = 0 if on else _HIDDEN_GROUP
+        view.contype[:] = view.conaffinity[:] = int(enabled)
+        view.group[:] = 0 if enabled else _HIDDEN_GROUP
 
-    def place(self, thing: TableObject, x: float, y: float, yaw: float) -> None:
-        """Set a thing down upright at x, y (metres), turned by yaw (radians)."""
-        slot = self._slot[thing]
-        if thing.shape == "bowl":
+    def place(self, item: TableObject, x: float, y: float, yaw: float) -> None:
+        """Place an object upright at x, y (metres), turned by yaw (radians)."""
+        slot = self._slot[item]
+        if item.shape == "bowl":
             self.data.mocap_pos[self.model.body(slot).mocapid[0]] = (x, y, 0)
         else:
-            turn = (np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
-            self.data.joint(slot).qpos[:] = (x, y, SIZE, *turn)
+            quaternion = (np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
+            self.data.joint(slot).qpos[:] = (x, y, SIZE, *quaternion)
 
-    def position(self, thing: TableObject) -> np.ndarray:
+    def position(self, item: TableObject) -> np.ndarray:
         """Return the centre of an object, or of a bowl's floor: float64 [3] in metres."""
-        return self.data.body(self._slot[thing]).xpos.copy()
+        return self.data.body(self._slot[item]).xpos.copy()
 
-    def speed(self, thing: TableObject) -> float:
+    def speed(self, item: TableObject) -> float:
         """Return an object's linear speed in m/s."""
-        return float(np.linalg.norm(self.data.joint(self._slot[thing]).qvel[:3]))
+        return float(np.linalg.norm(self.data.joint(self._slot[item]).qvel[:3]))
 
     def contacts(self) -> set[tuple[int, int]]:
         """Return the touching pairs of owners, the smaller first."""
         pairs = np.sort(self.owner[self.data.contact.geom], axis=1)
         return {(int(a), int(b)) for a, b in pairs}
-
-
-class OffscreenRenderer:
-    """Draws a scene off screen with flat light: no shadows, no reflections, no smoothing."""
-
-    def __init__(self, scene: Any) -> None:
-        self._scene, self._mujoco = scene, scene.mujoco
-        model, mujoco = scene.model, scene.mujoco
-        try:
-            self._gl = scene.gl_context(640, 640)
-            self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
-        except Exception as error:  # every backend raises its own kind
-            backend = os.environ.get("MUJOCO_GL", "")
-            raise RuntimeError(_no_backend(backend)) from error
-        # Left to the interpreter's end, freeing would come after PyOpenGL is gone, and complain.
-        self._free = weakref.finalize(self, _free, self._context, self._gl)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        self._view = mujoco.MjvScene(model, maxgeom=500)
-        for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE", "FOG"):
-            self._view.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
-        self._options = mujoco.MjvOption()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-
-    def draw(self, camera: str, height: int, width: int) -> np.ndarray:
-        """Return what `camera` ("primary" or "wrist") sees: uint8 [height, width, 3]."""
-        mujoco, scene = self._mujoco, self._scene
-        self._gl.make_current()
-        self._camera.fixedcamid = scene.model.camera(camera).id
-        mujoco.mjv_updateScene(
-            scene.model,
-            scene.data,
-            self._options,
-            None,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL.value,
-            self._view,
-        )
-        picture = np.empty((height, width, 3), np.uint8)
-        viewport = mujoco.MjrRect(0, 0, width, height)
-        mujoco.mjr_render(viewport, self._view, self._context)
-        mujoco.mjr_readPixels(picture, None, viewport, self._context)
-        return picture[::-1].copy()  # OpenGL's first row is the lowest
-
-    def close(self) -> None:
-        """Free the render context; it happens by itself when the screen or the process ends."""
-        self._free()
-
-
-def _free(context: Any, gl: Any) -> None:
-    gl.make_current()
-    context.free()
-    gl.free()

@@ -1,7 +1,7 @@
-"""Scripted experts, and episodes recorded from them with noise.
+"""Scripted experts for the table, and demonstrations recorded from them with noise.
 
-The expert decides from the present state alone (no timers, no memory), so that what it does can be
-read off one observation: behaviour cloning then has a function to learn.
+The expert's action depends on the present state alone (no timers, no memory), so it can be read off
+one observation, and behaviour cloning has a function to learn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from octolike.envs import environment
+from octolike.envs.environment import demonstration_record
 from octolike.envs.tabletop import conventions
 from octolike.envs.tabletop import tabletop_tasks as tasks
 from octolike.envs.tabletop.scene import SIZE
@@ -18,106 +18,111 @@ from octolike.envs.tabletop.tabletop_env import MAX_MOVE, TabletopEnv
 from octolike.envs.tabletop.tabletop_tasks import DIRECTIONS, TaskState
 
 OPEN, CLOSED = 1.0, 0.0
-SPEED = 0.04  # metres per axis and step; less than MAX_MOVE, so that noise can also speed it up
-# All lengths in metres. Heights are those of the fingertips unless they say otherwise.
+SPEED = 0.04  # metres per axis and step; below MAX_MOVE, so that noise can also increase it
+# Lengths in metres; heights are those of the fingertips.
 _GRASP_HEIGHT = 0.022
-_HOVER_HEIGHT = 2 * SIZE + 0.006  # just over the objects
+_HOVER_HEIGHT = 2 * SIZE + 0.006  # just above the objects
 _CARRY_HEIGHT = 0.14
-_DROP_HEIGHT = 0.075  # over a bowl
+_DROP_HEIGHT = 0.075  # above a bowl
 _PUSH_HEIGHT = 0.025
-_BEHIND = 0.06  # from the object's centre to where a push begins
+_BEHIND = 0.06  # from the object's centre to the start of a push
 _ALIGNED = 0.012
 
 
 class TabletopExpert:
-    """Solves the task of the env's present episode by reading the simulator's state."""
+    """Solves the present task of an environment from the simulator's state."""
 
     def __init__(self, env: TabletopEnv) -> None:
         self._env = env
 
     def act(self) -> np.ndarray:
-        """Return the action for the present state, in the env's own convention: float32 [7]."""
-        now, task = self._env.task_state(), self._env.task
+        """Return the action for the present state in the env's convention: float32 [7]."""
+        state, task = self._env.task_state(), self._env.task
         opening = self._env.pose()[6]
         if task.skill == "touch":
-            move, gripper = _touch(now), CLOSED
+            move, gripper = _touch(state), CLOSED
         elif task.skill == "push":
-            move, gripper = _push(now, np.array(DIRECTIONS[task.reference])), CLOSED
-        elif task.skill in ("put", "stack") and tasks.placed(task, now):
+            move, gripper = _push(state, np.array(DIRECTIONS[task.reference])), CLOSED
+        elif task.skill in ("put", "stack") and tasks.placed(task, state):
             move, gripper = np.array([0, 0, SPEED * (opening > 0.8)]), OPEN
-        elif now.grasped == task.target:
-            move, gripper = _carry(now, task.skill)
+        elif state.grasped == task.target:
+            move, gripper = _carry(state, task.skill)
         else:
-            move, gripper = _grasp(now)
-        action = np.array([*_limited(move), 0, 0, 0, gripper], np.float32)
-        return conventions.to_robot(action, self._env.action_convention)
+            move, gripper = _grasp(state)
+        action = np.array([*_limit_speed(move), 0, 0, 0, gripper], np.float32)
+        return conventions.to_robot(action, self._env.settings.action_convention)
 
 
-def _limited(move: np.ndarray) -> np.ndarray:
-    """Shorten a move to what SPEED allows, keeping its direction."""
+def _limit_speed(move: np.ndarray) -> np.ndarray:
+    """Shorten a move to SPEED, keeping its direction."""
     return move * min(1.0, SPEED / max(np.abs(move).max(), 1e-9))
 
 
-def _funnel(now: TaskState, goal: np.ndarray, height: float, slope: float) -> np.ndarray:
-    """Move to `goal` over a funnel around it that is `height` high and rises by `slope`."""
-    move = goal - now.tip
+def _funnel(state: TaskState, goal: np.ndarray, height: float, slope: float) -> np.ndarray:
+    """Return a move to `goal` that stays above a funnel around it.
+
+    The funnel is `height` above the goal and rises by `slope` with the distance.
+    """
+    move = goal - state.tip
     distance = np.linalg.norm(move[:2])
     if distance > _ALIGNED:
         move[2] += height + np.clip(slope * (distance - 0.02), 0, 0.08)
     return move
 
 
-def _touch(now: TaskState) -> np.ndarray:
-    top = now.target + (0, 0, now.size)
-    return _funnel(now, top - (0, 0, 0.01), height=0.015, slope=0.5)
+def _touch(state: TaskState) -> np.ndarray:
+    top = state.target + (0, 0, state.size)
+    return _funnel(state, top - (0, 0, 0.01), height=0.015, slope=0.5)
 
 
-def _push(now: TaskState, direction: np.ndarray) -> np.ndarray:
-    offset = (now.tip - now.target)[:2]
+def _push(state: TaskState, direction: np.ndarray) -> np.ndarray:
+    offset = (state.tip - state.target)[:2]
     along = offset @ direction
-    aside = offset - along * direction
-    if now.tip[2] < 0.05 and along < -0.03 and np.linalg.norm(aside) < 0.02:
-        onwards = SPEED * direction - aside
-        return np.array([*onwards, _PUSH_HEIGHT - now.tip[2]])
-    behind = np.array([*(now.target[:2] - _BEHIND * direction), _PUSH_HEIGHT])
-    return _funnel(now, behind, height=0.02, slope=1.5)
+    sideways = offset - along * direction
+    if state.tip[2] < 0.05 and along < -0.03 and np.linalg.norm(sideways) < 0.02:
+        forward = SPEED * direction - sideways
+        return np.array([*forward, _PUSH_HEIGHT - state.tip[2]])
+    behind = np.array([*(state.target[:2] - _BEHIND * direction), _PUSH_HEIGHT])
+    return _funnel(state, behind, height=0.02, slope=1.5)
 
 
-def _grasp(now: TaskState) -> tuple[np.ndarray, float]:
-    goal = now.target + (0, 0, _GRASP_HEIGHT - now.size)
-    move = goal - now.tip
+def _grasp(state: TaskState) -> tuple[np.ndarray, float]:
+    goal = state.target + (0, 0, _GRASP_HEIGHT - state.size)
+    move = goal - state.tip
     if np.linalg.norm(move[:2]) < 0.008 and abs(move[2]) < 0.01:
         return move, CLOSED
-    straddling = now.tip[2] < now.target[2] + now.size and (np.abs(move[:2]) < (0.035, 0.018)).all()
-    if straddling:
+    below_top = state.tip[2] < state.target[2] + state.size
+    if below_top and (np.abs(move[:2]) < (0.035, 0.018)).all():  # the fingers straddle the object
         return move, OPEN
-    return _funnel(now, goal, height=_HOVER_HEIGHT - _GRASP_HEIGHT, slope=0.5), OPEN
+    return _funnel(state, goal, height=_HOVER_HEIGHT - _GRASP_HEIGHT, slope=0.5), OPEN
 
 
-def _carry(now: TaskState, skill: str) -> tuple[np.ndarray, float]:
+def _carry(state: TaskState, skill: str) -> tuple[np.ndarray, float]:
     if skill == "lift":
         return np.array([0, 0, SPEED]), CLOSED
-    aside = (now.reference - now.target)[:2]
-    distance = np.linalg.norm(aside)
-    low = _DROP_HEIGHT
+    offset = (state.reference - state.target)[:2]
+    distance = np.linalg.norm(offset)
+    release_height = _DROP_HEIGHT
     if skill == "stack":
-        held_at = now.target[2] - now.tip[2]
-        low = now.reference[2] + 2 * now.size + 0.004 - held_at
-    if distance < _ALIGNED and abs(now.tip[2] - low) < 0.006:
+        held_at = state.target[2] - state.tip[2]
+        release_height = state.reference[2] + 2 * state.size + 0.004 - held_at
+    if distance < _ALIGNED and abs(state.tip[2] - release_height) < 0.006:
         return np.zeros(3), OPEN
-    height = min(low + max(0.0, distance - _ALIGNED), _CARRY_HEIGHT)
-    rise = height - now.tip[2]
-    # Up first, then across, with a rounded corner: the objects around are as high as this one.
-    return np.array([*(aside * np.clip(1 - rise / 0.08, 0.2, 1)), rise]), CLOSED
+    height = min(release_height + max(0.0, distance - _ALIGNED), _CARRY_HEIGHT)
+    rise = height - state.tip[2]
+    # Up first, then across, with a rounded corner: the other objects are as high as this one.
+    return np.array([*(offset * np.clip(1 - rise / 0.08, 0.2, 1)), rise]), CLOSED
 
 
 @dataclass(frozen=True)
 class ExpertNoise:
-    """What is added to the expert's moves, in metres per axis, so that recoveries are in the data.
+    """Noise on the expert's moves, in metres per axis, so that the data contains recoveries.
 
     Attributes:
-        share: the part of the steps that get gaussian noise of `deviation`.
-        kicks: the chance that a kick of about `kick` starts at a step; it lasts one or two steps.
+        share: fraction of the steps with Gaussian noise.
+        deviation: standard deviation of that noise.
+        kicks: probability per step that a kick starts; it lasts one or two steps.
+        kick: length of a kick.
     """
 
     share: float = 0.5
@@ -136,44 +141,41 @@ def collect_episode(
     skills: Sequence[str] | None = None,
     noise: ExpertNoise | None = None,
 ) -> dict[str, Any]:
-    """Record one demonstration; the caller drops those whose `success` is False.
+    """Record one demonstration; the caller drops those with `success` False.
 
-    The label `action` is the expert's answer to the state that was visited; `executed_action` is
-    that plus noise. One step is recorded per action, so the state after the last is not in.
+    The label `action` is the expert's action in each visited state; `executed_action` is the label
+    plus noise. There is one step per action; the final state is not recorded.
 
     Args:
-        env: the simulator; its episode is replaced.
-        seed: decides task, layout and noise.
-        split: one of `tasks.SPLITS`.
-        skills: some of `tasks.SKILLS`; default all that the split has.
+        env: the simulator; its present episode is replaced.
+        seed: determines task, layout and noise.
+        split: one of `tabletop_tasks.SPLITS`.
+        skills: some of `tabletop_tasks.SKILLS`; default: all skills of the split.
         noise: default `ExpertNoise()`; `NO_NOISE` for none.
 
     Returns:
-        {"steps": {"observation": {"image_primary": uint8 [T, h, w, 3], "image_wrist": uint8
-        [T, hw, hw, 3], "state": float32 [T, 7]}, "action": float32 [T, 7], "executed_action":
-        float32 [T, 7], "language_instruction": str}, "episode_metadata": {"seed": int, "task":
-        str, "skill": str, "split": str, "success": bool}}
+        The episode dict of `demonstration_record`, with image_primary, image_wrist and the
+        actions as described in `TabletopEnv`.
     """
     observation, info = env.reset(seed=seed, options={"split": split, "skills": skills})
-    expert, jolts = (
-        TabletopExpert(env),
-        _jolts(np.random.default_rng([seed, 1]), noise or ExpertNoise()),
-    )
+    expert = TabletopExpert(env)
+    offsets = _noise_offsets(np.random.default_rng([seed, 1]), noise or ExpertNoise())
+    convention = env.settings.action_convention
     observations, labels, executed = [], [], []
     done = False
     while not done:
         observations.append(observation)
         labels.append(expert.act())
-        noisy = conventions.to_table(labels[-1], env.action_convention)
-        noisy[:3] = np.clip(noisy[:3] + next(jolts), -MAX_MOVE, MAX_MOVE)
-        executed.append(conventions.to_robot(noisy, env.action_convention))
+        noisy = conventions.to_table(labels[-1], convention)
+        noisy[:3] = np.clip(noisy[:3] + next(offsets), -MAX_MOVE, MAX_MOVE)
+        executed.append(conventions.to_robot(noisy, convention))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
-    return environment.recorded(observations, labels, executed, info, seed=seed, split=split)
+    return demonstration_record(observations, labels, executed, info, seed=seed, split=split)
 
 
-def _jolts(rng: np.random.Generator, noise: ExpertNoise) -> Iterator[np.ndarray]:
-    """Yield what is added to each step's move: float64 [3] in metres."""
+def _noise_offsets(rng: np.random.Generator, noise: ExpertNoise) -> Iterator[np.ndarray]:
+    """Yield the noise of each step's move: float64 [3] in metres."""
     while True:
         if rng.random() < noise.kicks:
             kick = rng.normal(size=3)

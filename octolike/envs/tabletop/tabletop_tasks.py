@@ -1,32 +1,35 @@
-"""What can be asked for on the table: skills, their wording, success, and what training never sees.
+"""Tasks on the table: skills, wordings, success, and the split of tasks.
 
 Splits (fixed; a change makes old datasets and results incomparable):
 
-    train                 every skill, no target in HELD_OUT_PAIRS, no lifted balls, PHRASINGS.train
-    held_out_combination  the target is one of HELD_OUT_PAIRS; wording as in training
-    held_out_phrasing     tasks of `train` in words of PHRASINGS.held_out
+    train                 all skills; no target in HELD_OUT_PAIRS, no lifted balls, PHRASINGS.train
+    held_out_combination  the target is in HELD_OUT_PAIRS; wordings as in `train`
+    held_out_phrasing     tasks of `train` in the wordings of PHRASINGS.held_out
     held_out_family       lifting balls, which training touches, pushes and puts but never lifts
-    counterfactual        a table laid for one task of `train`, and another of the same skill asked
-                          for: its target lies there too. What is done says whether words decide
-    distractors           tasks of `train` on a table with MORE_DISTRACTORS more things on it
+    counterfactual        a scene drawn for one task of `train`, with the instruction of another
+                          task of the same skill, its target also in the scene: shows whether the
+                          policy follows the instruction
+    distractors           tasks of `train` with MORE_DISTRACTORS additional objects on the table
 
-A held-out pair is never asked for in `train`, neither as the target nor as the object to stack on,
-but it may lie on the table as a distractor. Every colour and every shape occurs in `train`.
+In `train`, a held-out pair is never the target or the object to stack on, but it may be a
+distractor. Every colour and every shape occurs in `train`.
 
-Directions are those of the primary picture: left +y, right -y, front -x (towards the viewer),
+Directions are those of the primary image: left +y, right -y, front -x (towards the viewer),
 back +x.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from octolike.config import ConfigError
+from octolike.envs.task_tables import Phrasings, check_choice
+
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("cube", "cylinder", "ball")
-FLAT_SHAPES = ("cube", "cylinder")  # something can be stacked on these
+FLAT_SHAPES = ("cube", "cylinder")  # an object can be stacked on these
 DIRECTIONS = {"left": (0.0, 1.0), "right": (0.0, -1.0), "front": (-1.0, 0.0), "back": (1.0, 0.0)}
 SKILLS = ("touch", "push", "lift", "put", "stack")
 SPLITS = (
@@ -44,21 +47,15 @@ HELD_OUT_PAIRS = (
     ("blue", "ball"),
     ("yellow", "cylinder"),
 )
-# The largest number of steps of an episode at 5 Hz: about twice what the expert needs.
+# Step limits at 5 Hz: about twice the expert's episode length.
 STEP_LIMITS = {"touch": 12, "push": 20, "lift": 20, "put": 36, "stack": 36}
 
-LIFT_HEIGHT = 0.06  # metres, as are the two below
+# Thresholds of success, metres.
+LIFT_HEIGHT = 0.06
 PUSH_DISTANCE = 0.06
-RELEASE_CLEARANCE = 0.05  # the fingertips are this far above the centre of a released object
+RELEASE_CLEARANCE = 0.05  # of the fingertips above the centre of a released object
 
-
-class Phrasings(NamedTuple):
-    """The wordings of one skill; {target} and {reference} are filled in."""
-
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
-
-
+# {target} and {reference} are filled in by `make_task`.
 PHRASINGS = {
     "touch": Phrasings(
         (
@@ -115,25 +112,25 @@ PHRASINGS = {
 
 
 class TableObject(NamedTuple):
-    """An object or bowl by its looks; `shape` is one of SHAPES or "bowl"."""
+    """An object or bowl by its appearance; `shape` is one of SHAPES or "bowl"."""
 
     colour: str
     shape: str
 
     @property
     def key(self) -> str:
-        """The thing as part of a task name: red_cube."""
+        """Name within a task name: red_cube."""
         return f"{self.colour}_{self.shape}"
 
     @property
     def words(self) -> str:
-        """The thing in an instruction: red cube."""
+        """Name within an instruction: red cube."""
         return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
 class TabletopTask:
-    """One thing to do, in one wording.
+    """A skill, its target and reference, and one wording of the instruction.
 
     `reference` is "" for touch and lift, a key of DIRECTIONS for push, and the key of a TableObject
     ("blue_bowl", "green_cube") for put and stack.
@@ -145,15 +142,17 @@ class TabletopTask:
     instruction: str
 
     def __post_init__(self) -> None:
-        choose("skill", self.skill, SKILLS)
+        check_choice("skill", self.skill, SKILLS)
         object.__setattr__(self, "target", TableObject(*self.target))
-        choose("colour", self.target.colour, COLOURS)
-        choose("shape", self.target.shape, FLAT_SHAPES if self.skill == "stack" else SHAPES)
-        choose(f"reference of {self.skill}", self.reference, references(self.skill, self.target))
+        check_choice("colour", self.target.colour, COLOURS)
+        shapes = FLAT_SHAPES if self.skill == "stack" else SHAPES
+        check_choice(f"shape for {self.skill}", self.target.shape, shapes)
+        choices = references(self.skill, self.target)
+        check_choice(f"reference of {self.skill}", self.reference, choices)
 
     @property
     def name(self) -> str:
-        """What is asked for whatever the wording: touch/red_cube, push/red_cube/left."""
+        """Name of the task without its wording: touch/red_cube, push/red_cube/left."""
         parts = (self.skill, self.target.key, self.reference)
         return "/".join(part for part in parts if part)
 
@@ -163,85 +162,73 @@ class TabletopTask:
         return TableObject(*self.reference.split("_")) if "_" in self.reference else None
 
 
-def choose(what: str, value: str, choices: Sequence[str]) -> str:
-    """Return `value` if it is a choice, else raise a ValueError with the list and the nearest."""
-    if value in choices:
-        return value
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    listed = ", ".join(repr(c) for c in choices)
-    raise ValueError(f"unknown {what} {value!r}: choose from {listed}.{hint}")
-
-
 def references(skill: str, target: TableObject) -> tuple[str, ...]:
-    """List what `TabletopTask.reference` may be for this skill and target."""
+    """List the values of `TabletopTask.reference` for a skill and target."""
     if skill == "push":
         return tuple(DIRECTIONS)
     if skill == "put":
         return tuple(TableObject(c, "bowl").key for c in COLOURS)
     if skill == "stack":
-        things = (TableObject(c, s) for c in COLOURS for s in FLAT_SHAPES)
-        return tuple(t.key for t in things if t != target)
+        objects = (TableObject(c, s) for c in COLOURS for s in FLAT_SHAPES)
+        return tuple(o.key for o in objects if o != target)
     return ("",)
 
 
 def targets(skill: str, split: str) -> tuple[TableObject, ...]:
-    """List the things that `skill` acts upon in `split`; empty where the split has no such task."""
-    choose("skill", skill, SKILLS)
-    choose("split", split, SPLITS)
-    balls_lifted = split == "held_out_family"
-    if balls_lifted:
+    """List the targets of a skill in a split; empty if the split has no such task."""
+    check_choice("skill", skill, SKILLS)
+    check_choice("split", split, SPLITS)
+    if split == "held_out_family":
         shapes = ("ball",) if skill == "lift" else ()
     else:
         shapes = FLAT_SHAPES if skill in ("lift", "stack") else SHAPES
     held_out = split == "held_out_combination"
-    things = (TableObject(c, s) for c in COLOURS for s in shapes)
-    return tuple(t for t in things if (t in HELD_OUT_PAIRS) == held_out)
+    objects = (TableObject(c, s) for c in COLOURS for s in shapes)
+    return tuple(o for o in objects if (o in HELD_OUT_PAIRS) == held_out)
 
 
 def tasks_of(
     split: str, skills: Sequence[str] = SKILLS
 ) -> tuple[tuple[str, TableObject, str], ...]:
-    """List every (skill, target, reference) of `split`, wording aside."""
-    out = []
-    for skill in skills:
-        for target in targets(skill, split):
-            for reference in references(skill, target):
-                if skill != "stack" or TableObject(*reference.split("_")) not in HELD_OUT_PAIRS:
-                    out.append((skill, target, reference))
-    return tuple(out)
+    """List every (skill, target, reference) of a split."""
+    return tuple(
+        (skill, target, reference)
+        for skill in skills
+        for target in targets(skill, split)
+        for reference in references(skill, target)
+        if skill != "stack" or TableObject(*reference.split("_")) not in HELD_OUT_PAIRS
+    )
 
 
 def counterfactuals(
-    task: TabletopTask, things: Sequence[TableObject], split: str = "train"
+    task: TabletopTask, objects: Sequence[TableObject], split: str = "train"
 ) -> tuple[tuple[str, TableObject, str], ...]:
-    """List what else of the same skill can be asked for on a table of these things.
+    """List other tasks (skill, target, reference) of the same skill that these objects allow.
 
-    Of (skill, target, reference), those with another target; with the task's own target and another
-    reference where there are none; () where there is nothing.
+    Tasks with another target; if there are none, those with the same target and another reference;
+    () if there are none either.
     """
-    keys = {t.key for t in things} | {"", *DIRECTIONS}
-    there = [
+    keys = {o.key for o in objects} | {"", *DIRECTIONS}
+    possible = [
         (skill, target, reference)
         for skill, target, reference in tasks_of(split, (task.skill,))
-        if target in things and reference in keys
+        if target in objects and reference in keys
     ]
-    others = [t for t in there if t[1] != task.target]
-    return tuple(others or [t for t in there if t[2] != task.reference])
+    other_targets = [t for t in possible if t[1] != task.target]
+    return tuple(other_targets or [t for t in possible if t[2] != task.reference])
 
 
 def phrasings(skill: str, split: str) -> tuple[str, ...]:
-    """List the wordings of `skill` in `split`, with {target} and {reference} still open."""
-    choose("split", split, SPLITS)
-    wording = PHRASINGS[choose("skill", skill, SKILLS)]
-    return wording.held_out if split == "held_out_phrasing" else wording.train
+    """List the wordings of a skill in a split, as templates with {target} and {reference}."""
+    check_choice("split", split, SPLITS)
+    return PHRASINGS[check_choice("skill", skill, SKILLS)].for_split(split)
 
 
 def make_task(
     skill: str, target: TableObject, reference: str = "", phrasing: str = ""
 ) -> TabletopTask:
-    """Build a task from its parts; `phrasing` is a template, by default the skill's first."""
-    template = phrasing or PHRASINGS[choose("skill", skill, SKILLS)].train[0]
+    """Return a task; `phrasing` is a template, by default the skill's first."""
+    template = phrasing or PHRASINGS[check_choice("skill", skill, SKILLS)].train[0]
     words = {"target": TableObject(*target).words, "reference": reference.replace("_", " ")}
     return TabletopTask(skill, TableObject(*target), reference, template.format(**words))
 
@@ -252,58 +239,60 @@ def sample_task(
     """Draw a task: the skill uniformly, then target, reference and wording uniformly.
 
     Args:
-        rng: the source of all randomness.
+        rng: the only source of randomness.
         split: one of SPLITS.
-        skills: the skills to draw from; default all that the split has.
+        skills: the skills to draw from; default: all skills of the split.
 
     Raises:
-        ValueError: an unknown split or skill, or a skill that has no task in the split.
+        ConfigError: an unknown split or skill, or a skill without a task in the split.
     """
-    choose("split", split, SPLITS)
-    having = tuple(s for s in SKILLS if targets(s, split))
+    check_choice("split", split, SPLITS)
+    split_skills = tuple(s for s in SKILLS if targets(s, split))
     for skill in skills if skills is not None else ():
-        choose("skill", skill, SKILLS)
-        choose(f"skill in split {split!r}", skill, having)
-    pool = tuple(skills) if skills is not None else having
+        check_choice("skill", skill, SKILLS)
+        check_choice(f"skill in split {split!r}", skill, split_skills)
+    pool = tuple(skills) if skills is not None else split_skills
     if not pool:
-        raise ValueError(f"no skills to draw from: name some of {', '.join(having)}")
+        raise ConfigError(f"no skills to draw from: name some of {', '.join(split_skills)}")
     skill = pool[rng.integers(len(pool))]
-    parts = targets(skill, split)
-    target = parts[rng.integers(len(parts))]
+    choices = targets(skill, split)
+    target = choices[rng.integers(len(choices))]
     options = [r for s, t, r in tasks_of(split, (skill,)) if t == target]
     reference = options[rng.integers(len(options))]
-    wording = phrasings(skill, split)
-    return make_task(skill, target, reference, wording[rng.integers(len(wording))])
+    templates = phrasings(skill, split)
+    return make_task(skill, target, reference, templates[rng.integers(len(templates))])
 
 
 def distractors(rng: np.random.Generator, task: TabletopTask, count: int) -> list[TableObject]:
-    """Draw `count` other things for the table, none equal to the target or the reference.
+    """Draw `count` objects that differ from the target, the reference and each other.
 
-    For put the first of them is a bowl of another colour, so that the bowl's colour has to be read.
+    For put, the first is a bowl of another colour, so that the bowl's colour has to be read.
     """
     taken = {task.target, task.reference_object}
-    out: list[TableObject] = []
+    bowls: list[TableObject] = []
     if task.skill == "put" and count:
-        bowls = [TableObject(c, "bowl") for c in COLOURS if TableObject(c, "bowl") not in taken]
-        out.append(bowls[rng.integers(len(bowls))])
+        choices = [TableObject(c, "bowl") for c in COLOURS if TableObject(c, "bowl") not in taken]
+        bowls.append(choices[rng.integers(len(choices))])
     free = [TableObject(c, s) for c in COLOURS for s in SHAPES if TableObject(c, s) not in taken]
-    picks = rng.permutation(len(free))[: count - len(out)]
-    return out + [free[i] for i in picks]
+    picks = rng.permutation(len(free))[: count - len(bowls)]
+    return bowls + [free[i] for i in picks]
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """What success is judged by; positions are float [3] in metres, z of the table top is 0.
+    """The part of the state that decides success; positions are float [3] in metres.
+
+    The table top is at z = 0.
 
     Attributes:
-        target: the target object's centre.
-        start: its centre when the episode began.
-        size: its half height.
-        speed: its linear speed in m/s.
-        reference: the centre of the bowl's floor or of the lower object, None where there is none.
+        target: the target's centre.
+        start: the target's centre at the start of the episode.
+        size: half the target's height.
+        speed: the target's linear speed in m/s.
+        reference: centre of the bowl's floor or of the lower object; None for other skills.
         tip: the point between the fingertips.
-        touched: the first thing that the gripper has touched, None so far.
-        grasped: the object that both fingers hold, None if there is none.
+        touched: the first object that the gripper touched, or None.
+        grasped: the object between both fingers, or None.
         in_contact: whether any part of the gripper touches the target now.
     """
 
@@ -318,41 +307,41 @@ class TaskState:
     in_contact: bool
 
 
-def succeeded(task: TabletopTask, now: TaskState) -> bool:
-    """Say whether the task is done."""
+def succeeded(task: TabletopTask, state: TaskState) -> bool:
+    """Return whether the task is done."""
     if task.skill == "touch":
-        return now.touched == task.target
+        return state.touched == task.target
     if task.skill == "push":
         direction = np.array(DIRECTIONS[task.reference])
-        moved = (now.target - now.start)[:2]
+        moved = (state.target - state.start)[:2]
         along = float(moved @ direction)
-        aside = float(np.linalg.norm(moved - along * direction))
-        return along >= PUSH_DISTANCE and aside <= 0.5 * along
+        sideways = float(np.linalg.norm(moved - along * direction))
+        return along >= PUSH_DISTANCE and sideways <= 0.5 * along
     if task.skill == "lift":
-        return now.grasped == task.target and now.target[2] - now.size >= LIFT_HEIGHT
-    return _released(now) and placed(task, now)
+        return state.grasped == task.target and state.target[2] - state.size >= LIFT_HEIGHT
+    return _released(state) and placed(task, state)
 
 
-def placed(task: TabletopTask, now: TaskState) -> bool:
-    """Say whether the target lies in the bowl (put) or on the lower object (stack)."""
-    offset = now.target - now.reference
-    aside = float(np.linalg.norm(offset[:2]))
+def placed(task: TabletopTask, state: TaskState) -> bool:
+    """Return whether the target is in the bowl (put) or on the lower object (stack)."""
+    offset = state.target - state.reference
+    sideways = float(np.linalg.norm(offset[:2]))
     if task.skill == "put":
-        return aside <= 0.055 and offset[2] - now.size <= 0.03
-    return aside <= 0.03 and abs(offset[2] - 2 * now.size) <= 0.012
+        return sideways <= 0.055 and offset[2] - state.size <= 0.03
+    return sideways <= 0.03 and abs(offset[2] - 2 * state.size) <= 0.012
 
 
-def _released(now: TaskState) -> bool:
-    clear = now.tip[2] - now.target[2] >= RELEASE_CLEARANCE
-    return clear and not now.in_contact and now.speed < 0.05
+def _released(state: TaskState) -> bool:
+    clear = state.tip[2] - state.target[2] >= RELEASE_CLEARANCE
+    return clear and not state.in_contact and state.speed < 0.05
 
 
-def failed(task: TabletopTask, now: TaskState) -> str:
-    """Say why the task cannot succeed any more, in a few words; "" while it can."""
-    if task.skill == "touch" and now.touched not in (None, task.target):
-        return f"touched {now.touched.words}"
-    if task.skill in ("lift", "put", "stack") and now.grasped not in (None, task.target):
-        return f"grasped {now.grasped.words}"
-    if np.abs(now.target[:2]).max() > 0.24:
+def failure_reason(task: TabletopTask, state: TaskState) -> str:
+    """Return in a few words why the task cannot succeed any more; "" while it can."""
+    if task.skill == "touch" and state.touched not in (None, task.target):
+        return f"touched {state.touched.words}"
+    if task.skill in ("lift", "put", "stack") and state.grasped not in (None, task.target):
+        return f"grasped {state.grasped.words}"
+    if np.abs(state.target[:2]).max() > 0.24:
         return "target out of reach"
     return ""
