@@ -1,5 +1,6 @@
 """History, chunk execution, temporal ensembling, environment pools, plans of demonstrations."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -17,6 +18,8 @@ from octolike.envs import demonstrations
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, StepCommand
 from octolike.envs.registry import kind_of, make_env
 from octolike.envs.replays import render_replay
+from octolike.envs.simulators import TabletopSettings
+from octolike.envs.tabletop.conventions import CONVENTIONS
 from octolike.envs.wrappers import ChunkExecution, History, TemporalEnsemble
 from octolike.train.interrupt import Interrupt
 
@@ -302,6 +305,40 @@ def test_unknown_simulators_and_fields_are_refused():
         make_env({"kind": "tabeltop"})
     with pytest.raises(ConfigError, match="'primary_sise'; did you mean 'primary_size'"):
         make_env({"kind": "tabletop", "primary_sise": 64})
+
+
+def test_settings_are_listed_without_importing_a_simulator():
+    code = (
+        "import dataclasses, sys; from octolike.envs.registry import ENVIRONMENTS\n"
+        "for kind, settings in ENVIRONMENTS.items():\n"
+        "    fields = dataclasses.fields(settings)\n"
+        "    assert fields and all(f.metadata['meaning'] for f in fields), kind\n"
+        "    settings()\n"
+        "assert not {'mujoco', 'gymnasium', 'jax', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"primary_size": 4}, r"environment.primary_size is 4; it must lie in \[8, 640\]"),
+        ({"primary_size": (96, 641)}, "is 641; it must lie in"),
+        ({"primary_size": "96"}, "'96'; expected"),
+        ({"num_distractors": 4}, r"lie in \[0, 3\]"),
+        ({"action_convention": "mirored"}, "'mirored'; did you mean 'mirrored'"),
+    ],
+)
+def test_settings_out_of_range_are_rejected(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        TabletopSettings(**fields)
+    with pytest.raises(ConfigError, match=message):
+        make_env({"kind": "tabletop", **fields})
+
+
+def test_the_choices_of_the_action_convention_are_the_conventions():
+    fields = {f.name: f for f in dataclasses.fields(TabletopSettings)}
+    assert fields["action_convention"].metadata["choices"] == tuple(CONVENTIONS)
 
 
 TABLE = Component(kind="tabletop")

@@ -107,7 +107,7 @@ def test_a_record_that_does_not_invert_its_normalisation_is_detected(
 def test_another_environment_than_the_recorded_one_is_a_fault(demonstrations, robot):
     component = COMPONENT | {"primary_size": 40}
     result = report(demonstrations[:1], robot, component)
-    assert "the simulator shows [40, 40, 3], the recording has [32, 32, 3]" in result.faults[0]
+    assert "observation has shape [40, 40, 3], the recording [32, 32, 3]" in result.faults[0]
 
 
 def test_the_round_trip_of_a_clipping_record_is_not_judged(demonstrations, robot):
