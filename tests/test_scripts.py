@@ -56,15 +56,15 @@ def run(script, monkeypatch, *arguments):
 
 def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkeypatch):
     from octolike.data.pipeline import decoded_episodes
-    from octolike.evaluation.transfer import group_comparison, study, transfer_effects
+    from octolike.evaluation.transfer import group_sample, study, transfer_effects
 
     roots = []
     monkeypatch.setattr(decoded_episodes, "decode_mix", lambda data, **_: roots.append(data.root))
     for module, name in (
-        (group_comparison, "samples"),
-        (study, "compare"),
+        (group_sample, "group_samples"),
+        (study, "write_comparison"),
         (transfer_effects, "measure_errors"),
-        (transfer_effects, "demonstrations"),
+        (transfer_effects, "demonstrated_episodes"),
     ):
         monkeypatch.setattr(module, name, lambda *_: None)
     monkeypatch.setattr(study, "write_report", lambda *_: None)

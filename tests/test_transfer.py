@@ -1,4 +1,4 @@
-"""Does sharing help: planted conflicts and negative transfer are found, harmless things are not."""
+"""Transfer studies detect planted conflicts and negative transfer, and nothing else."""
 
 import dataclasses
 import json
@@ -7,49 +7,52 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from octolike.config import Config, load_module
+from octolike.config import Config, load_module, stored_config
 from octolike.data.specs.catalog import DATASETS
 from octolike.evaluation import evaluate
 from octolike.evaluation.success import SuccessRate
 from octolike.evaluation.transfer import (
+    action_agreement,
     advice,
+    distances,
     gradient_agreement,
     group_comparison,
+    group_sample,
     study,
     transfer_effects,
     transfer_report,
 )
 
-FACTS = group_comparison.facts(DATASETS["tabletop"])
+TRAITS = group_sample.traits_of(DATASETS["tabletop"])
 EPISODES, STEPS = 60, 8
 
 
 def sample(
-    name, seed, change=None, facts=FACTS, text=("go left", "go right"), shift=0.0, noise=0.3
+    name, seed, change=None, traits=TRAITS, text=("go left", "go right"), shift=0.0, noise=0.3
 ):
-    """Return steps of an expert that moves to where the picture's bright square is, with noise.
+    """Return steps of a noisy expert whose actions depend on proprio and the image's brightness.
 
-    change: of its actions, [n, 7] to [n, 7]; shift: of its states.
+    change: function of its actions, [n, 7] to [n, 7]; shift: of its states.
     """
     rng = np.random.default_rng(seed)
     n = EPISODES * STEPS
     proprio = rng.uniform(-1, 1, (n, 7)) + shift
     target = np.repeat(rng.uniform(-1, 1, (EPISODES, 1)), STEPS, 0)
-    told = rng.integers(0, len(text), EPISODES)
+    choice = rng.integers(0, len(text), EPISODES)
     action = np.zeros((n, 7))
     action[:, :3] = 0.05 * (np.sin(2 * (proprio[:, :3] - shift)) + [[0.5, 0, 0]] * target)
     action[:, :3] += 0.05 * noise * rng.normal(size=(n, 3))
     action[:, 6] = proprio[:, 6] - shift > 0
     images = np.zeros((n, 4, 4, 3)) + 0.5 * (target[:, :, None, None] + 1)
-    return group_comparison.GroupSample(
+    return group_sample.GroupSample(
         name,
-        facts,
+        traits,
         change(action) if change else action,
         proprio.astype(np.float32),
         images.astype(np.float32),
         np.repeat(np.arange(EPISODES), STEPS),
-        np.repeat(np.array(text)[told], STEPS),
-        np.repeat(np.array(text)[told], STEPS),
+        np.repeat(np.array(text)[choice], STEPS),
+        np.repeat(np.array(text)[choice], STEPS),
     )
 
 
@@ -57,24 +60,24 @@ def mirrored(action):
     return action * [1, -1, 1, 1, 1, 1, 1]
 
 
-def rarely_said(s):
-    """Return the sample with a wording of its own for every episode; both groups know them all."""
+def with_rare_wordings(s):
+    """Return the sample with a different wording per episode; both groups have all wordings."""
     return dataclasses.replace(s, instruction=np.array([f"wording {e}" for e in s.episode]))
 
 
-def test_where_each_wording_is_rare_the_same_task_counts(base):
-    mirror = rarely_said(sample("mirror", 1, mirrored))
-    pair, said = compared(rarely_said(base), mirror)
+def test_states_are_matched_by_task_if_each_wording_is_rare(base):
+    mirror = with_rare_wordings(sample("mirror", 1, mirrored))
+    pair, result = compared(with_rare_wordings(base), mirror)
     assert pair.states == ("proprio", "pictures", "task")
     assert pair.of_kind("mirrored") == ("dy",)
-    assert "Conflicting actions: dy point the other way under the same task" in said.sentence
+    assert "Conflicting actions: dy have opposite directions under the same task" in result.sentence
 
 
-def test_clearly_opposite_actions_are_found_where_a_group_has_no_like_states_of_its_own():
-    made = group_comparison.DimensionComparison("dx", "m", 0, 0, 0, 0, 0.2, -0.8, 1, 0)
-    assert made.kind == "mirrored"
-    assert dataclasses.replace(made, across=-0.3).kind == "unknown"
-    assert dataclasses.replace(made, across=np.nan).kind == "unknown"
+def test_clearly_opposite_actions_need_no_similar_states_within_a_group():
+    dimension = group_comparison.DimensionComparison("dx", "m", 0, 0, 0, 0, 0.2, -0.8, 1, 0)
+    assert dimension.kind == "mirrored"
+    assert dataclasses.replace(dimension, across=-0.3).kind == "unknown"
+    assert dataclasses.replace(dimension, across=np.nan).kind == "unknown"
 
 
 def rescaled(action):
@@ -86,15 +89,15 @@ def base():
     return sample("base", 0)
 
 
-def compared(base, other):
-    pair = group_comparison.compare(base, other)
-    return pair, advice.advise(base.facts, other.facts, pair)
+def compared(first, second):
+    pair = group_comparison.compare_groups(first, second)
+    return pair, advice.advise(first.traits, second.traits, pair)
 
 
-def test_the_same_expert_twice_is_to_be_shared(base):
-    pair, said = compared(base, sample("twin", 1))
-    assert said.verdict == "share"
-    assert "same end-effector and workspace" in said.sentence.lower()
+def test_data_of_the_same_expert_are_shared(base):
+    pair, result = compared(base, sample("twin", 1))
+    assert result.verdict == "share"
+    assert "same end-effector and workspace" in result.sentence.lower()
     assert pair.overlap > 0.8
     assert pair.states == ("proprio", "pictures", "instruction")
     assert {d.kind for d in pair.dimensions if d.name in ("dx", "dy", "dz")} == {"same"}
@@ -102,89 +105,92 @@ def test_the_same_expert_twice_is_to_be_shared(base):
     assert abs(pair.cosine_across - pair.cosine_within) < 0.15
 
 
-def test_mirrored_actions_in_the_same_scene_are_found(base):
-    """The distributions are the same: neighbours alone tell."""
-    pair, said = compared(base, sample("mirror", 1, mirrored))
+def test_mirrored_actions_in_the_same_scene_are_detected(base):
+    """The distributions are equal; only neighbours show the difference."""
+    pair, result = compared(base, sample("mirror", 1, mirrored))
     assert pair.of_kind("mirrored") == ("dy",)
-    assert said.verdict == "separate heads"
-    assert "Conflicting actions: dy point the other way under the same instruction" in said.sentence
+    assert result.verdict == "separate heads"
+    assert (
+        "Conflicting actions: dy have opposite directions under the same instruction"
+        in result.sentence
+    )
     dy = pair.dimensions[1]
     assert dy.scaled < 3 * dy.floor
     assert dy.across < -0.3 < 0.3 < dy.within
 
 
-def test_rescaled_actions_in_the_same_scene_are_found(base):
-    pair, said = compared(base, sample("big", 1, rescaled))
+def test_rescaled_actions_in_the_same_scene_are_detected(base):
+    pair, result = compared(base, sample("big", 1, rescaled))
     assert pair.of_kind("rescaled") == ("dx", "dy", "dz")
     assert pair.dimensions[0].ratio == pytest.approx(2.5, rel=0.15)
-    assert "times as large in big" in said.sentence
-    assert said.verdict == "separate heads"
-    # by itself, each is the same again: what an embodiment record of its own makes of it
+    assert "times as large in big" in result.sentence
+    assert result.verdict == "separate heads"
+    # normalised separately, as by separate embodiment records, the groups are equal again
     assert pair.dimensions[0].scaled > 3 * pair.dimensions[0].normalised
-    turned = group_comparison.compare(sample("big", 1, rescaled), base)
+    turned = group_comparison.compare_groups(sample("big", 1, rescaled), base)
     assert turned.dimensions[0].ratio == pytest.approx(1 / 2.5, rel=0.15)
 
 
-def test_a_constant_offset_is_found(base):
+def test_a_constant_offset_is_detected(base):
     moved = sample("moved", 1, lambda a: a + [0, 0, 0.2, 0, 0, 0, 0])
-    pair, said = compared(base, moved)
+    pair, result = compared(base, moved)
     assert pair.of_kind("shifted") == ("dz",)
-    assert said.verdict == "convert first"
+    assert result.verdict == "convert first"
 
 
-def test_another_task_in_the_same_scene_must_be_told_apart(base):
+def test_different_tasks_in_the_same_scene_need_conditioning(base):
     other = sample("other", 1, lambda a: a[:, [1, 2, 0, 3, 4, 5, 6]], text=("lift",))
-    pair, said = compared(base, other)
+    pair, result = compared(base, other)
     assert pair.states == ("proprio", "pictures")
     assert pair.same_instructions == 0
     assert set(pair.of_kind("unrelated")) == {"dx", "dy", "dz"}
-    assert said.verdict == "share, told apart"
+    assert result.verdict == "share with conditioning"
 
 
-def test_opposite_tasks_of_other_instructions_are_no_conflict_of_the_same_one(base):
-    """Instructions of both, but opposite: matched by instruction, nothing contradicts."""
+def test_opposite_tasks_with_different_instructions_do_not_conflict(base):
+    """Both groups have both instructions; matched by instruction, nothing contradicts."""
     data = [sample(n, i, None if i else mirrored, text=("one", "two")) for i, n in enumerate("ab")]
     swapped = []
     for s, sign in zip(data, (1, 1), strict=True):
         second = s.instruction == "two"
         action = np.where(second[:, None], mirrored(s.action), s.action) * sign
         swapped.append(dataclasses.replace(s, action=mirrored(action) if s.name == "a" else action))
-    pair = group_comparison.compare(*swapped)
+    pair = group_comparison.compare_groups(*swapped)
     assert pair.of_kind("mirrored") == ()
     assert "dy" in pair.of_kind("same")
 
 
-def test_states_apart_cannot_contradict(base):
-    pair, said = compared(base, sample("far", 1, mirrored, shift=9.0))
+def test_distant_states_cannot_contradict(base):
+    pair, result = compared(base, sample("far", 1, mirrored, shift=9.0))
     assert pair.overlap < 0.1
     assert all(d.kind == "unknown" for d in pair.dimensions)
-    assert said.verdict == "share"
-    assert "Little common ground" in " ".join(f.sentence for f in said.findings)
+    assert result.verdict == "share"
+    assert "Little common ground" in " ".join(f.sentence for f in result.findings)
 
 
-def test_noise_alone_is_no_conflict(base):
+def test_noise_is_not_a_conflict(base):
     a, b = (sample(n, i, noise=40.0) for i, n in enumerate("ab"))
     pair, _ = compared(a, b)
     assert {d.kind for d in pair.dimensions[:3]} <= {"unknown"}
 
 
-def told_apart(s, episodes):
-    """Return the sample with a wording and task of its own for so many episodes in a row."""
+def with_tasks_of(s, episodes):
+    """Return the sample with a new wording and task after every `episodes` episodes."""
     words = np.array([f"wording {e // episodes}" for e in s.episode])
     return dataclasses.replace(s, instruction=words, task=words)
 
 
-def test_an_episode_does_not_vouch_for_itself(base):
-    """Told in two episodes, one in each half: all that is like a moment is of its own episode."""
+def test_neighbours_come_from_other_episodes(base):
+    """With two episodes per task, one in each half, similar states exist only in the episode."""
     twin = sample("twin", 1)
-    alone, _ = compared(told_apart(base, 2), told_apart(twin, 2))
-    assert alone.probes == 0
-    assert {d.kind for d in alone.dimensions} == {"unknown"}
-    company, _ = compared(told_apart(base, 4), told_apart(twin, 4))
-    assert company.probes >= group_comparison.FEWEST
+    two, _ = compared(with_tasks_of(base, 2), with_tasks_of(twin, 2))
+    assert two.probes == 0
+    assert {d.kind for d in two.dimensions} == {"unknown"}
+    four, _ = compared(with_tasks_of(base, 4), with_tasks_of(twin, 4))
+    assert four.probes >= action_agreement.MIN_PROBES
 
 
-def test_a_sample_is_cut_by_episodes_and_few_are_an_error(base):
+def test_a_sample_is_split_by_episodes_and_too_few_are_rejected(base):
     one, two = base.halves()
     assert not set(one.episode) & set(two.episode)
     assert len(one) + len(two) == len(base)
@@ -193,19 +199,17 @@ def test_a_sample_is_cut_by_episodes_and_few_are_an_error(base):
         group_comparison.compare_all([few, few])
 
 
-def test_distances_are_what_they_are_called():
+def test_distances_equal_their_definitions():
     x = np.random.default_rng(0).normal(size=(4000, 2))
     moved = x + [3.0, 0.0]
-    assert group_comparison.wasserstein(x, moved) == pytest.approx([3, 0])
-    assert group_comparison.wasserstein(x, 2 * x)[0] == pytest.approx(
-        np.abs(x[:, 0]).mean(), rel=0.05
-    )
+    assert distances.wasserstein(x, moved) == pytest.approx([3, 0])
+    assert distances.wasserstein(x, 2 * x)[0] == pytest.approx(np.abs(x[:, 0]).mean(), rel=0.05)
     # the mean over directions of |3 cos| is 6 / π
-    assert group_comparison.sliced(x, moved) == pytest.approx(6 / np.pi, rel=0.15)
+    assert distances.sliced_wasserstein(x, moved) == pytest.approx(6 / np.pi, rel=0.15)
 
 
-def change(**rest):
-    return dataclasses.replace(FACTS, **rest)
+def change(**fields):
+    return dataclasses.replace(TRAITS, **fields)
 
 
 @pytest.mark.parametrize(
@@ -215,24 +219,24 @@ def change(**rest):
         (change(end_effector="pushing stick"), "keep apart", "Gripper against stick"),
         (change(gripper="absolute, 1 = closed"), "convert first", "Gripper conventions differ"),
         (change(control_hz=20.0), "convert first", "5 against 20 actions per second"),
-        (change(units=("mm", *FACTS.units[1:])), "convert first", "dx: m against mm"),
-        (change(absolute=(True,) * 7), "convert first", "dx, .*: changes against absolute targets"),
+        (change(units=("mm", *TRAITS.units[1:])), "convert first", "dx: m against mm"),
+        (change(absolute=(True,) * 7), "convert first", "dx, .*: deltas against absolute targets"),
         (
             change(action=tuple(f"joint_{i}" for i in range(6)) + ("gripper",)),
             "separate heads",
             "End-effector against joint angles",
         ),
-        (change(cameras=("side",)), "share, told apart", "No camera in common"),
-        (change(robot="Franka", end_effector="Robotiq 2F-85"), "share", "Another robot"),
+        (change(cameras=("side",)), "share with conditioning", "No common camera"),
+        (change(robot="Franka", end_effector="Robotiq 2F-85"), "share", "Different robots"),
     ],
 )
-def test_rows_that_do_not_agree_are_named(base, other, verdict, about):
+def test_mismatches_of_specs_are_reported(base, other, verdict, about):
     import re
 
-    twin = dataclasses.replace(sample("twin", 1), facts=other)
-    _, said = compared(base, twin)
-    assert said.verdict == verdict
-    assert any(re.search(about, f.sentence) for f in said.findings)
+    twin = dataclasses.replace(sample("twin", 1), traits=other)
+    _, result = compared(base, twin)
+    assert result.verdict == verdict
+    assert any(re.search(about, f.sentence) for f in result.findings)
 
 
 @pytest.mark.parametrize(
@@ -244,19 +248,21 @@ def test_rows_that_do_not_agree_are_named(base, other, verdict, about):
         ("aloha_static_dataset", "gripper"),
     ],
 )
-def test_end_effectors_of_real_rows(row, kind):
-    assert advice.effector(group_comparison.facts(DATASETS[row])) == kind
+def test_end_effectors_of_real_specs(row, kind):
+    assert advice.end_effector(group_sample.traits_of(DATASETS[row])) == kind
 
 
-def test_every_row_has_an_action_space_in_words():
-    spaces = {name: advice.space(group_comparison.facts(row)) for name, row in DATASETS.items()}
+def test_every_spec_has_a_named_action_space():
+    spaces = {
+        name: advice.action_space(group_sample.traits_of(row)) for name, row in DATASETS.items()
+    }
     assert spaces["bridge_dataset"] == "end-effector"
     assert spaces["aloha_static_dataset"].startswith("two arms' joint angles")
     assert "other actions" not in spaces.values() or len(set(spaces.values())) > 3
 
 
-def test_gradients_of_one_kind_agree_as_much_as_those_of_two_that_are_alike():
-    """The halves of a group are noisier than the groups that are compared."""
+def test_half_batch_cosines_are_extrapolated_to_full_batches():
+    """Half batches are noisier than the full batches of the compared groups."""
     rng = np.random.default_rng(0)
     unit = lambda x: x / np.linalg.norm(x)
     truth, halves, wholes = rng.normal(size=400), [], []
@@ -265,7 +271,7 @@ def test_gradients_of_one_kind_agree_as_much_as_those_of_two_that_are_alike():
         halves.append(unit(a[0]) @ unit(a[1]))
         wholes.append(unit(a.sum(axis=0)) @ unit(b.sum(axis=0)))
     assert np.mean(wholes) - np.mean(halves) > 0.1
-    assert gradient_agreement.of_wholes(np.array([np.mean(halves)]))[0] == pytest.approx(
+    assert gradient_agreement.full_batch_cosine(np.array([np.mean(halves)]))[0] == pytest.approx(
         np.mean(wholes), abs=0.02
     )
     rows = [row(k, 0.5, within=r) for k, r in enumerate((0.4, 0.6))]
@@ -287,7 +293,7 @@ def row(step, cosine, within=0.5, seconds=2.0):
     }
 
 
-def test_comparisons_of_gradients_are_summed_up():
+def test_gradient_comparisons_are_summarised():
     rng = np.random.default_rng(0)
     cosines = np.where(np.arange(40) < 13, 0.4, -0.3) + 0.1 * rng.normal(size=40)
     rows = [row(10 * i, c) for i, c in enumerate(cosines)]
@@ -305,7 +311,7 @@ def test_comparisons_of_gradients_are_summed_up():
     assert "from step 140 to 260 (cosine -0.3" in " ".join(x.sentence for x in conflicts_found)
     assert 0.5 < found.rate < 0.8
     assert list(found.modules) == ["heads_action"]
-    assert len(found.curve) == gradient_agreement.WINDOWS
+    assert len(found.curve) == gradient_agreement.MAX_POINTS
     assert json.dumps(found.to_json(), allow_nan=False)
     friends = gradient_agreement.summarize(
         "x", ["a", "b"], [row(i, 0.01 * (-1) ** i) for i in range(20)], 1.0
@@ -313,11 +319,11 @@ def test_comparisons_of_gradients_are_summed_up():
     assert friends.conflicting() == []
 
 
-def test_a_conflict_is_seldom_found_where_there_is_none():
+def test_false_conflicts_are_rare():
     rng = np.random.default_rng(0)
     runs = [
         [row(i, c) for i, c in enumerate(0.3 * rng.normal(size=30))] for _ in range(200)
-    ]  # expected gradients at right angles
+    ]  # gradients that are orthogonal on average
     flagged = [
         bool(gradient_agreement.summarize("x", ["a", "b"], rows, 1.0).conflicting())
         for rows in runs
@@ -325,12 +331,12 @@ def test_a_conflict_is_seldom_found_where_there_is_none():
     assert np.mean(flagged) < 0.06  # 2.5 % expected
 
 
-def test_the_cost_of_a_comparison_is_in_steps():
+def test_the_cost_of_a_comparison_is_measured_in_steps():
     """100 steps of 0.1 s and two comparisons of 2 s between two lines of the log: 20 steps."""
     log = [{"step": s, "seconds": s * 0.1 + 2.0 * s / 50, "loss": 1.0} for s in (100, 200, 300)]
     rows = [row(s, 0.1) for s in range(0, 300, 50)]
-    assert gradient_agreement.cost(rows, log) == pytest.approx(20)
-    assert np.isnan(gradient_agreement.cost(rows, log[:1]))
+    assert gradient_agreement.cost_in_steps(rows, log) == pytest.approx(20)
+    assert np.isnan(gradient_agreement.cost_in_steps(rows, log[:1]))
 
 
 def rates(*successes, episodes=50):
@@ -338,38 +344,38 @@ def rates(*successes, episodes=50):
 
 
 def variants(together, alone):
-    """Return variants of two groups, the second one unharmed; and a remedy, as good as alone."""
+    """Return variants of two groups: the second is not harmed; a remedy equals single runs."""
     good = transfer_effects.GroupResult(rates(40, 41, 39), (0.3, 0.31, 0.3))
     a, alone_a = (
         transfer_effects.GroupResult(rates(*together), (0.2, 0.2)),
         transfer_effects.GroupResult(rates(*alone), (0.2, 0.2)),
     )
     return {
-        "told": transfer_effects.VariantResults(("a", "b"), 200, {"a": alone_a, "b": good}),
+        "remedy": transfer_effects.VariantResults(("a", "b"), 200, {"a": alone_a, "b": good}),
         "default": transfer_effects.VariantResults(("a", "b"), 200, {"a": a, "b": good}),
         "alone": transfer_effects.VariantResults(("a",), 100, {"a": alone_a}),
         "other": transfer_effects.VariantResults(("b",), 100, {"b": good}),
     }
 
 
-def test_negative_transfer_is_flagged_beyond_chance_only():
-    hurt = transfer_effects.effects(variants((10, 12, 11), (40, 42, 41)))
+def test_only_significant_negative_transfer_is_reported():
+    hurt = transfer_effects.estimate_effects(variants((10, 12, 11), (40, 42, 41)))
     of_a = [e for e in hurt if e.group == "a" and e.measure == "success"]
-    assert [e.kind for e in of_a] == ["default", "told"]
+    assert [e.kind for e in of_a] == ["default", "remedy"]
     assert [e.verdict for e in of_a] == ["hurts", "undecided"]
     assert of_a[0].gain == pytest.approx(-0.6)
     assert of_a[0].sentence.startswith("a in 'default' (200 against 100 steps): worse (success 82%")
     assert {e.verdict for e in hurt if e.group == "b"} == {"undecided"}
-    words = transfer_report.effects_in_words(hurt)
+    words = transfer_report.effects_sentence(hurt)
     assert "hurts in 1" in words
     assert "Negative transfer: a in 'default'" in words
-    lucky = transfer_effects.effects(variants((38, 41, 43), (40, 42, 41)))
+    lucky = transfer_effects.estimate_effects(variants((38, 41, 43), (40, 42, 41)))
     assert {e.verdict for e in lucky} == {"undecided"}
-    assert transfer_effects.effects({"alone": variants((1,), (1,))["alone"]}) == []
+    assert transfer_effects.estimate_effects({"alone": variants((1,), (1,))["alone"]}) == []
 
 
 def test_seeds_that_disagree_widen_the_interval():
-    """Pooled over episodes the difference is sure; over three seeds that vary it is not."""
+    """Pooled over episodes the difference is significant, over three varying seeds it is not."""
     shared, alone = (
         transfer_effects.GroupResult(rates(5, 48, 46)),
         transfer_effects.GroupResult(rates(45, 44, 46)),
@@ -382,11 +388,11 @@ def test_seeds_that_disagree_widen_the_interval():
     assert one[2] < 0
 
 
-def test_welch_is_the_textbook_interval():
-    d, low, high = transfer_effects.welch([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
+def test_welch_interval_equals_the_textbook():
+    d, low, high = transfer_effects.welch_interval([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
     assert d == -4  # s² = 1 and 4, se = √(5/3), 2.94 degrees of freedom, t = 3.218
     assert (low, high) == pytest.approx((-4 - 4.154, -4 + 4.154), abs=0.02)
-    assert np.isnan(transfer_effects.welch([1.0], [1.0, 2.0])[1])
+    assert np.isnan(transfer_effects.welch_interval([1.0], [1.0, 2.0])[1])
     assert (
         transfer_effects.gain(
             "error",
@@ -398,7 +404,7 @@ def test_welch_is_the_textbook_interval():
 
 
 def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
-    """Write what a study reads of a run; robots: {name: datasets}, evaluated one by one."""
+    """Write the files of a run that a study reads; robots: {name: datasets}."""
     run = directory / name
     run.mkdir(parents=True)
     plan = {"splits": ["train"], "episodes": 20, "seed": 0}
@@ -428,7 +434,7 @@ def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
 
 @pytest.fixture
 def runs(tmp_path):
-    """A study of three groups, two seeds; lift suffers from the others."""
+    """A study with three groups and two seeds; the others harm lift."""
     skills = ("touch", "push", "lift")
     plan = {"together": skills, "together_short": skills}
     plan |= {f"only_t_{s}": (s,) for s in skills}
@@ -449,12 +455,12 @@ def runs(tmp_path):
 
 
 def test_runs_are_read_by_group(runs):
-    found = transfer_effects.read(transfer_effects.find(runs))
+    found = transfer_effects.read_results(transfer_effects.find_runs(runs))
     assert found["together"].results["t_touch"].pooled == SuccessRate(33, 40)
     assert found["together"].results["t_lift"].pooled == SuccessRate(4, 40)
     assert found["only_t_lift"].results.keys() == {"t_lift"}
     assert found["without_t_lift"].results["t_push"].error == pytest.approx((0.3, 0.31))
-    effects = transfer_effects.effects(found)
+    effects = transfer_effects.estimate_effects(found)
     hurts = {(e.kind, e.group) for e in effects if e.verdict == "hurts"}
     assert hurts == {("together", "t_lift"), ("together_short", "t_lift")}
     brought = [e for e in effects if e.kind == "from" and e.measure == "success"]
@@ -462,36 +468,36 @@ def test_runs_are_read_by_group(runs):
     assert all(e.source != e.group for e in brought)
 
 
-def test_a_shared_run_before_any_alone_is_no_error(tmp_path):
+def test_a_shared_run_without_single_runs_has_no_effects(tmp_path):
     wins = {"touch": 18, "push": 1}
     make_run(tmp_path, "together-0", ["t_touch", "t_push"], ("touch", "push"), wins, 0.3)
-    found = transfer_effects.read(transfer_effects.find(tmp_path))
+    found = transfer_effects.read_results(transfer_effects.find_runs(tmp_path))
     assert found["together"].results["t_push"] == transfer_effects.GroupResult((), (0.3,))
-    assert transfer_effects.effects(found) == []
+    assert transfer_effects.estimate_effects(found) == []
 
 
-def test_robots_of_one_table_are_told_apart(tmp_path):
+def test_each_robot_of_a_run_has_its_own_result(tmp_path):
     both = {"tabletop": ["tabletop"], "mirrored": ["mirrored"]}
     wins = {"tabletop": 18, "mirrored": 1}
     for seed in range(2):
         make_run(tmp_path, f"default-{seed}", list(both), ("touch", "push"), wins, robots=both)
     alone = {"mirrored": ["mirrored"]}
     make_run(tmp_path, "alone-0", ["mirrored"], ("touch", "push"), {"touch": 19, "push": 18})
-    found = transfer_effects.read(transfer_effects.find(tmp_path))
+    found = transfer_effects.read_results(transfer_effects.find_runs(tmp_path))
     assert found["default"].results["mirrored"].success == (SuccessRate(2, 40), SuccessRate(2, 40))
     assert found["default"].results["tabletop"].pooled == SuccessRate(72, 80)
-    (effect,) = transfer_effects.effects(found)
+    (effect,) = transfer_effects.estimate_effects(found)
     assert (effect.group, effect.verdict) == ("mirrored", "hurts")
     assert alone.keys() == found["alone"].results.keys()
 
 
-def test_the_report_holds_everything(runs, base):
-    study.compare([base, sample("mirror", 1, mirrored), sample("far", 2, shift=9.0)], runs)
+def test_the_report_contains_all_results(runs, base):
+    study.write_comparison([base, sample("mirror", 1, mirrored), sample("far", 2, shift=9.0)], runs)
     material = study.write_report(runs)
     page = (runs / "transfer" / "report.html").read_text()
     data = json.loads((runs / "transfer" / "report.json").read_text())
     assert page.count("<img") == 4
-    assert "Pulling against one another: a and b" in page
+    assert "Conflicting gradients: a and b" in page
     assert "Negative transfer: t_lift" in page.replace("\n", "")
     assert "Conflicting actions: dy" in page
     assert data["before"]["advice"][0]["verdict"] == "separate heads"
@@ -506,24 +512,24 @@ def test_the_report_holds_everything(runs, base):
     assert material.names == ["base", "mirror", "far"]
 
 
-def test_a_study_that_has_just_begun_has_a_report_too(tmp_path):
+def test_a_new_study_has_a_report(tmp_path):
     study.write_report(tmp_path)
     assert "Not measured yet" in (tmp_path / "transfer" / "report.html").read_text()
 
 
-def test_the_plan_has_together_first_and_passes_arguments_on():
+def test_the_plan_starts_with_the_plain_mix_and_passes_arguments():
     asked = []
     module = SimpleNamespace(
         VARIANTS={"only_a": 0, "together": 0}, get_config=lambda arg: asked.append(arg) or arg
     )
-    runs = study.plan(module, "debug", 2)
+    runs = study.plan_runs(module, "debug", 2)
     assert [(r.variant, r.seed) for r in runs[:2]] == [("together", 0), ("only_a", 0)]
     assert asked[0] == "variant=together,seed=0,debug"
-    assert [r.variant for r in study.chosen(runs, "during")] == ["together", "together"]
-    assert study.plan(SimpleNamespace(), "", 3) == []
+    assert [r.variant for r in study.runs_of_stage(runs, "during")] == ["together", "together"]
+    assert study.plan_runs(SimpleNamespace(), "", 3) == []
 
 
-def test_one_dataset_is_compared_by_its_tasks():
+def test_a_single_dataset_is_compared_by_task():
     def episode(label, text, pictures=True):
         images = {"primary": np.zeros((3, 4, 4, 3), np.uint8)} if pictures else {}
         return SimpleNamespace(
@@ -531,33 +537,33 @@ def test_one_dataset_is_compared_by_its_tasks():
         )
 
     rows = [episode("lift/red", "lift it")] * 5 + [episode("", "push")] * 4 + [episode("", "no")]
-    one, two = group_comparison.samples([(DATASETS["tabletop"], rows)])
+    one, two = group_sample.group_samples([(DATASETS["tabletop"], rows)])
     assert (one.name, two.name, len(one), len(two)) == ("lift", "push", 15, 12)
     assert one.images.shape == (15, 4, 4, 3)
-    mixed = group_comparison.sample(
+    mixed = group_sample.group_sample(
         "x", DATASETS["tabletop"], [rows[0], episode("", "", pictures=False)]
     )
     assert mixed.images is None
     with pytest.raises(ValueError, match="one dataset, with 1 tasks of at least 4 of 5 episodes"):
-        group_comparison.samples([(DATASETS["tabletop"], rows[:5])])
+        group_sample.group_samples([(DATASETS["tabletop"], rows[:5])])
 
 
 class Perfect:
-    """A policy that acts as demonstrated, but for an offset; and notes the tasks it is told."""
+    """A fake policy with an offset from the demonstration; it records its conditioning."""
 
     window, horizon, goal_shapes = 1, 2, {}
     observation_keys = ("proprio",)
 
     def __init__(self, offset):
-        self.offset, self.told = offset, []
+        self.offset, self.conditions = offset, []
 
-    def create_task(self, **told):
-        self.told.append(told)
-        return told
+    def create_task(self, **conditions):
+        self.conditions.append(conditions)
+        return conditions
 
-    def sample_batch(self, seen, tasks, seeds):
-        assert len(seen) == len(tasks) == len(seeds)
-        now = np.stack([s["proprio"][-1] for s in seen])  # which is the action, in the test
+    def sample_batch(self, observations, tasks, seeds):
+        assert len(observations) == len(tasks) == len(seeds)
+        now = np.stack([s["proprio"][-1] for s in observations])  # which is the action, in the test
         return np.stack([now, now + 0.1], axis=1) + self.offset
 
 
@@ -569,17 +575,17 @@ def test_held_out_errors_are_in_standard_deviations_of_the_group():
     policy = Perfect(np.zeros(3))
     # a dimension that does not move in the demonstrations does not count
     assert transfer_effects._error(policy, "g", chunks, config) == pytest.approx(0)
-    assert policy.told[0] == {"instruction": "go", "goal_images": None, "task_id": "go/red"}
+    assert policy.conditions[0] == {"instruction": "go", "goal_images": None, "task_id": "go/red"}
     config.data.tasks = "dataset"
     policy = Perfect(np.array([0.2, 0.0, 9.0]))
     spread = t[:, 0].std()
     assert transfer_effects._error(policy, "g", chunks, config) == pytest.approx(0.1 / spread)
-    assert policy.told[0]["task_id"] == "g"
+    assert policy.conditions[0]["task_id"] == "g"
 
 
 @pytest.mark.parametrize("name", ["transfer", "conflict"])
 @pytest.mark.parametrize("more", [(), ("debug",)])
-def test_the_runs_of_a_study_compare_gradients_where_there_are_groups(name, more):
+def test_runs_with_several_groups_compare_gradients(name, more):
     module = load_module(f"configs/{name}.py")
     for variant in module.VARIANTS:
         config = module.get_config(",".join((f"variant={variant}", *more)))
@@ -587,9 +593,9 @@ def test_the_runs_of_a_study_compare_gradients_where_there_are_groups(name, more
         assert bool(config.train.conflicts_every) == several, variant
 
 
-def test_held_out_errors_are_measured_anew_where_anything_changed(runs, monkeypatch):
+def test_held_out_errors_are_repeated_after_a_change(runs, monkeypatch):
     run, calls = runs / "only_t_touch-0", []
-    config = transfer_effects.config_of(run)
+    config = stored_config(run)
     arm = SimpleNamespace(name="arm", datasets=["t_touch"])
     loaded = SimpleNamespace(step=100, config=config, names=arm, embodiments=[arm])
     monkeypatch.setattr(transfer_effects, "load_run", lambda run: loaded)
@@ -601,10 +607,12 @@ def test_held_out_errors_are_measured_anew_where_anything_changed(runs, monkeypa
     for _ in range(2):
         transfer_effects.measure_errors(run, held_out)
     assert len(calls) == 1
-    assert transfer_effects.read({"alone": [run]})["alone"].results["t_touch"].error == (0.25,)
+    assert transfer_effects.read_results({"alone": [run]})["alone"].results["t_touch"].error == (
+        0.25,
+    )
     held_out["t_touch"][0].action[0] = 1
     transfer_effects.measure_errors(run, held_out)
     loaded.step = 50
     transfer_effects.measure_errors(run, held_out)
     assert len(calls) == 3
-    assert transfer_effects.read({"alone": [run]})["alone"].results["t_touch"].error == ()
+    assert transfer_effects.read_results({"alone": [run]})["alone"].results["t_touch"].error == ()

@@ -1,19 +1,28 @@
-"""What to do with two groups, in the words of the field: from their rows and their comparison."""
+"""Advice on training two groups together, from their dataset specs and their comparison."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from octolike.evaluation.transfer.group_comparison import FEWEST, GroupComparison, GroupTraits
+from octolike.evaluation.transfer.action_agreement import MIN_PROBES
+from octolike.evaluation.transfer.group_comparison import GroupComparison
+from octolike.evaluation.transfer.group_sample import GroupTraits
 
-# From the best to the worst; the worst that a finding calls for is the advice.
-VERDICTS = ("share", "share, told apart", "convert first", "separate heads", "keep apart")
-RATE = 1.25  # factor between control rates from which the same action means another speed
-LITTLE = 0.1  # overlap of states below which there is no common ground
-FAR = 3.0  # distances count as large from so many times their floor
+# From best to worst; the worst verdict of the findings is the advice.
+VERDICTS = (
+    "share",
+    "share with conditioning",
+    "convert first",
+    "separate heads",
+    "keep apart",
+)
+MAX_RATE_RATIO = 1.25  # between control rates; beyond, equal actions mean different speeds
+MIN_OVERLAP = 0.1  # of states; below, the groups have no common ground
+FAR = 3.0  # a distance of that many floors is large
+MIN_COLOURS = 0.2  # a smaller distance of colours is not worth a finding
 
-# End-effectors by the words that rows use, looked for in this order.
+# Patterns of end-effectors in specs, in the order of matching.
 EFFECTORS = (
     ("stick", r"stick|pusher"),
     ("suction cup", r"suction|vacuum"),
@@ -24,7 +33,7 @@ EFFECTORS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that speaks for a verdict. about: its subject in a word or two."""
+    """A reason for a verdict; about: its subject in a word or two."""
 
     about: str
     verdict: str
@@ -33,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do with a pair, and why."""
+    """The verdict on a pair of groups and its reasons."""
 
     a: str
     b: str
@@ -42,67 +51,68 @@ class Advice:
 
     @property
     def sentence(self) -> str:
-        """The advice in a sentence."""
-        mine = [f.sentence for f in self.findings if f.verdict == self.verdict]
-        return f"{self.a} and {self.b}: {self.verdict}. {' '.join(mine)}"
+        """The advice and its main reasons as sentences."""
+        reasons = [f.sentence for f in self.findings if f.verdict == self.verdict]
+        return f"{self.a} and {self.b}: {self.verdict}. {' '.join(reasons)}"
 
 
 def advise(a: GroupTraits, b: GroupTraits, pair: GroupComparison) -> Advice:
-    """Return the advice on a pair."""
-    findings = [*mismatches(a, b), *_contradictions(pair), *_looks(pair)]
+    """Return the advice on a pair of groups."""
+    findings = [*spec_mismatches(a, b), *_action_findings(pair), *_image_findings(pair)]
     worst = max((VERDICTS.index(f.verdict) for f in findings), default=0)
     if worst == 0:
-        findings.insert(0, Finding("common ground", "share", _common(pair)))
+        findings.insert(0, Finding("common ground", "share", _sharing_sentence(pair)))
     return Advice(pair.a, pair.b, VERDICTS[worst], tuple(findings))
 
 
-def mismatches(a: GroupTraits, b: GroupTraits) -> list[Finding]:
-    """Return where the rows of two datasets do not agree."""
-    found = []
-    hands = effector(a), effector(b)
-    if hands[0] != hands[1] and all(hands):
-        words = f"{hands[0].capitalize()} against {hands[1]}: keep apart."
-        found.append(Finding("end-effector", "keep apart", words))
-    spaces = space(a), space(b)
+def spec_mismatches(a: GroupTraits, b: GroupTraits) -> list[Finding]:
+    """Return a finding for each disagreement between two dataset specs."""
+    findings = []
+    effectors = end_effector(a), end_effector(b)
+    if effectors[0] != effectors[1] and all(effectors):
+        text = f"{effectors[0].capitalize()} against {effectors[1]}: keep apart."
+        findings.append(Finding("end-effector", "keep apart", text))
+    spaces = action_space(a), action_space(b)
     if spaces[0] != spaces[1]:
-        words = f"{spaces[0].capitalize()} against {spaces[1]}: a head for each action space."
-        found.append(Finding("action space", "separate heads", words))
+        text = f"{spaces[0].capitalize()} against {spaces[1]}: use a head per action space."
+        findings.append(Finding("action space", "separate heads", text))
     elif a.action != b.action:
         names = ", ".join(sorted(set(a.action) ^ set(b.action)))
-        words = f"Only one of them has {names}: a head for each action space."
-        found.append(Finding("action space", "separate heads", words))
-    found += _conventions(a, b)
+        text = f"Only one group has {names}: use a head per action space."
+        findings.append(Finding("action space", "separate heads", text))
+    findings += _convention_mismatches(a, b)
     rates = a.control_hz, b.control_hz
-    if min(rates) > 0 and max(rates) > RATE * min(rates):
-        words = (
-            f"{rates[0]:g} against {rates[1]:g} actions per second: the same change per step is "
-            "another speed. Resample one (`every` in its row), or normalise each by itself."
+    if min(rates) > 0 and max(rates) > MAX_RATE_RATIO * min(rates):
+        text = (
+            f"{rates[0]:g} against {rates[1]:g} actions per second: equal deltas per step mean "
+            "different speeds. Resample one group (`every` in its spec), or normalise each "
+            "separately."
         )
-        found.append(Finding("control rate", "convert first", words))
+        findings.append(Finding("control rate", "convert first", text))
     if a.robot != b.robot and a.robot and b.robot:
-        words = f"Another robot ({a.robot}; {b.robot}): an embodiment record for each."
-        found.append(Finding("robot", "share", words))
+        text = f"Different robots ({a.robot}; {b.robot}): use an embodiment record for each."
+        findings.append(Finding("robot", "share", text))
     if not set(a.cameras) & set(b.cameras):
-        words = (
-            f"No camera in common ({', '.join(a.cameras)}; {', '.join(b.cameras)}): what is "
-            "learned from pictures hardly carries over."
+        text = (
+            f"No common camera ({', '.join(a.cameras)}; {', '.join(b.cameras)}): expect little "
+            "transfer of visual features."
         )
-        found.append(Finding("cameras", "share, told apart", words))
-    return found
+        findings.append(Finding("cameras", "share with conditioning", text))
+    return findings
 
 
-def effector(facts: GroupTraits) -> str:
-    """Return the kind of end-effector that a row names, "" where it does not say."""
-    for text in (facts.end_effector, facts.robot):
+def end_effector(traits: GroupTraits) -> str:
+    """Return the kind of end-effector in a spec; "" if unknown."""
+    for text in (traits.end_effector, traits.robot):
         for name, pattern in EFFECTORS:
             if re.search(pattern, text.lower()):
                 return name
-    return "gripper" if any("gripper" in name for name in facts.action) else ""
+    return "gripper" if any("gripper" in name for name in traits.action) else ""
 
 
-def space(facts: GroupTraits) -> str:
-    """Return the action space in words."""
-    names = facts.action
+def action_space(traits: GroupTraits) -> str:
+    """Return a name of the action space."""
+    names = traits.action
     arms = "two arms' " if any(n.startswith("left_") for n in names) else ""
     base = " and a moving base" if any(n.startswith("base") for n in names) else ""
     if any("joint" in n for n in names):
@@ -112,87 +122,88 @@ def space(facts: GroupTraits) -> str:
     return base.removeprefix(" and ") or "other actions"
 
 
-def _conventions(a: GroupTraits, b: GroupTraits) -> list[Finding]:
-    """Return where numbers of the same name mean different things."""
-    found = []
-    for what, words in (("absolute", ("changes", "absolute targets")), ("units", None)):
-        mine, theirs = (dict(zip(f.action, getattr(f, what), strict=True)) for f in (a, b))
-        differ = [n for n in mine if n in theirs and mine[n] != theirs[n]]
-        if differ:
-            said = [
-                words[m] if words else m or "no unit" for m in (mine[differ[0]], theirs[differ[0]])
-            ]
-            text = f"{', '.join(differ)}: {said[0]} against {said[1]}. Convert one of them first."
-            found.append(Finding(what, "convert first", text))
-    signs = _open(a.gripper), _open(b.gripper)
-    if signs[0] != signs[1] and None not in signs:
-        text = f"Gripper conventions differ ({a.gripper}; {b.gripper}). Turn one round first."
-        found.append(Finding("gripper convention", "convert first", text))
-    return found
-
-
-def _open(gripper: str) -> bool | None:
-    """Return whether 1 means open in a row's words; None where they do not say."""
-    found = re.search(r"1 = (open|close)", gripper)
-    return found.group(1) == "open" if found else None
-
-
-def _contradictions(pair: GroupComparison) -> list[Finding]:
-    """Return what the actions in similar states say."""
-    if pair.probes < FEWEST:
-        if pair.overlap < LITTLE:
-            words = (
-                f"Little common ground: about {pair.overlap:.0%} of the states of one occur in the "
-                "other, so their actions cannot contradict, nor help much."
+def _convention_mismatches(a: GroupTraits, b: GroupTraits) -> list[Finding]:
+    """Return a finding for numbers with the same name but different meanings."""
+    findings = []
+    for name, words in (("absolute", ("deltas", "absolute targets")), ("units", None)):
+        values = [dict(zip(t.action, getattr(t, name), strict=True)) for t in (a, b)]
+        differing = [n for n in values[0] if n in values[1] and values[0][n] != values[1][n]]
+        if differing:
+            first = [v[differing[0]] for v in values]
+            texts = [words[v] if words else v or "no unit" for v in first]
+            text = (
+                f"{', '.join(differing)}: {texts[0]} against {texts[1]}. Convert one group first."
             )
-            return [Finding("states", "share", words)]
+            findings.append(Finding(name, "convert first", text))
+    is_open = _one_is_open(a.gripper), _one_is_open(b.gripper)
+    if is_open[0] != is_open[1] and None not in is_open:
+        text = f"Gripper conventions differ ({a.gripper}; {b.gripper}). Invert one first."
+        findings.append(Finding("gripper convention", "convert first", text))
+    return findings
+
+
+def _one_is_open(gripper: str) -> bool | None:
+    """Return whether 1 means open in a spec's gripper convention; None if unknown."""
+    match = re.search(r"1 = (open|close)", gripper)
+    return match.group(1) == "open" if match else None
+
+
+def _action_findings(pair: GroupComparison) -> list[Finding]:
+    """Return the findings about actions in similar states."""
+    if pair.probes < MIN_PROBES:
+        if pair.overlap < MIN_OVERLAP:
+            text = (
+                f"Little common ground: about {pair.overlap:.0%} of one group's states occur in "
+                "the other, so their actions can neither contradict nor support each other much."
+            )
+            return [Finding("states", "share", text)]
         return []
-    found, same = [], [x for x in pair.states if x in ("instruction", "task")]
-    under = f"under the same {same[0]}" if same else "in similar states"
+    findings, matched = [], [x for x in pair.states if x in ("instruction", "task")]
+    place = f"under the same {matched[0]}" if matched else "in similar states"
     if names := pair.of_kind("mirrored"):
-        words = (
-            f"Conflicting actions: {', '.join(names)} point the other way {under}. Separate heads "
-            "or experts, or turn the sign in the row if it is a fault."
+        text = (
+            f"Conflicting actions: {', '.join(names)} have opposite directions {place}. Use "
+            "separate heads or experts, or fix the sign in the spec if it is wrong."
         )
-        found.append(Finding("mirrored actions", "separate heads", words))
+        findings.append(Finding("mirrored actions", "separate heads", text))
     if names := pair.of_kind("rescaled"):
         ratio = next(d.ratio for d in pair.dimensions if d.name == names[0])
-        words = (
+        text = (
             f"Conflicting actions: {', '.join(names)} are {ratio:.2g} times as large in {pair.b} "
-            f"{under}. Give each an embodiment record of its own, so that it is normalised by "
-            "itself; else separate heads or experts."
+            f"{place}. Give each group its own embodiment record, and thus its own normalisation; "
+            "otherwise use separate heads or experts."
         )
-        found.append(Finding("rescaled actions", "separate heads", words))
+        findings.append(Finding("rescaled actions", "separate heads", text))
     if names := pair.of_kind("shifted"):
-        words = (
-            f"{', '.join(names)} lie apart by more than a standard deviation {under}. Look for an "
-            "offset between the frames, or give each an embodiment record of its own."
+        text = (
+            f"{', '.join(names)} differ by more than a standard deviation {place}. Look for an "
+            "offset between the frames, or give each group its own embodiment record."
         )
-        found.append(Finding("shifted actions", "convert first", words))
+        findings.append(Finding("shifted actions", "convert first", text))
     if names := pair.of_kind("unrelated"):
-        words = (
-            f"Other behaviour {under} ({', '.join(names)}): they are different tasks, so the "
-            "policy must be told which one is meant, by instruction or task number."
+        text = (
+            f"Different behaviour {place} ({', '.join(names)}): these are different tasks, so "
+            "condition the policy on the task, by instruction or task id."
         )
-        found.append(Finding("other actions", "share, told apart", words))
-    return found
+        findings.append(Finding("other actions", "share with conditioning", text))
+    return findings
 
 
-def _looks(pair: GroupComparison) -> list[Finding]:
-    """Return what the pictures say."""
-    if not pair.pictures > FAR * pair.pictures_floor or not pair.colours > 0.2:
+def _image_findings(pair: GroupComparison) -> list[Finding]:
+    """Return the finding about images that differ."""
+    is_far = pair.pictures > FAR * pair.pictures_floor and pair.colours > MIN_COLOURS
+    if not is_far:
         return []
-    words = (
-        f"They look different (colour histograms differ by {pair.colours:.0%}): augment colours, "
-        "and expect less transfer of what is seen."
+    text = (
+        f"Different appearance (colour histograms differ by {pair.colours:.0%}): augment colours, "
+        "and expect less transfer of visual features."
     )
-    return [Finding("pictures", "share", words)]
+    return [Finding("images", "share", text)]
 
 
-def _common(pair: GroupComparison) -> str:
-    same = "Same end-effector"
-    if pair.probes >= FEWEST and pair.of_kind("same"):
-        return f"{same} and workspace, and agreeing actions in similar states: share."
-    if pair.overlap >= LITTLE:
-        return f"{same} and workspace: share."
-    return f"{same} and conventions; nothing speaks against sharing."
+def _sharing_sentence(pair: GroupComparison) -> str:
+    if pair.probes >= MIN_PROBES and pair.of_kind("same"):
+        return "Same end-effector and workspace, and agreeing actions in similar states: share."
+    if pair.overlap >= MIN_OVERLAP:
+        return "Same end-effector and workspace: share."
+    return "Same end-effector and conventions; no reason against sharing."

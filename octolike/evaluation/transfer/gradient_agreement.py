@@ -1,8 +1,8 @@
-"""During training: what a run's conflicts.jsonl says of the groups' gradients.
+"""During training: agreement of the groups' gradients, from a run's conflicts.jsonl.
 
-Early on all groups mend the same coarse errors, and a conflict shows later if at all. So training
-is cut into periods, and each pair of groups is judged in each, by the sign of its mean cosine:
-noise makes cosines small, but does not turn them.
+Early in training all groups correct the same coarse errors; conflicts appear later if at all.
+Training is therefore split into periods, and each pair of groups is judged in each period by the
+sign of its mean cosine: noise makes cosines smaller but does not change their sign.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from octolike.evaluation.transfer.group_comparison import no_nan
+from octolike.evaluation.transfer.finite_json import finite_json
 from octolike.train import conflicts, metrics
 
-WINDOWS = 20  # points of the curves over training, at most
-PERIODS, FEWEST = 3, 8  # that training is cut into, at most; comparisons in one, at least
-LEVEL = 0.05  # of finding any conflict in a run where there is none; half of it is below zero
+MAX_POINTS = 20  # of the curves over training
+MAX_PERIODS, MIN_COMPARISONS = 3, 8  # periods of training; comparisons per period
+LEVEL = 0.05  # probability of any significant cosine in a run without effects; half are conflicts
 
 
 @dataclass(frozen=True, eq=False)
 class GradientPeriod:
-    """The comparisons of a part of training, from the first step to the last.
+    """The comparisons of a period of training, from step `first` to step `last`.
 
-    cosine, low, high: [G, G], mean with an interval that is as much wider as there are pairs and
-    periods to be wrong about.
+    cosine, low, high: [G, G], mean and interval, corrected for the number of pairs and periods.
     """
 
     first: int
@@ -43,12 +42,12 @@ class GradientPeriod:
         """Return plain data."""
         arrays = {k: getattr(self, k).tolist() for k in ("cosine", "low", "high")}
         steps = {"first": self.first, "last": self.last, "comparisons": self.comparisons}
-        return no_nan({**steps, **arrays})
+        return finite_json({**steps, **arrays})
 
 
 @dataclass(frozen=True)
 class GradientConflict:
-    """Two groups whose gradients pull against one another in a period."""
+    """Two groups with conflicting gradients in a period."""
 
     a: str
     b: str
@@ -60,7 +59,7 @@ class GradientConflict:
 
     @property
     def sentence(self) -> str:
-        """Name the groups, when, and how much."""
+        """The groups, the steps and the cosine."""
         return (
             f"{self.a} and {self.b} from step {self.first:,} to {self.last:,} (cosine "
             f"{self.cosine:+.2f} [{self.low:+.2f}, {self.high:+.2f}])"
@@ -69,14 +68,14 @@ class GradientConflict:
 
 @dataclass(frozen=True, eq=False)
 class GradientSummary:
-    """The comparisons of the runs of one variant, C in all.
+    """The gradient comparisons of the runs of one variant.
 
-    groups: G names; cosine: [G, G], means over all comparisons; periods: the same by period, and
-    judged; within: [G], the cosine that two batches of one group would have, each as large as the
-    one compared, by those of its halves (`of_wholes`); rate: share of conflicting pairs, over all
-    comparisons; modules: {module: (mean cosine of the pairs, conflict rate)}; curve: [n, 3], step,
-    mean cosine of the pairs, conflict rate; cost: a comparison's time as multiples of a step, NaN
-    where the log does not tell; NaN: never both in a batch.
+    groups: G names; cosine: [G, G], mean over all comparisons; periods: the same per period, with
+    intervals; within: [G], the expected cosine of two full batches of one group, extrapolated from
+    half batches (`full_batch_cosine`); rate: share of conflicting pairs over all comparisons;
+    modules: {module: (mean cosine of the pairs, conflict rate)}; curve: [n, 3], step, mean cosine
+    of the pairs, conflict rate; cost: duration of a comparison in training steps, NaN if unknown.
+    Cosines are NaN for groups that never shared a batch.
     """
 
     variant: str
@@ -91,8 +90,8 @@ class GradientSummary:
     cost: float
 
     def conflicting(self) -> list[GradientConflict]:
-        """Return the pairs and periods whose interval lies below zero, the worst first."""
-        found = [
+        """Return the pairs and periods with an interval below zero, most negative first."""
+        conflicting = [
             GradientConflict(
                 self.groups[i],
                 self.groups[j],
@@ -104,11 +103,11 @@ class GradientSummary:
             for i, j in _pairs(len(self.groups))
             if p.high[i, j] < 0
         ]
-        return sorted(found, key=lambda x: x.cosine)
+        return sorted(conflicting, key=lambda x: x.cosine)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for report.json."""
-        return no_nan(
+        return finite_json(
             {
                 "variant": self.variant,
                 "groups": self.groups,
@@ -126,25 +125,26 @@ class GradientSummary:
         )
 
 
-def read(variant: str, runs: Sequence[Path]) -> GradientSummary | None:
-    """Return what the runs of a variant have noted; None where none has.
+def read_gradients(variant: str, runs: Sequence[Path]) -> GradientSummary | None:
+    """Return the summary of a variant's runs; None if no run compared gradients.
 
-    Raises ValueError where two of them compare other groups.
+    Raises ValueError if two runs compare different groups.
     """
-    noted = [(run, rows) for run in runs if (rows := conflicts.read(run))]
-    if not noted:
+    rows_of = {run: rows for run in runs if (rows := conflicts.read(run))}
+    if not rows_of:
         return None
-    groups = [tuple(rows[0]["groups"]) for _, rows in noted]
-    for run, names in zip(noted, groups, strict=True):
-        if names != groups[0]:
+    groups_of = {run: tuple(rows[0]["groups"]) for run, rows in rows_of.items()}
+    first, groups = next(iter(groups_of.items()))
+    for run, names in groups_of.items():
+        if names != groups:
             raise ValueError(
-                f"{run[0]} compares the gradients of {names}, {noted[0][0]} those of {groups[0]}; "
-                "runs of one variant must have the same mix"
+                f"{run} compares the gradients of {names}, {first} those of {groups}; runs of one "
+                "variant must have the same mix"
             )
-    rows = [row for _, mine in noted for row in mine]
-    costs = [cost(mine, metrics.read(run / metrics.FILE)) for run, mine in noted]
-    known = [c for c in costs if np.isfinite(c)]
-    return summarize(variant, groups[0], rows, float(np.median(known)) if known else np.nan)
+    rows = [row for run_rows in rows_of.values() for row in run_rows]
+    costs = [cost_in_steps(x, metrics.read(run / metrics.FILE)) for run, x in rows_of.items()]
+    finite = [c for c in costs if np.isfinite(c)]
+    return summarize(variant, groups, rows, float(np.median(finite)) if finite else np.nan)
 
 
 def summarize(
@@ -156,75 +156,79 @@ def summarize(
     pairs = matrices[:, *pair]  # [C, pairs]
     modules = {}
     for name in rows[0]["modules"]:
-        mine = np.array([row["modules"][name]["cosine"] for row in rows], np.float64)[:, *pair]
-        if np.isfinite(mine).any():
-            modules[name] = float(np.nanmean(mine)), _rate(mine)
+        cosines = np.array([row["modules"][name]["cosine"] for row in rows], np.float64)[:, *pair]
+        if np.isfinite(cosines).any():
+            modules[name] = float(np.nanmean(cosines)), _conflict_rate(cosines)
     order = np.argsort([row["step"] for row in rows], kind="stable")
-    chunks = [c for c in np.array_split(order, min(WINDOWS, len(rows))) if len(c)]
+    chunks = [c for c in np.array_split(order, min(MAX_POINTS, len(rows))) if len(c)]
     steps = np.array([row["step"] for row in rows], np.float64)
-    curve = [(steps[c].mean(), _mean(pairs[c]), _rate(pairs[c])) for c in chunks]
-    within = of_wholes(interval(np.array([row["within"] for row in rows], np.float64))[0])
-    count = max(1, min(PERIODS, len(rows) // FEWEST))
+    curve = [(steps[c].mean(), _finite_mean(pairs[c]), _conflict_rate(pairs[c])) for c in chunks]
+    within = full_batch_cosine(
+        mean_interval(np.array([row["within"] for row in rows], np.float64))[0]
+    )
+    count = max(1, min(MAX_PERIODS, len(rows) // MIN_COMPARISONS))
     tests = count * len(pairs[0])
     periods = [
-        period([rows[i] for i in part], tests) for part in np.array_split(order, count) if len(part)
+        gradient_period([rows[i] for i in indices], tests)
+        for indices in np.array_split(order, count)
+        if len(indices)
     ]
     return GradientSummary(
         variant=variant,
         groups=tuple(groups),
         comparisons=len(rows),
-        cosine=interval(matrices)[0],
+        cosine=mean_interval(matrices)[0],
         periods=tuple(periods),
         within=within,
-        rate=_rate(pairs),
+        rate=_conflict_rate(pairs),
         modules=modules,
         curve=np.array(curve),
         cost=cost,
     )
 
 
-def of_wholes(halves: np.ndarray) -> np.ndarray:
-    """Return the cosine of wholes whose halves agree so: by Spearman and Brown, 2 r / (1 + r).
+def full_batch_cosine(halves: np.ndarray) -> np.ndarray:
+    """Return the expected cosine of full batches from the cosine of half batches: 2 r / (1 + r).
 
-    Half of the examples are noisier, so halves of one group agree less than two groups that pull
-    the same way. Below zero there is nothing but noise, and a cosine stays as it is.
+    The Spearman-Brown formula: half batches are noisier, so halves of one group agree less than
+    full batches of two groups with equal gradients. Cosines below zero are noise and stay.
     """
     return np.where(halves > 0, 2 * halves / (1 + np.maximum(halves, 0)), halves)
 
 
-def period(rows: Sequence[Mapping[str, Any]], tests: int) -> GradientPeriod:
-    """Return what the comparisons of a period say, as one of so many tests."""
+def gradient_period(rows: Sequence[Mapping[str, Any]], tests: int) -> GradientPeriod:
+    """Return the summary of a period; its intervals are corrected for `tests` tests."""
     steps = [row["step"] for row in rows]
-    found = interval(np.array([row["cosine"] for row in rows], np.float64), tests)
-    return GradientPeriod(min(steps), max(steps), len(rows), *found)
+    cosines = np.array([row["cosine"] for row in rows], np.float64)
+    return GradientPeriod(min(steps), max(steps), len(rows), *mean_interval(cosines, tests))
 
 
-def interval(values: np.ndarray, tests: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean over the first axis and its interval, NaN entries aside.
+def mean_interval(values: np.ndarray, tests: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (mean, low, high) over the first axis, ignoring NaN.
 
-    95 %, or as much more as so many tests at once need. Comparisons are many steps apart and of
-    other examples, and so taken as independent.
+    The t interval is 95 %, Bonferroni-corrected for `tests` tests. Comparisons are many steps apart
+    and use different examples, so they count as independent.
     """
-    known = np.isfinite(values)
-    count = known.sum(axis=0)
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
     safe = np.maximum(count, 1)
-    mean = np.where(count > 0, np.where(known, values, 0).sum(axis=0) / safe, np.nan)
-    square = np.where(known, np.square(values - mean), 0).sum(axis=0)
+    mean = np.where(count > 0, np.where(finite, values, 0).sum(axis=0) / safe, np.nan)
+    square = np.where(finite, np.square(values - mean), 0).sum(axis=0)
     error = np.sqrt(square / np.maximum(count - 1, 1) / safe)
     z = stats.t.ppf(1 - LEVEL / 2 / tests, np.maximum(count - 1, 1))
     half = np.where(count > 1, z * error, np.inf)
     return mean, mean - half, mean + half
 
 
-def cost(rows: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]]) -> float:
-    """Return the median time of a comparison over that of a step; NaN where it is not known.
+def cost_in_steps(rows: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]]) -> float:
+    """Return the median duration of a comparison in training steps; NaN if unknown.
 
-    rows: of conflicts.jsonl; log: of metrics.jsonl. The time between two rows of the log, less the
-    comparisons in between, is that of its steps.
+    rows: of conflicts.jsonl; log: of metrics.jsonl. The duration of steps is the time between two
+    rows of the log minus the comparisons in between.
     """
-    at = [(r["step"], r["seconds"]) for r in log if "loss" in r]
+    times = [(r["step"], r["seconds"]) for r in log if "loss" in r]
     steps = []
-    for (a, start), (b, end) in itertools.pairwise(at):
+    for (a, start), (b, end) in itertools.pairwise(times):
         compared = sum(r["seconds"] for r in rows if a <= r["step"] < b)
         if b > a and end - start > compared:
             steps.append((end - start - compared) / (b - a))
@@ -237,11 +241,11 @@ def _pairs(count: int) -> list[tuple[int, int]]:
     return list(zip(*np.triu_indices(count, 1), strict=True))
 
 
-def _rate(pairs: np.ndarray) -> float:
-    known = pairs[np.isfinite(pairs)]
-    return float((known < 0).mean()) if len(known) else float("nan")
+def _conflict_rate(cosines: np.ndarray) -> float:
+    finite = cosines[np.isfinite(cosines)]
+    return float((finite < 0).mean()) if len(finite) else float("nan")
 
 
-def _mean(pairs: np.ndarray) -> float:
-    known = pairs[np.isfinite(pairs)]
-    return float(known.mean()) if len(known) else float("nan")
+def _finite_mean(cosines: np.ndarray) -> float:
+    finite = cosines[np.isfinite(cosines)]
+    return float(finite.mean()) if len(finite) else float("nan")

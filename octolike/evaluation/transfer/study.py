@@ -1,4 +1,4 @@
-"""A transfer study: its plan of runs, what is kept of each stage, and the report of what is there.
+"""A transfer study: its plan of runs, the stored comparison of the data, and the report.
 
 <runs>/
   <variant>-<seed>/          the runs (see `transfer_effects`)
@@ -18,9 +18,12 @@ from octolike import files
 from octolike.config import Config, stored_config
 from octolike.evaluation.transfer import gradient_agreement, transfer_effects, transfer_report
 from octolike.evaluation.transfer.advice import Advice, Finding, advise
-from octolike.evaluation.transfer.group_comparison import GroupComparison, GroupSample, compare_all
+from octolike.evaluation.transfer.group_comparison import GroupComparison, compare_all
+from octolike.evaluation.transfer.group_sample import GroupSample
+from octolike.evaluation.transfer.transfer_report import TransferReportContent
 
 FOLDER, BEFORE = "transfer", "before.json"
+OLD_VERDICTS = {"share, told apart": "share with conditioning"}  # in older before.json files
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class StudyRun:
     arg: str
 
 
-def plan(module: ModuleType, arg: str, seeds: int) -> list[StudyRun]:
-    """Return the runs of a config file, the plain mix first; none where it has no VARIANTS.
+def plan_runs(module: ModuleType, arg: str, seeds: int) -> list[StudyRun]:
+    """Return the runs of a config file, the plain mix first; [] if it defines no VARIANTS.
 
     arg: further arguments of the file, e.g. "debug".
     """
@@ -44,22 +47,22 @@ def plan(module: ModuleType, arg: str, seeds: int) -> list[StudyRun]:
     runs = []
     for seed in range(seeds):
         for name in names:
-            own = ",".join(filter(None, (f"variant={name},seed={seed}", arg)))
-            runs.append(StudyRun(name, seed, module.get_config(own), own))
+            run_arg = ",".join(filter(None, (f"variant={name},seed={seed}", arg)))
+            runs.append(StudyRun(name, seed, module.get_config(run_arg), run_arg))
     return runs
 
 
-def chosen(runs: Sequence[StudyRun], stage: str) -> list[StudyRun]:
-    """Return the runs that a stage makes: "during" those of the plain mix, others all."""
+def runs_of_stage(runs: Sequence[StudyRun], stage: str) -> list[StudyRun]:
+    """Return the runs of a stage: of the plain mix for "during", otherwise all."""
     return [r for r in runs if stage != "during" or r.variant == runs[0].variant]
 
 
-def compare(samples: Sequence[GroupSample], directory: Path) -> None:
-    """Compare the groups' data and keep what is found in <directory>/transfer/before.json."""
-    facts = {s.name: s.facts for s in samples}
+def write_comparison(samples: Sequence[GroupSample], directory: Path) -> None:
+    """Compare the groups' data and write <directory>/transfer/before.json."""
+    traits = {s.name: s.traits for s in samples}
     pairs = compare_all(samples)
-    advices = [advise(facts[p.a], facts[p.b], p) for p in pairs]
-    found = {
+    advices = [advise(traits[p.a], traits[p.b], p) for p in pairs]
+    data = {
         "groups": [s.name for s in samples],
         "steps": {s.name: len(s) for s in samples},
         "pairs": [p.to_json() for p in pairs],
@@ -68,41 +71,50 @@ def compare(samples: Sequence[GroupSample], directory: Path) -> None:
             for a in advices
         ],
     }
-    (directory / FOLDER).mkdir(parents=True, exist_ok=True)
-    files.write_text(
-        directory / FOLDER / BEFORE, json.dumps(found, indent=1, allow_nan=False) + "\n"
-    )
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    files.write_text(directory / FOLDER / BEFORE, text)
 
 
-def write_report(directory: Path, title: str = "") -> transfer_report.TransferReportContent:
-    """Write the report of all that a study has found so far; returns what it is made of."""
-    kept = directory / FOLDER / BEFORE
-    found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    variants = transfer_effects.find(directory)
-    gradients = {v: g for v, runs in variants.items() if (g := gradient_agreement.read(v, runs))}
-    names = found.get("groups") or next((list(g.groups) for g in gradients.values()), [])
-    material = transfer_report.TransferReportContent(
+def write_report(directory: Path, title: str = "") -> TransferReportContent:
+    """Write the report of all results so far; return its content."""
+    path = directory / FOLDER / BEFORE
+    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    variants = transfer_effects.find_runs(directory)
+    gradients = {
+        v: g for v, runs in variants.items() if (g := gradient_agreement.read_gradients(v, runs))
+    }
+    names = data.get("groups") or next((list(g.groups) for g in gradients.values()), [])
+    content = TransferReportContent(
         title=title or f"Does sharing help? {directory.name}",
         names=names,
-        facts=_facts(found, variants),
-        pairs=[GroupComparison.from_json(p) for p in found.get("pairs", ())],
-        advices=[
-            Advice(a["a"], a["b"], a["verdict"], tuple(Finding(**f) for f in a["findings"]))
-            for a in found.get("advice", ())
-        ],
+        facts=_facts(data, variants),
+        pairs=[GroupComparison.from_json(p) for p in data.get("pairs", ())],
+        advices=[_read_advice(a) for a in data.get("advice", ())],
         gradients=gradients,
-        effects=transfer_effects.effects(transfer_effects.read(variants)),
+        effects=transfer_effects.estimate_effects(transfer_effects.read_results(variants)),
     )
-    transfer_report.write(material, directory / FOLDER)
-    return material
+    transfer_report.write(content, directory / FOLDER)
+    return content
 
 
-def _facts(found: Mapping, variants: Mapping[str, Sequence[Path]]) -> dict[str, str]:
-    facts = {f"Steps of {k}": f"{n:,} compared" for k, n in found.get("steps", {}).items()}
+def _read_advice(data: Mapping) -> Advice:
+    findings = tuple(
+        Finding(f["about"], _verdict(f["verdict"]), f["sentence"]) for f in data["findings"]
+    )
+    return Advice(data["a"], data["b"], _verdict(data["verdict"]), findings)
+
+
+def _verdict(name: str) -> str:
+    return OLD_VERDICTS.get(name, name)
+
+
+def _facts(data: Mapping, variants: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    facts = {f"Data of {k}": f"{n:,} steps" for k, n in data.get("steps", {}).items()}
     for variant, runs in variants.items():
         config = stored_config(runs[0])
-        facts[f"Runs {variant}"] = (
-            f"{len(runs)} seeds, {config.train.steps:,} steps of {config.data.batch_size} examples "
-            f"of {config.data.mix}"
+        seeds = f"{len(runs)} {'seed' if len(runs) == 1 else 'seeds'}"
+        facts[f"Variant {variant}"] = (
+            f"{seeds}, {config.train.steps:,} steps of {config.data.batch_size} examples of "
+            f"{config.data.mix}"
         )
     return facts

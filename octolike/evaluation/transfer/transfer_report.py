@@ -1,4 +1,4 @@
-"""The transfer report: one HTML page with its pictures inside, the pictures, and report.json."""
+"""The transfer report: an HTML page with embedded figures, the figures, and report.json."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ import numpy as np
 
 from octolike import files
 from octolike.evaluation.transfer import transfer_figures
+from octolike.evaluation.transfer.action_agreement import MIN_PROBES
 from octolike.evaluation.transfer.advice import VERDICTS, Advice
 from octolike.evaluation.transfer.gradient_agreement import GradientConflict, GradientSummary
-from octolike.evaluation.transfer.group_comparison import FEWEST, GroupComparison
+from octolike.evaluation.transfer.group_comparison import GroupComparison
 from octolike.evaluation.transfer.transfer_effects import TransferEffect
+
+LISTED_EFFECTS, LISTED_CONFLICTS, LISTED_ADVICES = 4, 5, 3  # in the summary
 
 
 @dataclass(frozen=True)
 class TransferReportContent:
-    """What a report is made of; whatever is missing is said to be missing.
+    """The content of a report; the page states which parts are missing.
 
-    names: of the groups; facts: {what: value} in words.
+    names: of the groups; facts: {name: text}.
     """
 
     title: str
@@ -36,24 +39,24 @@ class TransferReportContent:
     effects: Sequence[TransferEffect] = ()
 
 
-def write(material: TransferReportContent, directory: Path) -> Path:
-    """Write report.json, the pictures and report.html into a directory; returns the page."""
+def write(content: TransferReportContent, directory: Path) -> Path:
+    """Write report.json, the figures and report.html into a directory; return the page's path."""
     directory.mkdir(parents=True, exist_ok=True)
-    m = material
-    drawn = transfer_figures.draw(directory, m.names, m.pairs, m.gradients, m.effects)
-    text = json.dumps(to_json(m), indent=2, allow_nan=False) + "\n"
+    c = content
+    figures = transfer_figures.draw(directory, c.names, c.pairs, c.gradients, c.effects)
+    text = json.dumps(to_json(c), indent=2, allow_nan=False) + "\n"
     files.write_text(directory / "report.json", text)
-    files.write_text(directory / "report.html", _page(m, drawn))
+    files.write_text(directory / "report.html", _page(c, figures))
     return directory / "report.html"
 
 
-def to_json(material: TransferReportContent) -> dict[str, Any]:
-    """Return what report.json holds."""
+def to_json(content: TransferReportContent) -> dict[str, Any]:
+    """Return the content of report.json."""
     return {
-        "title": material.title,
-        "summary": summary(material),
-        "groups": list(material.names),
-        "facts": dict(material.facts),
+        "title": content.title,
+        "summary": summary(content),
+        "groups": list(content.names),
+        "facts": dict(content.facts),
         "before": {
             "advice": [
                 {
@@ -62,100 +65,109 @@ def to_json(material: TransferReportContent) -> dict[str, Any]:
                     "verdict": x.verdict,
                     "findings": [vars(f) for f in x.findings],
                 }
-                for x in material.advices
+                for x in content.advices
             ],
-            "pairs": [pair.to_json() for pair in material.pairs],
+            "pairs": [pair.to_json() for pair in content.pairs],
         },
-        "during": {k: g.to_json() for k, g in material.gradients.items()},
-        "after": [effect.to_json() for effect in material.effects],
+        "during": {k: g.to_json() for k, g in content.gradients.items()},
+        "after": [effect.to_json() for effect in content.effects],
     }
 
 
-def summary(material: TransferReportContent) -> list[str]:
-    """Return what was found, in plain sentences: before, during, after."""
+def summary(content: TransferReportContent) -> list[str]:
+    """Return the results as sentences: before, during and after training."""
     lines = []
-    worst = _worst_first(material.advices)
-    if worst:
-        counts = {v: sum(a.verdict == v for a in worst) for v in VERDICTS}
-        told = ", ".join(f"{v} {n}" for v, n in counts.items() if n)
-        plural = "" if len(worst) == 1 else "s"
-        lines.append(f"Before training, of {len(worst)} pair{plural}: {told}.")
-        lines += [a.sentence for a in worst[:3] if a.verdict != "share"]
-    lines += gradients_in_words(material.gradients)
-    if material.effects:
-        lines.append(effects_in_words(material.effects))
+    advices = _worst_first(content.advices)
+    if advices:
+        counts = {v: sum(a.verdict == v for a in advices) for v in VERDICTS}
+        verdicts = ", ".join(f"{v} {n}" for v, n in counts.items() if n)
+        plural = "" if len(advices) == 1 else "s"
+        lines.append(f"Before training: advice on {len(advices)} pair{plural}: {verdicts}.")
+        lines += [a.sentence for a in advices[:LISTED_ADVICES] if a.verdict != "share"]
+    lines += conflict_sentences(content.gradients)
+    if content.effects:
+        lines.append(effects_sentence(content.effects))
     return lines or ["Nothing has been compared yet."]
 
 
-def effects_in_words(found: Sequence[TransferEffect]) -> str:
-    """Return how many effects help and hurt, and name the negative transfer."""
-    hurts = [e for e in found if e.verdict == "hurts"]
-    helps = [e for e in found if e.verdict == "helps"]
-    start = (
-        f"After training, of {len(found)} comparisons sharing helps in {len(helps)}, hurts in "
-        f"{len(hurts)}, and nothing can be said beyond chance of {len(found) - len(helps + hurts)}"
+def effects_sentence(effects: Sequence[TransferEffect]) -> str:
+    """Return the number of effects that help and hurt, and the negative transfer."""
+    hurts = [e for e in effects if e.verdict == "hurts"]
+    helps = [e for e in effects if e.verdict == "helps"]
+    counts = (
+        f"After training: sharing helps in {len(helps)} and hurts in {len(hurts)} of "
+        f"{len(effects)} comparisons; {len(effects) - len(helps + hurts)} are undecided"
     )
     if not hurts:
-        return f"{start}. No negative transfer was found."
-    more = f" And {len(hurts) - 4} more, listed below." if len(hurts) > 4 else ""
-    return f"{start}. Negative transfer: " + " ".join(e.sentence for e in hurts[:4]) + more
+        return f"{counts}. There is no significant negative transfer."
+    omitted = len(hurts) - LISTED_EFFECTS
+    more = f" And {omitted} more, listed below." if omitted > 0 else ""
+    listed = " ".join(e.sentence for e in hurts[:LISTED_EFFECTS])
+    return f"{counts}. Negative transfer: {listed}{more}"
 
 
-def gradients_in_words(gradients: Mapping[str, GradientSummary]) -> list[str]:
-    """Return who pulls against whom in which variant, and the variants where nobody does."""
+def conflict_sentences(gradients: Mapping[str, GradientSummary]) -> list[str]:
+    """Return the conflicting groups of each variant, and the variants without conflicts."""
     lines = [
-        f"During training ({variant}), pulling against one another: {_pairs_in_words(pairs)}."
-        for variant, found in gradients.items()
-        if (pairs := found.conflicting())
+        f"During training ({variant}), conflicting gradients: {_list_conflicts(conflicts)}."
+        for variant, g in gradients.items()
+        if (conflicts := g.conflicting())
     ]
-    calm = [f"{k} ({x.rate:.0%})" for k, x in gradients.items() if not x.conflicting()]
-    if calm:
+    without = [f"{k} ({g.rate:.0%})" for k, g in gradients.items() if not g.conflicting()]
+    if without:
         lines.append(
-            f"During training, no pair pulls apart beyond chance in {', '.join(calm)} (in "
-            "brackets: single comparisons of gradients with a cosine below zero). That is no proof "
-            "of harmony, since what is learned in common can hide a conflict."
+            f"During training, no pair conflicts significantly in {', '.join(without)} (in "
+            "brackets: share of single comparisons with a negative cosine). This does not prove "
+            "that there is no conflict, since common features can hide one."
         )
     return lines
 
 
-def _gradients_in_words(found: GradientSummary) -> str:
-    pairs = found.conflicting()
-    within = found.within[np.isfinite(found.within)]
+def _gradients_text(g: GradientSummary) -> str:
+    conflicts = g.conflicting()
+    within = g.within[np.isfinite(g.within)]
     ceiling = f"{within.mean():+.2f}" if len(within) else "unknown"
+    cost = (
+        f" One comparison takes as long as {g.cost:.1f} training steps."
+        if np.isfinite(g.cost)
+        else ""
+    )
     return (
-        f"{found.rate:.0%} of the compared pairs of gradients conflict; two batches of one group "
-        f"would have a cosine of {ceiling}, which is what noise leaves of full agreement. "
+        f"{g.rate:.0%} of the compared pairs of gradients conflict. Two batches of the same group "
+        f"would have a cosine of {ceiling}, the upper limit set by noise. "
         + (
-            f"Pulling against one another: {_pairs_in_words(pairs)}."
-            if pairs
-            else "In no period of training is a pair's cosine below zero beyond chance."
+            f"Conflicting gradients: {_list_conflicts(conflicts)}."
+            if conflicts
+            else "In no period of training is a pair's cosine significantly below zero."
         )
+        + f" Number of comparisons: {g.comparisons}.{cost}"
     )
 
 
-def _pairs_in_words(pairs: Sequence[GradientConflict]) -> str:
-    named = "; ".join(pair.sentence for pair in pairs[:5])
-    return named + (f"; and {len(pairs) - 5} more" if len(pairs) > 5 else "")
+def _list_conflicts(conflicts: Sequence[GradientConflict]) -> str:
+    listed = "; ".join(c.sentence for c in conflicts[:LISTED_CONFLICTS])
+    omitted = len(conflicts) - LISTED_CONFLICTS
+    return listed + (f"; and {omitted} more" if omitted > 0 else "")
 
 
 def _worst_first(advices: Sequence[Advice]) -> list[Advice]:
     return sorted(advices, key=lambda a: -VERDICTS.index(a.verdict))
 
 
-def _page(material: TransferReportContent, drawn: Mapping[str, Path]) -> str:
-    title = html.escape(material.title)
-    lead = "".join(f"<li>{html.escape(line)}</li>\n" for line in summary(material))
+def _page(content: TransferReportContent, figures: Mapping[str, Path]) -> str:
+    title = html.escape(content.title)
+    lines = "".join(f"<li>{html.escape(line)}</li>\n" for line in summary(content))
     facts = "".join(
         f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>\n"
-        for k, v in material.facts.items()
+        for k, v in content.facts.items()
     )
     sections = [
-        _section("In short", f"<ul>{lead}</ul>"),
-        _section("Before training: should they be trained together?", _before(material, drawn)),
-        _section("During training: do their gradients agree?", _during(material, drawn)),
-        _section("After training: did it help?", _after(material, drawn)),
-        _section("What was compared", f"<table>{facts}</table>" if facts else ""),
-        _section("How to read this", "".join(f"<p>{html.escape(x)}</p>\n" for x in _METHOD)),
+        _section("Summary", f"<ul>{lines}</ul>"),
+        _section("Before training: can the groups share a model?", _before_html(content, figures)),
+        _section("During training: do the gradients agree?", _during_html(content, figures)),
+        _section("After training: did sharing help?", _after_html(content, figures)),
+        _section("Data and runs", f"<table>{facts}</table>" if facts else ""),
+        _section("Method", "".join(f"<p>{html.escape(x)}</p>\n" for x in _METHOD)),
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
@@ -166,29 +178,30 @@ def _page(material: TransferReportContent, drawn: Mapping[str, Path]) -> str:
     )
 
 
-def _before(material: TransferReportContent, drawn: Mapping[str, Path]) -> str:
-    if not material.pairs:
+def _before_html(content: TransferReportContent, figures: Mapping[str, Path]) -> str:
+    if not content.pairs:
         return "<p>Not measured yet: run the stage <code>before</code>.</p>"
     rows = ""
-    for advice in _worst_first(material.advices):
-        why = "".join(f"<li>{html.escape(f.sentence)}</li>" for f in advice.findings)
+    for advice in _worst_first(content.advices):
+        reasons = "".join(f"<li>{html.escape(f.sentence)}</li>" for f in advice.findings)
         shade = VERDICTS.index(advice.verdict)
         rows += (
             f"<tr><th>{html.escape(advice.a)}<br>{html.escape(advice.b)}</th>"
-            f'<td class="v{shade}">{html.escape(advice.verdict)}</td><td><ul>{why}</ul></td></tr>\n'
+            f'<td class="v{shade}">{html.escape(advice.verdict)}</td>'
+            f"<td><ul>{reasons}</ul></td></tr>\n"
         )
-    table = f"<table><tr><th>pair</th><th>advice</th><th>why</th></tr>\n{rows}</table>"
+    table = f"<table><tr><th>pair</th><th>advice</th><th>reasons</th></tr>\n{rows}</table>"
     return (
         f'<div class="wide">{table}</div>'
-        + _figure(drawn, "pairs", _PAIRS)
-        + _figure(drawn, "dimensions", _DIMENSIONS)
-        + _numbers(material.pairs)
+        + _figure(figures, "pairs", _PAIRS)
+        + _figure(figures, "dimensions", _DIMENSIONS)
+        + _numbers_html(content.pairs)
     )
 
 
-def _numbers(pairs: Sequence[GroupComparison]) -> str:
-    """Return every pair's distances per dimension, folded away."""
-    out = ""
+def _numbers_html(pairs: Sequence[GroupComparison]) -> str:
+    """Return every pair's distances per dimension, in a collapsed section."""
+    body = ""
     for p in pairs:
         rows = "".join(
             f"<tr><th>{html.escape(d.name)}</th>"
@@ -199,69 +212,63 @@ def _numbers(pairs: Sequence[GroupComparison]) -> str:
             + f"<td>{d.kind}</td></tr>\n"
             for d in p.dimensions
         )
-        told = (
-            f"{p.probes} similar states by {', '.join(p.states)}"
-            if p.probes >= FEWEST
+        states = (
+            f"{p.probes} similar states by {html.escape(', '.join(p.states))}"
+            if p.probes >= MIN_PROBES
             else "too few similar states"
         )
-        out += (
-            f"<h3>{html.escape(p.a)} and {html.escape(p.b)}</h3><p>{told}; overlap of states "
-            f"{_number(p.overlap)}; joint distance {_number(p.joint)} (floor "
-            f"{_number(p.joint_floor)}; each normalised by itself {_number(p.joint_normalised)}); "
-            f"colours {_number(p.colours)} (floor {_number(p.colours_floor)}); brightness "
-            f"{_number(p.brightness)}; same instructions {_number(p.same_instructions)}</p>"
+        body += (
+            f"<h3>{html.escape(p.a)} and {html.escape(p.b)}</h3><p>{states}; overlap of states "
+            f"{_number(p.overlap)}; joint distance of actions {_number(p.joint)} (floor "
+            f"{_number(p.joint_floor)}; each group normalised separately "
+            f"{_number(p.joint_normalised)}); colours {_number(p.colours)} (floor "
+            f"{_number(p.colours_floor)}); brightness {_number(p.brightness)}; same instructions "
+            f"{_number(p.same_instructions)}</p>"
             "<table><tr><th></th><th>distance, robot units</th><th>in std</th><th>floor</th>"
-            "<th>own normalisation</th><th>correlation within</th><th>across</th><th>ratio</th>"
-            f"<th>actions</th></tr>\n{rows}</table>"
+            "<th>normalised separately</th><th>correlation within</th><th>across</th>"
+            f"<th>ratio</th><th>actions</th></tr>\n{rows}</table>"
         )
-    return f"<details><summary>All numbers</summary>{out}</details>"
+    return f"<details><summary>All numbers</summary>{body}</details>"
 
 
-def _during(material: TransferReportContent, drawn: Mapping[str, Path]) -> str:
-    if not material.gradients:
+def _during_html(content: TransferReportContent, figures: Mapping[str, Path]) -> str:
+    if not content.gradients:
         return (
             "<p>Not measured yet: run the stage <code>during</code>, or train with "
             "<code>train.conflicts_every</code>.</p>"
         )
-    out = ""
-    for variant, found in material.gradients.items():
-        cost = (
-            f"One comparison takes as long as {found.cost:.1f} training steps."
-            if np.isfinite(found.cost)
-            else ""
-        )
-        words = f"{_gradients_in_words(found)} Comparisons: {found.comparisons}. {cost}"
-        out += f"<h3>{html.escape(variant)}</h3><p>{html.escape(words)}</p>"
-        out += _figure(drawn, f"gradients {variant}", _GRADIENTS)
-    return out
+    return "".join(
+        f"<h3>{html.escape(variant)}</h3><p>{html.escape(_gradients_text(g))}</p>"
+        + _figure(figures, f"gradients {variant}", _GRADIENTS)
+        for variant, g in content.gradients.items()
+    )
 
 
-def _after(material: TransferReportContent, drawn: Mapping[str, Path]) -> str:
-    if not material.effects:
+def _after_html(content: TransferReportContent, figures: Mapping[str, Path]) -> str:
+    if not content.effects:
         return "<p>Not measured yet: run the stage <code>after</code>.</p>"
     lines = "".join(
-        f'<li class="{e.verdict}">{html.escape(e.sentence)}</li>\n' for e in material.effects
+        f'<li class="{e.verdict}">{html.escape(e.sentence)}</li>\n' for e in content.effects
     )
-    count = sum(np.isfinite(e.low) for e in material.effects)
+    count = sum(np.isfinite(e.low) for e in content.effects)
     chance = (
-        f"Of {count} intervals of 95 %, {count / 20:.1f} are expected to exclude zero by chance "
-        "alone."
+        f"Of {count} intervals of 95 %, {count / 20:.1f} are expected to exclude zero by chance."
     )
-    return _figure(drawn, "effects", _EFFECTS) + f"<ul>{lines}</ul><p>{chance}</p>"
+    return _figure(figures, "effects", _EFFECTS) + f"<ul>{lines}</ul><p>{chance}</p>"
 
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>\n" if body else ""
 
 
-def _figure(drawn: Mapping[str, Path], what: str, caption: str) -> str:
-    if what not in drawn:
+def _figure(figures: Mapping[str, Path], name: str, caption: str) -> str:
+    if name not in figures:
         return ""
-    data = base64.b64encode(drawn[what].read_bytes()).decode()
-    words = html.escape(caption)
+    data = base64.b64encode(figures[name].read_bytes()).decode()
+    text = html.escape(caption)
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{words}">'
-        f"<figcaption>{words}</figcaption></figure>\n"
+        f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
+        f"<figcaption>{text}</figcaption></figure>\n"
     )
 
 
@@ -270,35 +277,34 @@ def _number(value: float) -> str:
 
 
 _PAIRS = (
-    "Left: how alike the actions of two groups are in similar states; on the diagonal, of two "
-    "halves of one group. Red means opposite actions. Middle and right: distances of actions and "
-    "of pictures as multiples of the floor, the distance of two halves of one group."
+    "Left: cosine between the actions of two groups in similar states; on the diagonal, between "
+    "two halves of one group. Red means opposite actions. Middle and right: distances of actions "
+    "and of images, divided by the floor, the distance between two halves of one group."
 )
 _DIMENSIONS = (
-    "Per action dimension, the correlation of the mean actions of neighbouring states. Grey: "
-    "between two halves of one group, the most that can be expected. Coloured: between the two "
-    "groups; what contradicts is named."
+    "Correlation between the mean actions of neighbouring states, per action dimension. Grey: "
+    "between two halves of one group, the highest value to expect. Coloured: between the two "
+    "groups; a label names the kind of contradiction."
 )
 _GRADIENTS = (
-    "Left: mean cosine of the groups' gradients on the parameters that both move. Middle: how "
-    "often a pair conflicts in each part of the network; pure noise gives half of the time. "
-    "Right: both over training."
+    "Left: mean cosine between the groups' gradients on their common parameters. Middle: how often "
+    "a pair conflicts in each part of the network; pure noise conflicts half of the time. Right: "
+    "both over training."
 )
-_EFFECTS = (
-    "What sharing did to each group, with 95 % intervals. Blue and red: the interval excludes zero."
-)
+_EFFECTS = "Effect of sharing on each group, with 95 % intervals. Coloured: it excludes zero."
 _METHOD = (
-    "Similar states are nearest neighbours in proprio and small pictures, of another episode, and "
-    "of the same instruction where the groups share instructions. Distributions alone do not show "
-    "that two groups answer the same scene by opposite actions.",
-    "The cosine of two noisy gradients is nearer to zero than that of their means. That of two "
-    "batches of one group (computed from the halves of its examples) shows how much noise there "
-    "is: compare with that, not with one.",
-    "Mind the steps: all groups together, trained for as many steps as their single runs take in "
-    "sum, see each group's data as often as its single run does, at the same cost; in fewer steps "
-    "they see them less. The effect of one group on another is that of leaving it out of the mix.",
-    "Intervals are Newcombe's over episodes and Welch's over seeds; of success the wider counts. "
-    "Held-out errors are in standard deviations of the group's own actions.",
+    "Similar states are nearest neighbours in proprio and small images, from other episodes, and "
+    "with the same instruction if the groups share instructions. Distributions alone do not show "
+    "that two groups answer the same scene with opposite actions.",
+    "Noise moves the cosine of two gradients towards zero. The cosine between two batches of the "
+    "same group (extrapolated from half batches) shows the size of this effect: compare with it, "
+    "not with one.",
+    "Mind the number of steps. If all groups together train for as many steps as their single runs "
+    "in sum, each group's data are seen as often as in its single run, at the same total cost; "
+    "with fewer steps they are seen less often. The effect of one group on another is measured by "
+    "leaving it out of the mix.",
+    "Intervals are Newcombe's over episodes and Welch's over seeds; for success the wider one "
+    "counts. Held-out errors are in standard deviations of the group's own actions.",
 )
 _CSS = """
 body{margin:0;background:#f5f6f7;color:#22262b;font:16px/1.55 system-ui,-apple-system,"Segoe UI",
