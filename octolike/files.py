@@ -84,13 +84,24 @@ def check_writable(path: PathLike, name: str) -> None:
         raise ConfigError(f"{name} {directory} cannot be written: {parent} is read-only")
 
 
-def check_local(path: PathLike, name: str) -> None:
-    """Raise ConfigError if a path lies in a bucket, for what is only implemented on local files."""
+def local_path(path: PathLike, name: str) -> pathlib.Path:
+    """Return a path for code that needs the local file system; ConfigError for one in a bucket.
+
+    name: of the setting, for the message.
+    """
     if is_remote(as_path(path)):
         raise ConfigError(
-            f"{name} {os.fspath(path)} lies in a bucket, and this command needs a local directory; "
-            "copy it to this machine first"
+            f"{name} {os.fspath(path)} lies in a bucket, but must be a local directory here; copy "
+            "it to this machine, or name another one"
         )
+    return pathlib.Path(path)
+
+
+def output_directory(path: PathLike, name: str) -> pathlib.Path:
+    """Return a local directory, which need not exist; ConfigError if it cannot be written."""
+    directory = local_path(path, name)
+    check_writable(directory, name)
+    return directory
 
 
 @contextlib.contextmanager

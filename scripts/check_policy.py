@@ -22,21 +22,21 @@ DEMONSTRATIONS = flags.DEFINE_integer("demonstrations", 50, "demonstrations to r
 def main(arguments: list[str]) -> None:
     """Run both checks; expected errors are one line without a traceback."""
     logging.set_verbosity(logging.WARNING)
-    run = RUN.value or next(iter(arguments[1:]), None)
-    if run is None:
+    run = RUN.value or next(iter(arguments[1:]), "")
+    if not run:
         sys.exit("error: no run given: scripts/check_policy.py RUN")
     try:
         report = check(run)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        print(f"{report.table()}\n\nfigure: {report.write(Path(run) / 'check_policy')}")
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
-    print(report.table())
-    print(f"\nfigure: {report.write(Path(run) / 'check_policy')}")
     sys.exit(1 if report.faults else 0)
 
 
 def check(directory: str):
     """Return the report of both checks."""
     # Imported here: worker processes import this file first and must not import tensorflow.
+    from octolike import files
     from octolike.data import open_data
     from octolike.data.pipeline import recorded_frames
     from octolike.envs.registry import environment_of
@@ -47,7 +47,7 @@ def check(directory: str):
     from octolike.progress import progress
     from octolike.train.checkpoint import load_run
 
-    run = load_run(directory, step=CHECKPOINT.value)
+    run = load_run(files.output_directory(directory, "the run"), step=CHECKPOINT.value)
     config = run.config
     config.data.move(ROOT.value)
     data = open_data(config)

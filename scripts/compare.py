@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from octolike import files
+
 HERE = Path(__file__).parent
 
 
@@ -54,7 +56,7 @@ def run_all(args: argparse.Namespace) -> Path:
     for seed in range(args.seeds):
         for name in variants:
             arg = ",".join(filter(None, (further, f"variant={name},seed={seed}")))
-            config, run = f"{path}:{arg}", Path(module.get_config(arg).workdir)
+            config, run = f"{path}:{arg}", files.local_path(module.get_config(arg).workdir, "run")
             # Both resume an interrupted run and do nothing for a finished one.
             for command in (["train.py", "--config", config], ["evaluate.py", "--run", str(run)]):
                 print(f"--- {' '.join(command)}", flush=True)
@@ -64,7 +66,6 @@ def run_all(args: argparse.Namespace) -> Path:
 
 def write(directory: Path) -> None:
     """Write comparison.md and comparison.png into the directory and print the table."""
-    from octolike import files
     from octolike.evaluation import comparison
 
     summaries = comparison.read(directory)

@@ -42,7 +42,7 @@ def main(_: list[str]) -> None:
             page = evaluation.report(predict_chunks(evaluation))
             print(report.success_table(evaluation.rows, evaluation.groups))
             print(f"\nreport: {page}")
-    except (ValueError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

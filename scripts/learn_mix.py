@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from octolike import config as configs
+from octolike import files
 
 
 def main(config: configs.Config) -> None:
@@ -22,10 +23,10 @@ def main(config: configs.Config) -> None:
     from octolike.data.pipeline import learned_mix
     from octolike.data.rlds import reader
 
-    workdir = Path(config.workdir)
     over = "task" if config.data.sampling.get("over") == "task" else "dataset"
-    errors, shares = workdir / "reference.json", workdir / "shares.jsonl"
     try:
+        workdir = files.output_directory(config.workdir, "config.workdir")
+        errors, shares = workdir / "reference.json", workdir / "shares.jsonl"
         if not config.data.validation_split or not config.train.validate_every:
             raise configs.ConfigError(
                 "learning a mix needs data.validation_split and train.validate_every"

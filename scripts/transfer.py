@@ -15,7 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
 STAGES = ("before", "during", "after", "all", "report")
 
 
@@ -38,6 +37,7 @@ def main() -> None:
 
 def transfer(args: argparse.Namespace) -> None:
     """Run the stages; each skips finished work."""
+    from octolike import files
     from octolike.config import load_module
     from octolike.data.pipeline.decoded_episodes import decode_mix
     from octolike.evaluation.transfer import group_sample, study, transfer_effects
@@ -45,7 +45,8 @@ def transfer(args: argparse.Namespace) -> None:
     path, _, arg = args.config.partition(":")
     module = load_module(path)
     config, runs = module.get_config(arg), study.plan_runs(module, arg, args.seeds)
-    directory = Path(config.workdir).parent if runs else Path(config.workdir)
+    workdir = files.local_path(config.workdir, "config.workdir")
+    directory = workdir.parent if runs else workdir
     config.data.move(args.root)
     root = [f"--config.data.root={args.root}"] if args.root else []
     for run in runs:  # the run of a group alone collects the group's data
@@ -61,9 +62,8 @@ def transfer(args: argparse.Namespace) -> None:
             call("train.py", f"--config={path}:{run.arg}", *root)
             if run.config.environment and args.stage != "during":
                 call("evaluate.py", f"--run={run.config.workdir}")
-            transfer_effects.measure_errors(
-                Path(run.config.workdir), transfer_effects.demonstrated_episodes(held_out)
-            )
+            demonstrations = transfer_effects.demonstrated_episodes(held_out)
+            transfer_effects.measure_errors(Path(run.config.workdir), demonstrations)
     content = study.write_report(directory)
     print("\n".join(study.transfer_report.summary(content)))
     print(f"\nreport: {directory / study.FOLDER / 'report.html'}")
@@ -72,7 +72,7 @@ def transfer(args: argparse.Namespace) -> None:
 def call(script: str, *flags: str) -> None:
     """Run another script in its own process: simulators and tensorflow must not share one."""
     print(f"--- {script} {' '.join(flags)}", flush=True)
-    subprocess.run([sys.executable, HERE / script, *flags], check=True)
+    subprocess.run([sys.executable, Path(__file__).with_name(script), *flags], check=True)
 
 
 if __name__ == "__main__":

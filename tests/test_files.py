@@ -157,3 +157,11 @@ def test_a_bucket_without_its_library_is_refused_in_one_line(tmp_path):
     assert output.startswith("workdir gs://bucket/run cannot be written: ImportError: ")
     assert output.count("\n") == 1
     assert not entries(tmp_path)
+
+
+def test_a_bucket_is_refused_where_local_files_are_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("gs://bucket/run", Path("gs://bucket/run")):
+        with pytest.raises(ConfigError, match="bucket"):
+            files.output_directory(path, "data.root")
+    assert not entries(tmp_path)

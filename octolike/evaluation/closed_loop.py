@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from octolike import types
+from octolike import files, types
 from octolike.config import Config, ConfigError
 from octolike.embodiment import Embodiment
 from octolike.envs.pool import EnvPool, default_workers
@@ -50,6 +49,7 @@ class ClosedLoop:
         kind = kind_of(config.environment)
         suite = suites.Suite(kind, "", ("train",), skills, episodes, FIRST_SEED)
         self._plan, self._config = suite.plan(), config
+        self._directory = files.output_directory(config.workdir, "config.workdir") / DIRECTORY
         self._run = Run(config, list(embodiments), spec, names, params={}, step=0)
         self._policy: Policy | None = None
         self._pool: EnvPool | None = None
@@ -70,7 +70,7 @@ class ClosedLoop:
         is omitted if all its episodes crashed.
         """
         policy, pool = self._ready(params, step)
-        directory = Path(self._config.workdir) / DIRECTORY / f"{step:08d}"
+        directory = self._directory / f"{step:08d}"
         results = rollouts.ResultsFile(directory, {"checkpoint": step})
         rollouts.run_episodes(
             policy,

@@ -105,8 +105,7 @@ class Evaluation:
             ValueError: the run cannot be loaded, or has several robots and none was chosen.
             FileNotFoundError: the run is incomplete.
         """
-        files.check_local(run_dir, "the run")
-        self.directory = Path(run_dir)
+        self.directory = files.local_path(run_dir, "the run")
         run = load_run(run_dir, step=step)
         files.check_writable(run_dir, "the evaluation's directory")
         self.config, settings = run.config, run.config.evaluate

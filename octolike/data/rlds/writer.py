@@ -90,7 +90,7 @@ class Writer:
     @property
     def directory(self) -> Path:
         """Where the finished dataset is."""
-        return Path(self.root) / self.name / self.version
+        return files.local_path(self.root, "data.root") / self.name / self.version
 
     @property
     def finished(self) -> bool:
