@@ -1,30 +1,36 @@
 # make quickstart   install, collect demonstrations, train, evaluate: runs/quickstart/report.html
-# make test         install, lint, run the whole suite
+# make test         install, lint, type check, run the whole suite
+# make docs         build the documentation: build/site/index.html
 # make lock         resolve the current releases again (then run make test)
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint lock clean
+.PHONY: quickstart test gl lint docs lock clean
 .DEFAULT_GOAL := quickstart
 
 # uv only resolves and unpacks; it honours the same index settings that are given to it, and pip is the fallback.
 .venv/ready: requirements.lock pyproject.toml setup.py
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: Python 3.11, 3.12 or 3.13 is needed, found {v[0]}.{v[1]}; try make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock \
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: Python 3.11, 3.12 or 3.13 is needed, found {v[0]}.{v[1]}; try make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: Python's venv module is missing; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "octolike: installing the tested versions into .venv (about 2.8 GB; minutes, depending on the network)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock \
 	  || $(BIN)/python -m pip install --quiet -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
 
-quickstart: .venv/ready
-	$(BIN)/python scripts/collect.py --config configs/quickstart.py
-	$(BIN)/python scripts/train.py --config configs/quickstart.py
-	$(BIN)/python scripts/evaluate.py --run $(RUN)
+quickstart: gl .venv/ready
+	@echo "octolike: 1 of 3, collecting demonstrations of five skills (about 1.5 minutes on two cores)"
+	@$(BIN)/octolike collect --config quickstart
+	@echo "octolike: 2 of 3, training one policy (about 3.5 minutes on two cores)"
+	@$(BIN)/octolike train --config quickstart
+	@echo "octolike: 3 of 3, evaluating it and the untrained network (about 1 minute)"
+	@$(BIN)/octolike evaluate --run $(RUN)
 
-test: .venv/ready lint
+test: gl .venv/ready lint
 	$(BIN)/python -m pytest tests/simulator
 	$(BIN)/python -m pytest
 
@@ -32,10 +38,17 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# First of all, so that nobody waits for an installation to learn of it.
+gl:
+	@$(PYTHON) .ci/check_gl.py
+
+docs: .venv/ready
+	$(BIN)/mkdocs build --strict --quiet
+
 lock: .venv/ready
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --upgrade \
 	  --extra train --extra sim --extra convert --extra docs --extra dev \
 	  --output-file requirements.lock
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build
