@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from octolike import config as c
-from octolike.config.components import option
+from octolike.config import cli, open_sets
+from octolike.config.components import component_fields, option
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -27,6 +28,7 @@ def test_json_round_trip_keeps_everything():
     original = c.Config(workdir="runs/x")
     original.model.heads["action"] = c.Component(kind="diffusion", steps=10)
     original.optim.frozen = ("a/*", "b")
+    original = c.resolve(original)
     restored = c.from_json(c.to_json(original))
     assert restored == original
     assert isinstance(restored.model.heads["action"], c.Component)
@@ -60,15 +62,50 @@ def test_door_3_names_a_component_that_the_config_lacks():
     assert "--config.model.heads.acton.steps: this config has no 'acton'" in done.stderr
 
 
-def test_door_3_takes_fields_that_a_component_leaves_at_their_default():
+def test_door_3_sets_dicts_and_fields_that_a_component_leaves_at_their_default():
     done = run_script(
-        "print(cfg.data.sampling['over'], cfg.data.roots['mine'], cfg.data.specs)",
+        "d, a = cfg.data, cfg.model.heads['action']; "
+        "print(d.sampling, dict(d.roots), d.specs, d.cameras, d.depth, a['clip'], a['steps'])",
         "--config=configs/quickstart.py",
+        "--config.data.sampling={'kind': 'uniform'}",
         "--config.data.sampling.over=task",
-        "--config.data.roots.mine=some/where",
+        "--config.data.roots.mine",
+        "some/where",
         "--config.data.specs=mine.py",
+        "--config.data.cameras.primary=32",
+        "--config.data.cameras.left=16",
+        "--config.data.depth={'primary': 8}",
+        "--config.model.heads.action.clip=3",
+        "--config.model.heads.action.steps=7",
     )
-    assert done.stdout.strip() == "task some/where ('mine.py',)", done.stderr
+    assert done.stdout.strip() == (
+        "{'kind': 'uniform', 'over': 'task'} {'mine': 'some/where'} ('mine.py',) "
+        "{'primary': 32, 'wrist': 48, 'left': 16} {'primary': 8} 3 7"
+    ), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("model.heads.action.steps", "many", "steps=many: expected int"),
+        ("model.heads.action.network", "mlp", "network=mlp: expected a dict such as"),
+        ("model.tokenizers.primary.film", "3", "film=3: expected true or false"),
+        ("model.heads.action.steps.x", "3", "'steps' has no options there"),
+        ("data.cameras", "64", "--config.data.cameras=64: expected a dict such as"),
+        ("data.cameras.primary", "wide", "primary=wide: expected int"),
+    ],
+)
+def test_an_override_of_the_wrong_type_is_named(path, text, message):
+    with pytest.raises(c.ConfigError, match=message):
+        cli.set_in_dict(load(ROOT / "configs" / "quickstart.py")(), path, text)
+
+
+def test_a_whole_component_can_be_given():
+    config = c.Config()
+    cli.set_in_dict(config, "model.heads.action", "{'kind': 'l1', 'limit': 2.0}")
+    cli.set_in_dict(config, "model.tokenizers", "{'a': {'kind': 'proprio'}}")
+    assert config.model.heads["action"] == c.Component(kind="l1", limit=2.0)
+    assert type(config.model.heads["action"]) is type(config.model.tokenizers["a"]) is c.Component
 
 
 def test_door_4_config_argument():
@@ -79,12 +116,20 @@ def test_door_4_config_argument():
 
 
 def test_door_5_stored_json():
-    data = json.loads(c.to_json(c.Config()))
+    data = json.loads(c.to_json(c.resolve(c.Config())))
     data["model"]["widht"] = 3
     with pytest.raises(c.ConfigError, match=r"config\.model\.widht.*did you mean 'width'"):
         c.from_json(json.dumps(data))
-    del data["model"]["widht"], data["seed"]
-    assert c.from_json(json.dumps(data)) == c.Config()  # an older version had fewer settings
+
+
+def test_a_key_that_a_component_lacks_is_named():
+    component = c.Component(kind="l1")
+    with pytest.raises(
+        c.ConfigError, match=r"unknown key of a component: 'kidn'.*'kind'"
+    ) as caught:
+        component["kidn"]
+    assert isinstance(caught.value, KeyError)
+    assert component.get("limit") is None
 
 
 @dataclasses.dataclass
@@ -194,7 +239,8 @@ def load(path: Path):
 def test_every_config_checks_and_has_a_debug_form(path, arg):
     config = load(path)(arg)
     config.check()
-    assert c.from_json(c.to_json(config)) == config
+    complete = c.resolve(config)
+    assert c.from_json(c.to_json(complete)) == complete
     if arg:
         assert config.train.steps <= 100
 
@@ -211,11 +257,55 @@ def test_describe_names_every_option():
     assert "peak learning rate" in text
 
 
-def test_the_old_names_of_two_options_are_read():
-    data = json.loads(c.to_json(c.Config()))
-    data["train"]["fresh"] = ["heads_*"]
-    data["evaluate"]["tell"] = ["goal"]
-    del data["train"]["reinit"], data["evaluate"]["condition_on"]
-    config = c.from_json(json.dumps(data))
-    assert config.train.reinit == ("heads_*",)
-    assert config.evaluate.condition_on == ("goal",)
+def test_describe_lists_the_kinds_with_types_defaults_choices_and_meanings():
+    text, page = c.describe(), c.describe(markdown=True)
+    for listing in (text, page):
+        for name in ("data.goal", "uniform", "hash", "vocabulary", "4096", "samplings", "cotrain"):
+            assert name in listing
+    assert page.count("\n## ") > 10
+    assert "| data.window" in page
+
+
+def test_the_listing_is_a_command():
+    command = [sys.executable, "scripts/config.py", "--markdown"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "## heads" in done.stdout
+
+
+def test_every_nested_component_belongs_to_an_open_set():
+    """Tables are named in one place, so that a renamed module is an error here."""
+    for name, open_set in open_sets.OPEN_SETS.items():
+        for kind, cls in open_set.load().items():
+            for f in component_fields(cls):
+                table = f.metadata.get("table")
+                assert not table or table in open_sets.BY_TABLE, f"{name} {kind}: {f.name}"
+
+
+def test_resolving_fills_every_field_and_changes_nothing_else():
+    config = c.Config()
+    config.data.sampling = c.Component(kind="temperature")
+    config.model.heads["action"] = c.Component(kind="l1", limit=2.0)
+    complete = c.resolve(config)
+    assert complete.data.sampling == {"kind": "temperature", "over": "dataset", "t": 2.0}
+    head = complete.model.heads["action"]
+    assert (head["limit"], head["readout"]) == (2.0, "readout_action")
+    assert not head.keys() & {"horizon", "action_dim", "dtype", "parent", "name"}
+    assert config.data.sampling == {"kind": "temperature"}
+    assert c.resolve(complete) == complete
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        ({"kind": "l2"}, "unknown kind at model.heads.action: 'l2'.*'l1'"),
+        ({"kind": "l1", "limti": 1.0}, r"field of model.heads.action \('l1'\): 'limti'.*'limit'"),
+        ({"kind": "l1", "limit": "x"}, "model.heads.action.limit is 'x'; expected float"),
+        ({"limit": 1.0}, "model.heads.action has no 'kind'"),
+    ],
+)
+def test_resolving_names_what_is_not_allowed(component, message):
+    config = c.Config()
+    config.model.heads["action"] = c.Component(component)
+    with pytest.raises(c.ConfigError, match=message):
+        c.resolve(config)

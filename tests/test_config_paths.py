@@ -27,7 +27,7 @@ def a_config(**data):
     config.data.root = "data"
     for name, value in data.items():
         setattr(config.data, name, value)
-    return config
+    return c.resolve(config)
 
 
 def stored(config):
@@ -36,7 +36,7 @@ def stored(config):
 
 
 def loaded(config, run):
-    return paths.resolved(c.from_json(c.to_json(paths.portable(config))), run)
+    return paths.resolved(c.from_json(c.to_json(paths.portable(c.resolve(config)))), run)
 
 
 def test_near_paths_are_stored_relative_to_the_run_and_far_ones_absolute(home):
@@ -63,7 +63,7 @@ def test_the_config_itself_stays_as_it_was(home):
 def test_a_name_on_a_hub_is_not_a_path(home):
     config = a_config(text=Component(kind="huggingface", path="google-t5/t5-base", length=4))
     config.model.tokenizers = {
-        "language": Component(kind="text", encoder=Component(kind="t5", path="tokenizer"))
+        "language": Component(kind="text_encoder", encoder=Component(kind="t5", path="tokenizer"))
     }
     assert stored(config)["data"]["text"]["path"] == "google-t5/t5-base"
     encoder = stored(config)["model"]["tokenizers"]["language"]["encoder"]

@@ -7,9 +7,11 @@ name is an error everywhere: constructor, attribute, command line, config argume
 component field.
 """
 
-from octolike.config.cli import describe, parse_arg, run
+from octolike.config.cli import parse_arg, run
 from octolike.config.components import Component, build_component, option, unknown
 from octolike.config.files import base_config, load_module
+from octolike.config.listing import describe
+from octolike.config.open_sets import resolve
 from octolike.config.schema import (
     AugmentConfig,
     CollectConfig,
@@ -41,6 +43,7 @@ __all__ = [
     "load_module",
     "option",
     "parse_arg",
+    "resolve",
     "run",
     "stored_config",
     "to_json",

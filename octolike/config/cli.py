@@ -1,18 +1,33 @@
 """The command line of a config: config_flags, config arguments, and errors in one line.
 
---config configs/x.py:debug            an argument changes the structure (see `parse_arg`)
---config.optim.learning_rate=1e-4      a dotted override changes one value
+Two ways to change a config file's values:
+
+    --config configs/x.py:debug            an argument changes the structure (see `parse_arg`)
+    --config.optim.learning_rate=1e-4      a dotted override changes one value
+
+config_flags reads overrides of plain options. Those of dicts and components are read here, since a
+component may get a field that the config file leaves at its default:
+
+    --config.data.cameras.wrist=64  --config.data.cameras="{'primary': 64}"
+    --config.model.heads.action.steps=20
 """
 
+import ast
 import dataclasses
+import re
 import sys
 import types
-from collections.abc import Callable, Iterable
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from octolike.config.components import Component, unknown
+from octolike.config import plugins
+from octolike.config.components import Component, as_component, unknown
 from octolike.config.schema import Config
 from octolike.errors import ConfigError
+
+OVERRIDE = re.compile(r"--?config\.(?P<path>[^=]+)(=(?P<text>.*))?", re.DOTALL)
+Overrides = list[tuple[str, str]]  # dotted path and text of the value
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
@@ -22,92 +37,141 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     """
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
-        name, given, text = item.partition("=")
+        name, equals, text = item.partition("=")
         if name not in defaults:
             raise ConfigError(unknown("config argument", name, defaults))
-        values[name] = _parse_like(name, text if given else "true", defaults[name])
+        place = f"config argument {name}={text!r}"
+        values[name] = _parse_like(text if equals else "true", defaults[name], place)
     return types.SimpleNamespace(**values)
 
 
 def run(main: Callable[[Config], Any]) -> None:
     """Run `main(config)` with the config of the command line: the one line under `__main__`.
 
-    Exits with one line (no traceback) for a setting that nobody knows.
+    Loads the config's plug-ins. Exits with one line, without a traceback, for an option that is
+    unknown or not allowed.
     """
     from absl import app, flags, logging
     from ml_collections import config_flags
 
+    argv, overrides = split_overrides(sys.argv)
     flag = config_flags.DEFINE_config_file(
-        "config",
-        help_string="path of a config file",
-        lock_config=False,  # a component may get a field that it left at its default
-        accept_new_attributes=True,
+        "config", help_string="path of a config file", sys_argv=argv
     )
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(argv)
+            remaining = flags.FLAGS(argv)
             if flag.value is None:
                 raise ConfigError("no config given; try --config configs/quickstart.py")
-            if len(rest) > 1:
-                raise ConfigError(f"arguments that nobody reads: {' '.join(rest[1:])}")
+            if len(remaining) > 1:
+                raise ConfigError(f"unknown arguments: {' '.join(remaining[1:])}")
+            for path, text in overrides:
+                set_in_dict(flag.value, path, text)
             flag.value.check()
+            plugins.load_of(flag.value)
         except (KeyError, AttributeError, OSError, ValueError, TypeError, flags.Error) as error:
             sys.exit(f"error: {_explain(error, argv)}")
-        return rest
+        return remaining
 
     def start(_: list[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # libraries' notes would drown our own
+        logging.set_verbosity(logging.WARNING)  # the libraries' notes would drown our own
         main(flag.value)
 
-    app.run(start, flags_parser=parse)
+    app.run(start, argv=argv, flags_parser=parse)
 
 
-def describe() -> str:
-    """Return a table of every option: dotted path, default, meaning."""
-    rows = [(p, repr(v), meaning) for p, v, meaning in _walk(Config(), "")]
-    wide = max(len(r[0]) for r in rows), max(len(r[1]) for r in rows)
-    return "\n".join(f"{p:<{wide[0]}}  {v:<{wide[1]}}  {m}" for p, v, m in rows)
+def split_overrides(argv: list[str]) -> tuple[list[str], Overrides]:
+    """Return the arguments for config_flags, and the overrides of dicts and components."""
+    plain, overrides, items = argv[:1], [], iter(argv[1:])
+    for item in items:
+        match = OVERRIDE.fullmatch(item)
+        if match and _container_of(match["path"].split(".")):
+            text = match["text"] if match["text"] is not None else next(items, "")
+            overrides.append((match["path"], text))
+        else:
+            plain.append(item)
+    return plain, overrides
+
+
+def set_in_dict(config: Config, path: str, text: str) -> None:
+    """Set one value of a dict or component, or the whole of it, to a literal or plain text."""
+    names, place = path.split("."), f"--config.{path}={text}"
+    f, depth = typing.cast(tuple[dataclasses.Field, int], _container_of(names))
+    section: Any = config
+    for name in names[: depth - 1]:
+        section = getattr(section, name)
+    keys, node = names[depth:], getattr(section, f.name)
+    if not keys:
+        value = _parse_like(text, {}, place)
+        if f.type is not Component and typing.get_args(f.type)[1] is Component:
+            value = {k: as_component(v) for k, v in value.items()}
+        setattr(section, f.name, as_component(value) if f.type is Component else value)
+        return
+    for key in keys[:-1]:
+        if not isinstance(node, Mapping) or key not in node:
+            raise ConfigError(f"unknown option --config.{path}: this config has no {key!r} there")
+        node = node[key]
+    if not isinstance(node, dict):
+        raise ConfigError(f"unknown option --config.{path}: {keys[-2]!r} has no options there")
+    if keys[-1] in node:
+        node[keys[-1]] = as_component(_parse_like(text, node[keys[-1]], place))
+    else:  # the type is checked with the rest of the config, or when the component is built
+        node[keys[-1]] = as_component(_literal(text))
+
+
+def _container_of(names: list[str]) -> tuple[dataclasses.Field, int] | None:
+    """Return the dict option that a dotted path leads to or into, and its depth; else None."""
+    cls: Any = Config
+    for depth, name in enumerate(names, start=1):
+        f = {f.name: f for f in dataclasses.fields(cls)}.get(name)
+        if f is None:
+            return None
+        if f.type is Component or typing.get_origin(f.type) is dict:
+            return f, depth
+        if not dataclasses.is_dataclass(f.type):
+            return None
+        cls = f.type
+    return None
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _parse_like(text: str, example: Any, place: str) -> Any:
+    """Return the value of a text, of the type of an example; `place` names it in errors."""
+    if isinstance(example, str):
+        return text
+    value = _literal(text)
+    kind = next(t for t in (bool, int, float, tuple, dict, object) if isinstance(example, t))
+    if kind is tuple and isinstance(value, (str, list)):
+        return tuple(value) if isinstance(value, list) else (value,)
+    if kind is float and type(value) is int:
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        expected = {bool: "true or false", dict: "a dict such as {'name': value}"}
+        raise ConfigError(f"{place}: expected {expected.get(kind, kind.__name__)}")
+    return value
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
-    """Name the override that config_flags could not place, and its nearest neighbour."""
-    for arg in argv:
-        if not arg.lstrip("-").startswith("config."):
+    """Return one line: the option that config_flags could not find, or the error itself."""
+    for item in argv:
+        match = OVERRIDE.fullmatch(item)
+        if not match:
             continue
-        path = arg.lstrip("-").partition("=")[0].partition(".")[2]
         node: Any = Config()
-        for part in path.split("."):
-            if isinstance(node, Component):
-                break
-            if dataclasses.is_dataclass(node):
-                names = [f.name for f in dataclasses.fields(node)]
-                if part not in names:
-                    return unknown(f"setting --config.{path}", part, names)
-                node = getattr(node, part)
-            else:
-                return f"unknown setting --config.{path}: this config has no {part!r} there"
-    text = str(error).strip().splitlines()
-    return text[-1] if text else repr(error)
-
-
-def _walk(node: Any, prefix: str) -> Iterable[tuple[str, Any, str]]:
-    for f in dataclasses.fields(node):
-        value, path = getattr(node, f.name), f"{prefix}{f.name}"
-        if dataclasses.is_dataclass(value):
-            yield from _walk(value, path + ".")
-        else:
-            yield path, value, f.metadata["meaning"]
-
-
-def _parse_like(name: str, text: str, default: Any) -> Any:
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"config argument {name}={text!r}: expected true or false")
-        return text.lower() == "true"
-    try:
-        return type(default)(text)
-    except ValueError as e:
-        raise ConfigError(
-            f"config argument {name}={text!r}: expected {type(default).__name__}"
-        ) from e
+        for name in match["path"].split("."):
+            if not dataclasses.is_dataclass(node):
+                return f"unknown option --config.{match['path']}: a value has no options"
+            names = [f.name for f in dataclasses.fields(node)]
+            if name not in names:
+                return unknown(f"option --config.{match['path']}", name, names)
+            node = getattr(node, name)
+    lines = str(error).strip().splitlines()
+    # config_flags puts the traceback of a config file into its error
+    return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1]) if lines else repr(error)

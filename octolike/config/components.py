@@ -15,14 +15,18 @@ from octolike.errors import ConfigError
 class Component(dict):
     """One choice out of an open set: {"kind": name, field: value, ...}.
 
-    Fields are checked when the component is built (`build_component`), by the table that knows
-    them.
+    Fields are checked when the component is built (`build_component`) and when a config is
+    completed (`resolve`), by the table that lists its kinds.
     """
 
-    def __missing__(self, key: str) -> object:
-        # The command line may set a field that the config file leaves at its default: config_flags
-        # asks for the present value to learn its type, and takes any literal for an `object`.
-        return object()
+    def __missing__(self, key: str) -> Any:
+        raise MissingKeyError(unknown("key of a component", key, self))
+
+
+class MissingKeyError(ConfigError, KeyError):
+    """A component was asked for a field that it does not hold."""
+
+    __str__ = ConfigError.__str__  # KeyError's puts quotes around the sentence
 
 
 def option(
@@ -64,13 +68,9 @@ def build_component(
     Raises ConfigError for an unknown kind or field, a missing field, and a value that is of the
     wrong type or not allowed.
     """
-    fields = dict(component)
-    kind = fields.pop("kind", None)
-    if kind is None:
-        raise ConfigError(f"{path} has no 'kind'; choose one of {_listed(table)}")
-    if kind not in table:
-        raise ConfigError(unknown(f"kind at {path}", kind, table))
-    known = {f.name: f for f in component_fields(table[kind])}
+    cls, fields = entry_of(table, component, path), dict(component)
+    kind = fields.pop("kind")
+    known = {f.name: f for f in component_fields(cls)}
     for name, value in fields.items():
         if name in context:
             raise ConfigError(f"{path}.{name} follows from the rest of the config; remove it here")
@@ -78,22 +78,35 @@ def build_component(
             names = known.keys() - context.keys()
             raise ConfigError(unknown(f"field of {path} ({kind!r})", name, names))
         check_value(known[name], value, f"{path}.{name}")
-    for name in required_fields(table[kind]):
-        if name not in fields and name not in context:
+    for name, f in known.items():
+        required = default_of(f) is dataclasses.MISSING
+        if required and name not in fields and name not in context:
             raise ConfigError(f"{path} ({kind!r}) lacks {name!r}, which has no default")
     names = known.keys() | {"name"}
-    return table[kind](**fields, **{k: v for k, v in context.items() if k in names})
+    return cls(**fields, **{k: v for k, v in context.items() if k in names})
+
+
+def entry_of(table: Mapping[str, Any], component: Mapping[str, Any], path: str) -> Any:
+    """Return the entry of a table that a component names; ConfigError for an unknown kind."""
+    kind = component.get("kind")
+    if kind is None:
+        raise ConfigError(f"{path} has no 'kind'; choose one of {_listed(table)}")
+    if kind not in table:
+        raise ConfigError(unknown(f"kind at {path}", kind, table))
+    return table[kind]
+
+
+def as_component(value: Any) -> Any:
+    """Return the value of a component's field with tuples for lists and Components for dicts."""
+    if isinstance(value, Mapping):
+        return Component({k: as_component(v) for k, v in value.items()})
+    return tuple(map(as_component, value)) if isinstance(value, (list, tuple)) else value
 
 
 def component_fields(cls: type) -> list[dataclasses.Field]:
     """Return the fields that a component of this class may set."""
     # linen modules have two fields of their own
     return [f for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")]
-
-
-def required_fields(cls: type) -> list[str]:
-    """Return the names of the fields without a default."""
-    return [f.name for f in component_fields(cls) if default_of(f) is dataclasses.MISSING]
 
 
 def default_of(f: dataclasses.Field) -> Any:

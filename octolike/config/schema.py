@@ -283,6 +283,9 @@ class Config:
 
     workdir: str = option("", "directory of the run")
     seed: int = option(0, "seed of parameters, data order, augmentation and noise")
+    plugins: tuple[str, ...] = option(
+        (), "Python files of your own that add kinds to the open sets: octolike.config.plugins"
+    )
     data: DataConfig = option(DataConfig, "episodes to batches")
     model: ModelConfig = option(ModelConfig, "the policy network")
     optim: OptimConfig = option(OptimConfig, "the optimiser")

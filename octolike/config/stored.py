@@ -1,4 +1,8 @@
-"""config.json: a config as text and back."""
+"""config.json: a config as text and back.
+
+A file of format 2 holds every value that the run used, and is read without today's defaults.
+`upgrade` turns older formats into it.
+"""
 
 import dataclasses
 import json
@@ -6,67 +10,93 @@ import os
 import typing
 from typing import Any
 
-from octolike.config.components import Component, unknown
+from octolike.config import plugins
+from octolike.config.components import Component, as_component, check_fields, unknown
+from octolike.config.open_sets import check_complete
 from octolike.config.paths import resolved
 from octolike.config.schema import Config
-from octolike.config.upgrade import rename_options
+from octolike.config.upgrade import FORMAT, upgrade
 from octolike.errors import ConfigError
+
+CONFIG = "config.json"
 
 
 def to_json(config: Any) -> str:
-    """Return a config (or a part of one) as JSON text."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    """Return a config (or a part of one) as JSON text; of a config, its plug-ins' digests too."""
+    data = dataclasses.asdict(config)
+    if isinstance(config, Config):
+        data = {"format": FORMAT, **data, "plugins": plugins.digests(config.plugins)}
+    return json.dumps(data, indent=2) + "\n"
 
 
-def from_json(text: str) -> Config:
-    """Return the Config that `to_json` wrote; unknown names raise ConfigError.
+def from_json(text: str, source: str = CONFIG) -> Config:
+    """Return the config of a config.json; `source` names the file in errors.
 
-    A name that is missing, since an older version wrote the text, takes its default.
+    Of plug-ins it has the names alone. Raises ConfigError for a format of a newer version, a name
+    that is unknown and, in format 2, a value that is missing.
     """
-    data = json.loads(text)
-    return from_dict(Config, rename_options(data) if isinstance(data, dict) else data, "config")
+    data = read_options(text, source)
+    try:
+        config = _from_dict(Config, data, "config")
+        check_fields(config)
+        # Kinds of plug-ins are known once those are loaded.
+        check_complete(config, unknown_kinds=bool(config.plugins))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{source}: {error}; correct it, or restore the file that training wrote"
+        ) from None
+    return config
+
+
+def read_options(text: str, source: str = CONFIG) -> dict[str, Any]:
+    """Return the options of a config.json of any format as JSON values of the present format."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} is {data!r}; expected the options of a config")
+    return upgrade(data, source)
 
 
 def stored_config(run_dir: str | os.PathLike[str]) -> Config:
     """Return the config that a run was started with, its paths as seen from here.
 
-    Raises ConfigError if there is no run.
+    Raises ConfigError if there is no such run. The result has no plug-ins: loading those of
+    another run needs the user's consent.
     """
-    from octolike import files  # imports more than the schema needs
+    from octolike import files  # which takes a moment to import
 
-    path = files.as_path(run_dir) / "config.json"
+    path = files.as_path(run_dir) / CONFIG
     try:
-        return resolved(from_json(path.read_text(encoding="utf-8")), run_dir)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{run_dir} is no run directory: {error}") from None
+        config = resolved(from_json(path.read_text(encoding="utf-8"), str(path)), run_dir)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
+    config.plugins = ()
+    return config
 
 
-def from_dict(cls: type, data: Any, path: str) -> Any:
+def _from_dict(cls: type, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} is {data!r}; expected the fields of {cls.__name__}")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
+        raise ConfigError(f"{path} is {data!r}; expected the options of {cls.__name__}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in data:
-        if name not in names:
-            raise ConfigError(unknown(f"setting {path}.{name}", name, names))
-    return cls(**{n: _convert(hints[n], data[n], f"{path}.{n}") for n in names if n in data})
+        if name not in fields:
+            raise ConfigError(unknown(f"option {path}.{name}", name, fields))
+    for name in fields:
+        if name not in data:
+            raise ConfigError(f"{path}.{name} is missing")
+    return cls(**{n: _convert(f.type, data[n], f"{path}.{n}") for n, f in fields.items()})
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, path)
+        return _from_dict(hint, value, path)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, (list, dict)):  # a dict: plug-ins and their digests
         return tuple(value)
     if hint is Component:
-        return _component(value)
+        return as_component(value)
     if origin is dict and args[1] is Component and isinstance(value, dict):
-        return {k: _component(v) for k, v in value.items()}
+        return {k: as_component(v) for k, v in value.items()}
     return value
-
-
-def _component(value: Any) -> Any:
-    """Undo what JSON does to a component: its tuples and the components inside it."""
-    if isinstance(value, dict):
-        return Component({k: _component(v) for k, v in value.items()})
-    return tuple(map(_component, value)) if isinstance(value, list) else value

@@ -1,12 +1,79 @@
 """Configs that older versions wrote: one function for each change of the format.
 
-A function takes the object of config.json and returns it as the next change expects it.
+A function takes the object of config.json and returns it as the next change expects it. Format 1,
+of commit 182e15f, had no number and only the fields of a component that the config file set; its
+defaults are frozen in format_1_defaults.json, with the values of constants that became fields.
 """
 
+import functools
+import json
+from pathlib import Path
 from typing import Any
+
+from octolike.errors import ConfigError
 
 FORMAT = 2  # of the config.json that this version writes
 Json = dict[str, Any]
+
+# Where format 1 has components: sections and option -> open set; "*": one per name.
+OPTIONS = {
+    ("data", "text"): "text_tokenizers",
+    ("data", "sampling"): "samplings",
+    ("model", "experts"): "experts",
+    ("model", "tokenizers", "*"): "tokenizers",
+    ("model", "heads", "*"): "heads",
+    ("environment",): "environments",
+}
+# Components inside components: (open set, kind, field) -> open set.
+FIELDS = {
+    ("tokenizers", "image", "encoder"): "encoders",
+    ("tokenizers", "goal_image", "encoder"): "encoders",
+    ("tokenizers", "text_encoder", "encoder"): "text_encoders",
+    ("heads", "diffusion", "network"): "denoisers",
+    ("heads", "flow", "network"): "denoisers",
+    ("heads", "per_group", "head"): "heads",
+    ("heads", "hypernet", "head"): "heads",
+}
+
+
+def upgrade(config: Json, source: str) -> Json:
+    """Return the options of a config.json of any format as those of the present one.
+
+    `source` names the file in errors. Raises ConfigError for a format that is newer or unknown.
+    """
+    number = format_of(config, source)
+    for change in CHANGES[number - 1 :]:
+        for function in change:
+            config = function(config)
+    return {k: v for k, v in config.items() if k != "format"}
+
+
+def format_of(config: Json, source: str) -> int:
+    """Return the format of a config.json; ConfigError for one that is newer or unknown."""
+    number = config.get("format", 1)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ConfigError(
+            f"{source} has format {number!r}; expected a number from 1 to {FORMAT}. Restore the "
+            "file that training wrote"
+        )
+    if number > FORMAT:
+        raise ConfigError(
+            f"{source} has format {number}, but this version of octolike reads formats up to "
+            f"{FORMAT}; install the version that wrote the run (its versions.json) or a newer one"
+        )
+    return number
+
+
+def fill_options(config: Json) -> Json:
+    """Give the options that a config of format 1 lacks the defaults of that time."""
+    return _merge(_format_1()["options"], config)
+
+
+def fill_components(config: Json) -> Json:
+    """Give the fields that a component of format 1 lacks the defaults of that time."""
+    for place, open_set in OPTIONS.items():
+        config = _apply(config, place, functools.partial(_fill_component, open_set))
+    return config
 
 
 def rename_options(config: Json) -> Json:
@@ -15,7 +82,68 @@ def rename_options(config: Json) -> Json:
     return _rename(config, "evaluate", "tell", "condition_on")
 
 
+def add_plugins(config: Json) -> Json:
+    """Add the option plugins: format 1 had none."""
+    return {**config, "plugins": {}}
+
+
+# CHANGES[n - 1] turns format n into format n + 1.
+CHANGES = ((fill_options, fill_components, rename_options, add_plugins),)
+
+
+@functools.cache
+def _format_1() -> Json:
+    path = Path(__file__).with_name("format_1_defaults.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _merge(defaults: Json, config: Json) -> Json:
+    """Return the options with defaults for missing ones; only sections are merged."""
+    sections = ("data", "model", "optim", "train", "augment", "collect", "evaluate")
+    merged = {**defaults, **config}
+    for name in sections:
+        if name in defaults and isinstance(merged[name], dict):
+            merged[name] = _merge(defaults[name], merged[name])
+    return merged
+
+
+def _apply(node: Any, place: tuple[str, ...], function: Any) -> Any:
+    """Return nested objects with a function applied at a place; "*": every key."""
+    if not place:
+        return function(node)
+    if not isinstance(node, dict):
+        return node
+    names = node if place[0] == "*" else [name for name in place[:1] if name in node]
+    return {**node, **{name: _apply(node[name], place[1:], function) for name in names}}
+
+
+def _fill_component(open_set: str, component: Any) -> Any:
+    defaults = _format_1()["components"][open_set]
+    if not isinstance(component, dict) or component.get("kind") not in defaults:
+        return component  # {}, or an error that reading it reports
+    kind = component["kind"]
+    if open_set != "text_encoders" or not component.get("path"):  # else config.json of path
+        component = {"kind": kind, **_existing(open_set, kind, defaults[kind]), **component}
+    for name, value in component.items():
+        inner = FIELDS.get((open_set, kind, name))
+        if inner:
+            component = {**component, name: _fill_component(inner, value)}
+    return component
+
+
+def _existing(open_set: str, kind: str, defaults: Json) -> Json:
+    import dataclasses
+
+    from octolike.config.open_sets import OPEN_SETS
+
+    cls = OPEN_SETS[open_set].load()[kind]
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {k: v for k, v in defaults.items() if k in names}
+
+
 def _rename(config: Json, section: str, old: str, new: str) -> Json:
     """Return the config with an option of a section renamed, in its place."""
-    options = config.get(section, {})
+    options = config[section]
+    if not isinstance(options, dict) or old not in options:
+        return config
     return {**config, section: {new if k == old else k: v for k, v in options.items()}}

@@ -100,6 +100,7 @@ class Policy:
         embodiment: str | None = None,
         step: int | None = None,
         batch_size: int = 1,
+        plugins: Sequence[str] = (),
     ) -> Policy:
         """Load the policy of a run.
 
@@ -109,12 +110,13 @@ class Policy:
             step: the checkpoint; the newest by default.
             batch_size: examples per compiled call: 1 on a robot, the number of environments in a
                 simulator.
+            plugins: files of the run whose code may be executed, by name or path.
 
         Raises:
             ValueError: no record, several and none named, or an unknown name: the records are
             listed.
         """
-        return cls(load_run(run_dir, step=step), embodiment, batch_size)
+        return cls(load_run(run_dir, step, plugins), embodiment, batch_size)
 
     @property
     def observation_keys(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """What a run leaves on disk, and how it is read back.
 
     workdir/
-      config.json        the whole config
+      config.json        the whole config, with every field of its components
+      plugins/           a copy of each plug-in
       embodiments.json   each robot's action and proprio layout, with statistics
       batch_spec.json    shape and dtype of everything in a batch
       names.json         datasets, embodiments and tasks, in the order of their index in a batch
@@ -41,10 +42,14 @@ from octolike.config import (
     ConfigError,
     build_component,
     from_json,
+    plugins,
+    resolve,
     stored_config,
     to_json,
 )
+from octolike.config.open_sets import complete
 from octolike.config.paths import aligned, portable, resolved
+from octolike.config.upgrade import FORMAT, format_of
 from octolike.embodiment import Embodiment, embodiments_from_json, embodiments_to_json
 from octolike.errors import RunError
 from octolike.files import Path, PathLike
@@ -107,12 +112,20 @@ def write_run_files(
     spec: types.BatchSpec,
     names: types.Names,
 ) -> None:
-    """Write the JSON files of a run, and what it has of a pretrained text encoder.
+    """Write the JSON files of a run, its plug-ins, and its files of a pretrained text encoder.
 
-    Each is there whole or not at all; a text encoder or tokenizer that is there already stays.
+    Each file is complete or absent. An existing text encoder or tokenizer is kept; so is a
+    config.json of an older format, as config.format_<n>.json.
     """
+    config = resolve(config)
     directory, source = files.as_path(config.workdir), readable(config)
     directory.mkdir(parents=True, exist_ok=True)
+    _keep_old_config(directory)
+    for path in map(files.as_path, config.plugins):
+        copy_path = directory / plugins.FOLDER / path.name
+        if not copy_path.exists():
+            copy_path.parent.mkdir(exist_ok=True)
+            files.write_bytes(copy_path, path.read_bytes())
     if config.data.text.get("path") and not (directory / TOKENIZER).is_dir():
         build_component(TOKENIZERS, source.data.text, "data.text").save(directory / TOKENIZER)
     if not (directory / TEXT_ENCODER).is_dir():
@@ -142,7 +155,11 @@ def readable(config: Config) -> Config:
     Of the run itself (`with_own_files`); before it has any, of the run it starts from, where that
     one means the same by them; else where the config says.
     """
-    text = lambda c: (c.data.text, language.source(dataclasses.asdict(c.model)))
+
+    def text(c: Config) -> tuple[Any, ...]:
+        tokenizer = complete("octolike.text:TOKENIZERS", c.data.text, "data.text")
+        return tokenizer, language.source(dataclasses.asdict(c.model))
+
     first = files.as_path(config.train.init_from)
     started = config.train.init_from and (first / "config.json").is_file()
     other = stored_config(config.train.init_from) if started else None
@@ -163,7 +180,7 @@ def check_same_run(
     differs, or checkpoints and no config. The error lists the dotted paths with both values. What
     `MAY_CHANGE` names does not count.
     """
-    directory = files.as_path(config.workdir)
+    directory, config = files.as_path(config.workdir), resolve(config)
     if not (directory / "config.json").exists():
         if steps := _steps(directory / CHECKPOINTS):
             raise ConfigError(
@@ -177,7 +194,8 @@ def check_same_run(
             continue
         stored = _read_json(directory / name)
         if name == "config.json":
-            old = resolved(from_json(json.dumps(stored)), directory)
+            plugins.check_unchanged(directory, config.plugins)
+            old = resolved(from_json(json.dumps(stored), str(directory / name)), directory)
             changes = differences(aligned(old, config), config)
             changes = [c for c in changes if not c.startswith(MAY_CHANGE)]
         else:
@@ -194,10 +212,16 @@ def check_same_run(
 
 def differences(old: Config, new: Config) -> list[str]:
     """Return 'path: old -> new' for every setting of two configs that is not the same."""
-    return _differences(json.loads(to_json(old)), json.loads(to_json(new)))
+    # of plug-ins the names are compared: one of the configs may lack the files
+    names = [sorted(files.as_path(path).name for path in c.plugins) for c in (old, new)]
+    old, new = (dataclasses.replace(c, plugins=()) for c in (old, new))
+    changes = _differences(json.loads(to_json(old)), json.loads(to_json(new)))
+    if names[0] != names[1]:
+        changes.append(f"plugins: {json.dumps(names[0])} -> {json.dumps(names[1])}")
+    return changes
 
 
-def load_run(run_dir: PathLike, step: int | None = None) -> Run:
+def load_run(run_dir: PathLike, step: int | None = None, plugin_files: Sequence[str] = ()) -> Run:
     """Load a run for acting: its JSON files and the parameters of a checkpoint (the newest).
 
     Raises FileNotFoundError or ValueError that names what is missing or broken, and what is there.
@@ -214,8 +238,10 @@ def load_run(run_dir: PathLike, step: int | None = None) -> Run:
                 f"first step): {_listing(directory)}"
             )
         texts[name] = _read_json(path)
+    copies = plugins.allow(directory, plugin_files)
+    config = from_json(json.dumps(texts["config.json"]), str(directory / "config.json"))
+    config = dataclasses.replace(resolved(config, directory), plugins=copies)
     step, params = _read_policy_params(directory, step)
-    config = resolved(from_json(json.dumps(texts["config.json"])), directory)
     return Run(
         config=with_own_files(config, directory),
         embodiments=embodiments_from_json(texts["embodiments.json"]),
@@ -473,6 +499,17 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _keep_old_config(directory: Path) -> None:
+    """Copy a config.json of an older format before it is replaced."""
+    path = directory / "config.json"
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+        number = format_of(json.loads(text), str(path))
+        old = directory / f"config.format_{number}.json"
+        if number != FORMAT and not old.exists():
+            files.write_text(old, text)
 
 
 def _contents(

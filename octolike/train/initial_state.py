@@ -74,7 +74,7 @@ def take_over(config: Config, shapes: Params, names: types.Names) -> Params:
     names: of this run; what belongs to a robot or task goes to the one of the same name.
     """
     options = config.train
-    other = checkpoint.load_run(options.init_from, options.init_step or None)
+    other = checkpoint.load_run(options.init_from, options.init_step or None, config.plugins)
     source = f"{options.init_from} at step {other.step}"
     print(f"starting from the parameters of {source}")
     changes = checkpoint.differences(aligned(other.config, config), config)

@@ -30,7 +30,7 @@ import jax
 from flax import linen as nn
 
 from octolike import files, types
-from octolike.config import Config, build_component
+from octolike.config import Config, build_component, plugins, resolve
 from octolike.model import language
 from octolike.model.network import build_network
 from octolike.text import TOKENIZERS
@@ -84,6 +84,8 @@ def train(
     config.check()
     files.check_writable(config.workdir, "config.workdir")
     sharding.start(config.train)
+    plugins.load_of(config)
+    config = resolve(config)
     names, validation = data.names, data.validation()
     retention.check(config, bool(validation))
     if config.train.wandb:
