@@ -130,7 +130,7 @@ def test_report_json_contains_the_numbers(written):
 
 def test_the_headline_states_whether_the_policy_learned(content):
     assert "4 of 10" in report.headline(content.rows)
-    assert "the intervals overlap" in report.headline(content.rows)
+    assert "The intervals overlap" in report.headline(content.rows)
     touch = [r for r in rows() if r["skill"] == "touch"]
     many = [{**r, "seed": i} for i in range(10) for r in touch]
     assert "do not overlap" in report.headline(many)
@@ -142,7 +142,9 @@ def test_the_headline_has_no_rate_without_finished_episodes(tmp_path):
     crash = {"success": None, "failure": "crashed: ArithmeticError"}
     seen = [r | crash if r["split"] == "train" else r for r in rows()]
     text = report.headline(seen)
-    assert text.startswith("All 10 episodes on seen tasks crashed. The policy succeeds in 10% (1")
+    assert text.startswith(
+        "All 10 episodes on seen tasks crashed. The policy succeeds in 10% of the other"
+    )
     floor = [r | crash if r["policy"] == "untrained" else r for r in rows()]
     assert report.headline(floor).endswith("; the untrained network crashed in all 10.")
     every = [r | crash for r in rows()]

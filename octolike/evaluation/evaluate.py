@@ -283,7 +283,7 @@ class Evaluation:
         execute = config.evaluate.execute
         return {
             "Training data": config.data.mix
-            + (f": demonstrations of {demonstrations}" if demonstrations else ""),
+            + (f": {demonstrations} demonstrations" if demonstrations else ""),
             "Observations": cameras + (", proprio" if "observation.proprio" in spec else ""),
             "Conditioned on": " and ".join(CONDITIONING[x] for x in config.evaluate.condition_on)
             or "nothing",

@@ -134,7 +134,7 @@ def headline(rows: Sequence[ResultRow]) -> str:
     trained, untrained = (
         success.success_rate(rows, policy=p, split=SEEN) for p in ("trained", "untrained")
     )
-    result = f"On seen tasks the policy succeeds in {_rate_text(trained)} of the episodes"
+    result = f"On seen tasks the policy succeeds in {_rate_text(trained, 'of the episodes')}"
     if not trained.episodes:  # the seen split was not evaluated, or all its episodes crashed
         crashes = f"All {trained.crashed} episodes on seen tasks crashed. " * bool(trained.crashed)
         trained, untrained = (
@@ -142,18 +142,18 @@ def headline(rows: Sequence[ResultRow]) -> str:
         )
         if not trained.episodes:
             return f"No episode finished: all {trained.crashed} crashed."
-        which = "the other episodes" if crashes else "the episodes"
-        result = f"{crashes}The policy succeeds in {_rate_text(trained)} of {which}"
+        episodes = "of the other episodes" if crashes else "of the episodes"
+        result = f"{crashes}The policy succeeds in {_rate_text(trained, episodes)}"
     if not untrained.episodes:
         crashed = untrained.crashed
         reason = f"crashed in all {crashed}" if crashed else "was not evaluated"
         return f"{result}; the untrained network {reason}."
     verdict = (
-        "the intervals do not overlap, so it has learned something"
+        "The intervals do not overlap, so it has learned something."
         if trained.interval[0] > untrained.interval[1]
-        else "the intervals overlap, so these episodes do not show that it has learned anything"
+        else "The intervals overlap, so these episodes do not show that it has learned anything."
     )
-    return f"{result}, the untrained network in {_rate_text(untrained)}: {verdict}."
+    return f"{result}, the untrained network in {_rate_text(untrained)}. {verdict}"
 
 
 def success_table(rows: Sequence[ResultRow], groups: Mapping[str, str] | None = None) -> str:
@@ -233,10 +233,11 @@ def _means_text(rates: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> 
     return f"{over_tasks}; over the {len(texts)} groups {over_groups} ({per_group})"
 
 
-def _rate_text(rate: SuccessRate) -> str:
+def _rate_text(rate: SuccessRate, episodes: str = "") -> str:
     low, high = rate.interval
     counts = f"{rate.successes} of {rate.episodes}"
-    return f"{rate.rate:.0%} ({counts}; 95 % interval {low:.0%} to {high:.0%})"
+    share = f"{rate.rate:.0%} {episodes}".strip()
+    return f"{share} ({counts}; 95 % interval {low:.0%} to {high:.0%})"
 
 
 def _fields(policy: str, split: str, skill: str) -> dict[str, str]:
@@ -416,7 +417,7 @@ def _img(path: Path, alt: str) -> str:
 
 _BARS = (
     "Success rate per skill and split with 95 % intervals. The narrow grey bar next to each is the "
-    "untrained network. Two bars with intervals that do not overlap differ significantly."
+    "untrained network. Bars differ significantly if their intervals do not overlap."
 )
 _LOSS = (
     "Loss on training examples and on held-out demonstrations. A validation loss that rises while "

@@ -248,7 +248,7 @@ def _gap_sentence(
     """Return a gap and its interpretation as a sentence."""
     _, low, high = rate_difference(seen, held_out)
     rates = f"{seen.rate:.0%} on seen tasks, {held_out.rate:.0%} on “{split_name(split)}”"
-    bounds = f"95 % interval of the gap: {100 * low:+.0f} to {100 * high:+.0f} points"
+    bounds = f"seen minus held-out: 95 % interval {100 * low:+.0f} to {100 * high:+.0f} points"
     if untrained.episodes and seen.interval[0] <= untrained.interval[1]:
         return (
             f"{rates}: seen tasks succeed no more often than without training (the intervals "
