@@ -1,4 +1,4 @@
-"""A small run with random parameters, as training would leave it: for tests of what acts."""
+"""A small run with random parameters, as training writes it, for tests of policies."""
 
 import copy
 import dataclasses
@@ -99,13 +99,13 @@ def _run(language, goal):
     shapes = spec(language, goal)
     network = build_network(dataclasses.asdict(model), shapes, RUN_NAMES)
     tree = jax.eval_shape(lambda: init_params(network, shapes, jax.random.key(0)))
-    rng = np.random.default_rng(0)  # drawn here, as compiling the initialisation takes seconds
+    rng = np.random.default_rng(0)  # sampled here: compiling the initialisation takes seconds
     params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), tree)
     return Run(config, [], shapes, RUN_NAMES, params, 7)
 
 
 def save_params(directory, run):
-    """Save a checkpoint of the run's parameters by the trainer's own means."""
+    """Save a checkpoint of the run's parameters in the trainer's format."""
     params = jax.tree.map(jnp.asarray, run.params)
     trained = state.create(params, optax.sgd(0.1), (), ema=False)
     checkpoints = checkpoint.Checkpoints(directory, keep=1)
@@ -114,7 +114,7 @@ def save_params(directory, run):
 
 
 def save_run(directory, run):
-    """Write everything that a trained run leaves in its directory; returns the run."""
+    """Write the directory of a trained run; return the run."""
     config = dataclasses.replace(run.config, workdir=str(directory))
     checkpoint.write_run_files(config, run.embodiments, run.spec, run.names)
     save_params(directory, run)

@@ -1,4 +1,4 @@
-"""Stand-in environments for rollouts; worker processes import this, so it imports little."""
+"""Fake environments for rollouts; worker processes import this file, so it imports little."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ class Walk:
         self.seed, self.steps, self.position = seed, 0, 0.0
         self.goal = np.random.default_rng(seed).uniform(0, 8)
         self.skill = options["skills"][0]
-        return self._see(), self._info()
+        return self._observation(), self._info()
 
     def step(self, action):
         self.steps += 1
@@ -25,14 +25,14 @@ class Walk:
         if (self.skill, self.seed, self.steps) in type(self).crashes:
             raise ArithmeticError("the physics exploded")
         done = self.position > self.goal
-        return self._see(), float(done), done, self.steps >= 9 and not done, self._info()
+        return self._observation(), float(done), done, self.steps >= 9 and not done, self._info()
 
-    def _see(self):
+    def _observation(self):
         return {"proprio": np.array([self.position], np.float32), "image_extra": np.zeros(3)}
 
     def _info(self):
-        won = self.position > self.goal
-        return {"instruction": f"go {self.skill}", "task": "t", "success": won, "failure": ""}
+        success = self.position > self.goal
+        return {"instruction": f"go {self.skill}", "task": "t", "success": success, "failure": ""}
 
     def render(self):
         return np.full((4, 4, 3), min(255, int(self.position)), np.uint8)
@@ -56,7 +56,7 @@ class CrashesOnce(Walk):
 
 
 class DiesOnce(Walk):
-    """Takes its whole process along, once; the file DIES_ONCE says that it has happened."""
+    """Kills its process once; the file DIES_ONCE marks that it has happened."""
 
     def step(self, action):
         marker = Path(os.environ["DIES_ONCE"])
@@ -67,7 +67,7 @@ class DiesOnce(Walk):
 
 
 class Counterfactual(Walk):
-    """Says of every episode whether another task than the one asked for was done; at first: no."""
+    """Reports after the first step whether the scene's original task was done: for even seeds."""
 
     def _info(self):
         instead = self.steps > 0 and self.seed % 2 == 0

@@ -1,13 +1,12 @@
-"""How fast closed-loop evaluation is, and where its time goes.
+"""Measure the speed of closed-loop evaluation and the share of its parts.
 
     python scripts/benchmark.py evaluate                                      the serious network
     python scripts/benchmark.py evaluate --config configs/quickstart.py --slots 1,16 --workers 1
     python scripts/benchmark.py --output evaluate.json evaluate --rounds 60
 
 Parameters are random: speed does not depend on them, and a policy that never succeeds keeps every
-environment busy. Rows: one per number of environments stepped together, of which each is asked by
-one batched call of the policy. `floor` is the time that physics and rendering alone take in one
-process; with several workers a round can take less.
+environment busy. Prints a row per number of environments that share one batched policy call.
+`floor` is the time that physics and rendering take in one process; several workers can be faster.
 """
 
 from __future__ import annotations
@@ -26,13 +25,15 @@ CAMERA_KEY = "image_"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this measurement."""
     parser.add_argument("--config", default="configs/tabletop.py", help="network and simulator")
-    parser.add_argument("--slots", default="1,4,16", help="environments at once, comma-separated")
+    parser.add_argument(
+        "--slots", default="1,4,16", help="numbers of parallel environments, comma-separated"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
-    parser.add_argument("--rounds", type=int, default=30, help="policy calls that are timed")
+    parser.add_argument("--rounds", type=int, default=30, help="timed policy calls")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one row per number of environments."""
+    """Return a row per number of environments."""
     from octolike.config import load_module
 
     config = load_module(args.config).get_config("")
@@ -59,10 +60,10 @@ def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any
         steps = 0
         for number in range(args.rounds + 2):  # the first two warm up
             begin = time.perf_counter()
-            seen = [{k: replies[s][0][k] for k in keys} for s in range(slots)]
-            chunks = policy.sample_batch(seen, [task] * slots, list(range(slots)))
+            observations = [{k: replies[s][0][k] for k in keys} for s in range(slots)]
+            chunks = policy.sample_batch(observations, [task] * slots, list(range(slots)))
             middle = time.perf_counter()
-            still = np.zeros_like(chunks)  # nothing is met, so no episode ends before its limit
+            still = np.zeros_like(chunks)  # without motion no episode ends before its limit
             replies = pool.run({s: StepCommand(still[s]) for s in range(slots)})
             end = time.perf_counter()
             over = [s for s in range(slots) if replies[s][2] or replies[s][3]]
@@ -81,7 +82,7 @@ def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any
         "actions/s of the policy": slots * args.rounds / seconds["policy"],
         "policy share": seconds["policy"] / total,
         "simulator share": seconds["environments"] / total,
-        "of it rendering": parts["rendering"] / sum(parts.values()),
+        "rendering, of simulator": parts["rendering"] / sum(parts.values()),
         "physics ms/step": 1e3 * parts["physics"],
         "rendering ms/step": 1e3 * parts["rendering"],
         "floor ms/round": 1e3 * sum(parts.values()) * slots * execute,
@@ -90,22 +91,22 @@ def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any
 
 
 def profile(env: Any, options: dict[str, Any], steps: int = 40) -> dict[str, float]:
-    """Return the seconds per step that go into physics and into rendering."""
+    """Return the seconds per step of physics and of rendering."""
     env = env.unwrapped
     env.reset(seed=0, options=options)
     still = np.zeros(env.action_space.shape, np.float32)
-    whole, rendering = [], []
+    total, rendering = [], []
     for _ in range(steps):
         begin = time.perf_counter()
         *_, terminated, truncated, _ = env.step(still)  # physics, then an observation
         middle = time.perf_counter()
         env.observe()
-        whole.append(middle - begin)
+        total.append(middle - begin)
         rendering.append(time.perf_counter() - middle)
         if terminated or truncated:
             env.reset(seed=0, options=options)
-    drawn = float(np.median(rendering))
-    return {"physics": float(np.median(whole)) - drawn, "rendering": drawn}
+    seconds = float(np.median(rendering))
+    return {"physics": float(np.median(total)) - seconds, "rendering": seconds}
 
 
 def _policy(config: Any, slots: int) -> Any:
@@ -122,7 +123,7 @@ def _policy(config: Any, slots: int) -> Any:
     names = Names(("tabletop",), (robot.name,))
     network = build_network(dataclasses.asdict(config.model), spec, names)
     shapes = jax.eval_shape(lambda: init_params(network, spec, jax.random.key(0)))
-    rng = np.random.default_rng(0)  # drawn here: compiling the initialisation takes long
+    rng = np.random.default_rng(0)  # sampled here: compiling the initialisation takes long
     params = jax.tree.map(lambda x: rng.normal(0, 0.02, x.shape).astype(np.float32), shapes)
     return Policy(Run(config, [robot], spec, names, params, 0), None, slots)
 
