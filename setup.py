@@ -6,11 +6,13 @@ setup(
     packages=[
         *find_packages(include=["octolike", "octolike.*"]),
         "octolike.configs",
+        "octolike.configs.experiments",
         "octolike.scripts",
         "octolike.scripts.benchmarks",
     ],
     package_dir={
         "octolike.configs": "configs",
+        "octolike.configs.experiments": "configs/experiments",
         "octolike.scripts": "scripts",
         "octolike.scripts.benchmarks": "scripts/benchmarks",
     },

@@ -1,12 +1,12 @@
 """Two arms hand a cube over (gym-aloha's scenes): fourteen joints from one camera, on a CPU.
 
     pip install --no-deps 'gym-aloha>=0.1.3'
-    python scripts/collect.py --config configs/aloha.py
-    python scripts/train.py --config configs/aloha.py
-    python scripts/evaluate.py --run runs/aloha --suite aloha_transfer_cube
-    ... --config configs/aloha.py:debug      seconds, to see that all is wired
+    octolike collect --config aloha
+    octolike train --config aloha
+    octolike evaluate --run runs/aloha --suite aloha_transfer_cube
+    ... --config aloha:debug      seconds, a quick check
 
-An episode has up to 300 steps, and a demonstration takes some nine seconds of a core.
+An episode has up to 300 steps; a demonstration takes about nine seconds of a core.
 """
 
 from octolike.config import Component, Config, base_config, parse_arg
@@ -15,7 +15,7 @@ from octolike.config import Component, Config, base_config, parse_arg
 def get_config(arg: str = "") -> Config:
     """Return the config; arguments: debug."""
     args = parse_arg(arg, debug=False)
-    config = base_config("tabletop.py", beside=__file__)  # its network, with one camera
+    config = base_config("tabletop.py", relative_to=__file__)  # its network, with one camera
     config.workdir = "runs/aloha"
     config.environment = Component(kind="aloha", primary_size=96)
     config.collect.dataset, config.collect.skills = "aloha", {"transfer_cube": 50}

@@ -1,10 +1,10 @@
 """Bridge V2 from an RLDS directory, local or gs://, that holds bridge_dataset/1.0.0.
 
-    python scripts/train.py --config configs/bridge.py --config.data.root=DIR
-    ... --config configs/bridge.py:debug    a tiny network and 40 steps, on the same data
+    octolike train --config bridge --config.data.root=DIR
+    ... --config bridge:debug    a tiny network and 40 steps, on the same data
 
-The full form is Octo-small's size (27 M parameters) with goal images and language; it is meant for
-an accelerator.
+The full config has the size of Octo-small (27 M parameters) with goal images and language, for an
+accelerator.
 """
 
 from octolike.config import Component, Config, parse_arg

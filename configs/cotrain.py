@@ -1,14 +1,14 @@
-"""A target with few demonstrations beside a prior mix: by default putting, and the other skills.
+"""A target with few demonstrations, co-trained with a prior mixture: by default putting.
 
-    python scripts/collect.py --config configs/compare.py     the prior
-    python scripts/collect.py --config configs/cotrain.py     the target
-    python scripts/cotrain.py --config configs/cotrain.py
-    ... --config configs/cotrain.py:target=my_robot,prior=magic_soup,base=configs/bridge.py
+    octolike collect --config compare     the prior
+    octolike collect --config cotrain     the target
+    octolike cotrain --config cotrain
+    ... --config cotrain:target=my_robot,prior=magic_soup,base=bridge
         --config.data.specs=my_robot.py --config.data.root=DIR
 
-Arguments: base, another config file whose network and settings are used; target, a dataset; prior,
-a mix or a dataset; share, the target's share of the examples, and final, what it ends with (-1: as
-it was). What to expect: RESULTS.md, few demonstrations.
+Arguments: base, a config that provides network and settings; target, a dataset; prior, a mixture or
+a dataset; share, the target's share of the examples; final, its share at the end (-1: the same).
+RESULTS.md has results under few demonstrations.
 """
 
 from octolike.config import Component, Config, base_config, parse_arg
@@ -25,8 +25,8 @@ def get_config(arg: str = "") -> Config:
         final=-1.0,
         debug=False,
     )
-    path, beside = (args.base, "") if args.base else ("compare.py", __file__)
-    config = base_config(path, "debug" if args.debug else "", beside=beside)
+    path, beside = (args.base, "") if args.base else ("experiments/compare.py", __file__)
+    config = base_config(path, "debug" if args.debug else "", relative_to=beside)
     config.workdir = "runs/cotrain-debug" if args.debug else "runs/cotrain"
     data = config.data
     data.mix = f"{args.target},{args.prior}"

@@ -1,13 +1,13 @@
-"""Train on from a run: by default the quick start's policy, on fifty demonstrations of putting.
+"""Finetune a run: by default the quick start's policy, on fifty demonstrations of putting.
 
-    python scripts/collect.py --config configs/finetune.py
-    python scripts/finetune.py --config configs/finetune.py:mode=lora
-    ... --config configs/finetune.py:checkpoint=runs/octo,head=l1
+    octolike collect --config finetune
+    octolike finetune --config finetune:mode=lora
+    ... --config finetune:checkpoint=runs/octo,head=l1
         --config.data.specs=my_robot.py --config.data.mix=my_robot
 
 Arguments: checkpoint; mode (full, head, readouts, frozen_vision, frozen_language, lora); head (a
 kind, or 'fresh' for the same one from scratch, as other action dimensions need); camera=name:side
-adds one; proprio=add or drop; window, horizon. What to expect: RESULTS.md, few demonstrations.
+adds one; proprio=add or drop; window, horizon. RESULTS.md has results under few demonstrations.
 """
 
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ from octolike.config import (
 
 MODES = ("full", "head", "readouts", "frozen_vision", "frozen_language", "lora")
 HEADS, READOUTS = ("!heads_*",), ("!heads_*", "!readout_*")
-# Of the data, only what the network has been shaped by goes over.
+# The data settings that shape the network are taken from the run.
 SHAPING = ("cameras", "depth", "window", "horizon", "use_proprio", "normalization", "text", "goal")
 
 
@@ -72,7 +72,7 @@ def source(args: SimpleNamespace) -> Config:
     """Return the config of the run to start from."""
     if args.checkpoint:
         return stored_config(args.checkpoint)
-    return base_config("quickstart.py", "debug" if args.debug else "", beside=__file__)
+    return base_config("quickstart.py", "debug" if args.debug else "", relative_to=__file__)
 
 
 def change(config: Config, args: SimpleNamespace) -> None:
@@ -131,9 +131,9 @@ def freeze(config: Config, mode: str) -> None:
         "frozen_vision": named("image"),
         "frozen_language": named("language"),
     }[mode]
-    # What is dropped is not there to be trained.
+    # A dropped tokenizer has no parameters to train.
     there = tuple(f"!{p}" for p in fresh if not p.startswith("*_") or p == "*_pos_embedding")
     config.optim.frozen = frozen + (there if frozen else ())
-    if mode == "lora":  # of experts too, but not who goes to which: there are few of them
+    if mode == "lora":  # of experts, too, but not of their router, which is small
         gates = ("!*/experts/gate/kernel",) if config.model.experts else ()
         config.optim.lora = ("transformer/*kernel", *gates)

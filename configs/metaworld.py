@@ -1,15 +1,15 @@
 """Meta-World: one policy from one camera and language, for ten tasks or for fifty.
 
     pip install packaging imageio scipy && pip install --no-deps 'metaworld>=3.1,<4'
-    python scripts/collect.py --config configs/metaworld.py:tasks=mt10
-    python scripts/train.py --config configs/metaworld.py:tasks=mt10
-    python scripts/evaluate.py --run runs/metaworld-mt10 --suite metaworld_mt10
-    ... --config configs/metaworld.py:tasks=mt50,size=27m                  for a GPU
-    ... --config configs/metaworld.py:debug                                to see that all is wired
+    octolike collect --config metaworld:tasks=mt10
+    octolike train --config metaworld:tasks=mt10
+    octolike evaluate --run runs/metaworld-mt10 --suite metaworld_mt10
+    ... --config metaworld:tasks=mt50,size=27m                  for a GPU
+    ... --config metaworld:debug                                a quick check
 
-tasks: mt10, mt50, ml10 or ml45. The latter two are tested on tasks that they were not trained on,
-with the suite of the same name. `scripts/train_arrays.py` trains from the same config without
-tensorflow, from demonstrations that it makes on the spot. What to expect is in RESULTS.md.
+tasks: mt10, mt50, ml10 or ml45. The latter two are evaluated on held-out tasks by the suite of that
+name. `octolike train_arrays` trains from the same config without tensorflow and records the
+demonstrations itself. RESULTS.md has the results.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> Config:
 
 def _small(config: Config) -> None:
     """The network of configs/tabletop.py, with one camera."""
-    model, data, table = config.model, config.data, base_config("tabletop.py", beside=__file__)
+    model, data, table = config.model, config.data, base_config("tabletop.py", relative_to=__file__)
     model.width, model.layers, model.attention_heads, model.mlp_width = 192, 3, 6, 768
     model.tokenizers, model.heads = table.model.tokenizers, table.model.heads
     model.tokenizers["language"]["width"] = 192
@@ -84,7 +84,7 @@ def _large(config: Config) -> None:
         ),
         "proprio": Component(kind="proprio"),
     }
-    model.heads = base_config("tabletop.py", beside=__file__).model.heads
+    model.heads = base_config("tabletop.py", relative_to=__file__).model.heads
     data.batch_size = 256
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 5e-4, 2000, 0.999
     config.train.steps, config.train.validate_every = 60_000, 5000

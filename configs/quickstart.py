@@ -1,8 +1,8 @@
 """The ten-minute run: five skills on the simulated table, demonstrations included.
 
-make quickstart                                         everything, installation to report
-python scripts/train.py --config configs/quickstart.py  the training alone
-... --config configs/quickstart.py:debug                seconds, to see that all is wired
+make quickstart                         everything, from installation to report
+octolike train --config quickstart      only the training
+... --config quickstart:debug           seconds, a quick check
 """
 
 from octolike.config import Component, Config, parse_arg

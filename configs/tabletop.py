@@ -1,11 +1,11 @@
-"""The serious run on the simulated table: under an hour on two cores, minutes of GPU.
+"""The full-size run on the simulated table: under an hour on two cores.
 
-    python scripts/collect.py --config configs/tabletop.py
-    python scripts/train.py --config configs/tabletop.py
-    python scripts/evaluate.py --run runs/tabletop
-    ... --config configs/tabletop.py:debug      seconds, to see that all is wired
+    octolike collect --config tabletop
+    octolike train --config tabletop
+    octolike evaluate --run runs/tabletop
+    ... --config tabletop:debug      seconds, a quick check
 
-What to expect is in RESULTS.md.
+RESULTS.md has the results.
 """
 
 from octolike.config import Component, Config, parse_arg

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from octolike.config.components import unknown
-from octolike.config.files import shipped, shipped_config
+from octolike.config.python_files import shipped, shipped_config
 
 # {package: the extra of pyproject.toml that installs it}
 EXTRAS = {
@@ -83,6 +83,6 @@ def _usage(scripts: dict[str, Path]) -> str:
     for name, path in sorted(scripts.items()):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         lines.append(f"  {name:<{width}}  {text.partition(os.linesep)[0].splitlines()[0]}")
-    configs = ", ".join(sorted(path.stem for path in shipped("configs").glob("*.py")))
+    configs = ", ".join(sorted(path.stem for path in shipped("configs").rglob("*.py")))
     lines += ["", f"configs: {configs}", "octolike COMMAND --help shows the arguments of a command"]
     return "\n".join(lines)

@@ -1,9 +1,9 @@
 """Train and evaluate variants of one config over several seeds, and compare them.
 
-    python scripts/collect.py --config configs/compare.py
-    python scripts/compare.py --config configs/compare.py --variants default,task_id --seeds 3
-    ... --config configs/conflict.py:conflict=rescaled   further arguments for each run's config
-    python scripts/compare.py --table runs/compare       only the table of existing results
+    octolike collect --config compare
+    octolike compare --config compare --variants default,task_id --seeds 3
+    ... --config conflict:conflict=rescaled   further arguments for each run's config
+    octolike compare --table runs/compare       only the table of existing results
 
 A config takes the arguments variant and seed, and names its workdir <comparison>/<variant>-<seed>.
 Expect <comparison>/comparison.md and comparison.png. An interrupted command can be repeated.
@@ -48,7 +48,7 @@ def run_all(args: argparse.Namespace) -> Path:
     path, _, further = args.config.partition(":")
     module = load_module(path)
     if not hasattr(module, "VARIANTS"):
-        raise ConfigError(f"{path} defines no VARIANTS to compare; see configs/compare.py")
+        raise ConfigError(f"{path} defines no VARIANTS to compare; see experiments/compare.py")
     variants = args.variants.split(",") if args.variants else list(module.VARIANTS)
     for name in variants:
         if name not in module.VARIANTS:

@@ -1,8 +1,8 @@
 """Does sharing help? Datasets compared before, during and after training together.
 
-    python scripts/transfer.py --config configs/transfer.py                 all stages
-    python scripts/transfer.py --config configs/bridge.py --stage before --root DIR    data alone
-    ... --config configs/transfer.py:debug                                  quick test of all stages
+    octolike transfer --config transfer                 all stages
+    octolike transfer --config bridge --stage before --root DIR    data alone
+    ... --config transfer:debug                                  quick test of all stages
 
 before: compares actions, images and specs of each pair, and gives advice. during: trains the mix
 and compares gradients. after: trains each group alone and the mix without each. A config for the

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from octolike.config import cli, open_sets
 from octolike.config.components import component_fields, option
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 
 
 def run_script(body: str, *args: str) -> subprocess.CompletedProcess:
@@ -248,7 +249,7 @@ def test_every_config_checks_and_has_a_debug_form(path, arg):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_config_opens_with_its_command(path):
     head = path.read_text(encoding="utf-8")[:800]
-    assert f"configs/{path.name}" in head
+    assert re.search(rf"octolike \w+ --config {path.stem}\b", head)
 
 
 def test_describe_names_every_option():

@@ -6,14 +6,14 @@ line parses them, overrides included; the flags of the others must be defined by
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from octolike.config.files import shipped_config
+from octolike.config import cli
+from octolike.config.python_files import shipped_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -45,35 +45,36 @@ CASES = [
 
 
 @pytest.mark.parametrize(("page", "words"), CASES)
-def test_a_command_exists_with_its_arguments(page, words, monkeypatch):
+def test_a_command_exists_with_its_arguments(page, words):
     if len(words) == 1:
         return
     script = ROOT / "scripts" / f"{words[1]}.py"
     assert script.is_file(), f"{page.name} names an unknown command: {' '.join(words)}"
     arguments = [PLACEHOLDERS.get(word, word) for word in words[2:]]
     if "--config" in arguments:
-        _parse(arguments, words[1], monkeypatch)
+        _parse(arguments, words[1])
         return
     source = script.read_text(encoding="utf-8")
     for name in re.findall(r"(?<!\S)--([a-z_]+)", " ".join(arguments)):
         assert re.search(rf"[\"'](--)?{name}[\"']", source), f"{words[1]} has no --{name}"
 
 
-def _parse(arguments, command, monkeypatch):
+def _parse(arguments, command):
     """Parse the config and its overrides; other flags must be named by the script."""
     name = arguments[arguments.index("--config") + 1]
     path = shipped_config(name)
     assert Path(path.partition(":")[0]).is_file(), f"there is no config {name}"
     if "checkpoint=" in name:
         pytest.skip("needs the run that the config names")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", lock_config=False, accept_new_attributes=True, flag_values=values
-    )
     own = [a for a in arguments if a.startswith("--config.")]
-    monkeypatch.setattr("sys.argv", ["octolike", "--config", path, *own])  # config_flags reads it
-    values(list(sys.argv))
-    values["config"].value.check()
+    argv, overrides = cli.split_overrides(["octolike", "--config", path, *own])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    config = values["config"].value
+    for option, text in overrides:
+        cli.set_in_dict(config, option, text)
+    config.check()
     source = (ROOT / "scripts" / f"{command}.py").read_text(encoding="utf-8")
     for argument in arguments:
         flag = re.match(r"--([a-z_]+)(=|$)", argument)

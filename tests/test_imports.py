@@ -77,7 +77,7 @@ def test_frameworks_stay_in_their_rooms(path):
         assert not roots & FRAMEWORKS
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda p: p.name)
 def test_configs_are_data_only(path):
     assert {n.split(".")[0] for n in imports(path)} <= {"octolike", "__future__", "copy", "types"}
 

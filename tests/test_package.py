@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from octolike import commands
-from octolike.config.files import shipped, shipped_config
+from octolike.config.python_files import shipped, shipped_config
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "tests" / "fixtures" / "run_format_1" / "run"
@@ -33,7 +33,7 @@ def run(*command, **kwargs):
 def test_the_command_lists_every_script_and_config(capsys):
     commands.main([])
     text = capsys.readouterr().out
-    for path in [*(ROOT / "scripts").glob("[a-z]*.py"), *(ROOT / "configs").glob("*.py")]:
+    for path in [*(ROOT / "scripts").glob("[a-z]*.py"), *(ROOT / "configs").rglob("*.py")]:
         assert path.stem in text
     assert "Train a policy." in text
 

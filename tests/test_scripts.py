@@ -15,9 +15,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 from octolike.config import load_module
+from octolike.config.python_files import shipped_config
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-CONFIGS = sorted((SCRIPTS.parent / "configs").glob("*.py"))
+CONFIGS = sorted((SCRIPTS.parent / "configs").rglob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkey
     monkeypatch.setattr(study.transfer_report, "summary", lambda _: [])
     script = load("transfer")
     commands = started(script, monkeypatch)
-    arguments = ("--config", "configs/transfer.py:debug", "--seeds", "1")
+    arguments = ("--config", "configs/experiments/transfer.py:debug", "--seeds", "1")
     run(script, monkeypatch, *arguments, "--root", "elsewhere")
     assert roots == ["elsewhere", "elsewhere"]
     assert {c[0] for c in commands} == {"collect.py", "train.py", "evaluate.py"}
@@ -93,7 +94,7 @@ def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkey
     ],
 )
 def test_a_comparison_hands_arguments_on(load, monkeypatch, config, argument, runs):
-    script, path = load("compare"), f"configs/{config}.py"
+    script, path = load("compare"), f"configs/experiments/{config}.py"
     commands, written = started(script, monkeypatch), []
     monkeypatch.setattr(script, "write", lambda directory: written.append(f"{directory}/"))
     given = f"{path}:{argument}" if argument else path
@@ -116,9 +117,9 @@ def test_a_comparison_that_cannot_be_made_is_one_line(load, monkeypatch):
     with pytest.raises(SystemExit, match=r"error: configs/quickstart\.py defines no VARIANTS"):
         run(script, monkeypatch, "--config", "configs/quickstart.py")
     assert not commands
-    failed = r"error: .*train\.py --config configs/compare\.py:variant=default,seed=0 .* code 3;"
+    failed = r"error: .*train\.py --config .*compare\.py:variant=default,seed=0 .* code 3;"
     with pytest.raises(SystemExit, match=failed):
-        run(script, monkeypatch, "--config", "configs/compare.py")
+        run(script, monkeypatch, "--config", "configs/experiments/compare.py")
     assert len(commands) == 1
 
 
@@ -126,10 +127,10 @@ def test_a_comparison_that_cannot_be_made_is_one_line(load, monkeypatch):
 def test_variants_in_a_command_exist(path):
     """A command at the head of a file names the variants that its config has."""
     for command in ast.get_docstring(ast.parse(path.read_text())).splitlines():
-        config = re.search(r"configs/\w+\.py", command)
+        config = re.search(r"--config (\w+)", command)
         named = re.search(r"(?:--variants |:(?:.*,)?variant=)([\w,]+?)(?:,seed|\s|$)", command)
         if config and named:
-            variants = load_module(str(SCRIPTS.parent / config[0])).VARIANTS
+            variants = load_module(shipped_config(config[1])).VARIANTS
             assert set(named[1].split(",")) <= set(variants), command
 
 

@@ -586,7 +586,7 @@ def test_held_out_errors_are_in_standard_deviations_of_the_group():
 @pytest.mark.parametrize("name", ["transfer", "conflict"])
 @pytest.mark.parametrize("more", [(), ("debug",)])
 def test_runs_with_several_groups_compare_gradients(name, more):
-    module = load_module(f"configs/{name}.py")
+    module = load_module(f"configs/experiments/{name}.py")
     for variant in module.VARIANTS:
         config = module.get_config(",".join((f"variant={variant}", *more)))
         several = "," in config.data.mix

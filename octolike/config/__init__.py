@@ -9,9 +9,9 @@ component field.
 
 from octolike.config.cli import parse_arg, run
 from octolike.config.components import Component, build_component, option, unknown
-from octolike.config.files import base_config, load_module
 from octolike.config.listing import describe
 from octolike.config.open_sets import resolve
+from octolike.config.python_files import base_config, load_module
 from octolike.config.schema import (
     AugmentConfig,
     CollectConfig,

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from octolike.config.components import unknown
-from octolike.config.files import load_module
 from octolike.config.open_sets import OPEN_SETS, OpenSet
+from octolike.config.python_files import load_module
 from octolike.config.schema import Config
 from octolike.errors import ConfigError
 

@@ -2,7 +2,7 @@
 
 Two robots with different conventions conflict on purpose: the right action of one is wrong for the
 other, and nothing in the image shows which robot it is. Remedies for negative transfer are tested
-on such pairs (configs/conflict.py).
+on such pairs (configs/experiments/conflict.py).
 
     standard   dx, dy, dz in metres along the table's axes
     mirrored   x and y reversed, as for a robot on the opposite side of the table

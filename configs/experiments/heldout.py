@@ -1,16 +1,16 @@
-"""Tasks that were never trained on: at once, and after five to fifty demonstrations.
+"""Held-out tasks: zero-shot, and after five to fifty demonstrations.
 
-    python scripts/collect.py --config configs/heldout.py
-    python scripts/collect.py --config configs/heldout.py:variant=default_50     the held-out task's
-    python scripts/compare.py --config configs/heldout.py                        every variant
-    ... --config configs/heldout.py:debug                               to see that all is wired
+    octolike collect --config heldout
+    octolike collect --config heldout:variant=default_50     the held-out task
+    octolike compare --config heldout                        every variant
+    ... --config heldout:debug                               a quick check
 
 `default` learns touching, pushing and lifting with language, `no_language` the same without, and
 `single` lifting alone, from the same demonstrations in equal steps; each is evaluated on seen and
-on held-out tasks. `<variant>_<n>` trains on from it with n demonstrations of lifting balls, which
-no one was shown to lift; `scratch_<n>` begins with those. A source comes before what is made of it:
-with --variants, name it first. Expect runs/heldout/comparison.md; a run takes two to four minutes
-on one core, one that trains on about one. What to expect is in RESULTS.md.
+held-out tasks. `<variant>_<n>` finetunes it with n demonstrations of lifting balls, which training
+holds out; `scratch_<n>` trains on those alone. A source must be trained before its finetuned
+variants: name it first in --variants. Expect runs/heldout/comparison.md; a run takes two to four
+minutes on one core, finetuning about one. RESULTS.md has the results.
 """
 
 from octolike.config import (
@@ -39,8 +39,8 @@ def get_config(arg: str = "") -> Config:
     source, _, count = (
         args.variant.rpartition("_") if args.variant[-1].isdigit() else (args.variant, "", "")
     )
-    untold = "variant=no_conditioning" if source == "no_language" else ""
-    config = base_config("compare.py", untold, beside=__file__)
+    conditioning = "variant=no_conditioning" if source == "no_language" else ""
+    config = base_config("compare.py", conditioning, relative_to=__file__)
     config.data.root, config.collect.skills = f"{runs}/data", dict(SKILLS)
     config.workdir, config.seed = f"{runs}/{args.variant}-{args.seed}", args.seed
     config.evaluate.skills = ("touch", "push", "lift")

@@ -1,12 +1,12 @@
-"""How far a few demonstrations go: alone, beside other tasks, and after them.
+"""Few demonstrations of a new skill: alone, co-trained with other skills, finetuned from them.
 
-    python scripts/collect.py --config configs/adapt.py:variant=prior        touching and pushing
-    python scripts/collect.py --config configs/adapt.py:variant=alone_20     lifting, the new skill
-    python scripts/compare.py --config configs/adapt.py                      every variant, 3 seeds
+    octolike collect --config adapt:variant=prior        touching and pushing
+    octolike collect --config adapt:variant=alone_20     lifting, the new skill
+    octolike compare --config adapt                      every variant, 3 seeds
 
-alone_N learns lifting from N demonstrations, from scratch; cotrain_N from as many beside the other
-skills' data; finetune_N from as many, starting from the policy of those other skills (`prior`). The
-network and settings are those of configs/compare.py. What to expect is in RESULTS.md.
+alone_N learns lifting from N demonstrations from scratch; cotrain_N from N demonstrations together
+with the data of the other skills; finetune_N from N demonstrations, starting from the policy of the
+other skills (`prior`). Network and settings are those of compare.py. RESULTS.md has the results.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> Config:
     if args.variant not in VARIANTS:
         raise ConfigError(unknown("variant", args.variant, VARIANTS))
     here = "runs/adapt-debug" if args.debug else "runs/adapt"
-    config = base_config("compare.py", "debug" if args.debug else "", beside=__file__)
+    config = base_config("compare.py", "debug" if args.debug else "", relative_to=__file__)
     config.workdir, config.seed = f"{here}/{args.variant}-{args.seed}", args.seed
     config.data.root, config.data.mix = f"{here}/data", "tabletop_target"
     config.collect.dataset, config.collect.skills = "tabletop_target", dict(TARGET)

@@ -21,18 +21,20 @@ def shipped_config(name: str) -> str:
     name: a path or the name of a shipped config, with its arguments: "quickstart:debug".
     """
     path, colon, arguments = name.partition(":")
-    candidate = shipped("configs") / f"{path}.py"
-    if os.path.exists(path) or os.sep in path or not candidate.is_file():
+    folder = shipped("configs")
+    candidates = [folder / f"{path}.py", folder / "experiments" / f"{path}.py"]
+    candidates = [candidate for candidate in candidates if candidate.is_file()]
+    if os.path.exists(path) or os.sep in path or not candidates:
         return name
-    return f"{candidate}{colon}{arguments}"
+    return f"{candidates[0]}{colon}{arguments}"
 
 
-def load_module(path: str, *, beside: str = "") -> types.ModuleType:
+def load_module(path: str, *, relative_to: str = "") -> types.ModuleType:
     """Return the module of a Python file; ConfigError where there is none or it does not run.
 
-    beside: a file whose folder the path starts from.
+    relative_to: a file whose folder the path starts from.
     """
-    path = os.path.join(os.path.dirname(beside), path)
+    path = os.path.join(os.path.dirname(relative_to), path)
     spec = importlib.util.spec_from_file_location(f"octolike_file_{abs(hash(path))}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file")
@@ -46,7 +48,10 @@ def load_module(path: str, *, beside: str = "") -> types.ModuleType:
     return module
 
 
-def base_config(path: str, arg: str = "", *, beside: str = "") -> Any:
-    """Return the config of another file, for one that builds on it; `beside`: relative to it."""
-    path = path if beside else shipped_config(path)
-    return load_module(path, beside=beside).get_config(arg)
+def base_config(path: str, arg: str = "", *, relative_to: str = "") -> Any:
+    """Return the config of another file; relative_to: a file in the folder that `path` starts from.
+
+    Without relative_to, `path` may name a shipped config.
+    """
+    path = path if relative_to else shipped_config(path)
+    return load_module(path, relative_to=relative_to).get_config(arg)

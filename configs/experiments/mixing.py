@@ -1,19 +1,19 @@
-"""An unbalanced mix: three skills, one with a twentieth of the others' demonstrations.
+"""An unbalanced mixture: three skills, one with a twentieth of the demonstrations of the others.
 
-    python scripts/collect.py --config configs/mixing.py
-    python scripts/compare.py --config configs/mixing.py                          every variant
-    python scripts/compare.py --config configs/mixing.py --variants default,uniform --seeds 1
-    ... --config configs/mixing.py:debug                                to see that all is wired
+    octolike collect --config mixing
+    octolike compare --config mixing                          every variant
+    octolike compare --config mixing --variants default,uniform --seeds 1
+    ... --config mixing:debug                                a quick check
 
-Every variant is `default` (as many examples of a skill as it has steps) with another
-data.sampling over skills. Expect runs/mixing/comparison.md, with success per skill, the worst skill
-and the mean; a run takes two to four minutes on one core. What to expect is in RESULTS.md.
+Every variant is `default` (examples in proportion to the steps of a skill) with another
+data.sampling over skills. Expect runs/mixing/comparison.md with success per skill, the worst skill
+and the mean; a run takes two to four minutes on one core. RESULTS.md has the results.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
 
 SKILLS = {"touch": 600, "push": 600, "lift": 30}
-VALIDATE = 250  # steps between two looks at how each skill is doing
+VALIDATE = 250  # steps between updates of the sampling weights
 
 
 def get_config(arg: str = "") -> Config:
@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> Config:
     args = parse_arg(arg, variant="default", seed=0, debug=False)
     if args.variant not in VARIANTS:
         raise ConfigError(unknown("variant", args.variant, VARIANTS))
-    config = base_config("compare.py", beside=__file__)
+    config = base_config("compare.py", relative_to=__file__)
     runs = "runs/mixing-debug" if args.debug else "runs/mixing"
     config.workdir, config.seed = f"{runs}/{args.variant}-{args.seed}", args.seed
     config.data.root, config.data.mix = f"{runs}/data", "tabletop_by_skill"
@@ -44,7 +44,7 @@ VARIANTS = {
     "default": {"kind": "proportional"},
     "uniform": {"kind": "uniform"},
     "temperature": {"kind": "temperature", "t": 3.0},
-    # what is plentiful first, everything as it comes, then all alike
+    # frequent skills first, then proportional, then uniform
     "curriculum": {
         "kind": "curriculum",
         "stages": (

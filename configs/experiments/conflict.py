@@ -1,17 +1,17 @@
-"""A planted conflict: two robots at the same table whose actions mean opposite things.
+"""A planted conflict: two robots at the same table with opposite action conventions.
 
-    python scripts/collect.py --config configs/conflict.py
-    python scripts/collect.py --config configs/conflict.py:robot=mirrored
-    python scripts/compare.py --config configs/conflict.py                        every variant
-    python scripts/train.py --config configs/conflict.py:variant=heads,seed=1     one run
-    ... --config configs/conflict.py:debug                              to see that all is wired
+    octolike collect --config conflict
+    octolike collect --config conflict:robot=mirrored
+    octolike compare --config conflict                        every variant
+    octolike train --config conflict:variant=heads,seed=1     one run
+    ... --config conflict:debug                              a quick check
 
-The second robot's x and y point the other way (conflict=rescaled: its numbers are twice as large,
-which statistics of its own undo). It sees the same tables, so what is right for one is wrong for
-the other. `alone` and `other_alone` learn one robot in half the steps, at equal data and equal
-steps per robot; `default` shares everything and is not told whose turn it is; the other variants
-are remedies. Expect runs/conflict/comparison.md, with success per robot; a run takes two to four
-minutes on one core. What to expect is in RESULTS.md.
+The second robot's x and y have the opposite sign (conflict=rescaled: its actions are twice as
+large, which its own statistics undo). It sees the same tables, so the right action of one robot is
+wrong for the other. `alone` and `other_alone` learn one robot in half the steps, at equal data and
+equal steps per robot; `default` shares everything without conditioning on the robot; the other
+variants are remedies. Expect runs/conflict/comparison.md with success per robot; a run takes two to
+four minutes on one core. RESULTS.md has the results.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
@@ -23,7 +23,7 @@ STEPS = 1500  # of both robots together
 
 
 def get_config(arg: str = "") -> Config:
-    """Return the config; arguments: variant, seed, conflict, robot (of which to collect), debug."""
+    """Return the config; arguments: variant, seed, conflict, robot (to collect), debug."""
     args = parse_arg(
         arg, variant="default", seed=0, conflict="mirrored", robot="standard", debug=False
     )
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> Config:
     other = f"{ROBOT}_{args.conflict}"
     config = base(other)
     config.workdir, config.seed = f"{runs}/{args.variant}-{args.seed}", args.seed
-    # the environment follows the robot's name: octolike.envs.tabletop.conventions
+    # the robot's name selects the convention of the environment: octolike.envs.tabletop.conventions
     config.collect.dataset = ROBOT if args.robot == "standard" else f"{ROBOT}_{args.robot}"
     config.data.root = f"{runs}/data"
     VARIANTS[args.variant](config, other)
@@ -52,10 +52,10 @@ def get_config(arg: str = "") -> Config:
 
 
 def base(other: str) -> Config:
-    """Return what all variants share: both robots, half of the examples each."""
-    config = base_config("compare.py", beside=__file__)
+    """Return the config that all variants share: both robots, half of the examples each."""
+    config = base_config("compare.py", relative_to=__file__)
     config.data.mix, config.data.mix_weights = f"{ROBOT}=1,{other}=1", "shares"
-    config.data.tasks = "dataset"  # the task's number is the robot's: `told` shows it
+    config.data.tasks = "dataset"  # the task id is the robot's: `robot_token` conditions on it
     config.collect.skills, config.train.steps = dict(SKILLS), STEPS
     config.train.groups, config.train.conflicts_every = "dataset", 25
     config.evaluate.embodiment = "all"
@@ -64,14 +64,14 @@ def base(other: str) -> Config:
 
 
 def alone(config: Config, robot: str) -> None:
-    """Learn one robot, in as many steps as it has in the mix."""
+    """Learn one robot in the number of steps that it has in the mixture."""
     config.data.mix, config.train.steps = robot, config.train.steps // 2
     config.train.checkpoint_every = config.train.steps
     config.train.conflicts_every = 0
 
 
-def told(config: Config) -> None:
-    """Show whose robot it is, as a token beside the instruction."""
+def robot_token(config: Config) -> None:
+    """Condition on the robot by a token next to the instruction."""
     config.data.task_ids, config.evaluate.condition_on = True, ("language", "task_id")
     config.model.tokenizers = {"robot": Component(kind="task_id"), **config.model.tokenizers}
 
@@ -83,19 +83,19 @@ def heads(config: Config) -> None:
 
 
 def experts(config: Config) -> None:
-    """Let an example choose two of four experts in every block by what it is told, robot too."""
-    told(config)
+    """Route an example to two of four experts per block by its conditioning, the robot included."""
+    robot_token(config)
     config.model.experts = Component(kind="top_k", count=4, k=2, gate="task")
 
 
 def reweighted(config: Config) -> None:
-    """Show more of the robot that goes worse."""
+    """Sample more of the robot with the larger error."""
     config.data.sampling = Component(kind="difficulty", over="dataset", power=2.0)
     config.train.validate_every = 250
 
 
 def pcgrad(config: Config) -> None:
-    """Take from each robot's gradient what conflicts with the other's."""
+    """Project each robot's gradient off the conflicting part of the other's."""
     config.optim.surgery = "pcgrad"
 
 
@@ -103,11 +103,11 @@ VARIANTS = {
     "default": lambda c, other: None,
     "alone": lambda c, other: alone(c, ROBOT),
     "other_alone": alone,
-    "told": lambda c, other: told(c),
+    "robot_token": lambda c, other: robot_token(c),
     "heads": lambda c, other: heads(c),
-    "told_heads": lambda c, other: (told(c), heads(c)),
+    "robot_token_heads": lambda c, other: (robot_token(c), heads(c)),
     "experts_by_task": lambda c, other: experts(c),
     "reweighted": lambda c, other: reweighted(c),
     "pcgrad": lambda c, other: pcgrad(c),
-    "told_pcgrad": lambda c, other: (told(c), pcgrad(c)),
+    "robot_token_pcgrad": lambda c, other: (robot_token(c), pcgrad(c)),
 }

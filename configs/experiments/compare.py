@@ -1,11 +1,11 @@
-"""One setting at a time: how a policy is told its task, acts, sees and shares, on equal terms.
+"""One change at a time: conditioning, action heads, image encoders and sharing, on equal terms.
 
-    python scripts/collect.py --config configs/compare.py
-    python scripts/compare.py --config configs/compare.py                 every variant, 3 seeds
-    python scripts/train.py --config configs/compare.py:variant=task_id,seed=1    one run
+    octolike collect --config compare
+    octolike compare --config compare                 every variant, 3 seeds
+    octolike train --config compare:variant=task_id,seed=1    one run
 
-Every variant is `default` (language, keypoints with FiLM, one diffusion head) with one thing
-changed. What to expect is in RESULTS.md; a run takes two to four minutes on one core.
+Every variant is `default` (language, keypoints with FiLM, one diffusion head) with one change.
+A run takes two to four minutes on one core; RESULTS.md has the results.
 """
 
 from octolike.config import Component, Config, ConfigError, parse_arg, unknown
@@ -97,19 +97,19 @@ def share(config: Config, **wrapper: object) -> None:
 
 
 def experts(config: Config, gate: str) -> None:
-    """Put four experts, of which two are used, into every block."""
+    """Put four experts into every block and use two per token."""
     config.model.experts = Component(kind="top_k", count=4, k=2, gate=gate)
 
 
 def per_skill(config: Config) -> None:
-    """Give every skill a head of its own; which one, says the task's number."""
+    """Give every skill its own head, selected by the task id."""
     groups = {skill: (f"{skill}/*",) for skill in SKILLS}
     share(config, kind="per_group", by="task", groups=groups)
     config.evaluate.condition_on, config.evaluate.splits = ("language", "task_id"), ("train",)
 
 
-def untold(config: Config, film: bool = False) -> None:
-    """Take the instruction away."""
+def unconditioned(config: Config, film: bool = False) -> None:
+    """Remove the instruction."""
     del config.model.tokenizers["language"]
     config.evaluate.condition_on = ()
     for name in CAMERAS:
@@ -117,8 +117,8 @@ def untold(config: Config, film: bool = False) -> None:
 
 
 def by_number(config: Config) -> None:
-    """Tell the task by its number; a combination that training lacks has none."""
-    untold(config, film=True)
+    """Condition on the task id; a combination that training lacks has no id."""
+    unconditioned(config, film=True)
     others = config.model.tokenizers
     config.model.tokenizers = {"task_id": Component(kind="task_id"), **others}
     config.data.task_ids, config.evaluate.condition_on = True, ("task_id",)
@@ -126,8 +126,8 @@ def by_number(config: Config) -> None:
 
 
 def by_goal(config: Config) -> None:
-    """Show how it looks when the task is done, stacked on what is seen."""
-    untold(config)
+    """Condition on a goal image, stacked on the observed image."""
+    unconditioned(config)
     for name in CAMERAS:
         config.model.tokenizers[name]["goal"] = True
     config.data.goal, config.evaluate.condition_on = "last", ("goal",)
@@ -135,16 +135,16 @@ def by_goal(config: Config) -> None:
 
 VARIANTS = {
     "default": lambda c: None,
-    # how it is told
+    # conditioning
     "task_id": by_number,
     "goal_image": by_goal,
-    "no_conditioning": untold,
-    # how it acts
+    "no_conditioning": unconditioned,
+    # action heads
     "flow": lambda c: act(c, kind="flow", network=diffusion()["network"], samples_per_example=4),
     "l1": lambda c: act(c, kind="l1"),
     "bins": lambda c: act(c, kind="bins"),
     "unet": lambda c: c.model.heads.update(action=diffusion(kind="unet", features=(32, 64))),
-    # how it sees
+    # image encoders
     "small_stem": lambda c: see(
         c, kind="small_stem", features=(32, 48, 64, 96), patch=16, width=128, groups=8
     ),
@@ -152,7 +152,7 @@ VARIANTS = {
         c, kind="vit", patch=16, width=96, layers=2, mlp_width=384, attention_heads=4
     ),
     "resnet": lambda c: see(c, kind="resnet", depth=18, width=16, groups=8),
-    # what it shares
+    # sharing
     "head_per_skill": per_skill,
     "experts_by_token": lambda c: experts(c, "token"),
     "experts_by_task": lambda c: experts(c, "task"),
