@@ -1,46 +1,48 @@
-"""What train.py, finetune.py, cotrain.py and train_arrays.py share: open the data, train."""
+"""Shared by train.py, finetune.py, cotrain.py and train_arrays.py: open the data, train."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from octolike.config import Config, ConfigError
+from octolike.types import DataSource
 
 
 def launch(config: Config) -> None:
-    """Train; what does not fit, or cannot be read or written, is one line, without a traceback."""
+    """Train; an incompatible setting or an unreadable file ends the script with one line."""
     from octolike import files
     from octolike.errors import DataError, RunError
     from octolike.train import sharding
 
     try:
         files.check_writable(config.workdir, "config.workdir")
-        sharding.start(config.train)  # that the first process alone speaks of the data
-        train(config, opened(config))
+        sharding.initialize(config.train)  # so that only the first process describes the data
+        train(config, open_source(config))
     except (ConfigError, DataError, RunError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
-def opened(config: Config) -> Any:
-    """Return the data of a config, its own files taken from the run's directory."""
+def open_source(config: Config) -> DataSource:
+    """Return the data of a config; text files are read from the run's directory if it has them."""
     from octolike.data import open_data
     from octolike.train import checkpoint, sharding
 
-    here = config if config.data.service else checkpoint.readable(config)
-    return open_data(here, sharding.process()[1])
+    local_config = config if config.data.service else checkpoint.readable(config)
+    return open_data(local_config, sharding.process()[1])
 
 
-def train(config: Config, data: Any) -> None:
-    """Train on opened data: octolike.data's, or octolike.data.arrays.ArraySource."""
+def train(config: Config, data: DataSource) -> None:
+    """Describe the data, and train."""
     from octolike.train import loop
 
     print(data.describe())
     loop.train(config, data, success=closed_loop(config, data))
 
 
-def closed_loop(config: Config, data: Any) -> Any:
-    """Return what measures success while training, where the sampling follows it; else None."""
+def closed_loop(config: Config, data: DataSource) -> Callable[[Any, int], dict[str, float]] | None:
+    """Return the measurement of success rates, if the sampling weights follow it; else None."""
     if config.data.sampling.get("measure") != "success":
-        return None  # and neither a simulator nor what evaluates is imported
+        return None  # without importing a simulator or octolike.evaluation
     from octolike.evaluation.closed_loop import ClosedLoop
 
     return ClosedLoop(config, data.embodiments, data.spec, data.names)

@@ -33,7 +33,7 @@ def main() -> None:
         imported = importer.import_checkpoint(
             options.source, options.target, text_encoder=options.text_encoder, step=options.step
         )
-        print(state.summarize(imported.run.params, ()))
+        print(state.summarize_params(imported.run.params, ()))
         for note in imported.notes:
             print(f"note: {note}")
         print(f"step {imported.run.step} of {options.source} is now {options.target}")

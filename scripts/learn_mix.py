@@ -1,12 +1,13 @@
-"""Learn a mix's shares by group DRO: more of what a proxy finds harder than a reference did.
+"""Learn the sampling weights of a mixture by group DRO.
 
     python scripts/learn_mix.py --config configs/bridge.py --config.data.mix=fractal,bridge_dataset
 
-Two runs of the given (better: a small) network: a reference that samples in proportion to size, and
-a proxy whose shares follow its held-out error's excess over the reference's last one, per dataset
-or, with --config.data.sampling.over=task, per task. Expect `mix.txt` and `mix.png` in the workdir:
-the proxy's shares, averaged over the run. Needs data.validation_split; train.validate_every is how
-often the shares move. Killed runs resume; what the proxy had noted is kept in `shares.jsonl`.
+Trains the config's network (a small one is best) twice: a reference that samples in proportion to
+size, and a proxy with sampling weights that follow the excess of its held-out error over the final
+error of the reference, per dataset or, with --config.data.sampling.over=task, per task. Expect
+`mix.txt` and `mix.png` in the workdir: the proxy's weights, averaged over the run. Needs
+data.validation_split; the weights change every train.validate_every steps. Interrupted runs resume;
+the history of the weights is in `shares.jsonl`.
 """
 
 import copy
@@ -29,17 +30,21 @@ def main(config: configs.Config) -> None:
         errors, shares = workdir / "reference.json", workdir / "shares.jsonl"
         if not config.data.validation_split or not config.train.validate_every:
             raise configs.ConfigError(
-                "learning a mix needs data.validation_split and train.validate_every"
+                "learning a mixture needs data.validation_split and train.validate_every"
             )
         if config.data.service:
             raise configs.ConfigError(
-                "data.service cannot serve two runs of different sampling; leave it empty here"
+                "data.service cannot serve two runs with different sampling; leave it empty here"
             )
         workdir.mkdir(parents=True, exist_ok=True)
         train(config, "proportional", over, lambda b: learned_mix.ReferenceStream(b, over, errors))
         reference = json.loads(errors.read_text())
-        proxy = lambda b: learned_mix.ProxyStream(b, over, shares, reference)
-        train(config, "group_dro", over, proxy)
+        train(
+            config,
+            "group_dro",
+            over,
+            lambda b: learned_mix.ProxyStream(b, over, shares, reference),
+        )
     except (configs.ConfigError, reader.DataError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     line = learned_mix.write_mix(learned_mix.average_shares(shares), workdir)
@@ -47,7 +52,7 @@ def main(config: configs.Config) -> None:
 
 
 def train(config: configs.Config, kind: str, over: str, wrap) -> None:
-    """Train one of the two runs in a directory of its own."""
+    """Train one of the two runs, in workdir/<kind>. wrap: stream -> stream."""
     from octolike.data import open_data
     from octolike.data.pipeline import learned_mix
     from octolike.train import loop

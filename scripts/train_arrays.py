@@ -1,12 +1,11 @@
 """Train a policy without tensorflow, from demonstrations held in memory.
 
     python scripts/train_arrays.py --config configs/metaworld.py:tasks=mt50,size=27m
-    ... --config configs/metaworld.py:debug                  seconds, to see that all is wired
+    ... --config configs/metaworld.py:debug                  takes seconds; checks the installation
 
-For a machine with jax and the simulator but no tensorflow. The experts demonstrate on the spot, the
-same episodes as scripts/collect.py writes; frames are kept as <data.root>/<split>.npz, and used
-where they are there; made with other settings, they are refused. The rest is as in
-scripts/train.py, and the same command resumes.
+For a machine with jax and the simulator but without tensorflow. Records the same episodes as
+scripts/collect.py, and stores them as <data.root>/<split>.npz. An existing file is used; it is an
+error if it was recorded with other settings. Everything else is as in scripts/train.py.
 """
 
 import sys
@@ -20,7 +19,7 @@ from octolike.progress import progress
 
 
 def frames(config: configs.Config, split: str):
-    """Return the frames of a split: read, or made by the experts and kept; None without any."""
+    """Return the frames of a split, loaded or recorded now; None for a split without episodes."""
     from octolike.data.arrays import ArrayFrames
     from octolike.envs import demonstrations, pool
 
@@ -51,16 +50,16 @@ def frames(config: configs.Config, split: str):
 
 
 def main(config: configs.Config) -> None:
-    """Train; a setting or data that do not fit are one line, without a traceback."""
+    """Train; an incompatible setting or unusable data end the script with one line."""
     from octolike.data.arrays import ArraySource
     from octolike.data.specs import catalog
     from octolike.embodiment import Embodiment
 
     try:
-        row = catalog.find_spec(config.data.mix, catalog.load_specs(config.data.specs))
+        spec = catalog.find_spec(config.data.mix, catalog.load_specs(config.data.specs))
         names = ("robot", "control_hz", "gripper", "action", "proprio")
-        fields = {name: getattr(row, name) for name in names}
-        robot = Embodiment(name=row.embodiment or row.name, datasets=(row.name,), **fields)
+        fields = {name: getattr(spec, name) for name in names}
+        robot = Embodiment(name=spec.embodiment or spec.name, datasets=(spec.name,), **fields)
         data = ArraySource(config, frames(config, "train"), frames(config, "val"), robot)
         _launch.train(config, data)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:

@@ -1,17 +1,17 @@
-"""Kill a run without warning (SIGKILL) at random moments, again and again, and see what is left.
+"""Kill a run (SIGKILL) at random moments, many times, and check that it always resumes correctly.
 
     python tests/kill_many.py --times 50
     python tests/kill_many.py --times 10 --config configs/quickstart.py:debug    scripts/train.py
 
-A small network is trained in a process of its own, with a checkpoint after every other step, so
-that one is being written nearly all the time. The process is killed at a random moment: while it
-starts, restores, trains, saves or deletes an old checkpoint. Then it is started again, and after
-the last kill it may finish; one that finishes before is followed by another. Expected: every start
-resumes or finishes; the batches of a finished run are those of a run that nobody killed, none
-twice, none left out; losses and parameters too, bit for bit. Prints a line per kill, and a summary.
+A subprocess trains a small network and saves a checkpoint after every second step, so a save is
+under way nearly all the time. It is killed at a random moment: while it starts, restores, trains,
+saves or deletes an old checkpoint. Then it is started again; after the last kill it finishes. A run
+that finishes earlier is followed by another run. Expected: every start resumes or finishes, and a
+finished run has the same batches (none repeated, none missing), losses and parameters as an
+uninterrupted run, bit for bit. Prints a line per kill, and a summary.
 
-With --config the run is one of scripts/train.py, with its own network, its datasets (collected
-before) and a start from nothing; that its losses agree bit for bit says that its batches do.
+With --config the run is one of scripts/train.py, with its own network and datasets (collected
+before); equal losses imply equal batches.
 """
 
 import argparse
@@ -32,29 +32,29 @@ import flax.linen as nn
 import numpy as np
 from train_fakes import FakeSource, Stream, Tiny, compiled_once, config
 
-from octolike.train import checkpoint, loop, metrics, optimizer
+from octolike.train import checkpoint, checkpoint_store, loop, metrics, optimizer
 
 EVERY = 2  # steps between checkpoints
 PAUSE = 0.02  # seconds that a batch takes, so that kills fall between steps too
-TRAINING = 1.0  # seconds of training that a life may last, of a script six times as many
-EARLY = 0.2  # share of the kills that come before the first step
+TRAINING = 1.0  # maximum seconds of training before a kill; six times as long for a script
+EARLY = 0.2  # fraction of the kills that come before the first step
 
 
 class Numbered(nn.Module):
-    """The tiny network; tells which batch a step was on, as one of its metrics."""
+    """The tiny network, with the number of the batch as a metric."""
 
     tiny: nn.Module
 
     def __call__(self, batch, *, train):
-        loss, found = self.tiny(batch, train=train)
-        return loss, {**found, "batch_number": batch["task"]["task_id"].mean()}
+        loss, metrics = self.tiny(batch, train=train)
+        return loss, {**metrics, "batch_number": batch["task"]["task_id"].mean()}
 
     def sample_actions(self, *args, **kwargs):
         return self.tiny.sample_actions(*args, **kwargs)
 
 
 class Slow(Stream):
-    """Batches that bear their number, and take a moment to make."""
+    """Batches with their number as the task id, made slowly."""
 
     def __next__(self):
         time.sleep(PAUSE)
@@ -65,21 +65,21 @@ class Slow(Stream):
 
 
 def child(workdir: Path, steps: int, cache: Path) -> None:
-    """Train, or go on with, one run; what it says goes to <workdir>.log."""
+    """Train or resume one run; its output goes to <workdir>.log."""
     with workdir.with_suffix(".log").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    made = config(workdir, steps=steps, checkpoint_every=EVERY, log_every=1, keep=2)
-    made.optim.ema = 0.9
+    run_config = config(workdir, steps=steps, checkpoint_every=EVERY, log_every=1, keep=2)
+    run_config.optim.ema = 0.9
     with compiled_once(cache):
-        loop.train(made, FakeSource(Slow), model=Numbered(Tiny(width=64)))
+        loop.train(run_config, FakeSource(Slow), model=Numbered(Tiny(width=64)))
 
 
 class Script:
-    """A run of scripts/train.py; what it is asked for is what `kill` and `finish` ask a process."""
+    """A run of scripts/train.py, with the part of the interface of a process that is used here."""
 
     def __init__(self, workdir: Path, steps: int, cache: Path, config: str) -> None:
-        given = {
+        settings = {
             "workdir": workdir,
             "train.steps": steps,
             "train.compilation_cache": cache,
@@ -87,7 +87,7 @@ class Script:
             "train.validate_every": 0,
             "train.log_every": 1,
         }
-        options = [f"--config.{name}={value}" for name, value in given.items()]
+        options = [f"--config.{name}={value}" for name, value in settings.items()]
         script = Path(__file__).parents[1] / "scripts" / "train.py"
         with workdir.with_suffix(".log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -110,9 +110,9 @@ class Script:
 
 
 def start(workdir: Path, steps: int, cache: Path, config: str = "") -> BaseProcess | Script:
-    """Start a process that trains. Forked, so that it need not import everything again.
+    """Start a process that trains; it is forked, which saves the imports.
 
-    config: of scripts/train.py, which is then started instead.
+    config: if given, start scripts/train.py with this config instead.
     """
     if config:
         return Script(workdir, steps, cache, config)
@@ -124,26 +124,26 @@ def start(workdir: Path, steps: int, cache: Path, config: str = "") -> BaseProce
 
 
 def finish(process: BaseProcess | Script, workdir: Path) -> None:
-    """Wait for a child's end; AssertionError with its last words if it went wrong."""
+    """Wait until a child ends; AssertionError with the end of its log if it failed."""
     process.join()
     log = workdir.with_suffix(".log")
     assert process.exitcode == 0, f"not resumable:\n{log.read_text()[-3000:]}"
 
 
-def said(workdir: Path) -> str:
-    """Return what the children of a run have said so far."""
+def read_log(workdir: Path) -> str:
+    """Return the output of a run's children so far."""
     log = workdir.with_suffix(".log")
     return log.read_text() if log.exists() else ""
 
 
 def kill(workdir: Path, process: BaseProcess | Script, before: int, random: Random) -> str:
-    """Kill a child at a random moment; return what it left, in words, "" if it had finished.
+    """Kill a child at a random moment; return a description of its checkpoints, "" if it finished.
 
-    before: length of what was said when it was started.
+    before: length of the log when the child was started.
     """
     started, early, moment = time.time(), random.random() < EARLY, random.uniform(0, TRAINING)
     moment *= 6 if isinstance(process, Script) else 1
-    while not early and process.is_alive() and "\nstep " not in said(workdir)[before:]:
+    while not early and process.is_alive() and "\nstep " not in read_log(workdir)[before:]:
         time.sleep(0.01)
     process.join(moment * (4 if early else 1))
     process.kill()
@@ -151,56 +151,58 @@ def kill(workdir: Path, process: BaseProcess | Script, before: int, random: Rand
     if process.exitcode != -signal.SIGKILL:
         finish(process, workdir)
         return ""
-    folder = workdir / checkpoint.CHECKPOINTS
-    left = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
-    return f"killed after {time.time() - started:.1f} s; left {', '.join(left) or 'no checkpoint'}"
+    folder = workdir / checkpoint_store.CHECKPOINTS
+    names = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
+    return f"killed after {time.time() - started:.1f} s; left {', '.join(names) or 'no checkpoint'}"
 
 
 def history(workdir: Path) -> list[tuple[int, float, float]]:
-    """Return (step, number of its batch, loss) of every step of a run, as its log has them.
+    """Return (step, number of its batch, loss) of every step in a run's log.
 
-    The number is that of the step where the log has none.
+    Without batch numbers in the log, the number is derived from the step.
     """
     rows = [row for row in metrics.read(workdir / metrics.FILE) if "loss" in row]
     return [(r["step"], r.get("batch_number", r["step"] - 1), r["loss"]) for r in rows]
 
 
-def compare(killed: Path, whole: Path) -> None:
-    """Raise AssertionError where a finished run is not what it is without kills."""
-    assert history(killed) == history(whole)
-    ours, theirs = (optimizer.flatten(checkpoint.load_run(d).params) for d in (killed, whole))
+def compare(killed: Path, uninterrupted: Path) -> None:
+    """Raise AssertionError if a finished run differs from the uninterrupted run."""
+    assert history(killed) == history(uninterrupted)
+    runs = [checkpoint.load_run(directory) for directory in (killed, uninterrupted)]
+    ours, theirs = (optimizer.flatten(run.params) for run in runs)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
 
 
 def run(directory: Path, times: int, seed: int, config: str = "") -> dict:
-    """Kill runs `times` times and compare them with one that nobody killed; return a summary.
+    """Kill runs `times` times, compare them with an uninterrupted run, and return a summary.
 
-    Raises AssertionError for any difference.
+    Raises:
+        AssertionError: any difference.
     """
     steps, cache, random, partial = min(100, 20 * times), directory / "cache", Random(seed), 0
-    whole, runs = directory / "whole", [directory / "killed_1"]
-    finish(start(whole, steps, cache, config), whole)
+    uninterrupted, runs = directory / "uninterrupted", [directory / "killed_1"]
+    finish(start(uninterrupted, steps, cache, config), uninterrupted)
     for i in range(times):
-        left = ""
-        while not left:
-            before = len(said(runs[-1]))
-            left = kill(runs[-1], start(runs[-1], steps, cache, config), before, random)
-            if not left:
+        description = ""
+        while not description:
+            before = len(read_log(runs[-1]))
+            description = kill(runs[-1], start(runs[-1], steps, cache, config), before, random)
+            if not description:
                 runs.append(directory / f"killed_{len(runs) + 1}")
-        partial += "orbax-checkpoint-tmp" in left
-        print(f"{i + 1}/{times} {left}", flush=True)
+        partial += "orbax-checkpoint-tmp" in description
+        print(f"{i + 1}/{times} {description}", flush=True)
     finish(start(runs[-1], steps, cache, config), runs[-1])
-    assert [row[:2] for row in history(whole)] == [(n + 1, float(n)) for n in range(steps)]
-    for killed in runs:  # not before: a process that has used jax must not be forked
-        compare(killed, whole)
-    logs = "".join(map(said, runs))
+    assert [row[:2] for row in history(uninterrupted)] == [(n + 1, float(n)) for n in range(steps)]
+    for killed in runs:  # only now: a process that has used jax must not be forked
+        compare(killed, uninterrupted)
+    logs = "".join(map(read_log, runs))
     return {
         "kills": times,
         "while a checkpoint was being written": partial,
         "starts that resumed": logs.count("resuming "),
         "starts that went back to an older checkpoint": logs.count("going back to"),
-        "finished runs, each like the one nobody killed": len(runs),
+        "finished runs, equal to the uninterrupted run": len(runs),
         "steps of a run": steps,
     }
 

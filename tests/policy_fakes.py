@@ -12,7 +12,7 @@ import optax
 from octolike.config import Component, Config
 from octolike.embodiment import Embodiment, Layout, Statistics
 from octolike.model.network import build_network
-from octolike.train import checkpoint, state
+from octolike.train import checkpoint, checkpoint_store, state
 from octolike.train.checkpoint import Run
 from octolike.train.state import init_params
 from octolike.types import Names
@@ -108,7 +108,7 @@ def save_params(directory, run):
     """Save a checkpoint of the run's parameters in the trainer's format."""
     params = jax.tree.map(jnp.asarray, run.params)
     trained = state.create(params, optax.sgd(0.1), (), ema=False)
-    checkpoints = checkpoint.Checkpoints(directory, keep=1)
+    checkpoints = checkpoint_store.CheckpointStore(directory, keep=1)
     checkpoints.save(trained.replace(step=jnp.int32(run.step)), {})
     checkpoints.close()
 

@@ -1,10 +1,10 @@
-"""Train small runs on the devices of this process, or of several: for test_train_sharding.
+"""Train small runs on the devices of one process or several; used by test_train_sharding.py.
 
     python tests/sharding_runs.py '[{"workdir": "a", "fsdp": 1}, ...]'
 
-A run that is there is resumed. With "stop": the process of that number is told to end, as a cluster
-does, while it makes batch 4. How many devices and processes there are is for the environment to
-say. Prints a line of JSON per run: the exit code, and the parts of the largest array of the state.
+An existing run is resumed. "stop" is the index of a process that gets SIGTERM, as from a cluster,
+while it makes batch 4. The environment sets the number of devices and processes. Prints a line of
+JSON per run: the exit code, and the shards of the largest array of the state.
 """
 
 import json
@@ -20,8 +20,8 @@ from octolike.train import loop, sharding
 SIZE, STEPS, STOP_AT = 8, 20, 4
 
 
-class Share(Stream):
-    """The share of this process of batches of `SIZE` examples."""
+class ProcessShare(Stream):
+    """The share of one process in batches of `SIZE` examples."""
 
     stop = None
 
@@ -31,27 +31,27 @@ class Share(Stream):
             os.kill(os.getpid(), signal.SIGTERM)
         batch = make_batch(self.index, SIZE)
         self.index += 1
-        mine = slice(index * SIZE // count, (index + 1) * SIZE // count)
-        return jax.tree.map(lambda x: x[mine], batch)
+        share = slice(index * SIZE // count, (index + 1) * SIZE // count)
+        return jax.tree.map(lambda x: x[share], batch)
 
 
 def train(workdir: str, fsdp: int = 1, stop: int | None = None, cache: str = "") -> dict:
-    """Run one; the network is wide enough for its first kernel to be cut."""
-    made = config(workdir, steps=STEPS, fsdp=fsdp, log_every=1, checkpoint_every=10)
-    made.data.batch_size, made.optim.ema = SIZE, 0.9
-    made.train.compilation_cache = cache
-    made.train.distributed = "JAX_NUM_PROCESSES" in os.environ
-    batches = type("Batches", (Share,), {"stop": stop})
-    # three held-out examples, which no number of devices divides
+    """Train one run; the network is wide enough for its first kernel to be sharded."""
+    run_config = config(workdir, steps=STEPS, fsdp=fsdp, log_every=1, checkpoint_every=10)
+    run_config.data.batch_size, run_config.optim.ema = SIZE, 0.9
+    run_config.train.compilation_cache = cache
+    run_config.train.distributed = "JAX_NUM_PROCESSES" in os.environ
+    batches = type("Batches", (ProcessShare,), {"stop": stop})
+    # Three held-out examples: eight devices do not divide them.
     data = FakeSource(batches, {"one": lambda: iter([make_batch(99, 3)])})
     try:
-        state = loop.train(made, data, model=Tiny(width=64))
+        state = loop.train(run_config, data, model=Tiny(width=64))
     except SystemExit as error:
         return {"code": error.code}
     largest = max(jax.tree.leaves(state.params), key=lambda x: x.size)
-    copies = [x.data.shape for x in largest.addressable_shards]
-    held = state.opt_state[1][0].mu["stem"]["kernel"].addressable_shards[0].data.shape
-    return {"code": 0, "whole": largest.shape, "pieces": copies, "moments": held}
+    shards = [x.data.shape for x in largest.addressable_shards]
+    moments = state.opt_state[1][0].mu["stem"]["kernel"].addressable_shards[0].data.shape
+    return {"code": 0, "shape": largest.shape, "pieces": shards, "moments": moments}
 
 
 if __name__ == "__main__":

@@ -294,9 +294,9 @@ def test_a_trained_encoder_starts_from_its_weights(folder):
     assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, there)
     query = tensors("t5")["encoder.block.1.layer.0.SelfAttention.q.weight"]
     np.testing.assert_array_equal(own["block_1_query"]["kernel"], query.T)
-    begin = starts.Start(optax.sgd(0.1), (), OptimConfig(), sharding.make_mesh())
+    begin = starts.StateInitializer(optax.sgd(0.1), (), OptimConfig(), sharding.make_mesh())
     like = jax.tree.map(lambda x: np.zeros_like(x), there)
-    state = begin.scratch(
+    state = begin.create(
         lambda key: {"tokenizers_language": {"encoder": like}}, jax.random.key(0), found
     )
     np.testing.assert_array_equal(
@@ -334,7 +334,7 @@ def test_a_run_starts_from_another_ones_directory_alone(folder, tmp_path, traine
     config.workdir, config.train.init_from = str(tmp_path / "next"), str(tmp_path / "run")
     settings = dataclasses.asdict(checkpoint.readable(config).model)
     assert language.source(settings)[0] == str(tmp_path / "run" / checkpoint.TEXT_ENCODER)
-    taken = starts.given(config, settings, run.params, run.names)
+    taken = starts.load_params(config, settings, run.params, run.names)
     assert jax.tree.all(jax.tree.map(np.array_equal, taken, run.params))
     checkpoint.write_run_files(config, run.embodiments, run.spec, run.names)
     settings = dataclasses.asdict(checkpoint.readable(config).model)

@@ -199,7 +199,7 @@ def cannot_be_read(workdir):
 
     workdir.mkdir(exist_ok=True)
     (workdir / retention.FILE).write_text("{")
-    return retention.Keep(workdir, newest=1)
+    return retention.RetentionPolicy(workdir, newest=1)
 
 
 def under_a_file(workdir):
@@ -208,7 +208,7 @@ def under_a_file(workdir):
 
 
 def full_disk(_):
-    from octolike.train.checkpoint import SaveError
+    from octolike.train.checkpoint_store import SaveError
 
     raise SaveError("checkpoint 2 could not be written")
 
@@ -223,7 +223,7 @@ def mistaken(kind):
 @pytest.mark.parametrize(
     ("fault", "match"),
     [
-        (cannot_be_read, r"^error: .*scores\.json is broken"),
+        (cannot_be_read, r"^error: .*scores\.json is corrupted"),
         (under_a_file, r"^error: .*Not a directory: '.*/run/checkpoints'"),
         (full_disk, r"^error: checkpoint 2 could not be written$"),
     ],
@@ -231,12 +231,12 @@ def mistaken(kind):
 def test_what_training_cannot_read_or_write_is_one_line(load, monkeypatch, tmp_path, fault, match):
     script = load("_launch")
     config = data_fakes.config(tmp_path)
-    monkeypatch.setattr(script, "opened", lambda config: None)
+    monkeypatch.setattr(script, "open_source", lambda config: None)
     monkeypatch.setattr(script, "train", lambda config, data: fault(tmp_path / "run"))
     with pytest.raises(SystemExit, match=match):
         script.launch(config)
     for kind in (TypeError, KeyError, ValueError):  # of a mistake in the code, all is shown
-        monkeypatch.setattr(script, "opened", mistaken(kind))
+        monkeypatch.setattr(script, "open_source", mistaken(kind))
         with pytest.raises(kind, match="of our own"):
             script.launch(config)
 

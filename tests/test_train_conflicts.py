@@ -1,4 +1,4 @@
-"""Gradients per group: their sum is the whole, planted conflicts show, PCGrad is as published."""
+"""Gradients per group: their sum, planted conflicts, and PCGrad as published."""
 
 import json
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ L1 = {"kind": "l1", "readout": "readout_other"}
 
 
 @pytest.fixture(scope="module")
-def found():
-    """Gradients of a model with experts, two heads, one of them per robot; uneven masks."""
+def results():
+    """Gradients of a model with experts and two heads, one of them per robot; uneven masks."""
     spec = model_fakes.spec(cameras={"primary": 8})
     settings = model_fakes.model(
         layers=1,
@@ -48,39 +48,39 @@ def found():
 
     @jax.jit
     def measure(params):
-        given = params, batch, jax.random.key(1)
-        whole = jax.value_and_grad(loss, has_aux=True)(*given)
-        parts = group_gradients.per_group("dataset", 3)(loss, *given)
-        return whole, parts, conflicts.compare(loss, *given, batch["dataset"], 3)
+        arguments = params, batch, jax.random.key(1)
+        full = jax.value_and_grad(loss, has_aux=True)(*arguments)
+        parts = group_gradients.per_group("dataset", 3)(loss, *arguments)
+        return full, parts, conflicts.compare(loss, *arguments, batch["dataset"], 3)
 
     return jax.device_get(measure(params))
 
 
-def test_the_parts_add_up_to_the_whole_gradient(found):
-    ((value, _), whole), (same, metrics, parts), _ = found
+def test_group_gradients_add_up_to_the_gradient_of_the_batch(results):
+    ((value, _), full), (same, metrics, parts), _ = results
     assert same == value
-    assert metrics["balance_loss"] > 0.1  # or the share of it would go untested
+    assert metrics["balance_loss"] > 0.1  # otherwise its share would not be tested
     for path, x in optimizer.flatten(parts).items():
         np.testing.assert_allclose(
-            x.sum(axis=0), optimizer.flatten(whole)[path], rtol=1e-4, atol=2e-6, err_msg=path
+            x.sum(axis=0), optimizer.flatten(full)[path], rtol=1e-4, atol=2e-6, err_msg=path
         )
 
 
-def test_an_absent_group_and_another_robots_head_are_not_moved(found):
-    _, (_, _, parts), _ = found
+def test_an_absent_group_and_the_head_of_another_robot_get_no_gradient(results):
+    _, (_, _, parts), _ = results
     flat = optimizer.flatten(parts)
     assert not any(x[1].any() for x in flat.values())
-    own = [x for path, x in flat.items() if "stacked" in path]
-    assert own
-    for x in own:
+    head_gradients = [x for path, x in flat.items() if "stacked" in path]
+    assert head_gradients
+    for x in head_gradients:
         assert x[0, 0].any()
         assert x[2, 1].any()
         assert not x[0, 1].any()
         assert not x[2, 0].any()
 
 
-def test_a_comparison_is_of_shared_parameters_and_knows_what_noise_does(found):
-    _, (_, _, parts), compared = found
+def test_a_comparison_covers_shared_parameters_and_reports_the_cosine_within_groups(results):
+    _, (_, _, parts), compared = results
     flat = optimizer.flatten(parts)
     row = conflicts.to_row(compared, ("a", "b", "c"), list(conflicts.modules(list(flat))), 5, 0.25)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
@@ -100,7 +100,7 @@ def test_a_comparison_is_of_shared_parameters_and_knows_what_noise_does(found):
 
 
 class State(NamedTuple):
-    """What a comparison reads of a state."""
+    """The fields of a state that a comparison reads."""
 
     params: Any
     step: Any
@@ -170,8 +170,8 @@ def test_pcgrad_is_the_published_algorithm(seed):
     assert (np.asarray(weights) >= 1).all()
 
 
-def test_surgery_keeps_what_does_not_conflict():
-    """Two groups against one another in x: x stays put as far as they cancel, y goes on."""
+def test_pcgrad_keeps_components_without_conflict():
+    """Two groups conflict in x and agree in y."""
     params = {"x": jnp.zeros(()), "y": jnp.zeros(())}
     key = jax.random.key(0)
     loss, batch = quadratic([2.0, 2.0], [0, 1])
@@ -179,7 +179,7 @@ def test_surgery_keeps_what_does_not_conflict():
     grads, rate = pcgrad.pcgrad(parts, key)
     assert rate == 0
     assert value == pytest.approx(5)
-    assert floats(grads) == pytest.approx({"x": -4, "y": -2})  # nothing to take away
+    assert floats(grads) == pytest.approx({"x": -4, "y": -2})  # nothing to remove
     loss, batch = quadratic([2.0, -1.0], [0, 1])
     _, _, parts = group_gradients.per_group("dataset", 2)(loss, params, batch, key)
     grads, rate = pcgrad.pcgrad(parts, key)
@@ -188,15 +188,15 @@ def test_surgery_keeps_what_does_not_conflict():
     assert floats(grads) == pytest.approx(dict(zip("xy", expected, strict=True)), abs=1e-6)
 
 
-def test_what_one_group_alone_moves_is_left_as_it_is():
+def test_pcgrad_leaves_parameters_of_a_single_group_unchanged():
     parts = {"own": jnp.array([[3.0], [0.0]]), "shared": jnp.array([[1.0], [-2.0]])}
     grads, rate = pcgrad.pcgrad(parts, jax.random.key(0))
     assert rate == 1
-    # (1 − 1) + (−2 + 2): opposite directions cancel altogether, the head's own stays
+    # (1 − 1) + (−2 + 2): opposite directions cancel; the head's own gradient stays
     assert floats(grads) == pytest.approx({"own": 3.0, "shared": 0.0}, abs=1e-6)
 
 
-def test_comparisons_are_noted_and_go_on_after_a_resume(tmp_path):
+def test_comparisons_are_written_and_continue_after_a_resume(tmp_path):
     loss, batch = quadratic([3.0, -3.0, -3.0, 3.0], [0, 1, 1, 0])
     state = State({"x": jnp.zeros(()), "y": jnp.zeros(())}, jnp.zeros((), jnp.int32))
     names = Names(("one", "two"), ("arm",))
@@ -214,7 +214,7 @@ def test_comparisons_are_noted_and_go_on_after_a_resume(tmp_path):
 
     compare(range(5))
     assert [row["step"] for row in conflicts.read(tmp_path)] == [0, 2, 4]
-    compare(range(4, 7))  # killed, and resumed at step 4
+    compare(range(4, 7))  # resumed at step 4 after a kill
     rows = conflicts.read(tmp_path)
     assert [row["step"] for row in rows] == [0, 2, 4, 6]
     assert rows[0]["groups"] == ["one", "two"]
@@ -235,8 +235,8 @@ def test_groups_that_cannot_be_compared_are_errors(by, names, match):
         group_gradients.group_names(by, names)
 
 
-def test_training_with_surgery_and_comparisons(tmp_path):
-    """Through the real loop, with a batch in two parts: what is noted, and that it learns."""
+def test_training_with_pcgrad_and_comparisons_logs_both(tmp_path):
+    """Use the real loop, with gradients accumulated over two parts."""
     config = train_fakes.config(tmp_path, steps=4, conflicts_every=2)
     config.optim.surgery, config.optim.accumulate = "pcgrad", 2
     loop.train(config, train_fakes.FakeSource(), model=train_fakes.Tiny())
@@ -248,7 +248,7 @@ def test_training_with_surgery_and_comparisons(tmp_path):
     assert all(0 <= row["conflict_rate"] <= 1 for row in log)
 
 
-def test_surgery_without_groups_is_an_error_before_the_first_step(tmp_path):
+def test_pcgrad_with_a_single_group_is_an_error_before_the_first_step(tmp_path):
     config = train_fakes.config(tmp_path, groups="embodiment")
     config.optim.surgery = "pcgrad"
     with pytest.raises(ConfigError, match=r"train.groups 'embodiment' makes 1 groups"):

@@ -1,4 +1,4 @@
-"""Starting from another run: what goes over, LoRA, what is frozen, gradients part by part."""
+"""Starting from another run: parameter transfer, LoRA, freezing, gradient accumulation."""
 
 import jax
 import jax.numpy as jnp
@@ -35,36 +35,36 @@ def source(tmp_path_factory):
 
 
 def tuned(directory, source, **optim):
-    made = config(directory, steps=4, checkpoint_every=2)
-    made.train.init_from = str(source)
+    run_config = config(directory, steps=4, checkpoint_every=2)
+    run_config.train.init_from = str(source)
     for name, value in optim.items():
-        setattr(made.optim, name, value)
-    return made
+        setattr(run_config.optim, name, value)
+    return run_config
 
 
 def same(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
 
 
-def test_lora_starts_as_nothing_and_adds_a_product(params):
+def test_lora_is_initially_zero_and_adds_a_scaled_product(params):
     change = lora.init(params, ["stem/kernel"], 2, jax.random.key(1))
-    assert same(lora.merged(params | change, 1.0), params)
+    assert same(lora.merge(params | change, 1.0), params)
     a = change["lora"]["stem"]["kernel"]["a"]
     b = jnp.ones_like(change["lora"]["stem"]["kernel"]["b"])
     change["lora"]["stem"]["kernel"]["b"] = b
-    made = lora.merged(params | change, 0.5)
+    merged = lora.merge(params | change, 0.5)
     np.testing.assert_allclose(
-        made["stem"]["kernel"], params["stem"]["kernel"] + 0.5 * a @ b, rtol=1e-5, atol=1e-6
+        merged["stem"]["kernel"], params["stem"]["kernel"] + 0.5 * a @ b, rtol=1e-5, atol=1e-6
     )
-    assert same(made["head"], params["head"])
+    assert same(merged["head"], params["head"])
 
 
-def test_lora_of_a_convolution_is_over_its_flat_kernel():
+def test_lora_of_a_convolution_factors_the_flattened_kernel():
     conv = {"conv": {"kernel": np.zeros((3, 3, 4, 8), np.float32)}}
     change = lora.init(conv, ["conv/kernel"], 3, jax.random.key(0))
     factors = change["lora"]["conv"]["kernel"]
     assert (factors["a"].shape, factors["b"].shape) == ((36, 3), (3, 8))
-    assert lora.merged(conv | change, 1.0)["conv"]["kernel"].shape == (3, 3, 4, 8)
+    assert lora.merge(conv | change, 1.0)["conv"]["kernel"].shape == (3, 3, 4, 8)
 
 
 @pytest.mark.parametrize(
@@ -76,41 +76,43 @@ def test_lora_of_a_convolution_is_over_its_flat_kernel():
         ("block_0/experts", (5, 16, 8), (5, 16, 2), (5, 2, 8)),
     ],
 )
-def test_lora_factors_what_a_layer_multiplies_with(path, shape, a, b):
+def test_lora_factors_the_matrix_of_each_layer_type(path, shape, a, b):
     kernel = f"{path}/{'in_' * path.endswith('experts')}kernel"
     tree = optimizer.unflatten({kernel: np.zeros(shape, np.float32)})
     flat = optimizer.flatten(lora.init(tree, [kernel], 2, jax.random.key(0)))
     assert {k.rpartition("/")[2]: x.shape for k, x in flat.items()} == {"a": a, "b": b}
     assert np.std(flat[f"lora/{kernel}/a"]) == pytest.approx(a[-2] ** -0.5, rel=0.3)
     flat[f"lora/{kernel}/b"] = jnp.ones(b)
-    made = optimizer.flatten(lora.merged(tree | optimizer.unflatten(flat), 1.0))[kernel]
-    assert made.shape == shape
-    # each matrix of inputs by outputs, taken by itself, is of the rank of its own factors
-    for i, matrix in enumerate(np.reshape(made, (*a[:-2], a[-2], b[-1])).reshape(-1, a[-2], b[-1])):
-        own = np.reshape(flat[f"lora/{kernel}/a"], (-1, *a[-2:]))[i] @ np.ones(b[-2:])
-        np.testing.assert_allclose(matrix, own, rtol=1e-5)
+    merged = optimizer.flatten(lora.merge(tree | optimizer.unflatten(flat), 1.0))[kernel]
+    assert merged.shape == shape
+    # each matrix of inputs by outputs has the rank of its own factors
+    for i, matrix in enumerate(np.reshape(merged, (-1, a[-2], b[-1]))):
+        product = np.reshape(flat[f"lora/{kernel}/a"], (-1, *a[-2:]))[i] @ np.ones(b[-2:])
+        np.testing.assert_allclose(matrix, product, rtol=1e-5)
 
 
-def test_a_pattern_with_an_exclamation_mark_leaves_kernels_out(params):
-    found = lora.kernels(params, ["*kernel", "!head/*"])
-    assert optimizer.chosen(found) == ["stem/kernel"]
+def test_a_pattern_with_an_exclamation_mark_excludes_kernels_from_lora(params):
+    matches = lora.match_kernels(params, ["*kernel", "!head/*"])
+    assert optimizer.selected_paths(matches) == ["stem/kernel"]
 
 
-def test_bad_lora_settings_are_named(params):
+def test_invalid_lora_settings_are_named(params):
     with pytest.raises(ConfigError, match=r"optim\.lora matches no kernel.*stem/kernel"):
-        lora.kernels(params, ["sten/kernel"])
+        lora.match_kernels(params, ["sten/kernel"])
     with pytest.raises(ConfigError, match="matches no kernel"):
-        lora.kernels(params, ["stem/bias"])
+        lora.match_kernels(params, ["stem/bias"])
     with pytest.raises(ConfigError, match=r"lora_rank is 8; expected 1 to 7, as stem/kernel is"):
         lora.init(params, ["stem/kernel"], 8, jax.random.key(0))
 
 
-def test_lora_trains_its_factors_alone_resumes_and_is_merged_on_loading(source, tmp_path):
-    made = tuned(tmp_path, source, lora=("stem/*",), frozen=("*",), lora_rank=2, lora_scale=0.5)
-    made.train.steps = 2
-    loop.train(made, FakeSource(), model=Tiny())
-    made.train.steps = 4
-    last = loop.train(made, FakeSource(), model=Tiny())
+def test_lora_trains_only_its_factors_resumes_and_is_merged_on_loading(source, tmp_path):
+    run_config = tuned(
+        tmp_path, source, lora=("stem/*",), frozen=("*",), lora_rank=2, lora_scale=0.5
+    )
+    run_config.train.steps = 2
+    loop.train(run_config, FakeSource(), model=Tiny())
+    run_config.train.steps = 4
+    last = loop.train(run_config, FakeSource(), model=Tiny())
     assert list(last.params) == ["lora"]
     moments = [x for x in jax.tree.leaves(last.opt_state) if x.ndim]
     factors = jax.tree.leaves(last.params)
@@ -124,30 +126,33 @@ def test_lora_trains_its_factors_alone_resumes_and_is_merged_on_loading(source, 
     np.testing.assert_allclose(change, 0.5 * np.asarray(a) @ np.asarray(b), rtol=1e-4, atol=1e-6)
 
 
-def test_a_leading_exclamation_mark_trains_what_was_frozen(params):
+def test_a_leading_exclamation_mark_unfreezes_parameters(params):
     matches = optimizer.frozen_paths(params, ("*", "!head/*"))
-    assert not any(path.startswith("head") for path in optimizer.chosen(matches))
-    assert len(optimizer.chosen(matches)) == len(optimizer.flatten(params)) - 2
+    assert not any(path.startswith("head") for path in optimizer.selected_paths(matches))
+    assert len(optimizer.selected_paths(matches)) == len(optimizer.flatten(params)) - 2
     with pytest.raises(ConfigError, match="freezes every parameter"):
         optimizer.frozen_paths(params, ("!head/*", "*"))
 
 
-def test_what_fits_goes_over_and_what_is_named_starts_afresh(params):
+def test_matching_parameters_are_taken_over_and_reinit_patterns_are_not(params):
     other = jax.tree.map(lambda x: x + 1, params)
     other["head"] = {"kernel": np.zeros((8, 2)), "bias": np.zeros(2), "gone": np.zeros(1)}
-    found = states.adapt(params, other, ("head/*",), "runs/a")
-    assert set(found.taken) == {k for k in optimizer.flatten(params) if "head" not in k}
-    np.testing.assert_array_equal(found.taken["stem/bias"], other["stem"]["bias"])
-    assert (found.fresh, found.left) == (["head/bias", "head/kernel"], ["head/gone"])
-    assert "head            0" not in states.describe_adapted(found)
+    transfer = states.transfer_params(params, other, ("head/*",), "runs/a")
+    assert set(transfer.taken) == {k for k in optimizer.flatten(params) if "head" not in k}
+    np.testing.assert_array_equal(transfer.taken["stem/bias"], other["stem"]["bias"])
+    assert (transfer.reinitialized, transfer.unused) == (
+        ["head/bias", "head/kernel"],
+        ["head/gone"],
+    )
+    assert "head            0" not in states.describe_transfer(transfer)
     with pytest.raises(ConfigError, match=r"of runs/a do not fit[^$]*head/gone[^$]*train\.reinit"):
-        states.adapt(params, other, (), "runs/a")
+        states.transfer_params(params, other, (), "runs/a")
     with pytest.raises(ConfigError, match=r"train\.reinit matches no parameter.*'heda/\*'"):
-        states.adapt(params, other, ("heda/*",), "runs/a")
+        states.transfer_params(params, other, ("heda/*",), "runs/a")
 
 
 @pytest.mark.parametrize("by", ["embodiment", "task"])
-def test_what_belongs_to_a_robot_or_task_goes_to_the_one_of_its_name(by, capsys):
+def test_rows_of_robots_and_tasks_are_transferred_by_name(by, capsys):
     model = model_fakes.model()
     head = {"kind": "l1", "readout": "readout_action"}
     model["heads"] = {"action": {"kind": "per_group", "by": by, "head": head}}
@@ -158,17 +163,17 @@ def test_what_belongs_to_a_robot_or_task_goes_to_the_one_of_its_name(by, capsys)
     batch = model_fakes.batch(spec, 1)
 
     def act(names, params, robot, task):
-        told = batch["task"] | {"task_id": np.array([names.tasks.index(task)], np.int32)}
+        task_input = batch["task"] | {"task_id": np.array([names.tasks.index(task)], np.int32)}
         which = np.array([names.embodiments.index(robot)], np.int32)
-        made = build_network(model, spec, names)
-        sample = made.sample_actions
-        return made.apply(
-            {"params": params}, batch["observation"], told, embodiment=which, method=sample
+        network = build_network(model, spec, names)
+        sample = network.sample_actions
+        return network.apply(
+            {"params": params}, batch["observation"], task_input, embodiment=which, method=sample
         )
 
-    made = build_network(model, spec, there)
-    params = model_fakes.parameters(made.init, batch, train=False)["params"]
-    taken = initial_state.by_name(
+    network = build_network(model, spec, there)
+    params = model_fakes.parameters(network.init, batch, train=False)["params"]
+    taken = initial_state.reorder_named_rows(
         params, named_rows(model, there), named_rows(model, here), (), "runs/a"
     )
     assert "tokenizers_which/token/kernel: the rows of touch, push" in capsys.readouterr().out
@@ -177,27 +182,28 @@ def test_what_belongs_to_a_robot_or_task_goes_to_the_one_of_its_name(by, capsys)
         np.testing.assert_allclose(act(here, taken, "base", task), expected, atol=1e-5)
 
     other = named_rows(model, Names(("d",), ("base", "hand"), ("fold", "push")))
-    with pytest.raises(ConfigError, match=r"in runs/a, and none for (hand|fold); let it start"):
-        initial_state.by_name(params, named_rows(model, there), other, (), "runs/a")
+    with pytest.raises(ConfigError, match=r"in runs/a, but none for (hand|fold); reinitialise it"):
+        initial_state.reorder_named_rows(params, named_rows(model, there), other, (), "runs/a")
     fresh = ("heads_action/*", "tokenizers_which/*")
     assert same(
-        initial_state.by_name(params, named_rows(model, there), other, fresh, "runs/a"), params
+        initial_state.reorder_named_rows(params, named_rows(model, there), other, fresh, "runs/a"),
+        params,
     )
 
 
-def test_a_fresh_head_on_another_runs_stem(source, tmp_path, capsys):
-    made = tuned(tmp_path, source, learning_rate=0.0)
-    made.train.reinit, made.seed = ("head/*",), 7
-    last = loop.train(made, FakeSource(), model=Tiny())
+def test_reinitialising_the_head_takes_over_the_rest(source, tmp_path, capsys):
+    run_config = tuned(tmp_path, source, learning_rate=0.0)
+    run_config.train.reinit, run_config.seed = ("head/*",), 7
+    last = loop.train(run_config, FakeSource(), model=Tiny())
     before = checkpoint.load_run(source).params
     assert same(last.params["stem"], before["stem"])
     assert not np.array_equal(last.params["head"]["kernel"], before["head"]["kernel"])
-    told = capsys.readouterr().out
-    assert "settings that differ (there -> here):" in told
-    assert "  seed: 0 -> 7" in told
+    output = capsys.readouterr().out
+    assert "settings that differ (there -> here):" in output
+    assert "  seed: 0 -> 7" in output
 
 
-def test_gradients_part_by_part_are_those_of_the_whole(params):
+def test_accumulated_gradients_equal_those_of_the_whole_batch(params):
     batch = make_batch(0, size=8)
     batch["action_mask"][1:4, 0] = False  # parts with different numbers of valid actions
     batch["observation"]["timestep_mask"][6, 0] = False
@@ -206,10 +212,10 @@ def test_gradients_part_by_part_are_those_of_the_whole(params):
         out = Tiny().apply({"params": params}, batch["observation"], False, method="predict")
         mask = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         errors = jnp.where(mask, jnp.square(out - batch["action"]), 0)
-        each = errors.sum(axis=(1, 2, 3)) / jnp.maximum(mask.sum(axis=(1, 2, 3)), 1)
-        return errors.sum() / mask.sum(), {"loss_per_example": each}
+        per_example = errors.sum(axis=(1, 2, 3)) / jnp.maximum(mask.sum(axis=(1, 2, 3)), 1)
+        return errors.sum() / mask.sum(), {"loss_per_example": per_example}
 
-    # what was in the arrays must not matter where the mask is False
+    # values under a False mask must not matter
     key = jax.random.key(0)
     whole = gradients.whole_batch(loss, params, batch, key)
     cut = gradients.accumulated(gradients.whole_batch, 4)(loss, params, batch, key)
@@ -217,19 +223,19 @@ def test_gradients_part_by_part_are_those_of_the_whole(params):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_norms_are_given_per_module_and_block():
+def test_gradient_norms_are_per_module_and_per_block():
     grads = {
         "transformer": {"block_0": {"a": jnp.array([3.0])}, "block_1": {"a": jnp.array([4.0])}},
         "heads_action": {"kernel": jnp.array([12.0])},
     }
-    found = gradients.gradient_norms(grads)
-    assert found["grad_norm"] == 13
-    assert found["grad_norm/transformer/block_1"] == 4
-    assert found["grad_norm/heads_action"] == 12
+    norms = gradients.gradient_norms(grads)
+    assert norms["grad_norm"] == 13
+    assert norms["grad_norm/transformer/block_1"] == 4
+    assert norms["grad_norm/heads_action"] == 12
 
 
-def test_a_batch_that_does_not_divide_into_parts_is_an_error(tmp_path):
-    made = config(tmp_path)
-    made.optim = OptimConfig(accumulate=3, warmup=0)
+def test_a_batch_size_that_accumulate_does_not_divide_is_an_error(tmp_path):
+    run_config = config(tmp_path)
+    run_config.optim = OptimConfig(accumulate=3, warmup=0)
     with pytest.raises(ConfigError, match=r"batch_size 4 does not divide into optim\.accumulate 3"):
-        made.check()
+        run_config.check()

@@ -1,4 +1,4 @@
-"""The trainer: resume is exact, donation, no retrace, interruption, what is written and when."""
+"""The training loop: exact resume, donation, no retrace, interruption, files and logs."""
 
 import json
 import os
@@ -26,6 +26,7 @@ from octolike import types
 from octolike.config import AugmentConfig, ConfigError, OptimConfig
 from octolike.train import (
     checkpoint,
+    checkpoint_store,
     device_feeder,
     loop,
     metrics,
@@ -45,7 +46,7 @@ def cache(tmp_path_factory):
 
 
 class Signalled(Stream):
-    """Batches during whose making a signal arrives."""
+    """A stream that gets a signal while it makes batch `at`."""
 
     at, signum = 2, signal.SIGTERM
 
@@ -62,52 +63,54 @@ def equal(a, b) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Return (directory, last state, batches given) of a run that nothing interrupted."""
-    directory = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory):
+    """Return (directory, last state, indices of its batches) of an uninterrupted run."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
     source = FakeSource()
     last = loop.train(run(directory), source, model=Tiny())
-    return directory, last, source.streams[0].given
+    return directory, last, source.streams[0].indices
 
 
 def run(directory):
-    made = config(directory, steps=6, checkpoint_every=4, keep=3)
-    made.optim.ema = 0.9
-    return made
+    run_config = config(directory, steps=6, checkpoint_every=4, keep=3)
+    run_config.optim.ema = 0.9
+    return run_config
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_resume_equals_no_interruption_bit_for_bit(whole, tmp_path, capsys, signum, code):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    uninterrupted, tmp_path, capsys, signum, code
+):
     interrupted = FakeSource(type("Interrupted", (Signalled,), {"signum": signum}))
     with pytest.raises(SystemExit) as stop:
         loop.train(run(tmp_path), interrupted, model=Tiny())
     assert stop.value.code == code
-    saved = checkpoint.Checkpoints(tmp_path, keep=3).latest
+    saved = checkpoint_store.CheckpointStore(tmp_path, keep=3).latest
     assert 0 < saved < 6
-    said = capsys.readouterr().out
-    assert f"saved at step {saved} of 6; the same command resumes {tmp_path}" in said
+    output = capsys.readouterr().out
+    assert f"saved at step {saved} of 6; the same command resumes {tmp_path}" in output
 
     resumed = FakeSource()
     last = loop.train(run(tmp_path), resumed, model=Tiny())
     assert f"resuming {tmp_path} at step {saved}" in capsys.readouterr().out
-    _, expected, given = whole
+    _, expected, indices = uninterrupted
     assert equal(last, expected)
     assert int(last.step) == 6
-    # Prefetched batches that were never trained on come again.
-    assert interrupted.streams[0].given[:saved] + resumed.streams[0].given == given
+    # Prefetched batches that were not trained on are repeated.
+    assert interrupted.streams[0].indices[:saved] + resumed.streams[0].indices == indices
     logged = [row["step"] for row in metrics.read(tmp_path / metrics.FILE)]
     assert logged == sorted(set(logged))
 
 
-def test_a_second_run_of_a_finished_one_does_nothing(whole, capsys):
-    directory, last, _ = whole
-    again = loop.train(run(directory), FakeSource(), model=Tiny())
-    assert equal(again, last)
+def test_training_a_finished_run_again_does_nothing(uninterrupted, capsys):
+    directory, last, _ = uninterrupted
+    second = loop.train(run(directory), FakeSource(), model=Tiny())
+    assert equal(second, last)
     assert "all 6 steps are done" in capsys.readouterr().out
 
 
-def test_everything_of_the_run_is_on_disk(whole):
-    directory, last, _ = whole
+def test_a_run_is_completely_on_disk(uninterrupted):
+    directory, last, _ = uninterrupted
     names = {p.name for p in directory.iterdir()}
     assert names >= {*checkpoint.FILES, "versions.json", "metrics.jsonl", "parameters.txt"}
     assert list((directory / "tensorboard").glob("events.*"))
@@ -117,23 +120,23 @@ def test_everything_of_the_run_is_on_disk(whole):
     assert loaded.spec == SPEC
     assert loaded.names == NAMES
     assert loaded.embodiments[0].action == robot().action
-    assert equal(loaded.params, last.ema)  # the policy's are the averaged ones
+    assert equal(loaded.params, last.ema)  # the policy uses the averaged parameters
     assert not equal(loaded.params, last.params)
 
 
-def test_metrics_rows_have_the_numbers(whole):
-    rows = metrics.read(whole[0] / metrics.FILE)
+def test_metrics_rows_hold_losses_shares_and_rates(uninterrupted):
+    rows = metrics.read(uninterrupted[0] / metrics.FILE)
     assert [row["step"] for row in rows] == [2, 4, 6]
     for row in rows:
         assert row["share/one"] == 0.5
-        middle = (row["loss/one"] + row["loss/two"]) / 2
-        assert row["loss"] == pytest.approx(middle, rel=1e-5)
+        mean = (row["loss/one"] + row["loss/two"]) / 2
+        assert row["loss"] == pytest.approx(mean, rel=1e-5)
         assert 0 <= row["data_wait"] <= 1
         assert row["examples_per_second"] > 0
     assert rows[0]["learning_rate"] > rows[-1]["learning_rate"]
 
 
-def test_the_files_are_there_before_the_first_batch(tmp_path):
+def test_run_files_are_written_before_the_first_batch(tmp_path):
     class Fails(Stream):
         def __next__(self):
             assert (tmp_path / "embodiments.json").exists()
@@ -144,8 +147,8 @@ def test_the_files_are_there_before_the_first_batch(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} >= {*checkpoint.FILES, "versions.json"}
 
 
-def test_another_config_in_the_directory_is_an_error(whole):
-    other = run(whole[0])
+def test_another_config_in_the_directory_is_an_error(uninterrupted):
+    other = run(uninterrupted[0])
     other.optim.learning_rate, other.train.augment.hue = 1e-3, 0.1
     other.evaluate.episodes, other.train.steps = 3, 99
     with pytest.raises(ConfigError, match=r"holds another run; its config\.json differs") as error:
@@ -155,13 +158,13 @@ def test_another_config_in_the_directory_is_an_error(whole):
     assert "--config.workdir=" in lines[3]
 
 
-def test_other_datasets_or_statistics_in_the_directory_are_an_error(whole):
+def test_other_datasets_or_statistics_in_the_directory_are_an_error(uninterrupted):
     names = NAMES._replace(datasets=("one", "three"))
     with pytest.raises(ConfigError, match=r'names\.json differs[^$]*1: "two" -> "three"'):
-        loop.train(run(whole[0]), FakeSource(names=names), model=Tiny())
+        loop.train(run(uninterrupted[0]), FakeSource(names=names), model=Tiny())
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     poisoned = run(tmp_path)
     poisoned.train.checkpoint_every = 2
     pattern = r"loss is nan.* at step 4; the loss was [\d.]+ at the step before. Checkpoint 2 is"
@@ -170,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     assert np.isfinite(checkpoint.load_run(tmp_path).params["head"]["kernel"]).all()
 
 
-def test_the_batch_of_a_loss_that_is_not_finite_is_saved(tmp_path):
+def test_the_batch_of_a_non_finite_loss_is_saved(tmp_path):
     path = tmp_path / "bad_batch_4.npz"
     pattern = rf"not finite in action; it is in {re.escape(str(path))} .*feeder.load_batch"
     with pytest.raises(FloatingPointError, match=pattern):
@@ -184,7 +187,7 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_saved(tmp_path):
         np.testing.assert_array_equal(dict(types.flatten(batch))[name], x)
 
 
-def test_a_batch_that_does_not_fit_the_spec_is_named(tmp_path):
+def test_a_batch_that_does_not_match_the_spec_is_an_error(tmp_path):
     class Wide(Stream):
         def __next__(self):
             batch = super().__next__()
@@ -195,30 +198,30 @@ def test_a_batch_that_does_not_fit_the_spec_is_named(tmp_path):
         loop.train(run(tmp_path), FakeSource(Wide), model=Tiny())
 
 
-def test_starting_from_another_run(whole, tmp_path):
-    made = run(tmp_path)
-    made.train.init_from = str(whole[0])
-    made.optim.learning_rate, made.optim.frozen = 0.0, ("stem/*",)
-    made.train.steps = 1
-    last = loop.train(made, FakeSource(), model=Tiny())
-    expected = checkpoint.load_run(whole[0]).params
+def test_a_run_can_start_from_the_parameters_of_another_run(uninterrupted, tmp_path):
+    run_config = run(tmp_path)
+    run_config.train.init_from = str(uninterrupted[0])
+    run_config.optim.learning_rate, run_config.optim.frozen = 0.0, ("stem/*",)
+    run_config.train.steps = 1
+    last = loop.train(run_config, FakeSource(), model=Tiny())
+    expected = checkpoint.load_run(uninterrupted[0]).params
     assert equal(last.all_params(), expected)
 
-    made = run(tmp_path / "wide")
-    made.train.init_from = str(whole[0])
+    run_config = run(tmp_path / "wide")
+    run_config.train.init_from = str(uninterrupted[0])
     with pytest.raises(ConfigError, match=r"at step 6 do not fit[^$]*other shape: head/kernel"):
-        loop.train(made, FakeSource(), model=Tiny(width=9))
+        loop.train(run_config, FakeSource(), model=Tiny(width=9))
 
 
 @pytest.fixture(scope="module")
 def step():
-    """Return (compiled step, a fresh state, mesh)."""
-    tx = optimizer.make(OptimConfig(), 10)
+    """Return (compiled step, initial state, mesh)."""
+    tx = optimizer.make_optimizer(OptimConfig(), 10)
     mesh = sharding.make_mesh()
-    begin = starts.Start(tx, ["stem/kernel"], OptimConfig(ema=0.9), mesh)
-    first = begin.scratch(lambda key: state.init_params(Tiny(), SPEC, key), jax.random.key(0))
-    made = steps.make_step(Tiny(), tx, run("unused"), jax.random.key(1))
-    return steps.compile_step(made, first, SPEC, 4, mesh)[0], first, mesh
+    initializer = starts.StateInitializer(tx, ["stem/kernel"], OptimConfig(ema=0.9), mesh)
+    first = initializer.create(lambda key: state.init_params(Tiny(), SPEC, key), jax.random.key(0))
+    step = steps.make_step(Tiny(), tx, run("unused"), jax.random.key(1))
+    return steps.compile_step(step, first, SPEC, 4, mesh)[0], first, mesh
 
 
 def test_the_step_donates_its_state_and_makes_no_implicit_transfer(step):
@@ -250,7 +253,7 @@ def test_randomness_is_a_function_of_seed_and_step(step):
     assert losses[0] != losses[2]
 
 
-def test_a_batch_size_that_the_devices_cannot_share_is_an_error():
+def test_a_batch_size_that_the_devices_do_not_divide_is_an_error():
     mesh = type("Mesh", (), {"size": 8})
     with pytest.raises(ConfigError, match="batch_size 20 does not divide over 8 devices; try 16"):
         sharding.check_batch_size(20, mesh)
@@ -260,10 +263,10 @@ def test_validation_equals_its_definition():
     batches = [make_batch(seed) for seed in (7, 8)]
     batches[0]["action_mask"][0] = False
     batches[1]["action_mask"][..., 1:, 2] = False
-    batches[1]["task"]["task_id"][:] = [0, 1, 1, 3]  # 3: a task that training does not know
+    batches[1]["task"]["task_id"][:] = [0, 1, 1, 3]  # 3: a task unknown to training
     params = state.init_params(Tiny(), SPEC, jax.random.key(0))
     mesh = sharding.make_mesh()
-    made = validation.Validator(
+    validator = validation.Validator(
         Tiny(),
         {"one": lambda: iter(batches)},
         [robot()],
@@ -273,8 +276,8 @@ def test_validation_equals_its_definition():
         mesh=mesh,
         key=jax.random.key(0),
     )
-    found = made(params)
-    assert made(params) == found  # the noise is fixed
+    result = validator(params)
+    assert validator(params) == result  # the noise is the same at each call
     error, right, total, grippers, lift = 0.0, 0, 0, 0, []
     for batch in batches:
         sampled = Tiny().apply(
@@ -287,14 +290,14 @@ def test_validation_equals_its_definition():
                 lift += [abs(true - guess)] if batch["task"]["task_id"][i] == 0 else []
                 if a == 2:
                     right, grippers = right + ((true > 0.5) == (guess > 0.5)), grippers + 1
-    assert found.datasets["one"]["action_error"] == pytest.approx(error / total, rel=1e-5)
-    assert found.datasets["one"]["gripper_accuracy"] == pytest.approx(right / grippers)
-    assert list(found.tasks) == ["lift", "push"]
-    assert found.tasks["lift"] == pytest.approx(np.mean(lift), rel=1e-5)
+    assert result.datasets["one"]["action_error"] == pytest.approx(error / total, rel=1e-5)
+    assert result.datasets["one"]["gripper_accuracy"] == pytest.approx(right / grippers)
+    assert list(result.tasks) == ["lift", "push"]
+    assert result.tasks["lift"] == pytest.approx(np.mean(lift), rel=1e-5)
 
 
 def test_an_empty_validation_split_is_an_error():
-    made = validation.Validator(
+    validator = validation.Validator(
         Tiny(),
         {"one": lambda: iter([])},
         [robot()],
@@ -303,16 +306,16 @@ def test_an_empty_validation_split_is_an_error():
         mesh=sharding.make_mesh(),
         key=jax.random.key(0),
     )
-    with pytest.raises(ConfigError, match="validation split of 'one' gave no batch"):
-        made({})
+    with pytest.raises(ConfigError, match="validation split of 'one' has no batch"):
+        validator({})
 
 
-def test_validation_is_logged(tmp_path):
-    made = run(tmp_path)
-    made.train.validate_every, made.train.augment = 3, AugmentConfig()
+def test_validation_is_logged_and_given_to_the_data(tmp_path):
+    run_config = run(tmp_path)
+    run_config.train.validate_every, run_config.train.augment = 3, AugmentConfig()
     held_out = {"one": lambda: iter([make_batch(9)])}
     source = FakeSource(validation=held_out)
-    loop.train(made, source, model=Tiny())
+    loop.train(run_config, source, model=Tiny())
     rows = [r for r in metrics.read(tmp_path / metrics.FILE) if "validation/one/loss" in r]
     assert [row["step"] for row in rows] == [3, 6]
     assert rows[0]["validation/one/action_error"] > 0

@@ -1,4 +1,4 @@
-"""metrics.jsonl, its truncation on resume, the lines and the bar."""
+"""The training log: metrics.jsonl and its truncation on resume, lines, progress bar, W&B."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ def write(path, rows, tail=""):
 ROWS = [{"step": s, "seconds": 2.0 * s, "loss": 1.0 / s} for s in (2, 4, 6)]
 
 
-def test_rows_past_the_resumed_step_are_dropped(tmp_path):
+def test_rows_after_the_resumed_step_are_dropped(tmp_path):
     path = tmp_path / metrics.FILE
     write(path, ROWS)
     assert metrics.truncate(path, 4) == 8.0
@@ -28,20 +28,20 @@ def test_rows_past_the_resumed_step_are_dropped(tmp_path):
     assert metrics.read(path) == []
 
 
-def test_a_half_written_last_row_is_dropped_and_a_broken_one_inside_is_an_error(tmp_path):
+def test_a_truncated_last_row_is_dropped_and_a_corrupted_inner_row_is_an_error(tmp_path):
     path = tmp_path / metrics.FILE
     write(path, ROWS, tail='{"step": 8, "lo')
     assert metrics.truncate(path, 100) == 12.0
     assert metrics.read(path) == ROWS
     write(path, ROWS[:1], tail='{"step": 3\n{"step": 4}\n')
-    with pytest.raises(RunError, match=r"line 2 of .*metrics.jsonl is no JSON"):
+    with pytest.raises(RunError, match=r"line 2 of .*metrics.jsonl is not JSON"):
         metrics.read(path)
 
 
-def test_a_resumed_log_goes_on_in_rows_and_seconds(tmp_path, capsys):
+def test_a_resumed_log_continues_rows_and_seconds(tmp_path, capsys):
     write(tmp_path / metrics.FILE, ROWS)
-    with metrics.Metrics(tmp_path, step=4, steps=8, batch_size=10) as log:
-        log.train(5, {"loss": 0.5}, waited=1e9, held=2**29)
+    with metrics.MetricsLogger(tmp_path, step=4, steps=8, batch_size=10) as log:
+        log.train(5, {"loss": 0.5}, waited=1e9, data_bytes=2**29)
         log.validation(5, {"bridge": {"action_error": 0.25}})
     rows = metrics.read(tmp_path / metrics.FILE)
     assert [row["step"] for row in rows] == [2, 4, 5, 5]
@@ -50,17 +50,17 @@ def test_a_resumed_log_goes_on_in_rows_and_seconds(tmp_path, capsys):
     assert rows[2]["data_memory_gib"] == 0.5
     assert 0.01 < rows[2]["memory_gib"] < 100
     assert rows[3]["validation/bridge/action_error"] == 0.25
-    said = capsys.readouterr().out
-    assert "step 5/8  loss 0.5000" in said
-    assert "GiB (data 0.5)" in said
-    assert "held-out bridge: action error 0.2500" in said
-    assert "\r" not in said
+    output = capsys.readouterr().out
+    assert "step 5/8  loss 0.5000" in output
+    assert "GiB (data 0.5)" in output
+    assert "held-out bridge: action error 0.2500" in output
+    assert "\r" not in output
 
 
-def test_rates_leave_out_what_is_paused(tmp_path, monkeypatch):
+def test_rates_exclude_paused_time(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    with metrics.Metrics(tmp_path, step=0, steps=8, batch_size=10) as log:
+    with metrics.MetricsLogger(tmp_path, step=0, steps=8, batch_size=10) as log:
         now[0] = 1.0
         with log.paused():
             now[0] = 100.0
@@ -71,20 +71,20 @@ def test_rates_leave_out_what_is_paused(tmp_path, monkeypatch):
     assert row["data_wait"] == pytest.approx(0.25)
 
 
-def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
+def test_a_terminal_gets_a_progress_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metrics.sys.stderr, "isatty", lambda: True, raising=False)
-    with metrics.Metrics(tmp_path, step=0, steps=2, batch_size=10) as log:
+    with metrics.MetricsLogger(tmp_path, step=0, steps=2, batch_size=10) as log:
         log.advance()
         log.train(1, {"loss": 0.5}, waited=0.0)
         log.advance()
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "loss 0.5000" in shown.err
-    assert "2/2" in shown.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "loss 0.5000" in output.err
+    assert "2/2" in output.err
 
 
-def test_means_are_weighted_and_start_again():
-    means = metrics.Means()
+def test_running_means_are_weighted_and_reset():
+    means = metrics.RunningMeans()
     means.add({"a": 1.0, "b": 5.0})
     means.add({"a": 4.0}, weight=3)
     means.add({"c": 1.0}, weight=0)
@@ -93,17 +93,17 @@ def test_means_are_weighted_and_start_again():
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(12.4, "12 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_durations_read_well(seconds, words):
-    assert metrics.duration(seconds) == words
+def test_durations_have_a_readable_unit(seconds, words):
+    assert metrics.format_duration(seconds) == words
 
 
 @pytest.mark.parametrize(
     ("peak", "words", "mfu"), [(1e12, "MFU 20.0%", 0.2), (None, "200 GFLOP/s", None)]
 )
-def test_what_is_made_of_the_devices(tmp_path, monkeypatch, capsys, peak, words, mfu):
+def test_device_throughput_is_logged(tmp_path, monkeypatch, capsys, peak, words, mfu):
     now = [0.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    log = metrics.Metrics(tmp_path, step=0, steps=8, batch_size=10, flops=1e11, peak=peak)
+    log = metrics.MetricsLogger(tmp_path, step=0, steps=8, batch_size=10, flops=1e11, peak=peak)
     with log:
         now[0] = 2.0
         log.train(4, {"loss": 0.5}, waited=0.5)
@@ -113,8 +113,8 @@ def test_what_is_made_of_the_devices(tmp_path, monkeypatch, capsys, peak, words,
     assert f"20 examples/s  {words}  data wait 25%" in capsys.readouterr().out
 
 
-def test_nothing_is_said_of_devices_where_the_operations_are_not_known(tmp_path, capsys):
-    with metrics.Metrics(tmp_path, step=0, steps=8, batch_size=10, peak=1e12) as log:
+def test_throughput_is_omitted_if_the_operations_are_unknown(tmp_path, capsys):
+    with metrics.MetricsLogger(tmp_path, step=0, steps=8, batch_size=10, peak=1e12) as log:
         log.train(4, {"loss": 0.5}, waited=0.0)
     assert "mfu" not in metrics.read(tmp_path / metrics.FILE)[0]
     assert "examples/s  data wait" in capsys.readouterr().out
@@ -135,37 +135,37 @@ def test_nothing_is_said_of_devices_where_the_operations_are_not_known(tmp_path,
         ("TPU v5p", 459),
     ],
 )
-def test_the_peak_of_a_device_is_found_by_its_name(kind, tera):
-    assert device_flops.peak(kind) == tera * 1e12
+def test_peak_flops_are_found_by_device_name(kind, tera):
+    assert device_flops.peak_flops(kind) == tera * 1e12
 
 
 @pytest.mark.parametrize("kind", ["cpu", "TPU v99", "NVIDIA GeForce RTX 4090", "NVIDIA L400"])
-def test_the_peak_of_others_is_not_guessed(kind):
-    assert device_flops.peak(kind) is None
+def test_peak_flops_of_unknown_devices_are_none(kind):
+    assert device_flops.peak_flops(kind) is None
 
 
-def test_gradient_norms_of_modules_are_in_the_rows_and_on_the_board(tmp_path):
+def test_gradient_norms_of_modules_are_in_metrics_and_tensorboard(tmp_path):
     norms = {"grad_norm": 5.0, "grad_norm/heads_action": 3.0, "grad_norm/transformer": 4.0}
-    with metrics.Metrics(tmp_path, step=0, steps=8, batch_size=10) as log:
+    with metrics.MetricsLogger(tmp_path, step=0, steps=8, batch_size=10) as log:
         log.train(4, {"loss": 0.5, **norms}, waited=0.0)
     (row,) = metrics.read(tmp_path / metrics.FILE)
     assert {k: row[k] for k in norms} == norms
-    shown = scalars(tmp_path / metrics.TENSORBOARD)
-    assert {k: shown[k] for k in norms} == {k: [(4, v)] for k, v in norms.items()}
+    output = scalars(tmp_path / metrics.TENSORBOARD)
+    assert {k: output[k] for k in norms} == {k: [(4, v)] for k, v in norms.items()}
 
 
 def scalars(directory):
     """Return {name: [(step, value)]} of the event files in a directory."""
-    found = {}
+    values_by_name = {}
     for path in sorted(directory.glob("events.*")):
         data = path.read_bytes()
         while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
             size = int.from_bytes(data[:8], "little")
             event = Event.FromString(data[12 : 12 + size])
             for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+                values_by_name.setdefault(value.tag, []).append((event.step, value.simple_value))
             data = data[16 + size :]
-    return found
+    return values_by_name
 
 
 class FakePages:
@@ -175,9 +175,9 @@ class FakePages:
         self.pages, self.rows, self.finished = [], [], 0
 
     def module(self):
-        made = types.ModuleType("wandb")
-        made.init = lambda **how: self.pages.append(how) or self
-        return made
+        module = types.ModuleType("wandb")
+        module.init = lambda **how: self.pages.append(how) or self
+        return module
 
     def log(self, values, step):
         self.rows.append((step, values))
@@ -186,13 +186,13 @@ class FakePages:
         self.finished += 1
 
 
-def test_a_run_has_one_page_of_weights_and_biases(tmp_path, monkeypatch):
+def test_a_resumed_run_uses_the_same_wandb_page(tmp_path, monkeypatch):
     fake = FakePages()
     monkeypatch.setitem(sys.modules, "wandb", fake.module())
     (tmp_path / "config.json").write_text('{"seed": 3}')
-    for step in (2, 4):  # the second is a resumed run
+    for step in (2, 4):  # the second one is a resumed run
         how = {"steps": 8, "batch_size": 10, "wandb": "robots"}
-        with metrics.Metrics(tmp_path, step=step - 2, **how) as log:
+        with metrics.MetricsLogger(tmp_path, step=step - 2, **how) as log:
             log.train(step, {"loss": 0.5}, waited=0.0)
             log.validation(step, {"bridge": {"loss": 0.25}})
     first, second = fake.pages
@@ -206,7 +206,7 @@ def test_a_run_has_one_page_of_weights_and_biases(tmp_path, monkeypatch):
     assert fake.finished == 2
 
 
-def test_where_weights_and_biases_is_missing_the_remedy_is_named(monkeypatch):
+def test_a_missing_wandb_package_is_an_error_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"'robots', but .*pip install wandb, or set"):
-        wandb_logger.load("robots")
+        wandb_logger.import_wandb("robots")

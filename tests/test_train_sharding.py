@@ -1,6 +1,6 @@
-"""Sharding: how the devices are laid out changes nothing but where arrays are; the mesh's rules.
+"""Sharding: the layout of devices does not change results; the rules of the mesh.
 
-One device is this process; eight devices, and two processes of four, are processes of their own.
+Runs on one device use this process; eight devices, or two processes of four, use subprocesses.
 """
 
 import json
@@ -23,7 +23,7 @@ from octolike.config import ConfigError, TrainConfig
 from octolike.train import memory_plan, metrics, sharding, state
 
 TESTS = Path(__file__).parent
-TOLERANCE = 1e-5  # of a loss near 1: sums in another order
+TOLERANCE = 1e-5  # for a loss near 1: sums are in another order
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
@@ -42,35 +42,35 @@ def start(jobs: list[dict], env: dict[str, str]) -> subprocess.Popen:
 
 
 def results(process: subprocess.Popen) -> tuple[list[dict], str]:
-    """Return what each run said of itself, and all else that was printed."""
+    """Return (results of the runs, all other output)."""
     try:
         out, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 0, out[-4000:]
     lines = out.splitlines()
-    found = [json.loads(x.removeprefix("RUN ")) for x in lines if x.startswith("RUN ")]
-    # gloo's own lines, of several threads, come in pieces
-    return found, "\n".join(x for x in lines if not re.search(r"^RUN |Gloo|peer ranks", x))
+    rows = [json.loads(x.removeprefix("RUN ")) for x in lines if x.startswith("RUN ")]
+    # lines of gloo's threads may be interleaved
+    return rows, "\n".join(x for x in lines if not re.search(r"^RUN |Gloo|peer ranks", x))
 
 
 def curve(workdir: Path) -> list[dict[str, float]]:
-    """Return loss and gradient norms of each step, then the validation's action error."""
+    """Return loss and gradient norms of each step, then the action error of the validation."""
     rows = metrics.read(workdir / metrics.FILE)
-    kept = ("loss", "grad_norm", "validation/one/action_error")
-    return [{k: v for k, v in row.items() if k.startswith(kept)} for row in rows]
+    names = ("loss", "grad_norm", "validation/one/action_error")
+    return [{k: v for k, v in row.items() if k.startswith(names)} for row in rows]
 
 
 def largest_difference(workdir: str, expected: list[dict[str, float]]) -> float:
-    found = curve(Path(workdir))
-    assert [row.keys() for row in found] == [row.keys() for row in expected]
-    pairs = zip(found, expected, strict=True)
+    rows = curve(Path(workdir))
+    assert [row.keys() for row in rows] == [row.keys() for row in expected]
+    pairs = zip(rows, expected, strict=True)
     return max(abs(a[k] - b[k]) for a, b in pairs for k in a)
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """Return (directory, curve) of a run on the one device of this process."""
+def single_device(tmp_path_factory):
+    """Return (directory, curve) of a run on one device, in this process."""
     directory = tmp_path_factory.mktemp("one")
     assert sharding_runs.train(str(directory))["code"] == 0
     rows = curve(directory)
@@ -80,62 +80,68 @@ def one(tmp_path_factory):
 
 
 def halfway(directory: Path, copy: Path) -> str:
-    """Return a copy of a run that has done but half of its steps."""
+    """Return a copy of a run after half of its steps."""
     shutil.copytree(directory, copy)
     shutil.rmtree(copy / "checkpoints" / "20")
     return str(copy)
 
 
-def test_layouts_of_eight_devices_give_the_curve_of_one(one, tmp_path):
+def test_layouts_of_eight_devices_reproduce_the_curve_of_one_device(single_device, tmp_path):
     cache = str(tmp_path / "cache")
     jobs = [
         {"workdir": str(tmp_path / "data"), "cache": cache},
         {"workdir": str(tmp_path / "fsdp"), "fsdp": 0, "cache": cache},
-        {"workdir": halfway(one[0], tmp_path / "resumed"), "fsdp": 4, "cache": cache},
+        {"workdir": halfway(single_device[0], tmp_path / "resumed"), "fsdp": 4, "cache": cache},
     ]
     env = environment(8, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
-    runs, said = results(start(jobs, env))
+    runs, output = results(start(jobs, env))
     assert [run["code"] for run in runs] == [0, 0, 0]
-    # 1 × 8, 8 × 1 and 2 × 4 devices: the parameters and the optimiser's moments of them
+    # 1 × 8, 8 × 1 and 2 × 4 devices: parameters and their optimiser moments
     pieces = [[108, 64]], [[108, 8]], [[27, 64]]
     assert [run["pieces"] for run in runs] == [8 * x for x in pieces]
     assert [run["moments"] for run in runs] == [x[0] for x in pieces]
-    assert "data 1 × fsdp 8" in said
-    assert f"resuming {tmp_path / 'resumed'} at step 10" in said
+    assert "data 1 × fsdp 8" in output
+    assert f"resuming {tmp_path / 'resumed'} at step 10" in output
     assert list((tmp_path / "cache").glob("jit_step-*"))
-    off = {Path(job["workdir"]).name: largest_difference(job["workdir"], one[1]) for job in jobs}
-    print("largest differences:", off)
-    assert max(off.values()) < TOLERANCE
+    differences = {
+        Path(job["workdir"]).name: largest_difference(job["workdir"], single_device[1])
+        for job in jobs
+    }
+    print("largest differences:", differences)
+    assert max(differences.values()) < TOLERANCE
 
 
-def test_two_processes_give_the_curve_of_one(one, tmp_path):
+def test_two_processes_reproduce_the_curve_of_one_process(single_device, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     jobs = [
         {"workdir": str(tmp_path / "stopped"), "fsdp": 4, "stop": 1},
-        {"workdir": halfway(one[0], tmp_path / "resumed"), "fsdp": 0},
+        {"workdir": halfway(single_device[0], tmp_path / "resumed"), "fsdp": 0},
         {"workdir": str(tmp_path / "data")},
     ]
     names = dict(zip(sharding.LAUNCH, (address, "2", ""), strict=True))
     names["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
     both = [start(jobs, environment(4, **names | {"JAX_PROCESS_ID": str(i)})) for i in (1, 0)]
-    (second, quiet), (first, said) = (results(process) for process in both)
-    # The signal reached the second process alone, at batch 4: both saved at the next agreement.
+    (second, quiet), (first, output) = (results(process) for process in both)
+    # Only the second process got the signal, at batch 4: both saved at the next exchange.
     assert first[0] == second[0] == {"code": 143}
-    assert f"saved at step {sharding.AGREE} of 20" in said
-    assert "2 processes = data 2 × fsdp 4" in said
+    assert f"saved at step {sharding.AGREE} of 20" in output
+    assert "2 processes = data 2 × fsdp 4" in output
     assert quiet == ""
     assert first[1]["pieces"] == 4 * [[108, 8]]
-    # What two processes saved, one device resumes.
+    # One device resumes the checkpoint of two processes.
     assert sharding_runs.train(str(tmp_path / "stopped"))["code"] == 0
-    off = {Path(job["workdir"]).name: largest_difference(job["workdir"], one[1]) for job in jobs}
-    print("largest differences:", off)
-    assert max(off.values()) < TOLERANCE
+    differences = {
+        Path(job["workdir"]).name: largest_difference(job["workdir"], single_device[1])
+        for job in jobs
+    }
+    print("largest differences:", differences)
+    assert max(differences.values()) < TOLERANCE
 
 
 class Mesh:
-    """What the rules ask of a mesh."""
+    """The attributes of a mesh that the rules read."""
 
     def __init__(self, **shape: int):
         self.shape, self.size = shape, int(np.prod(list(shape.values())))
@@ -146,27 +152,29 @@ class Mesh:
     [
         ((128, 512), (None, "fsdp")),
         ((512, 128), ("fsdp",)),
-        ((64, 64), ()),  # not more than SMALL
-        ((4099, 6), ()),  # nothing divides
+        ((64, 64), ()),  # at most SMALL elements
+        ((4099, 6), ()),  # no axis is divisible
         ((4099, 8), (None, "fsdp")),
         ((3, 3, 64, 64), (None, None, None, "fsdp")),
         ((), ()),
     ],
 )
-def test_the_longest_axis_that_divides_is_cut(monkeypatch, shape, expected):
+def test_the_longest_divisible_axis_is_sharded(monkeypatch, shape, expected):
     monkeypatch.setattr(sharding, "NamedSharding", lambda mesh, spec: spec)
-    assert sharding.of_array(shape, Mesh(data=2, fsdp=4)) == PartitionSpec(*expected)
-    assert sharding.of_array(shape, Mesh(data=8, fsdp=1)) == PartitionSpec()
+    assert sharding.array_sharding(shape, Mesh(data=2, fsdp=4)) == PartitionSpec(*expected)
+    assert sharding.array_sharding(shape, Mesh(data=8, fsdp=1)) == PartitionSpec()
 
 
-def test_a_mesh_that_does_not_fit_is_an_error(monkeypatch):
+def test_an_fsdp_that_does_not_divide_the_devices_is_an_error(monkeypatch):
     device = type("Device", (), {"process_index": 0, "id": 0, "device_kind": "H200"})
     monkeypatch.setattr(jax, "devices", lambda: 6 * [device])
-    with pytest.raises(ConfigError, match=r"fsdp 4 does not fit 6 H200 .* one of 1, 2, 3, 6, or 0"):
+    with pytest.raises(
+        ConfigError, match=r"fsdp 4 does not fit 6 H200 .* one of 1, 2, 3, 6, or 0 for all devices"
+    ):
         sharding.make_mesh(4)
 
 
-def test_processes_that_nobody_names_are_an_error(monkeypatch):
+def test_distributed_processes_that_cannot_be_found_are_an_error(monkeypatch):
     for name in sharding.LAUNCH:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
@@ -178,38 +186,40 @@ def test_processes_that_nobody_names_are_an_error(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(ConfigError, match=r"found JAX_PROCESS_ID=0.*JAX_NUM_PROCESSES=2"):
-        sharding.start(TrainConfig(distributed=True))
+        sharding.initialize(TrainConfig(distributed=True))
     assert tried == [()]
 
 
-def test_a_batch_that_does_not_divide_is_filled_up():
+def test_a_batch_that_does_not_divide_is_padded():
     batch = make_batch(0, 3)
     mesh = sharding.make_mesh()
     assert jax.tree.all(
-        jax.tree.map(lambda a, b: (a == b).all(), sharding.put_whole(batch, mesh), batch)
+        jax.tree.map(lambda a, b: (a == b).all(), sharding.put_global_batch(batch, mesh), batch)
     )
-    filled = sharding.filled(batch, 4)
+    filled = sharding.pad_batch(batch, 4)
     assert {len(x) for x in jax.tree.leaves(filled)} == {4}
     assert filled["action_mask"][:3].all()
     assert not filled["action_mask"][3].any()
     assert batch["action_mask"].shape[0] == 3
 
 
-def test_the_plan_counts_what_each_device_holds():
+def test_the_memory_plan_counts_the_bytes_per_device():
     array = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
     params = {"kernel": array(1024, 256), "bias": array(256)}
-    made = state.TrainState(array(), params, {"frozen": array(512, 8)}, params, (params, params))
+    train_state = state.TrainState(
+        array(), params, {"frozen": array(512, 8)}, params, (params, params)
+    )
     mib = 2**20
     abstract = AbstractMesh((2, 4), sharding.AXES)
     cut = sharding.bytes_per_device(params, abstract)
     assert cut == mib // 4 + 1024
-    rows = memory_plan.of(made, {"x": array(8, 100)}, sharding.make_mesh(), 3 * mib)
+    rows = memory_plan.plan_memory(train_state, {"x": array(8, 100)}, sharding.make_mesh(), 3 * mib)
     assert rows["parameters"] == mib + 1024 + 512 * 8 * 4
     assert rows["gradients"] == rows["average"] == mib + 1024
     assert rows["two batches"] == 2 * 8 * 100 * 4 // sharding.make_mesh().size
     assert rows["optimiser"] == 2 * (mib + 1024)
     assert rows["activations and buffers"] == 2 * mib - 1024
-    said = memory_plan.describe(rows, room=4 * mib)
-    assert "of 4 MiB that a device has" in said
-    assert "more than there is: optim.accumulate" in said
-    assert "more than" not in memory_plan.describe(rows, room=400 * mib)
+    output = memory_plan.describe(rows, capacity=4 * mib)
+    assert "a device has 4 MiB" in output
+    assert "exceeds the memory of a device: optim.accumulate" in output
+    assert "exceeds" not in memory_plan.describe(rows, capacity=400 * mib)

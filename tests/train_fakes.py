@@ -1,4 +1,4 @@
-"""A tiny network, batches with a saveable position, and a robot: for the trainer's tests."""
+"""Fakes for the tests of octolike.train: a tiny network, batches, a data source, a robot."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ HORIZON, ACTION, BATCH, SIDE = 2, 3, 4, 6
 
 
 class Tiny(nn.Module):
-    """Images and a dropout to actions; the loss is noisy, so that the random stream matters."""
+    """Predicts actions from images, with dropout; the loss is noisy, so that random keys matter."""
 
     width: int = 8
 
@@ -42,17 +42,17 @@ class Tiny(nn.Module):
 
 
 class Stream:
-    """Endless batches, each a pure function of its index; remembers the indices it gave."""
+    """Endless batches, each a pure function of its index; `indices` lists those it has returned."""
 
     def __init__(self, start=None, poison=None):
         self.index = 0 if start is None else start["index"]
-        self.poison, self.given = poison, []
+        self.poison, self.indices = poison, []
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        self.given.append(self.index)
+        self.indices.append(self.index)
         batch = make_batch(self.index)
         if self.index == self.poison:
             batch["action"][0] = np.nan
@@ -76,7 +76,7 @@ class Stream:
 
 
 def make_batch(seed: int, size: int = BATCH, window: int = 2) -> dict:
-    """Return a random batch of two datasets, valid everywhere."""
+    """Return a random batch of two datasets; every action is valid."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (size, window, SIDE, SIDE, 3), np.uint8)
     return unflatten(
@@ -97,7 +97,7 @@ def make_batch(seed: int, size: int = BATCH, window: int = 2) -> dict:
 
 @contextlib.contextmanager
 def compiled_once(directory):
-    """Keep what XLA compiles in a directory: runs that differ in nothing compiled share it."""
+    """Cache compiled functions in a directory, for all runs with the same computations."""
     names = {
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -129,16 +129,16 @@ def robot() -> Embodiment:
 
 def config(workdir, steps: int = 6, **train) -> Config:
     """Return the config of a run of `steps` steps; keywords are fields of `train`."""
-    made = Config(workdir=str(workdir))
-    made.data.batch_size = BATCH
-    made.optim.warmup, made.optim.learning_rate = 0, 1e-2
-    made.train.steps, made.train.validate_every = steps, 0
-    made.train.log_every = 2
-    made.train.augment.brightness = 0.1
-    made.train.augment.crop_scale = (0.5, 1.0)
+    config = Config(workdir=str(workdir))
+    config.data.batch_size = BATCH
+    config.optim.warmup, config.optim.learning_rate = 0, 1e-2
+    config.train.steps, config.train.validate_every = steps, 0
+    config.train.log_every = 2
+    config.train.augment.brightness = 0.1
+    config.train.augment.crop_scale = (0.5, 1.0)
     for name, value in train.items():
-        setattr(made.train, name, value)
-    return made
+        setattr(config.train, name, value)
+    return config
 
 
 class FakeSource:

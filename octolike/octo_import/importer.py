@@ -35,7 +35,7 @@ from octolike.model.network import build_network
 from octolike.octo_import import octo_text, translate
 from octolike.octo_import.octo_components import WORDS
 from octolike.octo_import.translate import Translation
-from octolike.train import checkpoint, state
+from octolike.train import checkpoint, checkpoint_store, state
 
 # Octo's parameters → ours. A {name} stands for one part of a path and is the same on both sides;
 # what follows the pattern (/kernel, /bias, /scale, ...) is kept. The first row that fits counts.
@@ -221,7 +221,7 @@ def _read_params(folder: Path) -> dict[str, np.ndarray]:
 def _save(target: Path, params: state.Params, step: int) -> None:
     """Save as a training run does; the optimiser's state is that of plain SGD: none."""
     start = state.create(jax.tree.map(jnp.asarray, params), optax.sgd(0.0), (), ema=False)
-    checkpoints = checkpoint.Checkpoints(target, keep=1)
+    checkpoints = checkpoint_store.CheckpointStore(target, keep=1)
     checkpoints.save(start.replace(step=jnp.int32(step)), {})
     checkpoints.close()
 

@@ -1,17 +1,18 @@
 """Image augmentation inside the training step: uint8 images in, float32 images in 0 to 255 out.
 
-What an image goes through; an operation that is off in the config is not even traced:
+The operations on an image, in order; an operation that the config turns off is not even traced:
 
-    1. geometry   a random box is cut out and resized to the whole image (bilinear)
-    2. brightness a shift
-    3. contrast   away from or towards each channel's mean
+    1. geometry   crop a random box and resize it to the full image (bilinear)
+    2. brightness shift
+    3. contrast   scale about each channel's mean
     4. saturation and 5. hue, both in HSV, in one pass
-    6. clipping to 0 to 255, which HSV wants of its input too
+    6. clipping to 0 to 255; HSV also clips its input
 
-Depth images are cut out like the colours they belong to, without mixing pixels: 0 is no distance.
+Depth images get the crop of their camera, with nearest-neighbour sampling: 0 means no measurement,
+so pixels must not be mixed.
 
-Every operation, camera and goal image has its own random number. It is drawn per example: the
-frames of a window share geometry and colours.
+Every operation, camera and goal image has its own random number per example. The frames of a window
+share geometry and colours.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from octolike.types import Batch
 IMAGE, DEPTH = "image_", "depth_"
 
 
-class Draws(NamedTuple):
+class AugmentDraws(NamedTuple):
     """Independent uniform numbers in [0, 1), [B] each."""
 
     area: jax.Array
@@ -42,9 +43,10 @@ class Draws(NamedTuple):
 
 
 def augment(batch: Batch, config: AugmentConfig, key: jax.Array) -> Batch:
-    """Return the batch with its images augmented; an image that nothing changes stays uint8.
+    """Return the batch with augmented images; an image without any operation stays uint8.
 
-    Raises ConfigError for a camera in `config.cameras` that the batch does not have.
+    Raises:
+        ConfigError: a camera in `config.cameras` that the batch does not have.
     """
     parts = {name: dict(batch[name]) for name in ("observation", "task")}
     images = [(p, k) for p in parts for k in sorted(parts[p]) if k.startswith(IMAGE)]
@@ -54,29 +56,30 @@ def augment(batch: Batch, config: AugmentConfig, key: jax.Array) -> Batch:
             raise ConfigError(unknown("camera in train.augment.cameras", camera, cameras))
     if dataclasses.replace(config, cameras=()) == AugmentConfig():
         return batch
-    # One draw for all: each call of a counter-based generator costs a quarter second to compile.
-    shape = (len(images), len(Draws._fields), len(batch["action"]))
+    # One draw for all images: each call of the generator takes a quarter second to compile.
+    shape = (len(images), len(AugmentDraws._fields), len(batch["action"]))
     draws = jax.random.uniform(key, shape)
-    for (part, name), mine in zip(images, draws):
+    for (part, name), row in zip(images, draws):
+        image_draws = AugmentDraws(*row)
         geometry = not config.cameras or name.removeprefix(IMAGE) in config.cameras
         x = parts[part][name]
-        # Goal images have no window axis: one frame.
+        # Goal images are one frame, without a window axis.
         windows = x if x.ndim == 5 else x[:, None]
-        windows = augment_windows(windows, config, Draws(*mine), geometry=geometry)
+        windows = augment_windows(windows, config, image_draws, geometry=geometry)
         parts[part][name] = windows if x.ndim == 5 else windows[:, 0]
         depth = name.replace(IMAGE, DEPTH, 1)
-        if depth in parts[part] and geometry and _crops(config):
-            box = boxes(Draws(*mine), config.crop_scale, config.crop_ratio)
+        if depth in parts[part] and geometry and _has_crop(config):
+            box = boxes(image_draws, config.crop_scale, config.crop_ratio)
             parts[part][depth] = crop(parts[part][depth], box, nearest=True)
     return {**batch, **parts}
 
 
 def augment_windows(
-    images: jax.Array, config: AugmentConfig, draws: Draws, *, geometry: bool = True
+    images: jax.Array, config: AugmentConfig, draws: AugmentDraws, *, geometry: bool = True
 ) -> jax.Array:
-    """Return [B, W, h, w, 3], float32 unless everything is off."""
+    """Return augmented images [B, W, h, w, 3]: float32, or unchanged if all operations are off."""
     x = images
-    if geometry and _crops(config):
+    if geometry and _has_crop(config):
         x = crop(x, boxes(draws, config.crop_scale, config.crop_ratio))
     if config.brightness:
         x = brightness(x, _around(0.0, config.brightness, draws.brightness))
@@ -89,11 +92,11 @@ def augment_windows(
     return x if x is images else jnp.clip(x, 0.0, 255.0)
 
 
-def boxes(draws: Draws, scale: tuple[float, float], ratio: tuple[float, float]) -> jax.Array:
-    """Return boxes [B, 4]: top, left, height, width as shares of the image.
+def boxes(draws: AugmentDraws, scale: tuple[float, float], ratio: tuple[float, float]) -> jax.Array:
+    """Return boxes [B, 4]: top, left, height, width as fractions of the image.
 
     The area is uniform in `scale`, the aspect ratio (width over height) log-uniform in `ratio`; a
-    side longer than the image is cut to it.
+    side longer than the image is clipped to it.
     """
     area = scale[0] + (scale[1] - scale[0]) * draws.area
     low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
@@ -104,11 +107,11 @@ def boxes(draws: Draws, scale: tuple[float, float], ratio: tuple[float, float]) 
 
 
 def crop(images: jax.Array, boxes: jax.Array, *, nearest: bool = False) -> jax.Array:
-    """Return the boxes [B, 4] of images [B, W, h, w, C], resized to [h, w], bilinearly or not.
+    """Return the boxes [B, 4] of images [B, W, h, w, C], resized to [h, w].
 
-    The outermost pixels of the result lie on the box's edges, as in tf.image.crop_and_resize, so
-    that the whole image as a box is the identity. Two gathers per axis: on a CPU twelve times as
-    fast as the same map as two batched matrix products.
+    Interpolation is bilinear, or nearest-neighbour. The outermost pixels of the result lie on the
+    edges of the box, as in tf.image.crop_and_resize, so a box that covers the image is the
+    identity. Two gathers per axis are twelve times as fast on a CPU as two batched matrix products.
     """
 
     def positions(start: jax.Array, length: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
@@ -116,17 +119,17 @@ def crop(images: jax.Array, boxes: jax.Array, *, nearest: bool = False) -> jax.A
         low = jnp.clip(jnp.floor(x).astype(jnp.int32), 0, size - 2)
         return low, jnp.round(x - low) if nearest else x - low
 
-    def one(x: jax.Array, box: jax.Array) -> jax.Array:
+    def crop_window(x: jax.Array, box: jax.Array) -> jax.Array:
         row, dy = positions(box[0], box[2], x.shape[1])
         column, dx = positions(box[1], box[3], x.shape[2])
-        x = _mix(x[:, row], x[:, row + 1], dy[:, None, None])
-        return _mix(x[:, :, column], x[:, :, column + 1], dx[:, None])
+        x = _interpolate(x[:, row], x[:, row + 1], dy[:, None, None])
+        return _interpolate(x[:, :, column], x[:, :, column + 1], dx[:, None])
 
-    return jax.vmap(one)(images, boxes)
+    return jax.vmap(crop_window)(images, boxes)
 
 
 def brightness(images: jax.Array, shift: jax.Array) -> jax.Array:
-    """Return images [B, ...] shifted by shift [B], a share of the range 0 to 255."""
+    """Return images [B, ...] shifted by shift [B], a fraction of the range 0 to 255."""
     return images + 255.0 * _per_example(shift, images)
 
 
@@ -140,15 +143,19 @@ def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
 def saturation_and_hue(
     images: jax.Array, factor: jax.Array | None, turns: jax.Array | None
 ) -> jax.Array:
-    """Return images [B, ..., 3] with their HSV saturation scaled and their hue turned.
+    """Return images [B, ..., 3] with scaled HSV saturation and rotated hue.
 
-    With v the largest and v − c the smallest of a pixel's channels, the saturation is c / v: it is
-    scaled, up to 1, by scaling c. A channel is v − c · clip(min(k, 4 − k), 0, 1) with k = n + 6 ·
-    hue modulo 6 and n = 5, 3, 1 for red, green, blue: a turn is added to k. Either may be None:
-    untouched.
+    With v the largest and v − c the smallest channel of a pixel, the saturation is c / v; it is
+    scaled by scaling c, up to a saturation of 1. A channel is v − c · clip(min(k, 4 − k), 0, 1)
+    with k = n + 6 · hue modulo 6 and n = 5, 3, 1 for red, green, blue; rotating the hue adds to k.
+
+    Args:
+        images: in 0 to 255.
+        factor: [B], of the saturation; None leaves it unchanged.
+        turns: [B], of the hue, in full turns; None leaves it unchanged.
     """
     x = jnp.clip(images.astype(jnp.float32), 0.0, 255.0)
-    # Channels as arrays of their own and floor instead of %: five times as fast on a CPU.
+    # Separate arrays per channel and floor instead of %: five times as fast on a CPU.
     red, green, blue = x[..., 0], x[..., 1], x[..., 2]
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
@@ -166,7 +173,7 @@ def saturation_and_hue(
     return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
 
 
-def _crops(config: AugmentConfig) -> bool:
+def _has_crop(config: AugmentConfig) -> bool:
     return (config.crop_scale, config.crop_ratio) != ((1.0, 1.0), (1.0, 1.0))
 
 
@@ -174,9 +181,9 @@ def _around(middle: float, spread: float, draw: jax.Array) -> jax.Array:
     return middle + spread * (2 * draw - 1)
 
 
-def _mix(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
+def _interpolate(a: jax.Array, b: jax.Array, fraction: jax.Array) -> jax.Array:
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    return a + (b - a) * share
+    return a + (b - a) * fraction
 
 
 def _per_example(x: jax.Array | float, like: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and how it is read back.
+"""The files of a run on disk: written before the first step, and loaded again.
 
     workdir/
       config.json        the whole config, with every field of its components
@@ -8,32 +8,24 @@
       names.json         datasets, embodiments and tasks, in the order of their index in a batch
       costs.json         parameters, floating-point operations per step, seconds to compile it
       versions.json      of Python and the libraries
-      tokenizer/         of the instructions, where it is a pretrained one
+      tokenizer/         of the instructions, if it is pretrained
       text_encoder/      config.json of a pretrained one, and its weights if it stays frozen
-      scores.json        what validation found at each checkpoint (octolike.train.retention)
-      checkpoints/<step>/{params, ema, optimizer, data}
+      scores.json        validation scores at each checkpoint (octolike.train.retention)
+      checkpoints/       octolike.train.checkpoint_store
 
-All but the last two is written before the first step, so that a run is loaded from its directory
-alone. Checkpoints are written in the background; one has its name <step> only once it is whole.
+All but the last two are written before the first step, so a run can be loaded from its directory
+alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import importlib.metadata
-import itertools
 import json
-import logging
 import platform
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 
 from octolike import files, types
 from octolike.config import (
@@ -55,9 +47,14 @@ from octolike.errors import RunError
 from octolike.files import Path, PathLike
 from octolike.model import language
 from octolike.text import TOKENIZERS
-from octolike.train import lora, optimizer, sharding
-from octolike.train.retention import Keep
-from octolike.train.state import Params, TrainState, merge_strictly
+from octolike.train import lora, optimizer
+from octolike.train.checkpoint_store import (
+    CHECKPOINTS,
+    checkpoint_steps,
+    first_line,
+    read_arrays,
+)
+from octolike.train.state import Params
 
 FILES = {
     "config.json": "the run's config",
@@ -65,23 +62,22 @@ FILES = {
     "batch_spec.json": "shape and dtype of everything in a batch",
     "names.json": "the names of the datasets, embodiments and tasks",
 }
-CHECKPOINTS = "checkpoints"
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 COSTS = "costs.json"
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
-# What a second run in the same directory may change; all else would make it another run.
+# Settings that may change when a run is resumed; a change of any other makes it another run.
 MAY_CHANGE = (
     "workdir",
+    "data.service",
     "data.root",  # and data.roots: the statistics show whether it is the same data
     "data.cache",
-    "data.service",
     "train.steps",
     "train.log_every",
     "train.validate_every",
     "train.checkpoint_every",
     "train.conflicts_every",
-    "train.keep",  # and all that begins so
+    "train.keep",  # also keep_every, keep_best
     "train.wandb",
     "train.fsdp",
     "train.distributed",
@@ -93,9 +89,15 @@ MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run. params: numpy arrays, the averaged ones where they are kept.
+    """A trained run.
 
-    config: with the run's own tokenizer and text encoder (`with_own_files`).
+    Attributes:
+        config: with paths to the run's own tokenizer and text encoder (`with_own_files`).
+        embodiments: in the order of a batch's `embodiment`.
+        spec: of the batches.
+        names: of datasets, embodiments and tasks.
+        params: numpy arrays; averaged if the run averages.
+        step: of the checkpoint.
     """
 
     config: Config
@@ -135,25 +137,25 @@ def write_run_files(
 
 
 def with_own_files(config: Config, directory: PathLike) -> Config:
-    """Return a config that reads the tokenizer and text encoder kept in a run's directory.
+    """Return a config with paths to the tokenizer and text encoder in a run's directory.
 
-    What is not there (yet) is read from where the config says.
+    Paths to files that the directory does not have stay as they are.
     """
     directory, own = files.as_path(directory), copy.deepcopy(config)
     if own.data.text.get("path") and (directory / TOKENIZER).is_dir():
         own.data.text = Component({**own.data.text, "path": str(directory / TOKENIZER)})
     if (directory / TEXT_ENCODER).is_dir():
         tokenizers = {"tokenizers": own.model.tokenizers}
-        moved = language.with_paths(tokenizers, str(directory / TEXT_ENCODER))
-        own.model.tokenizers = moved["tokenizers"]
+        local = language.with_paths(tokenizers, str(directory / TEXT_ENCODER))
+        own.model.tokenizers = local["tokenizers"]
     return own
 
 
 def readable(config: Config) -> Config:
-    """Return the config of a run that starts or goes on, with text files that are there.
+    """Return a config with paths to text files that exist, for a run that starts or resumes.
 
-    Of the run itself (`with_own_files`); before it has any, of the run it starts from, where that
-    one means the same by them; else where the config says.
+    In order of preference: the files of the run itself (`with_own_files`); those of
+    train.init_from, if its text settings are the same; those that the config names.
     """
 
     def text(c: Config) -> tuple[Any, ...]:
@@ -176,17 +178,20 @@ def check_same_run(
 ) -> bool:
     """Return whether `config.workdir` holds this run already.
 
-    Raises ConfigError if it holds another one: a config, embodiment, batch spec or name that
-    differs, or checkpoints and no config. The error lists the dotted paths with both values. What
-    `MAY_CHANGE` names does not count.
+    Settings in `MAY_CHANGE` are not compared.
+
+    Raises:
+        ConfigError: the directory holds another run: a config, embodiment, batch spec or name
+            differs (the error lists the dotted paths with both values), or there are checkpoints
+            without a config.
     """
     directory, config = files.as_path(config.workdir), resolve(config)
     if not (directory / "config.json").exists():
-        if steps := _steps(directory / CHECKPOINTS):
+        if steps := checkpoint_steps(directory / CHECKPOINTS):
             raise ConfigError(
-                f"{directory / CHECKPOINTS} holds {steps}, but {directory} has no config.json to "
-                "say of which run. Put that file back to resume that run, name another directory "
-                "(--config.workdir=...) for a new one, or move the old directory away."
+                f"{directory / CHECKPOINTS} holds {steps}, but {directory} has no config.json, so "
+                "their run is unknown. Put that file back to resume that run, name another "
+                "directory (--config.workdir=...) for a new one, or move the old directory away."
             )
         return False
     for name, text in _contents(config, embodiments, spec, names).items():
@@ -204,15 +209,15 @@ def check_same_run(
             raise ConfigError(
                 f"{directory} holds another run; its {name} differs (stored -> now):\n  "
                 + "\n  ".join(changes)
-                + "\nTake the change back to resume that run, name another directory "
+                + "\nUndo the change to resume that run, name another directory "
                 + "(--config.workdir=...) for a new one, or move the old directory away."
             )
     return True
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Return 'path: old -> new' for every setting of two configs that is not the same."""
-    # of plug-ins the names are compared: one of the configs may lack the files
+    """Return 'path: old -> new' for every setting that differs between two configs."""
+    # Plug-ins are compared by name: the files may be missing for one of the configs.
     names = [sorted(files.as_path(path).name for path in c.plugins) for c in (old, new)]
     old, new = (dataclasses.replace(c, plugins=()) for c in (old, new))
     changes = _differences(json.loads(to_json(old)), json.loads(to_json(new)))
@@ -222,9 +227,16 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def load_run(run_dir: PathLike, step: int | None = None, plugin_files: Sequence[str] = ()) -> Run:
-    """Load a run for acting: its JSON files and the parameters of a checkpoint (the newest).
+    """Load a run for inference: its JSON files and the parameters of a checkpoint.
 
-    Raises FileNotFoundError or ValueError that names what is missing or broken, and what is there.
+    Args:
+        run_dir: directory of the run.
+        step: of the checkpoint; default: the newest.
+        plugin_files: plug-ins of the run that may be executed.
+
+    Raises:
+        FileNotFoundError: a missing file or checkpoint; the message lists the existing ones.
+        ValueError: a corrupted file or checkpoint.
     """
     directory = files.as_path(run_dir)
     if not directory.is_dir():
@@ -247,206 +259,14 @@ def load_run(run_dir: PathLike, step: int | None = None, plugin_files: Sequence[
         embodiments=embodiments_from_json(texts["embodiments.json"]),
         spec=types.spec_from_json(texts["batch_spec.json"]),
         names=types.Names(**{k: tuple(v) for k, v in texts["names.json"].items()}),
-        params=lora.merged(params, config.optim.lora_scale),
+        params=lora.merge(params, config.optim.lora_scale),
         step=step,
     )
 
 
-class SaveError(OSError):
-    """A checkpoint could not be written; those before it are as they were."""
-
-
-class Checkpoints:
-    """The checkpoints of one run, written in the background: complete ones under <step>.
-
-    A context manager: leaving it waits for what is still being written.
-    """
-
-    def __init__(
-        self, workdir: PathLike, keep: int, keep_every: int = 0, keep_best: str = ""
-    ) -> None:
-        """Open or make workdir/checkpoints and remove what an interrupted save left there.
-
-        The `keep` newest stay, those at multiples of `keep_every` steps, and the one that was best
-        by the score `keep_best`.
-        """
-        self.directory = files.absolute(workdir) / CHECKPOINTS
-        self._keep = Keep(self.directory.parent, keep, keep_every, keep_best)
-        self._saving: tuple[int, int] | None = None  # step and bytes
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._keep,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
-        )
-        with _quiet():
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
-
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            self.close()
-            return
-        try:  # what went wrong first is the news
-            self.close()
-        except SaveError as second:
-            error.add_note(str(second))
-
-    @property
-    def latest(self) -> int | None:
-        """The step of the newest checkpoint, which may be still on its way."""
-        return self._manager.latest_step()
-
-    def complete(self) -> list[int]:
-        """Return the steps of the checkpoints that are whole on disk, once none is on its way."""
-        with _quiet(), contextlib.suppress(Exception):  # `wait` is where it is told
-            self._manager.wait_until_finished()
-        return _steps(self.directory)
-
-    def save(
-        self,
-        state: TrainState,
-        data: Mapping[str, Any],
-        scores: Mapping[str, float] | None = None,
-    ) -> None:
-        """Start to save the state and the position in the data, unless this step is saved already.
-
-        The state may be donated as soon as this returns. scores: by which checkpoints are compared;
-        lower is better. Raises SaveError for this save or for the one before.
-        """
-        step = int(state.step)
-        if step == self.latest:
-            return
-        self.wait()
-        items = {
-            "params": ocp.args.StandardSave(state.all_params()),
-            "optimizer": ocp.args.StandardSave(state.opt_state),
-            "data": ocp.args.JsonSave(dict(data)),
-        }
-        if state.ema:
-            items["ema"] = ocp.args.StandardSave(state.ema)
-        size = sum(x.nbytes for x in jax.tree.leaves((state.all_params(), state.opt_state)))
-        size += sum(x.nbytes for x in jax.tree.leaves(state.ema))
-        self._saving = step, size
-        try:
-            if scores:
-                self._keep.note(step, scores, write=sharding.is_first())
-            with _quiet():
-                begun = self._manager.save(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # orbax raises what its storage raises
-            self._saving = None
-            raise self._failed(step, size, error) from error
-        if not begun:  # orbax refuses a step before its newest
-            self._saving = None
-            raise SaveError(
-                f"checkpoint {step} was not written: {self.directory} holds {self.complete()} "
-                "already, and the later ones are another run's. Name another directory "
-                "(--config.workdir=...), or move that one away"
-            )
-
-    def check(self) -> None:
-        """Raise SaveError if the save under way has failed; do not wait for it."""
-        if self._saving and not self._manager.is_saving_in_progress():
-            self.wait()
-
-    def wait(self) -> None:
-        """Wait for the save under way; raise SaveError if it failed."""
-        if self._saving is None:
-            return
-        (step, size), self._saving = self._saving, None
-        try:
-            with _quiet():
-                self._manager.wait_until_finished()
-        except Exception as error:  # orbax raises what its storage raises
-            raise self._failed(step, size, error) from error
-
-    def close(self) -> None:
-        """Wait for what is still being written; SaveError if that fails."""
-        try:
-            self.wait()
-        finally:
-            with _quiet(), contextlib.suppress(Exception):  # told by `wait`
-                self._manager.close()
-
-    def _failed(self, step: int, size: int, error: Exception) -> SaveError:
-        free = ""
-        if not files.is_remote(self.directory):
-            free = f"{shutil.disk_usage(self.directory).free:,} are free on that disk"
-            free = f", and {free} (a quota may allow less)"
-        whole = [s for s in self.complete() if s != step]
-        left = f"Checkpoints {whole} are intact" if whole else "There is no other checkpoint yet"
-        return SaveError(
-            f"checkpoint {step} could not be written to {self.directory}: {_first_line(error)}. "
-            f"It needs up to {size:,} bytes{free}. {left}. Make room, or lower train.keep; the "
-            "same command then resumes, and removes the partial checkpoint"
-        )
-
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Return the newest state that can be read, and the position in the data.
-
-        `like` is abstract and carries shardings. A broken checkpoint newer than the one returned is
-        moved to checkpoints.broken/<step>, or <step>.1, …, and said so. Raises RunError if none
-        can be read, ConfigError if the parameters are those of another model.
-        """
-        faults: dict[int, Exception] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                stored = _metadata(self.directory / str(step) / "params")
-            except (
-                Exception
-            ) as error:  # orbax raises what its storage raises: ValueError, KeyError, …
-                faults[step] = error
-                continue
-            merge_strictly(like.all_params(), stored, f"checkpoint {step} in {self.directory}")
-            try:
-                restored = self._read(step, like)
-            except Exception as error:
-                faults[step] = error
-                continue
-            for broken, error in faults.items():
-                self._move_aside(broken, error, step)
-            return restored
-        raise RunError(f"no checkpoint can be read.{_faults(self.directory, faults)}")
-
-    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        items = {
-            "params": ocp.args.StandardRestore(like.all_params()),
-            "optimizer": ocp.args.StandardRestore(like.opt_state),
-            "data": ocp.args.JsonRestore(),
-        }
-        if like.ema:
-            items["ema"] = ocp.args.StandardRestore(like.ema)
-        with _quiet():
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        params, frozen = optimizer.split(found["params"], optimizer.flatten(like.frozen))
-        counter = jax.device_put(np.int32(step), like.step.sharding)
-        ema = found["ema"] if like.ema else {}
-        state = like.replace(
-            step=counter, params=params, frozen=frozen, ema=ema, opt_state=found["optimizer"]
-        )
-        return state, found["data"]
-
-    def _move_aside(self, step: int, error: Exception, good: int) -> None:
-        aside = self.directory.with_name(CHECKPOINTS + ".broken")
-        names = (f"{step}.{n}" if n else f"{step}" for n in itertools.count())
-        place = next(aside / name for name in names if not (aside / name).exists())
-        sharding.wait("before a broken checkpoint is moved")
-        if sharding.is_first():
-            aside.mkdir(exist_ok=True)
-            (self.directory / str(step)).rename(place)
-        sharding.wait("after a broken checkpoint was moved")
-        with _quiet():
-            self._manager.reload()
-        print(
-            f"checkpoint {step} cannot be read ({_first_line(error)}): going back to {good}; "
-            f"the broken one is now {place}"
-        )
-
-
 def _read_policy_params(directory: Path, step: int | None) -> tuple[int, Params]:
     folder = directory / CHECKPOINTS
-    steps = _steps(folder)
+    steps = checkpoint_steps(folder)
     if not steps:
         raise FileNotFoundError(
             f"{directory} has no checkpoint (a folder {CHECKPOINTS}/<step>): {_listing(directory)}"
@@ -455,50 +275,16 @@ def _read_policy_params(directory: Path, step: int | None) -> tuple[int, Params]
         raise FileNotFoundError(f"{folder} has no checkpoint {step}; it has {steps}")
     step = steps[-1] if step is None else step
     try:
-        params = _read_arrays(folder / str(step) / "params")
+        params = read_arrays(folder / str(step), "params")
         if (folder / str(step) / "ema").is_dir():
-            params = optimizer.merge(params, _read_arrays(folder / str(step) / "ema"))
-    except Exception as error:  # orbax raises what its storage raises: ValueError, KeyError, …
-        others = [s for s in steps if s != step]
-        remedy = f"; load another one with step=, of {others}" if others else ""
+            params = optimizer.merge(params, read_arrays(folder / str(step), "ema"))
+    except Exception as error:  # orbax passes on ValueError, KeyError, …
+        remaining = [s for s in steps if s != step]
+        remedy = f"; load another checkpoint with step=, one of {remaining}" if remaining else ""
         raise RunError(
-            f"checkpoint {step} of {directory} cannot be read ({_first_line(error)}){remedy}"
+            f"checkpoint {step} of {directory} cannot be read ({first_line(error)}){remedy}"
         ) from error
     return step, params
-
-
-def _steps(folder: Path) -> list[int]:
-    """Return the steps of the checkpoints in a folder, which need not be there."""
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in paths if path.name.isdigit())
-
-
-def _metadata(path: Path) -> Params:
-    """Return the nested dict of a stored tree's shapes."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is missing")
-    with _quiet():
-        return ocp.PyTreeCheckpointer().metadata(files.absolute(path)).item_metadata.tree
-
-
-def _read_arrays(path: Path) -> Params:
-    """Return a stored tree as numpy arrays, whatever devices it was saved from."""
-    to_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
-    arguments = ocp.args.PyTreeRestore(restore_args=jax.tree.map(to_numpy, _metadata(path)))
-    with _quiet():
-        return ocp.PyTreeCheckpointer().restore(files.absolute(path), args=arguments)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence orbax's remarks about its own files, which nobody can act upon."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _keep_old_config(directory: Path) -> None:
@@ -529,7 +315,7 @@ def _contents(
 
 
 def _differences(old: Any, new: Any) -> list[str]:
-    """Return 'path: old -> new' for every leaf of two JSON values that is not the same."""
+    """Return 'path: old -> new' for every leaf that differs between two JSON values."""
     old, new = dict(types.flatten(_nested(old))), dict(types.flatten(_nested(new)))
     show = lambda values, path: json.dumps(values[path]) if path in values else "absent"
     return [
@@ -540,7 +326,7 @@ def _differences(old: Any, new: Any) -> list[str]:
 
 
 def _nested(x: Any) -> Any:
-    """Return JSON data with its lists of objects as objects, so that paths reach into them."""
+    """Return JSON data with lists of objects as dicts, so that each element has a path."""
     if isinstance(x, list) and not all(isinstance(y, (int, float)) for y in x):
         x = {str(i): y for i, y in enumerate(x)}
     return {k: _nested(v) for k, v in x.items()} if isinstance(x, dict) else x
@@ -550,7 +336,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{path} is no JSON: {error}") from error
+        raise RunError(f"{path} is not JSON: {error}") from error
 
 
 def _dump(data: Any) -> str:
@@ -563,15 +349,6 @@ def _listing(directory: Path) -> str:
     return (
         f"{directory} holds {', '.join(sorted(p.name for p in directory.iterdir())) or 'nothing'}"
     )
-
-
-def _faults(directory: Path, faults: Mapping[int, Exception]) -> str:
-    lines = "".join(f"\n  {step}: {_first_line(error)}" for step, error in faults.items())
-    return f" {directory}:{lines}\nMove that folder away to start again from step 0."
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _version(name: str) -> str:

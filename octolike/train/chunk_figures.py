@@ -1,8 +1,8 @@
-"""A picture of predicted against demonstrated action chunks: workdir/pictures/chunks_<step>.png.
+"""Figure of predicted and demonstrated action chunks: workdir/pictures/chunks_<step>.png.
 
-A held-out example per row, an action dimension per column, the chunk's steps to the right, in the
-robot's units. A dimension has one scale over all rows of a robot, that of everything demonstrated
-and predicted there: a prediction that is flat where the demonstrations move looks flat.
+One row per held-out example, one column per action dimension; the x axis is the step of the chunk,
+the y axis is in the robot's units. All rows of a robot share the y range of a dimension, which
+covers demonstrations and predictions: a prediction that hardly moves looks flat.
 """
 
 from __future__ import annotations
@@ -19,43 +19,55 @@ from octolike import files
 from octolike.embodiment import Embodiment
 
 FOLDER = "pictures"
-TRUE, PREDICTED = "0.25", "C1"
+DEMONSTRATED, PREDICTED = "0.25", "C1"  # colours
 
 
-class Chunk(NamedTuple):
-    """One example: what was done and what a policy would do.
+class ActionChunk(NamedTuple):
+    """A demonstrated action chunk and the policy's prediction.
 
-    true, predicted: float [H, A] of one robot's dimensions; true is NaN past the episode's end.
-    names, units: of the dimensions. titles: robot, dataset, task.
+    Attributes:
+        demonstrated: float [H, A], the robot's own dimensions; NaN past the episode's end.
+        predicted: float [H, A].
+        names: of the dimensions.
+        units: of the dimensions.
+        titles: robot, dataset, task.
     """
 
-    true: np.ndarray
+    demonstrated: np.ndarray
     predicted: np.ndarray
     names: tuple[str, ...]
     units: tuple[str, ...]
     titles: tuple[str, ...]
 
     @classmethod
-    def of(
+    def from_normalized(
         cls,
         robot: Embodiment,
-        true: np.ndarray,
+        demonstrated: np.ndarray,
         predicted: np.ndarray,
         valid: np.ndarray,
         titles: Sequence[str],
-    ) -> Chunk:
-        """Return the chunk of normalised actions [H, A of the batch]; valid: bool [H]."""
+    ) -> ActionChunk:
+        """Return the chunk in the robot's units.
+
+        Args:
+            robot: of these actions.
+            demonstrated: normalised actions [H, A], padded as in a batch.
+            predicted: normalised actions [H, A], padded as in a batch.
+            valid: bool [H].
+            titles: dataset, task.
+        """
         layout, units = robot.action, robot.action.units
-        pair = np.stack([true, predicted])[..., : len(layout)].astype(np.float32)
+        pair = np.stack([demonstrated, predicted])[..., : len(layout)].astype(np.float32)
         if robot.action_statistics is not None:
             pair = robot.unnormalize_action(pair)
         else:
             units = tuple("normalised" if n else u for n, u in zip(layout.normalized, units))
-        done = np.where(valid[:, None], pair[0], np.nan)
-        return cls(done, pair[1], layout.names, units, (robot.name, *titles))
+        demonstrated = np.where(valid[:, None], pair[0], np.nan)
+        return cls(demonstrated, pair[1], layout.names, units, (robot.name, *titles))
 
 
-def draw(chunks: Sequence[Chunk], step: int) -> Figure:
+def draw_chunks(chunks: Sequence[ActionChunk], step: int) -> Figure:
     """Return the figure of chunks, one per row."""
     columns = max(len(c.names) for c in chunks)
     size = (1.9 * columns + 0.6, 1.7 * len(chunks) + 0.7)
@@ -70,8 +82,8 @@ def draw(chunks: Sequence[Chunk], step: int) -> Figure:
                 continue
             _draw_dimension(axis, chunk, column, limits[chunk.titles[0]][column])
         _, dataset, task = chunk.titles
-        words = task if len(task) <= 60 else task[:59] + "…"
-        label = f"{dataset}: {words}" if words else dataset
+        short_task = task if len(task) <= 60 else task[:59] + "…"
+        label = f"{dataset}: {short_task}" if short_task else dataset
         grid[row, 0].annotate(
             label, (0, 1), (0, 16), "axes fraction", textcoords="offset points", fontsize=8
         )
@@ -83,17 +95,18 @@ def draw(chunks: Sequence[Chunk], step: int) -> Figure:
     return figure
 
 
-def save(chunks: Sequence[Chunk], step: int, workdir: files.PathLike) -> files.Path:
-    """Write the picture of chunks of a validation under `workdir` and return its path."""
+def save_figure(chunks: Sequence[ActionChunk], step: int, workdir: files.PathLike) -> files.Path:
+    """Write the figure of a validation's chunks under `workdir` and return its path."""
     path = files.as_path(workdir) / FOLDER / f"chunks_{step}.png"
     with files.replacing(path) as part:
-        draw(chunks, step).savefig(part, dpi=110)
+        draw_chunks(chunks, step).savefig(part, dpi=110)
     return path
 
 
-def _draw_dimension(axis: Axes, chunk: Chunk, i: int, limits: tuple[float, float]) -> None:
-    steps = np.arange(1, len(chunk.true) + 1)
-    axis.plot(steps, chunk.true[:, i], "o-", color=TRUE, ms=3.5, lw=1.2, label="demonstrated")
+def _draw_dimension(axis: Axes, chunk: ActionChunk, i: int, limits: tuple[float, float]) -> None:
+    steps = np.arange(1, len(chunk.predicted) + 1)
+    demonstrated = chunk.demonstrated[:, i]
+    axis.plot(steps, demonstrated, "o-", color=DEMONSTRATED, ms=3.5, lw=1.2, label="demonstrated")
     axis.plot(steps, chunk.predicted[:, i], "x--", color=PREDICTED, ms=4, lw=1.2, label="predicted")
     unit = f" [{chunk.units[i]}]" if chunk.units[i] else ""
     axis.set_title(f"{chunk.names[i]}{unit}", fontsize=8, loc="left", pad=3)
@@ -104,9 +117,9 @@ def _draw_dimension(axis: Axes, chunk: Chunk, i: int, limits: tuple[float, float
     axis.grid(alpha=0.25)
 
 
-def _limits(chunks: Sequence[Chunk]) -> list[tuple[float, float]]:
+def _limits(chunks: Sequence[ActionChunk]) -> list[tuple[float, float]]:
     """Return (low, high) of each dimension over chunks of one robot, with a margin."""
-    both = np.concatenate([x for c in chunks for x in (c.true, c.predicted)])
-    low, high = np.nanmin(both, axis=0), np.nanmax(both, axis=0)
+    values = np.concatenate([x for c in chunks for x in (c.demonstrated, c.predicted)])
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
     margin = np.maximum(0.08 * (high - low), 1e-3)
     return list(zip((low - margin).tolist(), (high + margin).tolist()))

@@ -1,4 +1,4 @@
-"""From the batches of the data to the devices, each with the position that comes after it."""
+"""Transfers batches to the devices, each with the position in the data that follows it."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from jax.sharding import Mesh
 from octolike import files, types
 from octolike.model import language
 from octolike.train import sharding
-from octolike.train.validation import Validated
+from octolike.train.validation import ValidationResult
 
-POSITION = "position"  # beside a saved batch's arrays: JSON text
+POSITION = "position"  # key of the position (JSON text) among the arrays of a saved batch
 
 
 class DeviceBatch(NamedTuple):
-    """A batch on the devices; position: in the data, after it; ready: when it was there.
+    """A batch on the devices.
 
-    given: this process's share as it came, on the host, where it costs no device memory to keep
-    until the step's metrics are known to be finite.
+    Attributes:
+        arrays: on the devices.
+        position: the position in the data after this batch.
+        ready: time when the batch was ready on the host.
+        host_batch: this process's share, as numpy arrays; held until the metrics of its step are
+            known to be finite, since on the host that costs no device memory.
     """
 
     arrays: types.Batch
     position: dict[str, Any]
     ready: float
-    given: types.Batch
+    host_batch: types.Batch
 
 
 class DeviceFeeder:
-    """Takes numpy batches to the devices, with the position in the data that comes after each.
-
-    spec: of the batches; encoder: adds a frozen text encoder's states to them, if there is one.
-    """
+    """Checks the batches of a stream and transfers them to the devices."""
 
     def __init__(
         self,
@@ -43,57 +44,61 @@ class DeviceFeeder:
         mesh: Mesh,
         encoder: language.FrozenEncoder | None = None,
     ) -> None:
+        """spec: of the batches; encoder: adds the states of a frozen text encoder to them."""
         self._batches, self._spec, self._mesh, self._encoder = batches, spec, mesh, encoder
 
     def next(self) -> DeviceBatch:
-        """Return the next batch; the transfer may still be under way."""
-        given = next(self._batches)
-        types.check_batch(given, self._spec)
+        """Return the next batch; its transfer may still be under way."""
+        host_batch = next(self._batches)
+        types.check_batch(host_batch, self._spec)
         position, ready = self._batches.state(), time.perf_counter()
-        batch = self._encoder(given) if self._encoder else given
-        return DeviceBatch(sharding.put_batch(batch, self._mesh), position, ready, given)
+        batch = self._encoder(host_batch) if self._encoder else host_batch
+        return DeviceBatch(sharding.put_batch(batch, self._mesh), position, ready, host_batch)
 
     def memory(self) -> int:
         """Return the bytes that the data hold."""
         return self._batches.memory()
 
-    def feedback(self, found: Validated, position: dict[str, Any]) -> dict[str, Any]:
-        """Tell the data how well things go, and return a position with what that changes."""
-        errors = {name: row["action_error"] for name, row in found.datasets.items()}
-        if found.success:
-            self._batches.feedback({}, found.success)
+    def feedback(self, result: ValidationResult, position: dict[str, Any]) -> dict[str, Any]:
+        """Give a validation result to the data; return `position` with that feedback included."""
+        errors = {name: row["action_error"] for name, row in result.datasets.items()}
+        if result.success:
+            self._batches.feedback({}, result.success)
         else:
-            self._batches.feedback(errors, found.tasks)
+            self._batches.feedback(errors, result.tasks)
         return self._batches.state_at(position)
 
     def close(self) -> None:
-        """Stop making batches."""
+        """Stop the stream."""
         self._batches.close()
 
 
-def save_batch(fed: DeviceBatch, workdir: files.PathLike, step: int) -> files.Path:
+def save_batch(batch: DeviceBatch, workdir: files.PathLike, step: int) -> files.Path:
     """Write the batch of a step to workdir/bad_batch_<step>.npz and return the path.
 
-    Arrays under their dotted paths, and "position": the JSON text of the position in the data after
-    the batch. Each of several processes writes its share, to a name with its number.
+    Arrays are stored under their dotted paths, and under "position" the position in the data after
+    the batch, as JSON text. With several processes each writes its share, with its index in the
+    file name.
     """
     index, count = sharding.process()
     share = f".{index}" if count > 1 else ""
     path = files.as_path(workdir) / f"bad_batch_{step}{share}.npz"
-    files.write_npz(path, {**dict(types.flatten(fed.given)), POSITION: json.dumps(fed.position)})
+    arrays = dict(types.flatten(batch.host_batch))
+    files.write_npz(path, {**arrays, POSITION: json.dumps(batch.position)})
     return path
 
 
-def save_bad_batch(fed: DeviceBatch, workdir: files.PathLike, step: int) -> str:
-    """Save the batch of a step that went wrong; return a sentence on where, and on its values.
+def save_bad_batch(batch: DeviceBatch, workdir: files.PathLike, step: int) -> str:
+    """Save the batch of a failed step; return a sentence on its values and its path.
 
-    Does not fail: what went wrong first is the news.
+    Does not raise, so that the original failure stays the error that is reported.
     """
-    floats = {k: x for k, x in types.flatten(fed.given) if np.issubdtype(x.dtype, np.floating)}
-    wrong = [k for k, x in floats.items() if not np.isfinite(x).all()]
-    values = f"not finite in {', '.join(wrong)}" if wrong else "finite everywhere"
+    arrays = dict(types.flatten(batch.host_batch))
+    floats = {k: x for k, x in arrays.items() if np.issubdtype(x.dtype, np.floating)}
+    bad = [k for k, x in floats.items() if not np.isfinite(x).all()]
+    values = f"not finite in {', '.join(bad)}" if bad else "finite everywhere"
     try:
-        path = save_batch(fed, workdir, step)
+        path = save_batch(batch, workdir, step)
     except OSError as error:
         return f"The batch of that step is {values}; it could not be saved: {error}."
     return (
@@ -103,7 +108,7 @@ def save_bad_batch(fed: DeviceBatch, workdir: files.PathLike, step: int) -> str:
 
 
 def load_batch(path: files.PathLike) -> tuple[types.Batch, dict[str, Any]]:
-    """Return the batch that `save_batch` wrote, and the position in the data after it."""
+    """Return (batch, position in the data after it) from a file of `save_batch`."""
     arrays = files.read_npz(path)
     position = json.loads(str(arrays.pop(POSITION)))
     return types.unflatten(arrays), position

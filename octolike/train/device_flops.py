@@ -1,12 +1,12 @@
-"""What devices can do at best, against which a run is held: dense bfloat16 operations per second.
+"""Peak throughput of devices: dense bfloat16 operations per second, to compute MFU.
 
-Vendors' figures for dense matrices (their larger ones "with sparsity" count zeros), by the name
+Vendors' figures for dense matrices (the larger figures "with sparsity" count zeros), by the name
 that jax gives the device:
 
     NVIDIA   the data sheets of the A100, L4, L40S, H100 (SXM and PCIe differ), H200, B200, and V100
              and T4, which have no bfloat16: their float16
-    TPU      cloud.google.com/tpu/docs, "system architecture", per chip; of v2 and v3 jax sees each
-             of a chip's two cores as a device
+    TPU      cloud.google.com/tpu/docs, "system architecture", per chip; for v2 and v3, per core,
+             because jax sees each of a chip's two cores as a device
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 
 TERA = 1e12
 
-# The first name found in a device's, in whole words, counts: longer ones before their beginnings.
+# The first entry that matches whole words of the device name counts: longer names come first.
 PEAKS = {
     "B200": 2250,
     "H200": 989,
@@ -43,8 +43,8 @@ PEAKS = {
 }
 
 
-def peak(device_kind: str) -> float | None:
-    """Return a device's operations per second, None where they are not known (any CPU)."""
+def peak_flops(device_kind: str) -> float | None:
+    """Return a device's peak operations per second; None if unknown (any CPU)."""
     for name, tera in PEAKS.items():
         if re.search(rf"\b{name}\b", device_kind, re.IGNORECASE):
             return tera * TERA

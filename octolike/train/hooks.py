@@ -1,4 +1,4 @@
-"""What happens between training steps: validation, success, pictures, feedback, checkpoints.
+"""Actions between training steps: validation, success, figures, feedback, checkpoints.
 
 A hook is an object with `due(step, last)` and `call(event)`. The loop calls the hooks that are due
 in this order, after it has read the metrics of the step:
@@ -22,12 +22,12 @@ from typing import Any, Protocol
 from octolike import types
 from octolike.config import Config, TrainConfig
 from octolike.train import chunk_figures, retention, sharding
-from octolike.train.checkpoint import Checkpoints
+from octolike.train.checkpoint_store import CheckpointStore
 from octolike.train.device_feeder import DeviceFeeder
-from octolike.train.metrics import Metrics
+from octolike.train.metrics import MetricsLogger
 from octolike.train.metrics_reader import logged_names
 from octolike.train.state import Params, TrainState
-from octolike.train.validation import Validated, Validator
+from octolike.train.validation import ValidationResult, Validator
 
 # (parameters of the policy, step) -> {task: success rate}
 SuccessFn = Callable[[Params, int], dict[str, float]]
@@ -35,7 +35,7 @@ SuccessFn = Callable[[Params, int], dict[str, float]]
 
 @dataclasses.dataclass
 class StepEvent:
-    """A moment between two steps; a hook reads what the hooks before it have set.
+    """The input of hooks; later hooks use the results that earlier ones set.
 
     Attributes:
         step: number of steps done.
@@ -48,8 +48,8 @@ class StepEvent:
     step: int
     state: TrainState
     position: dict[str, Any]
-    log: Metrics
-    validation: Validated | None = None
+    log: MetricsLogger
+    validation: ValidationResult | None = None
 
     @functools.cached_property
     def policy_params(self) -> Params:
@@ -114,11 +114,11 @@ class ChunkFigureHook:
     def call(self, event: StepEvent) -> None:
         """Draw."""
         if sharding.is_first():
-            chunk_figures.save(event.validation.chunks, event.step, self._workdir)
+            chunk_figures.save_figure(event.validation.chunks, event.step, self._workdir)
 
 
 class FeedbackHook:
-    """Gives the validation result to the data, whose sampling weights may follow it."""
+    """Gives the validation result to the data, for adaptive sampling weights."""
 
     def __init__(self, feeder: DeviceFeeder, validation: ValidationHook) -> None:
         self._feeder, self.due = feeder, validation.due
@@ -131,7 +131,7 @@ class FeedbackHook:
 class CheckpointHook:
     """Saves every train.checkpoint_every steps and after the last step of this process."""
 
-    def __init__(self, checkpoints: Checkpoints, every: int) -> None:
+    def __init__(self, checkpoints: CheckpointStore, every: int) -> None:
         self._checkpoints, self._every = checkpoints, every
 
     def due(self, step: int, last: bool) -> bool:
@@ -142,7 +142,7 @@ class CheckpointHook:
         """Start to save; scores of a validation at this step are saved with the checkpoint."""
         scores: Mapping[str, float] | None = None
         if event.validation is not None:
-            scores = retention.mean(event.validation.datasets)
+            scores = retention.mean_scores(event.validation.datasets)
         self._checkpoints.save(event.state, event.position, scores)
 
 

@@ -1,4 +1,4 @@
-"""The ways to the first state: fresh parameters, those of another run, low-rank changes."""
+"""The initial state of a run: parameters from scratch, from another run, or with LoRA."""
 
 from __future__ import annotations
 
@@ -30,98 +30,112 @@ FEW = 8  # parameters whose paths fit on a line or two
 def make_init(
     model: nn.Module, spec: types.BatchSpec, config: OptimConfig
 ) -> tuple[Callable[[jax.Array], Params], list[str]]:
-    """Return what makes fresh parameters from a key, low-rank changes too; and the frozen paths.
+    """Return (init_fn, frozen_paths); init_fn(key) creates all parameters, LoRA included.
 
-    Prints what each pattern of optim.frozen and optim.lora decides on.
+    Prints the matches of each pattern in optim.frozen and optim.lora.
     """
-    plain = lambda key: states.init_params(model, spec, key)
-    shapes = jax.eval_shape(plain, jax.random.key(0))
-    low_rank = lora.kernels(shapes, config.lora)
-    changed = optimizer.chosen(low_rank)
+
+    def init_model(key: jax.Array) -> Params:
+        return states.init_params(model, spec, key)
+
+    shapes = jax.eval_shape(init_model, jax.random.key(0))
+    lora_matches = lora.match_kernels(shapes, config.lora)
+    lora_paths = optimizer.selected_paths(lora_matches)
 
     def init(key: jax.Array) -> Params:
-        params = plain(key)
-        return params | lora.init(params, changed, config.lora_rank, jax.random.fold_in(key, 1))
+        params = init_model(key)
+        return params | lora.init(params, lora_paths, config.lora_rank, jax.random.fold_in(key, 1))
 
-    matches = optimizer.frozen_paths(shapes, config.frozen, may_all=bool(changed))
+    matches = optimizer.frozen_paths(shapes, config.frozen, may_all=bool(lora_paths))
     for pattern, paths in matches.items():
         verb = "trained" if pattern.startswith("!") else "frozen"
-        print(f"{verb} by {pattern!r}: {_briefly(paths)}")
-    for pattern, paths in low_rank.items():
-        how = "not changed" if pattern.startswith("!") else f"changed at rank {config.lora_rank}"
-        print(f"{how} by {pattern!r}: {_briefly(paths)}")
-    return init, sorted({*optimizer.chosen(matches), *changed})
+        print(f"{verb} by {pattern!r}: {_summarize_paths(paths)}")
+    for pattern, paths in lora_matches.items():
+        effect = "no LoRA" if pattern.startswith("!") else f"LoRA of rank {config.lora_rank}"
+        print(f"{effect} by {pattern!r}: {_summarize_paths(paths)}")
+    return init, sorted({*optimizer.selected_paths(matches), *lora_paths})
 
 
-def given(
+def load_params(
     config: Config, settings: Mapping[str, Any], shapes: Params, names: types.Names
 ) -> Params:
-    """Return the parameters that do not start afresh: train.init_from's, and pretrained ones.
+    """Return the parameters that are loaded: those of train.init_from, and pretrained encoders.
 
-    settings: the model's, with files that are there. A file is not read where the other run's
-    parameters take its place.
+    Args:
+        config: of this run.
+        settings: of the model, with paths of files that exist. A file is not read if the other
+            run's parameters take its place.
+        shapes: of all parameters.
+        names: of this run.
     """
-    taken = take_over(config, shapes, names) if config.train.init_from else {}
-    left = optimizer.flatten(shapes).keys() - optimizer.flatten(taken).keys()
-    parts = {path.partition("/")[0] for path in left if "/encoder/" in path}
-    read = pretrained.read(settings, {part: shapes[part] for part in sorted(parts)})
-    return optimizer.merge(read, taken)
+    transferred = params_from_run(config, shapes, names) if config.train.init_from else {}
+    missing = optimizer.flatten(shapes).keys() - optimizer.flatten(transferred).keys()
+    parts = {path.partition("/")[0] for path in missing if "/encoder/" in path}
+    encoders = pretrained.read(settings, {part: shapes[part] for part in sorted(parts)})
+    return optimizer.merge(encoders, transferred)
 
 
-def take_over(config: Config, shapes: Params, names: types.Names) -> Params:
-    """Return the parameters that go over from train.init_from; prints what the runs differ in.
+def params_from_run(config: Config, shapes: Params, names: types.Names) -> Params:
+    """Return the parameters taken over from train.init_from; print how the two runs differ.
 
-    names: of this run; what belongs to a robot or task goes to the one of the same name.
+    names: of this run; parameters of a robot or task go to the robot or task of the same name.
     """
     options = config.train
-    other = checkpoint.load_run(options.init_from, options.init_step or None, config.plugins)
-    source = f"{options.init_from} at step {other.step}"
+    run = checkpoint.load_run(options.init_from, options.init_step or None, config.plugins)
+    source = f"{options.init_from} at step {run.step}"
     print(f"starting from the parameters of {source}")
-    changes = checkpoint.differences(aligned(other.config, config), config)
+    changes = checkpoint.differences(aligned(run.config, config), config)
     print("settings that differ (there -> here):", *(changes or ["none"]), sep="\n  ")
-    there = named_rows(dataclasses.asdict(other.config.model), other.names)
-    here = named_rows(dataclasses.asdict(config.model), names)
-    given = by_name(other.params, there, here, options.reinit, source)
-    plain = {k: v for k, v in shapes.items() if k != lora.NAME}
-    adapted = states.adapt(plain, given, options.reinit, source)
-    print(states.describe_adapted(adapted))
-    return optimizer.unflatten(adapted.taken)
+    source_rows = named_rows(dataclasses.asdict(run.config.model), run.names)
+    rows = named_rows(dataclasses.asdict(config.model), names)
+    params = reorder_named_rows(run.params, source_rows, rows, options.reinit, source)
+    shapes = {k: v for k, v in shapes.items() if k != lora.NAME}
+    transfer = states.transfer_params(shapes, params, options.reinit, source)
+    print(states.describe_transfer(transfer))
+    return optimizer.unflatten(transfer.taken)
 
 
-def by_name(
+def reorder_named_rows(
     params: Params,
-    there: Mapping[str, NamedRows],
-    here: Mapping[str, NamedRows],
-    fresh: Sequence[str],
+    source_rows: Mapping[str, NamedRows],
+    rows: Mapping[str, NamedRows],
+    reinit: Sequence[str],
     source: str,
 ) -> Params:
-    """Return another run's parameters with the rows of robots and tasks in the order of this one.
+    """Return another run's parameters with the rows of robots and tasks in this run's order.
 
-    there, here: whose rows parameters have, by pattern (`named_rows`). Prints whose go over. Raises
-    ConfigError for a robot or task that the other run has not, unless `fresh` (train.reinit) has
-    the parameter.
+    Args:
+        params: of the other run.
+        source_rows: {parameter pattern: names of its rows} in the other run (`named_rows`).
+        rows: the same for this run.
+        reinit: patterns (train.reinit); parameters they match keep their rows.
+        source: name of the other run, for messages.
+
+    Raises:
+        ConfigError: a robot or task that the other run does not have.
     """
     flat = dict(optimizer.flatten(params))
-    for pattern in there.keys() & here.keys():
-        a, b = there[pattern], here[pattern]
-        free = [path for f in fresh for path in fnmatch.filter(flat, f)]
-        paths = sorted(set(fnmatch.filter(flat, pattern)) - set(free))
-        if a.names == b.names or not paths:
+    for pattern in source_rows.keys() & rows.keys():
+        old, new = source_rows[pattern], rows[pattern]
+        reinitialized = [path for p in reinit for path in fnmatch.filter(flat, p)]
+        paths = sorted(set(fnmatch.filter(flat, pattern)) - set(reinitialized))
+        if old.names == new.names or not paths:
             continue
-        new = [name for name in b.names if name not in a.names]
-        if new:
+        missing = [name for name in new.names if name not in old.names]
+        if missing:
             raise ConfigError(
-                f"{paths[0]} has a row for each of {', '.join(a.names)} in {source}, and none for "
-                f"{', '.join(new)}; let it start afresh: --config.train.reinit=\"('{pattern}',)\""
+                f"{paths[0]} has a row for each of {', '.join(old.names)} in {source}, but none "
+                f"for {', '.join(missing)}; reinitialise it: "
+                f"--config.train.reinit=\"('{pattern}',)\""
             )
-        print(f"{pattern}: the rows of {', '.join(b.names)}, of {', '.join(a.names)}")
-        index = [a.names.index(name) for name in b.names]
-        flat |= {path: np.asarray(flat[path])[index] * (a.gain / b.gain) for path in paths}
+        print(f"{pattern}: the rows of {', '.join(new.names)}, of {', '.join(old.names)}")
+        index = [old.names.index(name) for name in new.names]
+        flat |= {path: np.asarray(flat[path])[index] * (old.gain / new.gain) for path in paths}
     return optimizer.unflatten(flat)
 
 
-class Start:
-    """The ways to the first state, on the devices. frozen: parameter paths."""
+class StateInitializer:
+    """Creates the initial state of a run on the devices."""
 
     def __init__(
         self,
@@ -130,29 +144,36 @@ class Start:
         config: OptimConfig,
         mesh: Mesh,
     ) -> None:
+        """frozen: parameter paths."""
         self._create = functools.partial(
             states.create, tx=tx, frozen=frozen, ema=config.ema > 0, lora_scale=config.lora_scale
         )
         self._mesh = mesh
 
-    def scratch(
-        self, init: Callable[[jax.Array], Params], key: jax.Array, given: Params | None = None
+    def create(
+        self, init_fn: Callable[[jax.Array], Params], key: jax.Array, loaded: Params | None = None
     ) -> TrainState:
-        """Return the state of fresh parameters, with given ones in place of some."""
-        fresh = lambda key, given: self._create(optimizer.merge(init(key), given))
-        where = sharding.of_state(jax.eval_shape(fresh, key, given or {}), self._mesh)
-        return jax.jit(fresh, out_shardings=where)(key, given or {})
+        """Return the state of init_fn(key); `loaded` parameters replace the initial ones."""
+
+        def init_state(key: jax.Array, loaded: Params) -> TrainState:
+            return self._create(optimizer.merge(init_fn(key), loaded))
+
+        loaded = loaded or {}
+        shardings = sharding.state_shardings(jax.eval_shape(init_state, key, loaded), self._mesh)
+        return jax.jit(init_state, out_shardings=shardings)(key, loaded)
 
     def abstract(self, shapes: Params) -> TrainState:
-        """Return shapes, dtypes and shardings of the state: where a checkpoint is read to."""
-        put = lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=sharding.of_array(x.shape, self._mesh)
-        )
-        return jax.tree.map(put, jax.eval_shape(self._create, shapes))
+        """Return shapes, dtypes and shardings of the state, to restore a checkpoint into."""
+
+        def with_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            array_sharding = sharding.array_sharding(x.shape, self._mesh)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=array_sharding)
+
+        return jax.tree.map(with_sharding, jax.eval_shape(self._create, shapes))
 
 
-def _briefly(paths: Sequence[str]) -> str:
-    """Return the paths, or, of many, how many each part has; parameters.txt names every one."""
+def _summarize_paths(paths: Sequence[str]) -> str:
+    """Return a few paths, or the counts per part of many; parameters.txt lists every path."""
     if len(paths) <= FEW:
         return ", ".join(paths) or "nothing"
     parts = collections.Counter(path.partition("/")[0] for path in paths)

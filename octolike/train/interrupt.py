@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, noted so that a run can save before it stops."""
+"""Deferred Ctrl-C and SIGTERM, so that a run can save before it stops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupt:
-    """Notes the first Ctrl-C or SIGTERM instead of dying from it; the second one is as usual."""
+    """Records the first Ctrl-C or SIGTERM in `signal`; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -18,13 +18,13 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._note)
+                self._previous[signum] = signal.signal(signum, self._record)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _record(self, signum: int, frame: FrameType | None) -> None:
         self.signal = signum
         self.__exit__()

@@ -12,8 +12,8 @@ How training starts:
     8. the step, compiled once, with its memory plan
 
 The loop dispatches a step, reads the metrics of the previous one, and calls the hooks that are due.
-The position in the data is saved with the parameters, so a resumed run repeats what an
-uninterrupted one does, bit for bit.
+The position in the data is saved with the parameters, so a resumed run equals an uninterrupted one
+bit for bit.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ from octolike.train import (
     wandb_logger,
 )
 from octolike.train import state as states
+from octolike.train.checkpoint_store import CheckpointStore
 from octolike.train.device_feeder import DeviceBatch, DeviceFeeder
 from octolike.train.gradients import GradientFn
 from octolike.train.interrupt import Interrupt
-from octolike.train.metrics import Metrics, Silent
+from octolike.train.metrics import MetricsLogger, SilentMetrics
 from octolike.train.metrics_reader import MetricsReader
 from octolike.train.state import TrainState
 from octolike.train.step import Step, abstract_batch, compile_step, make_step, training_loss
@@ -83,13 +84,13 @@ def train(
     """
     config.check()
     files.check_writable(config.workdir, "config.workdir")
-    sharding.start(config.train)
+    sharding.initialize(config.train)
     plugins.load_of(config)
     config = resolve(config)
     names, validation = data.names, data.validation()
-    retention.check(config, bool(validation))
+    retention.check_keep_best(config, bool(validation))
     if config.train.wandb:
-        wandb_logger.load(config.train.wandb)
+        wandb_logger.import_wandb(config.train.wandb)
     # 1. The directory.
     resumable = checkpoint.check_same_run(config, data.embodiments, data.spec, names)
     # 2. The devices.
@@ -104,28 +105,28 @@ def train(
     init_key, step_key, validation_key = jax.random.split(jax.random.key(config.seed), 3)
     init, frozen = initial_state.make_init(model, spec, config.optim)
     shapes = jax.eval_shape(init, init_key)
-    print(states.summarize(shapes, frozen))
+    print(states.summarize_params(shapes, frozen))
     # 4. The files.
-    sharding.wait("before the run's files are written")
+    sharding.barrier("before the run's files are written")
     if sharding.is_first():
         checkpoint.write_run_files(config, data.embodiments, data.spec, names)
-        table = states.describe(shapes, frozen) + "\n"
+        table = states.describe_params(shapes, frozen) + "\n"
         files.write_text(files.as_path(config.workdir) / "parameters.txt", table)
-    sharding.wait("after the run's files are written")
+    sharding.barrier("after the run's files are written")
     # 5. The state.
-    tx, position = optimizer.make(config.optim, config.train.steps), None
+    tx, position = optimizer.make_optimizer(config.optim, config.train.steps), None
     retained = config.train.keep, config.train.keep_every, config.train.keep_best
-    checkpoints = checkpoint.Checkpoints(config.workdir, *retained)
-    begin = initial_state.Start(tx, frozen, config.optim, mesh)
-    abstract_state = begin.abstract(shapes)
+    checkpoints = CheckpointStore(config.workdir, *retained)
+    initializer = initial_state.StateInitializer(tx, frozen, config.optim, mesh)
+    abstract_state = initializer.abstract(shapes)
     batch = abstract_batch(spec, config.data.batch_size)
     print(sharding.describe(abstract_state, batch, mesh))
     if resumable and checkpoints.latest is not None:
         state, position = checkpoints.restore(abstract_state)
         print(f"resuming {config.workdir} at step {int(state.step)}")
     else:
-        loaded = initial_state.given(config, settings, shapes, names)
-        state = begin.scratch(init, init_key, loaded)
+        loaded = initial_state.load_params(config, settings, shapes, names)
+        state = initializer.create(init, init_key, loaded)
     if int(state.step) >= config.train.steps:
         print(f"all {config.train.steps} steps are done; raise train.steps to continue")
         return state
@@ -186,7 +187,7 @@ class Loop:
         config: Config,
         step: Step,
         feeder: DeviceFeeder,
-        checkpoints: checkpoint.Checkpoints,
+        checkpoints: CheckpointStore,
         names: types.Names,
         before: Sequence[conflicts.GradientComparer],
         after: Sequence[hooks.Hook],
@@ -229,7 +230,7 @@ class Loop:
                     state, metrics = self._step(state, batch.arrays)
                 step += 1
                 reader.submit(step, batch, metrics)
-                signum = sharding.agree(interrupt.signal, step)
+                signum = sharding.agree_on_signal(interrupt.signal, step)
                 last = step == steps or signum is not None
                 next_batch = None if last else self._feeder.next()  # while the device computes
                 reader.read_previous(next_ready=batch.ready)
@@ -241,14 +242,14 @@ class Loop:
                         hooks.call(due, hooks.StepEvent(step, state, batch.position, log))
                 batch = next_batch
             self._checkpoints.wait()  # the farewell states that the run is saved
-            log.say(self._farewell(step, signum))
+            log.write(self._farewell(step, signum))
         if signum is not None and step < steps:
             raise SystemExit(128 + signum)
         return state
 
-    def _open_log(self, step: int) -> Metrics:
-        logger = Metrics if sharding.is_first() else Silent
-        peak = device_flops.peak(jax.devices()[0].device_kind)
+    def _open_log(self, step: int) -> MetricsLogger:
+        logger = MetricsLogger if sharding.is_first() else SilentMetrics
+        peak = device_flops.peak_flops(jax.devices()[0].device_kind)
         return logger(
             self._config.workdir,
             step=step,

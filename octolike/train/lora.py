@@ -1,10 +1,10 @@
-"""LoRA: a frozen kernel W [..., in, out] is used as W + scale · A B, of which A and B are trained.
+"""LoRA: a frozen kernel W [..., in, out] becomes W + scale · A B; only A and B are trained.
 
 A [in, rank] and B [rank, out] of the kernel 'x/y/kernel' are the parameters 'lora/x/y/kernel/a' and
-'…/b'; a convolution's kernel is taken as [height · width · in, out], that of an attention's query
-as [in, heads · features]; experts, and heads per group, have an A and a B each. B starts at 0, so
-the first step computes what the frozen network computes. The sum is made where the model is
-applied, so the model knows nothing of it, and a policy is loaded with the sum in place of parts.
+'…/b'. A convolution kernel is reshaped to [height · width · in, out], an attention query to
+[in, heads · features]; each expert, and each head per group, has its own A and B. B starts at 0, so
+the first step computes the same as the frozen network. The sum is computed outside the model, and
+a policy is loaded with the sum.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 """
@@ -24,42 +24,45 @@ from octolike.train import optimizer
 Params = dict[str, Any]
 
 NAME = "lora"
-# Layers whose kernel has one axis of inputs and all others of outputs: [in, heads, features].
-SPREADING = ("query", "key", "value")
+# Layers with kernels [in, heads, features]: one input axis, all other axes are outputs.
+MULTI_HEAD = ("query", "key", "value")
 
 
-def kernels(params: Params, patterns: Sequence[str]) -> dict[str, list[str]]:
-    """Return {pattern: the kernels that it decides on}; `params` may be abstract.
+def match_kernels(params: Params, patterns: Sequence[str]) -> dict[str, list[str]]:
+    """Return {pattern: its kernels} (`optimizer.assign_paths`); `params` may be abstract.
 
-    They get a low-rank change, those of a pattern that begins with '!' none. Raises
-    ConfigError for a pattern that matches nothing that has rows and columns.
+    Kernels get LoRA, except those of patterns that begin with '!'.
+
+    Raises:
+        ConfigError: a pattern that matches no kernel with rows and columns.
     """
     flat = optimizer.flatten(params)
     paths = [k for k, x in flat.items() if x.ndim >= 2 and optimizer.is_kernel(k)]
-    return optimizer.decide(paths, patterns, "optim.lora", "kernel")
+    return optimizer.assign_paths(paths, patterns, "optim.lora", "kernel")
 
 
 def init(params: Params, paths: Sequence[str], rank: int, key: jax.Array) -> Params:
     """Return {"lora": …} for the kernels at `paths`; traceable.
 
-    Raises ConfigError where the rank is not smaller than what it is to replace.
+    Raises:
+        ConfigError: a rank that is not below the number of rows and of columns of a kernel.
     """
     flat, result = optimizer.flatten(params), {}
     for i, path in enumerate(sorted(paths)):
-        count, rows, columns = _matrices(path, flat[path].shape)
+        stack, rows, columns = _matrices(path, flat[path].shape)
         if not 1 <= rank < min(rows, columns):
             raise ConfigError(
                 f"optim.lora_rank is {rank}; expected 1 to {min(rows, columns) - 1}, as {path} is "
-                f"{rows} × {columns}; or leave that one out of optim.lora"
+                f"{rows} × {columns}; or exclude that kernel from optim.lora"
             )
-        a = jax.random.normal(jax.random.fold_in(key, i), (*count, rows, rank), jnp.float32)
+        a = jax.random.normal(jax.random.fold_in(key, i), (*stack, rows, rank), jnp.float32)
         result[f"{NAME}/{path}/a"] = a / math.sqrt(rows)
-        result[f"{NAME}/{path}/b"] = jnp.zeros((*count, rank, columns), jnp.float32)
+        result[f"{NAME}/{path}/b"] = jnp.zeros((*stack, rank, columns), jnp.float32)
     return optimizer.unflatten(result)
 
 
-def merged(params: Mapping[str, Any], scale: float) -> Params:
-    """Return the parameters that the model takes; numpy arrays stay numpy arrays."""
+def merge(params: Mapping[str, Any], scale: float) -> Params:
+    """Return the model's parameters, with A B added; numpy arrays stay numpy arrays."""
     if NAME not in params:
         return dict(params)
     flat = optimizer.flatten({k: v for k, v in params.items() if k != NAME})
@@ -71,10 +74,10 @@ def merged(params: Mapping[str, Any], scale: float) -> Params:
 
 
 def _matrices(path: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:
-    """Return what a kernel is made of: (how many matrices, () for one), rows and columns."""
+    """Return (stack, rows, columns) of a kernel; stack: (number of matrices,), or () for one."""
     *layers, name = path.split("/")
     # experts (in_kernel, out_kernel) and the heads of groups are stacked on a first axis
-    several = name != "kernel" or "stacked" in layers
-    count, shape = (tuple(shape[:1]), shape[1:]) if several else ((), shape)
-    inputs = 1 if layers[-1:] and layers[-1] in SPREADING else len(shape) - 1
-    return count, math.prod(shape[:inputs]), math.prod(shape[inputs:])
+    stacked = name != "kernel" or "stacked" in layers
+    stack, shape = (tuple(shape[:1]), shape[1:]) if stacked else ((), shape)
+    inputs = 1 if layers[-1:] and layers[-1] in MULTI_HEAD else len(shape) - 1
+    return stack, math.prod(shape[:inputs]), math.prod(shape[inputs:])

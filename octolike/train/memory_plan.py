@@ -1,4 +1,4 @@
-"""What a training step needs of each device's memory, and whether it is there."""
+"""The memory that a training step needs on each device, compared with the memory it has."""
 
 from __future__ import annotations
 
@@ -7,42 +7,50 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from octolike.tables import text_table
 from octolike.train import sharding
-from octolike.train import state as states
+from octolike.train.state import TrainState
 
-SPARE = "optim.accumulate, model.remat and train.fsdp trade time for memory"
+REMEDY = "optim.accumulate, model.remat and train.fsdp trade time for memory"
 
 
-def of(state: states.TrainState, batch: Any, mesh: Mesh, work: int | None) -> dict[str, int]:
-    """Return {what: bytes per device} of a training step; state and batch may be abstract.
+def plan_memory(state: TrainState, batch: Any, mesh: Mesh, temporary: int | None) -> dict[str, int]:
+    """Return {part: bytes per device} of a training step.
 
-    work: what the compiled step needs beside its inputs and results, gradients included; None where
-    the compiler does not tell: then there is no row of activations.
+    Args:
+        state: may be abstract.
+        batch: may be abstract.
+        mesh: of the devices.
+        temporary: bytes of the compiled step in addition to its inputs and results, with gradients;
+            None if the compiler does not report it: then the plan has no row of activations.
     """
-    each = lambda part: sharding.bytes_per_device(part, mesh)
-    rows = {
-        "parameters": each((state.params, state.frozen)),
-        "gradients": each(state.params),
-        "optimiser": each(state.opt_state),
-        "average": each(state.ema),
-        # the next one is put there while a step runs
+
+    def size(part: Any) -> int:
+        return sharding.bytes_per_device(part, mesh)
+
+    plan = {
+        "parameters": size((state.params, state.frozen)),
+        "gradients": size(state.params),
+        "optimiser": size(state.opt_state),
+        "average": size(state.ema),
+        # While a step runs, the next batch is transferred.
         "two batches": 2 * sum(map(sharding.nbytes, jax.tree.leaves(batch))) // mesh.size,
     }
-    if work is not None:
-        # The compiler may use up a gradient before the next one is made.
-        rows["activations and buffers"] = max(work - rows["gradients"], 0)
-    return rows
+    if temporary is not None:
+        # The compiler may consume a gradient before it computes the next one.
+        plan["activations and buffers"] = max(temporary - plan["gradients"], 0)
+    return plan
 
 
-def describe(rows: dict[str, int], room: int | None = None) -> str:
-    """Return the table of a plan; room: bytes of a device, by default what it says it has."""
-    if room is None:
-        room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    total = sum(rows.values())
-    shown = [(name, f"{n / 2**20:,.1f}") for name, n in [*rows.items(), ("total", total)]]
-    lines = [states.table([("memory", "MiB per device"), *shown])]
-    if room:
-        lines.append(f"of {room / 2**20:,.0f} MiB that a device has")
-    if room and total > room:
-        lines.append(f"more than there is: {SPARE}, data.batch_size examples for memory")
+def describe(plan: dict[str, int], capacity: int | None = None) -> str:
+    """Return the table of a plan; capacity: bytes of a device, by default as jax reports it."""
+    if capacity is None:
+        capacity = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    total = sum(plan.values())
+    rows = [(name, f"{n / 2**20:,.1f}") for name, n in [*plan.items(), ("total", total)]]
+    lines = [text_table(rows, ("memory", "MiB per device"), align="lr")]
+    if capacity:
+        lines.append(f"a device has {capacity / 2**20:,.0f} MiB")
+    if capacity and total > capacity:
+        lines.append(f"this exceeds the memory of a device: {REMEDY}; or lower data.batch_size")
     return "\n".join(lines)

@@ -14,9 +14,9 @@ import numpy as np
 
 from octolike import types
 from octolike.config import Config
-from octolike.train.checkpoint import Checkpoints
+from octolike.train.checkpoint_store import CheckpointStore
 from octolike.train.device_feeder import DeviceBatch, DeviceFeeder, save_bad_batch
-from octolike.train.metrics import Means, Metrics
+from octolike.train.metrics import MetricsLogger, RunningMeans
 
 MOST_NAMES = 50  # datasets or tasks with log entries of their own
 
@@ -40,14 +40,14 @@ class MetricsReader:
         config: Config,
         names: types.Names,
         feeder: DeviceFeeder,
-        checkpoints: Checkpoints,
-        log: Metrics,
+        checkpoints: CheckpointStore,
+        log: MetricsLogger,
     ) -> None:
         self._config, self._feeder = config, feeder
         self._checkpoints, self._log = checkpoints, log
         self._datasets, self._tasks = logged_names(names.datasets), logged_names(names.tasks)
         self._unread: collections.deque[UnreadStep] = collections.deque()
-        self._means, self._waited, self._last_loss = Means(), 0.0, math.nan
+        self._means, self._waited, self._last_loss = RunningMeans(), 0.0, math.nan
         self._thread = ThreadPoolExecutor(1)
 
     def __enter__(self) -> MetricsReader:

@@ -1,7 +1,7 @@
 """The optimiser: a learning-rate schedule, clipping, AdamW, and which parameters it trains.
 
-Parameters are named by their path, 'transformer/block_0/mlp/kernel'. What is frozen is cut out of
-the tree before gradients are taken: it has neither gradients nor optimiser state.
+Parameters are named by their path, 'transformer/block_0/mlp/kernel'. Frozen parameters are split
+off before gradients are computed: they have neither gradients nor optimiser state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from octolike.config import ConfigError, OptimConfig, unknown
 
 Params = dict[str, Any]
 
-RSQRT_TIMESCALE = 10_000  # steps after the warm-up until 1/√2 of the peak; Octo's choice
+RSQRT_TIMESCALE = 10_000  # steps after the warm-up until 1/√2 of the peak, as in Octo
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -29,7 +29,10 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
     elif config.schedule == "rsqrt":
-        after = lambda step: peak * (1 + step / RSQRT_TIMESCALE) ** -0.5
+
+        def after(step: Any) -> Any:
+            return peak * (1 + step / RSQRT_TIMESCALE) ** -0.5
+
     elif config.schedule == "constant":
         after = optax.constant_schedule(peak)
     else:
@@ -40,27 +43,27 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Return clipping by the global norm, then AdamW with decay on kernels only."""
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Return clipping by the global norm, then AdamW with weight decay on kernels only."""
     adamw = optax.adamw(
         schedule(config, steps),
         b1=config.b1,
         b2=config.b2,
         weight_decay=config.weight_decay,
-        mask=kernels,
+        mask=decay_mask,
     )
     if not config.clip:
         return adamw
     return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
 
 
-def kernels(params: Params) -> Params:
-    """Return a tree of bools: True where weight decay applies, which is on kernels."""
+def decay_mask(params: Params) -> Params:
+    """Return a tree of bools: True for kernels, to which weight decay applies."""
     return traverse_util.path_aware_map(lambda path, _: is_kernel(path[-1]), params)
 
 
 def is_kernel(path: str) -> bool:
-    """Return whether a path is a kernel's: 'x/kernel', or an expert's 'x/in_kernel'."""
+    """Return whether a path names a kernel: 'x/kernel', or an expert's 'x/in_kernel'."""
     name = path.rpartition("/")[2]
     return name == "kernel" or name.endswith("_kernel")
 
@@ -68,49 +71,55 @@ def is_kernel(path: str) -> bool:
 def frozen_paths(
     params: Params, patterns: Sequence[str], *, may_all: bool = False
 ) -> dict[str, list[str]]:
-    """Return {pattern: the parameter paths that it decides on}; '*' also crosses '/'.
+    """Return {pattern: the parameter paths assigned to it}; '*' also matches '/'.
 
-    A pattern that begins with '!' trains what earlier ones froze; of several that match a path, the
-    last one counts: ("*", "!heads_*") trains the heads alone. Raises ConfigError for a pattern that
-    matches nothing, with the nearest path, and if nothing would be left to train (which may be
-    where something else is trained: `may_all`).
+    A pattern that begins with '!' unfreezes. If several patterns match a path, the last one counts:
+    ("*", "!heads_*") trains the heads alone. may_all: whether all parameters may be frozen, since
+    LoRA is trained.
+
+    Raises:
+        ConfigError: a pattern that matches nothing (names the nearest path), or all parameters
+            frozen without `may_all`.
     """
     paths = list(flatten(params))
-    matches = decide(paths, patterns, "optim.frozen", "parameter")
-    if not may_all and len(chosen(matches)) == len(paths):
+    matches = assign_paths(paths, patterns, "optim.frozen", "parameter")
+    if not may_all and len(selected_paths(matches)) == len(paths):
         raise ConfigError(f"optim.frozen {list(patterns)} freezes every parameter; none is trained")
     return matches
 
 
-def decide(
-    paths: Sequence[str], patterns: Sequence[str], option: str, what: str
+def assign_paths(
+    paths: Sequence[str], patterns: Sequence[str], option: str, noun: str
 ) -> dict[str, list[str]]:
-    """Return {pattern: the paths that it decides on}: of several that match one, the last."""
-    matches = match(paths, patterns, option, what)
-    last = {path: pattern for pattern, found in matches.items() for path in found}
-    return {p: [k for k in found if last[k] == p] for p, found in matches.items()}
+    """Return {pattern: paths}; a path belongs to the last pattern that matches it."""
+    matches = match_patterns(paths, patterns, option, noun)
+    last = {path: pattern for pattern, matched in matches.items() for path in matched}
+    return {p: [k for k in matched if last[k] == p] for p, matched in matches.items()}
 
 
-def chosen(matches: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the paths that patterns without '!' decide on, of what `decide` returned."""
-    return sorted(k for p, found in matches.items() if not p.startswith("!") for k in found)
+def selected_paths(matches: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the paths of the patterns without '!'; matches: a result of `assign_paths`."""
+    return sorted(k for p, paths in matches.items() if not p.startswith("!") for k in paths)
 
 
-def match(
-    paths: Sequence[str], patterns: Sequence[str], option: str, what: str
+def match_patterns(
+    paths: Sequence[str], patterns: Sequence[str], option: str, noun: str
 ) -> dict[str, list[str]]:
-    """Return {pattern: the paths that it matches}, a leading '!' aside.
+    """Return {pattern: the paths that it matches}, ignoring a leading '!'.
 
-    Raises ConfigError, naming the option and the nearest path, where a pattern matches nothing.
+    option and noun, of the paths, are for the message.
+
+    Raises:
+        ConfigError: a pattern that matches nothing; names the option and the nearest path.
     """
     matches = {p: fnmatch.filter(paths, p.removeprefix("!")) for p in patterns}
-    for pattern, found in matches.items():
-        if not found:
-            # The heads of paths, too: 'tokenizer/*' is near 'tokenizers_primary/*'.
+    for pattern, matched in matches.items():
+        if not matched:
+            # Also suggest first components: 'tokenizer/*' is near 'tokenizers_primary/*'.
             heads = {path.rpartition("/")[0].partition("/")[0] + "/*" for path in paths}
             raise ConfigError(
-                f"{option} matches no {what}: "
-                + unknown("pattern", pattern, heads | _near(pattern, paths))
+                f"{option} matches no {noun}: "
+                + unknown("pattern", pattern, heads | _nearest_paths(pattern, paths))
             )
     return matches
 
@@ -138,11 +147,11 @@ def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-    """Return the nested dict that `flatten` took apart."""
+    """Return the nested dict of {'a/b/c': parameter}."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
-def _near(pattern: str, paths: Sequence[str]) -> set[str]:
+def _nearest_paths(pattern: str, paths: Sequence[str]) -> set[str]:
     import difflib
 
     return set(difflib.get_close_matches(pattern, paths, n=3, cutoff=0.5))

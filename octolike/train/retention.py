@@ -1,8 +1,8 @@
-"""Which checkpoints of a run stay: the newest, every so many steps, and the best validated one.
+"""Retention of checkpoints: the newest, every k-th step, and the best validated one.
 
-workdir/scores.json holds what validation found at each checkpoint's step, over all datasets:
-{step: {"loss": …, "action_error": …}}. It outlives the checkpoints, so that the best one is known
-whatever number it shall be judged by later.
+workdir/scores.json holds the validation scores at each checkpoint's step, averaged over datasets:
+{step: {"loss": …, "action_error": …}}. It outlives the checkpoints, so train.keep_best can change
+to another score later.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from octolike.errors import RunError
 FILE = "scores.json"
 
 
-def mean(datasets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean over datasets of each number that all of {dataset: {name: number}} have."""
+def mean_scores(datasets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean over datasets of each score that all of them have.
+
+    datasets: {dataset: {score: value}}.
+    """
     rows = list(datasets.values())
     shared = set.intersection(*map(set, rows)) if rows else set()
     return {k: math.fsum(row[k] for row in rows) / len(rows) for k in sorted(shared)}
 
 
-def check(config: Config, validated: bool) -> None:
-    """Raise ConfigError where train.keep_best would never have a number to go by."""
+def check_keep_best(config: Config, validated: bool) -> None:
+    """Raise ConfigError if train.keep_best would never have a score to compare."""
     t = config.train
     if not t.keep_best:
         return
@@ -46,11 +49,18 @@ def check(config: Config, validated: bool) -> None:
         )
 
 
-class Keep:
-    """Decides which checkpoints stay; a preservation policy of orbax."""
+class RetentionPolicy:
+    """Decides which checkpoints are retained; a preservation policy of orbax."""
 
     def __init__(self, workdir: files.Path, newest: int, every: int = 0, best: str = "") -> None:
-        """Read the scores so far. newest: how many; every: steps, 0 none; best: by a score."""
+        """Read the scores so far.
+
+        Args:
+            workdir: of the run.
+            newest: number of newest checkpoints to retain.
+            every: retain checkpoints at multiples of this step; 0 for none.
+            best: also retain the checkpoint with the lowest value of this score.
+        """
         self._path, self._newest, self._every, self._best = workdir / FILE, newest, every, best
         self._scores: dict[int, dict[str, float]] = {}
         if self._path.exists():
@@ -59,28 +69,28 @@ class Keep:
                 self._scores = {int(step): dict(row) for step, row in stored.items()}
             except (ValueError, TypeError, AttributeError) as error:
                 raise RunError(
-                    f"{self._path} is broken ({error}); delete it: it only says which checkpoint "
-                    "did best so far"
+                    f"{self._path} is corrupted ({error}); delete it: it only records which "
+                    "checkpoint was best so far"
                 ) from error
 
-    def note(self, step: int, scores: Mapping[str, float], *, write: bool) -> None:
-        """Take in the scores of a step, of which a better one is lower; write: to the file too."""
+    def record(self, step: int, scores: Mapping[str, float], *, write: bool) -> None:
+        """Record the scores of a step (lower is better); write: also to the file."""
         self._scores[step] = {k: float(v) for k, v in scores.items()}
         if write:
             files.write_json(self._path, self._scores)
 
-    def steps(self, steps: Sequence[int]) -> set[int]:
-        """Return which of the given steps stay."""
-        stay = set(sorted(steps)[-self._newest :])
+    def retained_steps(self, steps: Sequence[int]) -> set[int]:
+        """Return the steps of the checkpoints to retain."""
+        retained = set(sorted(steps)[-self._newest :])
         if self._every:
-            stay |= {step for step in steps if step % self._every == 0}
-        known = {s: self._scores.get(s, {}).get(self._best, math.nan) for s in steps}
-        known = {step: score for step, score in known.items() if math.isfinite(score)}
-        if known:
-            stay.add(min(known, key=lambda step: (known[step], step)))
-        return stay
+            retained |= {step for step in steps if step % self._every == 0}
+        scores = {s: self._scores.get(s, {}).get(self._best, math.nan) for s in steps}
+        scores = {step: score for step, score in scores.items() if math.isfinite(score)}
+        if scores:
+            retained.add(min(scores, key=lambda step: (scores[step], step)))
+        return retained
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Answer orbax, for its records of the checkpoints there are."""
-        stay = self.steps([c.step for c in checkpoints])
-        return [c.step in stay for c in checkpoints]
+        """Return whether to retain each checkpoint; called by orbax."""
+        retained = self.retained_steps([c.step for c in checkpoints])
+        return [c.step in retained for c in checkpoints]

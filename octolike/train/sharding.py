@@ -1,17 +1,17 @@
-"""Where arrays live: a mesh of devices with axes ("data", "fsdp"), of one process or of several.
+"""Sharding over a mesh of devices with axes ("data", "fsdp"), in one process or several.
 
-    batch                                  cut by example over both axes
-    parameters, their running average,     cut over "fsdp" along the longest axis that divides,
-    optimiser state                        where an array has more than SMALL elements
-    everything else, metrics too           a copy on every device
+    batch                                  sharded by example over both axes
+    parameters, their running average,     sharded over "fsdp" along the longest divisible axis, if
+    optimiser state                        the array has more than SMALL elements
+    everything else, including metrics     replicated on every device
 
-`train.fsdp` is the length of the second axis: with 1 this is plain data parallelism, with as many
-as there are devices each holds but its share of the state. The compiler gathers what a layer needs
-just before it is used and scatters its gradient. The results are those of one device up to the
-order of sums; a checkpoint knows nothing of the layout that it was saved from.
+`train.fsdp` is the length of the second axis: 1 is plain data parallelism; with the number of
+devices, each device holds only its shard of the state. The compiler gathers the parameters of a
+layer just before use and scatters their gradient. The results equal those of one device up to the
+order of sums, and checkpoints are independent of the layout.
 
 Several processes run the same program (`train.distributed`). Each feeds its contiguous share of
-every batch; the first one alone writes and speaks. How one is told of the others:
+every batch; only the first one writes files and prints. How the processes find each other:
 
     TPU pods, SLURM, Open MPI       jax asks the cluster; nothing to set
     plain machines                  JAX_COORDINATOR_ADDRESS=host:port of the first process,
@@ -32,41 +32,44 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from octolike.config import ConfigError, TrainConfig
-from octolike.train import state as states
+from octolike.tables import text_table
 
 AXES = ("data", "fsdp")
-SMALL = 1 << 12  # elements: cutting a bias would cost more messages than it saves memory
-AGREE = 10  # steps between two questions whether a process was told to stop
+SMALL = 1 << 12  # elements: sharding a bias would cost more in messages than it saves in memory
+AGREE = 10  # steps between two checks whether a process has received a signal
 LAUNCH = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def start(config: TrainConfig) -> None:
-    """Join the other processes and open the cache of compiled steps; a second call does nothing.
+def initialize(config: TrainConfig) -> None:
+    """Join the other processes and open the compilation cache; a second call does nothing.
 
-    Must come before the first computation. Processes other than the first print nothing from then
-    on. Raises ConfigError where nobody says who the other processes are.
+    Must come before the first computation. From then on only the first process prints.
+
+    Raises:
+        ConfigError: the other processes cannot be found.
     """
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     if not config.distributed or jax.distributed.is_initialized():
         return
-    # The loop itself saves and stops at SIGTERM, and agrees with the others on when.
+    # The loop itself handles SIGTERM: the processes agree on the step at which they save and stop.
     jax.config.update("jax_enable_preemption_service", False)
-    given = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
+    variables = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
     try:
-        if len(given) == len(LAUNCH):
-            address, count, index = given.values()
+        if len(variables) == len(LAUNCH):
+            address, count, index = variables.values()
             jax.distributed.initialize(
                 address, int(count), int(index), cluster_detection_method="deactivate"
             )
         else:
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
-        found = ", ".join(f"{k}={v}" for k, v in given.items()) or f"none of {', '.join(LAUNCH)}"
+        values = ", ".join(f"{k}={v}" for k, v in variables.items())
         raise ConfigError(
-            f"train.distributed is on, but the processes cannot be joined ({error}); found {found}."
-            " On TPU pods, SLURM and Open MPI nothing need be set; elsewhere give each process all "
-            "three, e.g. JAX_COORDINATOR_ADDRESS=host0:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0"
+            f"train.distributed is on, but the processes cannot be joined ({error}); found "
+            f"{values or 'none of ' + ', '.join(LAUNCH)}. On TPU pods, SLURM and Open MPI nothing "
+            "needs to be set; elsewhere set all three for each process, e.g. "
+            "JAX_COORDINATOR_ADDRESS=host0:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0"
         ) from error
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
@@ -78,20 +81,20 @@ def process() -> tuple[int, int]:
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that writes files and speaks."""
+    """Return whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
 
 
-def wait(reason: str) -> None:
-    """Wait until every process is here; the reason is named where one of them is elsewhere."""
-    multihost_utils.sync_global_devices(reason)
+def barrier(name: str) -> None:
+    """Wait until every process has reached this barrier; errors show the name."""
+    multihost_utils.sync_global_devices(name)
 
 
-def agree(signum: int | None, step: int) -> int | None:
-    """Return the signal at which all processes stop after this step, or None to go on.
+def agree_on_signal(signum: int | None, step: int) -> int | None:
+    """Return the signal at which all processes stop after this step, or None to continue.
 
-    A signal reaches one process before another, and a step needs all of them: now and then they
-    tell each other, and stop if any has had one.
+    A signal reaches the processes at different times, but a step needs all of them. So every AGREE
+    steps they exchange their signals, and all stop if any has received one.
     """
     if jax.process_count() == 1:
         return signum
@@ -103,9 +106,10 @@ def agree(signum: int | None, step: int) -> int | None:
 def make_mesh(fsdp: int = 1) -> Mesh:
     """Return the mesh of all devices of all processes, axes "data" and "fsdp"; fsdp 0: all.
 
-    Raises ConfigError where the devices cannot be laid out so.
+    Raises:
+        ConfigError: an fsdp that does not divide the number of devices.
     """
-    # By process, so that its share of a batch is contiguous; those of an fsdp row are neighbours.
+    # By process, so that its share of a batch is contiguous; devices of an fsdp row are neighbours.
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     count, rows = len(devices), fsdp or len(devices)
     if count % rows:
@@ -113,24 +117,24 @@ def make_mesh(fsdp: int = 1) -> Mesh:
         raise ConfigError(
             f"train.fsdp {fsdp} does not fit {count} {devices[0].device_kind} devices in "
             f"{jax.process_count()} processes: it must divide {count}. Choose one of "
-            f"{', '.join(map(str, fitting))}, or 0 for all"
+            f"{', '.join(map(str, fitting))}, or 0 for all devices"
         )
     layout = np.array(devices).reshape(count // rows, rows)
     return Mesh(layout, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def by_example(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of batches: the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of metrics and small things: a copy on every device."""
+    """Return the sharding of metrics and small arrays: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def of_array(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Return the sharding of an array of the training state, by its shape alone."""
+def array_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array of the training state; it depends on the shape alone."""
     rows = mesh.shape["fsdp"]
     fitting = [i for i, n in enumerate(shape) if n % rows == 0]
     if rows == 1 or math.prod(shape) <= SMALL or not fitting:
@@ -139,53 +143,55 @@ def of_array(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
 
-def of_state(state: Any, mesh: Mesh) -> Any:
-    """Return the shardings of a training state or a part of it, which may be abstract."""
-    return jax.tree.map(lambda x: of_array(x.shape, mesh), state)
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Return the shardings of a training state, or of a part of it; may be abstract."""
+    return jax.tree.map(lambda x: array_sharding(x.shape, mesh), state)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Start the transfer of this process's share of a numpy batch; return the whole, not waiting.
+    """Start the transfer of this process's share of a batch; return the global batch, not waiting.
 
-    The leading axis of the result is as many times longer as there are processes.
+    The leading axis of the result is longer by a factor of the number of processes.
     """
-    cut, processes = by_example(mesh), jax.process_count()
+    by_example, processes = batch_sharding(mesh), jax.process_count()
     if processes == 1:
-        return jax.device_put(batch, cut)
+        return jax.device_put(batch, by_example)
 
     def put(x: np.ndarray) -> jax.Array:
         shape = (len(x) * processes, *x.shape[1:])
-        return jax.make_array_from_process_local_data(cut, x, shape)
+        return jax.make_array_from_process_local_data(by_example, x, shape)
 
     return jax.tree.map(put, batch)
 
 
-def put_whole(batch: Mapping[str, Any], mesh: Mesh) -> Any:
-    """Do the same for a batch that every process has whole, of any size.
+def put_global_batch(batch: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Start the transfer of a numpy batch of any size that every process holds completely.
 
-    Where the devices cannot share it evenly, examples without a valid action are added.
+    If its size does not divide over the devices, examples without a valid action are appended.
     """
-    batch, cut = filled(batch, mesh.size), by_example(mesh)
+    batch, by_example = pad_batch(batch, mesh.size), batch_sharding(mesh)
     if jax.process_count() == 1:
-        return jax.device_put(batch, cut)
-    mine = lambda x: jax.make_array_from_callback(x.shape, cut, lambda index: x[index])
-    return jax.tree.map(mine, batch)
+        return jax.device_put(batch, by_example)
+
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, by_example, lambda index: x[index])
+
+    return jax.tree.map(put, batch)
 
 
-def filled(batch: Mapping[str, Any], multiple: int) -> Any:
-    """Return a numpy batch with as many examples as a multiple has; the new ones do not count."""
+def pad_batch(batch: Mapping[str, Any], multiple: int) -> Any:
+    """Return a numpy batch padded to a multiple; padding examples have no valid action."""
     size = len(batch["action"])
-    more = -size % multiple
-    if not more:
+    padding = -size % multiple
+    if not padding:
         return batch
-    longer = lambda x: np.concatenate([x, np.repeat(x[:1], more, axis=0)])
-    batch = jax.tree.map(longer, batch)
+    batch = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], padding, axis=0)]), batch)
     batch["action_mask"][size:] = False
     return batch
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raise ConfigError if the batch cannot be cut evenly."""
+    """Raise ConfigError if the batch size is not a multiple of the number of devices."""
     if batch_size % mesh.size:
         near = max(batch_size // mesh.size, 1) * mesh.size
         raise ConfigError(
@@ -194,32 +200,41 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def describe(state: Any, batch: Any, mesh: Mesh) -> str:
-    """Return the table of the rules: arrays, elements and MiB per device; all may be abstract."""
+    """Return the table of the sharding rules: arrays, elements and MiB per device.
+
+    state and batch may be abstract.
+    """
     kind, (data, fsdp) = mesh.devices.flat[0].device_kind, mesh.devices.shape
     n = len({d.process_index for d in mesh.devices.flat})
     processes = f"{n} process{'es' if n > 1 else ''}"
-    rules: dict[str, list[Any]] = {f"state, cut over fsdp ({fsdp})": []} if fsdp > 1 else {}
-    rules["state, a copy on every device"] = []
-    rules["batch, cut by example over both axes"] = jax.tree.leaves(batch)
-    names = list(rules)
+    sharded: list[Any] = []
+    replicated: list[Any] = []
     for x in jax.tree.leaves(state):
-        rules[names[0 if of_array(x.shape, mesh).spec else -2]].append(x)
-    rows = [("rule", "arrays", "elements", "MiB per device")]
-    for name, arrays in rules.items():
+        (sharded if array_sharding(x.shape, mesh).spec else replicated).append(x)
+    rules = [(f"state, sharded over fsdp ({fsdp})", sharded, fsdp)] if fsdp > 1 else []
+    rules += [
+        ("state, replicated on every device", replicated, 1),
+        ("batch, sharded by example over both axes", jax.tree.leaves(batch), mesh.size),
+    ]
+    rows = []
+    for name, arrays, shards in rules:
         elements = sum(math.prod(x.shape) for x in arrays)
-        each = sum(map(nbytes, arrays)) / (1 if "copy" in name else mesh.size)
-        each *= data if "fsdp (" in name else 1
-        rows.append((name, str(len(arrays)), f"{elements:,}", f"{each / 2**20:.1f}"))
-    head = f"mesh: {mesh.size} × {kind} in {processes} = data {data} × fsdp {fsdp}"
-    return head + "\n" + states.table(rows)
+        per_device = sum(map(nbytes, arrays)) / shards
+        rows.append((name, str(len(arrays)), f"{elements:,}", f"{per_device / 2**20:.1f}"))
+    header = f"mesh: {mesh.size} × {kind} in {processes} = data {data} × fsdp {fsdp}"
+    table = text_table(rows, ("rule", "arrays", "elements", "MiB per device"), align="lr")
+    return f"{header}\n{table}"
 
 
 def bytes_per_device(state: Any, mesh: Mesh) -> int:
-    """Return the bytes of a training state, or a part of it, on each device."""
-    cut = lambda x: mesh.shape["fsdp"] if of_array(x.shape, mesh).spec else 1
-    return sum(nbytes(x) // cut(x) for x in jax.tree.leaves(state))
+    """Return the bytes of a training state, or of a part of it, on each device."""
+    total = 0
+    for x in jax.tree.leaves(state):
+        shards = mesh.shape["fsdp"] if array_sharding(x.shape, mesh).spec else 1
+        total += nbytes(x) // shards
+    return total
 
 
 def nbytes(x: Any) -> int:
-    """Return the bytes of an array, which may be abstract."""
+    """Return the bytes of an array; may be abstract."""
     return math.prod(x.shape) * np.dtype(x.dtype).itemsize

@@ -1,4 +1,4 @@
-"""TrainState, how it starts, and the strict merge of parameters from another run."""
+"""TrainState, its creation, and the strict transfer of parameters from another run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from flax import struct
 
 from octolike import types
 from octolike.config import ConfigError, unknown
+from octolike.tables import text_table
 from octolike.train import lora, optimizer
 
 Params = dict[str, Any]
@@ -20,11 +21,15 @@ Params = dict[str, Any]
 
 @struct.dataclass
 class TrainState:
-    """What a step changes. One pytree, so that it is sharded, donated and saved as one.
+    """Everything that a step changes: one pytree, sharded, donated and saved as one.
 
-    step: int32 [], optimiser updates made. params: trained parameters, nested by name. frozen: the
-    others. ema: running average of `params`, {} if there is none. opt_state: optax state of
-    `params`. lora_scale: of octolike.train.lora.
+    Attributes:
+        step: int32 [], number of optimiser updates.
+        params: trained parameters, nested by name.
+        frozen: all other parameters.
+        ema: running average of `params`; {} without one.
+        opt_state: optax state of `params`.
+        lora_scale: see octolike.train.lora.
     """
 
     step: jax.Array
@@ -35,20 +40,20 @@ class TrainState:
     lora_scale: float = struct.field(pytree_node=False, default=1.0)
 
     def all_params(self) -> Params:
-        """Return trained and frozen parameters as one tree: what is saved."""
+        """Return trained and frozen parameters as one tree, as checkpoints hold them."""
         return optimizer.merge(self.frozen, self.params)
 
     def model_params(self, trained: Params) -> Params:
-        """Return what the model takes, for some values of the trained parameters."""
-        return lora.merged(optimizer.merge(self.frozen, trained), self.lora_scale)
+        """Return the model's parameters for given values of the trained ones."""
+        return lora.merge(optimizer.merge(self.frozen, trained), self.lora_scale)
 
     def policy_params(self) -> Params:
-        """Return the parameters that a policy uses: averaged ones where they are kept."""
+        """Return the parameters of the policy: the average, if there is one."""
         return self.model_params(optimizer.merge(self.params, self.ema))
 
 
 def init_params(model: nn.Module, spec: types.BatchSpec, key: jax.Array) -> Params:
-    """Return fresh parameters; traceable, so that `jax.eval_shape` gives their shapes alone."""
+    """Return initial parameters; traceable, so `jax.eval_shape` gives their shapes alone."""
     params, noise, dropout = jax.random.split(key, 3)
     rngs = {"params": params, "noise": noise, "dropout": dropout}
     return model.init(rngs, types.zeros(spec, 1), train=False)["params"]
@@ -62,33 +67,33 @@ def create(
     ema: bool,
     lora_scale: float = 1.0,
 ) -> TrainState:
-    """Return the state before the first step."""
-    trained, still = optimizer.split(params, frozen)
+    """Return the state before the first step. frozen: parameter paths."""
+    trained, frozen_params = optimizer.split(params, frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trained,
-        frozen=still,
+        frozen=frozen_params,
         ema=jax.tree.map(jnp.copy, trained) if ema else {},
         opt_state=tx.init(trained),
         lora_scale=lora_scale,
     )
 
 
-def merge_strictly(params: Params, given: Params, source: str) -> Params:
-    """Return `given` if it has exactly the paths and shapes of `params`, else raise ConfigError.
+def merge_strictly(params: Params, loaded: Params, source: str) -> Params:
+    """Return `loaded` if it has exactly the paths and shapes of `params` (may be abstract).
 
-    The error names every path that is missing, extra, or of another shape. `params` may be
-    abstract.
+    Raises:
+        ConfigError: names every path that is missing, extra, or of another shape.
     """
-    mine, theirs = optimizer.flatten(params), optimizer.flatten(given)
+    expected, actual = optimizer.flatten(params), optimizer.flatten(loaded)
     faults = []
-    for path in sorted(mine.keys() | theirs.keys()):
-        if path not in theirs:
-            faults.append(f"missing there: {path} {list(mine[path].shape)}")
-        elif path not in mine:
-            faults.append(f"only there: {unknown('parameter', path, mine).partition(' (')[0]}")
-        elif mine[path].shape != theirs[path].shape:
-            shapes = f"{list(theirs[path].shape)}, expected {list(mine[path].shape)}"
+    for path in sorted(expected.keys() | actual.keys()):
+        if path not in actual:
+            faults.append(f"missing there: {path} {list(expected[path].shape)}")
+        elif path not in expected:
+            faults.append(f"only there: {unknown('parameter', path, expected).partition(' (')[0]}")
+        elif expected[path].shape != actual[path].shape:
+            shapes = f"{list(actual[path].shape)}, expected {list(expected[path].shape)}"
             faults.append(f"other shape: {path} {shapes}")
     if faults:
         raise ConfigError(
@@ -96,77 +101,89 @@ def merge_strictly(params: Params, given: Params, source: str) -> Params:
             + "\n  ".join(faults)
             + "\nUse the model settings of that run (its config.json)."
         )
-    return given
+    return loaded
 
 
-class Adapted(NamedTuple):
-    """Parameters that go over from another run, by path; what starts afresh; what stays behind."""
+class ParameterTransfer(NamedTuple):
+    """The transfer of parameters from one run to another, by path.
+
+    Attributes:
+        taken: {path: value} of the parameters that are taken over.
+        reinitialized: paths of this model that keep their initial values.
+        unused: paths of the other run that this model does not have.
+    """
 
     taken: dict[str, Any]
-    fresh: list[str]
-    left: list[str]
+    reinitialized: list[str]
+    unused: list[str]
 
 
-def adapt(params: Params, given: Params, fresh: Sequence[str], source: str) -> Adapted:
-    """Return what a model with `params` (may be abstract) takes over from those of another run.
+def transfer_params(
+    params: Params, source_params: Params, reinit: Sequence[str], source: str
+) -> ParameterTransfer:
+    """Return the transfer from another run's parameters to a model with `params`.
 
-    Everything, but what the patterns `fresh` (train.reinit) match: that may differ, and starts
-    from scratch. Raises ConfigError for a pattern that matches nothing, and with every path that
-    is missing, extra, or of another shape without being matched.
+    All parameters must fit exactly, except those that the patterns `reinit` match.
+
+    Args:
+        params: of this model; may be abstract.
+        source_params: of the other run.
+        reinit: patterns (train.reinit).
+        source: name of the other run, for messages.
+
+    Raises:
+        ConfigError: a pattern that matches nothing; or every path that is missing, extra or of
+            another shape and not matched by a pattern.
     """
-    mine, theirs = optimizer.flatten(params), optimizer.flatten(given)
-    found = optimizer.match(sorted(mine.keys() | theirs.keys()), fresh, "train.reinit", "parameter")
-    free = {path for paths in found.values() for path in paths}
-    rest = lambda tree: optimizer.unflatten({k: v for k, v in tree.items() if k not in free})
+    target, loaded = optimizer.flatten(params), optimizer.flatten(source_params)
+    paths = sorted(target.keys() | loaded.keys())
+    matches = optimizer.match_patterns(paths, reinit, "train.reinit", "parameter")
+    matched = {path for paths in matches.values() for path in paths}
+
+    def strict_part(flat: dict[str, Any]) -> Params:
+        return optimizer.unflatten({k: v for k, v in flat.items() if k not in matched})
+
     try:
-        taken = merge_strictly(rest(mine), rest(theirs), source)
+        taken = merge_strictly(strict_part(target), strict_part(loaded), source)
     except ConfigError as error:
         raise ConfigError(
-            f"{error} Or let what differs start afresh, e.g. --config.train.reinit=\"('heads_*',)\""
+            f"{error} Or reinitialise the parameters that differ, e.g. "
+            "--config.train.reinit=\"('heads_*',)\""
         ) from None
-    return Adapted(
-        optimizer.flatten(taken), sorted(mine.keys() & free), sorted(theirs.keys() - mine.keys())
+    return ParameterTransfer(
+        taken=optimizer.flatten(taken),
+        reinitialized=sorted(target.keys() & matched),
+        unused=sorted(loaded.keys() - target.keys()),
     )
 
 
-def describe_adapted(adapted: Adapted) -> str:
-    """Return the table of the model's parts: arrays taken over, fresh, and left behind."""
-    rows: dict[str, list[int]] = {}
-    for i, paths in enumerate(adapted):
+def describe_transfer(transfer: ParameterTransfer) -> str:
+    """Return a table of the model's parts: arrays taken over, reinitialised, and unused."""
+    counts: dict[str, list[int]] = {}
+    for i, paths in enumerate(transfer):
         for path in paths:
-            rows.setdefault(path.partition("/")[0], [0, 0, 0])[i] += 1
-    shown = [(name, *(str(n) if n else "" for n in row)) for name, row in sorted(rows.items())]
-    return table([("part", "taken over", "fresh", "left behind"), *shown])
+            counts.setdefault(path.partition("/")[0], [0, 0, 0])[i] += 1
+    rows = [(name, *(n or "" for n in row)) for name, row in sorted(counts.items())]
+    return text_table(rows, ("part", "taken over", "reinitialised", "unused"), align="lr")
 
 
-def describe(params: Params, frozen: Iterable[str]) -> str:
+def describe_params(params: Params, frozen: Iterable[str]) -> str:
     """Return the parameter table: path, shape, count, frozen or not. `params` may be abstract."""
     frozen = set(frozen)
     rows = [
         (k, "×".join(map(str, v.shape)), f"{v.size:,}", "frozen" if k in frozen else "")
         for k, v in sorted(optimizer.flatten(params).items())
     ]
-    return table([("parameter", "shape", "count", ""), *rows])
+    return text_table(rows, ("parameter", "shape", "count", ""), align="lr")
 
 
-def summarize(params: Params, frozen: Iterable[str]) -> str:
+def summarize_params(params: Params, frozen: Iterable[str]) -> str:
     """Return the table of the model's parts: arrays, parameters, trained ones; and the total."""
-    frozen, parts = set(frozen), {}
+    frozen, counts = set(frozen), {}
     for path, x in sorted(optimizer.flatten(params).items()):
         for part in (path.partition("/")[0], "total"):
-            n = parts.setdefault(part, [0, 0, 0])
+            n = counts.setdefault(part, [0, 0, 0])
             n[:] = n[0] + 1, n[1] + x.size, n[2] + (0 if path in frozen else x.size)
-    parts["total"] = parts.pop("total")
-    rows = [(name, *(f"{n:,}" for n in row)) for name, row in parts.items()]
-    return table([("part", "arrays", "parameters", "trained"), *rows])
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Return rows of text as a table: names to the left, numbers to the right."""
-    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(row[1:], wide[1:]))]
-        ).rstrip()
-        for row in rows
-    )
+    counts["total"] = counts.pop("total")
+    rows = [(name, *(f"{n:,}" for n in row)) for name, row in counts.items()]
+    return text_table(rows, ("part", "arrays", "parameters", "trained"), align="lr")

@@ -103,11 +103,11 @@ def compile_step(
     The compiled step cannot retrace, and it donates the state. Costs: flops_per_step over all
     devices, compile_seconds.
     """
-    state_shardings = sharding.of_state(state, mesh)
+    state_shardings = sharding.state_shardings(state, mesh)
     batch = abstract_batch(spec, batch_size)
     jitted = jax.jit(
         step,
-        in_shardings=(state_shardings, sharding.by_example(mesh)),
+        in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
@@ -117,7 +117,7 @@ def compile_step(
     flops = _flops(compiled) * mesh.size  # the compiler counts one device
     print(f"step compiled in {seconds:.1f} s; {flops / 1e9:.4g} GFLOP", flush=True)
     memory = compiled.memory_analysis()
-    plan = memory_plan.of(state, batch, mesh, memory and memory.temp_size_in_bytes)
+    plan = memory_plan.plan_memory(state, batch, mesh, memory and memory.temp_size_in_bytes)
     print(memory_plan.describe(plan))
     return compiled, {"flops_per_step": flops, "compile_seconds": seconds}
 

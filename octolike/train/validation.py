@@ -1,16 +1,15 @@
-"""Held-out loss and the error of sampled actions, per dataset.
+"""Validation: the loss on held-out data and the error of sampled actions, per dataset.
 
     loss              the training loss on held-out frames, without augmentation
-    action_error      mean absolute difference between a sampled chunk and the demonstrated one, in
-                      normalised units, over valid entries, for the newest frame of each window
+    action_error      mean absolute difference between sampled and demonstrated chunk, in normalised
+                      units, over valid entries, for the newest frame of each window
     gripper_accuracy  share of gripper entries on the demonstrated side of the middle
 
-    action_error_<way>  the same, where a policy that can be told its task in several ways is told
-                      in one alone: language, goal or task_id; over the examples that have it
+    action_error_<conditioning>  action_error of a policy with several conditionings, conditioned on
+                      one of them alone (language, goal or task_id), over the examples that have it
 
-The action error is also given per task, over all datasets. The noise is the same at every
-validation, so that two of them differ by the parameters alone. A few of the chunks are kept for a
-picture.
+The action error is also computed per task, over all datasets. The noise is the same at every
+validation, so two results differ by the parameters only. Some chunks are returned for a figure.
 """
 
 from __future__ import annotations
@@ -34,38 +33,40 @@ from octolike.model.language import FrozenEncoder
 from octolike.model.network import build_network
 from octolike.train import sharding
 from octolike.train.checkpoint import Run
-from octolike.train.chunk_figures import Chunk
+from octolike.train.chunk_figures import ActionChunk
 from octolike.types import Batch
 
-Loaders = Mapping[str, Callable[[], Iterator[Batch]]]
+# {dataset: function that iterates over its held-out batches}
+ValidationLoaders = Mapping[str, Callable[[], Iterator[Batch]]]
 
-
-CHUNKS = 6  # in the picture, of all datasets together
+CHUNKS = 6  # in the figure, of all datasets together
 PRESENT = "task.present."
 
 
 @dataclasses.dataclass(frozen=True)
-class Validated:
-    """What a validation finds.
+class ValidationResult:
+    """The result of a validation.
 
-    datasets: {dataset: {name: number}}; tasks: {task: action error}, of those that were seen;
-    chunks: a few examples with their predictions, of several datasets; success: {task: rate}, where
-    that was asked for.
+    Attributes:
+        datasets: {dataset: {name: number}}.
+        tasks: {task: action error}, for the tasks in the data.
+        chunks: a few examples with their predictions, from several datasets.
+        success: {task: success rate}, if it was measured.
     """
 
     datasets: dict[str, dict[str, float]]
     tasks: dict[str, float]
-    chunks: tuple[Chunk, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    chunks: tuple[ActionChunk, ...] = dataclasses.field(default=(), compare=False, repr=False)
     success: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Validator:
-    """Validates parameters; compiled at the first call, once."""
+    """Validates parameters; compiled once, at the first call."""
 
     def __init__(
         self,
         model: nn.Module,
-        loaders: Loaders,
+        loaders: ValidationLoaders,
         embodiments: Sequence[Embodiment],
         spec: types.BatchSpec,
         tasks: Sequence[str] = (),
@@ -75,72 +76,83 @@ class Validator:
         key: jax.Array,
         encoder: FrozenEncoder | None = None,
     ) -> None:
-        """Prepare; `batches` of each of the `loaders` ({dataset: make iterator}) are taken.
+        """Prepare.
 
-        tasks: the names that a batch's task ids count. encoder: the frozen text encoder, if any.
+        Args:
+            model: the network.
+            loaders: of the held-out batches.
+            embodiments: in the order of a batch's `embodiment`.
+            spec: of the batches.
+            tasks: names in the order of a batch's task ids.
+            batches: number of batches to take of each loader.
+            mesh: of the devices.
+            key: of the noise.
+            encoder: the frozen text encoder, if there is one.
         """
         self._encoder = encoder
         self._tasks, self._embodiments = tuple(tasks), embodiments
-        self._ways = ways(model, spec)
+        self._conditionings = conditionings(model, spec)
         self._model, self._loaders, self._batches = model, loaders, batches
         self._spec, self._mesh, self._key = spec, mesh, key
         width = spec["action"][0][-1]
         self._dims, self._gripper = action_dims(embodiments, width)
-        whole = sharding.replicated(mesh)
-        self._measure = jax.jit(self._measure, out_shardings=whole)
-        self._error = jax.jit(self._error, out_shardings=whole)
+        replicated = sharding.replicated(mesh)
+        self._measure = jax.jit(self._measure, out_shardings=replicated)
+        self._error = jax.jit(self._error, out_shardings=replicated)
 
-    def __call__(self, params: Any) -> Validated:
-        """Return the results of parameters as the model takes them."""
+    def __call__(self, params: Any) -> ValidationResult:
+        """Return the result for the model's parameters."""
         results, per_task, chunks = {}, np.zeros((len(self._tasks), 2)), []
         for dataset, loader in self._loaders.items():
             totals: dict[str, np.ndarray] = {}
             for i, batch in zip(range(self._batches), loader()):
                 types.check_batch(batch, self._spec)
-                found = jax.device_get(self._sums(params, batch, i))
-                sampled, task = found.pop("sampled"), found.pop("task")
-                errors, known = found.pop("error_per_example"), task < len(self._tasks)
-                np.add.at(per_task, task[known], errors[known])
+                sums = jax.device_get(self._sums(params, batch, i))
+                sampled, task = sums.pop("sampled"), sums.pop("task")
+                errors, has_task = sums.pop("error_per_example"), task < len(self._tasks)
+                np.add.at(per_task, task[has_task], errors[has_task])
                 if not i:
                     chunks += self._chunks(dataset, batch, sampled)
-                for name, value in found.items():
+                for name, value in sums.items():
                     totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
             if not totals:
                 raise ConfigError(
-                    f"the validation split of {dataset!r} gave no batch; "
-                    "name another one in data.validation_split, or '' for none"
+                    f"the validation split of {dataset!r} has no batch; "
+                    "name another split in data.validation_split, or '' for no validation"
                 )
             results[dataset] = {k: float(a / b) for k, (a, b) in totals.items() if b}
-        seen = [(name, e, n) for name, (e, n) in zip(self._tasks, per_task) if n]
-        tasks = {name: float(e / n) for name, e, n in seen}
-        return Validated(results, tasks, tuple(chunks[:CHUNKS]))
+        tasks = {name: float(e / n) for name, (e, n) in zip(self._tasks, per_task) if n}
+        return ValidationResult(results, tasks, tuple(chunks[:CHUNKS]))
 
     def _sums(self, params: Any, batch: Batch, index: int) -> dict[str, jax.Array]:
-        """Return what `_measure` does of a numpy batch, and action_error_<way> [sum, count]."""
+        """Return `_measure` of a numpy batch, and action_error_<conditioning> [sum, count]."""
         encoded = self._encoder(batch) if self._encoder else batch
-        placed = sharding.put_whole(encoded, self._mesh)
+        placed = sharding.put_global_batch(encoded, self._mesh)
         key = jax.random.fold_in(self._key, index)
-        found = self._measure(params, placed, key)
+        sums = self._measure(params, placed, key)
         present = placed["task"].get("present", {})
-        for way, keys in self._ways.items():
-            told = {k: x if k in keys else jnp.zeros_like(x) for k, x in present.items()}
-            alone = placed | {"task": placed["task"] | {"present": told}}
-            having = functools.reduce(jnp.logical_or, [present[k] for k in keys])
-            found[f"action_error_{way}"] = self._error(params, alone, having, key)
-        return found
+        for conditioning, keys in self._conditionings.items():
+            only = {k: x if k in keys else jnp.zeros_like(x) for k, x in present.items()}
+            conditioned = placed | {"task": placed["task"] | {"present": only}}
+            available = functools.reduce(jnp.logical_or, [present[k] for k in keys])
+            error = self._error(params, conditioned, available, key)
+            sums[f"action_error_{conditioning}"] = error
+        return sums
 
-    def _chunks(self, dataset: str, batch: Batch, sampled: np.ndarray) -> list[Chunk]:
+    def _chunks(self, dataset: str, batch: Batch, sampled: np.ndarray) -> list[ActionChunk]:
         """Return some examples of a numpy batch, evenly spread, with their sampled chunks."""
         count = min(max(CHUNKS // len(self._loaders), 1), len(batch["action"]))
         rows = np.linspace(0, len(batch["action"]) - 1, count).round().astype(int)
-        made = []
+        chunks = []
         for i in dict.fromkeys(rows.tolist()):
             robot, task = self._embodiments[batch["embodiment"][i]], batch["task"]["task_id"][i]
             name = self._tasks[task] if task < len(self._tasks) else ""
             valid = batch["action_mask"][i, -1].any(axis=-1)
-            chunk = Chunk.of(robot, batch["action"][i, -1], sampled[i], valid, (dataset, name))
-            made.append(chunk)
-        return made
+            demonstrated, titles = batch["action"][i, -1], (dataset, name)
+            chunks.append(
+                ActionChunk.from_normalized(robot, demonstrated, sampled[i], valid, titles)
+            )
+        return chunks
 
     def _measure(self, params: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """Return {name: [sum, count]} of a batch, task [B], error_per_example [B, 2], sampled."""
@@ -160,10 +172,10 @@ class Validator:
             "error_per_example": jax.vmap(_masked_sum)(jnp.abs(sampled - true), valid),
         }
 
-    def _error(self, params: Any, batch: Batch, having: jax.Array, key: jax.Array) -> jax.Array:
-        """Return the action error [sum, count] over the examples where `having`, bool [B]."""
+    def _error(self, params: Any, batch: Batch, include: jax.Array, key: jax.Array) -> jax.Array:
+        """Return the action error [sum, count] over the included examples; include: bool [B]."""
         sampled = self._sample({"params": params}, batch, jax.random.split(key)[1])
-        valid = batch["action_mask"][:, -1] & having[:, None, None]
+        valid = batch["action_mask"][:, -1] & include[:, None, None]
         return _masked_sum(jnp.abs(sampled - batch["action"][:, -1]), valid)
 
     def _sample(self, variables: Any, batch: Batch, key: jax.Array) -> jax.Array:
@@ -179,25 +191,26 @@ class Validator:
         )
 
 
-def ways(model: nn.Module, spec: types.BatchSpec) -> dict[str, list[str]]:
-    """Return {way of telling the task: its keys under task.present}, {} for fewer than two.
+def conditionings(model: nn.Module, spec: types.BatchSpec) -> dict[str, list[str]]:
+    """Return {conditioning: its keys under task.present}; {} for fewer than two.
 
-    Of 'language', 'goal' and 'task_id', those that batches have and the model's tokenizers read.
+    The conditionings are those of 'language', 'goal' and 'task_id' that batches have and the
+    model's tokenizers read.
     """
     present = [k for k in spec if k.startswith(PRESENT)]
     if hasattr(model, "tokenizers"):
-        read = {k for tokenizer in model.tokenizers.values() for k in tokenizer.reads()}
-        present = [k for k in present if k in read]
-    found: dict[str, list[str]] = {}
+        inputs = {k for tokenizer in model.tokenizers.values() for k in tokenizer.reads()}
+        present = [k for k in present if k in inputs]
+    keys: dict[str, list[str]] = {}
     for key in (k.removeprefix(PRESENT) for k in present):
-        found.setdefault("goal" if key.startswith("image_") else key, []).append(key)
-    return found if len(found) > 1 else {}
+        keys.setdefault("goal" if key.startswith("image_") else key, []).append(key)
+    return keys if len(keys) > 1 else {}
 
 
-def validate_run(run: Run, batches: Mapping[str, Sequence[Batch]]) -> Validated:
-    """Return what training's validation finds for a loaded run on given batches, by name."""
+def validate_run(run: Run, batches: Mapping[str, Sequence[Batch]]) -> ValidationResult:
+    """Return the validation result of a loaded run on {dataset: batches}."""
     settings = dataclasses.asdict(run.config.model)
-    loaders = {name: lambda some=some: iter(some) for name, some in batches.items()}
+    loaders = {name: functools.partial(iter, held_out) for name, held_out in batches.items()}
     validator = Validator(
         build_network(settings, language.extend_spec(settings, run.spec), run.names),
         loaders,
@@ -213,7 +226,7 @@ def validate_run(run: Run, batches: Mapping[str, Sequence[Batch]]) -> Validated:
 
 
 def action_dims(embodiments: Sequence[Embodiment], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return bool [E, A] twice: the action dimensions each robot has, and which are grippers."""
+    """Return bool [E, A] twice: the action dimensions of each robot, and its gripper dimensions."""
     dims = np.zeros((2, len(embodiments), width), bool)
     for i, embodiment in enumerate(embodiments):
         for j, normalized in enumerate(embodiment.action.normalized):

@@ -1,4 +1,4 @@
-"""Weights & Biases beside metrics.jsonl, where installed and `train.wandb` names a project."""
+"""Logging to Weights & Biases, if installed and `train.wandb` names a project."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from octolike.config import ConfigError
 FILE = "wandb.json"
 
 
-def load(project: str) -> Any:
-    """Return the library; ConfigError where it is not installed. Called before anything is done."""
+def import_wandb(project: str) -> Any:
+    """Return the wandb module; ConfigError if it is not installed. Called before any other work."""
     try:
         return importlib.import_module("wandb")
     except ImportError as error:
         raise ConfigError(
             f"train.wandb names the project {project!r}, but Weights & Biases cannot be imported "
             f"({error}): pip install wandb, or set --config.train.wandb=''. metrics.jsonl and "
-            "TensorBoard have all of it in any case"
+            "TensorBoard hold the same numbers"
         ) from error
 
 
-class Board:
-    """The run's page. A resumed run goes on on the same one: its id is kept in the workdir."""
+class WandbLogger:
+    """The run's page. A resumed run continues the same page; its id is stored in the workdir."""
 
     def __init__(self, project: str, workdir: Path) -> None:
-        """Open the page, with the config that the workdir holds, if it does."""
+        """Open the page, with the config of the workdir if it has one."""
         stored = workdir / "config.json"
         config = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
         path = workdir / FILE
@@ -40,7 +40,7 @@ class Board:
         else:
             name = uuid.uuid4().hex[:12]
             files.write_json(path, {"id": name}, indent=None)
-        self._run = load(project).init(
+        self._run = import_wandb(project).init(
             project=project,
             name=workdir.name,
             dir=str(workdir),
@@ -50,9 +50,9 @@ class Board:
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers of a step. What a page has of later steps already, it keeps."""
+        """Log the numbers of a step. Later steps that the page already has stay."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send pending numbers."""
         self._run.finish()

@@ -1,0 +1,286 @@
+"""The checkpoints of a run: workdir/checkpoints/<step>/{params, ema, optimizer, data}.
+
+They are written in the background; a checkpoint gets its name <step> only once it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from octolike import files
+from octolike.errors import RunError
+from octolike.files import Path, PathLike
+from octolike.train import optimizer, sharding
+from octolike.train.retention import RetentionPolicy
+from octolike.train.state import Params, TrainState, merge_strictly
+
+CHECKPOINTS = "checkpoints"
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; earlier checkpoints are intact."""
+
+
+class CheckpointStore:
+    """Writes the checkpoints of one run in the background, and restores them.
+
+    A context manager: on exit it waits for a save under way.
+    """
+
+    def __init__(
+        self, workdir: PathLike, keep: int, keep_every: int = 0, keep_best: str = ""
+    ) -> None:
+        """Open or create workdir/checkpoints and remove the remains of an interrupted save.
+
+        Args:
+            workdir: of the run.
+            keep: number of newest checkpoints to retain.
+            keep_every: also retain checkpoints at multiples of this step; 0 for none.
+            keep_best: also retain the checkpoint with the lowest value of this score.
+        """
+        self.directory = files.absolute(workdir) / CHECKPOINTS
+        self._policy = RetentionPolicy(self.directory.parent, keep, keep_every, keep_best)
+        self._saving: tuple[int, int] | None = None  # step and bytes
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        with _quiet_orbax():
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except SaveError as save_error:  # the first error stays the one that is reported
+            error.add_note(str(save_error))
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, which may still be written."""
+        return self._manager.latest_step()
+
+    def complete(self) -> list[int]:
+        """Wait for the save under way; return the steps of the complete checkpoints on disk."""
+        with _quiet_orbax(), contextlib.suppress(Exception):  # `wait` reports the error
+            self._manager.wait_until_finished()
+        return checkpoint_steps(self.directory)
+
+    def save(
+        self,
+        state: TrainState,
+        data: Mapping[str, Any],
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """Start to save the state and the position in the data, unless this step is saved already.
+
+        The state may be donated as soon as this returns.
+
+        Args:
+            state: to save.
+            data: the position in the data.
+            scores: to compare checkpoints by; lower is better.
+
+        Raises:
+            SaveError: this save or the previous one failed.
+        """
+        step = int(state.step)
+        if step == self.latest:
+            return
+        self.wait()
+        items = {
+            "params": ocp.args.StandardSave(state.all_params()),
+            "optimizer": ocp.args.StandardSave(state.opt_state),
+            "data": ocp.args.JsonSave(dict(data)),
+        }
+        if state.ema:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        size = sum(x.nbytes for x in jax.tree.leaves((state.all_params(), state.opt_state)))
+        size += sum(x.nbytes for x in jax.tree.leaves(state.ema))
+        self._saving = step, size
+        try:
+            if scores:
+                self._policy.record(step, scores, write=sharding.is_first())
+            with _quiet_orbax():
+                started = self._manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax passes on whatever its storage raises
+            self._saving = None
+            raise self._save_error(step, size, error) from error
+        if not started:  # orbax rejects a step before its newest
+            self._saving = None
+            raise SaveError(
+                f"checkpoint {step} was not written: {self.directory} holds {self.complete()} "
+                "already, and the later ones belong to another run. Name another directory "
+                "(--config.workdir=...), or move that one away"
+            )
+
+    def check(self) -> None:
+        """Raise SaveError if the save under way has failed; do not wait for it."""
+        if self._saving and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way; raise SaveError if it failed."""
+        if self._saving is None:
+            return
+        (step, size), self._saving = self._saving, None
+        try:
+            with _quiet_orbax():
+                self._manager.wait_until_finished()
+        except Exception as error:  # orbax passes on whatever its storage raises
+            raise self._save_error(step, size, error) from error
+
+    def close(self) -> None:
+        """Wait for the save under way, and close; raise SaveError if it failed."""
+        try:
+            self.wait()
+        finally:
+            with _quiet_orbax(), contextlib.suppress(Exception):  # `wait` reports the error
+                self._manager.close()
+
+    def _save_error(self, step: int, size: int, error: Exception) -> SaveError:
+        free = ""
+        if not files.is_remote(self.directory):
+            free = f"{shutil.disk_usage(self.directory).free:,} are free on that disk"
+            free = f", and {free} (a quota may allow less)"
+        steps = [s for s in self.complete() if s != step]
+        intact = f"Checkpoints {steps} are intact" if steps else "There is no other checkpoint yet"
+        return SaveError(
+            f"checkpoint {step} could not be written to {self.directory}: {first_line(error)}. "
+            f"It needs up to {size:,} bytes{free}. {intact}. Free some space, or lower train.keep; "
+            "then the same command resumes, and removes the partial checkpoint"
+        )
+
+    def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Return the newest readable state, and the position in the data.
+
+        A corrupted checkpoint newer than the one returned is moved to checkpoints.broken/<step>, or
+        <step>.1, …, and a line is printed.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings.
+
+        Raises:
+            RunError: no checkpoint can be read.
+            ConfigError: the parameters are those of another model.
+        """
+        errors: dict[int, Exception] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                stored = read_shapes(self.directory / str(step), "params")
+            except Exception as error:  # orbax passes on ValueError, KeyError, …
+                errors[step] = error
+                continue
+            source = f"checkpoint {step} in {self.directory}"
+            merge_strictly(abstract_state.all_params(), stored, source)
+            try:
+                restored = self._restore_step(step, abstract_state)
+            except Exception as error:
+                errors[step] = error
+                continue
+            for corrupted, error in errors.items():
+                self._move_aside(corrupted, error, step)
+            return restored
+        lines = "".join(f"\n  {step}: {first_line(error)}" for step, error in errors.items())
+        raise RunError(
+            f"no checkpoint can be read. {self.directory}:{lines}\n"
+            "Move that folder away to start again from step 0."
+        )
+
+    def _restore_step(
+        self, step: int, abstract_state: TrainState
+    ) -> tuple[TrainState, dict[str, Any]]:
+        items = {
+            "params": ocp.args.StandardRestore(abstract_state.all_params()),
+            "optimizer": ocp.args.StandardRestore(abstract_state.opt_state),
+            "data": ocp.args.JsonRestore(),
+        }
+        if abstract_state.ema:
+            items["ema"] = ocp.args.StandardRestore(abstract_state.ema)
+        with _quiet_orbax():
+            stored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        frozen_paths = optimizer.flatten(abstract_state.frozen)
+        params, frozen = optimizer.split(stored["params"], frozen_paths)
+        state = abstract_state.replace(
+            step=jax.device_put(np.int32(step), abstract_state.step.sharding),
+            params=params,
+            frozen=frozen,
+            ema=stored["ema"] if abstract_state.ema else {},
+            opt_state=stored["optimizer"],
+        )
+        return state, stored["data"]
+
+    def _move_aside(self, step: int, error: Exception, good_step: int) -> None:
+        folder = self.directory.with_name(CHECKPOINTS + ".broken")
+        names = (f"{step}.{n}" if n else f"{step}" for n in itertools.count())
+        destination = next(folder / name for name in names if not (folder / name).exists())
+        sharding.barrier("before a corrupted checkpoint is moved")
+        if sharding.is_first():
+            folder.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(destination)
+        sharding.barrier("after a corrupted checkpoint was moved")
+        with _quiet_orbax():
+            self._manager.reload()
+        print(
+            f"checkpoint {step} cannot be read ({first_line(error)}): going back to {good_step}; "
+            f"the corrupted one is now {destination}"
+        )
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the complete checkpoints in a folder; [] if it does not exist."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
+
+
+def read_shapes(checkpoint: Path, item: str) -> Params:
+    """Return the nested dict of array metadata (shape, dtype) of a checkpoint's item."""
+    if not (checkpoint / item).is_dir():
+        raise FileNotFoundError(f"{checkpoint / item} is missing")
+    with _quiet_orbax():
+        shapes = ocp.v1.metadata(files.absolute(checkpoint), checkpointable_name=item).metadata
+    if shapes is None:  # orbax only logs the reason
+        raise RunError(f"the metadata or the index of {checkpoint / item} is missing or corrupted")
+    return shapes
+
+
+def read_arrays(checkpoint: Path, item: str) -> Params:
+    """Return a checkpoint's item as numpy arrays, for any devices that it was saved from."""
+    shapes = read_shapes(checkpoint, item)
+    targets = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+    with _quiet_orbax():
+        return ocp.v1.load(files.absolute(checkpoint), targets, checkpointable_name=item)
+
+
+def first_line(error: Exception) -> str:
+    """Return the type and the first line of an error."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Silence orbax's notes about its own files; users cannot act on them."""
+    loggers = [logging.getLogger(name) for name in ("absl", None)]  # None: the root logger
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
