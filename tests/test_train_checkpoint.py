@@ -315,7 +315,7 @@ def test_checkpoints_without_a_config_are_an_error(directory):
 
     assert same_run()
     (directory / "config.json").unlink()
-    pattern = r"checkpoints holds \[1, 2, 3\], but .*/a has no config.json .* Put that file back"
+    pattern = r"checkpoints holds \[1, 2, 3\], but .*/a has no config.json, .* Put that file back"
     with pytest.raises(ConfigError, match=pattern):
         same_run()
     shutil.rmtree(directory / "checkpoints")
