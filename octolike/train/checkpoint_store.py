@@ -250,21 +250,20 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 def read_shapes(checkpoint: Path, item: str) -> Params:
     """Return the nested dict of array metadata (shape, dtype) of a checkpoint's item."""
-    if not (checkpoint / item).is_dir():
-        raise FileNotFoundError(f"{checkpoint / item} is missing")
+    # The handler raises the reason for unreadable metadata. `Checkpointer.metadata` and orbax's v1
+    # API only log it; v1 also prints tracebacks from its event loop.
     with _quiet_orbax():
-        shapes = ocp.v1.metadata(files.absolute(checkpoint), checkpointable_name=item).metadata
-    if shapes is None:  # orbax only logs the reason
-        raise RunError(f"the metadata or the index of {checkpoint / item} is missing or corrupted")
-    return shapes
+        return ocp.PyTreeCheckpointHandler().metadata(files.absolute(checkpoint / item)).tree
 
 
 def read_arrays(checkpoint: Path, item: str) -> Params:
     """Return a checkpoint's item as numpy arrays, for any devices that it was saved from."""
     shapes = read_shapes(checkpoint, item)
-    targets = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+    targets = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
     with _quiet_orbax():
-        return ocp.v1.load(files.absolute(checkpoint), targets, checkpointable_name=item)
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        arguments = ocp.args.PyTreeRestore(restore_args=targets)
+        return checkpointer.restore(files.absolute(checkpoint / item), args=arguments)
 
 
 def first_line(error: Exception) -> str:
@@ -275,12 +274,10 @@ def first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Silence orbax's notes about its own files; users cannot act on them."""
-    loggers = [logging.getLogger(name) for name in ("absl", None)]  # None: the root logger
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)
