@@ -15,6 +15,7 @@ from absl import app, flags, logging
 RUN = flags.DEFINE_string("run", None, "directory of the run")
 ROOT = flags.DEFINE_string("root", None, "directory of the datasets, if they have moved")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")
+PLUGINS = flags.DEFINE_multi_string("plugins", [], "plug-in of the run whose code may be executed")
 FRAMES = flags.DEFINE_integer("frames", 64, "frames per dataset", lower_bound=1)
 DEMONSTRATIONS = flags.DEFINE_integer("demonstrations", 50, "demonstrations to replay", 0)
 
@@ -35,20 +36,20 @@ def main(arguments: list[str]) -> None:
 
 def check(directory: str):
     """Return the report of both checks."""
-    # Imported here: worker processes import this file first and must not import tensorflow.
-    from octolike import files
+    from octolike import files  # here: worker processes must not import tensorflow
     from octolike.data import open_data
     from octolike.data.pipeline import recorded_frames
     from octolike.envs.registry import environment_of
     from octolike.errors import DataError
-    from octolike.evaluation import frame_check, policy_check
+    from octolike.evaluation import frame_check
+    from octolike.evaluation.policy_check import CheckReport
     from octolike.evaluation.replay_check import replay_demonstrations
     from octolike.policy import Policy
     from octolike.progress import progress
     from octolike.train.checkpoint import load_run
 
-    run = load_run(files.output_directory(directory, "the run"), step=CHECKPOINT.value)
-    config = run.config
+    directory = files.output_directory(directory, "the run")
+    config = (run := load_run(directory, CHECKPOINT.value, PLUGINS.value)).config
     config.data.move(ROOT.value)
     data = open_data(config)
     compared, replays, simulators = [], [], []
@@ -71,8 +72,7 @@ def check(directory: str):
                 simulators.append(robot["kind"])
             except DataError as error:
                 reason = str(error)
-    reason = f"(a) no replay: {reason}"
-    return policy_check.CheckReport(replays, compared, ", ".join(simulators), reason)
+    return CheckReport(replays, compared, ", ".join(simulators), f"(a) no replay: {reason}")
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ SPLITS = flags.DEFINE_list("splits", None, "splits, instead of the run's or the 
 SKILLS = flags.DEFINE_list("skills", None, "skills, instead of the run's or the suite's")
 EPISODES = flags.DEFINE_integer("episodes", None, "episodes per skill and split", lower_bound=1)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")
+PLUGINS = flags.DEFINE_multi_string("plugins", [], "plug-in of the run whose code may be executed")
 EMBODIMENT = flags.DEFINE_string("embodiment", None, "one robot of several; 'all': one by one")
 
 
 def main(_: list[str]) -> None:
     """Run the episodes and write the report; expected errors are one line without a traceback."""
     logging.set_verbosity(logging.WARNING)
-    # Imported here: worker processes import this file first and do not need jax.
-    from octolike.evaluation import evaluate, report
+    from octolike.evaluation import evaluate, report  # here: worker processes do not need jax
 
     plan = {"splits": SPLITS.value, "skills": SKILLS.value, "episodes": EPISODES.value}
     plan = {k: tuple(v) if k != "episodes" else v for k, v in plan.items() if v is not None}
@@ -36,8 +36,8 @@ def main(_: list[str]) -> None:
         for reason in skipped:
             print(f"skipped: {reason}")
         for robot in robots:
-            step = CHECKPOINT.value
-            evaluation = evaluate.Evaluation(RUN.value, SUITE.value, plan, step, robot)
+            options = SUITE.value, plan, CHECKPOINT.value, robot, PLUGINS.value
+            evaluation = evaluate.Evaluation(RUN.value, *options)
             evaluation.run()
             page = evaluation.report(predict_chunks(evaluation))
             print(report.success_table(evaluation.rows, evaluation.groups))

@@ -89,6 +89,7 @@ class Evaluation:
         overrides: Mapping[str, Any] | None = None,
         step: int | None = None,
         embodiment: str | None = None,
+        plugins: Sequence[str] = (),
     ) -> None:
         """Load a run and plan its episodes.
 
@@ -98,6 +99,7 @@ class Evaluation:
             overrides: fields of the suite: splits, skills, episodes, seed.
             step: the checkpoint; default: the newest.
             embodiment: the robot, required if the run has several.
+            plugins: plug-ins of the run whose code may be executed.
 
         Raises:
             ConfigError: the run's config has no simulator, the simulator does not support the
@@ -106,7 +108,7 @@ class Evaluation:
             FileNotFoundError: the run is incomplete.
         """
         self.directory = files.local_path(run_dir, "the run")
-        run = load_run(run_dir, step=step)
+        run = load_run(run_dir, step, plugins)
         files.check_writable(run_dir, "the evaluation's directory")
         self.config, settings = run.config, run.config.evaluate
         environment = run.config.environment
