@@ -54,7 +54,7 @@ def transfer(args: argparse.Namespace) -> None:
         if is_single and config.environment and args.stage != "report":
             call("collect.py", f"--config={path}:{run.arg}", *root)
     if args.stage in ("before", "all"):
-        data = decode_mix(config.data, pictures=16, episodes=args.episodes, steps=8)
+        data = decode_mix(config.data, side=16, episodes=args.episodes, steps=8)
         study.write_comparison(group_sample.group_samples(data), directory)
     if args.stage in ("during", "after", "all"):
         held_out = decode_mix(config.data, held_out=True, episodes=32)

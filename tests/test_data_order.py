@@ -177,7 +177,9 @@ def test_threads_and_prefetching_change_nothing(root):
 
 def test_a_state_of_another_mix_is_refused(root):
     state = opened(root).train().state()
-    with pytest.raises(DataError, match=r"is of \['fake'\], this mix is of \['bridge_dataset', 'f"):
+    with pytest.raises(
+        DataError, match=r"datasets \['fake'\], this mix has \['bridge_dataset', 'f"
+    ):
         opened(root, **BOTH).train(state)
 
 
@@ -360,7 +362,7 @@ def test_streams_and_their_episodes_are_given_back(root):
     for _ in range(3):
         stream = data.train()
         next(stream)
-        seen += [weakref.ref(stream), weakref.ref(stream._shelf)]
+        seen += [weakref.ref(stream), weakref.ref(stream._cache)]
         del stream  # without closing it
     closed = data.train()
     next(closed)

@@ -131,7 +131,7 @@ def test_a_target_keeps_its_share_beside_the_prior_and_it_may_change():
         ({}, "needs a 'target'"),
         ({"target": "a", "share": 1.0}, "share is 1.0; it must lie between 0 and 1"),
         ({"target": "aa"}, "unknown dataset or task in data.sampling.target: 'aa'"),
-        ({"target": "*"}, "is all there is: a, b, c; add the prior"),
+        ({"target": "*"}, "matches all groups: a, b, c; add the prior"),
     ],
 )
 def test_bad_targets_are_named(fields, message):
@@ -224,7 +224,7 @@ def test_a_state_stays_small_with_ten_thousand_tasks():
         ({"kind": "curriculum", "scores": {"*": 1}, "pacing": "fast"}, "sampling.pacing: 'fast'"),
         ({"kind": "curriculum", "scores": {"*": 1}, "start": 0}, "start is 0"),
         ({"kind": "difficulty", "measure": "loss"}, r"sampling\.measure: 'loss' \(choices: error"),
-        ({"kind": "difficulty", "floor": 2}, "floor must lie in"),
+        ({"kind": "difficulty", "floor": 2}, r"floor is 2; it must lie in \[0, 1\]"),
     ],
 )
 def test_strategies_that_make_no_sense(fields, message):
@@ -337,7 +337,7 @@ def test_the_union_over_hosts_is_one_hosts_order(root):
                 joined[path].append(leaf)
         equal(next(whole), types.unflatten({k: np.concatenate(v) for k, v in joined.items()}))
     assert len({json.dumps(part.state()) for part in (*parts, whole)}) == 1
-    with pytest.raises(ConfigError, match=r"batch_size 12 cannot be cut for process 0 of 5"):
+    with pytest.raises(ConfigError, match=r"batch_size 12 cannot be divided for process 0 of 5"):
         data.train(process=(0, 5))
 
 
@@ -374,7 +374,7 @@ def test_paraphrases_come_as_often_as_the_original_and_not_in_validation(root, t
     path = tmp_path / "paraphrases.json"
     path.write_text(json.dumps({"put": ["place it", "set down"], "dance": ["step"]}))
     data = opened(root, batch_size=300, paraphrases=str(path))
-    assert "paraphrases: of 1 of 2 distinct instructions" in data.describe()
+    assert "paraphrases: 1 of 2 distinct instructions" in data.describe()
     texts = {name: tuple(data._text.encode([name])[0][0]) for name in ("put", "place it", "push")}
     texts["set down"] = tuple(data._text.encode(["set down"])[0][0])
     batch = next(data.train())
@@ -413,7 +413,7 @@ def test_the_tables_show_what_is_asked(root):
 
 
 def test_memory_stays_in_its_budget_whatever_the_pool(root):
-    sizes = opened(root, BOTH)._supply.stock.sizes
+    sizes = opened(root, BOTH)._supply.table.sizes
     counts = []
     for times in (3, 5, 100):  # how many of the largest episode there is room for
         ahead = 3 * opened(root, BOTH)._work.batch_bytes
@@ -427,7 +427,7 @@ def test_memory_stays_in_its_budget_whatever_the_pool(root):
             assert sizes[order.episodes(key)].sum() <= data._budgets[0]
         held = [stream.memory() for _ in range(60) if next(stream)]
         assert 0 < max(held) <= budget
-        assert stream._shelf.bytes == sizes[list(stream._shelf._held)].sum()
+        assert stream._cache.bytes == sizes[list(stream._cache._episodes)].sum()
         stream.close()
     assert counts[0] > counts[1] > counts[2] == 1
 

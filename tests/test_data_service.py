@@ -1,4 +1,4 @@
-"""Batches that workers make for a trainer: those of the local pipeline, whatever befalls them."""
+"""Batches from workers equal those of the local pipeline, also after failures."""
 
 import json
 import os
@@ -46,8 +46,8 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def hurried(monkeypatch):
-    """Wait for nobody long."""
+def short_waits(monkeypatch):
+    """Shorten all waiting times."""
     monkeypatch.setattr(worker_pool, "CONNECT", 2.0)
     monkeypatch.setattr(worker_pool, "RETRY", 0.1)
     monkeypatch.setattr(worker_pool, "PATIENCE", 0.5)
@@ -56,9 +56,9 @@ def hurried(monkeypatch):
 
 @contextmanager
 def served(root, count=1, **data):
-    """Yield servers and what a trainer gets from them."""
+    """Yield servers and a source that is connected to them."""
     servers = [started(root, number=i % 2, **data) for i in range(count)]
-    client = service_source.ServiceSource(asking(root, servers, **data))
+    client = service_source.ServiceSource(client_config(root, servers, **data))
     try:
         yield servers, client
     finally:
@@ -68,77 +68,77 @@ def served(root, count=1, **data):
 
 
 def started(root, port=0, seed=0, number=0, **data):
-    """Return a server. Data are opened once for each number: it takes a while."""
-    made = config(root, **{**SETTINGS, **data})
-    made.seed = seed
-    return worker.BatchServer(made, once(root, number, made), "127.0.0.1", port)
+    """Return a server. The data of each number are opened once, to save time."""
+    config_ = config(root, **{**SETTINGS, **data})
+    config_.seed = seed
+    return worker.BatchServer(config_, open_once(root, number, config_), "127.0.0.1", port)
 
 
-def once(root, number, made):
-    key = root, number, to_json(made)
+def open_once(root, number, config_):
+    key = root, number, to_json(config_)
     if key not in OPENED:
-        OPENED[key] = open_data(made)
+        OPENED[key] = open_data(config_)
     return OPENED[key]
 
 
-def here(root, **data):
-    """Return the local data, opened once too."""
-    made = config(root, **{**SETTINGS, **data})
-    return once(root, -1, made)
+def local_data(root, **data):
+    """Return the local data, opened once."""
+    config_ = config(root, **{**SETTINGS, **data})
+    return open_once(root, -1, config_)
 
 
-def asking(root, servers, **data):
+def client_config(root, servers, **data):
     addresses = tuple(f"127.0.0.1:{server.port}" for server in servers)
     return config(root, **{**SETTINGS, **data}, service=addresses)
 
 
 def assert_equal(a, b):
-    for (path, x), (other, y) in zip(types.flatten(a), types.flatten(b), strict=True):
-        assert path == other
+    for (path, x), (expected_path, y) in zip(types.flatten(a), types.flatten(b), strict=True):
+        assert path == expected_path
         assert x.dtype == y.dtype
         np.testing.assert_array_equal(x, y, err_msg=path)
 
 
 def take(stream, count):
-    """Return `count` batches and the state after each, as it would be stored."""
+    """Return `count` batches and the state after each, as in a checkpoint."""
     return [(next(stream), json.loads(json.dumps(stream.state()))) for _ in range(count)]
 
 
-def assert_same(some, others):
-    for (a, after), (b, expected) in zip(some, others, strict=True):
+def assert_same(taken, expected):
+    for (a, state_a), (b, state_b) in zip(taken, expected, strict=True):
         assert_equal(a, b)
-        assert after == expected
+        assert state_a == state_b
 
 
-def test_a_reply_of_any_size_comes_back_whole():
+def test_a_reply_of_any_size_is_decoded_completely():
     arrays = {
         "large": np.random.default_rng(0).integers(0, 256, 3 * protocol.CHUNK + 5, np.uint8),
         "flags": np.array([[True], [False]]),
         "none": np.zeros((0, 3), np.float32),
-        "turned": np.arange(6, dtype=np.int32).reshape(2, 3).T,
+        "transposed": np.arange(6, dtype=np.int32).reshape(2, 3).T,
     }
     messages = list(protocol.encode({"name": "ä"}, arrays))
     assert max(map(len, messages)) <= protocol.CHUNK
-    found = {}
+    decoded = {}
 
-    def place(path, dtype, shape):
-        return found.setdefault(path, np.empty(shape, dtype))
+    def allocate(path, dtype, shape):
+        return decoded.setdefault(path, np.empty(shape, dtype))
 
-    assert protocol.decode(messages, place) == {"name": "ä"}
-    assert_equal(found, arrays)
-    # however the bytes are cut into messages
-    rest = b"".join(messages)
-    cut = [rest[:3], rest[3:11], rest[11:700], b"", rest[700:]]
-    found.clear()
-    protocol.decode(cut, place)
-    assert_equal(found, arrays)
+    assert protocol.decode(messages, allocate) == {"name": "ä"}
+    assert_equal(decoded, arrays)
+    # for any division of the bytes into messages
+    data = b"".join(messages)
+    cut = [data[:3], data[3:11], data[11:700], b"", data[700:]]
+    decoded.clear()
+    protocol.decode(cut, allocate)
+    assert_equal(decoded, arrays)
     with pytest.raises(EOFError, match="1 bytes too early"):
-        protocol.decode([*cut[:-1], cut[-1][:-1]], place)
+        protocol.decode([*cut[:-1], cut[-1][:-1]], allocate)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_batches_are_those_of_the_local_pipeline(root, count):
-    local = here(root)
+def test_batches_equal_those_of_the_local_pipeline(root, count):
+    local = local_data(root)
     with served(root, count) as (servers, client):
         assert client.spec == local.spec
         assert client.names == local.names
@@ -153,69 +153,69 @@ def test_batches_are_those_of_the_local_pipeline(root, count):
         stream.close()
         with pytest.raises(StopIteration):
             next(stream)
-        assert all(not server._worker._streams for server in servers)  # all was given back
+        assert all(not server._worker._streams for server in servers)  # all are closed
 
 
-def test_processes_and_workers_together_make_the_batch(root):
-    expected = take(here(root).train(), 6)
+def test_the_parts_of_processes_and_workers_form_the_batch(root):
+    expected = take(local_data(root).train(), 6)
     with served(root, 2) as (_, client):
         shares = [take(client.train(None, (p, 2)), 6) for p in range(2)]
-    for (a, first), (b, second), (whole, after) in zip(*shares, expected, strict=True):
+    for (a, first), (b, second), (batch, after) in zip(*shares, expected, strict=True):
         pairs = zip(types.flatten(a), types.flatten(b))
         joined = {k: np.concatenate([x, y]) for (k, x), (_, y) in pairs}
-        assert_equal(types.unflatten(joined), whole)
+        assert_equal(types.unflatten(joined), batch)
         assert first == second == after
 
 
-def test_every_state_is_gone_on_from_here_and_there(root):
-    local = here(root)
-    whole = take(local.train(), 13)
+def test_service_and_local_data_resume_each_others_states(root):
+    local = local_data(root)
+    expected = take(local.train(), 13)
     with served(root, 2) as (_, client):
         for at in (8, 0, 5):
-            resumed = client.train(whole[at][1])
-            assert_same(take(resumed, 3), whole[at + 1 : at + 4])
-            assert_same(take(local.train(resumed.state()), 1), whole[at + 4 : at + 5])
+            resumed = client.train(expected[at][1])
+            assert_same(take(resumed, 3), expected[at + 1 : at + 4])
+            assert_same(take(local.train(resumed.state()), 1), expected[at + 4 : at + 5])
             resumed.close()
 
 
-def test_a_batch_larger_than_a_message_passes(root):
+def test_a_batch_may_be_larger_than_a_message(root):
     settings = {"cameras": {"primary": 256}, "batch_size": 32, "goal": "none"}
     with served(root, 1, **settings) as (_, client):
         batch = next(client.train())
-    assert sum(x.nbytes for _, x in types.flatten(batch)) > 6e6  # gRPC's own limit: 4 MiB
-    assert_equal(batch, next(here(root, **settings).train()))
+    assert sum(x.nbytes for _, x in types.flatten(batch)) > 6e6  # the limit of gRPC is 4 MiB
+    assert_equal(batch, next(local_data(root, **settings).train()))
 
 
-def test_a_lost_worker_costs_no_batch_and_is_asked_again_once_it_is_back(root, capfd):
-    expected = take(here(root).train(), 30)
+def test_a_lost_worker_is_replaced_without_a_lost_batch_and_used_again_when_it_is_back(root, capfd):
+    expected = take(local_data(root).train(), 30)
     with served(root, 2) as (servers, client):
         stream = client.train()
         assert_same(take(stream, 4), expected[:4])
         servers[1].stop()
         assert_same(take(stream, 6), expected[4:10])
         port = servers[1].port
-        said = capfd.readouterr().out
-        assert said.count("is lost") == 1
-        assert re.search(rf":{port} is lost \(\w+: .*\); its part comes from 127.0.0.1:", said)
+        output = capfd.readouterr().out
+        assert output.count("is lost") == 1
+        assert re.search(rf":{port} is lost \(\w+: .*\); its part comes from 127.0.0.1:", output)
         servers[1] = started(root, port)
         wait_for(lambda: f"127.0.0.1:{port} is back" in capfd.readouterr().out)
         assert_same(take(stream, 10), expected[10:20])
         assert len(servers[1]._worker._streams) == 1
-        # and the other one
+        # then the other worker
         servers[0].stop()
         assert_same(take(stream, 10), expected[20:])
         stream.close()
 
 
-def wait_for(what, seconds=20.0):
+def wait_for(condition, seconds=20.0):
     until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until, "it never came"
+    while not condition():
+        assert time.monotonic() < until, "timeout"
         time.sleep(0.05)
 
 
-def test_a_worker_that_returns_with_other_settings_is_not_asked(root, capfd):
-    expected = take(here(root).train(), 12)
+def test_a_worker_that_returns_with_other_settings_is_not_used(root, capfd):
+    expected = take(local_data(root).train(), 12)
     with served(root, 2) as (servers, client):
         stream = client.train()
         assert_same(take(stream, 3), expected[:3])
@@ -226,51 +226,50 @@ def test_a_worker_that_returns_with_other_settings_is_not_asked(root, capfd):
         assert not servers[1]._worker._streams
 
 
-def test_a_request_meant_for_the_worker_of_before_is_refused(root):
+def test_a_request_for_an_earlier_worker_is_rejected(root):
     with served(root, 1) as (_, client):
-        client._workers.about["digest"] = "of before"
-        with pytest.raises(ServiceError, match="started again, with other settings or data"):
+        client._workers.about["digest"] = "earlier"
+        with pytest.raises(ServiceError, match="restarted with other settings or data"):
             client.train()
 
 
-def test_the_only_worker_is_asked_for_often_however_often_it_was_lost(root, monkeypatch):
+def test_the_only_worker_is_retried_often_even_after_many_losses(root, monkeypatch):
     monkeypatch.setattr(worker_pool, "RETRY", 0.5)
     monkeypatch.setattr(worker_pool, "PATIENCE", 5.0)
-    expected = take(here(root).train(), 8)
+    expected = take(local_data(root).train(), 8)
     with served(root, 1) as (servers, client):
         stream = client.train()
         assert_same(take(stream, 4), expected[:4])
-        (link,) = client._workers._links
+        (connection,) = client._workers._connections
         for part in (part for ahead in stream._ahead for part in ahead.parts):
-            part.result()  # a good answer later would make it 0
-        link.losses = 11
+            part.result()  # a later reply would reset the count
+        connection.failures = 11
         servers[0].stop()
-        back = lambda: servers.append(started(root, servers[0].port))
-        threading.Timer(1.0, back).start()
+        threading.Timer(1.0, lambda: servers.append(started(root, servers[0].port))).start()
         assert_same(take(stream, 4), expected[4:])
-        assert link.losses == 0
+        assert connection.failures == 0
         stream.close()
 
 
-def test_a_worker_that_hangs_is_replaced_and_left_alone_for_a_while(root, capfd, monkeypatch):
+def test_a_worker_that_hangs_is_replaced_and_not_retried_at_once(root, capfd, monkeypatch):
     monkeypatch.setattr(worker_pool, "DEADLINE", 3.0)
-    expected, woken = take(here(root).train(), 4), threading.Event()
+    expected, wake = take(local_data(root).train(), 4), threading.Event()
     with served(root, 2) as (servers, client):
         stream = client.train()
-        monkeypatch.setattr(servers[1]._worker, "_next", lambda *_: woken.wait(60) and {})
+        monkeypatch.setattr(servers[1]._worker, "_next", lambda *_: wake.wait(60) and {})
         try:
             assert_same(take(stream, 4), expected)
             time.sleep(10 * worker_pool.RETRY)
-            said = capfd.readouterr().out
-            assert "is lost (no answer to 'batch' within 3 s); its part comes from" in said
-            assert "is back" not in said
+            output = capfd.readouterr().out
+            assert "is lost (no reply to 'batch' within 3 s); its part comes from" in output
+            assert "is back" not in output
         finally:
-            woken.set()
+            wake.set()
         stream.close()
 
 
-def test_with_no_worker_left_training_stops_and_goes_on_later(root):
-    expected = take(here(root).train(), 8)
+def test_without_workers_training_stops_and_can_resume(root):
+    expected = take(local_data(root).train(), 8)
     with served(root, 2) as (servers, client):
         stream = client.train()
         before = take(stream, 4)
@@ -279,7 +278,7 @@ def test_with_no_worker_left_training_stops_and_goes_on_later(root):
         with pytest.raises(ServiceError, match=r"no worker .* is left: 127.*:\d+ \(.*; 127.*") as e:
             take(stream, 4)
         assert all(f":{server.port} (" in str(e.value) for server in servers)
-        assert "Start one of them again (python scripts/serve_data.py" in str(e.value)
+        assert "Restart one of them (python scripts/serve_data.py" in str(e.value)
         with pytest.raises(ServiceError):
             next(stream)
         stream.close()
@@ -291,9 +290,9 @@ def test_with_no_worker_left_training_stops_and_goes_on_later(root):
         assert_same(take(client.train(state), 8 - done), expected[done:])
 
 
-def test_feedback_changes_what_it_does_locally(root):
+def test_feedback_has_the_same_effect_as_locally(root):
     sampling = {"sampling": Component(kind="difficulty"), "prefetch": 3}
-    local = here(root, **sampling).train()
+    local = local_data(root, **sampling).train()
     with served(root, 2, **sampling) as (_, client):
         stream = client.train()
         for errors in ({"fake": 0.9, "bridge_dataset": 0.1}, {"fake": 0.2}, {}):
@@ -310,25 +309,25 @@ def test_feedback_changes_what_it_does_locally(root):
             resumed.feedback({"fake": np.float32(np.nan)}, {})
 
 
-def test_validation_is_the_local_one_also_when_a_worker_is_lost_in_it(root, capfd):
-    local = here(root).validation()
+def test_validation_equals_the_local_one_even_if_a_worker_is_lost(root, capfd):
+    local = local_data(root).validation()
     with served(root, 2) as (servers, client):
         loaders = client.validation()
         assert list(loaders) == list(local)
         for name, loader in loaders.items():
             expected = list(local[name]())
-            for found in (list(loader()), list(loader())):
-                for a, b in zip(found, expected, strict=True):
+            for batches in (list(loader()), list(loader())):
+                for a, b in zip(batches, expected, strict=True):
                     assert_equal(a, b)
-            # two at once, and one that is left early, do not disturb each other
+            # concurrent and unfinished iterations are independent
             next(loader())
             for a, b in zip(loader(), loader(), strict=True):
                 assert_equal(a, b)
         running = loaders["bridge_dataset"]()
-        found = [next(running)]
+        batches = [next(running)]
         servers[1].stop()
-        found += running
-        for a, b in zip(found, local["bridge_dataset"](), strict=True):
+        batches += running
+        for a, b in zip(batches, local["bridge_dataset"](), strict=True):
             assert_equal(a, b)
         assert "is lost" in capfd.readouterr().out
         assert not servers[0]._worker._streams
@@ -336,13 +335,13 @@ def test_validation_is_the_local_one_also_when_a_worker_is_lost_in_it(root, capf
         assert client.validation() == {}
 
 
-def test_other_settings_are_named_with_both_values(root):
+def test_different_settings_are_listed_with_both_values(root):
     server = started(root)
     try:
-        asked = asking(root, [server], batch_size=4, sampling=Component(kind="uniform"))
-        asked.seed, asked.train.validation_batches = 7, 3
+        config_ = client_config(root, [server], batch_size=4, sampling=Component(kind="uniform"))
+        config_.seed, config_.train.validation_batches = 7, 3
         with pytest.raises(ConfigError, match=r"the settings differ \(here -> 127.0.0.1:") as e:
-            service_source.ServiceSource(asked)
+            service_source.ServiceSource(config_)
         rows = [line.strip() for line in str(e.value).splitlines()[1:-1]]
         assert rows == [
             "data.batch_size: 4 -> 8",
@@ -350,28 +349,28 @@ def test_other_settings_are_named_with_both_values(root):
             "seed: 7 -> 0",
             "train.validation_batches: 3 -> 2",
         ]
-        # where the data lie, and how fast they are read, is each machine's own
-        asked = asking(root, [server], cache="", threads=1)
-        asked.data.root = "elsewhere"
-        service_source.ServiceSource(asked).close()
+        # the location of the data and the reading speed may differ
+        config_ = client_config(root, [server], cache="", threads=1)
+        config_.data.root = "elsewhere"
+        service_source.ServiceSource(config_).close()
     finally:
         server.stop()
 
 
-def test_another_version_is_named(root, monkeypatch):
+def test_a_different_version_is_named(root, monkeypatch):
     with served(root, 1) as (servers, _):
         monkeypatch.setattr("octolike.__version__", "9.9")
         with pytest.raises(ConfigError, match=r"octolike: \"9.9\" -> \"0.1.0\""):
-            service_source.ServiceSource(asking(root, servers))
+            service_source.ServiceSource(client_config(root, servers))
 
 
-def test_workers_with_other_data_than_each_other_are_refused(root, tmp_path):
+def test_workers_with_different_data_are_rejected(root, tmp_path):
     write_numbered(tmp_path, "fake", [3, 1, 4, 1, 5, 2, 6, 5, 4, 5])
     write_numbered(tmp_path, "bridge_dataset", [4, 6, 8])
     servers = [started(root), started(tmp_path)]
     try:
         with pytest.raises(DataError, match=r"the data differ \(127.* -> 127.*\)") as e:
-            service_source.ServiceSource(asking(root, servers))
+            service_source.ServiceSource(client_config(root, servers))
         assert re.search(
             r'fake/train: "10 episodes, 35 steps, \w+" -> "10 episodes, 36', str(e.value)
         )
@@ -381,51 +380,53 @@ def test_workers_with_other_data_than_each_other_are_refused(root, tmp_path):
             server.stop()
 
 
-def test_an_address_where_nobody_answers_is_named(root):
+def test_an_address_without_a_worker_is_named(root):
     server = started(root)
     server.stop()
     begin = time.monotonic()
     with pytest.raises(ServiceError) as e:
-        service_source.ServiceSource(asking(root, [server]))
+        service_source.ServiceSource(client_config(root, [server]))
     assert time.monotonic() - begin < 10
-    assert re.search(rf"no worker answers at 127.0.0.1:{server.port} \(UNAVAILABLE: ", str(e.value))
+    assert re.search(rf"no worker replies at 127.0.0.1:{server.port} \(UNAVAILABLE: ", str(e.value))
     assert f"serve_data.py --config ... --config.data.root=DIR --port {server.port};" in str(
         e.value
     )
 
 
-@pytest.mark.parametrize("given", [("host",), ("host:",), ("a:1", "a:1"), ("a:1,b:2x",)])
-def test_an_address_that_is_none_is_refused(root, given):
+@pytest.mark.parametrize("addresses", [("host",), ("host:",), ("a:1", "a:1"), ("a:1,b:2x",)])
+def test_an_invalid_address_is_rejected(root, addresses):
     with pytest.raises(
         ConfigError, match=r"data.service contains '.*'; expected different 'host:po"
     ):
-        config(root, service=given)
+        config(root, service=addresses)
 
 
-def test_a_batch_that_cannot_be_cut_is_refused_with_numbers(root):
-    asked = config(root, **SETTINGS, service=("a:1", "b:2", "c:3"))
+def test_a_batch_size_that_cannot_be_divided_is_rejected_with_suggestions(root):
+    config_ = config(root, **SETTINGS, service=("a:1", "b:2", "c:3"))
     expected = (
-        r"data.batch_size 8 cannot be cut into 6 equal parts: 2 processes × 3 addresses in "
-        r"data.service. Set it to 6 or 12, or name 1 or 2 of the addresses"
+        r"data.batch_size 8 cannot be divided into 6 equal parts: 2 processes × 3 addresses in "
+        r"data.service. Set it to 6 or 12, or list 1 or 2 of the addresses"
     )
     with pytest.raises(ConfigError, match=expected):
-        service_source.ServiceSource(asked, processes=2)
+        service_source.ServiceSource(config_, processes=2)
 
 
-def test_a_port_that_is_taken_is_said(root):
+def test_a_port_in_use_is_reported(root):
     with served(root, 1) as (servers, _), pytest.raises(ConfigError, match="choose a free --port"):
         started(root, servers[0].port)
 
 
-def test_bad_data_of_a_worker_stop_the_training_with_their_name(tmp_path):
+def test_bad_data_of_a_worker_stop_the_training_and_are_named(tmp_path):
     write_numbered(tmp_path, "fake", [3, 4, 5])
     settings = {"mix": "fake", "cameras": {"primary": 8}}
-    picture = here(tmp_path, **settings)._sources[0].load(1).images["primary"][0]
+    image = local_data(tmp_path, **settings)._sources[0].load(1).images["primary"][0]
     with served(tmp_path, 2, **settings) as (_, client):
         file = tmp_path / "fake" / "1.0.0" / "fake-train.tfrecord-00000-of-00001"
-        file.write_bytes(file.read_bytes().replace(picture[:30], bytes(30)))
+        file.write_bytes(file.read_bytes().replace(image[:30], bytes(30)))
         stream = client.train()
-        with pytest.raises(DataError, match=r"fake: .* cannot be decoded.*\(says the worker at 1"):
+        with pytest.raises(
+            DataError, match=r"fake: .* cannot be decoded.*\(reported by the worker at 1"
+        ):
             take(stream, 20)
         with pytest.raises(DataError, match="cannot be decoded"):
             next(stream)
@@ -433,31 +434,31 @@ def test_bad_data_of_a_worker_stop_the_training_with_their_name(tmp_path):
 
 
 def test_a_worker_whose_machine_fails_is_replaced_unless_all_fail(root, capfd, monkeypatch):
-    expected = take(here(root).train(), 4)
+    expected = take(local_data(root).train(), 4)
     with served(root, 2) as (servers, client):
         stream = client.train()
-        making = [server._worker for server in servers]
+        workers = [server._worker for server in servers]
 
         def full(*_):
             raise OSError("the disk is gone")
 
-        monkeypatch.setattr(making[1], "_next", full)
+        monkeypatch.setattr(workers[1], "_next", full)
         assert_same(take(stream, 4), expected)
         assert "is lost (OSError: the disk is gone); its part comes" in capfd.readouterr().out
-        monkeypatch.setattr(worker_pool, "PATIENCE", 1e6)  # it is no use to wait
-        monkeypatch.setattr(making[0], "_next", full)
+        monkeypatch.setattr(worker_pool, "PATIENCE", 1e6)  # waiting cannot help
+        monkeypatch.setattr(workers[0], "_next", full)
         with pytest.raises(ServiceError, match=r"the disk is gone.*the disk is gone"):
             take(stream, 4)
 
 
-def test_a_state_of_another_mix_is_refused_at_once(root):
+def test_a_state_of_another_mix_is_rejected_at_once(root):
     state = opened(root, "fake").train().state()
-    expected = r"is of \['fake'\], this mix is of .*says the worker"
+    expected = r"has the datasets \['fake'\], this mix has .*reported by the worker"
     with served(root, 1) as (_, client), pytest.raises(DataError, match=expected):
         client.train(state)
 
 
-def test_streams_that_nobody_asks_for_any_more_are_given_up(root):
+def test_streams_without_requests_are_closed(root):
     with served(root, 1) as (servers, client):
         stream = client.train()
         next(stream)
@@ -465,7 +466,7 @@ def test_streams_that_nobody_asks_for_any_more_are_given_up(root):
         worker.expire(60)
         assert len(worker._streams) == 1
         wait_for(lambda: worker.expire(0.2) or not worker._streams)
-        next(stream)  # and are opened again
+        next(stream)  # which opens it again
         assert re.fullmatch(r"1 client, \d+\.\d batches/s, \d+\.\d MiB/s", servers[0].progress())
 
 
@@ -499,35 +500,37 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.slow
-def test_training_from_a_worker_without_tensorflow_is_training_here(tmp_path):
+def test_training_from_a_worker_without_tensorflow_equals_local_training(tmp_path):
     write_fake_dataset(tmp_path / "data", side=16)
     (tmp_path / "config.py").write_text(CONFIG)
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     env |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PLATFORMS": "cpu"}
     pipe = {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    given = f"--config={tmp_path / 'config.py'}"
-    command = [sys.executable, "scripts/serve_data.py", given, "--port=0", "--every=1"]
+    config_flag = f"--config={tmp_path / 'config.py'}"
+    command = [sys.executable, "scripts/serve_data.py", config_flag, "--port=0", "--every=1"]
     command += [f"--config.data.root={tmp_path / 'data'}", f"--config.data.cache={tmp_path}"]
     with subprocess.Popen(command, text=True, **pipe) as worker:
         try:
-            said = ""
-            while worker.poll() is None and "serving on" not in said:
-                said += worker.stdout.readline()
-            assert "fake/train" in said, said
-            port = said.strip().rpartition(":")[2]
+            output = ""
+            while worker.poll() is None and "serving on" not in output:
+                output += worker.stdout.readline()
+            assert "fake/train" in output, output
+            port = output.strip().rpartition(":")[2]
             options = [f"--config.data.service=127.0.0.1:{port}", "--config.data.root=nowhere"]
             options += [f"--config.workdir={tmp_path / 'served'}"]
-            command = [sys.executable, "-c", WITHOUT, "scripts/train.py", given, *options]
+            command = [sys.executable, "-c", WITHOUT, "scripts/train.py", config_flag, *options]
             done = subprocess.run(command, text=True, check=False, **pipe)
         finally:
             worker.send_signal(signal.SIGINT)
-        rest, _ = worker.communicate(timeout=60)
+        remaining_output, _ = worker.communicate(timeout=60)
     assert done.returncode == 0, done.stdout
-    assert f"batches are made by 127.0.0.1:{port}" in done.stdout
-    assert "fork" not in done.stdout  # no notes of gRPC's
+    assert f"batches come from 127.0.0.1:{port}" in done.stdout
+    assert "fork" not in done.stdout  # no messages of gRPC
     assert worker.returncode == 0
-    assert rest.endswith("ended\n")
-    assert re.search(r"^1 client, \d+\.\d batches/s, \d+\.\d MiB/s$", rest, re.MULTILINE), rest
+    assert remaining_output.endswith("ended\n")
+    assert re.search(
+        r"^1 client, \d+\.\d batches/s, \d+\.\d MiB/s$", remaining_output, re.MULTILINE
+    ), remaining_output
 
     local = load_module(str(tmp_path / "config.py")).get_config()
     local.workdir, local.data.root = str(tmp_path / "local"), str(tmp_path / "data")
@@ -541,7 +544,7 @@ def test_training_from_a_worker_without_tensorflow_is_training_here(tmp_path):
 
 
 def curve(workdir):
-    """Return all that a run found, but nothing about time."""
-    kept = ("step", "loss", "grad_norm", "validation/", "task/", "dataset/")
+    """Return the losses and metrics of a run, without timings."""
+    prefixes = ("step", "loss", "grad_norm", "validation/", "task/", "dataset/")
     rows = metrics.read(workdir / metrics.FILE)
-    return [{k: v for k, v in row.items() if k.startswith(kept)} for row in rows]
+    return [{k: v for k, v in row.items() if k.startswith(prefixes)} for row in rows]

@@ -12,18 +12,18 @@ import os
 from octolike.config import Config
 from octolike.types import DataSource
 
-# Before tensorflow is imported: its start-up notes say nothing about the data. The one on oneDNN is
-# written before the log level is read; oneDNN has no part in reading, decoding or resizing.
+# Silence the start-up messages of tensorflow before it is imported. The message on oneDNN comes
+# before the log level is read; oneDNN is not used in reading, decoding or resizing.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# The notes of gRPC on connections, too: data/service/worker_pool.py reports their meaning.
+# gRPC as well: data/service/worker_pool.py reports lost connections itself.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def open_data(config: Config, processes: int = 1) -> DataSource:
-    """Return the data of a config: the datasets here, or batches of the workers of data.service.
+    """Return the DataSource of a config: local datasets, or the workers of data.service.
 
-    processes: the number of training processes, which the workers of data.service check.
+    processes: the number of training processes, for the checks of data.service.
 
     Raises ConfigError or DataError for an unknown dataset or camera, a wrong directory, a missing
     or truncated file, a bad episode; ServiceError if no worker answers.

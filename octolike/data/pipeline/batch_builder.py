@@ -1,7 +1,7 @@
-"""Frames to a batch: window, chunk and goal, numbers padded, wordings chosen, images decoded.
+"""Frames to a batch: windows, chunks and goals, padded numbers, wordings, decoded images.
 
-A batch is made at once, not example by example: indices are arrays over the batch, and an image
-that several examples show is decoded once.
+A batch is built at once, not example by example: indices are arrays over the batch, and an image
+that occurs in several examples is decoded once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from octolike.text import load_paraphrases
 
 
 class EpisodeRef(NamedTuple):
-    """An episode in a batch, its source, and its number there."""
+    """An episode of a batch, its split, and its number in the split."""
 
     source: DatasetSplit
     number: int
@@ -31,7 +31,7 @@ class EpisodeRef(NamedTuple):
 
 
 class BatchBuilder:
-    """Makes batches: everything but token ids."""
+    """Builds the leaves of batches, except token ids."""
 
     def __init__(self, config: DataConfig, embodiments: Sequence[Embodiment]) -> None:
         self._config = config
@@ -59,10 +59,10 @@ class BatchBuilder:
         draws: np.ndarray,
         dropout: bool,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Return (leaves of a batch by dotted path, the B instructions, "" where there is none).
+        """Return (leaves of a batch by dotted path, B instructions, "" if there is none).
 
-        Example i is frame t[i] of episodes[which[i]]; draws: float [B, goals.DRAWS]. dropout: of
-        what examples are told, and other wordings.
+        Example i is frame t[i] of episodes[which[i]]; draws: float [B, goals.DRAWS]. dropout: drop
+        conditioning and vary the wording of instructions, as in training.
         """
         d = self._config
         length = np.array([len(e.episode) for e in episodes])[which]
@@ -71,8 +71,8 @@ class BatchBuilder:
             for j, s, row in zip(which.tolist(), t.tolist(), draws, strict=True)
         ]
         number = np.array([e.source.tasks[e.number] for e in episodes])[which]
-        known = np.array([e.source.known[e.number] for e in episodes])[which]
-        seen = np.array([any(c in e.episode.images for c in d.cameras) for e in episodes])[which]
+        has_task = np.array([e.source.has_task[e.number] for e in episodes])[which]
+        has_image = [any(c in e.episode.images for c in d.cameras) for e in episodes]
         task = goals.choose(
             draws,
             t,
@@ -82,8 +82,8 @@ class BatchBuilder:
             keep_goal=d.keep_goal if dropout else 1.0,
             keep_task_id=d.keep_task_id if dropout else 1.0,
             has_language=np.array([bool(x) for x in texts]),
-            has_goal=seen,  # a goal that no camera shows is none
-            has_task_id=known & d.task_ids,
+            has_goal=np.array(has_image)[which],
+            has_task_id=has_task & d.task_ids,
         )
         end = np.where(task.goal, task.step, length)
         steps, in_episode = windows.window_steps(t, d.window)
@@ -102,29 +102,29 @@ class BatchBuilder:
         }
         if d.use_proprio and self._proprio_dim:
             proprio = [e.episode.proprio for e in episodes]
-            there = np.array([x is not None for x in proprio])[which]
+            present = np.array([x is not None for x in proprio])[which]
             leaves["observation.proprio"] = _gather(proprio, which, steps, self._proprio_dim)
-            leaves["observation.present.proprio"] = np.repeat(there[:, None], d.window, 1)
+            leaves["observation.present.proprio"] = np.repeat(present[:, None], d.window, 1)
         for camera in d.cameras:
-            leaves |= self._pictures(camera, episodes, which, steps, task)
+            leaves |= self._images(camera, episodes, which, steps, task)
         for camera in d.depth:
-            leaves |= self._depths(camera, episodes, which, steps)
-        texts = [x if kept else "" for x, kept in zip(texts, task.language, strict=True)]
+            leaves |= self._depth_images(camera, episodes, which, steps)
+        texts = [x if keep else "" for x, keep in zip(texts, task.language, strict=True)]
         return leaves, texts
 
     def _wording(self, instruction: str | Sequence[str], draws: np.ndarray, train: bool) -> str:
-        """Return one of a step's instructions, in one of its wordings; validation has the first."""
-        several = [instruction] if isinstance(instruction, str) else list(instruction)
-        several = list(dict.fromkeys(filter(None, (x.strip() for x in several))))
-        if not several:
+        """Return one of a step's instructions or its paraphrases; without `train` the first."""
+        options = [instruction] if isinstance(instruction, str) else list(instruction)
+        options = list(dict.fromkeys(filter(None, (x.strip() for x in options))))
+        if not options:
             return ""
         if not train:
-            return several[0]
-        text = several[int(draws[goals.WORDING] * len(several))]
+            return options[0]
+        text = options[int(draws[goals.WORDING] * len(options))]
         wordings = (text, *self.paraphrases.get(text, ()))
         return wordings[int(draws[goals.PARAPHRASE] * len(wordings))]
 
-    def _pictures(
+    def _images(
         self,
         camera: str,
         episodes: Sequence[EpisodeRef],
@@ -132,94 +132,93 @@ class BatchBuilder:
         steps: np.ndarray,
         task: goals.TaskChoice,
     ) -> dict[str, np.ndarray]:
-        """Return the leaves of a camera: the window's images and the goal's, each decoded once."""
+        """Return the leaves of a camera, window and goal; each distinct image is decoded once."""
         d, key, window = self._config, f"image_{camera}", steps.shape[1]
-        shots = [e.episode.images.get(camera) for e in episodes]
-        there = np.array([x is not None for x in shots])[which]
-        present = np.repeat(there[:, None], window, 1)
+        has_camera = np.array([camera in e.episode.images for e in episodes])[which]
+        present = np.repeat(has_camera[:, None], window, 1)
         leaves: dict[str, np.ndarray] = {f"observation.present.{key}": present}
-        wanted = steps
+        image_steps = steps
         if d.goal != "none":
-            leaves[f"task.present.{key}"] = told = there & task.goal
-            wanted = np.concatenate([steps, task.step[:, None]], axis=1)
-            present = np.concatenate([present, told[:, None]], axis=1)
-        # one number per (episode, step); −1 where there is nothing to show
+            leaves[f"task.present.{key}"] = has_goal = has_camera & task.goal
+            image_steps = np.concatenate([steps, task.step[:, None]], axis=1)
+            present = np.concatenate([present, has_goal[:, None]], axis=1)
+        # One number per (episode, step), −1 for an absent image.
         longest = max(len(e.episode) for e in episodes)
-        numbers = np.where(present, which[:, None] * longest + wanted, -1)
-        distinct, places = np.unique(numbers, return_inverse=True)
-        frames_ = [divmod(n, longest) for n in distinct.tolist() if n >= 0]
-        pixels = self._pixels(camera, episodes, frames_)
-        if len(frames_) < len(distinct):
+        numbers = np.where(present, which[:, None] * longest + image_steps, -1)
+        distinct, inverse = np.unique(numbers, return_inverse=True)
+        frames = [divmod(n, longest) for n in distinct.tolist() if n >= 0]
+        pixels = self._pixels(camera, episodes, frames)
+        if len(frames) < len(distinct):
             black = np.zeros((1, *pixels.shape[1:]), pixels.dtype)
             pixels = np.concatenate([black, pixels])
-        places = places.reshape(numbers.shape)
-        leaves[f"observation.{key}"] = pixels[places[:, :window]]
+        inverse = inverse.reshape(numbers.shape)
+        leaves[f"observation.{key}"] = pixels[inverse[:, :window]]
         if d.goal != "none":
-            leaves[f"task.{key}"] = pixels[places[:, window]]
+            leaves[f"task.{key}"] = pixels[inverse[:, window]]
         return leaves
 
-    def _depths(
+    def _depth_images(
         self, camera: str, episodes: Sequence[EpisodeRef], which: np.ndarray, steps: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Return the leaves of a camera's depth: metres, 0 where there is none."""
+        """Return the leaves of a depth camera, in metres; 0 if it is absent."""
         side, key = self._config.depth[camera], f"depth_{camera}"
-        there = np.array([camera in e.episode.depth for e in episodes])[which]
+        has_depth = np.array([camera in e.episode.depth for e in episodes])[which]
         metres = np.zeros((*steps.shape, side, side, 1), np.float32)
-        made: dict[tuple[int, int], np.ndarray] = {}
+        decoded: dict[tuple[int, int], np.ndarray] = {}
         for i, j in enumerate(which.tolist()):
-            for w, s in enumerate(steps[i].tolist() if there[i] else ()):
-                if (j, s) not in made:
-                    made[j, s] = self._depth(camera, episodes[j], s, side)
-                metres[i, w] = made[j, s]
-        present = np.repeat(there[:, None], steps.shape[1], 1)
+            for w, s in enumerate(steps[i].tolist() if has_depth[i] else ()):
+                if (j, s) not in decoded:
+                    decoded[j, s] = self._depth(camera, episodes[j], s, side)
+                metres[i, w] = decoded[j, s]
+        present = np.repeat(has_depth[:, None], steps.shape[1], 1)
         return {f"observation.{key}": metres, f"observation.present.{key}": present}
 
-    def _depth(self, camera: str, shown: EpisodeRef, step: int, side: int) -> np.ndarray:
-        unit = shown.source.spec.depth_unit
+    def _depth(self, camera: str, ref: EpisodeRef, step: int, side: int) -> np.ndarray:
+        unit = ref.source.spec.depth_unit
         try:
-            return decode.decode_depth(shown.episode.depth[camera][step], side) * unit
+            return decode.decode_depth(ref.episode.depth[camera][step], side) * unit
         except tf.errors.OpError as error:
             raise DataError(
-                f"{shown.source.spec.name}: {shown.source.name_of(shown.number)}: depth of "
+                f"{ref.source.spec.name}: {ref.source.name_of(ref.number)}: depth of "
                 f"{camera}, step {step}, cannot be decoded: {error_summary(error)}"
             ) from None
 
     def _pixels(
-        self, camera: str, episodes: Sequence[EpisodeRef], wanted: Sequence[tuple[int, int]]
+        self, camera: str, episodes: Sequence[EpisodeRef], frames: Sequence[tuple[int, int]]
     ) -> np.ndarray:
         """Return uint8 [N, side, side, 3] of (episode, step) frames."""
         side = self._config.cameras[camera]
-        result = np.zeros((len(wanted), side, side, 3), np.uint8)
-        encoded = [episodes[j].episode.images[camera][s] for j, s in wanted]
-        bgr = np.array([camera in episodes[j].source.spec.bgr for j, _ in wanted], bool)
+        result = np.zeros((len(frames), side, side, 3), np.uint8)
+        encoded = [episodes[j].episode.images[camera][s] for j, s in frames]
+        bgr = np.array([camera in episodes[j].source.spec.bgr for j, _ in frames], bool)
         for swapped in np.unique(bgr).tolist():
-            mine = np.flatnonzero(bgr == swapped)
-            given = tf.constant([encoded[i] for i in mine.tolist()], tf.string)
+            indices = np.flatnonzero(bgr == swapped)
+            images = tf.constant([encoded[i] for i in indices.tolist()], tf.string)
             try:
-                pixels = self._decode[side, swapped](given).numpy()
+                pixels = self._decode[side, swapped](images).numpy()
             except tf.errors.OpError as error:
-                raise self._blame(camera, episodes, wanted, encoded, error) from None
-            if len(mine) == len(wanted):
+                raise self._decoding_error(camera, episodes, frames, encoded, error) from None
+            if len(indices) == len(frames):
                 return pixels
-            result[mine] = pixels
+            result[indices] = pixels
         return result
 
-    def _blame(
+    def _decoding_error(
         self,
         camera: str,
         episodes: Sequence[EpisodeRef],
-        wanted: Sequence[tuple[int, int]],
+        frames: Sequence[tuple[int, int]],
         encoded: Sequence[bytes],
         error: tf.errors.OpError,
     ) -> DataError:
-        """Return the error that names the image which could not be decoded."""
-        for (j, step), shot in zip(wanted, encoded, strict=True):
+        """Return the error that names the first image that cannot be decoded."""
+        for (j, step), image in zip(frames, encoded, strict=True):
             try:
-                decode.check_image(shot)
+                decode.check_image(image)
             except tf.errors.OpError as fault:
-                shown = episodes[j]
+                ref = episodes[j]
                 return DataError(
-                    f"{shown.source.spec.name}: {shown.source.name_of(shown.number)}: {camera} "
+                    f"{ref.source.spec.name}: {ref.source.name_of(ref.number)}: {camera} "
                     f"image of step {step} cannot be decoded: {error_summary(fault)}"
                 )
         return DataError(f"{camera} images could not be decoded: {error_summary(error)}")

@@ -1,7 +1,7 @@
-"""The opened datasets of a run: where each episode is, whose robot it is, and which task it shows.
+"""The opened splits of a run's datasets: episode locations, embodiment records and tasks.
 
-Datasets whose rows name the same embodiment share one record: their statistics are pooled. A task
-is an instruction, a label of the row, or a whole dataset, as config.data.tasks says.
+Datasets with the same embodiment in their specs share one record with pooled statistics. A task is
+an instruction, a label or a dataset, as config.data.tasks defines.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from octolike.embodiment import Embodiment
 
 @dataclass(frozen=True, eq=False)
 class DatasetSplit:
-    """One split of one dataset, ready to be sampled.
+    """One opened split of one dataset.
 
-    number, record: of the dataset and of its embodiment in a batch; cameras, depth: those that are
-    read; tasks: int64 [episodes], the number of each episode's task; known: bool [episodes].
+    Attributes:
+        number, record: indices of the dataset and of its embodiment record in a batch.
+        cameras, depth: names of the cameras to read.
+        tasks: int64 [episodes], the task id of each episode.
+        has_task: bool [episodes], False if the task is unknown.
     """
 
     number: int
@@ -37,39 +40,39 @@ class DatasetSplit:
     cameras: tuple[str, ...]
     depth: tuple[str, ...]
     tasks: np.ndarray
-    known: np.ndarray
+    has_task: np.ndarray
 
     def load(self, episode: int) -> Episode:
-        """Read one episode, its numbers normalised."""
+        """Read one episode; actions and proprio are normalised."""
         i = self.index
-        where = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
-        loaded = self.reader.read_episode(*where, self.cameras, self.depth)
-        loaded.action = self.embodiment.normalize_action(loaded.action)
-        if loaded.proprio is not None:
-            loaded.proprio = self.embodiment.normalize_proprio(loaded.proprio)
-        return loaded
+        record = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
+        result = self.reader.read_episode(*record, self.cameras, self.depth)
+        result.action = self.embodiment.normalize_action(result.action)
+        if result.proprio is not None:
+            result.proprio = self.embodiment.normalize_proprio(result.proprio)
+        return result
 
     def name_of(self, episode: int) -> str:
-        """Return where an episode is, for messages."""
+        """Return the location of an episode, for messages."""
         i = self.index
         return f"{self.reader.files[i.shard[episode]]}, byte {i.offset[episode]}"
 
 
 class JoinedSplits:
-    """Episodes of several sources under one count: the first source's, then the next one's."""
+    """The episodes of several splits, numbered through in their order."""
 
     def __init__(self, sources: Sequence[DatasetSplit], groups: Sequence[np.ndarray]) -> None:
-        """groups: int [episodes] of each source, the groups that are sampled."""
+        """groups: int [episodes] per split, the sampling group of each episode."""
         self.sources = list(sources)
         self._ends = np.cumsum([len(s.index.steps) for s in sources])
         steps, sizes = (
             np.concatenate([getattr(s.index, name) for s in sources])
             for name in ("steps", "length")
         )
-        self.stock = EpisodeTable(steps=steps, sizes=sizes, groups=np.concatenate(groups))
+        self.table = EpisodeTable(steps=steps, sizes=sizes, groups=np.concatenate(groups))
 
     def find(self, episode: int) -> tuple[DatasetSplit, int]:
-        """Return the source of an episode, and its number there."""
+        """Return the split of an episode, and its number in that split."""
         i = int(np.searchsorted(self._ends, episode, side="right"))
         return self.sources[i], episode - (int(self._ends[i - 1]) if i else 0)
 
@@ -82,25 +85,25 @@ class JoinedSplits:
 def embodiment_records(
     specs: Sequence[DatasetSpec], indices: Sequence[EpisodeIndex], normalization: str
 ) -> tuple[list[Embodiment], list[int]]:
-    """Return the embodiment embodiment_records, and the number of each dataset's.
+    """Return the embodiment records, and the record index of each dataset.
 
-    ConfigError where two rows name the same embodiment but another layout.
+    Raises ConfigError if two specs name the same embodiment with different layouts.
     """
     members: dict[str, list[int]] = {}
     for i, spec in enumerate(specs):
         members.setdefault(_embodiment(spec), []).append(i)
-    result, number = [], [0] * len(specs)
-    for name, mine in members.items():
-        first = specs[mine[0]]
-        for i in mine:
+    result, record = [], [0] * len(specs)
+    for name, group in members.items():
+        first = specs[group[0]]
+        for i in group:
             for part in ("action", "proprio"):
                 if getattr(specs[i], part) != getattr(first, part):
                     raise ConfigError(
                         f"datasets {first.name} and {specs[i].name} both name the embodiment "
                         f"{name!r}, but their {part} layouts differ; give one its own name"
                     )
-            number[i] = len(result)
-        action, proprio = _pooled([indices[i] for i in mine])
+            record[i] = len(result)
+        action, proprio = _pooled([indices[i] for i in group])
         result.append(
             Embodiment(
                 name=name,
@@ -110,18 +113,18 @@ def embodiment_records(
                 action=first.action,
                 proprio=first.proprio,
                 normalization=normalization,
-                datasets=tuple(specs[i].name for i in mine),
+                datasets=tuple(specs[i].name for i in group),
                 action_statistics=action,
                 proprio_statistics=proprio,
             )
         )
-    return result, number
+    return result, record
 
 
 def task_names(
     spec: DatasetSpec, index: EpisodeIndex, kind: str, uninformative: bool = False
 ) -> list[str]:
-    """Return the task of each episode, "" where it is not known; kind: config.data.tasks."""
+    """Return the task name of each episode, "" if it is unknown; kind: config.data.tasks."""
     if kind == "dataset":
         return [spec.name] * len(index.steps)
     if kind == "instruction" and not (spec.language_informative or uninformative):

@@ -1,4 +1,4 @@
-"""Some episodes, decoded: what a comparison of datasets and held-out errors look at."""
+"""A few decoded episodes per dataset, to compare datasets and to measure held-out errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DecodedEpisode(NamedTuple):
     """T steps of one episode, in robot units.
 
     action: float32 [T, A]; proprio: float32 [T, P] or None; images: {camera: uint8
-    [T, side, side, 3]}; instruction, label: "" where there is none.
+    [T, side, side, 3]}; instruction, label: "" if absent.
     """
 
     action: np.ndarray
@@ -30,28 +30,27 @@ class DecodedEpisode(NamedTuple):
 
 
 def decode_mix(
-    config: DataConfig, *, episodes: int, steps: int = 0, pictures: int = 0, held_out: bool = False
+    config: DataConfig, *, episodes: int, steps: int = 0, side: int = 0, held_out: bool = False
 ) -> list[tuple[DatasetSpec, list[DecodedEpisode]]]:
     """Return the decoded episodes of each dataset of data.mix.
 
-    pictures: side, in pixels, of the only camera that is then decoded: the first of data.cameras.
-    held_out: of the validation split; a dataset without one is not there.
+    side: if not 0, decode only the first camera, at this side in pixels. held_out: from the
+    validation split; datasets without one are left out.
     """
-    rows = catalog.load_specs(config.specs)
-    mix = mixes.parse(config.mix, config.mix_weights, rows)
+    specs = catalog.load_specs(config.specs)
+    mix = mixes.parse(config.mix, config.mix_weights, specs)
     split = config.validation_split if held_out else config.train_split
-    cameras = dict(list(config.cameras.items())[:1]) if pictures else dict(config.cameras)
-    cameras = {c: pictures or side for c, side in cameras.items()}
+    cameras = {next(iter(config.cameras)): side} if side else dict(config.cameras)
     result = []
     for name in mix.weights:
-        spec = catalog.find_spec(name, rows)
+        spec = catalog.find_spec(name, specs)
         try:
-            found = decode_episodes(spec, config, split, cameras, episodes=episodes, steps=steps)
+            decoded = decode_episodes(spec, config, split, cameras, episodes=episodes, steps=steps)
         except MissingSplitError:
             if not held_out:
                 raise
             continue
-        result.append((spec, found))
+        result.append((spec, decoded))
     return result
 
 
@@ -64,20 +63,20 @@ def decode_episodes(
     episodes: int,
     steps: int = 0,
 ) -> list[DecodedEpisode]:
-    """Return up to so many episodes, spread over the shards.
+    """Return at most `episodes` episodes, spread over the shards.
 
-    cameras: {name: side in pixels; 0: as stored}. steps: how many, evenly spaced, are kept of each;
-    0: all. Episodes that the row leaves out are not taken, bad ones neither where data.bad_episodes
-    is "drop". Raises DataError for others.
+    cameras: {name: side in pixels; 0: as stored}. steps: number of evenly spaced steps per episode;
+    0: all. Skips episodes that the spec excludes, and bad ones if data.bad_episodes is "drop";
+    otherwise a bad episode raises DataError.
     """
-    root, told = config.root_of(spec.name), config.uninformative_language
-    reader = Reader(spec, root, split, uninformative=told)
+    root, uninformative = config.root_of(spec.name), config.uninformative_language
+    reader = Reader(spec, root, split, uninformative=uninformative)
     share = -(-episodes // len(reader.files))
     result: list[DecodedEpisode] = []
     for shard, path in enumerate(reader.files):
-        wanted = min(share, episodes - len(result))
+        remaining = min(share, episodes - len(result))
         for number, raw in enumerate(reader.read_records(shard)):
-            if not wanted:
+            if not remaining:
                 break
             where = f"{path}, record {number}"
             try:
@@ -91,7 +90,7 @@ def decode_episodes(
             result.append(
                 _decode_episode(episode, reader.parse_label(raw, where), spec, cameras, steps)
             )
-            wanted -= 1
+            remaining -= 1
     return result
 
 
@@ -99,17 +98,19 @@ def _decode_episode(
     episode: Episode, label: str, spec: DatasetSpec, cameras: dict[str, int], steps: int
 ) -> DecodedEpisode:
     count = min(steps or len(episode), len(episode))
-    kept = ((np.arange(count) + 0.5) * len(episode) / count).astype(int) if steps else slice(None)
-    pictures = {}
+    indices = (
+        ((np.arange(count) + 0.5) * len(episode) / count).astype(int) if steps else slice(None)
+    )
+    images = {}
     for camera, frames in episode.images.items():
-        pixels = _pixels(list(np.array(frames, object)[kept]), cameras[camera])
-        pictures[camera] = pixels[..., :: -1 if camera in spec.bgr else 1]
-    told = episode.instructions[0]
+        pixels = _pixels(list(np.array(frames, object)[indices]), cameras[camera])
+        images[camera] = pixels[..., :: -1 if camera in spec.bgr else 1]
+    instruction = episode.instructions[0]
     return DecodedEpisode(
-        episode.action[kept],
-        None if episode.proprio is None else episode.proprio[kept],
-        pictures,
-        told if isinstance(told, str) else told[0],
+        episode.action[indices],
+        None if episode.proprio is None else episode.proprio[indices],
+        images,
+        instruction if isinstance(instruction, str) else instruction[0],
         label,
     )
 
@@ -117,5 +118,5 @@ def _decode_episode(
 def _pixels(frames: list[bytes], side: int) -> np.ndarray:
     if side:
         return decode.decode_images(tf.constant(frames, tf.string), side).numpy()
-    read = [tf.io.decode_image(f, channels=3, expand_animations=False) for f in frames]
-    return np.stack([x.numpy() for x in read])
+    images = [tf.io.decode_image(f, channels=3, expand_animations=False) for f in frames]
+    return np.stack([x.numpy() for x in images])

@@ -1,4 +1,4 @@
-"""What an example is told to do: goal image, instruction, task id, and dropout between them."""
+"""How an example is conditioned: goal image, instruction, task id, and dropout of each."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What a draw decides: keep the instruction, which goal, keep the goal, keep the task id, which of
-# several instructions, which wording. Every example has all of them, so that what one setting does
-# leaves the other draws alone.
+# Columns of an example's random draws: keep the instruction, which goal, keep the goal, keep the
+# task id, which of several instructions, which paraphrase. Every example draws all of them, so that
+# a setting changes only its own column.
 DRAWS = 6
 LANGUAGE, _GOAL, _KEEP_GOAL, TASK_ID, WORDING, PARAPHRASE = range(DRAWS)
 
 
 class TaskChoice(NamedTuple):
-    """What B examples keep, arrays [B].
+    """The conditioning of B examples, arrays [B].
 
-    step: int, the step whose images are the goal, where there is one; goal, language, task_id:
-    bool, whether the example is told so.
+    step: int, the step of the goal images (only meaningful if `goal`); goal, language, task_id:
+    bool, whether the example is conditioned on it.
     """
 
     step: np.ndarray
@@ -39,13 +39,13 @@ def choose(
     has_goal: np.ndarray,
     has_task_id: np.ndarray,
 ) -> TaskChoice:
-    """Return the tasks of frames t [B] of episodes of `length` [B] steps.
+    """Return the conditioning of frames t [B] of episodes of `length` [B] steps.
+
+    Each kind is kept with its own probability. If dropout would remove all available kinds, the
+    example keeps the first available one of: goal image, instruction, task id.
 
     draws: float [B, DRAWS] in [0, 1). strategy: "uniform": a goal drawn from the steps after t;
-    "last": the last step; "none": no goal images. has_*: bool [B], what there is to be told.
-
-    Each is kept with its own probability. Where dropout would take everything that there is, the
-    example keeps the first there is of: goal image, instruction, task id.
+    "last": the last step; "none": no goal images. has_*: bool [B], which kinds are available.
     """
     has_goal = has_goal & (strategy != "none")
     step = length - 1

@@ -19,7 +19,7 @@ from octolike.types import BatchStream, DataSource
 
 
 class WrappedSource:
-    """A data source with another training stream: `wrap` of the source's own."""
+    """A data source with its training stream wrapped by `wrap`."""
 
     def __init__(self, source: DataSource, wrap: Callable[[BatchStream], BatchStream]) -> None:
         self._source, self._wrap = source, wrap
@@ -35,10 +35,10 @@ class WrappedSource:
 
 
 class ReferenceStream:
-    """Batches that note the last errors they are told, in a JSON file."""
+    """A training stream that writes the latest feedback to a JSON file."""
 
     def __init__(self, batches: RldsStream, over: str, notes: Path) -> None:
-        """over: "dataset" or "task", whose errors count."""
+        """over: "dataset" or "task", the errors to record."""
         self._batches, self._over, self._notes = batches, over, notes
 
     def __getattr__(self, name: str) -> Any:
@@ -48,15 +48,17 @@ class ReferenceStream:
         return next(self._batches)
 
     def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
-        """Note the errors."""
-        files.write_json(self._notes, self._own(datasets, tasks), indent=None)
+        """Write the errors."""
+        files.write_json(self._notes, self._select(datasets, tasks), indent=None)
 
-    def _own(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> dict[str, float]:
+    def _select(
+        self, datasets: Mapping[str, float], tasks: Mapping[str, float]
+    ) -> dict[str, float]:
         return dict(datasets if self._over == "dataset" else tasks)
 
 
 class ProxyStream(ReferenceStream):
-    """Batches whose shares follow the excess over a reference; a line of JSON notes them."""
+    """A training stream with shares by the excess over a reference; it appends them as JSON."""
 
     def __init__(
         self, batches: RldsStream, over: str, notes: Path, reference: Mapping[str, float]
@@ -65,9 +67,9 @@ class ProxyStream(ReferenceStream):
         self._reference = reference
 
     def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
-        """Pass on what exceeds the reference."""
-        found = self._own(datasets, tasks)
-        excess = {k: v - self._reference[k] for k, v in found.items() if k in self._reference}
+        """Feed back the excess over the reference, and append the new shares."""
+        errors = self._select(datasets, tasks)
+        excess = {k: v - self._reference[k] for k, v in errors.items() if k in self._reference}
         self._batches.feedback(excess, excess)
         line = {"batches": self._batches.state()["batches"], "shares": self._batches.shares()}
         with self._notes.open("a") as file:
@@ -75,14 +77,15 @@ class ProxyStream(ReferenceStream):
 
 
 def average_shares(notes: Path) -> dict[str, float]:
-    """Return the mean of the shares that a proxy noted; of what a resumed run noted twice, once."""
-    rows = [json.loads(line) for line in notes.read_text().splitlines()]
-    once = {row["batches"]: row["shares"] for row in rows}
-    return {name: float(np.mean([r[name] for r in once.values()])) for name in rows[0]["shares"]}
+    """Return the mean of the shares of a proxy stream; repeats by a resumed run count once."""
+    records = [json.loads(line) for line in notes.read_text().splitlines()]
+    by_batch = {record["batches"]: record["shares"] for record in records}
+    names = records[0]["shares"]
+    return {name: float(np.mean([s[name] for s in by_batch.values()])) for name in names}
 
 
 def write_mix(learned: Mapping[str, float], directory: Path) -> str:
-    """Write shares as a line for data.mix, JSON and a picture; return the line."""
+    """Write shares as a line for data.mix, as JSON and as a figure; return the line."""
     import matplotlib
 
     matplotlib.use("Agg")

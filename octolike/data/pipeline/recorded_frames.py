@@ -1,7 +1,7 @@
-"""What a robot met, as it was recorded: pictures decoded and not resized, numbers in its units.
+"""Frames and episodes as recorded: images at their original size, numbers in the robot's units.
 
-For checks that hold a policy and a simulator against a dataset (scripts/check_policy.py): none of
-this goes through the training pipeline, but for the batch that stands beside the frames.
+For checks of a policy and a simulator against a dataset (scripts/check_policy.py). Only the batch
+in `SampledFrames` goes through the training pipeline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = 16
 
 
 class Conditioning(NamedTuple):
-    """The task of a frame: each "" or {} where there is none. goal: {camera: uint8 [h, w, 3]}."""
+    """The task of a frame; absent parts are "" or {}. goal: {camera: uint8 [h, w, 3]}."""
 
     instruction: str
     goal: dict[str, np.ndarray]
@@ -34,12 +34,15 @@ class Conditioning(NamedTuple):
 
 
 class SampledFrames(NamedTuple):
-    """Frames of one dataset, and the batch that training's pipeline makes of the same ones.
+    """n frames of one dataset, and the batch that the training pipeline builds from them.
 
-    observations: per frame, image_<camera> uint8 [w, h, w, 3] and proprio float32 [w, P] of the
-    newest w ≤ W steps, None for what the episode lacks; conditionings: per frame; actions: float32
-    [n, H, A], the robot's own dimensions and units, the last one repeated past the end; places:
-    per frame, where it is.
+    Attributes:
+        observations: per frame, image_<camera> uint8 [w, h, w, 3] and proprio float32 [w, P] of the
+            newest w ≤ W steps; None for sensors that the episode lacks.
+        conditionings: per frame.
+        actions: float32 [n, H, A], in the robot's units; the last one repeats past the end.
+        places: per frame, its file, record and step.
+        batch: of the training pipeline.
     """
 
     observations: list[dict[str, np.ndarray | None]]
@@ -50,10 +53,10 @@ class SampledFrames(NamedTuple):
 
 
 class RecordedEpisode(NamedTuple):
-    """An episode that can be played again in the simulator that made it.
+    """An episode that its simulator can replay.
 
     observation: image_<camera> uint8 [T, h, w, 3], proprio float32 [T, P]; actions: float32
-    [T, A], what the robot executed.
+    [T, A], as executed.
     """
 
     skill: str
@@ -66,34 +69,35 @@ class RecordedEpisode(NamedTuple):
 def sample_frames(
     data: RldsSource, config: DataConfig, dataset: str, count: int
 ) -> Iterator[SampledFrames]:
-    """Yield at least `count` frames in batches of `BATCH`, held-out ones where there are any.
+    """Yield at least `count` frames in batches of `BATCH`, from the held-out split if there is one.
 
-    Each batch has the first step of an episode and the last step of another one among them.
+    Each batch has the first step of an episode and the last step of another one.
     """
     source, rng = data.source(dataset), np.random.default_rng(0)
-    among = np.flatnonzero(source.known)  # a head per task has none for tasks it never met
-    among = among if len(among) else np.arange(len(source.known))
+    # A head per task has no output for tasks that are not in training.
+    candidates = np.flatnonzero(source.has_task)
+    candidates = candidates if len(candidates) else np.arange(len(source.has_task))
     for _ in range(-(-count // BATCH)):
-        episodes = rng.choice(among, BATCH)
+        episodes = rng.choice(candidates, BATCH)
         steps = rng.integers(source.index.steps[episodes])
         steps[0], steps[1] = 0, source.index.steps[episodes[1]] - 1
         draws = rng.random((BATCH, goals.DRAWS))
-        where = np.stack([episodes, steps], axis=1)
-        batch = data.examples(source, where, draws)
-        yield _frames(data, config, source, where, draws, batch)
+        positions = np.stack([episodes, steps], axis=1)
+        batch = data.examples(source, positions, draws)
+        yield _sampled_frames(data, config, source, positions, draws, batch)
 
 
 def sample_episodes(source: DatasetSplit, count: int) -> tuple[int, Iterator[RecordedEpisode]]:
-    """Return how many demonstrations there will be, at most `count`, and them; drawn at random.
+    """Return (number of episodes, at most `count`; the episodes), drawn at random.
 
-    Raises DataError for episodes that do not say which seed, split and skill made them.
+    Raises DataError for episodes without the seed, split and skill that generated them.
     """
     episodes = np.random.default_rng(0).permutation(len(source.index.steps))[:count]
-    return len(episodes), (_demonstration(source, e) for e in sorted(episodes.tolist()))
+    return len(episodes), (_recorded_episode(source, e) for e in sorted(episodes.tolist()))
 
 
 def source_environment(reader: Reader) -> Mapping[str, Any] | None:
-    """Return the environment that a dataset's settings name; None where it says nothing of one."""
+    """Return the environment in a dataset's settings file, or None."""
     path = f"{reader.directory}/{SETTINGS}"
     if not tf.io.gfile.exists(path):
         return None
@@ -101,46 +105,50 @@ def source_environment(reader: Reader) -> Mapping[str, Any] | None:
         return json.load(file).get("environment")
 
 
-def _frames(
+def _sampled_frames(
     data: RldsSource,
     config: DataConfig,
     source: DatasetSplit,
-    where: np.ndarray,
+    positions: np.ndarray,
     draws: np.ndarray,
     batch: Batch,
 ) -> SampledFrames:
-    loaded = {e: _load(source, e)[0] for e in set(where[:, 0].tolist())}
-    shown, conditionings, actions, places = [], [], [], []
-    for (number, t), draw, goal in zip(where.tolist(), draws, _goals(batch), strict=True):
-        episode, first = loaded[number], max(0, t + 1 - config.window)
-        seen = {f"image_{c}": _pictures(source, episode, c, first, t + 1) for c in config.cameras}
-        seen["proprio"] = None if episode.proprio is None else episode.proprio[first : t + 1]
-        shown.append(seen)
+    episodes = {e: _load(source, e)[0] for e in set(positions[:, 0].tolist())}
+    observations, conditionings, actions, places = [], [], [], []
+    for (number, t), draw, cameras in zip(
+        positions.tolist(), draws, _goal_cameras(batch), strict=True
+    ):
+        episode, first = episodes[number], max(0, t + 1 - config.window)
+        observation = {
+            f"image_{c}": _images(source, episode, c, first, t + 1) for c in config.cameras
+        }
+        observation["proprio"] = None if episode.proprio is None else episode.proprio[first : t + 1]
+        observations.append(observation)
         step = _goal_step(config, draw, t, len(episode))
-        pictures = {c: _pictures(source, episode, c, step, step + 1)[0] for c in goal}
+        goal = {c: _images(source, episode, c, step, step + 1)[0] for c in cameras}
         text = episode.instructions[t]
         text = text if isinstance(text, str) else next(filter(None, text), "")
-        name = data.tasks[source.tasks[number]] if source.known[number] else ""
-        conditionings.append(Conditioning(text.strip(), pictures, name))
+        task = data.tasks[source.tasks[number]] if source.has_task[number] else ""
+        conditionings.append(Conditioning(text.strip(), goal, task))
         chunk, _ = windows.chunk_steps(t, 1, config.horizon, len(episode), len(episode))
         actions.append(episode.action[chunk[0]])
         places.append(f"{source.name_of(number)}, step {t}")
-    return SampledFrames(shown, conditionings, np.stack(actions), places, batch)
+    return SampledFrames(observations, conditionings, np.stack(actions), places, batch)
 
 
-def _goals(batch: Batch) -> list[list[str]]:
-    """Return, per example, the cameras that show its goal."""
+def _goal_cameras(batch: Batch) -> list[list[str]]:
+    """Return the cameras with a goal image, per example."""
     present = {
         k.removeprefix("image_"): v
         for k, v in batch["task"]["present"].items()
         if k.startswith("image_")
     }
-    return [[c for c, there in present.items() if there[i]] for i in range(len(batch["action"]))]
+    return [[c for c, mask in present.items() if mask[i]] for i in range(len(batch["action"]))]
 
 
 def _goal_step(config: DataConfig, draw: np.ndarray, t: int, length: int) -> int:
-    yes = np.ones(1, bool)
-    chosen = goals.choose(
+    true = np.ones(1, bool)
+    choice = goals.choose(
         draw[None],
         np.array([t]),
         np.array([length]),
@@ -148,15 +156,15 @@ def _goal_step(config: DataConfig, draw: np.ndarray, t: int, length: int) -> int
         keep_language=1.0,
         keep_goal=1.0,
         keep_task_id=1.0,
-        has_language=yes,
-        has_goal=yes,
-        has_task_id=yes,
+        has_language=true,
+        has_goal=true,
+        has_task_id=true,
     )
-    return int(chosen.step[0])
+    return int(choice.step[0])
 
 
 def _load(source: DatasetSplit, number: int) -> tuple[Episode, dict[str, Any]]:
-    """Return an episode in the robot's units, and all that its record says."""
+    """Return an episode in the robot's units, and all fields of its record."""
     index, reader = source.index, source.reader
     raw = reader.read_record(
         int(index.shard[number]), int(index.offset[number]), int(index.length[number])
@@ -165,34 +173,40 @@ def _load(source: DatasetSplit, number: int) -> tuple[Episode, dict[str, Any]]:
     return reader.parse_episode(raw, where), reader.parse_steps(raw, where)
 
 
-def _pictures(
+def _images(
     source: DatasetSplit, episode: Episode, camera: str, first: int, end: int
 ) -> np.ndarray | None:
-    """Return uint8 [end − first, h, w, 3], the camera's own size and colours; None without one."""
+    """Return uint8 [end − first, h, w, 3], RGB in the original size; None if it has no camera."""
     if camera not in episode.images:
         return None
-    read = lambda x: tf.io.decode_image(x, channels=3, expand_animations=False).numpy()
-    pictures = np.stack([read(x) for x in episode.images[camera][first:end]])
-    return pictures[..., ::-1] if camera in source.spec.bgr else pictures
+    images = np.stack(
+        [
+            tf.io.decode_image(x, channels=3, expand_animations=False).numpy()
+            for x in episode.images[camera][first:end]
+        ]
+    )
+    return images[..., ::-1] if camera in source.spec.bgr else images
 
 
-def _demonstration(source: DatasetSplit, number: int) -> RecordedEpisode:
+def _recorded_episode(source: DatasetSplit, number: int) -> RecordedEpisode:
     episode, fields = _load(source, number)
-    conditionings = fields["episode"].get("episode_metadata", {})
-    lacking = [k for k in ("seed", "split", "skill") if k not in conditionings]
-    if lacking:
+    metadata = fields["episode"].get("episode_metadata", {})
+    missing = [k for k in ("seed", "split", "skill") if k not in metadata]
+    if missing:
         raise DataError(
-            f"{source.name_of(number)} does not say its {', '.join(lacking)} (episode_metadata "
-            f"has {', '.join(sorted(conditionings)) or 'nothing'}), so no simulator can repeat it; "
+            f"{source.name_of(number)} does not record its {', '.join(missing)} (episode_metadata "
+            f"has {', '.join(sorted(metadata)) or 'nothing'}), so no simulator can replay it; "
             "demonstrations of scripts/collect.py can be replayed"
         )
-    seen = {f"image_{c}": _pictures(source, episode, c, 0, len(episode)) for c in episode.images}
+    observation = {
+        f"image_{c}": _images(source, episode, c, 0, len(episode)) for c in episode.images
+    }
     if episode.proprio is not None:
-        seen["proprio"] = episode.proprio
+        observation["proprio"] = episode.proprio
     return RecordedEpisode(
-        skill=conditionings["skill"].decode(),
-        split=conditionings["split"].decode(),
-        seed=int(conditionings["seed"]),
+        skill=metadata["skill"].decode(),
+        split=metadata["split"].decode(),
+        seed=int(metadata["seed"]),
         actions=np.asarray(fields.get("executed_action", episode.action))[: len(episode)],
-        observation=seen,
+        observation=observation,
     )

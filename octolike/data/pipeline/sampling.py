@@ -1,19 +1,19 @@
-"""Who is in a batch: strategies that give each group of episodes its share of the examples.
+"""Sampling strategies: the share of each dataset or task in the examples of a batch.
 
-A group is a dataset or a task (`over`). `SAMPLING` is looked up by config.data.sampling:
+The groups are datasets or tasks (`over`). `SAMPLING` is looked up by config.data.sampling:
 
-    mix           the weights of data.mix, or of `weights` where the groups are tasks
-    proportional  as many examples as there are steps
-    uniform       every group the same: rare ones are shown more often
+    mix           the weights of data.mix for datasets, `weights` for tasks
+    proportional  share ∝ steps
+    uniform       equal shares: small groups are repeated more often
     temperature   share ∝ steps^(1/t): t = 1 is proportional, large t uniform
     curriculum    ordered stages, or the easiest groups first; a function of the batch number
-    difficulty    more of what goes badly, by the results that the trainer feeds back
-    cotrain       a target at a share that may change over time, beside a prior mix
+    difficulty    larger shares for groups with poor results, which the trainer feeds back
+    cotrain       a target at a fixed or scheduled share, next to a prior mix
     group_dro     shares that follow the excess loss (scripts/learn_mix.py learns a mix with it)
 
 Shares are a pure function of the batch number and of `memory`, one number per group that feedback
-leaves behind. `SamplingSchedule` keeps the memories with the batches from which they hold; a
-checkpoint stores it.
+updates. `SamplingSchedule` stores each memory with the first batch that uses it; checkpoints
+contain its state.
 """
 
 from __future__ import annotations
@@ -22,146 +22,147 @@ import base64
 import fnmatch
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from octolike.config import ConfigError, unknown
+from octolike.config import ConfigError, option, unknown
+from octolike.tables import text_table
 
 OVER = ("dataset", "task")
 
 
 @dataclass(frozen=True, eq=False)
 class SamplingGroups:
-    """The groups of a run: names, and how many steps each has (int64 [G]).
+    """The groups of a run.
 
-    asked: their weights in data.mix where they are datasets, float64 [G]; else None.
-    kind: data.mix_weights (of a named mix: its own): "multipliers" of steps, or "shares".
+    Attributes:
+        names: of the G groups.
+        steps: int64 [G].
+        weights: float64 [G], the weights in data.mix if the groups are datasets; else None.
+        kind: data.mix_weights (or that of a named mix): "multipliers" of steps, or "shares".
     """
 
     names: tuple[str, ...]
     steps: np.ndarray
-    asked: np.ndarray | None = None
+    weights: np.ndarray | None = None
     kind: str = "multipliers"
 
-    def number(self, name: str, where: str) -> int:
-        """Return a group's number; ConfigError with the nearest name where there is none."""
+    def index(self, name: str, where: str) -> int:
+        """Return the index of a group; ConfigError with the nearest name if it is unknown."""
         if name not in self.names:
             raise ConfigError(unknown(f"dataset or task in {where}", name, self.names))
         return self.names.index(name)
 
-    def spread(self, values: Mapping[str, float], where: str, other: float) -> np.ndarray:
+    def expand(self, values: Mapping[str, float], where: str, default: float) -> np.ndarray:
         """Return a number per group, float64 [G], from {name or pattern such as 'put *': number}.
 
-        The first pattern that fits a group counts; a group that none fits gets `other`. A pattern
-        that fits nothing is a ConfigError with the nearest name.
+        The first matching pattern counts; groups without a match get `default`. A pattern without a
+        match raises ConfigError with the nearest name.
         """
-        result, free = np.full(len(self.names), other, np.float64), np.ones(len(self.names), bool)
+        result = np.full(len(self.names), default, np.float64)
+        unmatched = np.ones(len(self.names), bool)
         for pattern, value in values.items():
-            fits = np.array([fnmatch.fnmatchcase(name, pattern) for name in self.names])
-            if not fits.any():
+            matches = np.array([fnmatch.fnmatchcase(name, pattern) for name in self.names])
+            if not matches.any():
                 raise ConfigError(unknown(f"dataset or task in {where}", pattern, self.names))
-            result[fits & free], free = value, free & ~fits
+            result[matches & unmatched] = value
+            unmatched &= ~matches
         return result
 
 
 @dataclass
 class Sampling:
-    """What every strategy does; by default constant shares that feedback leaves alone."""
+    """The interface of a strategy; by default its shares are constant and ignore feedback."""
 
-    over: str = "dataset"
-
-    def __post_init__(self) -> None:
-        if self.over not in OVER:
-            raise ConfigError(unknown("value of data.sampling.over", self.over, OVER))
+    over: str = option("dataset", "groups that are sampled", choices=OVER)
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
         """Return the share of each group in a batch, float64 [G], summing to 1.
 
-        memory: float64 [G], NaN for groups of which nothing has been fed back.
+        memory: float64 [G], NaN for groups without feedback.
         """
         raise NotImplementedError
 
     def since(self, batch: int) -> int:
-        """Return the first batch, at most `batch`, from which the shares have been the same."""
+        """Return the first batch, at most `batch`, from which the shares have been constant."""
         return 0
 
     def remember(self, memory: np.ndarray, results: np.ndarray) -> np.ndarray:
-        """Return the memory after feedback; results: float64 [G], NaN where there is none."""
+        """Return the memory after feedback; results: float64 [G], NaN for groups without one."""
         return memory
 
 
 @dataclass
 class MixtureSampling(Sampling):
-    """Explicit weights: those of data.mix for datasets, `weights` {task: number} for tasks.
+    """Explicit weights: those of data.mix for datasets, `weights` for tasks.
 
-    They multiply steps or are shares, as data.mix_weights says; tasks without one have weight 1.
+    Weights are multipliers of steps or shares, as data.mix_weights defines; the default is 1.
     """
 
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = option(dict, "{task or pattern: weight}")
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
-        if groups.asked is not None:
+        if groups.weights is not None:
             if self.weights:
-                raise ConfigError("data.sampling.weights are of tasks; data.mix weighs datasets")
-            weights = groups.asked
+                raise ConfigError(
+                    "data.sampling.weights are for tasks; weights of datasets belong in data.mix"
+                )
+            weights = groups.weights
         else:
             where = "data.sampling.weights"
-            weights = groups.spread(_positive(self.weights, where), where, 1.0)
-        return _share(weights * groups.steps if groups.kind == "multipliers" else weights)
+            weights = groups.expand(_check_positive(self.weights, where), where, 1.0)
+        return _normalize(weights * groups.steps if groups.kind == "multipliers" else weights)
 
 
 @dataclass
 class ProportionalSampling(Sampling):
-    """As many examples of a group as it has steps."""
+    """Shares proportional to steps."""
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
-        return _share(groups.steps)
+        return _normalize(groups.steps)
 
 
 @dataclass
 class UniformSampling(Sampling):
-    """The same share for every group, however rare."""
+    """Equal shares, whatever the size of a group."""
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
-        return _share(np.ones(len(groups.names)))
+        return _normalize(np.ones(len(groups.names)))
 
 
 @dataclass
 class TemperatureSampling(Sampling):
     """Share ∝ steps^(1/t)."""
 
-    t: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _at_least("t", self.t, 1e-3)
+    t: float = option(2.0, "temperature", low=1e-3)
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
-        return _share((groups.steps / groups.steps.max()) ** (1 / self.t))
+        return _normalize((groups.steps / groups.steps.max()) ** (1 / self.t))
+
+
+_PACING = {"linear": lambda x: x, "root": np.sqrt, "quadratic": np.square}
 
 
 @dataclass
 class CurriculumSampling(Sampling):
     """Ordered stages, or the easiest groups first: a function of the batch number alone.
 
-    Stages: ((first batch, {name or pattern: multiplier of steps}), ...), the first from batch 0; a
-    group that a stage does not name is not in it.
-
-    Scores: {name or pattern: difficulty}. At batch n the easiest share c(n) of the groups is
-    sampled, by size; c goes from `start` at batch 0 to 1 at `batches`, in 20 levels, along
-    `pacing`: "linear", "root" (√: fast first) or "quadratic".
+    With stages: each lasts until the next one begins; groups that it does not name are left out.
+    With scores: at batch n the easiest share c(n) of the groups is sampled, in proportion to steps;
+    c rises from `start` at batch 0 to 1 at `batches`, in 20 levels, along `pacing`.
     """
 
-    stages: tuple[tuple[int, dict[str, float]], ...] = ()
-    scores: dict[str, float] = field(default_factory=dict)
-    pacing: str = "linear"
-    start: float = 0.2
-    batches: int = 10_000
+    stages: tuple[tuple[int, dict[str, float]], ...] = option(
+        (), "((first batch, {name or pattern: multiplier of steps}), ...), from batch 0"
+    )
+    scores: dict[str, float] = option(dict, "{name or pattern: difficulty}")
+    pacing: str = option("linear", "how c rises; root: fast first", choices=tuple(_PACING))
+    start: float = option(0.2, "share of the groups at batch 0, in (0, 1]")
+    batches: int = option(10_000, "batches until all groups are sampled", low=1)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if bool(self.stages) == bool(self.scores):
             raise ConfigError("data.sampling (curriculum) needs either 'stages' or 'scores'")
         firsts = [first for first, _ in self.stages]
@@ -170,117 +171,101 @@ class CurriculumSampling(Sampling):
                 f"data.sampling.stages begin at batches {firsts}; expected rising numbers from 0"
             )
         for first, weights in self.stages:
-            _positive(weights, f"data.sampling.stages (from batch {first})")
+            _check_positive(weights, f"data.sampling.stages (from batch {first})")
             if not weights:
                 raise ConfigError(f"data.sampling.stages: the stage from batch {first} is empty")
-        if self.pacing not in _PACING:
-            raise ConfigError(unknown("value of data.sampling.pacing", self.pacing, _PACING))
-        _at_least("batches", self.batches, 1)
         if not 0 < self.start <= 1:
             raise ConfigError(f"data.sampling.start is {self.start}; it must lie in (0, 1]")
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
         if self.stages:
             first, weights = [s for s in self.stages if s[0] <= batch][-1]
-            for _, other in self.stages:  # a name that nobody knows is said at the start
-                groups.spread(other, "data.sampling.stages", 0.0)
+            for _, stage in self.stages:  # reject unknown names of later stages at the start
+                groups.expand(stage, "data.sampling.stages", 0.0)
             where = f"data.sampling.stages (from batch {first})"
-            return _share(groups.spread(weights, where, 0.0) * groups.steps)
-        difficulty = groups.spread(self.scores, "data.sampling.scores", np.nan)
+            return _normalize(groups.expand(weights, where, 0.0) * groups.steps)
+        difficulty = groups.expand(self.scores, "data.sampling.scores", np.nan)
         if np.isnan(difficulty).any():
             name = groups.names[int(np.argmax(np.isnan(difficulty)))]
             raise ConfigError(f"data.sampling.scores has no difficulty for {name!r} (or use '*')")
-        count = max(1, round(self._opened(batch) * len(difficulty)))
-        limit = np.sort(difficulty)[count - 1]  # equally difficult groups come together
-        return _share(np.where(difficulty <= limit, groups.steps, 0))
+        count = max(1, round(self._level(batch) * len(difficulty)))
+        limit = np.sort(difficulty)[count - 1]  # equally difficult groups enter together
+        return _normalize(np.where(difficulty <= limit, groups.steps, 0))
 
     def since(self, batch: int) -> int:
         if self.stages:
             return [first for first, _ in self.stages if first <= batch][-1]
         if batch >= self.batches:
             return self.batches
-        level, low, high = self._opened(batch), 0, batch
-        while low < high:  # c never falls: the first batch of this level by bisection
+        level, low, high = self._level(batch), 0, batch
+        while low < high:  # bisection: c never falls
             middle = (low + high) // 2
-            low, high = (low, middle) if self._opened(middle) == level else (middle + 1, high)
+            low, high = (low, middle) if self._level(middle) == level else (middle + 1, high)
         return low
 
-    def _opened(self, batch: int) -> float:
+    def _level(self, batch: int) -> float:
         """Return c(batch)."""
-        done = _PACING[self.pacing](min(batch / self.batches, 1.0))
-        return self.start + (1 - self.start) * int(done * 20) / 20
+        progress = _PACING[self.pacing](min(batch / self.batches, 1.0))
+        return self.start + (1 - self.start) * int(progress * 20) / 20
 
 
 @dataclass
 class DifficultySampling(Sampling):
-    """More of what goes badly: share ∝ base · difficulty^power.
+    """Larger shares for difficult groups: share ∝ base · difficulty^power.
 
-    Feedback is {name: number}: "error" (≥ 0, a loss or action error; the difficulty itself) or
-    "success" (a rate in [0, 1]; the difficulty is 1 minus it). Groups of which nothing is known
-    count as the mean of those that are. `base`: "uniform" or "proportional" to steps; `floor` of
-    the examples is always sampled by it, so that no group starves. `smoothing` of the old value
-    stays at each feedback.
+    The difficulty comes from feedback: an error ≥ 0, or 1 − success rate. Groups without feedback
+    get the mean difficulty of the others.
     """
 
-    measure: str = "error"
-    base: str = "uniform"
-    power: float = 1.0
-    floor: float = 0.1
-    smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, choices in (
-            ("measure", ("error", "success")),
-            ("base", ("uniform", "proportional")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    unknown(f"value of data.sampling.{name}", getattr(self, name), choices)
-                )
-        for name in ("floor", "smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"data.sampling.{name} must lie in [0, 1]")
-        _at_least("power", self.power, 0)
+    measure: str = option("error", "feedback that it uses", choices=("error", "success"))
+    base: str = option(
+        "uniform",
+        "shares of equally difficult groups; proportional: to steps",
+        choices=("uniform", "proportional"),
+    )
+    power: float = option(1.0, "exponent of the difficulty", low=0)
+    floor: float = option(
+        0.1, "part of the examples that ignores the difficulty, so no group starves", low=0, high=1
+    )
+    smoothing: float = option(0.0, "weight of the old difficulty at each feedback", low=0, high=1)
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
-        base = _share(groups.steps if self.base == "proportional" else np.ones(len(groups.names)))
-        known = np.isfinite(memory)
-        if not known.any() or not memory[known].any():
+        proportional = self.base == "proportional"
+        base = _normalize(groups.steps if proportional else np.ones(len(groups.names)))
+        has_feedback = np.isfinite(memory)
+        if not has_feedback.any() or not memory[has_feedback].any():
             return base
-        weight = np.where(known, memory, memory[known].mean()) ** self.power
-        return self.floor * base + (1 - self.floor) * _share(base * weight)
+        weight = np.where(has_feedback, memory, memory[has_feedback].mean()) ** self.power
+        return self.floor * base + (1 - self.floor) * _normalize(base * weight)
 
     def remember(self, memory: np.ndarray, results: np.ndarray) -> np.ndarray:
         low, high = np.nanmin(results), np.nanmax(results)
         if low < 0 or (self.measure == "success" and high > 1):
-            wanted = "errors of at least 0" if self.measure == "error" else "rates in [0, 1]"
+            expected = "errors of at least 0" if self.measure == "error" else "rates in [0, 1]"
             raise ConfigError(
                 f"feedback from {low:g} to {high:g}; data.sampling.measure {self.measure!r} "
-                f"expects {wanted}"
+                f"expects {expected}"
             )
         new = results if self.measure == "error" else 1 - results
         new = np.where(np.isnan(new), memory, new)
-        kept = np.where(np.isnan(memory), new, memory)
-        return self.smoothing * kept + (1 - self.smoothing) * new
+        old = np.where(np.isnan(memory), new, memory)
+        return self.smoothing * old + (1 - self.smoothing) * new
 
 
 @dataclass
 class CotrainSampling(Sampling):
-    """A target at a share of its own, the rest by size or as data.mix weighs it.
+    """A target at a share of its own; the other groups by size or by the weights of data.mix.
 
-    target: a name or pattern; what it fits is the target, within which the same weights count. Its
-    share of the examples goes from `share` at batch 0 to `final` (< 0: it stays) at `batches`, in
-    20 levels.
+    The target may match several groups, which keep their weights relative to each other. Its share
+    moves from `share` at batch 0 to `final` at `batches`, in 20 levels.
     """
 
-    target: str = ""
-    share: float = 0.5
-    final: float = -1.0
-    batches: int = 10_000
+    target: str = option("", "name or pattern of the target")
+    share: float = option(0.5, "share of the target at the start, between 0 and 1")
+    final: float = option(-1.0, "share of the target at the end; < 0: constant")
+    batches: int = option(10_000, "batches until the final share", low=1)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.target:
             raise ConfigError(
                 "data.sampling (cotrain) needs a 'target': a dataset, task or pattern"
@@ -288,21 +273,21 @@ class CotrainSampling(Sampling):
         for name, value in (("share", self.share), ("final", max(self.final, 0.0) or self.share)):
             if not 0 < value < 1:
                 raise ConfigError(
-                    f"data.sampling.{name} is {value}; it must lie between 0 and 1 (for the target "
-                    "alone, leave the others out of data.mix)"
+                    f"data.sampling.{name} is {value}; it must lie between 0 and 1 (to train on "
+                    "the target alone, remove the others from data.mix)"
                 )
-        _at_least("batches", self.batches, 1)
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
-        target = groups.spread({self.target: 1.0}, "data.sampling.target", 0.0)
+        target = groups.expand({self.target: 1.0}, "data.sampling.target", 0.0)
         if target.all():
             raise ConfigError(
-                f"data.sampling.target {self.target!r} is all there is: "
+                f"data.sampling.target {self.target!r} matches all groups: "
                 f"{', '.join(groups.names)}; add the prior datasets to data.mix"
             )
         weights = MixtureSampling(over=self.over).shares(groups, batch, memory)
         share = self._share_at(batch)
-        return share * _share(weights * target) + (1 - share) * _share(weights * (1 - target))
+        prior = _normalize(weights * (1 - target))
+        return share * _normalize(weights * target) + (1 - share) * prior
 
     def since(self, batch: int) -> int:
         if self.final < 0:
@@ -324,16 +309,16 @@ class CotrainSampling(Sampling):
 class GroupDROSampling(Sampling):
     """Shares that follow the excess loss, by `group_dro`; feedback is {name: excess loss}.
 
-    The start is proportional to steps, `smoothing` of the examples is always uniform.
+    They start proportional to steps.
     """
 
-    step_size: float = 1.0
-    smoothing: float = 0.05
+    step_size: float = option(1.0, "step size of the exponentiated gradient")
+    smoothing: float = option(0.05, "part of the examples with uniform shares")
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
-        # the memory is the sum of the excess losses: the log of what has multiplied the weights
+        # The memory is the sum of excess losses: the log of the factor on the initial weights.
         return group_dro(
-            np.nan_to_num(memory), _share(groups.steps), self.step_size, self.smoothing
+            np.nan_to_num(memory), _normalize(groups.steps), self.step_size, self.smoothing
         )
 
     def remember(self, memory: np.ndarray, results: np.ndarray) -> np.ndarray:
@@ -350,9 +335,9 @@ def group_dro(
     exponentiated gradient ascent on the worst group's excess over a reference (Re-Mix, DoReMi).
     """
     excess = np.maximum(np.asarray(excess_losses, np.float64), 0)
-    grown = np.log(np.asarray(weights, np.float64)) + step_size * excess
-    grown = np.exp(grown - grown.max())
-    return (1 - smoothing) * grown / grown.sum() + smoothing / len(grown)
+    logits = np.log(np.asarray(weights, np.float64)) + step_size * excess
+    updated = np.exp(logits - logits.max())
+    return (1 - smoothing) * updated / updated.sum() + smoothing / len(updated)
 
 
 SAMPLING = {
@@ -366,25 +351,23 @@ SAMPLING = {
     "group_dro": GroupDROSampling,
 }
 
-_PACING = {"linear": lambda x: x, "root": np.sqrt, "quadratic": np.square}
-
 
 class SamplingSchedule:
-    """A strategy's shares over the batches of a run: constant from one batch to another."""
+    """The shares of a strategy over the batches of a run, piecewise constant."""
 
     def __init__(
         self, strategy: Sampling, groups: SamplingGroups, updates: Iterable[tuple[int, str]] = ()
     ) -> None:
-        """updates: what `state` returned."""
-        self.groups, self.over, self.known = groups, strategy.over, frozenset(groups.names)
+        """updates: a saved `state()`."""
+        self.groups, self.over, self.names = groups, strategy.over, frozenset(groups.names)
         self._strategy = strategy
-        nothing = np.full(len(groups.names), np.nan)
-        self._updates = [(first, _unpack(text, len(nothing))) for first, text in updates]
-        self._updates = self._updates or [(0, nothing)]
-        self.shares(0)  # what does not fit is said now
+        empty = np.full(len(groups.names), np.nan)
+        self._updates = [(first, _unpack(text, len(empty))) for first, text in updates]
+        self._updates = self._updates or [(0, empty)]
+        self.shares(0)  # raises now if the strategy does not match the groups
 
     def since(self, batch: int) -> int:
-        """Return the first batch from which the shares have been what they are at `batch`."""
+        """Return the first batch from which the shares have been the same as at `batch`."""
         return max(self._update(batch)[0], self._strategy.since(batch))
 
     def shares(self, batch: int) -> np.ndarray:
@@ -392,19 +375,19 @@ class SamplingSchedule:
         return self._strategy.shares(self.groups, batch, self._update(batch)[1])
 
     def feedback(self, batch: int, results: Mapping[str, float]) -> bool:
-        """Take in results that hold from `batch` on; return whether they change the shares."""
-        found = np.full(len(self.groups.names), np.nan)
+        """Apply results from `batch` on; return whether the memory changes."""
+        values = np.full(len(self.groups.names), np.nan)
         for name, value in results.items():
             if not np.isfinite(value):
                 raise ConfigError(f"feedback for {name!r} is {value}; expected a finite number")
-            found[self.groups.number(name, "feedback")] = value
+            values[self.groups.index(name, "feedback")] = value
         _, memory = self._update(batch)
-        new = self._strategy.remember(memory, found) if results else memory
+        new = self._strategy.remember(memory, values) if results else memory
         if new is memory:
             return False
-        # rounded as it is stored, so that a resumed run has the same shares
+        # Rounded as in the saved state, so that a resumed run has the same shares.
         new = _unpack(_pack(new), len(new))
-        # the position that is saved next is of the batches before this one
+        # The next saved position may lie before this batch, so the previous update stays.
         self._updates = [u for u in self._updates if u[0] != batch][-1:] + [(batch, new)]
         return True
 
@@ -416,49 +399,42 @@ class SamplingSchedule:
         return [u for u in self._updates if u[0] <= batch or u is self._updates[0]][-1]
 
 
-def describe_shares(groups: SamplingGroups, shares: np.ndarray, what: str, most: int = 20) -> str:
-    """Return a table of the groups with the largest shares, and a line on the others."""
+def describe_shares(groups: SamplingGroups, shares: np.ndarray, title: str, most: int = 20) -> str:
+    """Return a table of the `most` largest groups by share, and a line on the remaining ones."""
     order = np.argsort(-shares, kind="stable")
-    rows = [(what, "steps", "share")]
-    rows += [
-        (groups.names[g] or "(unknown)", f"{groups.steps[g]:,}", f"{shares[g]:.2%}")
+    rows = [
+        ((groups.names[g] or "(unknown)")[:60], f"{groups.steps[g]:,}", f"{shares[g]:.2%}")
         for g in order[:most]
     ]
-    wide = [min(max(map(len, column)), 60) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(x[:w].ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
-    rest = order[most:]
-    if len(rest):
-        low, high = shares[rest].min(), shares[rest].max()
-        lines.append(
-            f"and {len(rest):,} more: {groups.steps[rest].sum():,} steps, "
-            f"{shares[rest].sum():.2%} together, {low:.2g} to {high:.2g} each"
-        )
-    return "\n".join(lines)
+    table = text_table(rows, (title, "steps", "share"), "lrr")
+    remaining = order[most:]
+    if not len(remaining):
+        return table
+    low, high = shares[remaining].min(), shares[remaining].max()
+    return (
+        f"{table}\nand {len(remaining):,} more: {groups.steps[remaining].sum():,} steps, "
+        f"{shares[remaining].sum():.2%} together, {low:.2g} to {high:.2g} each"
+    )
 
 
-def _share(weights: np.ndarray) -> np.ndarray:
+def _normalize(weights: np.ndarray) -> np.ndarray:
     weights = np.asarray(weights, np.float64)
     return weights / weights.sum()
 
 
-def _positive(weights: Mapping[str, Any], where: str) -> Mapping[str, float]:
+def _check_positive(weights: Mapping[str, Any], where: str) -> Mapping[str, float]:
     for name, weight in weights.items():
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not 0 < weight < float("inf"):
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not is_number or not 0 < weight < float("inf"):
             raise ConfigError(
-                f"{where}: weight {weight!r} of {name!r} must be a positive number; to leave "
-                "something out, leave out its name"
+                f"{where}: weight {weight!r} of {name!r} must be a positive number; to leave a "
+                "group out, remove its name"
             )
     return weights
 
 
-def _at_least(name: str, value: float, low: float) -> None:
-    if not value >= low:
-        raise ConfigError(f"data.sampling.{name} is {value}; it must be at least {low:g}")
-
-
 def _pack(memory: np.ndarray) -> str:
-    """Return a memory as text: two bytes a group, less where little is known."""
+    """Return a memory as compressed text, at most two bytes per group."""
     return base64.b85encode(zlib.compress(memory.astype("<f2").tobytes(), 9)).decode()
 
 

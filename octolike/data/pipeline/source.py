@@ -1,20 +1,21 @@
-"""RldsSource: the RLDS datasets of a config as training and validation batches.
+"""RldsSource: training and validation batches from the RLDS datasets of a config.
 
 The steps of a batch:
 
 1. its frames are the next ones in the order of episodes and frames, in which each dataset or task
-   has the share that the sampling strategy asks for (sampling.SamplingSchedule, order.Order);
-2. the episodes that it needs are in memory, or are waited for (order.EpisodeCache);
-3. window, chunk and goal are cut as indices, numbers are padded, images decoded (BatchBuilder);
+   has its share of the sampling strategy (sampling.SamplingSchedule, order.Order);
+2. its episodes are loaded, unless the cache has them already (order.EpisodeCache);
+3. windows, chunks and goals are computed as indices, numbers padded, images decoded (BatchBuilder);
 4. instructions become token ids.
 
-A batch is a pure function of the config and of `state()`: how many batches there have been, and
-what feedback has changed. Resuming is arithmetic.
+A batch is a pure function of the config and of `state()`: the number of batches, and the memory of
+the feedback. Resuming is arithmetic.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,10 +42,11 @@ from octolike.data.rlds.reader import MissingSplitError, Reader
 from octolike.data.rlds.statistics import EpisodeIndex
 from octolike.data.specs import catalog, mixes
 from octolike.errors import DataError
+from octolike.tables import text_table
 from octolike.text import TOKENIZERS
 from octolike.types import Batch, BatchSpec, Names, batch_spec, unflatten
 
-# Of the memory budget, what validation may hold while the training episodes stay where they are.
+# Share of the memory budget for validation, during which the training episodes stay in memory.
 VALIDATION = 1 / 4
 
 
@@ -53,14 +55,14 @@ class RldsSource:
 
     Attributes:
         spec: of every batch.
-        datasets, tasks: names, in the order of batch["dataset"] and batch["task"]["task_id"].
-        embodiments: records, in the order of batch["embodiment"].
+        datasets, tasks: names in the order of batch["dataset"] and batch["task"]["task_id"].
+        embodiments: records in the order of batch["embodiment"].
         names: of all three.
-        shares: of examples per dataset at the start, float64 [datasets].
+        shares: initial share of the examples per dataset, float64 [datasets].
     """
 
     def __init__(self, config: Config) -> None:
-        """Open everything that config.data names; statistics are made where they are missing."""
+        """Open the datasets of config.data; compute the statistics that are not cached."""
         d = self._config = config.data
         self._seed, self._validation_batches = config.seed, config.train.validation_batches
         self._threads = d.threads or os.cpu_count() or 1
@@ -76,13 +78,13 @@ class RldsSource:
         self._groups, self._supply = self._group()
         self.shares = self._dataset_shares(SamplingSchedule(self._strategy, self._groups).shares(0))
         self._text = build_component(TOKENIZERS, d.text, "data.text")
-        self._maker = BatchBuilder(d, self.embodiments)
+        self._builder = BatchBuilder(d, self.embodiments)
         self.spec = self._spec()
         self._work = PipelineThreads(
-            maker=self._maker,
+            builder=self._builder,
             text=self._text,
             loaders=ThreadPoolExecutor(self._threads),
-            makers=ThreadPoolExecutor(max(1, min(d.prefetch, self._threads))),
+            builders=ThreadPoolExecutor(max(1, min(d.prefetch, self._threads))),
             prefetch=d.prefetch,
             batch_bytes=self._batch_bytes(),
         )
@@ -93,8 +95,8 @@ class RldsSource:
     ) -> RldsStream:
         """Return the endless training batches, from the beginning or from a `state()`.
 
-        process: (index, count) of this host: it gets its contiguous share of the examples of each
-        batch, and reads no other episodes than those.
+        process: (index, count) of this host, which gets a contiguous part of each batch and reads
+        only the episodes of that part.
         """
         saved = _checked(start, self.datasets) if start is not None else {"sampling": ()}
         schedule = SamplingSchedule(self._strategy, self._groups, saved["sampling"])
@@ -110,96 +112,89 @@ class RldsSource:
         return RldsStream(self._work, stream, schedule, self.datasets, saved.get("batches", 0))
 
     def validation(self) -> dict[str, Callable[[], Iterator[Batch]]]:
-        """Return per dataset a function that iterates over its validation batches.
+        """Return {dataset: function that iterates over its validation batches}.
 
-        The same batches at every call, with every instruction and goal kept. A dataset without the
-        split data.validation_split raises DataError; '' means no validation.
+        Every call gives the same batches, without dropout. Raises DataError if the only dataset
+        lacks the split data.validation_split; '' means no validation.
         """
-        return {s.spec.name: lambda s=s: self._finite(s) for s in self._held_out}
+        return {s.spec.name: lambda s=s: self._held_out_batches(s) for s in self._held_out}
 
     def source(self, dataset: str) -> DatasetSplit:
-        """Return a dataset's held-out episodes, or those of training where none are held out."""
+        """Return the held-out split of a dataset, or its training split if it has none."""
         sources = {s.spec.name: s for s in [*self._sources, *self._held_out]}
         if dataset not in sources:
             raise ConfigError(unknown("dataset of this mix", dataset, sources))
         return sources[dataset]
 
     def examples(self, source: DatasetSplit, frames: np.ndarray, draws: np.ndarray) -> Batch:
-        """Return the batch of given frames, as validation makes it.
+        """Return the batch of the given frames, without dropout.
 
-        frames: int [B, 2], episode of the source and step; draws: [B, goals.DRAWS], as in `goals`.
+        frames: int [B, 2], episode of the source and step; draws: float [B, goals.DRAWS].
         """
         distinct, which = np.unique(frames[:, 0], return_inverse=True)
-        shown = [EpisodeRef(source, e, source.load(e)) for e in distinct.tolist()]
-        leaves, texts = self._maker.batch(shown, which, frames[:, 1], draws, False)
+        episodes = [EpisodeRef(source, e, source.load(e)) for e in distinct.tolist()]
+        leaves, texts = self._builder.batch(episodes, which, frames[:, 1], draws, False)
         leaves["task.language.ids"], leaves["task.language.mask"] = self._text.encode(texts)
         return unflatten(leaves)
 
     @property
     def names(self) -> Names:
-        """Return the names of what a batch's integers count."""
+        """Return the names of datasets, embodiments and tasks, in the order of their indices."""
         records = tuple(e.name for e in self.embodiments)
         return Names(tuple(self.datasets), records, self.tasks)
 
     def contents(self) -> dict[str, str]:
-        """Return what the batches are of beside the config, to compare two machines by.
+        """Return a summary of the data, to compare two machines with the same config.
 
         {dataset/split: counts, and a digest of the episodes' lengths, bytes and tasks}.
         """
-        found = {}
+        summary = {}
         for s in self._sources + self._held_out:
-            columns = (s.index.steps, s.index.length, s.tasks, s.known)
+            columns = (s.index.steps, s.index.length, s.tasks, s.has_task)
             digest = hashlib.sha256(b"".join(np.asarray(x, "<i8").tobytes() for x in columns))
-            found[f"{s.spec.name}/{s.reader.split}"] = (
+            summary[f"{s.spec.name}/{s.reader.split}"] = (
                 f"{len(s.index.steps)} episodes, {s.index.steps.sum()} steps, "
                 f"{digest.hexdigest()[:16]}"
             )
-        texts = json.dumps({k: list(v) for k, v in self._maker.paraphrases.items()}, sort_keys=True)
-        found["paraphrases"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
-        return found
+        texts = json.dumps(
+            {k: list(v) for k, v in self._builder.paraphrases.items()}, sort_keys=True
+        )
+        summary["paraphrases"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
+        return summary
 
     def describe(self) -> str:
-        """Return a table of the datasets: episodes, steps, share, left-out episodes and why.
+        """Return a table of the datasets, the reasons of dropped episodes, and uncertain specs.
 
-        And of the tasks where these are sampled; what is uncertain about the datasets; and how many
-        instructions have other wordings.
+        With a table of the tasks if they are sampled, and the number of paraphrased instructions.
         """
-        rows = [("dataset", "episodes", "steps", "share", "bad", "filtered", "robot")]
+        headers = ("dataset", "episodes", "steps", "share", "bad", "filtered", "robot")
+        rows = []
         sources = self._sources + self._held_out
         shares = [f"{share:.1%}" for share in self.shares] + ["held out"] * len(self._held_out)
         for source, share in zip(sources, shares, strict=True):
             i, name = source.index, f"{source.spec.name}/{source.reader.split}"
-            numbers = (
-                f"{len(i.steps):,}",
-                f"{i.steps.sum():,}",
-                share,
-                str(len(i.bad)),
-                str(i.filtered),
-            )
-            rows.append((name, *numbers, source.spec.robot))
-        wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
+            counts = f"{len(i.steps):,}", f"{i.steps.sum():,}", share, len(i.bad), i.filtered
+            rows.append((name, *counts, source.spec.robot))
+        lines = [text_table(rows, headers, "lrrrrrl")]
         for bad in (s.index.bad for s in sources):
             lines += [f"left out: {reason}" for reason in bad[:5]]
             lines += [f"left out: {len(bad) - 5} more"] if len(bad) > 5 else []
         held_out = {s.spec.name for s in self._held_out}
-        without = [name for name in self.datasets if name not in held_out]
-        if self._config.validation_split and without:
-            lines.append(f"no split {self._config.validation_split!r}: {', '.join(without)}")
+        training_only = [name for name in self.datasets if name not in held_out]
+        if self._config.validation_split and training_only:
+            lines.append(f"no split {self._config.validation_split!r}: {', '.join(training_only)}")
         lines += filter(None, [catalog.describe_uncertain([s.spec for s in self._sources])])
         if self._strategy.over == "task":
             shares = SamplingSchedule(self._strategy, self._groups).shares(0)
-            lines.append(sampling.describe_shares(self._groups, shares, what="task"))
+            lines.append(sampling.describe_shares(self._groups, shares, "task"))
         if self._config.paraphrases:
-            covered = sum(task in self._maker.paraphrases for task in self._instructions)
-            lines.append(
-                f"paraphrases: of {covered} of {len(self._instructions)} distinct instructions"
-            )
+            count = sum(task in self._builder.paraphrases for task in self._instructions)
+            lines.append(f"paraphrases: {count} of {len(self._instructions)} distinct instructions")
         return "\n".join(lines)
 
     @cached_property
     def _held_out(self) -> list[DatasetSplit]:
-        """Return the validation splits, opened when they are first asked for."""
+        """Return the validation splits, opened on first use."""
         result, numbers = [], {name: i for i, name in enumerate(self.tasks)}
         for source in self._sources if self._config.validation_split else ():
             try:
@@ -207,16 +202,17 @@ class RldsSource:
             except MissingSplitError:
                 if len(self._sources) == 1:
                     raise
-                continue  # of a mix, those are validated that can be: `describe` says which
+                continue  # validate the other datasets of the mix; `describe` lists this one
             index = self._index(reader)
             names = self._tasks_of(source.spec, index, self._config.tasks)
-            # a task that training does not know has the number after the last one
+            # A task that is not in training gets the id after the last one.
             tasks = np.array([numbers.get(name, len(numbers)) for name in names])
-            known = np.array([bool(name) and name in numbers for name in names])
-            result.append(replace(source, reader=reader, index=index, tasks=tasks, known=known))
+            has_task = np.array([bool(name) and name in numbers for name in names])
+            split = replace(source, reader=reader, index=index, tasks=tasks, has_task=has_task)
+            result.append(split)
         return result
 
-    def _finite(self, source: DatasetSplit) -> Iterator[Batch]:
+    def _held_out_batches(self, source: DatasetSplit) -> Iterator[Batch]:
         steps = source.index.steps
         size = min(self._config.batch_size, int(steps.sum()))
         supply = JoinedSplits([source], [np.zeros(len(steps), np.int64)])
@@ -232,23 +228,18 @@ class RldsSource:
             budget=self._budgets[1],
             batches=self._validation_batches,
         )
-        batches = RldsStream(
-            self._work,
-            stream,
-            SamplingSchedule(sampling.ProportionalSampling(), groups),
-            self.datasets,
-            0,
-        )
+        schedule = SamplingSchedule(sampling.ProportionalSampling(), groups)
+        batches = RldsStream(self._work, stream, schedule, self.datasets, 0)
         try:
             yield from batches
-        finally:  # also when the caller takes no more
+        finally:  # also when the caller stops early
             batches.close()
 
     def _spec(self) -> BatchSpec:
-        """Return the spec of every batch, from one episode."""
+        """Return the batch spec, from one episode."""
         source, zero = self._sources[0], np.zeros(1, np.int64)
-        shown = [EpisodeRef(source, 0, source.load(0))]
-        leaves, texts = self._maker.batch(shown, zero, zero, np.zeros((1, goals.DRAWS)), False)
+        episode = [EpisodeRef(source, 0, source.load(0))]
+        leaves, texts = self._builder.batch(episode, zero, zero, np.zeros((1, goals.DRAWS)), False)
         leaves["task.language.ids"], leaves["task.language.mask"] = self._text.encode(texts)
         return batch_spec(unflatten(leaves))
 
@@ -260,7 +251,7 @@ class RldsSource:
         limits = [d.limit_of(spec.name) for spec in specs]
         indices = [i.first_episodes(n) for i, n in zip(indices, limits, strict=True)]
         names = [self._tasks_of(s, i, d.tasks) for s, i in zip(specs, indices, strict=True)]
-        self.tasks = tuple(dict.fromkeys(name for some in names for name in some))
+        self.tasks = tuple(dict.fromkeys(itertools.chain.from_iterable(names)))
         self._instructions = {
             x
             for s, i in zip(specs, indices, strict=True)
@@ -278,30 +269,30 @@ class RldsSource:
                 cameras=tuple(d.cameras),
                 depth=tuple(c for c in d.depth if c in specs[i].depth),
                 tasks=np.array([numbers[name] for name in names[i]]),
-                known=np.array([bool(name) for name in names[i]]),
+                has_task=np.array([bool(name) for name in names[i]]),
             )
             for i in range(len(specs))
         ]
 
     def _group(self) -> tuple[SamplingGroups, JoinedSplits]:
-        """Return what is sampled: datasets or tasks, and the episodes of each."""
+        """Return the sampling groups, datasets or tasks, and the episodes with their groups."""
         if self._strategy.over == "dataset":
             groups = [np.full(len(s.index.steps), s.number) for s in self._sources]
-            names, asked = tuple(self.datasets), np.array(list(self._mix.weights.values()))
+            names, weights = tuple(self.datasets), np.array(list(self._mix.weights.values()))
             kind = self._mix.kind
         else:
-            groups, names, asked = [s.tasks for s in self._sources], self.tasks, None
+            groups, names, weights = [s.tasks for s in self._sources], self.tasks, None
             kind = self._config.mix_weights
         supply = JoinedSplits(self._sources, groups)
-        stock = supply.stock
-        steps = np.bincount(stock.groups, stock.steps, minlength=len(names)).astype(np.int64)
-        return SamplingGroups(names, steps, asked, kind), supply
+        table = supply.table
+        steps = np.bincount(table.groups, table.steps, minlength=len(names)).astype(np.int64)
+        return SamplingGroups(names, steps, weights, kind), supply
 
     def _dataset_shares(self, shares: np.ndarray) -> np.ndarray:
-        """Return the share of each dataset, from those of the groups."""
-        per_step = (shares / self._groups.steps)[self._supply.stock.groups]
+        """Return the share of each dataset, from the shares of the groups."""
+        per_step = (shares / self._groups.steps)[self._supply.table.groups]
         which = np.repeat(np.arange(len(self._sources)), [len(s.tasks) for s in self._sources])
-        return np.bincount(which, per_step * self._supply.stock.steps)
+        return np.bincount(which, per_step * self._supply.table.steps)
 
     def _reader(self, spec: catalog.DatasetSpec, split: str) -> Reader:
         d = self._config
@@ -319,22 +310,25 @@ class RldsSource:
         )
 
     def _check_cameras(self) -> None:
-        there = {c for s in self._sources for c in s.spec.cameras}
+        cameras = {c for s in self._sources for c in s.spec.cameras}
         for camera in self._config.cameras:
-            if camera not in there:
-                raise ConfigError(unknown("camera of this mix in data.cameras", camera, there))
-        deep = {c for s in self._sources for c in s.spec.depth}
+            if camera not in cameras:
+                raise ConfigError(unknown("camera of this mix in data.cameras", camera, cameras))
+        depth = {c for s in self._sources for c in s.spec.depth}
         for camera in self._config.depth:
-            if camera not in deep:
-                what = "camera with depth in this mix (data.depth)"
-                raise ConfigError(unknown(what, camera, deep or {"none"}))
+            if camera not in depth:
+                option = "camera with depth in this mix (data.depth)"
+                raise ConfigError(unknown(option, camera, depth or {"none"}))
 
     def _batch_bytes(self) -> int:
         size = sum(int(np.prod(s)) * np.dtype(t).itemsize for s, t in self.spec.values())
         return size * self._config.batch_size
 
     def _budget(self) -> tuple[int, int]:
-        """Return the bytes of a pool in training and in validation: two are held at a time."""
+        """Return the maximum bytes of a pool in training and in validation.
+
+        Two pools are in memory at a time.
+        """
         ahead = self._batch_bytes() * (self._config.prefetch + 1)
         left = int(self._config.memory * 2**30) - ahead
         budget = int(left * (1 - VALIDATION) / 2), int(left * VALIDATION / 2)
@@ -342,43 +336,43 @@ class RldsSource:
         return budget
 
     def _check_budget(self, supply: JoinedSplits, budget: int, part: float) -> None:
-        """Raise ConfigError with the number needed if a pool cannot hold the largest episode."""
-        largest = int(np.argmax(supply.stock.sizes))
-        size = int(supply.stock.sizes[largest])
+        """Raise ConfigError with the required data.memory if the largest episode is too large."""
+        largest = int(np.argmax(supply.table.sizes))
+        size = int(supply.table.sizes[largest])
         if size <= budget:
             return
         source, number = supply.find(largest)
         ahead = self._batch_bytes() * (self._config.prefetch + 1)
         need = (ahead + 2 * (size + 1) / part) / 2**30
         raise ConfigError(
-            f"data.memory is {self._config.memory:g} GiB; of that, batches made ahead take "
-            f"{ahead / 2**30:.3g} GiB, and the largest episode of {source.spec.name} "
-            f"({source.name_of(number)}) has {size / 2**20:.3g} MiB, two of which must fit into "
-            f"what is left for {source.reader.split!r}: set data.memory to at least {need:.3g}"
+            f"data.memory is {self._config.memory:g} GiB, of which prefetched batches take "
+            f"{ahead / 2**30:.3g} GiB; the largest episode of {source.spec.name} "
+            f"({source.name_of(number)}) has {size / 2**20:.3g} MiB, and two of that size must fit "
+            f"in the memory for {source.reader.split!r}: set data.memory to at least {need:.3g}"
         )
 
 
 def _part(size: int, process: tuple[int, int]) -> slice:
-    """Return a host's examples of a batch."""
+    """Return the rows of a batch that belong to a host."""
     index, count = process
     if not 0 <= index < count or size % count:
         raise ConfigError(
-            f"data.batch_size {size} cannot be cut for process {index} of {count}; expected a "
+            f"data.batch_size {size} cannot be divided for process {index} of {count}; expected a "
             "multiple of the number of processes, and an index below it"
         )
     return slice(index * size // count, (index + 1) * size // count)
 
 
 def _checked(start: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
-    """Return a saved state; DataError if it is of another mix, or not one of ours."""
+    """Return a saved state; DataError if it is of another mix or of another format."""
     if start.keys() != {"batches", "datasets", "sampling"}:
         raise DataError(
             f"the saved data state has {sorted(start)}, expected batches, datasets, sampling: it "
-            "is of another version of octolike; start a new run with train.init_from"
+            "is from another version of octolike; start a new run with train.init_from"
         )
     if sorted(start["datasets"]) != sorted(names):
         raise DataError(
-            f"the saved data state is of {sorted(start['datasets'])}, this mix is of "
+            f"the saved data state has the datasets {sorted(start['datasets'])}, this mix has "
             f"{sorted(names)}; start a new run, or restore data.mix"
         )
     return start

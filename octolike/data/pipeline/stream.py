@@ -1,4 +1,4 @@
-"""A stream of batches: planned from the order, made ahead in background threads, resumable."""
+"""A resumable stream of batches, planned from the order and built ahead in threads."""
 
 from __future__ import annotations
 
@@ -27,21 +27,24 @@ from octolike.types import Batch, unflatten
 
 @dataclass(frozen=True)
 class PipelineThreads:
-    """What all streams share: who makes batches, and the threads."""
+    """The batch builder and thread pools that all streams of a source share."""
 
-    maker: BatchBuilder
+    builder: BatchBuilder
     text: TextTokenizer
     loaders: ThreadPoolExecutor
-    makers: ThreadPoolExecutor
+    builders: ThreadPoolExecutor
     prefetch: int
     batch_bytes: int
 
 
 @dataclass(frozen=True)
 class EpisodeStream:
-    """One stream of batches: of which episodes, `size` examples each, of which `part` are ours.
+    """The settings of one stream.
 
-    batches: how many will be asked for; 0: no end.
+    Attributes:
+        supply: the episodes.
+        size: examples of a batch over all hosts; part: the examples of this host.
+        batches: length of the stream; 0: endless.
     """
 
     supply: JoinedSplits
@@ -55,15 +58,15 @@ class EpisodeStream:
 
 
 class _PendingBatch(NamedTuple):
-    """A batch that is being made, the groups of its examples, and the pools that it needs."""
+    """A batch in progress, the groups of its examples, and the pools that it reads."""
 
-    made: Future
+    result: Future
     groups: np.ndarray
     pools: list[PoolKey]
 
 
 class RldsStream(Iterator[Batch]):
-    """Numpy batches, made ahead in background threads; `state()` follows the last one returned."""
+    """Batches built ahead in threads; `state()` is the position after the last one returned."""
 
     def __init__(
         self,
@@ -77,8 +80,8 @@ class RldsStream(Iterator[Batch]):
         self._datasets, self._count = list(datasets), start
         self._orders: dict[int, Order] = {}
         self._ahead: deque[_PendingBatch] = deque()
-        self._shelf = EpisodeCache(stream.supply.load, stream.supply.stock.sizes, work.loaders)
-        self._seen = np.zeros(len(schedule.groups.names), np.int64)
+        self._cache = EpisodeCache(stream.supply.load, stream.supply.table.sizes, work.loaders)
+        self._group_counts = np.zeros(len(schedule.groups.names), np.int64)
         self._fault: Exception | None = None
 
     def __next__(self) -> Batch:
@@ -89,20 +92,20 @@ class RldsStream(Iterator[Batch]):
             raise StopIteration
         ahead = self._ahead[0]
         try:
-            leaves, texts = ahead.made.result()
+            leaves, texts = ahead.result.result()
         except Exception as error:
             self.close()
             self._fault = error
             raise
         self._ahead.popleft()
         self._count += 1
-        self._seen += np.bincount(ahead.groups, minlength=len(self._seen))
+        self._group_counts += np.bincount(ahead.groups, minlength=len(self._group_counts))
         self._fill(self._work.prefetch)
         leaves["task.language.ids"], leaves["task.language.mask"] = self._work.text.encode(texts)
         return unflatten(leaves)
 
     def state(self) -> dict[str, Any]:
-        """Return what `Data.train(start=...)` needs to go on after the last returned batch."""
+        """Return the position after the last returned batch, for `RldsSource.train(start=...)`."""
         return {
             "batches": self._count,
             "datasets": self._datasets,
@@ -110,89 +113,89 @@ class RldsStream(Iterator[Batch]):
         }
 
     def state_at(self, position: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an earlier `state()` with what feedback has changed since."""
+        """Return an earlier `state()` with the feedback that has come since."""
         return {**position, "sampling": self._schedule.state()}
 
     def feedback(
         self, datasets: Mapping[str, float], tasks: Mapping[str, float] | None = None
     ) -> None:
-        """Take in how well things go, by the name of the dataset and of the task.
+        """Update the sampling with results by dataset and by task, from the next batch on.
 
-        What fits data.sampling.over is used, from the next batch on that is returned; what has been
-        made ahead is made again. Tasks that are not sampled (seen in validation only) do not count.
+        Uses those that data.sampling.over selects and rebuilds the batches built ahead. Tasks that
+        occur only in validation are ignored.
         """
         if self._schedule.over == "dataset":
             results = dict(datasets)
         else:
-            results = {k: v for k, v in (tasks or {}).items() if k in self._schedule.known}
+            results = {k: v for k, v in (tasks or {}).items() if k in self._schedule.names}
         if self._schedule.feedback(self._count, results):
             self._orders.pop(self._count, None)
             self._ahead.clear()
 
     def shares(self) -> dict[str, float]:
-        """Return the share that each dataset or task is asked to have in the next batch."""
+        """Return the planned share of each dataset or task in the next batch."""
         shares = self._schedule.shares(self._count).tolist()
         return dict(zip(self._schedule.groups.names, shares, strict=True))
 
     def realised(self) -> dict[str, float]:
-        """Return the share that each has had in the batches returned by this stream."""
-        shares = (self._seen / max(int(self._seen.sum()), 1)).tolist()
+        """Return the actual share of each dataset or task in the batches returned so far."""
+        shares = (self._group_counts / max(int(self._group_counts.sum()), 1)).tolist()
         return dict(zip(self._schedule.groups.names, shares, strict=True))
 
     def memory(self) -> int:
-        """Return the bytes held: encoded episodes, and batches made ahead."""
-        return self._shelf.bytes + len(self._ahead) * self._work.batch_bytes
+        """Return the bytes in memory: encoded episodes, and batches built ahead."""
+        return self._cache.bytes + len(self._ahead) * self._work.batch_bytes
 
     def close(self) -> None:
-        """Stop making batches ahead, and forget the episodes."""
+        """Stop building batches and release the episodes."""
         for ahead in self._ahead:
-            ahead.made.cancel()
+            ahead.result.cancel()
         self._ahead.clear()
-        self._shelf.close()
+        self._cache.close()
         self._fault = StopIteration()
 
     def _fill(self, count: int) -> None:
-        """Have so many batches under way."""
+        """Start building batches until `count` are in progress."""
         if self._stream.batches:
             count = min(count, self._stream.batches - self._count)
         while len(self._ahead) < count:
             number = self._count + len(self._ahead)
-            run, position = self._order(number)
+            order, position = self._order(number)
             stream, supply = self._stream, self._stream.supply
             begin = position + stream.part.start
-            pools, frames = run.take(begin, stream.part.stop - stream.part.start)
+            pools, frames = order.take(begin, stream.part.stop - stream.part.start)
             used = [key for ahead in self._ahead for key in ahead.pools] + pools
-            self._shelf.keep(self._episodes, used, self._next_pool())
+            self._cache.keep(self._episodes, used, self._next_pool())
             distinct, which = np.unique(frames[:, 0], return_inverse=True)
-            made = self._work.makers.submit(
+            result = self._work.builders.submit(
                 run_unless_exiting,
-                _make,
-                self._work.maker,
-                [(*supply.find(e), self._shelf.get(e)) for e in distinct.tolist()],
+                _build,
+                self._work.builder,
+                [(*supply.find(e), self._cache.get(e)) for e in distinct.tolist()],
                 which,
                 frames[:, 1],
                 task_draws(stream.seed, number, stream.size, goals.DRAWS)[stream.part],
                 stream.dropout,
             )
-            groups = supply.stock.groups[frames[:, 0]]
-            self._ahead.append(_PendingBatch(made, groups, pools))
+            groups = supply.table.groups[frames[:, 0]]
+            self._ahead.append(_PendingBatch(result, groups, pools))
 
     def _next_pool(self) -> tuple[PoolKey, float]:
-        """Return the pool after the one that the next batch begins in, and how much to have of it.
+        """Return the pool after the current one, and the share of it to load.
 
-        It is loaded bit by bit, a little faster than the present one is used up.
+        It is loaded progressively, a little faster than the current one is used up.
         """
-        run, position = self._order(self._count)
-        pool, done = run.progress(position)
-        return run.following(pool), 0.05 + 1.25 * done
+        order, position = self._order(self._count)
+        pool, progress = order.progress(position)
+        return order.following(pool), 0.05 + 1.25 * progress
 
     def _order(self, batch: int) -> tuple[Order, int]:
-        """Return the order that a batch is from, and its position there."""
+        """Return the order of a batch, and the position of the batch in it."""
         start = self._schedule.since(batch)
         if start not in self._orders:
             s = self._stream
             self._orders[start] = Order(
-                s.supply.stock,
+                s.supply.table,
                 self._schedule.shares(batch),
                 seed=s.seed,
                 start=start,
@@ -205,22 +208,22 @@ class RldsStream(Iterator[Batch]):
         return self._orders[start], (batch - start) * self._stream.size
 
     def _episodes(self, key: PoolKey) -> np.ndarray:
-        """Return the episodes of a pool that will be needed."""
-        run, s = self._orders[key.start], self._stream
-        episodes = run.episodes(key)
+        """Return the episodes of a pool that the stream uses."""
+        order, s = self._orders[key.start], self._stream
+        episodes = order.episodes(key)
         if s.batches:
-            episodes = episodes[np.isin(episodes, run.take(0, s.batches * s.size)[1][:, 0])]
+            episodes = episodes[np.isin(episodes, order.take(0, s.batches * s.size)[1][:, 0])]
         return episodes
 
 
-def _make(
-    maker: BatchBuilder,
-    wanted: list[tuple[DatasetSplit, int, Future]],
+def _build(
+    builder: BatchBuilder,
+    requests: list[tuple[DatasetSplit, int, Future]],
     which: np.ndarray,
     t: np.ndarray,
     draws: np.ndarray,
     dropout: bool,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the leaves of a batch and its instructions; waits for the episodes."""
-    episodes = [EpisodeRef(source, number, future.result()) for source, number, future in wanted]
-    return maker.batch(episodes, which, t, draws, dropout)
+    """Wait for the episodes; return the leaves of a batch and its instructions."""
+    episodes = [EpisodeRef(source, number, future.result()) for source, number, future in requests]
+    return builder.batch(episodes, which, t, draws, dropout)

@@ -1,14 +1,14 @@
-"""Episode to frames: the history window, the action chunk, and which of it is real.
+"""History windows and action chunks of a frame, with their masks.
 
-All functions are pure and work on indices, for frames t of episodes of T steps; t, T and `end` are
-numbers or arrays [...] of the same shape:
+All functions are pure and work on step indices, for frames t of episodes of T steps; t, T and `end`
+are numbers or arrays [...] of the same shape:
 
-    window slot w shows step          t − (W − 1) + w                clamped to 0 before the start
+    window slot w is step             t − (W − 1) + w                clamped to 0 before the start
     chunk entry h of slot w is step   t − (W − 1) + w + h            clamped to T − 1 past the end
 
-A chunk entry is valid from the slot's own step up to (not including) `end`: T, or the step whose
-image is the goal. Slots before the start are masked by the timestep mask, their chunks too. Under
-a False mask stands the clamped step's action: finite, in range, and never trained on.
+A chunk entry is valid before `end`: T, or the step of the goal image. The timestep mask is False
+for slots before the start, and their chunks are invalid. Masked entries hold the clamped step's
+action: finite, in range, and without a loss.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def chunk_steps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (steps int [..., W, H], valid bool [..., W, H]) of the chunks of each slot's step.
 
-    length: T, steps of the episode. end: first step that is past the goal, at most T.
+    length: T, steps of the episode. end: the first invalid step, at most T.
     """
     length, end = np.asarray(length)[..., None, None], np.asarray(end)[..., None, None]
     start = (np.asarray(t)[..., None] - (window - 1) + np.arange(window))[..., None]

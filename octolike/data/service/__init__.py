@@ -1,1 +1,1 @@
-"""Batches made by worker processes on other machines."""
+"""Batches from worker processes on other machines."""

@@ -1,12 +1,12 @@
-"""What trainer and worker say to each other: how bytes are laid out, what must be equal on both.
+"""The protocol of trainer and worker: the byte layout, and the settings that both must share.
 
-Requests are JSON. A reply is one stream of bytes, in messages of at most `CHUNK` bytes, so that no
-batch is too large for it:
+Requests are JSON. A reply is a stream of bytes in messages of at most `CHUNK` bytes, so its size is
+unlimited:
 
-    8 bytes: length of the header | header: JSON | the arrays' bytes, one after the other
+    8 bytes: length of the header | header: JSON | bytes of the arrays, concatenated
 
-The header's "arrays" says {dotted path: [dtype, shape]} in their order. Nothing is pickled, and
-nothing is executed. numpy alone; neither grpc nor tensorflow.
+The header's "arrays" is {dotted path: [dtype, shape]} in that order. Nothing is pickled or
+executed. Imports numpy, but neither grpc nor tensorflow.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ import numpy as np
 from octolike.config import Config
 
 SERVICE = "octolike.Batches"
-CHUNK = 1 << 20  # bytes; gRPC refuses messages of more than 4 MiB unless told otherwise
-# A dead machine closes no connection: it is noticed by the pings that it does not answer.
+CHUNK = 1 << 20  # bytes; by default gRPC rejects messages of more than 4 MiB
+# A dead machine does not close its connections; missing replies to pings reveal it.
 PING_MS, PONG_MS = 10_000, 10_000
 OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 
-# Of config.data, what may differ between machines: where the data lie and how fast they are read.
-# data.memory and data.prefetch may not: they bound the pools in which frames are mixed.
+# Options of config.data that may differ between machines: the location of the data and the speed of
+# reading. data.memory and data.prefetch may not: they bound the pools in which frames are shuffled.
 LOCAL = ("service", "root", "roots", "cache", "threads")
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Return {dotted option: value} of all that the batches depend on, as JSON data."""
+    """Return {dotted option: value} of the options that determine the batches, as JSON data."""
     data = dataclasses.asdict(config.data)
-    found = {f"data.{k}": v for k, v in data.items() if k not in LOCAL}
-    found |= {"seed": config.seed, "train.validation_batches": config.train.validation_batches}
-    return json.loads(json.dumps(found))
+    options = {f"data.{k}": v for k, v in data.items() if k not in LOCAL}
+    options |= {"seed": config.seed, "train.validation_batches": config.train.validation_batches}
+    return json.loads(json.dumps(options))
 
 
 def digest(value: Any) -> str:
-    """Return a digest of JSON data, whatever the order of its keys."""
+    """Return a digest of JSON data that ignores the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -60,12 +60,12 @@ def encode(
 
 
 def decode(
-    messages: Iterable[bytes], place: Callable[[str, str, tuple[int, ...]], np.ndarray]
+    messages: Iterable[bytes], allocate: Callable[[str, str, tuple[int, ...]], np.ndarray]
 ) -> dict[str, Any]:
-    """Return the header of a reply, once its arrays are written where `place` says.
+    """Write the arrays of a reply and return its header.
 
-    place: (dotted path, dtype, shape) -> a contiguous array of just that dtype and shape.
-    EOFError where the messages end too early.
+    allocate: (dotted path, dtype, shape) -> a contiguous array of that dtype and shape to fill.
+    Raises EOFError if the messages end early.
     """
     stream = _ByteStream(messages)
     length = np.empty(8, np.uint8)
@@ -74,25 +74,25 @@ def decode(
     stream.read(text)
     header = json.loads(text.tobytes())
     for path, (dtype, shape) in header.pop("arrays").items():
-        stream.read(place(path, dtype, tuple(shape)).reshape(-1).view(np.uint8))
+        stream.read(allocate(path, dtype, tuple(shape)).reshape(-1).view(np.uint8))
     return header
 
 
 class _ByteStream:
-    """Messages as one stream of bytes."""
+    """Reads messages as one stream of bytes."""
 
     def __init__(self, messages: Iterable[bytes]) -> None:
-        self._messages, self._rest = iter(messages), np.empty(0, np.uint8)
+        self._messages, self._buffer = iter(messages), np.empty(0, np.uint8)
 
     def read(self, target: np.ndarray) -> None:
-        """Fill uint8 [n]."""
-        done = 0
-        while done < len(target):
-            if not len(self._rest):
+        """Fill uint8 [n]; EOFError if the stream is too short."""
+        count = 0
+        while count < len(target):
+            if not len(self._buffer):
                 message = next(self._messages, None)
                 if message is None:
-                    raise EOFError(f"the reply ends {len(target) - done} bytes too early")
-                self._rest = np.frombuffer(message, np.uint8)
-            piece = self._rest[: len(target) - done]
-            target[done : done + len(piece)] = piece
-            done, self._rest = done + len(piece), self._rest[len(piece) :]
+                    raise EOFError(f"the reply ends {len(target) - count} bytes too early")
+                self._buffer = np.frombuffer(message, np.uint8)
+            piece = self._buffer[: len(target) - count]
+            target[count : count + len(piece)] = piece
+            count, self._buffer = count + len(piece), self._buffer[len(piece) :]

@@ -1,13 +1,13 @@
-"""Batches that workers on other machines make: data.service names them.
+"""Batches from workers on other machines, listed in data.service.
 
-    data = ServiceSource(config)        octolike.data.open_data makes it if data.service is set
-    for batch in data.train(): ...      the same batches, bit for bit
+    data = ServiceSource(config)        octolike.data.open_data returns it if data.service is set
+    for batch in data.train(): ...      the same batches as from local data, bit for bit
 
-Of W workers each makes a contiguous W-th of this process's share of every batch (`service` draws
-it), and the parts are received into the places where they belong. Imports no tensorflow, so that
-the training machine needs none.
+Each of W workers builds a contiguous W-th of this process's part of every batch (see worker.py);
+the parts are received directly into the arrays of the batch. The training machine does not need
+tensorflow.
 
-The connection is neither encrypted nor authenticated: for networks that are trusted.
+The connection is neither encrypted nor authenticated: use it in trusted networks only.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from octolike.config import Config, ConfigError
-from octolike.data.service.worker_pool import CancellableCall, WorkerPool, name
+from octolike.data.service.worker_pool import CancellableCall, WorkerPool, unique_name
 from octolike.embodiment import embodiments_from_json
 from octolike.types import Batch, Names, spec_from_json, unflatten
 
 
 class ServiceSource:
-    """The DataSource of a run whose batches are made by the workers of data.service."""
+    """The DataSource of a run whose batches come from the workers of data.service."""
 
     def __init__(self, config: Config, processes: int = 1) -> None:
         """Connect to every worker of data.service.
@@ -51,70 +51,73 @@ class ServiceSource:
     ) -> ServiceStream:
         """Return the endless training batches, from the beginning or from a `state()`.
 
-        process: (index, count) of this host: it gets its contiguous share of each batch.
+        process: (index, count) of this host, which gets a contiguous part of each batch.
         """
         index, count = process
-        each = len(self._workers)
-        _check_parts(self._size, count, each)
-        parts = [(index * each + w, count * each) for w in range(each)]
+        workers = len(self._workers)
+        _check_parts(self._size, count, workers)
+        parts = [(index * workers + w, count * workers) for w in range(workers)]
         header = {"state": start, "part": parts[0]}
-        state = self._workers.ask(0, "open", header)["state"]
+        state = self._workers.call(0, "open", header)["state"]
         rows = self._size // count
-        make = lambda: {k: np.empty((rows, *shape), kind) for k, (shape, kind) in self.spec.items()}
-        return ServiceStream(self._workers, parts, make, state, self._prefetch)
+
+        def allocate() -> dict[str, np.ndarray]:
+            return {k: np.empty((rows, *shape), dtype) for k, (shape, dtype) in self.spec.items()}
+
+        return ServiceStream(self._workers, parts, allocate, state, self._prefetch)
 
     def validation(self) -> dict[str, Callable[[], Iterator[Batch]]]:
-        """Return per dataset a function that iterates over its validation batches."""
+        """Return {dataset: function that iterates over its validation batches}."""
         names = self._workers.about["validation"]
         return {name: partial(self._held_out, name, i) for i, name in enumerate(names)}
 
     def describe(self) -> str:
-        """Return the workers' table of the datasets, and who they are."""
-        about = self._workers.about["description"]
-        return f"{about}\nbatches are made by {', '.join(self._workers.addresses)}"
+        """Return the workers' table of the datasets, and their addresses."""
+        table = self._workers.about["description"]
+        return f"{table}\nbatches come from {', '.join(self._workers.addresses)}"
 
     def close(self) -> None:
         """Close the connections."""
         self._workers.close()
 
     def _held_out(self, dataset: str, number: int) -> Iterator[Batch]:
-        """Yield a dataset's validation batches, all of one worker; each dataset has another."""
-        stream, home = name(), number % len(self._workers)
+        """Yield the validation batches of a dataset, all from one worker; datasets rotate."""
+        stream, home = unique_name(), number % len(self._workers)
         try:
             for i in range(self._workers.about["settings"]["train.validation_batches"]):
                 leaves: dict[str, np.ndarray] = {}
                 header = {"stream": stream, "dataset": dataset, "number": i}
-                place = partial(_put, leaves)
-                if self._workers.ask(home, "validation", header, place)["end"]:
+                allocate = partial(_allocate, leaves)
+                if self._workers.call(home, "validation", header, allocate)["end"]:
                     return
                 yield unflatten(leaves)
         finally:
-            self._workers.forget(stream)
+            self._workers.close_stream(stream)
 
 
 class _RequestedBatch(NamedTuple):
-    """A batch that is being received: its leaves, and of each part the request and its end."""
+    """A batch in transfer: its leaves, and the call and the future of each part."""
 
     leaves: dict[str, np.ndarray]
-    tickets: list[CancellableCall]
+    calls: list[CancellableCall]
     parts: list[Future]
 
 
 class ServiceStream(Iterator[Batch]):
-    """Numpy batches, asked for ahead in a thread per part; `state()` is of the last returned."""
+    """Batches requested ahead, one thread per part; `state()` follows the last one returned."""
 
     def __init__(
         self,
         workers: WorkerPool,
         parts: Sequence[tuple[int, int]],
-        make: Callable[[], dict[str, np.ndarray]],
+        allocate: Callable[[], dict[str, np.ndarray]],
         state: Mapping[str, Any],
         prefetch: int,
     ) -> None:
-        """parts: (index, count) of each worker's; make: the leaves of a batch, to be filled."""
-        self._workers, self._parts, self._make = workers, parts, make
-        self._state, self._prefetch, self._stream = dict(state), prefetch, name()
-        # One thread each, so that a worker is asked for one batch after the other.
+        """parts: (index, count) per worker; allocate: return the empty leaves of a batch."""
+        self._workers, self._parts, self._allocate = workers, parts, allocate
+        self._state, self._prefetch, self._stream = dict(state), prefetch, unique_name()
+        # One thread per worker, so that it gets one request after the other.
         self._threads = [ThreadPoolExecutor(1) for _ in parts]
         self._ahead: deque[_RequestedBatch] = deque()
         self._fault: Exception | None = None
@@ -137,91 +140,91 @@ class ServiceStream(Iterator[Batch]):
         return unflatten(ahead.leaves)
 
     def state(self) -> dict[str, Any]:
-        """Return what `train(start=...)` needs, here or of the local data, to go on from here."""
+        """Return the position after the last batch, for `train(start=...)` of any source."""
         return dict(self._state)
 
     def state_at(self, position: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an earlier `state()` with what feedback has changed since."""
+        """Return an earlier `state()` with the feedback that has come since."""
         return {**position, "sampling": self._state["sampling"]}
 
     def feedback(
         self, datasets: Mapping[str, float], tasks: Mapping[str, float] | None = None
     ) -> None:
-        """Take in how well things go, by name; a worker says what that changes, as `Batches` does.
+        """Update the sampling with results by name, from the next batch on, as `RldsStream` does.
 
-        It holds from the next batch on that is returned; those asked for ahead are asked for again.
+        A worker computes the new state; batches requested ahead are requested again.
         """
         results = {"datasets": datasets, "tasks": tasks or {}}
         header = {k: {n: float(x) for n, x in v.items()} for k, v in results.items()}
         header |= {"state": self._state, "part": self._parts[0]}
-        state = self._workers.ask(0, "feedback", header)["state"]
+        state = self._workers.call(0, "feedback", header)["state"]
         if state != self._state:
-            self._drop()
+            self._cancel()
             self._state = state
 
     def memory(self) -> int:
-        """Return the bytes held: batches asked for ahead."""
+        """Return the bytes in memory: batches requested ahead."""
         return sum(x.nbytes for ahead in self._ahead for x in ahead.leaves.values())
 
     def close(self) -> None:
-        """Ask for no more batches, and let the workers forget the episodes."""
+        """Cancel the requests and let the workers release the episodes."""
         if isinstance(self._fault, StopIteration):
             return
-        self._drop()
+        self._cancel()
         for thread in self._threads:
             thread.shutdown(wait=True, cancel_futures=True)
-        self._workers.forget(self._stream)
+        self._workers.close_stream(self._stream)
         self._fault = StopIteration()
 
-    def _drop(self) -> None:
+    def _cancel(self) -> None:
         for ahead in self._ahead:
-            for ticket, part in zip(ahead.tickets, ahead.parts, strict=True):
+            for call, part in zip(ahead.calls, ahead.parts, strict=True):
                 part.cancel()
-                ticket.drop()
+                call.cancel()
         self._ahead.clear()
 
     def _fill(self, count: int) -> None:
-        """Have so many batches under way."""
+        """Request batches until `count` are in transfer."""
         while len(self._ahead) < count:
             state = {**self._state, "batches": self._state["batches"] + len(self._ahead)}
-            leaves, tickets = self._make(), [CancellableCall() for _ in self._parts]
+            leaves, calls = self._allocate(), [CancellableCall() for _ in self._parts]
             futures = [
-                thread.submit(self._receive, w, state, leaves, tickets[w])
+                thread.submit(self._receive, w, state, leaves, calls[w])
                 for w, thread in enumerate(self._threads)
             ]
-            self._ahead.append(_RequestedBatch(leaves, tickets, futures))
+            self._ahead.append(_RequestedBatch(leaves, calls, futures))
 
     def _receive(
-        self, w: int, state: dict[str, Any], leaves: dict[str, np.ndarray], ticket: CancellableCall
+        self, w: int, state: dict[str, Any], leaves: dict[str, np.ndarray], call: CancellableCall
     ) -> None:
-        """Have a part of the batch after a state written into its rows."""
+        """Receive part `w` of the batch after a state into its rows of `leaves`."""
 
-        def place(path: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-            whole = leaves[path]
-            rows = len(whole) // len(self._parts)
-            part = whole[w * rows : (w + 1) * rows]
+        def rows_of(path: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+            leaf = leaves[path]
+            rows = len(leaf) // len(self._parts)
+            part = leaf[w * rows : (w + 1) * rows]
             if (part.dtype.str, part.shape) != (dtype, shape):
                 raise ValueError(f"{path} is {dtype} {shape}, not {part.dtype.str} {part.shape}")
             return part
 
         header = {"stream": self._stream, "state": state, "part": self._parts[w]}
-        self._workers.ask(w, "batch", header, place, ticket)
+        self._workers.call(w, "batch", header, rows_of, call)
 
 
-def _put(leaves: dict[str, np.ndarray], path: str, dtype: str, shape: tuple) -> np.ndarray:
+def _allocate(leaves: dict[str, np.ndarray], path: str, dtype: str, shape: tuple) -> np.ndarray:
     leaves[path] = np.empty(shape, dtype)
     return leaves[path]
 
 
 def _check_parts(size: int, processes: int, workers: int) -> None:
-    """Raise ConfigError where a batch cannot be cut into a part per process and worker."""
+    """Raise ConfigError if a batch cannot be divided among the processes and workers."""
     parts = processes * workers
     if size % parts:
-        near = sorted({max(size // parts, 1) * parts, (size // parts + 1) * parts})
-        fitting = [n for n in range(1, workers + 1) if size % (processes * n) == 0]
+        sizes = sorted({max(size // parts, 1) * parts, (size // parts + 1) * parts})
+        counts = [n for n in range(1, workers + 1) if size % (processes * n) == 0]
         raise ConfigError(
-            f"data.batch_size {size} cannot be cut into {parts} equal parts: {processes} "
+            f"data.batch_size {size} cannot be divided into {parts} equal parts: {processes} "
             f"process{'es' if processes > 1 else ''} × {workers} addresses in data.service. Set it "
-            f"to {' or '.join(map(str, near))}"
-            + (f", or name {' or '.join(map(str, fitting))} of the addresses" if fitting else "")
+            f"to {' or '.join(map(str, sizes))}"
+            + (f", or list {' or '.join(map(str, counts))} of the addresses" if counts else "")
         )

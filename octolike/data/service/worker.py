@@ -1,21 +1,21 @@
-"""A worker: makes batches for training processes on other machines, over gRPC.
+"""A worker: builds batches for training processes on other machines, over gRPC.
 
     server = serve(config, "0.0.0.0", 7070)     scripts/serve_data.py
     server.stop()
 
-    trainer 0 ── part 0 of 4 ── worker A         two training processes, two workers: each makes a
-            └─── part 1 of 4 ── worker B         quarter of every batch, for `remote` to join
+    trainer 0 ── part 0 of 4 ── worker A         two training processes and two workers: each worker
+            └─── part 1 of 4 ── worker B         builds two quarters of every batch
     trainer 1 ── part 2 of 4 ── worker A
             └─── part 3 of 4 ── worker B
 
-A request names a part and the state that its batch comes after; a batch is a pure function of them,
-so any worker can make any part at any time, and keeps nothing that must not be lost. It does keep
-the stream that made the last batch of a part, which goes on to make the next ones ahead, and opens
-a new one where a request does not follow it: after a restart, a resume, feedback, or in place of
-another worker. Each stream holds episodes of its own, up to data.memory.
+A request names a part and the state before its batch. A batch is a pure function of both, so any
+worker can build any part at any time, and a worker has no state that must survive. It does cache
+the stream of each part, which builds the following batches ahead, and opens a new one if a request
+does not continue it: after a restart, a resume, feedback, or the loss of another worker. Each
+stream holds its own episodes, up to data.memory.
 
-The connection is neither encrypted nor authenticated: for networks that are trusted. What arrives
-is data alone, so that a stranger can ask for batches and slow the worker down, but run nothing.
+The connection is neither encrypted nor authenticated: use it in trusted networks only. Requests
+are data, so a stranger can request batches and slow the worker down, but cannot execute code.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from octolike.data.service import protocol
 from octolike.embodiment import embodiments_to_json
 from octolike.errors import DataError
 
-IDLE = 600.0  # seconds after which a stream that nobody asked for is given up
-THREADS = 64  # requests answered at a time
-GRACE = 2.0  # seconds in which batches under way may still be sent when a server stops
+IDLE = 600.0  # seconds without a request after which a stream is closed
+THREADS = 64  # requests in parallel
+GRACE = 2.0  # seconds to finish the requests in progress when a server stops
 
-Answer = tuple[dict[str, Any], dict[str, np.ndarray]]
+Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 @dataclass(eq=False)
 class _WorkerStream:
-    """A stream, and what the request that it answers next says of where it is."""
+    """A stream, and the position in the request that continues it."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     stream: Any = None
@@ -65,7 +65,7 @@ class _WorkerStream:
 
 
 class BatchWorker:
-    """Answers requests from opened data; every method takes a header and returns an `Answer`."""
+    """Serves requests from opened data; every method takes a header and returns a `Reply`."""
 
     def __init__(self, config: Config, data: RldsSource) -> None:
         self._data = data
@@ -73,7 +73,7 @@ class BatchWorker:
         self._validation = data.validation()
         robots = embodiments_to_json(data.embodiments)
         contents = data.contents() | {f"embodiment {r['name']}": protocol.digest(r) for r in robots}
-        same = {
+        shared = {
             "version": octolike.__version__,
             "settings": protocol.settings(config),
             "contents": contents | {"tensorflow": tf.__version__, "numpy": np.__version__},
@@ -83,86 +83,89 @@ class BatchWorker:
             "shares": data.shares.tolist(),
             "validation": list(self._validation),
         }
-        self._about = same | {"digest": protocol.digest(same), "description": self.description}
+        self._about = shared | {"digest": protocol.digest(shared), "description": self.description}
         self._streams: dict[tuple[Any, ...], _WorkerStream] = {}
         self._lock = threading.Lock()
 
-    def about(self, header: Mapping[str, Any]) -> Answer:
-        """Say what is served, and what must be equal for workers to be interchangeable."""
+    def about(self, header: Mapping[str, Any]) -> Reply:
+        """Return the description of the data and the settings that all workers must share."""
         return self._about, {}
 
-    def open(self, header: Mapping[str, Any]) -> Answer:
-        """Check a saved state (None: the beginning) and a part; return the state to ask with."""
+    def open(self, header: Mapping[str, Any]) -> Reply:
+        """Check a saved state (None: the beginning) and a part; return the state for requests."""
         stream = self._data.train(header["state"], tuple(header["part"]))
         return {"state": stream.state()}, {}
 
-    def feedback(self, header: Mapping[str, Any]) -> Answer:
-        """Return a state with what feedback changes of it."""
+    def feedback(self, header: Mapping[str, Any]) -> Reply:
+        """Return a state updated by feedback."""
         stream = self._data.train(header["state"], tuple(header["part"]))
         stream.feedback(header["datasets"], header["tasks"])
         return {"state": stream.state()}, {}
 
-    def batch(self, header: Mapping[str, Any]) -> Answer:
-        """Return the part of the training batch that comes after a state."""
+    def batch(self, header: Mapping[str, Any]) -> Reply:
+        """Return a part of the training batch after a state."""
         state, part = header["state"], tuple(header["part"])
         key = (header["stream"], *part)
         return {}, self._next(key, state, lambda: self._data.train(state, part))
 
-    def validation(self, header: Mapping[str, Any]) -> Answer:
-        """Return a dataset's validation batch of a number; "end" where there is none."""
+    def validation(self, header: Mapping[str, Any]) -> Reply:
+        """Return the validation batch `number` of a dataset; "end" is true after the last one."""
         dataset, number = header["dataset"], header["number"]
-        make = lambda: _CountedBatches(self._validation[dataset](), number)
-        leaves = self._next((header["stream"], dataset), number, make)
+
+        def open_stream() -> _CountedBatches:
+            return _CountedBatches(self._validation[dataset](), number)
+
+        leaves = self._next((header["stream"], dataset), number, open_stream)
         return {"end": not leaves}, leaves
 
-    def close(self, header: Mapping[str, Any]) -> Answer:
-        """Give up the streams of a name."""
-        self._give_up(lambda key, live: key[0] == header["stream"])
+    def close(self, header: Mapping[str, Any]) -> Reply:
+        """Close all streams of a name."""
+        self._close_streams(lambda key, _: key[0] == header["stream"])
         return {}, {}
 
     def expire(self, idle: float = 0.0) -> None:
-        """Give up the streams that nobody has asked for in so many seconds."""
+        """Close the streams without a request in the last `idle` seconds."""
         before = time.monotonic() - idle
-        self._give_up(lambda key, live: live.used <= before)
+        self._close_streams(lambda _, entry: entry.used <= before)
 
     def check(self, header: Mapping[str, Any]) -> None:
-        """Raise RuntimeError if the trainer expects another worker than this one."""
+        """Raise RuntimeError if the trainer connected to a worker with other settings or data."""
         if header.get("digest", self._about["digest"]) != self._about["digest"]:
-            raise RuntimeError("it was started again, with other settings or data")
+            raise RuntimeError("it was restarted with other settings or data")
 
     def _next(
-        self, key: tuple[Any, ...], position: Any, make: Callable[[], Any]
+        self, key: tuple[Any, ...], position: Any, open_stream: Callable[[], Any]
     ) -> dict[str, np.ndarray]:
-        """Return the leaves of a stream's next batch, {} after the last one."""
+        """Return the leaves of the next batch of a stream, {} after the last one."""
         with self._lock:
-            live = self._streams.setdefault(key, _WorkerStream())
-        with live.lock:
-            live.used = math.inf
+            entry = self._streams.setdefault(key, _WorkerStream())
+        with entry.lock:
+            entry.used = math.inf
             try:
-                if live.stream is None or live.position != position:
-                    live.close()
-                    live.stream = make()
-                batch = next(live.stream, {})
-                # as it comes back in the next request
-                live.position = json.loads(json.dumps(live.stream.state()))
+                if entry.stream is None or entry.position != position:
+                    entry.close()
+                    entry.stream = open_stream()
+                batch = next(entry.stream, {})
+                # in the form of the next request
+                entry.position = json.loads(json.dumps(entry.stream.state()))
             except BaseException:
-                live.close()
+                entry.close()
                 raise
             finally:
-                live.used = time.monotonic()
+                entry.used = time.monotonic()
         return dict(types.flatten(batch))
 
-    def _give_up(self, chosen: Callable[[tuple[Any, ...], _WorkerStream], bool]) -> None:
+    def _close_streams(self, selects: Callable[[tuple[Any, ...], _WorkerStream], bool]) -> None:
         with self._lock:
-            keys = [key for key, live in self._streams.items() if chosen(key, live)]
-            gone = [self._streams.pop(key) for key in keys]
-        for live in gone:
-            with live.lock:
-                live.close()
+            keys = [key for key, entry in self._streams.items() if selects(key, entry)]
+            closed = [self._streams.pop(key) for key in keys]
+        for entry in closed:
+            with entry.lock:
+                entry.close()
 
 
 class _CountedBatches(Iterator[types.Batch]):
-    """Finite batches from a number on, which are counted."""
+    """Counts the batches of a finite iterator; skips the first `start`."""
 
     def __init__(self, batches: Iterator[types.Batch], start: int) -> None:
         self._batches, self._number = batches, start
@@ -175,25 +178,25 @@ class _CountedBatches(Iterator[types.Batch]):
         return batch
 
     def state(self) -> int:
-        """Return how many batches there have been."""
+        """Return the number of batches so far, skipped ones included."""
         return self._number
 
     def close(self) -> None:
-        """Make no more batches."""
+        """Close the iterator."""
         self._batches.close()
 
 
 class BatchServer:
-    """A worker that listens. port: where; description: of the data."""
+    """A worker that listens on `port`; description: of the data."""
 
     def __init__(self, config: Config, data: RldsSource, host: str, port: int) -> None:
-        """Listen; port 0: any that is free. ConfigError where the port cannot be had."""
-        self._worker, self._seen, self._lock = BatchWorker(config, data), {}, threading.Lock()
+        """Listen on a port, 0 for any free one; ConfigError if the port is not available."""
+        self._worker, self._clients, self._lock = BatchWorker(config, data), {}, threading.Lock()
         self.description = self._worker.description
         self._batches, self._bytes, self._since = 0, 0, time.monotonic()
         options = (
             *protocol.OPTIONS,
-            ("grpc.so_reuseport", 0),  # else a second worker would share the port unnoticed
+            ("grpc.so_reuseport", 0),  # otherwise a second worker would silently share the port
             ("grpc.http2.min_ping_interval_without_data_ms", protocol.PING_MS // 2),
             ("grpc.keepalive_permit_without_calls", 1),
         )
@@ -206,19 +209,19 @@ class BatchServer:
             self.port = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
             raise ConfigError(
-                f"nothing can listen on {host}:{port}: {error}; choose a free --port"
+                f"cannot listen on {host}:{port}: {error}; choose a free --port"
             ) from None
         self._server.start()
 
     def progress(self) -> str:
-        """Return a line on what was served since the last call; "" for nothing."""
+        """Return a line on the traffic since the last call; "" if there was none."""
         self._worker.expire(IDLE)
         now = time.monotonic()
         with self._lock:
             seconds, self._since = now - self._since, now
             batches, size, self._batches, self._bytes = self._batches, self._bytes, 0, 0
-            self._seen = {k: t for k, t in self._seen.items() if now - t < max(seconds, 60)}
-            clients = len(self._seen)
+            self._clients = {k: t for k, t in self._clients.items() if now - t < max(seconds, 60)}
+            clients = len(self._clients)
         if not batches:
             return ""
         return (
@@ -227,7 +230,7 @@ class BatchServer:
         )
 
     def stop(self) -> None:
-        """Take no more requests, finish those under way or give them up, close the streams."""
+        """Finish the requests in progress within GRACE seconds, and close the streams."""
         self._server.stop(GRACE).wait()
         self._worker.expire()
 
@@ -235,7 +238,7 @@ class BatchServer:
         method = getattr(self._worker, name)
 
         def reply(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            header, arrays = self._answer(method, request)
+            header, arrays = self._reply(method, request)
             for message in protocol.encode(header, arrays):
                 yield message
                 with self._lock:
@@ -245,16 +248,16 @@ class BatchServer:
 
         return grpc.unary_stream_rpc_method_handler(reply)
 
-    def _answer(self, method: Callable[[Mapping[str, Any]], Answer], request: bytes) -> Answer:
-        """Return the answer, or in its place what went wrong."""
+    def _reply(self, method: Callable[[Mapping[str, Any]], Reply], request: bytes) -> Reply:
+        """Return the reply, or a description of the error."""
         try:
             header = json.loads(request)
             self._worker.check(header)
             if "stream" in header and "client" in header:
                 with self._lock:
-                    self._seen[header["client"]] = time.monotonic()
+                    self._clients[header["client"]] = time.monotonic()
             return method(header)
-        except Exception as error:  # the trainer decides what to do about it
+        except Exception as error:  # the trainer handles it
             kinds = (DataError, ConfigError)
             kind = next((k for k in kinds if isinstance(error, k)), type(error)).__name__
             print(f"{kind}: {error}", flush=True)
@@ -262,5 +265,5 @@ class BatchServer:
 
 
 def serve(config: Config, host: str, port: int) -> BatchServer:
-    """Open the data of a config and serve them; ConfigError or DataError as `RldsSource`."""
+    """Open the data of a config and serve them; raises the errors of `RldsSource`."""
     return BatchServer(config, RldsSource(config), host, port)

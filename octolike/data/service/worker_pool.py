@@ -1,6 +1,6 @@
-"""The workers of data.service as a trainer sees them: asked, found lost, asked for in turn.
+"""The trainer's connections to the workers of data.service, with failover.
 
-A worker that is lost is no loss: what it was asked for is asked of the next one, until it is back.
+The requests of a lost worker go to the next one until it is back.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from octolike.config import Config, ConfigError
 from octolike.data.service import protocol
 from octolike.errors import DataError, ServiceError
 
-CONNECT = 5.0  # seconds in which a worker must answer at the start
-RETRY = 5.0  # seconds between two attempts to reach one that was lost
-PATIENCE = 60.0  # seconds without any worker before training gives up
-DEADLINE = 600.0  # seconds in which an answer must be there; a first batch reads a pool of episodes
+CONNECT = 5.0  # seconds for the first reply of a worker
+RETRY = 5.0  # seconds between attempts to reach a lost worker
+PATIENCE = 60.0  # seconds without any worker before training ends
+DEADLINE = 600.0  # seconds for a reply; a first batch reads a pool of episodes
 LAUNCH = "python scripts/serve_data.py --config ... --config.data.root=DIR --port {port}"
 
-Place = Callable[[str, str, tuple[int, ...]], np.ndarray]
-_FAULTS = {"DataError": DataError, "ConfigError": ConfigError}
+Allocate = Callable[[str, str, tuple[int, ...]], np.ndarray]
+_ERROR_TYPES = {"DataError": DataError, "ConfigError": ConfigError}
 
 
 class WorkerLostError(Exception):
-    """A worker that gives no answer, or none that can be used; the message says why."""
+    """A worker did not reply, or its reply is invalid; the message is the reason."""
 
 
 class WorkerTimeoutError(WorkerLostError):
-    """A worker that has not answered in time, though its machine may be there."""
+    """A worker did not reply in time, although its machine may be running."""
 
 
 class WorkerFailedError(WorkerLostError):
-    """A worker that says what went wrong, which may be the fault of its machine alone."""
+    """A worker replied with an error that its machine may have caused."""
 
 
 class CancellableCall:
-    """A request that can be dropped at any time."""
+    """A request that can be cancelled at any time, also before it is sent."""
 
     def __init__(self) -> None:
-        self._lock, self._call, self.dropped = threading.Lock(), None, False
+        self._lock, self._call, self.cancelled = threading.Lock(), None, False
 
-    def hold(self, call: grpc.Call) -> None:
-        """Remember the call under way."""
+    def attach(self, call: grpc.Call) -> None:
+        """Set the gRPC call of the request."""
         with self._lock:
             self._call = call
-            if self.dropped:
+            if self.cancelled:
                 call.cancel()
 
-    def drop(self) -> None:
-        """Have no use for the answer."""
+    def cancel(self) -> None:
+        """Cancel the request."""
         with self._lock:
-            self.dropped = True
+            self.cancelled = True
             if self._call is not None:
                 self._call.cancel()
 
@@ -67,8 +67,7 @@ class CancellableCall:
 class WorkerConnection:
     """The connection to one worker.
 
-    reason: why it is not asked at present, "" while it is; losses: how often it was lost since its
-    last good answer.
+    reason: why it is not used at present, "" if it is; failures: losses since its last valid reply.
     """
 
     def __init__(self, address: str) -> None:
@@ -80,45 +79,45 @@ class WorkerConnection:
             ("grpc.http2.max_pings_without_data", 0),  # a batch may take its time
             ("grpc.max_reconnect_backoff_ms", int(1000 * RETRY)),
         )
-        self.address, self.reason, self.losses = address, "", 0
+        self.address, self.reason, self.failures = address, "", 0
         self._channel = grpc.insecure_channel(address, options=options)
 
     def call(
         self,
         method: str,
         header: Mapping[str, Any],
-        place: Place | None = None,
-        ticket: CancellableCall | None = None,
+        allocate: Allocate | None = None,
+        request: CancellableCall | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
-        """Return the answer's header; its arrays go where `place` says. timeout: DEADLINE if None.
+        """Return the header of the reply; its arrays fill those of `allocate`.
 
-        Raises DataError or ConfigError of the worker, CancelledError where the ticket was dropped,
-        and WorkerLostError for all that another worker may do better.
+        timeout: in seconds; None for DEADLINE. Raises DataError or ConfigError of the worker,
+        CancelledError for a cancelled request, WorkerLostError if another worker may succeed.
         """
-        ask = self._channel.unary_stream(f"/{protocol.SERVICE}/{method}")
-        ticket, timeout = ticket or CancellableCall(), timeout or DEADLINE
+        send = self._channel.unary_stream(f"/{protocol.SERVICE}/{method}")
+        request, timeout = request or CancellableCall(), timeout or DEADLINE
         try:
-            call = ask(json.dumps(header).encode(), timeout=timeout)
-            ticket.hold(call)
-            reply = protocol.decode(call, place)
-            for _ in call:  # until its end: it went well
+            call = send(json.dumps(header).encode(), timeout=timeout)
+            request.attach(call)
+            reply = protocol.decode(call, allocate)
+            for _ in call:  # to the end of the stream, which carries the status
                 pass
         except grpc.RpcError as error:
-            if ticket.dropped:
+            if request.cancelled:
                 raise CancelledError from None
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise WorkerTimeoutError(f"no answer to {method!r} within {timeout:g} s") from None
-            said = (error.details() or "").partition("\n")[0]
-            raise WorkerLostError(f"{error.code().name}: {said}") from None
+                raise WorkerTimeoutError(f"no reply to {method!r} within {timeout:g} s") from None
+            details = (error.details() or "").partition("\n")[0]
+            raise WorkerLostError(f"{error.code().name}: {details}") from None
         except (EOFError, ValueError) as error:
-            raise WorkerLostError(f"what it sends is no answer of a worker: {error}") from None
+            raise WorkerLostError(f"its reply is not valid: {error}") from None
         if "error" not in reply:
             return reply
-        kind = _FAULTS.get(reply["error"])
-        if kind is None:
+        error_type = _ERROR_TYPES.get(reply["error"])
+        if error_type is None:
             raise WorkerFailedError(f"{reply['error']}: {reply['message']}")
-        raise kind(f"{reply['message']} (says the worker at {self.address})")
+        raise error_type(f"{reply['message']} (reported by the worker at {self.address})")
 
     def close(self) -> None:
         """Close the connection."""
@@ -126,15 +125,15 @@ class WorkerConnection:
 
 
 class WorkerPool:
-    """The workers of data.service, and who is asked in place of one that is lost.
+    """The workers of data.service; requests of a lost worker go to the others.
 
-    about: what all of them serve (`service.Worker.about`).
+    about: the description of the data that all of them serve (`BatchWorker.about`).
     """
 
     def __init__(self, config: Config) -> None:
-        """Connect; errors as `ServiceSource`."""
-        self._links = [WorkerConnection(address) for address in config.data.service]
-        self._client, self._lock, self._closed = name(), threading.Lock(), threading.Event()
+        """Connect; raises the errors of `ServiceSource`."""
+        self._connections = [WorkerConnection(address) for address in config.data.service]
+        self._client, self._lock, self._closed = unique_name(), threading.Lock(), threading.Event()
         try:
             self.about = self._connect(protocol.settings(config))
         except BaseException:
@@ -142,173 +141,177 @@ class WorkerPool:
             raise
 
     def __len__(self) -> int:
-        return len(self._links)
+        return len(self._connections)
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses, in the order of the parts."""
-        return [link.address for link in self._links]
+        """Return the addresses, in the order of the parts."""
+        return [connection.address for connection in self._connections]
 
-    def ask(
+    def call(
         self,
         home: int,
         method: str,
         header: Mapping[str, Any],
-        place: Place | None = None,
-        ticket: CancellableCall | None = None,
+        allocate: Allocate | None = None,
+        request: CancellableCall | None = None,
     ) -> dict[str, Any]:
-        """Return an answer of worker `home`, or of the next one that gives one.
+        """Return the reply of worker `home`, or of the next one that replies.
 
-        Raises ServiceError once it has failed with all of them, or nobody has answered for PATIENCE
-        seconds; else as `WorkerConnection.call`.
+        Raises ServiceError if the request fails on all workers or no worker replies for PATIENCE
+        seconds, and the errors of `WorkerConnection.call`.
         """
         header = {**header, "digest": self.about["digest"], "client": self._client}
-        until, failed = None, set()
+        deadline, failed = None, set()
         while True:
-            for link in self._links[home:] + self._links[:home]:
-                if not link.reason and link not in failed:
+            for connection in self._connections[home:] + self._connections[:home]:
+                if not connection.reason and connection not in failed:
                     try:
-                        answer = link.call(method, header, place, ticket)
-                        link.losses = 0
-                        return answer
+                        reply = connection.call(method, header, allocate, request)
+                        connection.failures = 0
+                        return reply
                     except WorkerLostError as error:
-                        self._lose(link, error)
-                        failed |= {link} if isinstance(error, WorkerFailedError) else set()
-            if len(failed) == len(self._links):
-                raise ServiceError(self._nobody())
-            until = until or time.monotonic() + PATIENCE
-            ending = not threading.main_thread().is_alive()
-            if ending or self._closed.is_set() or (ticket and ticket.dropped):
+                        self._lose(connection, error)
+                        failed |= {connection} if isinstance(error, WorkerFailedError) else set()
+            if len(failed) == len(self._connections):
+                raise ServiceError(self._no_worker_left())
+            deadline = deadline or time.monotonic() + PATIENCE
+            exiting = not threading.main_thread().is_alive()
+            if exiting or self._closed.is_set() or (request and request.cancelled):
                 raise CancelledError
-            if time.monotonic() > until:
-                raise ServiceError(self._nobody())
+            if time.monotonic() > deadline:
+                raise ServiceError(self._no_worker_left())
             self._closed.wait(min(RETRY, PATIENCE) / 10)
 
-    def forget(self, stream: str) -> None:
-        """Tell the workers that a stream is over; those that are lost forget it by themselves."""
+    def close_stream(self, stream: str) -> None:
+        """Close a stream on all workers; lost workers close it themselves."""
         if self._closed.is_set() or not threading.main_thread().is_alive():
             return
-        for link in self._links:
-            if not link.reason:
+        for connection in self._connections:
+            if not connection.reason:
                 try:
-                    link.call("close", {"stream": stream}, timeout=1.0)
+                    connection.call("close", {"stream": stream}, timeout=1.0)
                 except WorkerLostError:
                     continue
 
     def close(self) -> None:
         """Close the connections."""
         self._closed.set()
-        for link in self._links:
-            link.close()
+        for connection in self._connections:
+            connection.close()
 
     def _connect(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the workers serve, once all of them answer and agree."""
-        with ThreadPoolExecutor(len(self._links)) as threads:
-            answers = list(threads.map(_reach, self._links))
+        """Return the description of the served data, once all workers reply and agree."""
+        with ThreadPoolExecutor(len(self._connections)) as threads:
+            replies = list(threads.map(_first_reply, self._connections))
         silent = [
-            (k, a)
-            for k, a in zip(self._links, answers, strict=True)
-            if isinstance(a, WorkerLostError)
+            (connection, reply)
+            for connection, reply in zip(self._connections, replies, strict=True)
+            if isinstance(reply, WorkerLostError)
         ]
         if silent:
             port = silent[0][0].address.rpartition(":")[2]
             raise ServiceError(
-                "no worker answers at "
-                + "; ".join(f"{link.address} ({reason})" for link, reason in silent)
-                + f". Start it there, with the settings of this run: {LAUNCH.format(port=port)}; "
-                "or leave the address out of data.service, the batches stay the same"
+                "no worker replies at "
+                + "; ".join(f"{connection.address} ({reason})" for connection, reason in silent)
+                + f". Start one there with the settings of this run: {LAUNCH.format(port=port)}; "
+                "or remove the address from data.service; the batches stay the same"
             )
         here = {"octolike": octolike.__version__, **settings}
-        first = answers[0]
-        for link, about in zip(self._links, answers, strict=True):
+        first = replies[0]
+        for connection, about in zip(self._connections, replies, strict=True):
             there = {"octolike": about["version"], **about["settings"]}
-            _same(here, there, "here", link.address, ConfigError, "settings")
-            served, own = first["contents"], about["contents"]
-            _same(served, own, self._links[0].address, link.address, DataError, "data")
-        for link, about in zip(self._links, answers, strict=True):
+            _check_same(here, there, "here", connection.address, ConfigError, "settings")
+            a, b = first["contents"], about["contents"]
+            _check_same(a, b, self._connections[0].address, connection.address, DataError, "data")
+        for connection, about in zip(self._connections, replies, strict=True):
             if about["digest"] != first["digest"]:
                 raise DataError(
-                    f"{link.address} serves something else than {self._links[0].address}; start "
-                    "both from the same copy of octolike and of the data"
+                    f"{connection.address} and {self._connections[0].address} serve different "
+                    "batches; start both from the same copy of octolike and of the data"
                 )
         return first
 
-    def _lose(self, link: WorkerConnection, error: WorkerLostError) -> None:
-        """Ask others from now on, and this one again later: the more rarely, the more it is lost.
+    def _lose(self, connection: WorkerConnection, error: WorkerLostError) -> None:
+        """Send requests to the other workers, and retry this one after a growing pause.
 
-        One that was late costs DEADLINE each time, and is left alone for longer.
+        After a timeout, which costs DEADLINE each time, the pause is longer.
         """
         with self._lock:
-            if link.reason or self._closed.is_set():
+            if connection.reason or self._closed.is_set():
                 return
-            link.reason, link.losses = str(error), link.losses + 1
-            pause = min(link.losses, 12) * (
-                DEADLINE if isinstance(error, WorkerTimeoutError) else RETRY
-            )
-            left = [other.address for other in self._links if not other.reason]
-        then = f"its part comes from {left[0]}" if len(left) == 1 else "its part comes from others"
-        if not left:
-            then = f"no other is left; waiting for one, at most {PATIENCE:g} s"
-        print(f"data.service: {link.address} is lost ({error}); {then}", flush=True)
-        threading.Thread(target=self._await, args=(link, pause), daemon=True).start()
+            connection.reason, connection.failures = str(error), connection.failures + 1
+            unit = DEADLINE if isinstance(error, WorkerTimeoutError) else RETRY
+            pause = min(connection.failures, 12) * unit
+            available = [c.address for c in self._connections if not c.reason]
+        outcome = f"its part comes from {available[0] if len(available) == 1 else 'the others'}"
+        if not available:
+            outcome = f"no other worker is left; waiting at most {PATIENCE:g} s for one"
+        print(f"data.service: {connection.address} is lost ({error}); {outcome}", flush=True)
+        threading.Thread(target=self._await, args=(connection, pause), daemon=True).start()
 
-    def _await(self, link: WorkerConnection, pause: float) -> None:
-        """Ask a worker whether it is back: after each pause, or RETRY while no other is left."""
-        asked = time.monotonic()
+    def _await(self, connection: WorkerConnection, pause: float) -> None:
+        """Wait for a worker; try after each pause, or every RETRY s if no other is left."""
+        last_attempt = time.monotonic()
         while not self._closed.wait(RETRY):
-            others = any(not other.reason for other in self._links)
-            if others and time.monotonic() < asked + pause:
+            others = any(not c.reason for c in self._connections)
+            if others and time.monotonic() < last_attempt + pause:
                 continue
-            asked = time.monotonic()
+            last_attempt = time.monotonic()
             try:
-                about = link.call("about", {"client": self._client}, timeout=CONNECT)
+                about = connection.call("about", {"client": self._client}, timeout=CONNECT)
             except (WorkerLostError, ValueError):
                 continue
             if about["digest"] == self.about["digest"]:
-                link.reason = ""
-                print(f"data.service: {link.address} is back", flush=True)
+                connection.reason = ""
+                print(f"data.service: {connection.address} is back", flush=True)
                 return
-            if "other settings" not in link.reason:
-                link.reason = "it is back with other settings or data, and not asked"
-                print(f"data.service: {link.address}: {link.reason}", flush=True)
+            if "other settings" not in connection.reason:
+                connection.reason = "it is back with other settings or data, so it is not used"
+                print(f"data.service: {connection.address}: {connection.reason}", flush=True)
 
-    def _nobody(self) -> str:
-        reasons = "; ".join(f"{link.address} ({link.reason})" for link in self._links)
+    def _no_worker_left(self) -> str:
+        reasons = "; ".join(
+            f"{connection.address} ({connection.reason})" for connection in self._connections
+        )
         return (
-            f"no worker of data.service is left: {reasons}. Start one of them again "
-            f"({LAUNCH.format(port='PORT')}), then the same training command: it goes on from the "
-            "last checkpoint. Or name others in data.service, or none, with the data here: the "
-            "batches stay the same"
+            f"no worker of data.service is left: {reasons}. Restart one of them "
+            f"({LAUNCH.format(port='PORT')}), then repeat the training command, which resumes from "
+            "the last checkpoint. Or list other workers in data.service, or none to read the data "
+            "on this machine: the batches stay the same"
         )
 
 
-def name() -> str:
-    """Return a name that nobody else has."""
+def unique_name() -> str:
+    """Return a random name."""
     return uuid.uuid4().hex
 
 
-def _reach(link: WorkerConnection) -> dict[str, Any] | WorkerLostError:
-    """Return what a worker says of itself, or why it says nothing for CONNECT seconds."""
+def _first_reply(connection: WorkerConnection) -> dict[str, Any] | WorkerLostError:
+    """Return the description of a worker, or the error after CONNECT seconds without one."""
     until = time.monotonic() + CONNECT
     while True:
         try:
-            return link.call("about", {}, timeout=max(until - time.monotonic(), 0.5))
+            return connection.call("about", {}, timeout=max(until - time.monotonic(), 0.5))
         except WorkerLostError as error:
             if time.monotonic() + 0.5 > until:
                 return error
         time.sleep(0.5)
 
 
-def _same(
-    a: Mapping[str, Any], b: Mapping[str, Any], who: str, other: str, kind: type, what: str
+def _check_same(
+    a: Mapping[str, Any], b: Mapping[str, Any], name_a: str, name_b: str, kind: type, noun: str
 ) -> None:
-    """Raise an error that names each entry of two dicts that differs, with both values."""
-    show = lambda x, k: json.dumps(x[k]) if k in x else "absent"
-    names = [k for k in sorted(a.keys() | b.keys()) if show(a, k) != show(b, k)]
-    if names:
-        rows = "".join(f"\n  {k}: {show(a, k)} -> {show(b, k)}" for k in names)
+    """Raise an error of type `kind` that lists the entries that differ, with both values."""
+    values = {
+        key: [json.dumps(x[key]) if key in x else "absent" for x in (a, b)]
+        for key in sorted(a.keys() | b.keys())
+    }
+    lines = [f"  {key}: {x} -> {y}" for key, (x, y) in values.items() if x != y]
+    if lines:
         raise kind(
-            f"the {what} differ ({who} -> {other}), so its batches would be others:{rows}\n"
-            "Start the worker with the config, the overrides and the data of this run, or bring "
-            "this run's in line"
+            f"the {noun} differ ({name_a} -> {name_b}), so the batches would differ:\n"
+            + "\n".join(lines)
+            + "\nStart the worker with the config, the overrides and the data of this run, or "
+            "change this run to match"
         )
