@@ -1,11 +1,12 @@
-"""Convert recordings of one's own robot to an RLDS dataset.
+"""Convert recordings of your robot to an RLDS dataset.
 
     python scripts/convert.py --source recordings --target data --name my_robot
-    ... --format hdf5-aloha|hdf5-robomimic|lerobot|npz        where it is not found out
-    ... --instruction "fold the towel"                        for episodes that carry none
+    ... --format hdf5-aloha|hdf5-robomimic|lerobot|npz        if it is not detected
+    ... --instruction "fold the towel"                        for episodes without one
 
-Expect a progress bar and the directory <target>/<name>/1.0.0, every shard read back and compared.
-Stopped half-way, the same command goes on. Next: scripts/inspect_data.py, whose command is printed.
+Expect the progress and the directory <target>/<name>/1.0.0, with every shard read back and
+compared. After an interruption, the same command resumes. Next: scripts/inspect_data.py, with the
+command that is printed.
 """
 
 import argparse
@@ -14,20 +15,20 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Convert; what does not fit is one line, without a traceback."""
+    """Convert; report errors in one line, without a traceback."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--source", required=True, type=Path, help="file or folder of recordings")
-    parser.add_argument("--target", required=True, help="data.root: where datasets lie")
-    parser.add_argument("--name", required=True, help="of the dataset")
+    parser.add_argument("--target", required=True, help="folder of datasets (data.root)")
+    parser.add_argument("--name", required=True, help="name of the dataset")
     parser.add_argument("--format", default="", help="hdf5-aloha, hdf5-robomimic, lerobot or npz")
-    parser.add_argument("--instruction", default="", help="for episodes that carry none")
+    parser.add_argument("--instruction", default="", help="for episodes without one")
     parser.add_argument("--hz", type=float, default=0.0, help="steps per second, if known")
-    parser.add_argument("--jpeg", type=int, default=95, help="quality of frames; 0: PNG, exact")
-    parser.add_argument("--bgr", action="store_true", help="frames are stored blue first")
+    parser.add_argument("--jpeg", type=int, default=95, help="quality of frames; 0: PNG, lossless")
+    parser.add_argument("--bgr", action="store_true", help="frames are stored in BGR order")
     parser.add_argument("--validation", type=float, default=0.05, help="share held out")
     parser.add_argument("--episodes-per-shard", type=int, default=16)
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
-    parser.add_argument("--drop-bad", action="store_true", help="leave bad episodes out, counted")
+    parser.add_argument("--drop-bad", action="store_true", help="leave out bad episodes")
     args = parser.parse_args()
     try:
         from octolike.data.onboarding.convert import conversion

@@ -1,15 +1,15 @@
-"""Make batches for training processes on other machines: a worker of data.service.
+"""Build batches for training processes on other machines: a worker of data.service.
 
     python scripts/serve_data.py --config configs/bridge.py --config.data.root=DIR --port 7070
     python scripts/train.py --config configs/bridge.py --config.data.service=host:7070
 
-With the config and the overrides of the training; only where the data lie (data.root, roots,
-cache), data.threads and all that is not about data may differ. Several workers share the work:
+Use the config and the overrides of the training; only the location of the data (data.root, roots,
+cache), data.threads and options outside config.data may differ. Several workers share the work:
 --config.data.service="('host1:7070', 'host2:7070')". Any of them may end and come back.
 
-Expect the table of datasets, the address, and while batches are asked for a line now and then with
-clients, batches/s and MiB/s. Ctrl-C or SIGTERM ends it. The connection is neither encrypted nor
-authenticated: for trusted networks (--host says on which one it listens).
+Expect the table of datasets, the address, and a line with clients, batches/s and MiB/s at intervals
+while there are requests. Ctrl-C or SIGTERM ends it. The connection is neither encrypted nor
+authenticated: use it in trusted networks only (--host selects the network).
 """
 
 import signal
@@ -20,13 +20,13 @@ from absl import flags
 
 from octolike import config as configs
 
-PORT = flags.DEFINE_integer("port", 7070, "where to listen; 0: any free port", lower_bound=0)
-HOST = flags.DEFINE_string("host", "0.0.0.0", "address to listen on; by default every network's")
+PORT = flags.DEFINE_integer("port", 7070, "port to listen on; 0: any free port", lower_bound=0)
+HOST = flags.DEFINE_string("host", "0.0.0.0", "address to listen on; default: all networks")
 EVERY = flags.DEFINE_integer("every", 30, "seconds between progress lines", lower_bound=1)
 
 
 def main(config: configs.Config) -> None:
-    """Serve until told to end; data that do not fit are one line, without a traceback."""
+    """Serve until a signal; report data errors in one line, without a traceback."""
     from octolike import errors
     from octolike.data.service import worker
 

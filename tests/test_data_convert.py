@@ -1,4 +1,4 @@
-"""Converting recordings: what was recorded is what is read, and nothing half-written is whole."""
+"""Conversions keep the recorded values, reject bad recordings, and resume after interruptions."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def plan(**changes) -> ConversionPlan:
 
 
 def read(directory: Path) -> dict[str, dict]:
-    """Return the episodes by the file they came from: {"steps": [...], "split": ..., ...}."""
+    """Return {source: episode with its split and metadata}."""
     builder, result = tfds.builder_from_directory(directory), {}
     decoders = {"steps": tfds.decode.SkipDecoding()}
     for split in builder.info.splits:
@@ -48,7 +48,7 @@ def decoded(episode: dict, camera: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_aloha(tmp_path, compressed):
+def test_aloha_files_are_converted(tmp_path, compressed):
     path = recordings.aloha(tmp_path / "in", compressed=compressed)
     assert detect(path) == "hdf5-aloha"
     settings = plan(options=ConvertOptions(instruction="fold it", control_hz=50))
@@ -62,7 +62,7 @@ def test_aloha(tmp_path, compressed):
         assert episode["control_hz"] == 50
         stored = list(episode["observation"]["cam_high"])
         if compressed:
-            assert stored == recordings.jpegs(i)  # bytes as they were
+            assert stored == recordings.jpegs(i)  # the same bytes
         else:
             np.testing.assert_array_equal(decoded(episode, "cam_high"), frames(i))
         assert "success" not in episode
@@ -70,24 +70,24 @@ def test_aloha(tmp_path, compressed):
         assert not episode["reward"].any()
 
 
-def test_robomimic(tmp_path):
+def test_robomimic_files_are_converted(tmp_path):
     path = recordings.robomimic(tmp_path / "demo.hdf5")
     assert detect(path) == "hdf5-robomimic"
     episodes = read(convert(path, str(tmp_path / "out"), "mine", plan())[0])
     assert [e["split"] for _, e in sorted(episodes.items())] == ["train"] * 3 + ["val"]
-    one = episodes["demo.hdf5:demo_2"]
-    np.testing.assert_array_equal(one["action"], numbers(2, 7))
-    np.testing.assert_array_equal(one["observation"]["robot0_eef_pos"], numbers(2, 3))
-    np.testing.assert_array_equal(decoded(one, "agentview_image"), frames(2))
-    assert one["is_terminal"].tolist() == [False] * (STEPS - 1) + [True]
-    assert one["reward"][-1] == 1
-    assert one["control_hz"] == 20
-    assert set(one["language_instruction"]) == {b"stack the cubes"}
+    episode = episodes["demo.hdf5:demo_2"]
+    np.testing.assert_array_equal(episode["action"], numbers(2, 7))
+    np.testing.assert_array_equal(episode["observation"]["robot0_eef_pos"], numbers(2, 3))
+    np.testing.assert_array_equal(decoded(episode, "agentview_image"), frames(2))
+    assert episode["is_terminal"].tolist() == [False] * (STEPS - 1) + [True]
+    assert episode["reward"][-1] == 1
+    assert episode["control_hz"] == 20
+    assert set(episode["language_instruction"]) == {b"stack the cubes"}
 
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("images", [False, True])
-def test_lerobot(tmp_path, version, images):
+def test_lerobot_datasets_are_converted(tmp_path, version, images):
     path = recordings.lerobot(tmp_path / "in", version, images=images)
     assert detect(path) == "lerobot"
     directory, _ = convert(path, str(tmp_path / "out"), "mine", plan())
@@ -99,29 +99,29 @@ def test_lerobot(tmp_path, version, images):
         task = b"open the drawer" if i % 2 else b"pick the cup"
         assert set(episode["language_instruction"]) == {task}
         assert episode["control_hz"] == recordings.FPS
-        # A video is lossy; its frames are 5 apart, so another frame would be seen.
+        # Videos are lossy; frames differ by 5, so a wrong frame has a larger error.
         error = decoded(episode, "top").astype(float) - frames(i)
         assert np.abs(error).max() <= 2
     about = json.loads((directory / "settings.json").read_text())["about"]
     assert about["names"]["action"] == ["a", "b", "grip"]
 
 
-def test_npz_and_success(tmp_path):
+def test_npz_files_are_converted_with_success(tmp_path):
     path = recordings.npz(tmp_path / "in")
     episodes = read(convert(path, str(tmp_path / "out"), "mine", plan())[0])
-    one = episodes["episode_1.npz"]
-    assert one["success"]
-    assert one["is_terminal"][-1]
-    assert set(one["language_instruction"]) == {b"do 1"}
-    np.testing.assert_array_equal(one["observation"]["state"], numbers(1, 7))
+    episode = episodes["episode_1.npz"]
+    assert episode["success"]
+    assert episode["is_terminal"][-1]
+    assert set(episode["language_instruction"]) == {b"do 1"}
+    np.testing.assert_array_equal(episode["observation"]["state"], numbers(1, 7))
 
 
 def test_large_frames_become_jpeg_and_small_ones_png():
     rng = np.random.default_rng(0)
     big = np.repeat(rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8), 8, 1).repeat(8, 2)
-    made = recording.encode(big, ConvertOptions(), "here")
-    assert made.format == "jpeg"
-    assert made.frames[0].startswith(recording.JPEG)
+    jpeg = recording.encode(big, ConvertOptions(), "here")
+    assert jpeg.format == "jpeg"
+    assert jpeg.frames[0].startswith(recording.JPEG)
     exact = recording.encode(big, ConvertOptions(jpeg=0), "here")
     assert exact.format == "png"
     np.testing.assert_array_equal(tf.io.decode_image(exact[0]), big[0])
@@ -130,10 +130,10 @@ def test_large_frames_become_jpeg_and_small_ones_png():
     assert recording.encode(recordings.frames(0), ConvertOptions(), "here").format == "png"
 
 
-# What cannot be used
+# Bad recordings
 
 
-def _change(path, key, value=None):
+def _replace(path, key, value=None):
     with h5py.File(path, "a") as file:
         del file[key]
         if value is not None:
@@ -141,23 +141,26 @@ def _change(path, key, value=None):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (lambda f: _change(f, "action"), "episode_2.hdf5 has no action; found: .*observation.qvel"),
-        (lambda f: _change(f, "action", numbers(2)[:-1]), "lengths action 5, .* expected one"),
-        (lambda f: _change(f, "action", numbers(2) * np.nan), "action at step 0 is not finite"),
-        (lambda f: _change(f, "observations/images/cam_high"), "lacks observation.cam_high"),
-        (lambda f: _change(f, "action", numbers(2, 7)), r"action is float32 \(7,\), the first"),
         (
-            lambda f: _change(f, "observations/images/cam_high", frames(2, side=20)),
-            r"cam_high is png image \(20, 20, 3\), the first",
+            lambda f: _replace(f, "action"),
+            "episode_2.hdf5 has no action; found: .*observation.qvel",
         ),
-        (lambda f: f.write_bytes(f.read_bytes()[:900]), "no whole HDF5 file"),
+        (lambda f: _replace(f, "action", numbers(2)[:-1]), "lengths action 5, .* expected one"),
+        (lambda f: _replace(f, "action", numbers(2) * np.nan), "action at step 0 is not finite"),
+        (lambda f: _replace(f, "observations/images/cam_high"), "lacks observation.cam_high"),
+        (lambda f: _replace(f, "action", numbers(2, 7)), r"action is float32 \(7,\), in the first"),
+        (
+            lambda f: _replace(f, "observations/images/cam_high", frames(2, side=20)),
+            r"cam_high is png image \(20, 20, 3\), in the first",
+        ),
+        (lambda f: f.write_bytes(f.read_bytes()[:900]), "not a complete HDF5 file"),
     ],
 )
-def test_a_bad_episode_is_named_or_left_out(tmp_path, spoil, message):
+def test_a_bad_episode_is_named_or_left_out(tmp_path, damage, message):
     path = recordings.aloha(tmp_path / "in", 3)
-    spoil(path / "episode_2.hdf5")
+    damage(path / "episode_2.hdf5")
     with pytest.raises(DataError, match=f"(?s)episode_2.hdf5.*{message}|{message}"):
         convert(path, str(tmp_path / "out"), "mine", plan(validation=0))
     assert not (tmp_path / "out/mine/1.0.0").exists()
@@ -168,18 +171,18 @@ def test_a_bad_episode_is_named_or_left_out(tmp_path, spoil, message):
     assert len(read(directory)) == 2
 
 
-def test_folders_of_no_known_format(tmp_path):
+def test_folders_of_unknown_formats_are_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no known format.*nothing in it"):
+    with pytest.raises(DataError, match=r"unknown format.*contains nothing"):
         detect(tmp_path / "empty")
-    with pytest.raises(DataError, match="not there"):
+    with pytest.raises(DataError, match="does not exist"):
         detect(tmp_path / "nowhere")
     (tmp_path / "empty" / "a.bag").touch()
-    with pytest.raises(DataError, match=r"no known format.*a\.bag"):
+    with pytest.raises(DataError, match=r"unknown format.*a\.bag"):
         detect(tmp_path / "empty")
     with h5py.File(tmp_path / "odd.hdf5", "w") as file:
         file["poses"] = [1.0]
-    with pytest.raises(DataError, match="has poses: neither ALOHA"):
+    with pytest.raises(DataError, match="has poses: neither 'observations' "):
         detect(tmp_path / "odd.hdf5")
     with pytest.raises(DataError, match=r"no meta/info.json"):
         convert(tmp_path / "empty", str(tmp_path), "mine", plan(format="lerobot"))
@@ -187,14 +190,14 @@ def test_folders_of_no_known_format(tmp_path):
         convert(tmp_path / "empty", str(tmp_path), "mine", plan(format="lerobt"))
 
 
-def test_a_lerobot_dataset_with_holes(tmp_path):
+def test_incomplete_lerobot_datasets_are_rejected(tmp_path):
     path = recordings.lerobot(tmp_path / "in", 3, 2)
     video = next(path.rglob("*.mp4"))
-    whole = video.read_bytes()
+    content = video.read_bytes()
     recordings.video(video, frames(0)[:2])
     with pytest.raises(DataError, match=r"episode:.*frames|cannot be decoded"):
         convert(path, str(tmp_path / "out"), "mine", plan())
-    video.write_bytes(whole[:100])
+    video.write_bytes(content[:100])
     with pytest.raises(DataError, match="cannot be decoded"):
         convert(path, str(tmp_path / "out"), "mine", plan())
     video.unlink()
@@ -206,12 +209,15 @@ def test_a_lerobot_dataset_with_holes(tmp_path):
         convert(path, str(tmp_path / "out"), "mine", plan())
 
 
-def test_what_reads_back_otherwise_is_no_shard(tmp_path, monkeypatch):
+def test_a_shard_that_reads_back_differently_is_rejected(tmp_path, monkeypatch):
     path = recordings.npz(tmp_path / "in", 2)
-    true, calls = conversion.fingerprints, itertools.count()
-    other = lambda steps: true(steps | {"action": steps["action"] + next(calls)})
-    monkeypatch.setattr(conversion, "fingerprints", other)
-    with pytest.raises(DataError, match=r"reads back otherwise in \['action'\]"):
+    fingerprints, calls = conversion.fingerprints, itertools.count()
+
+    def changed(steps):
+        return fingerprints(steps | {"action": steps["action"] + next(calls)})
+
+    monkeypatch.setattr(conversion, "fingerprints", changed)
+    with pytest.raises(DataError, match=r"differs from the recording in \['action'\]"):
         convert(path, str(tmp_path / "out"), "mine", plan(validation=0))
     assert not list((tmp_path / "out").rglob("*tfrecord*"))
 
@@ -219,14 +225,14 @@ def test_what_reads_back_otherwise_is_no_shard(tmp_path, monkeypatch):
 # Interruptions
 
 
-def test_other_settings_do_not_go_on_with_a_half_done_conversion(tmp_path):
+def test_a_partial_conversion_does_not_resume_with_other_settings(tmp_path):
     path = recordings.npz(tmp_path / "in")
-    spoiled = path / "episode_3.npz"
-    whole = spoiled.read_bytes()
-    spoiled.write_bytes(b"\0" * len(whole))
+    damaged = path / "episode_3.npz"
+    content = damaged.read_bytes()
+    damaged.write_bytes(b"\0" * len(content))
     with pytest.raises(DataError):
         convert(path, str(tmp_path), "mine", plan(validation=0, episodes_per_shard=1))
-    spoiled.write_bytes(whole)
+    damaged.write_bytes(content)
     other = plan(validation=0, episodes_per_shard=1, options=ConvertOptions(instruction="else"))
     with pytest.raises(DataError, match=r"was begun with .*'instruction': ''.*now it is .*else"):
         convert(path, str(tmp_path), "mine", other)
@@ -236,10 +242,10 @@ def test_other_settings_do_not_go_on_with_a_half_done_conversion(tmp_path):
         convert(path, str(tmp_path), "mine", other)
 
 
-def test_a_full_disk_is_an_error_and_the_conversion_goes_on(tmp_path):
+def test_a_conversion_resumes_after_a_full_disk(tmp_path):
     path = recordings.npz(tmp_path / "in", 2, blob=np.random.default_rng(0).random((STEPS, 9000)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a file may grow no further
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the maximum size of a file
     try:
         with pytest.raises(OSError, match=r"could not be written|too large"):
             convert(path, str(tmp_path), "mine", plan())
@@ -250,7 +256,7 @@ def test_a_full_disk_is_an_error_and_the_conversion_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_and_processes(tmp_path):
+def test_a_killed_conversion_with_processes_resumes(tmp_path):
     path = recordings.npz(tmp_path / "in", 12)
     command = [sys.executable, "scripts/convert.py", "--source", str(path), "--name", "mine"]
     command += ["--target", str(tmp_path), "--workers", "2", "--episodes-per-shard", "1"]
@@ -258,16 +264,16 @@ def test_a_kill_in_the_middle_and_processes(tmp_path):
     started = subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    place = tmp_path / "mine" / "1.0.0.incomplete"
-    while len(list(place.glob("mine-*.json"))) < 3 and started.poll() is None:
+    partial = tmp_path / "mine" / "1.0.0.incomplete"
+    while len(list(partial.glob("mine-*.json"))) < 3 and started.poll() is None:
         time.sleep(0.02)
     started.send_signal(signal.SIGKILL)
     started.wait()
     assert not (tmp_path / "mine" / "1.0.0").exists()
     time.sleep(1)
-    before = len(list(place.glob("mine-*.json")))
+    before = len(list(partial.glob("mine-*.json")))
     time.sleep(0.5)
-    assert before == len(list(place.glob("mine-*.json")))  # the workers ended too
+    assert before == len(list(partial.glob("mine-*.json")))  # the workers have ended
     assert 2 <= before < 12
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -275,7 +281,7 @@ def test_a_kill_in_the_middle_and_processes(tmp_path):
     assert len(read(tmp_path / "mine" / "1.0.0")) == 12
 
 
-def test_collecting_with_other_noise_is_noticed(tmp_path):
+def test_collecting_with_other_noise_is_rejected(tmp_path):
     from octolike.config import CollectConfig
     from octolike.data.rlds.synthetic import fake_episodes
     from octolike.data.rlds.writer import Writer

@@ -1,4 +1,4 @@
-"""Looking at a dataset without a row: what is found, what is guessed, and a row that works."""
+"""Inspecting a dataset without a spec: its survey, its problems and its inferred spec."""
 
 import runpy
 
@@ -9,7 +9,7 @@ from data_fakes import numbered, write
 
 from octolike.data.onboarding import infer_spec, survey_figures
 from octolike.data.onboarding.convert.conversion import ConversionPlan, convert
-from octolike.data.onboarding.survey import describe_survey, survey
+from octolike.data.onboarding.survey import describe_survey, survey_dataset
 from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.synthetic import fake_episodes, write_fake_dataset
 from octolike.data.specs import catalog
@@ -17,54 +17,54 @@ from octolike.errors import DataError
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    return survey(write_fake_dataset(tmp_path_factory.mktemp("data")))
+def survey(tmp_path_factory):
+    return survey_dataset(write_fake_dataset(tmp_path_factory.mktemp("data")))
 
 
-def test_a_sound_dataset(seen):
-    row = infer_spec.infer(seen)
-    assert row.cameras == {"primary": "image_primary", "wrist": "image_wrist"}
-    assert row.language == "language_instruction"
-    assert (row.action, row.proprio) == (("action",), ("observation.state",))
-    assert row.grippers == (6,)
-    assert row.action_names[:3] == ("dx", "dy", "dz")
-    assert row.absolute[6]
-    assert not any(row.absolute[:3])
-    text = describe_survey(seen)
+def test_keys_of_a_sound_dataset_are_inferred(survey):
+    spec = infer_spec.infer(survey)
+    assert spec.cameras == {"primary": "image_primary", "wrist": "image_wrist"}
+    assert spec.language == "language_instruction"
+    assert (spec.action, spec.proprio) == (("action",), ("observation.state",))
+    assert spec.grippers == (6,)
+    assert spec.action_names[:3] == ("dx", "dy", "dz")
+    assert spec.absolute[6]
+    assert not any(spec.absolute[:3])
+    text = describe_survey(survey)
     assert "episodes train 12, val 4; control rate unknown" in text
     assert "steps.observation.image_wrist" in text
 
 
-def test_its_pictures(seen, tmp_path):
-    drawn = [survey_figures.histograms(seen, infer_spec.infer(seen))]
-    drawn += [survey_figures.contact_sheet(seen, key) for key in seen.pictures]
-    for i, figure in enumerate(drawn):
+def test_histograms_and_contact_sheets_are_png(survey, tmp_path):
+    figures = [survey_figures.histograms(survey, infer_spec.infer(survey))]
+    figures += [survey_figures.contact_sheet(survey, key) for key in survey.images]
+    for i, figure in enumerate(figures):
         path = survey_figures.save(figure, tmp_path / "sub" / f"{i}.png")
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_spec_file_is_a_row_that_works(seen, tmp_path):
-    path = infer_spec.write_spec(tmp_path / "my_robot.py", seen, infer_spec.infer(seen))
-    (row,) = runpy.run_path(str(path))["DATASETS"]
-    root = str(seen.directory.parent.parent)
-    reader = Reader(row, root, "train")
+def test_the_spec_file_reads_the_same_episodes_as_the_known_spec(survey, tmp_path):
+    path = infer_spec.write_spec(tmp_path / "my_robot.py", survey, infer_spec.infer(survey))
+    (spec,) = runpy.run_path(str(path))["DATASETS"]
+    root = str(survey.directory.parent.parent)
+    reader = Reader(spec, root, "train")
     for raw in reader.read_records(0):
         episode = reader.parse_episode(raw, "here")
-        known = Reader(catalog.find_spec("fake"), root, "train").parse_episode(raw, "here")
-        np.testing.assert_array_equal(episode.action, known.action)
-        np.testing.assert_array_equal(episode.proprio, known.proprio)
-        assert episode.images == known.images
-        assert episode.instructions == known.instructions
+        expected = Reader(catalog.find_spec("fake"), root, "train").parse_episode(raw, "here")
+        np.testing.assert_array_equal(episode.action, expected.action)
+        np.testing.assert_array_equal(episode.proprio, expected.proprio)
+        assert episode.images == expected.images
+        assert episode.instructions == expected.instructions
 
 
 def test_a_converted_dataset_keeps_names_and_rate(tmp_path):
     path = recordings.lerobot(tmp_path / "in", 2, 3, images=True)
     plan = ConversionPlan(workers=1, validation=0)
-    seen = survey(convert(path, str(tmp_path), "mine", plan)[0])
-    row = infer_spec.infer(seen)
-    assert row.action_names == row.proprio_names == ("a", "b", "grip")
-    assert row.control_hz == recordings.FPS
-    assert row.cameras == {"primary": "top"}
+    survey = survey_dataset(convert(path, str(tmp_path), "mine", plan)[0])
+    spec = infer_spec.infer(survey)
+    assert spec.action_names == spec.proprio_names == ("a", "b", "grip")
+    assert spec.control_hz == recordings.FPS
+    assert spec.cameras == {"primary": "top"}
 
 
 def test_problems_are_found(tmp_path):
@@ -80,14 +80,16 @@ def test_problems_are_found(tmp_path):
     steps[3]["observation"]["state"][:, 5] = np.where(
         np.arange(len(steps[3]["action"])) % 2, 3.1, -3.1
     )
-    seen = survey(write(tmp_path, "odd", {"train": bad}))
-    found = "\n".join(infer_spec.find_problems(seen, infer_spec.infer(seen)))
-    assert "1 of 4 episodes have no instruction" in found
-    assert "action: dimensions [3, 4, 5] never change" in found
-    assert "observation.state: dimensions [5] jump by about 2π" in found
-    assert "are idle" in found
-    assert "gripper (dimension 6) never moves in 1 episodes" in found
-    assert "observation.image_primary: the last image equals the first in 4 of 4" in found
+    survey = survey_dataset(write(tmp_path, "odd", {"train": bad}))
+    problems = "\n".join(infer_spec.find_problems(survey, infer_spec.infer(survey)))
+    assert "1 of 4 episodes have no instruction" in problems
+    assert "action: dimensions [3, 4, 5] never change" in problems
+    assert "observation.state: dimensions [5] jump by about 2π" in problems
+    assert "are idle" in problems
+    assert "gripper (dimension 6) never moves in 1 episodes" in problems
+    assert (
+        "observation.image_primary: the first and last images are identical in 4 of 4" in problems
+    )
 
 
 def test_a_jump_and_numbers_that_are_not_finite():
@@ -95,7 +97,7 @@ def test_a_jump_and_numbers_that_are_not_finite():
     assert infer_spec._field_problems("state", [smooth]) == []
     smooth[150:, 1] += 5
     assert infer_spec._field_problems("state", [smooth]) == [
-        "state: jumps in dimensions [1], over 10 times the 99th percentile"
+        "state: jumps in dimensions [1], larger than 10 times the 99th percentile"
     ]
     smooth[3, 0] = np.nan
     assert (
@@ -120,7 +122,7 @@ def test_cameras_by_their_names(keys, cameras):
     assert infer_spec._cameras([f"observation.{k}" for k in keys]) == cameras
 
 
-def test_targets_and_changes_are_told_apart():
+def test_targets_and_changes_are_distinguished():
     state = np.cumsum(np.random.default_rng(0).normal(0, 0.1, (50, 3)), axis=0) + 1
     change = np.diff(state, axis=0, append=state[-1:])
     target = state + change
@@ -128,23 +130,23 @@ def test_targets_and_changes_are_told_apart():
     assert infer_spec._absolute([change], [state]) == (False,) * 3
 
 
-def test_directories_that_are_no_dataset(tmp_path):
-    with pytest.raises(DataError, match="is no directory"):
-        survey(tmp_path / "nowhere")
+def test_directories_that_are_not_datasets_are_rejected(tmp_path):
+    with pytest.raises(DataError, match="is not a directory"):
+        survey_dataset(tmp_path / "nowhere")
     (tmp_path / "a.txt").touch()
     with pytest.raises(DataError, match=r"it has a\.txt, expected features\.json.*convert\.py"):
-        survey(tmp_path)
+        survey_dataset(tmp_path)
     (tmp_path / "mine" / "1.0.0.incomplete").mkdir(parents=True)
-    with pytest.raises(DataError, match="is not finished"):
-        survey(tmp_path / "mine")
-    place = write(tmp_path, "fine", {"train": [numbered(0, 4, ["image_primary"])]})
-    assert survey(place.parent).version == "1.0.0"  # found by its name too
-    with pytest.raises(DataError, match=r"no split 'test' \(there is: train\)"):
-        survey(place, split="test")
-    shard = next(place.glob("*tfrecord*"))
+    with pytest.raises(DataError, match="is not complete"):
+        survey_dataset(tmp_path / "mine")
+    directory = write(tmp_path, "fine", {"train": [numbered(0, 4, ["image_primary"])]})
+    assert survey_dataset(directory.parent).version == "1.0.0"  # without the version
+    with pytest.raises(DataError, match=r"no split 'test'; it has train"):
+        survey_dataset(directory, split="test")
+    shard = next(directory.glob("*tfrecord*"))
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(DataError, match="cannot be read"):
-        survey(place)
+        survey_dataset(directory)
     shard.unlink()
     with pytest.raises(DataError, match="is missing"):
-        survey(place)
+        survey_dataset(directory)

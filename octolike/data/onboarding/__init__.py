@@ -1,1 +1,1 @@
-"""One's own data: survey a dataset, infer its spec, convert recordings to RLDS."""
+"""Your own data: survey a dataset, infer its spec, convert recordings to RLDS."""

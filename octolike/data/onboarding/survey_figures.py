@@ -1,4 +1,4 @@
-"""Pictures of a dataset: histograms of lengths and actions, contact sheets over time, batches."""
+"""Figures of a survey: histograms of lengths and actions, contact sheets of the cameras."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from octolike.data.onboarding.infer_spec import InferredSpec, join_fields
 from octolike.data.onboarding.survey import Survey
 
 
-def histograms(seen: Survey, row: InferredSpec) -> Figure:
+def histograms(survey: Survey, spec: InferredSpec) -> Figure:
     """Return a figure of episode lengths and of each action dimension (gripper included)."""
-    action = np.concatenate(join_fields(seen, row.action)) if row.action else np.zeros((0, 0))
+    action = np.concatenate(join_fields(survey, spec.action)) if spec.action else np.zeros((0, 0))
     count = 1 + action.shape[1]
     columns = min(4, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    axes[0].hist(seen.lengths, bins=30, color="0.35")
+    axes[0].hist(survey.lengths, bins=30, color="0.35")
     axes[0].set_title("steps per episode", fontsize=9)
-    for i, name in enumerate(row.action_names):
+    for i, name in enumerate(spec.action_names):
         x = action[:, i]
         axes[1 + i].hist(x[np.isfinite(x)], bins=50, color="C0", log=True)
-        kind = "absolute" if row.absolute[i] else "delta"
+        kind = "absolute" if spec.absolute[i] else "delta"
         axes[1 + i].set_title(f"action {i}: {name} ({kind})", fontsize=9)
     for axis in axes[count:]:
         axis.axis("off")
@@ -35,9 +35,9 @@ def histograms(seen: Survey, row: InferredSpec) -> Figure:
     return figure
 
 
-def contact_sheet(seen: Survey, key: str) -> Figure:
+def contact_sheet(survey: Survey, key: str) -> Figure:
     """Return a figure of a camera's frames: an episode per row, time to the right."""
-    rows = seen.pictures[key]
+    rows = survey.images[key]
     columns = max(len(r) for r in rows)
     figure = Figure(figsize=(1.8 * columns, 1.8 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)

@@ -1,1 +1,1 @@
-"""Recordings in other formats to an RLDS dataset: HDF5 (ALOHA, robomimic), LeRobot, npz."""
+"""Convert recordings to an RLDS dataset: HDF5 (ALOHA, robomimic), LeRobot, npz."""

@@ -2,8 +2,8 @@
 
 v2: data/chunk-*/episode_*.parquet and videos/chunk-*/<key>/episode_*.mp4, one per episode;
     meta/tasks.jsonl, episodes.jsonl.
-v3: several episodes per parquet file and per video; meta/episodes/*.parquet says from where to
-    where; meta/tasks.parquet.
+v3: several episodes per parquet file and per video, with their ranges in meta/episodes/*.parquet;
+    meta/tasks.parquet.
 
 observation.images.<camera> → observation.<camera>; observation.<key> → observation.<key>; action;
 next.reward → reward; next.done → is_terminal; next.success → episode_metadata.success (at any
@@ -29,7 +29,7 @@ from octolike.data.onboarding.convert import recording
 from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation
 from octolike.errors import DataError
 
-# Paths where meta/info.json does not say.
+# Paths if meta/info.json has none.
 DATA = {
     2: "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
     3: "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
@@ -39,34 +39,34 @@ VIDEO = {
     3: "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
 }
 RENAMED = {"action": "action", "next.reward": "reward", "next.done": "is_terminal"}
-# Columns that count, and nothing else.
+# Columns without measurements.
 COUNTERS = {"timestamp", "frame_index", "episode_index", "index", "task_index", "next.success"}
 
 
 @dataclass(frozen=True)
 class LeRobotRecording:
-    """A dataset's directory, the one that holds meta/info.json."""
+    """The directory of a dataset, with meta/info.json."""
 
     path: Path
     options: ConvertOptions
 
-    def items(self) -> list[EpisodeLocation]:
-        """Return the episodes; with the split of meta/info.json where it names more than train."""
+    def episodes(self) -> list[EpisodeLocation]:
+        """Return the episodes, with their split if meta/info.json has several."""
         splits = {k: v for k, v in self._info.get("splits", {}).items() if ":" in str(v)}
         result = []
         for i in sorted(self._episodes):
-            of = ""
+            split = ""
             for name, text in splits.items() if len(splits) > 1 else ():
                 first, last = (int(x) for x in text.split(":"))
                 if first <= i < last:
-                    of = "train" if name == "train" else "val"
-            result.append(EpisodeLocation("episode", str(i), of))
+                    split = "train" if name == "train" else "val"
+            result.append(EpisodeLocation("episode", str(i), split))
         if not result:
             raise DataError(f"{self.path}/meta lists no episodes")
         return result
 
-    def about(self) -> dict[str, Any]:
-        """Return fps, and the names of the dimensions of action and state."""
+    def metadata(self) -> dict[str, Any]:
+        """Return the control rate, and the names of the dimensions of action and observation."""
         names = {}
         for key, feature in self._features.items():
             if key == "action" or key.startswith("observation."):
@@ -75,9 +75,9 @@ class LeRobotRecording:
                     names[key.removeprefix("observation.").replace(".", "_")] = flat
         return {"control_hz": float(self._info["fps"]), "names": names}
 
-    def read(self, item: EpisodeLocation) -> dict[str, Any]:
+    def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return one episode."""
-        where, index = str(item), int(item.key)
+        where, index = str(location), int(location.key)
         table = self._table(index, where)
         steps: dict[str, Any] = {"observation": {}}
         cameras, metadata = {}, {}
@@ -110,18 +110,18 @@ class LeRobotRecording:
                 steps[key] = steps[key].reshape(table.num_rows)
         if "is_terminal" in steps:
             steps["is_terminal"] = steps["is_terminal"].astype(bool)
-        told = [self._tasks.get(i, "") for i in table["task_index"].to_pylist()]
-        return recording.episode(steps, cameras, told, self.options, metadata, where)
+        instructions = [self._tasks.get(i, "") for i in table["task_index"].to_pylist()]
+        return recording.episode(steps, cameras, instructions, self.options, metadata, where)
 
     @cached_property
     def version(self) -> int:
-        """2 or 3."""
+        """Return the major version, 2 or 3."""
         text = str(self._info.get("codebase_version", ""))
         number = text.lstrip("v").partition(".")[0]
         if number not in ("2", "3"):
             raise DataError(
-                f"{self.path}: codebase_version is {text!r}; 2.0, 2.1 and 3.0 are read. LeRobot's "
-                "own script converts older ones"
+                f"{self.path}: codebase_version is {text!r}; supported are 2.0, 2.1 and 3.0. "
+                "LeRobot has a script to convert older ones"
             )
         return int(number)
 
@@ -129,10 +129,10 @@ class LeRobotRecording:
     def _info(self) -> dict[str, Any]:
         path = self.path / "meta" / "info.json"
         if not path.is_file():
-            raise DataError(f"{self.path} has no meta/info.json: it is no LeRobot dataset")
-        info = _json(path, path.read_text())
-        if lost := [k for k in ("features", "fps") if k not in info]:
-            raise DataError(f"{path} lacks {', '.join(lost)}")
+            raise DataError(f"{self.path} has no meta/info.json: it is not a LeRobot dataset")
+        info = _parse_json(path, path.read_text())
+        if missing := [k for k in ("features", "fps") if k not in info]:
+            raise DataError(f"{path} lacks {', '.join(missing)}")
         return info
 
     @property
@@ -142,10 +142,10 @@ class LeRobotRecording:
     @cached_property
     def _tasks(self) -> dict[int, str]:
         if self.version == 2:
-            rows = _lines(self.path / "meta" / "tasks.jsonl")
+            rows = _read_jsonl(self.path / "meta" / "tasks.jsonl")
             return {r["task_index"]: r["task"] for r in rows}
-        table = _read(self.path / "meta" / "tasks.parquet")
-        names = [n for n in table.column_names if n != "task_index"]  # an index has many names
+        table = _read_parquet(self.path / "meta" / "tasks.parquet")
+        names = [n for n in table.column_names if n != "task_index"]  # the name of the index varies
         if not names:
             raise DataError(f"{self.path}/meta/tasks.parquet has no column of tasks")
         name = "task" if "task" in names else names[0]
@@ -155,16 +155,20 @@ class LeRobotRecording:
     def _episodes(self) -> dict[int, dict[str, Any]]:
         meta = self.path / "meta"
         if self.version == 2:
-            return {r["episode_index"]: r for r in _lines(meta / "episodes.jsonl")}
+            return {r["episode_index"]: r for r in _read_jsonl(meta / "episodes.jsonl")}
         result = {}
         for file in sorted((meta / "episodes").rglob("*.parquet")):
-            schema = _schema(file)
-            wanted = [n for n in schema.names if not n.startswith("stats/")]
-            result |= {r["episode_index"]: r for r in _read(file, columns=wanted).to_pylist()}
+            schema = _read_schema(file)
+            columns = [n for n in schema.names if not n.startswith("stats/")]
+            result |= {
+                r["episode_index"]: r for r in _read_parquet(file, columns=columns).to_pylist()
+            }
         return result
 
-    def _place(self, pattern: Mapping[int, str], key: str, index: int, video: str = "") -> Path:
-        """Return the file of an episode's numbers or of a camera's video."""
+    def _episode_path(
+        self, pattern: Mapping[int, str], key: str, index: int, video: str = ""
+    ) -> Path:
+        """Return the path of the numbers of an episode, or of its video of a camera."""
         text = self._info.get(key) or pattern[self.version]
         row = self._episodes[index]
         prefix = f"videos/{video}" if video else "data"
@@ -178,14 +182,14 @@ class LeRobotRecording:
         )
 
     def _table(self, index: int, where: str) -> pa.Table:
-        path = self._place(DATA, "data_path", index)
-        table = _read(path, filters=[("episode_index", "==", index)])
-        # In order of time, whatever the file's.
+        path = self._episode_path(DATA, "data_path", index)
+        table = _read_parquet(path, filters=[("episode_index", "==", index)])
+        # in order of time; the file may have another order
         if "frame_index" in table.column_names:
             table = table.sort_by("frame_index")
         expected = self._episodes[index].get("length", table.num_rows)
         if table.num_rows != expected:
-            raise DataError(f"{where}: {path} has {table.num_rows} steps, meta says {expected}")
+            raise DataError(f"{where}: {path} has {table.num_rows} steps, meta has {expected}")
         return table
 
     def _images(self, column: pa.ChunkedArray, where: str) -> Iterator[bytes]:
@@ -201,7 +205,7 @@ class LeRobotRecording:
     def _video(
         self, key: str, feature: Mapping[str, Any], index: int, steps: int, where: str
     ) -> Iterator[np.ndarray]:
-        path = self._place(VIDEO, "video_path", index, key)
+        path = self._episode_path(VIDEO, "video_path", index, key)
         if not path.is_file():
             raise DataError(f"{where}: its video {path} is missing")
         start = float(self._episodes[index].get(f"videos/{key}/from_timestamp") or 0.0)
@@ -211,29 +215,29 @@ class LeRobotRecording:
 def video_frames(
     path: Path, start: float, count: int, fps: float, where: str
 ) -> Iterator[np.ndarray]:
-    """Yield `count` frames, uint8 [h, w, 3], of a video from `start` seconds on.
+    """Yield `count` frames, uint8 [h, w, 3], of a video from `start` seconds.
 
-    Raises DataError for a video that cannot be read or that has fewer frames.
+    Raises DataError for a video that cannot be decoded or has fewer frames.
     """
-    # Half a frame early: the first frame at or after this is the one at `start`.
+    # Half a frame early, so that rounding does not skip the frame at `start`.
     seek = ["-ss", f"{max(start - 0.5 / fps, 0):.6f}"] if start else []
-    kept = ["-frames:v", str(count), "-fps_mode", "passthrough"]
-    found = 0
-    stream = imageio_ffmpeg.read_frames(str(path), input_params=seek, output_params=kept)
+    output = ["-frames:v", str(count), "-fps_mode", "passthrough"]
+    frames = 0
+    stream = imageio_ffmpeg.read_frames(str(path), input_params=seek, output_params=output)
     try:
         width, height = next(stream)["size"]
         for data in stream:
-            found += 1
+            frames += 1
             yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-            if found == count:
+            if frames == count:
                 break
     except (OSError, RuntimeError, ValueError, StopIteration) as error:
         reason = str(error).strip().splitlines()[-1:] or ["no frames"]
         raise DataError(f"{where}: {path} cannot be decoded: {reason[0]}") from None
     finally:
         stream.close()
-    if found < count:
-        raise DataError(f"{where}: {path} has {found} frames from {start:.3f} s on, not {count}")
+    if frames < count:
+        raise DataError(f"{where}: {path} has {frames} frames from {start:.3f} s, not {count}")
 
 
 def _numbers(column: pa.ChunkedArray, key: str, where: str) -> np.ndarray:
@@ -249,33 +253,33 @@ def _numbers(column: pa.ChunkedArray, key: str, where: str) -> np.ndarray:
 
 
 def _names(names: Any) -> list[str]:
-    """Return the flat list of a feature's names: lists, or dicts of lists, or nothing."""
+    """Return the names of the dimensions of a feature, from a list, a dict of lists or None."""
     if isinstance(names, dict):
         names = [n for v in names.values() for n in (v if isinstance(v, list) else [v])]
     return [str(n) for n in names or []]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path} is missing; copy the dataset again")
-    return [_json(path, line) for line in path.read_text().splitlines() if line.strip()]
+    return [_parse_json(path, line) for line in path.read_text().splitlines() if line.strip()]
 
 
-def _json(path: Path, text: str) -> Any:
+def _parse_json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
         raise DataError(f"{path} cannot be read: {error}; copy the dataset again") from None
 
 
-def _read(path: Path, **options: Any) -> pa.Table:
+def _read_parquet(path: Path, **options: Any) -> pa.Table:
     try:
         return pq.read_table(path, partitioning=None, **options)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {error}; copy the dataset again") from None
 
 
-def _schema(path: Path) -> pa.Schema:
+def _read_schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:

@@ -1,10 +1,10 @@
-"""Folders of npz files, one per episode: the format to write when a recording has none.
+"""Folders of npz files, one per episode: for recordings in any other format.
 
     np.savez("episode_0.npz", action=…, state=…, image_primary=…, language_instruction="…")
 
-Keys: action [T, A]; language_instruction, a string or T of them; success (bool) and control_hz,
-where known; reward, is_terminal [T]; everything else with T entries is of the observation: images
-uint8 [T, h, w, 3], numbers. An "observation." or "observation/" before a key may be written.
+Keys: action [T, A]; language_instruction, a string or T of them; success (bool) and control_hz, if
+known; reward, is_terminal [T]; all other keys with T entries belong to the observation: images
+uint8 [T, h, w, 3], numbers. Keys may have the prefix "observation." or "observation/".
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from octolike.data.onboarding.convert import recording
-from octolike.data.onboarding.convert.hdf5 import natural
+from octolike.data.onboarding.convert.hdf5 import natural_key
 from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation
 from octolike.errors import DataError
 
-OF_STEPS = ("action", "reward", "is_terminal", "discount")
+STEP_KEYS = ("action", "reward", "is_terminal", "discount")
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,27 @@ class NpzRecording:
     path: Path
     options: ConvertOptions
 
-    def items(self) -> list[EpisodeLocation]:
-        """Return a file each."""
+    def episodes(self) -> list[EpisodeLocation]:
+        """Return one episode per file."""
         if self.path.is_file():
             return [EpisodeLocation(self.path.name)]
         names = (str(f.relative_to(self.path)) for f in self.path.rglob("*.npz"))
-        names = sorted((n for n in names if not Path(n).name.startswith(".")), key=natural)
+        names = sorted((n for n in names if not Path(n).name.startswith(".")), key=natural_key)
         if not names:
             raise DataError(f"{self.path} has no .npz files")
         return [EpisodeLocation(n) for n in names]
 
-    def about(self) -> dict[str, Any]:
-        """Return the control rate that the first file states."""
-        with _opened(self._file(self.items()[0])) as file:
+    def metadata(self) -> dict[str, Any]:
+        """Return the control rate in the first file."""
+        with _open_npz(self._file(self.episodes()[0])) as file:
             return {"control_hz": float(file["control_hz"])} if "control_hz" in file else {}
 
-    def read(self, item: EpisodeLocation) -> dict[str, Any]:
+    def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return the episode of a file."""
-        where, cameras, numbers, steps = str(item), {}, {}, {}
-        told: Any = ""
+        where, cameras, numbers, steps = str(location), {}, {}, {}
+        instruction: Any = ""
         metadata = {}
-        with _opened(self._file(item)) as file:
+        with _open_npz(self._file(location)) as file:
             for key in file.files:
                 try:
                     x = file[key]
@@ -59,7 +59,7 @@ class NpzRecording:
                     raise DataError(f"{where}: {key} cannot be read: {error}") from None
                 name = key.removeprefix("observation.").removeprefix("observation/")
                 if name in recording.INSTRUCTIONS:
-                    told = list(x) if x.ndim else x
+                    instruction = list(x) if x.ndim else x
                 elif name == "success":
                     metadata["success"] = bool(x)
                 elif name == "control_hz":
@@ -72,16 +72,16 @@ class NpzRecording:
                         f"steps, or one of success, control_hz, {', '.join(recording.INSTRUCTIONS)}"
                     )
                 else:
-                    (steps if name in OF_STEPS else numbers)[name] = x
+                    (steps if name in STEP_KEYS else numbers)[name] = x
         steps["observation"] = numbers
-        return recording.episode(steps, cameras, told, self.options, metadata, where)
+        return recording.episode(steps, cameras, instruction, self.options, metadata, where)
 
-    def _file(self, item: EpisodeLocation) -> Path:
-        return self.path / item.file if self.path.is_dir() else self.path
+    def _file(self, location: EpisodeLocation) -> Path:
+        return self.path / location.file if self.path.is_dir() else self.path
 
 
-def _opened(path: Path) -> Any:
+def _open_npz(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path} is no whole npz file: {error}") from None
+        raise DataError(f"{path} is not a complete npz file: {error}") from None
