@@ -1,4 +1,4 @@
-"""Datasets whose pictures say which episode and step they are of, and configs that read them."""
+"""Datasets with the episode and step encoded in their pixels, and configs that read them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ SIDE = 8
 
 
 def numbered(episode: int, steps: int, cameras: Sequence[str], text: str = "go") -> dict:
-    """Return an episode that is all numbers: (episode, step) in each pixel, state and action.
+    """Return an episode with (episode, step) in each pixel, state and action.
 
-    cameras: keys of the images. Both numbers stay under 256.
+    cameras: keys of the images. Both numbers must be below 256.
     """
     t = np.arange(steps, dtype=np.float32)
     numbers = np.zeros((steps, 7), np.float32)
@@ -43,9 +43,9 @@ def write(root: Path, name: str, splits: dict[str, list[dict]]) -> Path:
 
 
 def write_numbered(root: Path, name: str, lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Write numbered episodes of the given lengths, two of them held out too; return its frames.
+    """Write numbered episodes of the given lengths, two of them also held out; return the frames.
 
-    Bridge's standardise function drops the last step of each.
+    The standardise function of Bridge drops the last step of each.
     """
     keys = list(find_spec(name).cameras.values())
     episodes = [numbered(i, n, keys, f"do {i}") for i, n in enumerate(lengths)]

@@ -1,4 +1,4 @@
-"""Episode to frames, goals and standard numbers: functions against spelt-out definitions."""
+"""Windows, chunks, goals and standardised numbers against their explicit definitions."""
 
 import itertools
 
@@ -36,27 +36,27 @@ def test_chunks_equal_their_definition(window, horizon, length):
 
 
 def draw(n=4000, *, t=2, language=True, goal=True, task_id=False, **changes):
-    """Return n tasks of frame t in an episode of 7 steps; what else there is to be told."""
+    """Return the conditioning of n examples of frame t in an episode of 7 steps."""
     settings = {"strategy": "uniform", "keep_language": 1.0, "keep_goal": 1.0, "keep_task_id": 1.0}
-    there = {"has_language": language, "has_goal": goal, "has_task_id": task_id}
+    available = {"has_language": language, "has_goal": goal, "has_task_id": task_id}
     return goals.choose(
         np.random.default_rng(0).random((n, goals.DRAWS)),
         np.full(n, t),
         np.full(n, 7),
         **(settings | changes),
-        **{k: np.full(n, v) for k, v in there.items()},
+        **{k: np.full(n, v) for k, v in available.items()},
     )
 
 
-def test_uniform_goals_lie_after_the_frame_each_as_often():
-    drawn = draw()
-    assert drawn.goal.all()
-    values, counts = np.unique(drawn.step, return_counts=True)
+def test_uniform_goals_are_uniform_over_the_steps_after_the_frame():
+    task = draw()
+    assert task.goal.all()
+    values, counts = np.unique(task.step, return_counts=True)
     assert values.tolist() == [3, 4, 5, 6]
     np.testing.assert_allclose(counts / 4000, 1 / 4, atol=0.03)
 
 
-def test_the_last_frame_has_nothing_but_itself_as_its_goal():
+def test_the_last_frame_is_its_own_goal():
     for strategy in ("uniform", "last"):
         assert set(draw(n=50, t=6, strategy=strategy).step) == {6}
 
@@ -65,45 +65,45 @@ def test_last_goals_are_the_last_step():
     assert set(draw(strategy="last", n=50).step) == {6}
 
 
-def test_no_goals_leave_the_instruction_alone():
+def test_without_goals_the_instruction_is_never_dropped():
     for language in (True, False):
         task = draw(strategy="none", keep_language=0.0, language=language, n=50)
         assert not task.goal.any()
         assert (task.language == language).all()
 
 
-@pytest.mark.parametrize("there", list(itertools.product((True, False), repeat=3)))
-def test_dropout_is_as_frequent_as_asked_and_never_takes_everything(there):
-    goal, language, task_id = there
+@pytest.mark.parametrize("available", list(itertools.product((True, False), repeat=3)))
+def test_dropout_has_the_configured_rates_and_never_removes_everything(available):
+    goal, language, task_id = available
     keep = {"keep_goal": 0.6, "keep_language": 0.7, "keep_task_id": 0.2}
     task = draw(goal=goal, language=language, task_id=task_id, **keep)
-    found = np.stack([task.goal, task.language, task.task_id])
-    assert (found.any(0) == any(there)).all()
-    assert not found[~np.array(there)].any()
-    rates = np.array(list(keep.values())) * there
-    # the first that there is also takes the place of everything lost
-    rates[np.argmax(there)] += np.prod(1 - rates) * any(there)
-    np.testing.assert_allclose(found.mean(1), rates, atol=0.03)
+    actual = np.stack([task.goal, task.language, task.task_id])
+    assert (actual.any(0) == any(available)).all()
+    assert not actual[~np.array(available)].any()
+    rates = np.array(list(keep.values())) * available
+    # the first available kind is kept if all would be dropped
+    rates[np.argmax(available)] += np.prod(1 - rates) * any(available)
+    np.testing.assert_allclose(actual.mean(1), rates, atol=0.03)
 
 
-def test_one_setting_leaves_the_draws_of_the_others_alone():
-    everything = draw(n=100)
-    without = draw(n=100, keep_language=0.5, keep_goal=0.5)
-    np.testing.assert_array_equal(everything.step, without.step)
+def test_a_setting_does_not_change_the_draws_of_others():
+    task = draw(n=100)
+    with_dropout = draw(n=100, keep_language=0.5, keep_goal=0.5)
+    np.testing.assert_array_equal(task.step, with_dropout.step)
 
 
 @pytest.mark.parametrize("goal", ["uniform", "last", "none"])
-def test_batches_show_and_mask_what_the_definitions_say(goal, tmp_path):
+def test_batches_match_the_definitions_of_windows_chunks_and_goals(goal, tmp_path):
     window, horizon, lengths = 2, 3, [4, 1, 6]
-    known = write_numbered(tmp_path, "fake", lengths)
-    data = opened(tmp_path, window=window, horizon=horizon, goal=goal, batch_size=len(known))
+    frames = write_numbered(tmp_path, "fake", lengths)
+    data = opened(tmp_path, window=window, horizon=horizon, goal=goal, batch_size=len(frames))
     batch = next(data.train())
     observation, task = batch["observation"], batch["task"]
     record = data.embodiments[0]
-    assert sorted(tuple(p[-1]) for p in shown(observation["image_primary"])) == known
+    assert sorted(tuple(p[-1]) for p in shown(observation["image_primary"])) == frames
     assert ("image_primary" in task) == (goal != "none")
-    for b, pictures in enumerate(shown(observation["image_primary"])):
-        episode, t = pictures[-1]
+    for b, images in enumerate(shown(observation["image_primary"])):
+        episode, t = images[-1]
         length = lengths[episode]
         end = length
         if goal != "none":
@@ -113,7 +113,7 @@ def test_batches_show_and_mask_what_the_definitions_say(goal, tmp_path):
             assert goal == "uniform" or end == length - 1
         for w in range(window):
             start = t - (window - 1) + w
-            assert pictures[w] == [episode, max(start, 0)]
+            assert images[w] == [episode, max(start, 0)]
             assert observation["timestep_mask"][b, w] == (start >= 0)
             mean, std = record.proprio_statistics.mean, record.proprio_statistics.std
             proprio = observation["proprio"][b, w, :2] * std[:2] + mean[:2]
@@ -126,7 +126,7 @@ def test_batches_show_and_mask_what_the_definitions_say(goal, tmp_path):
                 assert action[6] == step % 2
 
 
-def test_dropout_shows_in_the_batch(tmp_path):
+def test_dropped_conditioning_is_masked_in_the_batch(tmp_path):
     write_numbered(tmp_path, "fake", [5, 5])
     data = opened(tmp_path, goal="uniform", keep_language=0.5, keep_goal=0.5, batch_size=200)
     task = next(data.train())["task"]
@@ -139,7 +139,7 @@ def test_dropout_shows_in_the_batch(tmp_path):
     np.testing.assert_array_equal(task["image_primary"].any((1, 2, 3)), goal)
 
 
-def test_a_goal_that_no_camera_shows_is_none(tmp_path):
+def test_without_cameras_there_are_no_goals(tmp_path):
     write_numbered(tmp_path, "fake", [5, 5])
     for cameras in ({}, {"primary": 8}):
         batch = next(opened(tmp_path, goal="last", keep_language=0.0, cameras=cameras).train())
@@ -147,12 +147,12 @@ def test_a_goal_that_no_camera_shows_is_none(tmp_path):
         assert batch["action_mask"][:, 0, 0].all() == (not cameras)
 
 
-def test_small_angles_are_left_exactly_alone():
+def test_small_angles_do_not_change():
     x = np.linspace(-3.14, 3.14, 1001).astype(np.float32)
     np.testing.assert_array_equal(wrap_angle(x), x)
 
 
-def test_wrapped_angles_are_the_same_angles_in_the_half_open_circle():
+def test_wrapped_angles_are_equivalent_and_in_the_half_open_interval():
     x = np.concatenate([np.linspace(-20, 20, 4001), np.pi * np.arange(-5, 6)])
     y = wrap_angle(x)
     assert (y > -np.pi).all()
@@ -162,7 +162,7 @@ def test_wrapped_angles_are_the_same_angles_in_the_half_open_circle():
 
 
 def by_definition(x):
-    """Return each step's gripper: its own or the next extreme, else the last command's side."""
+    """Return the gripper per step: the next extreme, or the side of the last command."""
     result = []
     for t in range(len(x)):
         extremes = [v for v in x[t:] if v < 0.05 or v > 0.95]
@@ -172,25 +172,25 @@ def by_definition(x):
 
 def test_binary_grippers_equal_their_definition():
     for x in itertools.product((0.0, 0.04, 0.3, 0.7, 1.0), repeat=5):
-        found = binarize_gripper(np.array(x, np.float32))
-        assert found.dtype == np.float32
-        assert found.tolist() == by_definition(x), x
+        actual = binarize_gripper(np.array(x, np.float32))
+        assert actual.dtype == np.float32
+        assert actual.tolist() == by_definition(x), x
 
 
-def test_a_gripper_command_that_is_no_number_is_not_taken_for_one():
-    found = binarize_gripper(np.array([1, 0.5, np.nan, 0.5, 0, np.inf, 0.5], np.float32))
-    np.testing.assert_array_equal(found, [1, np.nan, np.nan, 0, 0, np.nan, 0])
+def test_a_gripper_command_that_is_not_finite_gives_nan():
+    actual = binarize_gripper(np.array([1, 0.5, np.nan, 0.5, 0, np.inf, 0.5], np.float32))
+    np.testing.assert_array_equal(actual, [1, np.nan, np.nan, 0, 0, np.nan, 0])
 
 
-def test_binary_grippers_are_octos_where_it_decides(shared):
+def test_binary_grippers_equal_those_of_octo(shared):
     with np.load(shared / "golden" / "octo_parts" / "helpers.npz") as golden:
         for i in range(3):
-            x, octos = golden[f"binarize/{i}/in"], golden[f"binarize/{i}/out"]
-            # after the last extreme Octo leaves the raw value, which is neither open nor closed
-            np.testing.assert_array_equal(binarize_gripper(x), np.where(octos > 0.5, 1, 0))
+            x, octo = golden[f"binarize/{i}/in"], golden[f"binarize/{i}/out"]
+            # after the last extreme Octo keeps the raw value, so round it here
+            np.testing.assert_array_equal(binarize_gripper(x), np.where(octo > 0.5, 1, 0))
 
 
-def test_bridge_actions_are_the_reached_changes_with_wrapped_angles():
+def test_bridge_actions_are_state_changes_with_wrapped_angles():
     state = np.zeros((3, 7), np.float32)
     state[:, 0], state[:, 3], state[:, 6] = [0, 0.1, 0.3], [3.1, -3.1, -3.0], [1, 0.5, 0]
     action = np.zeros((3, 7), np.float32)

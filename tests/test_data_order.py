@@ -1,4 +1,4 @@
-"""Order, mixing, resume and caching: a batch is a pure function of the config and a few numbers."""
+"""Order, shuffling, resume and caching: a batch is a pure function of config and position."""
 
 import gc
 import json
@@ -51,7 +51,7 @@ def differ(a, b) -> bool:
 
 
 def take(stream, count):
-    """Return `count` batches and the state after each, as it would be stored."""
+    """Return `count` batches and the state after each, as in a checkpoint."""
     return [(next(stream), json.loads(json.dumps(stream.state()))) for _ in range(count)]
 
 
@@ -71,11 +71,11 @@ def test_every_epoch_has_every_frame_once(pool, budget):
     everything = [(e, t) for e, n in enumerate(steps) for t in range(n)]
     epochs = []
     for epoch in range(3):
-        pools, found = order.take(epoch * len(everything), len(everything))
-        frames = [tuple(f) for f in found.tolist()]
+        pools, actual = order.take(epoch * len(everything), len(everything))
+        frames = [tuple(f) for f in actual.tolist()]
         assert sorted(frames) == everything
         epochs.append(frames)
-        # pools follow one another, each with its own episodes
+        # pools are consecutive, with disjoint episodes
         assert pools == [PoolKey(0, epoch, i) for i in range(len(pools))]
         assert [order.following(p) for p in pools] == [*pools[1:], PoolKey(0, epoch + 1, 0)]
         members = [order.episodes(p).tolist() for p in pools]
@@ -103,34 +103,34 @@ def test_the_order_depends_on_seed_and_start():
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.3, 0.2), (0.98, 0.01, 0.01), (0.9, 0.1, 0.0)])
-def test_repeated_episodes_make_the_shares_and_come_in_turn(shares):
+def test_repetitions_realise_the_shares_evenly(shares):
     rng = np.random.default_rng(0)
     groups = np.repeat([0, 1, 2], [5, 300, 40])
     steps = rng.integers(1, 20, len(groups))
     order = an_order(steps, shares=shares, groups=groups, pool=32)
     _, frames = order.take(0, 20_000)
-    found = np.bincount(groups[frames[:, 0]], minlength=3) / len(frames)
-    np.testing.assert_allclose(found, shares, atol=0.02)
-    for g in range(3):  # no episode of a group is shown more than once more than another
-        mine = frames[groups[frames[:, 0]] == g]
+    actual = np.bincount(groups[frames[:, 0]], minlength=3) / len(frames)
+    np.testing.assert_allclose(actual, shares, atol=0.02)
+    for g in range(3):  # repetitions within a group differ by at most one
+        own = frames[groups[frames[:, 0]] == g]
         times = np.zeros((len(steps), 20), int)
-        np.add.at(times, tuple(mine.T), 1)
+        np.add.at(times, tuple(own.T), 1)
         firsts = times[groups == g, 0]
         if shares[g]:
-            pools = 32 * shares[g] * len(steps) / (groups == g).sum()  # some are under way
+            pools = 32 * shares[g] * len(steps) / (groups == g).sum()  # some are in progress
             assert firsts.max() - firsts.min() <= 2 + pools
 
 
-def test_a_host_needs_no_other_episodes_than_its_own():
+def test_a_host_needs_only_its_own_episodes():
     whole = an_order([2] * 50, pool=10)
-    mine = an_order([2] * 50, pool=10, part=(2, 4, 8))
+    own = an_order([2] * 50, pool=10, part=(2, 4, 8))
     for batch in range(12):
         pools, frames = whole.take(8 * batch + 2, 2)
-        assert set(frames[:, 0]) <= {e for p in pools for e in mine.episodes(p).tolist()}
-    assert len(mine.episodes(PoolKey(0, 0, 0))) <= 6 < len(whole.episodes(PoolKey(0, 0, 0)))
+        assert set(frames[:, 0]) <= {e for p in pools for e in own.episodes(p).tolist()}
+    assert len(own.episodes(PoolKey(0, 0, 0))) <= 6 < len(whole.episodes(PoolKey(0, 0, 0)))
 
 
-def test_batches_show_every_frame_once_an_epoch(root):
+def test_batches_have_every_frame_once_per_epoch(root):
     frames = [(e, t) for e, n in enumerate(LENGTHS) for t in range(n)]
     assert len(frames) == 35
     stream = opened(root, batch_size=5, pool=3).train()
@@ -140,13 +140,13 @@ def test_batches_show_every_frame_once_an_epoch(root):
     stream.close()
 
 
-def test_the_first_episodes_only(root):
+def test_the_episode_limit_selects_the_first_episodes(root):
     data = opened(root, episodes=2, batch_size=20)
     assert {e for e, _ in shown(next(data.train())["observation"]["image_primary"][:, 0])} == {0, 1}
-    assert data.embodiments[0].action_statistics.episodes == len(LENGTHS)  # those of all
+    assert data.embodiments[0].action_statistics.episodes == len(LENGTHS)  # of all episodes
 
 
-def test_resuming_anywhere_is_as_if_nothing_had_happened(root):
+def test_resuming_anywhere_equals_no_interruption(root):
     settings = {"mix": BOTH["mix"], "window": 2, "pool": 2, "batch_size": 3}
     settings |= {"goal": "uniform", "keep_language": 0.6, "keep_goal": 0.6}
     whole = take(opened(root, **settings).train(), 40)
@@ -159,7 +159,7 @@ def test_resuming_anywhere_is_as_if_nothing_had_happened(root):
         resumed.close()
 
 
-def test_the_same_seed_is_the_same_and_another_is_another(root):
+def test_the_seed_determines_the_batches(root):
     data = opened(root)
     a, b = next(data.train()), next(data.train())
     assert_equal(a, b)
@@ -168,14 +168,14 @@ def test_the_same_seed_is_the_same_and_another_is_another(root):
     assert differ(a, next(other.train()))
 
 
-def test_threads_and_prefetching_change_nothing(root):
+def test_threads_and_prefetching_do_not_change_batches(root):
     a, b = (
         next(opened(root, threads=n, prefetch=n, batch_size=30, **BOTH).train()) for n in (1, 4)
     )
     assert_equal(a, b)
 
 
-def test_a_state_of_another_mix_is_refused(root):
+def test_a_state_of_another_mix_is_rejected(root):
     state = opened(root).train().state()
     with pytest.raises(
         DataError, match=r"datasets \['fake'\], this mix has \['bridge_dataset', 'f"
@@ -192,7 +192,7 @@ def test_a_state_of_another_mix_is_refused(root):
         ("multipliers", "fake=3,bridge_dataset=1", 105 / 120),
     ],
 )
-def test_realised_shares_are_the_asked_ones(root, kind, mix, share):
+def test_realised_shares_match_the_configured_ones(root, kind, mix, share):
     data = opened(root, mix, mix_weights=kind, batch_size=250)
     assert data.shares[0] == pytest.approx(share)
     assert f"{share:.1%}" in data.describe()
@@ -210,7 +210,7 @@ def test_multipliers_scale_sizes_and_shares_do_not():
         np.testing.assert_allclose(Mixture({"a": 1, "b": 2}, kind).shares(steps), expected)
 
 
-def test_what_a_dataset_lacks_is_masked(root):
+def test_missing_sensors_of_a_dataset_are_masked(root):
     data = opened(root, **BOTH, goal="uniform", batch_size=40, window=2)
     batch = next(data.train())
     types.check_batch(batch, data.spec)
@@ -224,7 +224,7 @@ def test_what_a_dataset_lacks_is_masked(root):
         assert part["image_wrist"][ours].any((-1, -2, -3)).all()
 
 
-def test_a_camera_that_one_episode_lacks_is_masked(tmp_path):
+def test_a_missing_camera_of_an_episode_is_masked(tmp_path):
     episodes = [numbered(i, 3, ["image_primary", "image_wrist"]) for i in range(2)]
     episodes[0]["steps"]["observation"]["image_wrist"] = np.zeros((3, 8, 8, 3), np.uint8)
     write(tmp_path, "fake", {"train": episodes})
@@ -236,7 +236,7 @@ def test_a_camera_that_one_episode_lacks_is_masked(tmp_path):
     assert present["image_primary"].all()
 
 
-def test_every_setting_of_the_contract_keeps_it(root):
+def test_all_settings_keep_the_batch_contract(root):
     for goal, proprio, cameras in (
         ("uniform", False, {}),
         ("uniform", True, {"primary": 4, "secondary": 6}),
@@ -264,9 +264,9 @@ def test_validation_is_the_same_at_every_call(root):
             for a, b in zip(first, batches, strict=True):
                 assert_equal(a, b)
         for batch in first:
-            assert batch["task"]["present"]["language"].all()  # no dropout here
+            assert batch["task"]["present"]["language"].all()  # without dropout
             assert set(batch["dataset"]) == {list(loaders).index(name)}
-        # two at once, and one that is left early, do not disturb each other
+        # concurrent and unfinished iterations are independent
         for a, (b, c) in zip(first, zip(loader(), loader(), strict=True), strict=True):
             assert_equal(a, b)
             assert_equal(a, c)
@@ -274,14 +274,14 @@ def test_validation_is_the_same_at_every_call(root):
         assert_equal(first[0], next(loader()))
 
 
-def test_no_validation_split_is_said_or_switched_off(tmp_path):
+def test_a_missing_validation_split_is_an_error_unless_disabled(tmp_path):
     write(tmp_path, "fake", {"train": [numbered(0, 3, ["image_primary", "image_wrist"])]})
     with pytest.raises(DataError, match=r"fake: no split 'val' in .* \(there is: train\)"):
         opened(tmp_path).validation()
     assert opened(tmp_path, validation_split="").validation() == {}
 
 
-def test_held_out_episodes_are_not_in_the_record(tmp_path):
+def test_held_out_episodes_do_not_enter_the_statistics(tmp_path):
     cameras = ["image_primary", "image_wrist"]
     splits = {"train": [numbered(1, 3, cameras)], "val": [numbered(200, 3, cameras)]}
     write(tmp_path, "fake", splits)
@@ -290,20 +290,20 @@ def test_held_out_episodes_are_not_in_the_record(tmp_path):
     assert (record.steps, record.episodes, record.max[0]) == (3, 1, 1)
     batch = next(data.validation()["fake"]())
     assert set(np.array(shown(batch["observation"]["image_primary"]))[:, 0, 0]) == {200}
-    # and the training record normalises them
+    # the training record normalises them
     action = data.embodiments[0].unnormalize_action(batch["action"][:, 0, 0])
     np.testing.assert_allclose(action[:, 0], 200, rtol=1e-5)
 
 
 @pytest.fixture
 def passes(monkeypatch):
-    """The passes over records that are made, as a list that grows."""
+    """Return the growing list of passes over the records."""
     made, scan = [], statistics._scan
     monkeypatch.setattr(statistics, "_scan", lambda *a: made.append(a[0].spec.name) or scan(*a))
     return made
 
 
-def test_a_second_opening_reads_no_record(tmp_path, passes, monkeypatch):
+def test_a_second_opening_reads_only_the_cache(tmp_path, passes, monkeypatch):
     write_numbered(tmp_path, "fake", [3, 4])
     first = opened(tmp_path)
     assert passes == ["fake"]
@@ -356,14 +356,14 @@ def test_a_read_only_directory_uses_the_cache(tmp_path, passes):
         place.chmod(0o755)
 
 
-def test_streams_and_their_episodes_are_given_back(root):
+def test_streams_and_their_episodes_are_freed(root):
     data = opened(root)
     seen = []
     for _ in range(3):
         stream = data.train()
         next(stream)
         seen += [weakref.ref(stream), weakref.ref(stream._cache)]
-        del stream  # without closing it
+        del stream  # without close()
     closed = data.train()
     next(closed)
     closed.close()
@@ -396,10 +396,10 @@ next(stream)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout + done.stderr == ""  # no notes of tensorflow's either
+    assert done.stdout + done.stderr == ""  # no messages of tensorflow either
 
 
-def test_unknown_cameras_of_a_mix_are_refused(root):
+def test_unknown_cameras_of_a_mix_are_rejected(root):
     with pytest.raises(
         ConfigError, match=r"'wirst'; did you mean 'wrist'\? \(choices: primary, se"
     ):

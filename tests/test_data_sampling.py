@@ -1,4 +1,4 @@
-"""Who is in a batch: shares, feedback to a running pipeline, tasks, hosts, memory."""
+"""Sampling: shares, feedback to a running pipeline, tasks, hosts, memory."""
 
 import json
 
@@ -71,28 +71,28 @@ STAGES = ((0, {"a": 1}), (10, {"a": 1, "[ab]": 2}), (20, {"*": 1}))
         (make("group_dro", smoothing=0.0), [0.1, 0.3, 0.6]),
     ],
 )
-def test_shares_are_what_the_strategy_says(strategy, expected):
+def test_shares_match_the_strategy(strategy, expected):
     np.testing.assert_allclose(shares(strategy), expected, atol=1e-5)
 
 
-def test_a_mix_multiplies_sizes_or_gives_shares():
+def test_mix_weights_are_multipliers_or_shares():
     for kind, expected in (("multipliers", [0.75, 0.25]), ("shares", [0.5, 0.5])):
         both = SamplingGroups(("a", "b"), np.array([300, 100]), np.array([1.0, 1.0]), kind)
         np.testing.assert_allclose(SamplingSchedule(make("mix"), both).shares(0), expected)
 
 
-def test_stages_follow_one_another_at_their_batches():
+def test_stages_begin_at_their_batches():
     schedule = SamplingSchedule(make("curriculum", stages=STAGES), groups(a=100, b=300, c=600))
-    found = [schedule.shares(b).round(6).tolist() for b in range(30)]
-    assert found[:10] == [[1, 0, 0]] * 10
-    # the first pattern that fits counts: a is not doubled
-    assert found[10:20] == [np.round([1 / 7, 6 / 7, 0], 6).tolist()] * 10
-    assert found[20:] == [[0.1, 0.3, 0.6]] * 10
+    actual = [schedule.shares(b).round(6).tolist() for b in range(30)]
+    assert actual[:10] == [[1, 0, 0]] * 10
+    # the first matching pattern counts: a is not doubled
+    assert actual[10:20] == [np.round([1 / 7, 6 / 7, 0], 6).tolist()] * 10
+    assert actual[20:] == [[0.1, 0.3, 0.6]] * 10
     assert [schedule.since(b) for b in (0, 9, 10, 19, 20, 29)] == [0, 0, 10, 10, 20, 20]
 
 
 @pytest.mark.parametrize("pacing", ["linear", "root", "quadratic"])
-def test_pacing_opens_the_easiest_first_and_all_in_the_end(pacing):
+def test_pacing_begins_with_the_easiest_groups_and_ends_with_all(pacing):
     names = {f"t{i}": 10 for i in range(10)}
     scores = {name: float(i) for i, name in enumerate(names)}
     strategy = make("curriculum", scores=scores, pacing=pacing, start=0.2, batches=100)
@@ -109,20 +109,22 @@ def test_pacing_opens_the_easiest_first_and_all_in_the_end(pacing):
         assert schedule.since(b) <= b
 
 
-def test_a_target_keeps_its_share_beside_the_prior_and_it_may_change():
+def test_a_target_has_its_scheduled_share_next_to_the_prior():
     strategy = make("cotrain", target="a", share=0.5)
     np.testing.assert_allclose(shares(strategy), [0.5, 0.5 / 3, 1 / 3])
     assert SamplingSchedule(strategy, groups(a=1, b=2)).since(99) == 0
     schedule = SamplingSchedule(
         make("cotrain", target="[ab]", share=0.2, final=0.8, batches=50), groups(a=1, b=3, c=6)
     )
-    found = np.array([schedule.shares(b) for b in range(80)])
-    np.testing.assert_allclose(found[0], [0.05, 0.15, 0.8])
-    np.testing.assert_allclose(found[50:], np.tile([0.2, 0.6, 0.2], (30, 1)))
-    assert (np.diff(found[:, 0]) >= 0).all()
+    actual = np.array([schedule.shares(b) for b in range(80)])
+    np.testing.assert_allclose(actual[0], [0.05, 0.15, 0.8])
+    np.testing.assert_allclose(actual[50:], np.tile([0.2, 0.6, 0.2], (30, 1)))
+    assert (np.diff(actual[:, 0]) >= 0).all()
     for b in range(80):
-        np.testing.assert_array_equal(found[schedule.since(b)], found[b])
-        assert schedule.since(b) == 0 or not np.array_equal(found[schedule.since(b) - 1], found[b])
+        np.testing.assert_array_equal(actual[schedule.since(b)], actual[b])
+        assert schedule.since(b) == 0 or not np.array_equal(
+            actual[schedule.since(b) - 1], actual[b]
+        )
 
 
 @pytest.mark.parametrize(
@@ -139,18 +141,18 @@ def test_bad_targets_are_named(fields, message):
         shares(make("cotrain", **fields))
 
 
-def test_difficulty_gives_more_to_what_goes_badly():
+def test_difficult_groups_get_larger_shares():
     strategy = make("difficulty", floor=0.1)
-    found = shares(strategy, feedback=[{"a": 0.1, "b": 0.4, "c": 0.5}])
-    np.testing.assert_allclose(found, 0.1 / 3 + 0.9 * np.array([0.1, 0.4, 0.5]), atol=1e-3)
-    # what is not known counts as the mean of what is; success is the other way round
-    found = shares(make("difficulty", floor=0.0), feedback=[{"a": 0.2, "b": 0.6}])
-    np.testing.assert_allclose(found, [1 / 6, 1 / 2, 1 / 3], atol=1e-3)
-    found = shares(
+    actual = shares(strategy, feedback=[{"a": 0.1, "b": 0.4, "c": 0.5}])
+    np.testing.assert_allclose(actual, 0.1 / 3 + 0.9 * np.array([0.1, 0.4, 0.5]), atol=1e-3)
+    # groups without feedback get the mean; success is inverted
+    actual = shares(make("difficulty", floor=0.0), feedback=[{"a": 0.2, "b": 0.6}])
+    np.testing.assert_allclose(actual, [1 / 6, 1 / 2, 1 / 3], atol=1e-3)
+    actual = shares(
         make("difficulty", measure="success", floor=0.0), feedback=[{"a": 0.9, "b": 0.5}]
     )
-    np.testing.assert_allclose(found, np.array([0.1, 0.5, 0.3]) / 0.9, atol=1e-3)
-    # nothing goes badly, or the old value stays in part
+    np.testing.assert_allclose(actual, np.array([0.1, 0.5, 0.3]) / 0.9, atol=1e-3)
+    # no difficulty at all; smoothing keeps part of the old value
     np.testing.assert_allclose(shares(strategy, feedback=[dict.fromkeys("abc", 0.0)]), 1 / 3)
     smooth = make("difficulty", floor=0.0, smoothing=0.5)
     twice = [{"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 3.0}]
@@ -159,9 +161,9 @@ def test_difficulty_gives_more_to_what_goes_badly():
 
 def test_group_dro_moves_towards_the_worst_group():
     start = np.array([0.25, 0.25, 0.5])
-    found = group_dro(np.array([0.0, 1.0, -3.0]), start, 1.0, 0.0)
-    grown = start * np.exp([0, 1, 0])  # being better than the reference is no excess
-    np.testing.assert_allclose(found, grown / grown.sum())
+    actual = group_dro(np.array([0.0, 1.0, -3.0]), start, 1.0, 0.0)
+    grown = start * np.exp([0, 1, 0])  # a negative excess counts as 0
+    np.testing.assert_allclose(actual, grown / grown.sum())
     smoothed = group_dro(np.array([0.0, 1.0, 0.0]), start, 1.0, 0.3)
     np.testing.assert_allclose(smoothed, 0.7 * grown / grown.sum() + 0.1)
     np.testing.assert_allclose(group_dro(np.zeros(3), start, 5.0, 0.0), start)
@@ -173,11 +175,11 @@ def test_group_dro_moves_towards_the_worst_group():
     assert weights.argmax() == 1
     assert weights[1] > 0.99
     rounds = [{"a": 0.1, "b": 0.3, "c": 0.2}] * 100
-    found = shares(make("group_dro", smoothing=0.0), feedback=rounds, a=25, b=25, c=50)
-    np.testing.assert_allclose(found, weights, atol=1e-3)
+    actual = shares(make("group_dro", smoothing=0.0), feedback=rounds, a=25, b=25, c=50)
+    np.testing.assert_allclose(actual, weights, atol=1e-3)
 
 
-def test_a_schedule_is_its_state_and_older_positions_keep_theirs():
+def test_a_schedule_is_restored_from_its_state_at_older_positions_too():
     first = SamplingSchedule(make("difficulty"), groups(a=1, b=1, c=2))
     assert first.feedback(5, {"a": 0.123456, "b": 3.0})
     assert first.feedback(9, {"a": 7.0})
@@ -227,7 +229,7 @@ def test_a_state_stays_small_with_ten_thousand_tasks():
         ({"kind": "difficulty", "floor": 2}, r"floor is 2; it must lie in \[0, 1\]"),
     ],
 )
-def test_strategies_that_make_no_sense(fields, message):
+def test_invalid_strategies_are_rejected(fields, message):
     with pytest.raises(ConfigError, match=message):
         SamplingSchedule(make(**fields), groups(alpha=3, b=1))
 
@@ -240,7 +242,7 @@ def test_strategies_that_make_no_sense(fields, message):
         ({"alpha": -1.0}, "expects errors of at least 0"),
     ],
 )
-def test_feedback_that_makes_no_sense(results, message):
+def test_invalid_feedback_is_rejected(results, message):
     schedule = SamplingSchedule(make("difficulty"), groups(alpha=3, b=1))
     with pytest.raises(ConfigError, match=message):
         schedule.feedback(0, results)
@@ -249,7 +251,7 @@ def test_feedback_that_makes_no_sense(results, message):
         rates.feedback(0, {"alpha": 1.5})
 
 
-def test_many_tasks_are_a_short_table():
+def test_many_tasks_give_a_short_table():
     many = groups(**{f"t{i}": i + 1 for i in range(50)})
     lines = sampling.describe_shares(
         many, SamplingSchedule(make("uniform"), many).shares(0), "task"
@@ -274,7 +276,7 @@ STRATEGIES = [
 
 @pytest.mark.parametrize("fields", STRATEGIES, ids=lambda f: "-".join(map(str, f)))
 @pytest.mark.parametrize("over", ["dataset", "task"])
-def test_realised_shares_are_the_asked_ones(root, over, fields):
+def test_realised_shares_match_the_planned_ones(root, over, fields):
     if over == "dataset":
         fields = json.loads(json.dumps(fields).replace("push", "fake").replace("*u*", "f*"))
         fields.pop("weights", None)
@@ -288,9 +290,9 @@ def test_realised_shares_are_the_asked_ones(root, over, fields):
         seen.append(batch["task"]["task_id"] if over == "task" else batch["dataset"])
     names = data.tasks if over == "task" else data.datasets
     assert list(stream.shares()) == list(names)
-    found = np.bincount(np.concatenate(seen), minlength=len(names)) / 1800
-    np.testing.assert_allclose(found, list(stream.realised().values()))
-    np.testing.assert_allclose(found, np.mean(asked, 0), atol=0.03)
+    actual = np.bincount(np.concatenate(seen), minlength=len(names)) / 1800
+    np.testing.assert_allclose(actual, list(stream.realised().values()))
+    np.testing.assert_allclose(actual, np.mean(asked, 0), atol=0.03)
     stream.close()
 
 
@@ -312,7 +314,7 @@ def test_feedback_changes_a_running_pipeline_and_resumes_exactly(root):
     assert not counts[6:15, 0].any()
     assert not counts[15:, 1].any()
     assert (counts[[*range(6), *range(15, 24)], 0] > 0).all()
-    # prefetching does not move the batch from which it holds
+    # prefetching does not delay the effect
     for prefetch, at, state in ((0, 3, states[2]), (4, 9, states[8]), (1, 14, late)):
         again = opened(root, BOTH, prefetch=prefetch, **settings).train(state)
         for i in range(at, 24):
@@ -323,15 +325,15 @@ def test_feedback_changes_a_running_pipeline_and_resumes_exactly(root):
         again.close()
 
 
-def test_the_union_over_hosts_is_one_hosts_order(root):
+def test_the_union_over_hosts_is_the_order_of_one_host(root):
     settings = {"batch_size": 12, "pool": 3, "keep_language": 0.5, "goal": "uniform"}
     data = opened(root, BOTH, **settings)
     whole = data.train()
     parts = [opened(root, BOTH, **settings).train(process=(i, 3)) for i in range(3)]
     for _ in range(10):
-        found = [next(part) for part in parts]
-        joined = {k: [] for k, _ in types.flatten(found[0])}
-        for batch in found:
+        actual = [next(part) for part in parts]
+        joined = {k: [] for k, _ in types.flatten(actual[0])}
+        for batch in actual:
             for path, leaf in types.flatten(batch):
                 assert len(leaf) == 4
                 joined[path].append(leaf)
@@ -341,21 +343,21 @@ def test_the_union_over_hosts_is_one_hosts_order(root):
         data.train(process=(0, 5))
 
 
-def test_tasks_are_numbered_told_and_never_all_dropped(root):
+def test_tasks_have_ids_and_conditioning_is_never_all_dropped(root):
     settings = {"task_ids": True, "keep_task_id": 0.3, "keep_language": 0.3, "keep_goal": 0.3}
     data = opened(root, BOTH, batch_size=200, goal="uniform", **settings)
     assert data.names == types.Names(("fake", "bridge_dataset"), tuple(data.datasets), data.tasks)
     batch = next(data.train())
     present = batch["task"]["present"]
-    told = np.stack([present["language"], present["image_primary"], present["task_id"]])
-    assert told.any(0).all()
+    conditioning = np.stack([present["language"], present["image_primary"], present["task_id"]])
+    assert conditioning.any(0).all()
     assert 0.2 < present["task_id"].mean() < 0.4
     lift = batch["dataset"] == 1
     np.testing.assert_array_equal(batch["task"]["task_id"] == 2, lift)
     off = next(opened(root, BOTH, batch_size=200).train())["task"]
     assert not off["present"]["task_id"].any()
-    assert set(off["task_id"]) == {0, 1, 2}  # which task it is stays known to the trainer
-    # a task that training does not have
+    assert set(off["task_id"]) == {0, 1, 2}  # the id itself stays in the batch
+    # a task that is not in training
     val = next(data.validation()["fake"]())
     strange = np.array(shown(val["observation"]["image_primary"]))[:, 0, 0] == 200
     assert strange.any()
@@ -363,14 +365,14 @@ def test_tasks_are_numbered_told_and_never_all_dropped(root):
     np.testing.assert_array_equal(val["task"]["present"]["task_id"], ~strange)
 
 
-def test_a_dataset_may_be_a_task(root):
+def test_a_dataset_can_be_a_task(root):
     data = opened(root, BOTH, tasks="dataset")
     assert data.tasks == ("fake", "bridge_dataset")
     batch = next(data.train())
     np.testing.assert_array_equal(batch["task"]["task_id"], batch["dataset"])
 
 
-def test_paraphrases_come_as_often_as_the_original_and_not_in_validation(root, tmp_path):
+def test_paraphrases_are_as_frequent_as_the_original_and_absent_in_validation(root, tmp_path):
     path = tmp_path / "paraphrases.json"
     path.write_text(json.dumps({"put": ["place it", "set down"], "dance": ["step"]}))
     data = opened(root, batch_size=300, paraphrases=str(path))
@@ -393,17 +395,17 @@ def test_paraphrases_come_as_often_as_the_original_and_not_in_validation(root, t
         opened(root, paraphrases=str(path))
 
 
-def test_an_instruction_of_several_is_drawn_the_last_included(root):
-    maker = opened(root)._maker
+def test_one_of_several_instructions_is_drawn_including_the_last(root):
+    builder = opened(root)._builder
     draws = np.random.default_rng(0).random((3000, 6))
-    found = [maker._wording(("one", "", " two ", "three"), row, True) for row in draws]
-    names, counts = np.unique(found, return_counts=True)
+    actual = [builder._wording(("one", "", " two ", "three"), row, True) for row in draws]
+    names, counts = np.unique(actual, return_counts=True)
     assert set(names) == {"one", "two", "three"}
     np.testing.assert_allclose(counts / 3000, 1 / 3, atol=0.03)
     assert maker._wording(("", "two"), draws[0], False) == "two"
 
 
-def test_the_tables_show_what_is_asked(root):
+def test_the_tables_show_the_configured_shares(root):
     table = opened(root, BOTH, sampling=Component(kind="uniform", over="task")).describe()
     assert [row.split() for row in table.splitlines()[-4:]] == [
         ["task", "steps", "share"],
@@ -412,10 +414,10 @@ def test_the_tables_show_what_is_asked(root):
     assert table.splitlines()[1].split()[3] == "66.7%"  # two of the three tasks
 
 
-def test_memory_stays_in_its_budget_whatever_the_pool(root):
+def test_memory_stays_within_the_budget_for_any_pool(root):
     sizes = opened(root, BOTH)._supply.table.sizes
     counts = []
-    for times in (3, 5, 100):  # how many of the largest episode there is room for
+    for times in (3, 5, 100):  # memory in multiples of the largest episode
         ahead = 3 * opened(root, BOTH)._work.batch_bytes
         budget = ahead + times * int(sizes.max())
         data = opened(root, BOTH, memory=budget / 2**30, pool=1000, validation_split="")
@@ -432,7 +434,7 @@ def test_memory_stays_in_its_budget_whatever_the_pool(root):
     assert counts[0] > counts[1] > counts[2] == 1
 
 
-def test_a_budget_that_holds_no_episode_says_how_much_it_takes(root):
+def test_a_budget_without_room_for_an_episode_is_rejected_with_the_need(root):
     with pytest.raises(
         ConfigError, match=r"largest episode of .* set data.memory to at least"
     ) as e:
@@ -443,15 +445,15 @@ def test_a_budget_that_holds_no_episode_says_how_much_it_takes(root):
         config(root, BOTH, memory=0)
 
 
-def test_mixing_is_nearly_as_good_as_drawing_from_all_episodes():
+def test_shuffling_in_pools_is_nearly_as_good_as_over_all_episodes():
     rng = np.random.default_rng(0)
     steps = rng.integers(20, 60, 5000)
     stock = EpisodeTable(steps=steps, sizes=steps, groups=np.zeros(5000, int))
     order = Order(stock, np.ones(1), seed=0, pool=1024, budget=10**9)
     distinct = [len(np.unique(order.take(i * 256, 256)[1][:, 0])) for i in range(0, 600, 7)]
-    assert np.mean(distinct) > 0.88 * 256  # 250 if every frame came from anywhere
+    assert np.mean(distinct) > 0.88 * 256  # 250 for frames drawn from all episodes
 
 
-def test_open_data_and_its_stream_go_on_without_cameras(root):
+def test_data_without_cameras_are_supported(root):
     data = open_data(config(root, BOTH, cameras={}, use_proprio=False))
     types.check_batch(next(data.train()), data.spec)

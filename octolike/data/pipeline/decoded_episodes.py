@@ -78,9 +78,9 @@ def decode_episodes(
         for number, raw in enumerate(reader.read_records(shard)):
             if not remaining:
                 break
-            where = f"{path}, record {number}"
+            place = f"{path}, record {number}"
             try:
-                episode = reader.parse_episode(raw, where, tuple(cameras))
+                episode = reader.parse_episode(raw, place, tuple(cameras))
             except ExcludedEpisodeError:
                 continue
             except DataError:
@@ -88,7 +88,7 @@ def decode_episodes(
                     raise
                 continue
             result.append(
-                _decode_episode(episode, reader.parse_label(raw, where), spec, cameras, steps)
+                _decode_episode(episode, reader.parse_label(raw, place), spec, cameras, steps)
             )
             remaining -= 1
     return result

@@ -169,8 +169,8 @@ def _load(source: DatasetSplit, number: int) -> tuple[Episode, dict[str, Any]]:
     raw = reader.read_record(
         int(index.shard[number]), int(index.offset[number]), int(index.length[number])
     )
-    where = source.name_of(number)
-    return reader.parse_episode(raw, where), reader.parse_steps(raw, where)
+    place = source.name_of(number)
+    return reader.parse_episode(raw, place), reader.parse_steps(raw, place)
 
 
 def _images(

@@ -49,13 +49,13 @@ class SamplingGroups:
     weights: np.ndarray | None = None
     kind: str = "multipliers"
 
-    def index(self, name: str, where: str) -> int:
+    def index(self, name: str, path: str) -> int:
         """Return the index of a group; ConfigError with the nearest name if it is unknown."""
         if name not in self.names:
-            raise ConfigError(unknown(f"dataset or task in {where}", name, self.names))
+            raise ConfigError(unknown(f"dataset or task in {path}", name, self.names))
         return self.names.index(name)
 
-    def expand(self, values: Mapping[str, float], where: str, default: float) -> np.ndarray:
+    def expand(self, values: Mapping[str, float], path: str, default: float) -> np.ndarray:
         """Return a number per group, float64 [G], from {name or pattern such as 'put *': number}.
 
         The first matching pattern counts; groups without a match get `default`. A pattern without a
@@ -66,7 +66,7 @@ class SamplingGroups:
         for pattern, value in values.items():
             matches = np.array([fnmatch.fnmatchcase(name, pattern) for name in self.names])
             if not matches.any():
-                raise ConfigError(unknown(f"dataset or task in {where}", pattern, self.names))
+                raise ConfigError(unknown(f"dataset or task in {path}", pattern, self.names))
             result[matches & unmatched] = value
             unmatched &= ~matches
         return result
@@ -111,8 +111,8 @@ class MixtureSampling(Sampling):
                 )
             weights = groups.weights
         else:
-            where = "data.sampling.weights"
-            weights = groups.expand(_check_positive(self.weights, where), where, 1.0)
+            path = "data.sampling.weights"
+            weights = groups.expand(_check_positive(self.weights, path), path, 1.0)
         return _normalize(weights * groups.steps if groups.kind == "multipliers" else weights)
 
 
@@ -182,8 +182,8 @@ class CurriculumSampling(Sampling):
             first, weights = [s for s in self.stages if s[0] <= batch][-1]
             for _, stage in self.stages:  # reject unknown names of later stages at the start
                 groups.expand(stage, "data.sampling.stages", 0.0)
-            where = f"data.sampling.stages (from batch {first})"
-            return _normalize(groups.expand(weights, where, 0.0) * groups.steps)
+            path = f"data.sampling.stages (from batch {first})"
+            return _normalize(groups.expand(weights, path, 0.0) * groups.steps)
         difficulty = groups.expand(self.scores, "data.sampling.scores", np.nan)
         if np.isnan(difficulty).any():
             name = groups.names[int(np.argmax(np.isnan(difficulty)))]
@@ -422,12 +422,12 @@ def _normalize(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _check_positive(weights: Mapping[str, Any], where: str) -> Mapping[str, float]:
+def _check_positive(weights: Mapping[str, Any], path: str) -> Mapping[str, float]:
     for name, weight in weights.items():
         is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not is_number or not 0 < weight < float("inf"):
             raise ConfigError(
-                f"{where}: weight {weight!r} of {name!r} must be a positive number; to leave a "
+                f"{path}: weight {weight!r} of {name!r} must be a positive number; to leave a "
                 "group out, remove its name"
             )
     return weights

@@ -263,16 +263,16 @@ def _episodes(
         yield episode
 
 
-def _check_signature(signature: Mapping[str, str], expected: Mapping[str, str], where: str) -> None:
+def _check_signature(signature: Mapping[str, str], expected: Mapping[str, str], place: str) -> None:
     missing = sorted(expected.keys() - signature.keys())
     extra = sorted(signature.keys() - expected.keys())
     if missing or extra:
         parts = [f"lacks {', '.join(missing)}"] * bool(missing)
         parts += [f"has {', '.join(extra)}"] * bool(extra)
-        raise DataError(f"{where} {' and '.join(parts)}, unlike the first episode")
+        raise DataError(f"{place} {' and '.join(parts)}, unlike the first episode")
     for key, kind in expected.locations():
         if signature[key] != kind:
-            raise DataError(f"{where}: {key} is {signature[key]}, in the first episode {kind}")
+            raise DataError(f"{place}: {key} is {signature[key]}, in the first episode {kind}")
 
 
 def _first_signature(
@@ -316,8 +316,8 @@ def _in_processes(jobs: list[ShardJob], workers: int, done: Callable[[int], Any]
                 future.result()
             except BrokenProcessPool:
                 raise RuntimeError(
-                    "a process of the conversion was killed, perhaps for lack of memory; the "
-                    "same command resumes after the finished shards; fewer --workers need less memory"
+                    "a process of the conversion was killed, perhaps for lack of memory; the same "
+                    "command resumes after the finished shards; fewer --workers need less memory"
                 ) from None
 
 
@@ -339,12 +339,12 @@ def _encoded(x: Any) -> bool:
     return isinstance(first, bytes) and first.startswith((sources.JPEG, sources.PNG))
 
 
-def _decode(frames: Any, where: str) -> None:
+def _decode(frames: Any, place: str) -> None:
     for t, frame in enumerate(frames):
         try:
             tf.io.decode_image(frame, expand_animations=False)
         except tf.errors.OpError as error:
-            raise DataError(f"{where}, step {t} cannot be decoded: {error.message}") from None
+            raise DataError(f"{place}, step {t} cannot be decoded: {error.message}") from None
 
 
 def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,23 +51,23 @@ class AlohaRecording:
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return the episode of a file."""
-        where = str(location)
+        source = str(location)
         with open_hdf5(self.path / location.file if self.path.is_dir() else self.path) as file:
             if "observations" not in file:
-                raise DataError(f"{where} has no observations; found: {', '.join(file) or 'none'}")
+                raise DataError(f"{source} has no observations; found: {', '.join(file) or 'none'}")
             observations = file["observations"]
             numbers = {k: v[()] for k, v in observations.items() if _is_numbers(v)}
             if "qpos" in numbers:
                 numbers["state"] = numbers.pop("qpos")
             cameras = {}
             for name, frames in observations.get("images", {}).items():
-                camera = f"{where}, camera {name}"
+                camera = f"{source}, camera {name}"
                 cameras[name] = recording.encode(_frames(frames, camera), self.options, camera)
             steps = {k: v[()] for k, v in file.items() if _is_numbers(v) and v.ndim <= 2}
             steps.pop("compress_len", None)
             steps["observation"] = numbers
             instruction = _instruction(file)
-            return recording.episode(steps, cameras, instruction, self.options, {}, where)
+            return recording.episode(steps, cameras, instruction, self.options, {}, source)
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class RobomimicRecording:
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return one demo."""
-        where = str(location)
+        source = str(location)
         with open_hdf5(self._file(location.file)) as file:
             demo = file["data"][location.key]
             cameras, numbers = {}, {}
             for name, x in demo.get("obs", {}).items():
                 if recording.is_video(x):
-                    camera = f"{where}, camera {name}"
+                    camera = f"{source}, camera {name}"
                     cameras[name] = recording.encode(recording.blocks(x), self.options, camera)
                 elif _is_numbers(x):
                     numbers[name] = x[()]
@@ -127,7 +127,7 @@ class RobomimicRecording:
             instruction = _instruction(demo) or _instruction(file["data"]) or _instruction(file)
             if "reward" in steps:
                 steps["reward"] = steps["reward"].astype(np.float32)
-            return recording.episode(steps, cameras, instruction, self.options, {}, where)
+            return recording.episode(steps, cameras, instruction, self.options, {}, source)
 
     def _file(self, name: str) -> Path:
         return self.path / name if self.path.is_dir() else self.path
@@ -161,7 +161,7 @@ def _is_numbers(x: Any) -> bool:
     return isinstance(x, h5py.Dataset) and x.dtype.kind in "fiub" and 1 <= x.ndim <= 3
 
 
-def _frames(x: h5py.Dataset, where: str) -> Iterator[np.ndarray | bytes]:
+def _frames(x: h5py.Dataset, source: str) -> Iterator[np.ndarray | bytes]:
     """Yield pixels, or encoded frames without their padding."""
     if recording.is_video(x):
         yield from recording.blocks(x)
@@ -171,7 +171,7 @@ def _frames(x: h5py.Dataset, where: str) -> Iterator[np.ndarray | bytes]:
             data = np.asarray(row)
             yield (data.tobytes() if data.dtype != object else bytes(data.location())).rstrip(b"\0")
     else:
-        raise DataError(f"{where}: {x.dtype} {x.shape} is neither frames nor encoded frames")
+        raise DataError(f"{source}: {x.dtype} {x.shape} is neither frames nor encoded frames")
 
 
 def _instruction(group: Any) -> str:

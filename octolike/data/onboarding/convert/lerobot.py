@@ -77,41 +77,41 @@ class LeRobotRecording:
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return one episode."""
-        where, index = str(location), int(location.key)
-        table = self._table(index, where)
+        source, index = str(location), int(location.key)
+        table = self._table(index, source)
         steps: dict[str, Any] = {"observation": {}}
         cameras, metadata = {}, {}
         for key, feature in self._features.items():
             name = key.removeprefix("observation.").removeprefix("images.").replace(".", "_")
             if feature["dtype"] == "video":
-                frames = self._video(key, feature, index, table.num_rows, where)
-                cameras[name] = recording.encode(frames, self.options, f"{where}, camera {name}")
+                frames = self._video(key, feature, index, table.num_rows, source)
+                cameras[name] = recording.encode(frames, self.options, f"{source}, camera {name}")
                 continue
             if key in COUNTERS - {"next.success"}:
                 continue
             if key not in table.column_names:
                 raise DataError(
-                    f"{where}: column {key} of meta/info.json is not in its parquet file, which "
+                    f"{source}: column {key} of meta/info.json is not in its parquet file, which "
                     f"has {', '.join(table.column_names)}"
                 )
             if feature["dtype"] == "image":
-                frames = self._images(table[key], where)
-                cameras[name] = recording.encode(frames, self.options, f"{where}, camera {name}")
+                frames = self._images(table[key], source)
+                cameras[name] = recording.encode(frames, self.options, f"{source}, camera {name}")
             elif feature["dtype"] == "string":
                 continue
             elif key == "next.success":
-                metadata["success"] = bool(_numbers(table[key], key, where).any())
+                metadata["success"] = bool(_numbers(table[key], key, source).any())
             elif key in RENAMED:
-                steps[RENAMED[key]] = _numbers(table[key], key, where)
+                steps[RENAMED[key]] = _numbers(table[key], key, source)
             elif key.startswith("observation."):
-                steps["observation"][name] = _numbers(table[key], key, where)
+                steps["observation"][name] = _numbers(table[key], key, source)
         for key in ("reward", "is_terminal"):
             if key in steps:
                 steps[key] = steps[key].reshape(table.num_rows)
         if "is_terminal" in steps:
             steps["is_terminal"] = steps["is_terminal"].astype(bool)
         instructions = [self._tasks.get(i, "") for i in table["task_index"].to_pylist()]
-        return recording.episode(steps, cameras, instructions, self.options, metadata, where)
+        return recording.episode(steps, cameras, instructions, self.options, metadata, source)
 
     @cached_property
     def version(self) -> int:
@@ -181,7 +181,7 @@ class LeRobotRecording:
             video_key=video,
         )
 
-    def _table(self, index: int, where: str) -> pa.Table:
+    def _table(self, index: int, source: str) -> pa.Table:
         path = self._episode_path(DATA, "data_path", index)
         table = _read_parquet(path, filters=[("episode_index", "==", index)])
         # in order of time; the file may have another order
@@ -189,31 +189,31 @@ class LeRobotRecording:
             table = table.sort_by("frame_index")
         expected = self._episodes[index].get("length", table.num_rows)
         if table.num_rows != expected:
-            raise DataError(f"{where}: {path} has {table.num_rows} steps, meta has {expected}")
+            raise DataError(f"{source}: {path} has {table.num_rows} steps, meta has {expected}")
         return table
 
-    def _images(self, column: pa.ChunkedArray, where: str) -> Iterator[bytes]:
+    def _images(self, column: pa.ChunkedArray, source: str) -> Iterator[bytes]:
         for t, image in enumerate(column):
             image = image.as_py()
             data = image["bytes"] if isinstance(image, dict) else image
             if not data and isinstance(image, dict) and image.get("path"):
                 data = (self.path / image["path"]).read_bytes()
             if not data:
-                raise DataError(f"{where}: no image at step {t}")
+                raise DataError(f"{source}: no image at step {t}")
             yield data
 
     def _video(
-        self, key: str, feature: Mapping[str, Any], index: int, steps: int, where: str
+        self, key: str, feature: Mapping[str, Any], index: int, steps: int, source: str
     ) -> Iterator[np.ndarray]:
         path = self._episode_path(VIDEO, "video_path", index, key)
         if not path.is_file():
-            raise DataError(f"{where}: its video {path} is missing")
+            raise DataError(f"{source}: its video {path} is missing")
         start = float(self._episodes[index].get(f"videos/{key}/from_timestamp") or 0.0)
-        yield from video_frames(path, start, steps, float(self._info["fps"]), where)
+        yield from video_frames(path, start, steps, float(self._info["fps"]), source)
 
 
 def video_frames(
-    path: Path, start: float, count: int, fps: float, where: str
+    path: Path, start: float, count: int, fps: float, source: str
 ) -> Iterator[np.ndarray]:
     """Yield `count` frames, uint8 [h, w, 3], of a video from `start` seconds.
 
@@ -233,14 +233,14 @@ def video_frames(
                 break
     except (OSError, RuntimeError, ValueError, StopIteration) as error:
         reason = str(error).strip().splitlines()[-1:] or ["no frames"]
-        raise DataError(f"{where}: {path} cannot be decoded: {reason[0]}") from None
+        raise DataError(f"{source}: {path} cannot be decoded: {reason[0]}") from None
     finally:
         stream.close()
     if frames < count:
-        raise DataError(f"{where}: {path} has {frames} frames from {start:.3f} s, not {count}")
+        raise DataError(f"{source}: {path} has {frames} frames from {start:.3f} s, not {count}")
 
 
-def _numbers(column: pa.ChunkedArray, key: str, where: str) -> np.ndarray:
+def _numbers(column: pa.ChunkedArray, key: str, source: str) -> np.ndarray:
     """Return a column as an array [T, ...]."""
     values = column.to_pylist()
     try:
@@ -248,7 +248,7 @@ def _numbers(column: pa.ChunkedArray, key: str, where: str) -> np.ndarray:
     except ValueError:
         x = np.array(values, dtype=object)
     if x.dtype.kind not in "fiub":
-        raise DataError(f"{where}: {key} is not one array of numbers per step")
+        raise DataError(f"{source}: {key} is not one array of numbers per step")
     return x
 
 

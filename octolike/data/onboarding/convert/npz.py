@@ -48,7 +48,7 @@ class NpzRecording:
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return the episode of a file."""
-        where, cameras, numbers, steps = str(location), {}, {}, {}
+        source, cameras, numbers, steps = str(location), {}, {}, {}
         instruction: Any = ""
         metadata = {}
         with _open_npz(self._file(location)) as file:
@@ -56,7 +56,7 @@ class NpzRecording:
                 try:
                     x = file[key]
                 except (ValueError, OSError, zipfile.BadZipFile) as error:
-                    raise DataError(f"{where}: {key} cannot be read: {error}") from None
+                    raise DataError(f"{source}: {key} cannot be read: {error}") from None
                 name = key.removeprefix("observation.").removeprefix("observation/")
                 if name in recording.INSTRUCTIONS:
                     instruction = list(x) if x.ndim else x
@@ -65,16 +65,16 @@ class NpzRecording:
                 elif name == "control_hz":
                     continue
                 elif recording.is_video(x):
-                    cameras[name] = recording.encode(x, self.options, f"{where}, camera {name}")
+                    cameras[name] = recording.encode(x, self.options, f"{source}, camera {name}")
                 elif x.ndim == 0 or x.dtype.kind not in "fiub":
                     raise DataError(
-                        f"{where}: {key} is {x.dtype} {x.shape}; expected numbers or images of T "
+                        f"{source}: {key} is {x.dtype} {x.shape}; expected numbers or images of T "
                         f"steps, or one of success, control_hz, {', '.join(recording.INSTRUCTIONS)}"
                     )
                 else:
                     (steps if name in STEP_KEYS else numbers)[name] = x
         steps["observation"] = numbers
-        return recording.episode(steps, cameras, instruction, self.options, metadata, where)
+        return recording.episode(steps, cameras, instruction, self.options, metadata, source)
 
     def _file(self, location: EpisodeLocation) -> Path:
         return self.path / location.file if self.path.is_dir() else self.path

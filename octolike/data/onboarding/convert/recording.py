@@ -76,7 +76,7 @@ class Recording(Protocol):
 
 
 def encode(
-    frames: Iterable[np.ndarray | bytes], options: ConvertOptions, where: str
+    frames: Iterable[np.ndarray | bytes], options: ConvertOptions, source: str
 ) -> EncodedImage:
     """Return encoded frames, from uint8 arrays [h, w, 3 or 1 or 4] or encoded images.
 
@@ -85,27 +85,27 @@ def encode(
     result, shape, kind = [], None, ""
     for t, frame in enumerate(frames):
         keep = isinstance(frame, bytes) and not options.bgr
-        size = _rgb_size(frame, f"{where}, step {t}") if keep else None
+        size = _rgb_size(frame, f"{source}, step {t}") if keep else None
         if size is None:
-            pixels = _pixels(frame, options.bgr, f"{where}, step {t}")
+            pixels = _pixels(frame, options.bgr, f"{source}, step {t}")
             size = pixels.shape
         if shape is None:
             is_jpeg = keep and frame.startswith(JPEG)
             lossy = is_jpeg or (options.jpeg and min(size[:2]) >= SMALL)
             shape, kind = size, "jpeg" if lossy else "png"
         if size != shape:
-            raise DataError(f"{where}, step {t}: the frame is {size}, the first one is {shape}")
+            raise DataError(f"{source}, step {t}: the frame is {size}, the first one is {shape}")
         if keep and frame.startswith(JPEG if kind == "jpeg" else PNG):
             result.append(frame)
             continue
         if keep:
-            pixels = _pixels(frame, False, f"{where}, step {t}")
+            pixels = _pixels(frame, False, f"{source}, step {t}")
         quality = options.jpeg or 95
         jpeg = kind == "jpeg"
         image = tf.io.encode_jpeg(pixels, quality=quality) if jpeg else tf.io.encode_png(pixels)
         result.append(image.numpy())
     if not result:
-        raise DataError(f"{where} has no frames")
+        raise DataError(f"{source} has no frames")
     return EncodedImage(tuple(result), tuple(map(int, shape)), kind)
 
 
@@ -115,7 +115,7 @@ def episode(
     instruction: Any,
     options: ConvertOptions,
     metadata: Mapping[str, Any],
-    where: str,
+    source: str,
 ) -> dict[str, Any]:
     """Return the episode of numbers (steps, with steps["observation"]) and cameras.
 
@@ -125,22 +125,22 @@ def episode(
     """
     if "action" not in steps:
         keys = ", ".join(sorted(_flat(steps))) or "nothing"
-        raise DataError(f"{where} has no action; found: {keys}")
+        raise DataError(f"{source} has no action; found: {keys}")
     lengths = {k: len(v) for k, v in _flat(steps).items()}
     lengths |= {f"observation.{k}": len(v) for k, v in cameras.items()}
     if len(set(lengths.values())) > 1 or not lengths["action"]:
-        raise DataError(f"{where}: {_lengths(lengths)}; expected one length above 0")
+        raise DataError(f"{source}: {_lengths(lengths)}; expected one length above 0")
     for key, x in _flat(steps).items():
         if np.issubdtype(np.asarray(x).dtype, np.floating) and not np.isfinite(x).all():
             t = np.argwhere(~np.isfinite(x))[0][0]
-            raise DataError(f"{where}: {key} at step {t} is not finite")
+            raise DataError(f"{source}: {key} at step {t} is not finite")
     steps = dict(steps)
     observation = {k: to_storage_type(v) for k, v in steps.pop("observation", {}).items()}
     result = {k: to_storage_type(v) for k, v in steps.items()}
     result["observation"] = observation | dict(cameras)
     result["language_instruction"] = _instructions(instruction, options, lengths["action"])
     hz = {"control_hz": np.float32(options.control_hz)} if options.control_hz else {}
-    return {"steps": result, "episode_metadata": {**metadata, **hz, "source": where}}
+    return {"steps": result, "episode_metadata": {**metadata, **hz, "source": source}}
 
 
 def to_storage_type(x: Any) -> np.ndarray:
@@ -196,26 +196,26 @@ def _lengths(lengths: Mapping[str, int]) -> str:
     return "lengths " + ", ".join(f"{k} {n}" for k, n in sorted(lengths.items()))
 
 
-def _rgb_size(encoded: bytes, where: str) -> tuple[int, int, int] | None:
+def _rgb_size(encoded: bytes, source: str) -> tuple[int, int, int] | None:
     """Return the (h, w, 3) of an encoded RGB image; None if it must be encoded again."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:  # reads only the header
             keep = image.mode == "RGB" and image.format in ("JPEG", "PNG")
             return (image.height, image.width, 3) if keep else None
     except OSError as error:
-        raise DataError(f"{where} is not an image: {error}") from None
+        raise DataError(f"{source} is not an image: {error}") from None
 
 
-def _pixels(frame: np.ndarray | bytes, bgr: bool, where: str) -> np.ndarray:
+def _pixels(frame: np.ndarray | bytes, bgr: bool, source: str) -> np.ndarray:
     if isinstance(frame, bytes):
         try:
             frame = tf.io.decode_image(frame, channels=3, expand_animations=False).numpy()
         except tf.errors.OpError as error:
-            raise DataError(f"{where} cannot be decoded: {error.message}") from None
+            raise DataError(f"{source} cannot be decoded: {error.message}") from None
     if frame.ndim == 2:
         frame = frame[..., None]
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] not in (1, 3, 4):
-        raise DataError(f"{where}: {frame.dtype} {frame.shape} is not an image of uint8 [h, w, 3]")
+        raise DataError(f"{source}: {frame.dtype} {frame.shape} is not an image of uint8 [h, w, 3]")
     frame = np.repeat(frame, 3, -1) if frame.shape[-1] == 1 else frame[..., :3]
     return frame[..., ::-1] if bgr else frame
 
