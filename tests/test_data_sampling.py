@@ -402,7 +402,7 @@ def test_one_of_several_instructions_is_drawn_including_the_last(root):
     names, counts = np.unique(actual, return_counts=True)
     assert set(names) == {"one", "two", "three"}
     np.testing.assert_allclose(counts / 3000, 1 / 3, atol=0.03)
-    assert maker._wording(("", "two"), draws[0], False) == "two"
+    assert builder._wording(("", "two"), draws[0], False) == "two"
 
 
 def test_the_tables_show_the_configured_shares(root):
