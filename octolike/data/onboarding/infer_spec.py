@@ -58,7 +58,7 @@ def infer(survey: Survey) -> InferredSpec:
     absolute = _absolute(action, state)
     grippers = _grippers(action, _names(survey, actions, action, absolute))
     return InferredSpec(
-        cameras=_cameras(list(survey.pictures)),
+        cameras=_cameras(list(survey.images)),
         language=language[0] if language else "",
         action=tuple(actions),
         proprio=tuple(proprio),

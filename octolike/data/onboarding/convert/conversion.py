@@ -114,7 +114,7 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> tuple[Pat
         "drop_bad": plan.drop_bad,
         "about": about,
     }
-    writer = Writer(root, name, VERSION, {s: len(x) for s, x in shards.locations()}, settings)
+    writer = Writer(root, name, VERSION, {s: len(x) for s, x in shards.items()}, settings)
     if writer.finished:
         print(f"{writer.directory} exists; remove it to convert again", file=sys.stderr)
         return writer.directory, []
@@ -123,7 +123,7 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> tuple[Pat
         ShardJob(
             kind, path, source.options, writer, split, i, tuple(shard), expected, plan.drop_bad
         )
-        for split, parts in shards.locations()
+        for split, parts in shards.items()
         for i, shard in enumerate(parts)
     ]
     _write_all(jobs, plan.workers or os.cpu_count() or 1)
@@ -178,7 +178,7 @@ def assign_splits(
     size = plan.episodes_per_shard
     return {
         split: [episodes[i : i + size] for i in range(0, len(episodes), size)]
-        for split, episodes in splits.locations()
+        for split, episodes in splits.items()
         if episodes
     }
 
@@ -219,10 +219,10 @@ def verify(path: Path, features: tfds.features.FeaturesDict, prints: list[Any]) 
         )
         if count >= len(prints):
             break
-        changed = [k for k, v in fingerprints(read[STEPS]).locations() if prints[count].get(k) != v]
+        changed = [k for k, v in fingerprints(read[STEPS]).items() if prints[count].get(k) != v]
         if changed or len(prints[count]) != len(_leaves(read[STEPS])):
             raise DataError(f"{path}: episode {count} differs from the recording in {changed}")
-        for key, frames in _leaves(read[STEPS]).locations():
+        for key, frames in _leaves(read[STEPS]).items():
             if _encoded(frames):
                 _decode(frames, f"{path}, episode {count}, {key}")
         count += 1
@@ -233,7 +233,7 @@ def verify(path: Path, features: tfds.features.FeaturesDict, prints: list[Any]) 
 def fingerprints(steps: Mapping[str, Any]) -> dict[str, str]:
     """Return {field: digest of its values and shape} of the steps of an episode."""
     result = {}
-    for key, x in _leaves(steps).locations():
+    for key, x in _leaves(steps).items():
         if isinstance(x, EncodedImage) or np.asarray(x).dtype.kind in "USO":
             parts = [v.encode() if isinstance(v, str) else bytes(v) for v in x]
         else:
@@ -270,7 +270,7 @@ def _check_signature(signature: Mapping[str, str], expected: Mapping[str, str], 
         parts = [f"lacks {', '.join(missing)}"] * bool(missing)
         parts += [f"has {', '.join(extra)}"] * bool(extra)
         raise DataError(f"{place} {' and '.join(parts)}, unlike the first episode")
-    for key, kind in expected.locations():
+    for key, kind in expected.items():
         if signature[key] != kind:
             raise DataError(f"{place}: {key} is {signature[key]}, in the first episode {kind}")
 
@@ -349,9 +349,9 @@ def _decode(frames: Any, place: str) -> None:
 
 def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
     result = {}
-    for key, value in tree.locations():
+    for key, value in tree.items():
         inner = _leaves(value) if isinstance(value, Mapping) else None
-        result |= {key: value} if inner is None else {f"{key}.{k}": v for k, v in inner.locations()}
+        result |= {key: value} if inner is None else {f"{key}.{k}": v for k, v in inner.items()}
     return result
 
 

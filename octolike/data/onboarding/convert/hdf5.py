@@ -169,7 +169,7 @@ def _frames(x: h5py.Dataset, source: str) -> Iterator[np.ndarray | bytes]:
         for row in recording.blocks(x):
             # JPEG and PNG never end in a zero byte.
             data = np.asarray(row)
-            yield (data.tobytes() if data.dtype != object else bytes(data.location())).rstrip(b"\0")
+            yield (data.tobytes() if data.dtype != object else bytes(data.item())).rstrip(b"\0")
     else:
         raise DataError(f"{source}: {x.dtype} {x.shape} is neither frames nor encoded frames")
 
