@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from train_fakes import FakeSource, Tiny, config
 
 from octolike.errors import RunError
+from octolike.train import loop
 from octolike.train.lease import FILE, RunLease
 
 INTERVAL = 0.1
@@ -62,3 +64,12 @@ def test_a_damaged_file_has_no_owner(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with RunLease(tmp_path, INTERVAL):
         assert owner(tmp_path)["pid"] == os.getpid()
+
+
+def test_training_refuses_a_directory_in_use_and_writes_nothing(tmp_path):
+    with RunLease(tmp_path, INTERVAL) as lease:
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(RunError, match="running process"):
+            loop.train(config(tmp_path), FakeSource(), model=Tiny())
+        assert sorted(tmp_path.iterdir()) == before
+        lease.check()

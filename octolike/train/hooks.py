@@ -24,6 +24,7 @@ from octolike.config import Config, TrainConfig
 from octolike.train import chunk_figures, retention, sharding
 from octolike.train.checkpoint_store import CheckpointStore
 from octolike.train.device_feeder import DeviceFeeder
+from octolike.train.lease import RunLease
 from octolike.train.metrics import MetricsLogger
 from octolike.train.metrics_reader import logged_names
 from octolike.train.state import Params, TrainState
@@ -131,18 +132,20 @@ class FeedbackHook:
 class CheckpointHook:
     """Saves every train.checkpoint_every steps and after the last step of this process."""
 
-    def __init__(self, checkpoints: CheckpointStore, every: int) -> None:
-        self._checkpoints, self._every = checkpoints, every
+    def __init__(self, checkpoints: CheckpointStore, every: int, lease: RunLease | None) -> None:
+        self._checkpoints, self._every, self._lease = checkpoints, every, lease
 
     def due(self, step: int, last: bool) -> bool:
         """Return whether a checkpoint is due."""
         return last or step % self._every == 0
 
     def call(self, event: StepEvent) -> None:
-        """Start to save; scores of a validation at this step are saved with the checkpoint."""
+        """Start to save, with the scores of a validation at this step, if the run is still ours."""
         scores: Mapping[str, float] | None = None
         if event.validation is not None:
             scores = retention.mean_scores(event.validation.datasets)
+        if self._lease:  # a process that was suspended for long may have been replaced
+            self._lease.check()
         self._checkpoints.save(event.state, event.position, scores)
 
 

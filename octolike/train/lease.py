@@ -16,10 +16,12 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from octolike import files
 from octolike.errors import RunError
+from octolike.train import sharding
 
 FILE = "owner.json"
 INTERVAL = 5.0  # seconds between heartbeats
@@ -122,3 +124,13 @@ class RunLease:
 
     def _write(self) -> None:
         files.write_json(self._path, self._owner)
+
+
+@contextlib.contextmanager
+def own_run(workdir: files.PathLike) -> Iterator[RunLease | None]:
+    """Own a run directory: yield the lease in the first process of a run, None in the others."""
+    if not sharding.is_first():
+        yield None
+        return
+    with RunLease(workdir) as lease:
+        yield lease

@@ -53,6 +53,7 @@ from octolike.train.checkpoint_store import CheckpointStore
 from octolike.train.device_feeder import DeviceBatch, DeviceFeeder
 from octolike.train.gradients import GradientFn
 from octolike.train.interrupt import Interrupt
+from octolike.train.lease import RunLease, own_run
 from octolike.train.metrics import MetricsLogger, SilentMetrics
 from octolike.train.metrics_reader import MetricsReader
 from octolike.train.state import TrainState
@@ -80,6 +81,7 @@ def train(
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM, once the state is saved.
         ConfigError: incompatible settings, a directory that holds another run, a pattern without a
             match.
+        RunError: a directory that belongs to another running process.
         FloatingPointError: a loss or gradient that is not finite.
     """
     config.check()
@@ -87,10 +89,24 @@ def train(
     sharding.initialize(config.train)
     plugins.load_of(config)
     config = resolve(config)
-    names, validation = data.names, data.validation()
-    retention.check_keep_best(config, bool(validation))
     if config.train.wandb:
         wandb_logger.import_wandb(config.train.wandb)
+    # Refused before anything is written, and checked again by the owner.
+    checkpoint.check_same_run(config, data.embodiments, data.spec, data.names)
+    with own_run(config.workdir) as lease:
+        return _train_as_owner(config, data, lease, success, model)
+
+
+def _train_as_owner(
+    config: Config,
+    data: types.DataSource,
+    lease: RunLease | None,
+    success: hooks.SuccessFn | None,
+    model: nn.Module | None,
+) -> TrainState:
+    """Train in a directory that belongs to this process; see `train`."""
+    names, validation = data.names, data.validation()
+    retention.check_keep_best(config, bool(validation))
     # 1. The directory.
     resumable = checkpoint.check_same_run(config, data.embodiments, data.spec, names)
     # 2. The devices.
@@ -154,7 +170,7 @@ def train(
                 key=validation_key,
             )
             after = hooks.validation_hooks(config, validator, names, feeder, success)
-        after.append(hooks.CheckpointHook(checkpoints, config.train.checkpoint_every))
+        after.append(hooks.CheckpointHook(checkpoints, config.train.checkpoint_every, lease))
         # 8. The step.
         step = make_step(model, tx, config, step_key, choose_gradient_fn(config, names))
         step, costs = compile_step(step, state, spec, config.data.batch_size, mesh)
