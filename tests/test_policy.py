@@ -1,4 +1,4 @@
-"""The policy: raw observation to the robot's actions, what it refuses, no tensorflow."""
+"""Policy: raw observations to robot actions, its errors, and acting without tensorflow."""
 
 import dataclasses
 import json
@@ -38,6 +38,11 @@ def observation(seed=0, frames=None, side=SIDE):
     }
 
 
+def encode(policy, raw):
+    """Return the network's input for one observation, without the batch axis."""
+    return policy._parts.observations.encode(raw)
+
+
 # Acting
 
 
@@ -46,33 +51,33 @@ def test_a_chunk_is_in_the_robots_units(policy):
     actions = policy.sample_actions(observation(), task, seed=3)
     assert actions.shape == (H, A)
     assert actions.dtype == np.float32
-    inputs = jax.tree.map(lambda x: x[None], (policy._prepare(observation()), task.inputs))
+    inputs = jax.tree.map(lambda x: x[None], (encode(policy, observation()), task.inputs))
     normalized = policy.sample_normalized(*inputs, [3])[0]
     values = np.linspace(1, 2, A)  # mean and std of `statistics`; the gripper is left as it is
     scale, shift = np.where(np.arange(A) < 6, values, 1), np.where(np.arange(A) < 6, values, 0)
     np.testing.assert_allclose(actions, normalized * scale + shift, rtol=1e-5)
 
 
-def test_what_the_network_gets_equals_the_batch_contract(policy):
-    """One frame given: it is repeated in front, masked there, and proprio is normalised."""
-    seen, given = policy._prepare(observation()), observation()
+def test_the_network_input_equals_the_batch_contract(policy):
+    """A single frame is repeated in front and masked there; proprio is normalised."""
+    inputs, raw = encode(policy, observation()), observation()
     shapes = {k[12:]: v for k, v in spec().items() if k.startswith("observation.")}
-    assert {k: (x.shape, x.dtype.name) for k, x in types.flatten(seen)} == shapes
-    assert seen["timestep_mask"].tolist() == [False, True]
-    assert seen["present"]["image_primary"].all()
+    assert {k: (x.shape, x.dtype.name) for k, x in types.flatten(inputs)} == shapes
+    assert inputs["timestep_mask"].tolist() == [False, True]
+    assert inputs["present"]["image_primary"].all()
     for t in range(W):
-        np.testing.assert_array_equal(seen["image_primary"][t], given["image_primary"])
+        np.testing.assert_array_equal(inputs["image_primary"][t], raw["image_primary"])
         np.testing.assert_allclose(
-            seen["proprio"][t], robot().normalize_proprio(given["proprio"][None])[0]
+            inputs["proprio"][t], robot().normalize_proprio(raw["proprio"][None])[0]
         )
 
 
-def test_a_history_with_its_mask_is_taken_as_it_is(policy):
-    given = observation(frames=W) | {"timestep_mask": np.array([True, True])}
-    seen = policy._prepare(given)
-    np.testing.assert_array_equal(seen["image_primary"], given["image_primary"])
-    assert seen["timestep_mask"].tolist() == [True, True]
-    masked = policy._prepare(given | {"timestep_mask": np.array([False, True])})
+def test_a_full_history_keeps_its_frames_and_its_mask(policy):
+    raw = observation(frames=W) | {"timestep_mask": np.array([True, True])}
+    inputs = encode(policy, raw)
+    np.testing.assert_array_equal(inputs["image_primary"], raw["image_primary"])
+    assert inputs["timestep_mask"].tolist() == [True, True]
+    masked = encode(policy, raw | {"timestep_mask": np.array([False, True])})
     assert masked["timestep_mask"].tolist() == [False, True]
 
 
@@ -84,22 +89,24 @@ def test_masked_history_does_not_matter(policy):
     np.testing.assert_allclose(policy.sample_actions(padded, task), one, atol=1e-5)
 
 
-def test_the_seed_decides_the_noise_whatever_the_batch(policy):
-    """Example i of a batch equals the same example alone; so rollouts do not depend on batching."""
+def test_the_noise_depends_on_the_seed_and_not_on_the_batch(policy):
+    """Example i of a batch equals the same example alone, so rollouts do not depend on batching."""
     words = ["lift the cube", "push the ball to the left", "touch the bowl"]
     tasks = [policy.create_task(instruction=w) for w in words]
-    seen = [observation(i) for i in range(3)]
-    together = policy.sample_batch(seen, tasks, [5, 6, 7])
+    observations = [observation(i) for i in range(3)]
+    together = policy.sample_batch(observations, tasks, [5, 6, 7])
     for i in range(3):
-        alone = policy.sample_actions(seen[i], tasks[i], seed=5 + i)
+        alone = policy.sample_actions(observations[i], tasks[i], seed=5 + i)
         np.testing.assert_allclose(together[i], alone, atol=1e-5)
-    again = policy.sample_batch(seen, tasks, [5, 6, 7])
+    again = policy.sample_batch(observations, tasks, [5, 6, 7])
     np.testing.assert_array_equal(together, again)
-    assert np.abs(policy.sample_actions(seen[0], tasks[0], seed=9) - together[0]).max() > 1e-3
-    # a longer batch than the compiled one is cut into pieces
-    many = policy.sample_batch([seen[0]] * 6, [tasks[0]] * 6, [5] * 6)
+    assert (
+        np.abs(policy.sample_actions(observations[0], tasks[0], seed=9) - together[0]).max() > 1e-3
+    )
+    # A batch longer than the compiled one is split.
+    many = policy.sample_batch([observations[0]] * 6, [tasks[0]] * 6, [5] * 6)
     np.testing.assert_allclose(many, np.repeat(together[:1], 6, axis=0), atol=1e-5)
-    assert policy._act._cache_size() == 1
+    assert policy._parts.sampler.compilations == 1
 
 
 def test_instruction_and_observation_matter(policy):
@@ -116,7 +123,7 @@ def test_an_untrained_policy_shares_the_compiled_function(policy):
     assert np.abs(a - b).max() > 1e-3
     assert fresh.step == 0
     assert policy.step == 7
-    assert policy._act._cache_size() == 1
+    assert policy._parts.sampler.compilations == 1
 
 
 def test_a_narrower_robot_gets_its_own_dimensions():
@@ -143,9 +150,9 @@ def test_goal_images_and_instructions(goal_policy):
 
 
 def test_a_sensor_that_the_robot_lacks_is_marked_absent(policy):
-    seen = policy._prepare(observation() | {"proprio": None})
-    assert not seen["present"]["proprio"].any()
-    assert not seen["proprio"].any()
+    inputs = encode(policy, observation() | {"proprio": None})
+    assert not inputs["present"]["proprio"].any()
+    assert not inputs["proprio"].any()
 
 
 # Refusals
@@ -211,8 +218,8 @@ def test_bad_tasks_are_refused(policy, goal_policy):
         blind.create_task()
 
 
-def test_a_task_is_told_in_the_ways_that_the_network_reads():
-    """What the data have does not count, nor what training always left out."""
+def test_a_policy_accepts_the_conditionings_that_its_network_was_trained_on():
+    """Conditionings of the data that the network does not read, or always dropped, do not count."""
     run = run_of(language=True, goal=True)
     names = run.names._replace(tasks=("lift", "push"))
     tokenizers = dict(run.config.model.tokenizers)
@@ -220,15 +227,15 @@ def test_a_task_is_told_in_the_ways_that_the_network_reads():
     del tokenizers["language"]
     run = dataclasses.replace(run, names=names)
     run.config.model.tokenizers = tokenizers
-    nothing = Policy(run)
-    assert nothing.goal_shapes == {}
-    assert not any(nothing.create_task().inputs["present"].values())
+    unconditioned = Policy(run)
+    assert unconditioned.goal_shapes == {}
+    assert not any(unconditioned.create_task().inputs["present"].values())
     with pytest.raises(ValueError, match="without language; it takes no task at all"):
-        nothing.create_task(instruction="go")
+        unconditioned.create_task(instruction="go")
     with pytest.raises(ValueError, match="without goals; it takes no task at all"):
-        nothing.create_task(goal_images={"primary": observation()["image_primary"]})
+        unconditioned.create_task(goal_images={"primary": observation()["image_primary"]})
     with pytest.raises(ValueError, match=r"'lift' was given, but .* without task ids"):
-        nothing.create_task(task_id="lift")
+        unconditioned.create_task(task_id="lift")
     run.config.model.tokenizers = tokenizers | {"task": Component(kind="task_id")}
     numbered = Policy(run)
     inputs = numbered.create_task(task_id="push").inputs
@@ -244,7 +251,7 @@ def test_a_task_is_told_in_the_ways_that_the_network_reads():
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_head_per_task_is_chosen_by_the_task_id(wrapped):
-    """Whatever the data hid from tokenizers: without a number there is no head to act with."""
+    """data.keep_task_id only hides the id from tokenizers: the head still needs it."""
     run = run_of()
     run = dataclasses.replace(run, names=run.names._replace(tasks=("lift", "push")))
     head = {"kind": "per_group", "by": "task", "head": {"kind": "l1"}}
@@ -308,8 +315,8 @@ def test_an_image_of_the_right_size_is_left_alone():
 def test_another_size_is_resized(policy):
     task = policy.create_task(instruction="go")
     big = np.repeat(np.repeat(observation()["image_primary"], 4, 0), 4, 1)
-    seen = policy._prepare(observation() | {"image_primary": big})
-    small = seen["image_primary"][-1].astype(int)
+    inputs = encode(policy, observation() | {"image_primary": big})
+    small = inputs["image_primary"][-1].astype(int)
     assert small.shape == (SIDE, SIDE, 3)
     assert policy.sample_actions(observation() | {"image_primary": big}, task).shape == (H, A)
 
@@ -325,14 +332,14 @@ import json, numpy as np
 from octolike.policy import Policy
 policy = Policy.load(sys.argv[1])
 rng = np.random.default_rng(0)
-seen = {"image_primary": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),
-        "proprio": rng.normal(size=7).astype(np.float32)}
+observation = {"image_primary": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),
+               "proprio": rng.normal(size=7).astype(np.float32)}
 task = policy.create_task(instruction="lift the cube")
-print(json.dumps([policy.step, policy.sample_actions(seen, task, seed=3).tolist()]))
+print(json.dumps([policy.step, policy.sample_actions(observation, task, seed=3).tolist()]))
 """
 
 
-def test_a_policy_loads_and_acts_where_importing_tensorflow_fails(policy, tmp_path):
+def test_a_policy_loads_and_acts_if_tensorflow_cannot_be_imported(policy, tmp_path):
     run = save_run(tmp_path, run_of())
     done = subprocess.run(
         [sys.executable, "-c", ACT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True

@@ -188,8 +188,8 @@ def compare_frames(
 def create_task(policy: Policy, conditioning: Any) -> Task:
     """Return the policy's task of a frame, limited to the conditioning used in training."""
     goal = {c: x for c, x in conditioning.goal.items() if f"image_{c}" in policy.goal_shapes}
-    has_task_id = "task_id" in policy.told and conditioning.task
-    instruction = (conditioning.instruction or None) if "language" in policy.told else None
+    has_task_id = "task_id" in policy.conditioning and conditioning.task
+    instruction = (conditioning.instruction or None) if "language" in policy.conditioning else None
     return policy.create_task(
         instruction=instruction,
         goal_images=goal or None,
