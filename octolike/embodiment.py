@@ -1,7 +1,7 @@
-"""The embodiment record: what a robot's numbers mean, and how they are normalised and back.
+"""The embodiment record: the meaning, units and statistics of a robot's actions and proprio.
 
-One record per robot and action convention. The data pipeline normalises with it, the policy undoes
-it, and it travels inside every checkpoint, so that nothing about units is left to memory.
+There is one record per robot and action convention. The data pipeline normalises with it, the
+policy un-normalises with it, and every run stores it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 NORMALIZATIONS = ("normal", "bounds")
 STATISTICS = ("mean", "std", "min", "max", "p01", "p99")
 
-# A dimension that hardly moves in the data must not explode when a robot moves it a little: spreads
-# below this (metres, radians) count as this. Real control noise is larger.
-FLOOR = 1e-4
+# The smallest spread (metres, radians) that normalisation divides by: without it, a dimension that
+# hardly moves in the data would explode when a robot moves it a little. Control noise is larger.
+MIN_SPREAD = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What each dimension of an action or proprio vector is.
+    """The meaning of each dimension of an action or proprio vector.
 
     Attributes:
         names: of the dimensions, e.g. ("dx", ..., "gripper").
-        units: "m", "rad", or "" for a share in [0, 1].
-        absolute: True for a target or position, False for a change since the last step.
-        normalized: False for dimensions that are left as they are (grippers).
+        units: "m", "rad", or "" for a fraction in [0, 1].
+        absolute: True for a target or position, False for a change since the previous step.
+        normalized: False for dimensions that are not normalised (grippers).
     """
 
     names: tuple[str, ...]
@@ -51,7 +51,10 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Statistics:
-    """Of a vector over the training steps: float32 arrays [dims], and of how much they are."""
+    """Statistics of a vector over the training steps, float32 [dims]; p01, p99: percentiles.
+
+    steps, episodes: their numbers.
+    """
 
     mean: np.ndarray
     std: np.ndarray
@@ -65,17 +68,19 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embodiment:
-    """A robot as a policy knows it.
+    """A robot with its action and proprio conventions.
 
     Attributes:
         name: unique within a run.
         robot: the machine.
         control_hz: actions per second.
-        gripper: the gripper's convention in words.
-        action, proprio: what the dimensions mean; proprio None where there is none.
-        normalization: "normal": (x − mean) / std. "bounds": the 1st to 99th percentile to [−1, 1],
-            clipped on the way in.
-        datasets: whose training steps the statistics are of.
+        gripper: the gripper's convention, in words.
+        action: layout of an action.
+        proprio: layout of proprio, or None.
+        normalization: "normal": (x − mean) / std. "bounds": maps the 1st to 99th percentile to
+            [−1, 1], and clips when normalising.
+        datasets: the source of the statistics.
+        action_statistics, proprio_statistics: of their training steps.
     """
 
     name: str
@@ -129,8 +134,8 @@ class Embodiment:
         layout, statistics = getattr(self, part), getattr(self, f"{part}_statistics")
         if layout is None or statistics is None:
             raise ValueError(
-                f"embodiment {self.name!r} has no {part} statistics; make them with "
-                "octolike.data, or load a run that carries them"
+                f"embodiment {self.name!r} has no {part} statistics; compute them "
+                "with octolike.data.open_data, or load a run that has them"
             )
         if x.shape[-1] != len(layout):
             raise ValueError(
@@ -138,14 +143,14 @@ class Embodiment:
                 f"{len(layout)} ({', '.join(layout.names)})"
             )
         if self.normalization == "normal":
-            shift, scale = statistics.mean, np.maximum(statistics.std, FLOOR)
+            shift, scale = statistics.mean, np.maximum(statistics.std, MIN_SPREAD)
         else:
             shift = (statistics.p99 + statistics.p01) / 2
-            scale = np.maximum((statistics.p99 - statistics.p01) / 2, FLOOR)
-        kept = np.asarray(layout.normalized)
+            scale = np.maximum((statistics.p99 - statistics.p01) / 2, MIN_SPREAD)
+        is_normalized = np.asarray(layout.normalized)
         return (
-            np.where(kept, shift, 0).astype(np.float32),
-            np.where(kept, scale, 1).astype(np.float32),
+            np.where(is_normalized, shift, 0).astype(np.float32),
+            np.where(is_normalized, scale, 1).astype(np.float32),
         )
 
 
@@ -155,10 +160,10 @@ def embodiments_to_json(embodiments: Sequence[Embodiment]) -> list[dict[str, Any
 
 
 def embodiments_from_json(data: Sequence[Mapping[str, Any]]) -> list[Embodiment]:
-    """Return the records that `embodiments_to_json` wrote; unknown or missing names: ValueError."""
+    """Return the records that `embodiments_to_json` wrote; ValueError for other fields."""
     records = []
-    for item in data:
-        values = dict(_strict(Embodiment, item, "embodiment"))
+    for record in data:
+        values = dict(_strict(Embodiment, record, "embodiment"))
         values["datasets"] = tuple(values["datasets"])
         for part in ("action", "proprio"):
             if values[part] is not None:
@@ -173,14 +178,15 @@ def embodiments_from_json(data: Sequence[Mapping[str, Any]]) -> list[Embodiment]
     return records
 
 
-def _strict(cls: type, item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _strict(cls: type, values: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """Return the values if they are exactly the fields of a dataclass."""
     names = {f.name for f in fields(cls)}
-    if item.keys() != names:
+    if values.keys() != names:
         raise ValueError(
-            f"{where}: expected the fields {sorted(names)}; unknown {sorted(item.keys() - names)}, "
-            f"missing {sorted(names - item.keys())}"
+            f"{path}: expected the fields {sorted(names)}; unknown: "
+            f"{sorted(values.keys() - names)}, missing: {sorted(names - values.keys())}"
         )
-    return item
+    return values
 
 
 def _plain(value: Any) -> Any:

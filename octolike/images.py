@@ -1,4 +1,4 @@
-"""A camera's picture at the size that the network sees: what the data pipeline does, in numpy."""
+"""Image resizing in numpy, identical to the data pipeline's in tensorflow."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return a uint8 image [h, w, 3] as [height, width, 3]: bilinear, antialiased when it shrinks.
+    """Resize a uint8 image [h, w, 3] to [height, width, 3]: bilinear, antialiased when shrinking.
 
-    The data pipeline resizes with tf.image.resize(antialias=True). This is the same to the last
-    bit: float32 throughout, and rows before columns, tap by tap in order. A test holds the two
-    together. An image of the right size is returned as it is.
+    Bit-identical to tf.image.resize(antialias=True) of the data pipeline: float32 throughout, rows
+    before columns, taps in order; a test checks this. An image of the right size is returned
+    unchanged.
     """
     if image.shape[:2] == (height, width):
         return image
-    turned = _resize_rows(image.astype(np.float32), height).transpose(1, 0, 2)
-    out = _resize_rows(turned, width).transpose(1, 0, 2)
+    transposed = _resize_rows(image.astype(np.float32), height).transpose(1, 0, 2)
+    out = _resize_rows(transposed, width).transpose(1, 0, 2)
     return np.clip(np.rint(out), 0, 255).astype(np.uint8)
 
 
@@ -32,9 +32,10 @@ def _resize_rows(x: np.ndarray, new: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _weights(size: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return each output's first input, int [new], and float32 [taps, new], 0 where it has fewer.
+    """Return the first input row of each output row, int [new], and float32 weights [taps, new].
 
-    Triangles as wide as an output pixel, or as an input pixel where those are wider.
+    Unused taps have weight 0. The filter is a triangle of the width of an output pixel, but at
+    least of an input pixel.
     """
     step = np.float32(1) / (np.float32(new) / np.float32(size))
     reach = max(step, np.float32(1))

@@ -1,4 +1,4 @@
-"""The words everybody shares: axis letters, the batch contract, TokenGroup. No framework but numpy.
+"""Shared types: axis letters, the batch contract, TokenGroup, DataSource. Imports only numpy.
 
 Axis letters (suffixes and einsum letters everywhere):
 
@@ -10,8 +10,8 @@ The batch contract. A batch is a nested dict of numpy arrays:
     observation.image_<camera>  uint8   [B, W, h, w, 3]
     observation.proprio         float32 [B, W, P]        normalised; padded with 0 to the widest
     observation.timestep_mask   bool    [B, W]           False: before the episode's first step
-    observation.present.<key>   bool    [B, W]           False: this dataset has no such sensor
-    observation.depth_<camera>  float32 [B, W, h, w, 1]  metres; 0 where nothing was measured
+    observation.present.<key>   bool    [B, W]           False: the dataset lacks this sensor
+    observation.depth_<camera>  float32 [B, W, h, w, 1]  metres; 0 for missing measurements
     task.language.ids           int32   [B, L]
     task.language.mask          bool    [B, L]           False: padding
     task.image_<camera>         uint8   [B, h, w, 3]     the goal image
@@ -22,13 +22,13 @@ The batch contract. A batch is a nested dict of numpy arrays:
     dataset                     int32   [B]              index into the run's datasets
     embodiment                  int32   [B]              index into the run's embodiment records
 
-Where a frozen text encoder runs outside the step (octolike.model.language), the trainer and the
-policy put its states beside the ids, just before the model sees the batch:
+If a frozen text encoder runs outside the step (octolike.model.language), the trainer and the policy
+add its states to the batch just before the model:
 
     task.language.states        float   [B, L, E]
 
-A key is there for every example of a run or for none: what a dataset lacks is filled with zeros and
-marked absent under `present`, and the model masks it.
+All examples of a run have the same keys: an input that a dataset lacks is filled with zeros and
+marked False under `present`, and the model masks it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TokenGroup(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What the integers of a batch count: names in the order of their index, saved with the run."""
+    """The names behind the integers of a batch, in the order of their index; saved with the run."""
 
     datasets: tuple[str, ...]
     embodiments: tuple[str, ...]
@@ -71,13 +71,13 @@ class BatchStream(Protocol):
         """Return the position after the last batch, as JSON data; `DataSource.train` takes it."""
 
     def state_at(self, position: dict[str, Any]) -> dict[str, Any]:
-        """Return an earlier `state()`, with the feedback that has come since."""
+        """Return an earlier `state()`, updated by the feedback since then."""
 
     def feedback(self, datasets: Mapping[str, float], tasks: Mapping[str, float]) -> None:
-        """Take held-out errors by name, which adaptive sampling weights follow."""
+        """Pass validation errors by name, which adaptive sampling weights follow."""
 
     def memory(self) -> int:
-        """Return the bytes held."""
+        """Return the memory in use, in bytes."""
 
     def close(self) -> None:
         """Stop the background work."""
@@ -86,8 +86,8 @@ class BatchStream(Protocol):
 class DataSource(Protocol):
     """The data of a run, as training needs them.
 
-    spec: of every batch; embodiments: the records (octolike.embodiment) that a batch's `embodiment`
-    counts; names: of a batch's integers.
+    spec: of every batch; embodiments: the records (octolike.embodiment) that `embodiment` in a
+    batch indexes.
     """
 
     spec: BatchSpec
@@ -95,25 +95,25 @@ class DataSource(Protocol):
 
     @property
     def names(self) -> Names:
-        """Return the names that the integers of a batch count."""
+        """Return the names behind the integers of a batch."""
 
     def train(
         self, start: Mapping[str, Any] | None = None, process: tuple[int, int] = (0, 1)
     ) -> BatchStream:
         """Return the training batches from a saved position, or from the beginning.
 
-        process: (index, count) of this host, which gets its share of the examples of each batch.
+        process: (index, count) of this host, which gets its share of each batch.
         """
 
     def validation(self) -> dict[str, Callable[[], Iterator[Batch]]]:
         """Return {dataset: function that iterates over its held-out batches}; {} for none."""
 
     def describe(self) -> str:
-        """Return a table of the data for people."""
+        """Return a table that describes the data."""
 
 
 class Context(NamedTuple):
-    """Whose chunk a head makes.
+    """The task and robot that a head predicts a chunk for.
 
     task: float [B, E], the pooled task tokens, or None; embodiment, task_id: int32 [B].
     """
@@ -134,7 +134,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested dict with the given dotted paths and leaves: the inverse of `flatten`."""
+    """Return the nested dict of {dotted path: leaf}: the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, key = path.split(".")
@@ -151,22 +151,24 @@ def batch_spec(batch: Mapping[str, Any]) -> BatchSpec:
 
 
 def zeros(spec: BatchSpec, batch_size: int) -> Batch:
-    """Return an all-zero batch of `batch_size` examples: what model initialisation needs."""
+    """Return an all-zero batch of `batch_size` examples, e.g. to initialise a model."""
     return unflatten({k: np.zeros((batch_size, *s), d) for k, (s, d) in spec.items()})
 
 
 def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:
-    """Raise ValueError naming every key that is missing, extra, or of another shape or dtype."""
-    found, faults = batch_spec(batch), []
-    for path in sorted(spec.keys() | found.keys()):
-        if path not in found:
+    """Raise ValueError for keys that are missing, unknown, or of another shape or dtype."""
+    actual, faults = batch_spec(batch), []
+    for path in sorted(spec.keys() | actual.keys()):
+        if path not in actual:
             faults.append(f"{path}: missing, expected {_show(spec[path])}")
         elif path not in spec:
-            faults.append(f"{path}: found {_show(found[path])}, but this run has no such key")
-        elif found[path] != (tuple(spec[path][0]), spec[path][1]):
-            faults.append(f"{path}: found {_show(found[path])}, expected {_show(spec[path])}")
+            faults.append(
+                f"{path}: found {_show(actual[path])}, but the batch spec has no such key"
+            )
+        elif actual[path] != (tuple(spec[path][0]), spec[path][1]):
+            faults.append(f"{path}: found {_show(actual[path])}, expected {_show(spec[path])}")
     if faults:
-        raise ValueError("the batch does not fit the batch spec:\n  " + "\n  ".join(faults))
+        raise ValueError("the batch does not match the batch spec:\n  " + "\n  ".join(faults))
 
 
 def spec_to_json(spec: BatchSpec) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""Import a checkpoint of the original Octo: an ordinary run directory comes out.
+"""Import a checkpoint of the original Octo as an ordinary run directory.
 
     python scripts/import_octo.py --source CKPT_DIR --target runs/octo-small
     ... --text_encoder DIR_OR_HUB_ID    tokenizer (and weights, if the checkpoint has none)
-    ... --step N                        another step than the newest
-    ... --golden DIR                    compare with arrays that Octo computed: octo_golden.py
+    ... --step N                        of the checkpoint; default: the newest
+    ... --golden DIR                    compare with Octo's outputs: octo_import/golden.py
 
-Expect the parts of the model with their parameter counts, remarks on what the checkpoint leaves
-open, and with --golden a table of differences; the exit code is 1 if one exceeds 1e-4. Afterwards
-Policy.load(runs/octo-small) acts, and --config.train.init_from=runs/octo-small finetunes.
+Expect the parts of the model with their parameter counts, notes on settings that the checkpoint
+does not state, and with --golden a table of differences (exit code 1 if one exceeds 1e-4). Then use
+Policy.load("runs/octo-small"), or finetune with --config.train.init_from=runs/octo-small.
 """
 
 import argparse
@@ -15,11 +15,11 @@ import sys
 
 
 def main() -> None:
-    """Import, print what there is to know, compare; exit 1 where it fails, in one line."""
+    """Import, print notes, compare; expected errors are one line without a traceback."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", required=True, help="what Octo's save_pretrained wrote")
+    parser.add_argument("--source", required=True, help="directory written by save_pretrained")
     parser.add_argument("--target", required=True, help="run directory to write")
     parser.add_argument("--text_encoder", default="", help="directory or hub id")
     parser.add_argument("--step", type=int, help="step to import; default: the newest")

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from octolike import config as configs
-from octolike.embodiment import FLOOR, STATISTICS, Layout, Statistics
+from octolike.embodiment import MIN_SPREAD, STATISTICS, Layout, Statistics
 
 
 def main(config: configs.Config) -> None:
@@ -53,7 +53,7 @@ def table(layout: Layout, statistics: Statistics) -> str:
     rows = [("", "unit", *STATISTICS, "")]
     values = np.stack([getattr(statistics, name) for name in STATISTICS], axis=1)
     for name, unit, numbers in zip(layout.names, layout.units, values, strict=True):
-        constant = "constant" if numbers[STATISTICS.index("std")] < FLOOR else ""
+        constant = "constant" if numbers[STATISTICS.index("std")] < MIN_SPREAD else ""
         rows.append((name, unit or "-", *(f"{x:.4g}" for x in numbers), constant))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from octolike.model.network import build_network
-from octolike.octo_import import importer, translate
+from octolike.octo_import import importer, octo_config
 from octolike.train import state
 from octolike.types import Names, batch_spec
 
@@ -111,7 +111,7 @@ def params(stored: dict, example: dict) -> dict[str, np.ndarray]:
 
     The paths come from the table that is tested; the golden checkpoints hold that table to Octo's.
     """
-    translation = translate.translate(stored, example)
+    translation = octo_config.translate(stored, example)
     model = dataclasses.asdict(translation.config.model)
     shapes = batch_spec(importer.to_batch(example, translation))
     network = build_network(model, shapes, Names(("one",), ("one",)))

@@ -391,7 +391,7 @@ def test_paraphrases_are_as_frequent_as_the_original_and_absent_in_validation(ro
         assert (a["task"]["language"]["ids"] != b["task"]["language"]["ids"]).any() == changes
     equal(*(next(d.validation()["fake"]()) for d in (data, plain)))
     path.write_text("{")
-    with pytest.raises(ConfigError, match="is no JSON"):
+    with pytest.raises(ConfigError, match="is not valid JSON"):
         opened(root, paraphrases=str(path))
 
 

@@ -20,7 +20,7 @@ from train_fakes import FakeSource
 from octolike import types
 from octolike.config import ConfigError
 from octolike.model import heads, language, language_weights, tokens
-from octolike.octo_import import golden, importer, octo_text, translate
+from octolike.octo_import import golden, importer, octo_config, octo_text
 from octolike.policy import Policy
 from octolike.train import checkpoint, loop
 from octolike.types import Names, TokenGroup, batch_spec, unflatten
@@ -141,7 +141,7 @@ def test_other_heads(name):
     parts = np.load(GOLDEN / "octo_parts" / "heads.npz")
     prefix = f"{name}/params/"
     own = {f"heads_action/{k[len(prefix) :]}": v for k, v in parts.items() if k.startswith(prefix)}
-    component = translate.translate(stored.config, stored.batch).config.model.heads["action"]
+    component = octo_config.translate(stored.config, stored.batch).config.model.heads["action"]
     params = unflatten({importer.target_path(k).replace("/", "."): v for k, v in own.items()})
     spec = {"action": ((2, 4, 7), "float32")}
     made = heads.build(component, "head", spec, names=Names((), ()), dtype=np.float32)
@@ -162,9 +162,9 @@ def test_published_sizes(tmp_path, size):
     file = GOLDEN / "octo_parts" / f"octo_{size}_1_5_param_shapes.json"
     leaves = {k: jax.ShapeDtypeStruct(*v) for k, v in json.loads(file.read_text()).items()}
     stored, example = published(size)
-    translation = translate.translate(stored, example)
+    translation = octo_config.translate(stored, example)
     spec = batch_spec(importer.to_batch(example, translation))
-    parts = octo_text.separate(leaves)
+    parts = octo_text.split_text_encoders(leaves)
     sizes = octo_text.t5_config(parts.encoders["language"])
     language_weights.save(tmp_path / "t5", sizes, {})
     encoder = {"kind": "t5", "path": str(tmp_path / "t5")}
@@ -305,7 +305,7 @@ def test_film_follows_the_embedded_instruction():
     )
     example = fakes.batch()
     example["task"]["language_instruction"] = np.ones((1, 6), np.float32)
-    made = translate.translate(stored, example).config.model
+    made = octo_config.translate(stored, example).config.model
     assert made.tokenizers["primary"]["film"]
     theirs = "octo_transformer/observation_tokenizers_primary/SmallStem16_0/FilmConditioning_0"
     ours = "tokenizers_primary/encoder/film"
@@ -326,7 +326,7 @@ def test_first_releases_have_other_names(tmp_path):
     del stored["model"]["use_correct_attention"], stored["window_size"]
     kwargs = stored["model"]["heads"]["action"]["kwargs"]
     kwargs["pred_horizon"] = kwargs.pop("action_horizon")
-    leaves = fakes.params(translate.modernize(stored), example)
+    leaves = fakes.params(octo_config.modernize(stored), example)
     example["tasks"] = example.pop("task")
     example["observation"]["pad_mask"] = example["observation"].pop("timestep_pad_mask")
     example["action"] = example["action"][:, :, 0]  # chunked later, by the head
@@ -403,7 +403,7 @@ def test_imported_policy_acts_and_finetunes(tmp_path, capsys):
     config.train.init_from, config.train.steps = str(tmp_path / "run"), 2
     config.data.batch_size, config.optim.warmup, config.train.validate_every = 2, 0, 0
     example = importer.to_batch(
-        fakes.batch(size=2), translate.translate(translate.modernize(stored), fakes.batch())
+        fakes.batch(size=2), octo_config.translate(octo_config.modernize(stored), fakes.batch())
     )
 
     class Stream:
@@ -488,7 +488,7 @@ ERRORS = {
 def test_what_cannot_be_represented_is_named(name):
     stored, match = ERRORS[name]
     with pytest.raises(ConfigError, match=match):
-        translate.translate(stored, fakes.batch(("primary", "wrist")))
+        octo_config.translate(stored, fakes.batch(("primary", "wrist")))
 
 
 def test_unknown_text_processor():
@@ -497,7 +497,7 @@ def test_unknown_text_processor():
     example = fakes.batch()
     example["task"]["language_instruction"] = np.ones((1, 512), np.float32)
     with pytest.raises(ConfigError, match=r"class at text_processor: 'MuseEmbedding'"):
-        translate.translate(stored, example)
+        octo_config.translate(stored, example)
 
 
 def test_every_leaf_must_fit(tmp_path):

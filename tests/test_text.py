@@ -30,9 +30,9 @@ def test_ids_are_in_range_and_zero_is_padding():
     assert ids.max() <= 49
 
 
-def test_too_long_an_instruction_is_cut_with_a_warning_once():
+def test_a_long_instruction_is_truncated_with_one_warning():
     text = HashTokenizer(length=2)
-    with pytest.warns(UserWarning, match=r"'one two three' has 3 tokens and is cut at 2"):
+    with pytest.warns(UserWarning, match=r"'one two three' has 3 tokens and is truncated to 2"):
         ids, mask = text.encode(["one two three"])
     assert mask.all()
     with warnings.catch_warnings():
@@ -52,9 +52,9 @@ def test_a_hugging_face_tokenizer_from_a_directory():
 
 
 @pytest.mark.skipif(not TINY_T5.exists(), reason=f"no tokenizer in {TINY_T5}")
-def test_a_cut_instruction_keeps_its_end_mark(tmp_path):
+def test_a_truncated_instruction_keeps_its_end_token(tmp_path):
     text = HuggingFaceTokenizer(path=str(TINY_T5), length=4)
-    with pytest.warns(UserWarning, match="is cut at 4"):
+    with pytest.warns(UserWarning, match="is truncated to 4"):
         ids, mask = text.encode(["put the cup into the sink"])
     assert mask.all()
     assert ids[0, -1] == text._tokenizer.eos_token_id
@@ -74,7 +74,7 @@ def test_paraphrases(tmp_path):
     ("text", "match"),
     [
         (None, "cannot be read: No such file"),
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[1]", "is a list; expected"),
         ('{"a": "b"}', r"\['a'\] is 'b'; expected"),
         ('{"a": []}', r"\['a'\] is \[\]; expected"),
@@ -84,14 +84,14 @@ def test_paraphrases(tmp_path):
         ('{"a": ["b"], "a": ["c"]}', "has 'a' twice"),
     ],
 )
-def test_paraphrases_that_make_no_sense(tmp_path, text, match):
+def test_invalid_paraphrases_are_refused(tmp_path, text, match):
     if text is not None:
         (tmp_path / "p.json").write_text(text)
     with pytest.raises(ConfigError, match=match):
         load_paraphrases(tmp_path / "p.json")
 
 
-def test_a_wrong_tokenizer_path_is_named(tmp_path):
+def test_an_error_names_a_wrong_tokenizer_path(tmp_path):
     text = build_component(
         TOKENIZERS, {"kind": "huggingface", "path": str(tmp_path / "none")}, "data.text"
     )
@@ -99,7 +99,7 @@ def test_a_wrong_tokenizer_path_is_named(tmp_path):
         text.encode(["x"])
 
 
-def test_what_is_returned_may_be_changed():
+def test_returned_arrays_may_be_modified():
     text = HashTokenizer(length=2)
     text.encode(["one"])[0][:] = 7
     assert text.encode(["one"])[0][0, 1] == 0
@@ -114,6 +114,6 @@ def test_what_is_returned_may_be_changed():
         ({"kind": "hugingface"}, "did you mean 'huggingface'"),
     ],
 )
-def test_settings_that_make_no_sense(fields, message):
+def test_invalid_settings_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         build_component(TOKENIZERS, {"kind": "hash"} | fields, "data.text")

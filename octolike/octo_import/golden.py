@@ -1,13 +1,13 @@
-"""An imported checkpoint against arrays that Octo itself computed: `import_octo.py --golden DIR`.
+"""Compares an imported checkpoint with arrays that Octo computed: `import_octo.py --golden DIR`.
 
     DIR/inputs.npz     a batch of Octo, keys as slash paths
-    DIR/outputs.npz    tokens/<group>, mask/<group>      what the transformer gives
+    DIR/outputs.npz    tokens/<group>, mask/<group>      the outputs of the transformer
                        betas; eps/{time, noisy_actions, pred}; loss/{time, noise, value}
-                       ddpm/{init, z, actions}           a whole sampling run, its noise given
+                       ddpm/{init, z, actions}           a complete sampling run with fixed noise
                        sample_actions[_unnormalized]     of a head without noise
 
-Everything is computed from the batch's pixels and words with the run's own parameters; what the
-directory lacks is skipped. Keys that hang on the random stream of an old jax are ignored.
+Everything is computed from the pixels and words of the batch with the run's parameters. Outputs
+that the directory lacks are skipped; keys that depend on the random stream of an old jax too.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from octolike import types
 from octolike.config import ConfigError
 from octolike.model import heads, language
 from octolike.model.network import build_network
-from octolike.octo_import import importer, translate
+from octolike.octo_import import importer, octo_config
 from octolike.train import checkpoint
 from octolike.types import TokenGroup
 
-LIMIT = 1e-4  # largest absolute difference that is put down to float32
-SCORE_ERROR = 1e-6  # how far two float32 versions of the score network are apart: 8e-7 was measured
+LIMIT = 1e-4  # largest absolute difference that float32 explains
+SCORE_ERROR = 1e-6  # difference of two float32 score networks: 8e-7 was measured
 IGNORED = ("loss_rngkey3", "sample_actions_key5_jax0420")
 
 
-class Row(NamedTuple):
-    """One output: its largest absolute difference, whether that will do, and what to know."""
+class OutputComparison(NamedTuple):
+    """One output: its largest absolute difference, whether it is within the limit, and a remark."""
 
     output: str
     difference: float
@@ -44,11 +44,12 @@ class Row(NamedTuple):
     remark: str = ""
 
 
-def compare(imported: importer.Imported, folder: str | Path) -> list[Row]:
-    """Return a row per output in the folder.
+def compare(imported: importer.ImportedRun, folder: str | Path) -> list[OutputComparison]:
+    """Return one comparison per output in the folder.
 
-    Raises FileNotFoundError for a folder without the two files, ConfigError for one that holds
-    nothing to compare.
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ConfigError: no output can be compared.
     """
     inputs, outputs = (_load(Path(folder), name) for name in ("inputs.npz", "outputs.npz"))
     run = imported.run
@@ -67,12 +68,14 @@ def compare(imported: importer.Imported, folder: str | Path) -> list[Row]:
     else:
         rows += _deterministic(head, group, run, outputs)
     if not rows:
-        raise ConfigError(f"{folder}/outputs.npz has nothing that can be compared: {list(outputs)}")
+        raise ConfigError(
+            f"{folder}/outputs.npz holds no output that can be compared: {list(outputs)}"
+        )
     return rows
 
 
 def encode(run: checkpoint.Run, batch: types.Batch) -> dict[str, TokenGroup]:
-    """Return every token group by name, as the run's transformer leaves it."""
+    """Return every token group by name, after the run's transformer."""
     settings = dataclasses.asdict(run.config.model)
     frozen = language.frozen_encoder(settings)
     batch = frozen(batch) if frozen else batch
@@ -81,8 +84,8 @@ def encode(run: checkpoint.Run, batch: types.Batch) -> dict[str, TokenGroup]:
     return apply({"params": run.params}, batch["observation"], batch["task"])
 
 
-def table(rows: list[Row]) -> str:
-    """Return the rows as text, the verdict in the last line."""
+def table(rows: list[OutputComparison]) -> str:
+    """Return the comparisons as text, with the verdict in the last line."""
     wide = max(len(row.output) for row in rows)
     lines = [
         f"{row.output:<{wide}}  {row.difference:8.1e}  {'ok' if row.good else 'NO'}  {row.remark}"
@@ -104,11 +107,13 @@ def _load(folder: Path, name: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def batch_of(inputs: Mapping[str, np.ndarray], translation: translate.Translation) -> types.Batch:
-    """Return a batch of Octo, given by slash paths, in this project's contract."""
+def batch_of(
+    inputs: Mapping[str, np.ndarray], translation: octo_config.ConfigTranslation
+) -> types.Batch:
+    """Return an Octo batch {slash path: array} in the batch contract (octolike.types)."""
     nested = types.unflatten({path.replace("/", "."): x for path, x in inputs.items()})
-    batch = importer.to_batch(translate.modernize(nested), translation)
-    # Octo looks at a goal's pixels whether its flag says present or not; octolike makes it black.
+    batch = importer.to_batch(octo_config.modernize(nested), translation)
+    # Octo reads goal images regardless of their flags; octolike blanks those marked absent.
     for key in translation.config.data.cameras if translation.config.data.goal != "none" else ():
         flag = batch["task"]["present"][f"image_{key}"]
         batch["task"]["present"][f"image_{key}"] = np.ones_like(flag)
@@ -118,83 +123,103 @@ def batch_of(inputs: Mapping[str, np.ndarray], translation: translate.Translatio
 # Comparing
 
 
-def _row(output: str, got: Any, expected: np.ndarray, where: np.ndarray | None = None) -> Row:
-    got = np.asarray(got)
-    if got.shape != expected.shape:
-        return Row(output, np.inf, False, f"{list(got.shape)}, expected {list(expected.shape)}")
-    difference = np.abs(got.astype(np.float64) - expected)
-    if where is not None:
-        difference = difference[where]
+def _compare(
+    output: str, actual: Any, expected: np.ndarray, mask: np.ndarray | None = None
+) -> OutputComparison:
+    actual = np.asarray(actual)
+    if actual.shape != expected.shape:
+        return OutputComparison(
+            output, np.inf, False, f"{list(actual.shape)}, expected {list(expected.shape)}"
+        )
+    difference = np.abs(actual.astype(np.float64) - expected)
+    if mask is not None:
+        difference = difference[mask]
     largest = float(difference.max(initial=0.0))
-    return Row(output, largest, bool(largest <= LIMIT))
+    return OutputComparison(output, largest, bool(largest <= LIMIT))
 
 
-def _tokens(groups: Mapping[str, TokenGroup], outputs: Mapping[str, np.ndarray]) -> Iterator[Row]:
+def _tokens(
+    groups: Mapping[str, TokenGroup], outputs: Mapping[str, np.ndarray]
+) -> Iterator[OutputComparison]:
     task = [group for name, group in groups.items() if name.startswith("task_")]
     if task:
-        whole = TokenGroup(
+        all_task_tokens = TokenGroup(
             *(jnp.concatenate(x, axis=axis) for x, axis in zip(zip(*task), (-2, -1)))
         )
-        groups = {**groups, "task": whole}
+        groups = {**groups, "task": all_task_tokens}
     for key in outputs:
         kind, _, name = key.partition("/")
         if kind not in ("tokens", "mask"):
             continue
         if name not in groups:
-            yield Row(key, np.inf, False, f"the model has no such group: {', '.join(groups)}")
+            yield OutputComparison(
+                key, np.inf, False, f"the model has no such group; its groups: {', '.join(groups)}"
+            )
         elif kind == "mask":
-            yield _row(key, groups[name].mask, outputs[key].astype(bool))
+            yield _compare(key, groups[name].mask, outputs[key].astype(bool))
         else:
-            # A token that nobody may look at holds what its sensor would have said.
-            seen = outputs.get(f"mask/{name}", np.ones(outputs[key].shape[:-1])).astype(bool)
-            yield _row(key, groups[name].tokens, outputs[key], where=seen)
+            # Masked tokens are not compared: no other token attends to them.
+            mask = outputs.get(f"mask/{name}", np.ones(outputs[key].shape[:-1])).astype(bool)
+            yield _compare(key, groups[name].tokens, outputs[key], mask=mask)
 
 
-def _betas(head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping) -> Iterator[Row]:
+def _betas(
+    head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping
+) -> Iterator[OutputComparison]:
     if "betas" in outputs:
-        yield _row("betas", head.betas, outputs["betas"])
+        yield _compare("betas", head.betas, outputs["betas"])
 
 
-def _score(head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping) -> Iterator[Row]:
+def _score(
+    head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping
+) -> Iterator[OutputComparison]:
     if "eps/pred" in outputs:
         embedding = head.embed(group)[None]
-        got = head.score(embedding, outputs["eps/noisy_actions"], outputs["eps/time"])
-        yield _row("eps/pred", got, outputs["eps/pred"])
+        scores = head.score(embedding, outputs["eps/noisy_actions"], outputs["eps/time"])
+        yield _compare("eps/pred", scores, outputs["eps/pred"])
 
 
-def _loss(head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping) -> Iterator[Row]:
+def _loss(
+    head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping
+) -> Iterator[OutputComparison]:
     if "loss/value" in outputs:
         mask = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
-        # With the masked actions as they are: Octo shows them to the network, octolike zeros.
+        # Masked actions are not zeroed here, as in Octo; octolike's training zeroes them.
         errors = head.errors(group, batch["action"], outputs["loss/time"], outputs["loss/noise"])
-        yield _row("loss/value", heads.masked_losses(errors, mask)[0], outputs["loss/value"])
+        yield _compare("loss/value", heads.masked_losses(errors, mask)[0], outputs["loss/value"])
 
 
-def _sampling(head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping) -> Iterator[Row]:
-    """Compare a sampling run, and say how exactly float32 determines its result.
+def _sampling(
+    head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping
+) -> Iterator[OutputComparison]:
+    """Compare a sampling run, and measure how sensitive its result is to float32 rounding.
 
-    The first step divides by √α = 0.03 and the later ones amplify further, so that a run has
-    values which the last bits of the score network move by more than the limit. Which ones is
-    found out by repeating the run with the initial noise moved by as much as the score network's
-    own rounding; the remark tells how far that carries. The limit stays what it is.
+    The first step divides by √α = 0.03, and later ones amplify further, so the last bits of the
+    score network move some values by more than the limit. The run is repeated with the initial
+    noise perturbed by the rounding error of the score network; the remark states the effect. The
+    limit does not change.
     """
     if "ddpm/actions" not in outputs:
         return
     repeats, expected = 32, outputs["ddpm/actions"]
     x, z = outputs["ddpm/init"][:, -1], outputs["ddpm/z"][:, :, -1]
-    moved = np.random.default_rng(0).normal(0, SCORE_ERROR, (repeats, *x.shape)).astype(np.float32)
-    moved[0] = 0
-    many = lambda a: np.concatenate([np.asarray(a)] * repeats)
+    perturbation = (
+        np.random.default_rng(0).normal(0, SCORE_ERROR, (repeats, *x.shape)).astype(np.float32)
+    )
+    perturbation[0] = 0
+    repeated = [np.concatenate([np.asarray(a)] * repeats) for a in (*group, x)]
     z = np.concatenate([z] * repeats, axis=1)
-    got = head.denoise(TokenGroup(*map(many, group)), many(x) + moved.reshape(-1, x.shape[-1]), z)
-    got = np.asarray(got).reshape(repeats, *expected.shape)
-    row = _row("ddpm/actions", got[0], expected)
-    moves_by = np.abs(got - got[0]).max(axis=0)
-    over = np.abs(got[0] - expected) > LIMIT
+    actions = head.denoise(
+        TokenGroup(*repeated[:2]), repeated[2] + perturbation.reshape(-1, x.shape[-1]), z
+    )
+    actions = np.asarray(actions).reshape(repeats, *expected.shape)
+    row = _compare("ddpm/actions", actions[0], expected)
+    effect = np.abs(actions - actions[0]).max(axis=0)
+    over = np.abs(actions[0] - expected) > LIMIT
     if over.any():
         remark = (
-            f"{over.sum()} of {over.size} values are over {LIMIT:g}; an error of {SCORE_ERROR:g} "
-            f"in the first score moves them by up to {moves_by[over].max():.1e}"
+            f"{over.sum()} of {over.size} values differ by more than {LIMIT:g}; an error of "
+            f"{SCORE_ERROR:g} in the first score moves them by up to {effect[over].max():.1e}"
         )
         row = row._replace(remark=remark)
     yield row
@@ -202,14 +227,14 @@ def _sampling(head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping
 
 def _deterministic(
     head: Any, group: TokenGroup, run: checkpoint.Run, outputs: Mapping[str, np.ndarray]
-) -> Iterator[Row]:
-    got = None
+) -> Iterator[OutputComparison]:
+    actions = None
     if outputs.keys() & {"sample_actions", "sample_actions_unnormalized"}:
-        got = np.asarray(head.sample(group))
+        actions = np.asarray(head.sample(group))
     if "sample_actions" in outputs:
-        yield _row("sample_actions", got, outputs["sample_actions"])
+        yield _compare("sample_actions", actions, outputs["sample_actions"])
     if "sample_actions_unnormalized" in outputs:
         expected = outputs["sample_actions_unnormalized"]
-        yield _row(
-            "sample_actions_unnormalized", run.embodiments[0].unnormalize_action(got), expected
+        yield _compare(
+            "sample_actions_unnormalized", run.embodiments[0].unnormalize_action(actions), expected
         )

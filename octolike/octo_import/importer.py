@@ -1,12 +1,12 @@
-"""Octo's checkpoints as runs of this project: what `scripts/import_octo.py` does.
+"""Imports an Octo checkpoint as a run directory (scripts/import_octo.py).
 
-    CKPT_DIR/                              what Octo's save_pretrained writes
+    CKPT_DIR/                              written by Octo's save_pretrained
       config.json                          → config.json            octo_config.py
       dataset_statistics.json              → embodiments.json       `embodiments`
       example_batch.msgpack                → batch_spec.json        `to_batch`
       <step>/default/checkpoint, or orbax  → checkpoints/<step>     `PATHS`
 
-The imported run is like any other: the model knows nothing of where its parameters came from.
+The imported run is an ordinary run: it acts, is evaluated, and can be finetuned.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from octolike import types
+from octolike import files, types
 from octolike.config import Config, ConfigError
-from octolike.embodiment import FLOOR, STATISTICS, Embodiment, Layout, Statistics
+from octolike.embodiment import MIN_SPREAD, STATISTICS, Embodiment, Layout, Statistics
 from octolike.model import language
 from octolike.model.network import build_network
-from octolike.octo_import import octo_text, translate
+from octolike.octo_import import octo_config, octo_text
 from octolike.octo_import.octo_components import WORDS
-from octolike.octo_import.translate import Translation
+from octolike.octo_import.octo_config import ConfigTranslation
 from octolike.train import checkpoint, checkpoint_store, state
 
-# Octo's parameters → ours. A {name} stands for one part of a path and is the same on both sides;
-# what follows the pattern (/kernel, /bias, /scale, ...) is kept. The first row that fits counts.
+# Octo's parameter paths → octolike's. {name} stands for one part of a path, the same on both sides;
+# the rest of the path (/kernel, /bias, /scale, …) is kept. The first matching row is used.
 _BLOCK = "octo_transformer/BlockTransformer_0/Transformer_0/encoderblock_{i}"
-_SEEN = "octo_transformer/observation_tokenizers_{t}"
+_OBSERVATION = "octo_transformer/observation_tokenizers_{t}"
 _SCORE = "heads_{h}/diffusion_model"
 _POOL = (  # attention pooling, in heads and token learners
     ("probe", "probe"),
@@ -58,15 +58,21 @@ PATHS = (
     ("octo_transformer/BlockTransformer_0/Transformer_0/encoder_norm", "transformer/norm"),
     ("octo_transformer/{group}_projection", "{group}_projection"),
     ("octo_transformer/{group}_pos_embedding", "{group}_pos_embedding"),
-    (f"{_SEEN}/{{encoder}}_0/StdConv_{{i}}", "tokenizers_{t}/encoder/conv_{i}"),
-    (f"{_SEEN}/{{encoder}}_0/GroupNorm_{{i}}", "tokenizers_{t}/encoder/norm_{i}"),
-    (f"{_SEEN}/{{encoder}}_0/embedding", "tokenizers_{t}/encoder/embedding"),
-    (f"{_SEEN}/{{encoder}}_0/FilmConditioning_0/Dense_0", "tokenizers_{t}/encoder/film/scale"),
-    (f"{_SEEN}/{{encoder}}_0/FilmConditioning_0/Dense_1", "tokenizers_{t}/encoder/film/shift"),
-    (f"{_SEEN}/TokenLearner_0/pos_embed", "tokenizers_{t}/learner/pos_embedding"),
-    (f"{_SEEN}/TokenLearner_0/LayerNorm_0", "tokenizers_{t}/learner/norm"),
+    (f"{_OBSERVATION}/{{encoder}}_0/StdConv_{{i}}", "tokenizers_{t}/encoder/conv_{i}"),
+    (f"{_OBSERVATION}/{{encoder}}_0/GroupNorm_{{i}}", "tokenizers_{t}/encoder/norm_{i}"),
+    (f"{_OBSERVATION}/{{encoder}}_0/embedding", "tokenizers_{t}/encoder/embedding"),
+    (
+        f"{_OBSERVATION}/{{encoder}}_0/FilmConditioning_0/Dense_0",
+        "tokenizers_{t}/encoder/film/scale",
+    ),
+    (
+        f"{_OBSERVATION}/{{encoder}}_0/FilmConditioning_0/Dense_1",
+        "tokenizers_{t}/encoder/film/shift",
+    ),
+    (f"{_OBSERVATION}/TokenLearner_0/pos_embed", "tokenizers_{t}/learner/pos_embedding"),
+    (f"{_OBSERVATION}/TokenLearner_0/LayerNorm_0", "tokenizers_{t}/learner/norm"),
     *(
-        (f"{_SEEN}/TokenLearner_0/MAPHead_0/{a}", f"tokenizers_{{t}}/learner/pool/{b}")
+        (f"{_OBSERVATION}/TokenLearner_0/MAPHead_0/{a}", f"tokenizers_{{t}}/learner/pool/{b}")
         for a, b in _POOL
     ),
     *((f"heads_{{h}}/map_head/{a}", f"heads_{{h}}/pool/{b}") for a, b in _POOL),
@@ -81,8 +87,8 @@ PATHS = (
     ("heads_{h}/mean_proj", "heads_{h}/out"),
     ("heads_{h}/vocab_proj", "heads_{h}/out"),
 )
-# What stands in for a statistic that the files lack: none of them counts in "normal".
-_STAND_IN = {
+# Substitutes for statistics that the files lack; normalization "normal" uses none of them.
+_SUBSTITUTES = {
     "p01": ("min", "mean"),
     "p99": ("max", "mean"),
     "min": ("p01", "mean"),
@@ -90,8 +96,8 @@ _STAND_IN = {
 }
 
 
-class Stored(NamedTuple):
-    """An Octo checkpoint as read from disk, with the names of later releases.
+class OctoCheckpoint(NamedTuple):
+    """The contents of an Octo checkpoint, with the names of later releases.
 
     config, batch, statistics: nested; params: {slash path: array}.
     """
@@ -103,11 +109,11 @@ class Stored(NamedTuple):
     step: int
 
 
-class Imported(NamedTuple):
-    """What was written. notes: what the source left open, or what has no counterpart here."""
+class ImportedRun(NamedTuple):
+    """An imported run. notes: settings that the source does not state or octolike does not have."""
 
     run: checkpoint.Run
-    translation: Translation
+    translation: ConfigTranslation
     notes: tuple[str, ...]
 
 
@@ -117,43 +123,43 @@ def import_checkpoint(
     *,
     text_encoder: str = "",
     step: int | None = None,
-) -> Imported:
-    """Write the run directory `target` of the Octo checkpoint in `source`.
+) -> ImportedRun:
+    """Import the Octo checkpoint in `source` as the run directory `target`.
 
     Args:
         source: the directory that Octo's save_pretrained wrote.
-        target: must not exist, or be empty.
+        target: a directory that does not exist or is empty.
         text_encoder: directory or hub id of the tokenizer (and of the encoder's weights, if the
-            checkpoint has none); by default the name that the checkpoint gives.
-        step: which of the stored ones; the newest by default.
+            checkpoint has none); default: the name that the checkpoint states.
+        step: of the checkpoint; default: the newest.
 
     Raises:
-        ConfigError: what this project cannot represent.
-        FileNotFoundError, ValueError: a part that is missing or broken, or a parameter too many,
-            too few, or of another shape: it is named.
+        ConfigError: a setting that octolike cannot represent.
+        FileNotFoundError, ValueError: a file is missing or corrupted, or a parameter is missing,
+            unknown or of another shape.
     """
-    target = Path(target)
+    target = files.output_directory(target, "--target")
     if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is not empty; name a new directory, or remove what is there")
+        raise ConfigError(f"{target} is not empty; name a new directory, or empty this one")
     source = Path(source)
     stored = read(source, step)
-    translation = translate.translate(stored.config, stored.batch)
+    translation = octo_config.translate(stored.config, stored.batch)
     config = translation.config
     config.workdir = str(target)
     config.train.steps = max(config.train.steps, stored.step)
     records, notes = embodiments(stored, translation)
     names = types.Names(tuple(e.name for e in records), tuple(e.name for e in records))
     spec = types.batch_spec(to_batch(stored.batch, translation))
-    leaves = octo_text.separate(stored.params)
+    params = octo_text.split_text_encoders(stored.params)
     try:
-        encoders = octo_text.place(config, leaves, source, target, text_encoder)
-        params = convert(leaves.others, shapes_of(config, spec, names), encoders)
+        encoders = octo_text.import_text(config, params, source, target, text_encoder)
+        converted = convert(params.others, shapes_of(config, spec, names), encoders)
         checkpoint.write_run_files(config, records, spec, names)
-        _save(target, params, stored.step)
+        _save(target, converted, stored.step)
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)  # a half-written run would look like a whole one
+        shutil.rmtree(target, ignore_errors=True)  # a partial run would look complete
         raise
-    return Imported(checkpoint.load_run(target), translation, translation.notes + notes)
+    return ImportedRun(checkpoint.load_run(target), translation, translation.notes + notes)
 
 
 def shapes_of(config: Config, spec: types.BatchSpec, names: types.Names) -> state.Params:
@@ -167,8 +173,12 @@ def shapes_of(config: Config, spec: types.BatchSpec, names: types.Names) -> stat
 # The files
 
 
-def read(source: str | Path, step: int | None = None) -> Stored:
-    """Read an Octo checkpoint directory; FileNotFoundError or ValueError names what is amiss."""
+def read(source: str | Path, step: int | None = None) -> OctoCheckpoint:
+    """Read an Octo checkpoint directory.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or corrupted.
+    """
     source = Path(source)
     steps = sorted(int(p.name) for p in source.glob("*") if p.name.isdigit())
     if not source.is_dir() or not steps:
@@ -180,9 +190,9 @@ def read(source: str | Path, step: int | None = None) -> Stored:
         raise FileNotFoundError(f"{source} has no step {step}; it has {steps}")
     step = steps[-1] if step is None else step
     batch = flax.serialization.msgpack_restore(_file(source, "example_batch.msgpack").read_bytes())
-    return Stored(
-        config=translate.modernize(_json(_file(source, "config.json"))),
-        batch=translate.modernize(batch),
+    return OctoCheckpoint(
+        config=octo_config.modernize(_json(_file(source, "config.json"))),
+        batch=octo_config.modernize(batch),
         statistics=_json(_file(source, "dataset_statistics.json")),
         params=_read_params(source / str(step) / "default"),
         step=step,
@@ -191,8 +201,8 @@ def read(source: str | Path, step: int | None = None) -> Stored:
 
 def _file(source: Path, name: str) -> Path:
     if not (source / name).is_file():
-        there = ", ".join(sorted(p.name for p in source.iterdir()))
-        raise FileNotFoundError(f"{source} has no {name}; it holds {there}")
+        names = ", ".join(sorted(p.name for p in source.iterdir()))
+        raise FileNotFoundError(f"{source} has no {name}; it holds {names}")
     return source / name
 
 
@@ -200,26 +210,26 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def _read_params(folder: Path) -> dict[str, np.ndarray]:
-    """Return {slash path: array} from flax's one file, or else as orbax reads the folder."""
+    """Return {slash path: array}, from flax's single file or from the orbax folder."""
     file, tree = folder / "checkpoint", {}
     if file.is_file():
         tree = flax.serialization.msgpack_restore(file.read_bytes())
     leaves = flax.traverse_util.flatten_dict(tree, sep="/")
-    # Where orbax keeps large arrays apart, the file has placeholders (text) in their place.
+    # If orbax stores large arrays separately, the file has text placeholders for them.
     if not leaves or any(not isinstance(x, np.ndarray) for x in leaves.values()):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is missing: the parameters are read from there")
+            raise FileNotFoundError(f"{folder} is missing; it should hold the parameters")
         tree = ocp.PyTreeCheckpointer().restore(folder.absolute())
         leaves = flax.traverse_util.flatten_dict(tree, sep="/")
     return {path: np.asarray(x) for path, x in leaves.items()}
 
 
 def _save(target: Path, params: state.Params, step: int) -> None:
-    """Save as a training run does; the optimiser's state is that of plain SGD: none."""
+    """Save a checkpoint like training does; the optimiser state is that of plain SGD: empty."""
     start = state.create(jax.tree.map(jnp.asarray, params), optax.sgd(0.0), (), ema=False)
     checkpoints = checkpoint_store.CheckpointStore(target, keep=1)
     checkpoints.save(start.replace(step=jnp.int32(step)), {})
@@ -234,42 +244,45 @@ def convert(
     shapes: state.Params,
     encoders: Mapping[str, state.Params] | None = None,
 ) -> state.Params:
-    """Return the parameters, float32, of a model whose parameters have the given shapes.
+    """Return Octo's parameters as float32 parameters of a model with the given shapes.
 
     source: {Octo's slash path: array}; see `fit`. encoders: {tokenizer: parameters of its text
-    encoder}, which come as they are.
+    encoder}, already converted.
     """
-    whole = {f"tokenizers_{name}": {"encoder": params} for name, params in (encoders or {}).items()}
-    leaves = flax.traverse_util.flatten_dict(whole, sep="/")
-    mine = flax.traverse_util.flatten_dict(shapes, sep="/")
-    rest = {path: shape for path, shape in mine.items() if path not in leaves}
-    origin = fit(source, flax.traverse_util.unflatten_dict(rest, sep="/"))
+    encoder_params = {
+        f"tokenizers_{name}": {"encoder": params} for name, params in (encoders or {}).items()
+    }
+    leaves = flax.traverse_util.flatten_dict(encoder_params, sep="/")
+    flat_shapes = flax.traverse_util.flatten_dict(shapes, sep="/")
+    missing = {path: shape for path, shape in flat_shapes.items() if path not in leaves}
+    origin = fit(source, flax.traverse_util.unflatten_dict(missing, sep="/"))
     leaves |= {target: np.asarray(source[path], np.float32) for target, path in origin.items()}
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def fit(source: Mapping[str, Any], shapes: state.Params) -> dict[str, str]:
-    """Return {our slash path: Octo's}. Both sides may be abstract: only shapes are looked at.
+    """Return {octolike's slash path: Octo's}. Both sides may be abstract: only shapes are read.
 
-    Raises ValueError that names every parameter of Octo that has no place here, every one of ours
-    that nothing fills, and every shape that differs.
+    Raises:
+        ValueError: lists all unknown parameters of Octo, all missing ones, and all shapes that
+            differ.
     """
-    mine = flax.traverse_util.flatten_dict(shapes, sep="/")
+    targets = flax.traverse_util.flatten_dict(shapes, sep="/")
     origin, faults = {}, []
     for path, leaf in source.items():
         target = target_path(path)
-        if target not in mine:
+        if target not in targets:
             faults.append(f"no place for {path} {list(leaf.shape)}")
             continue
         if target in origin:
             faults.append(f"{path} and {origin[target]} would both fill {target}")
-        elif leaf.shape != mine[target].shape:
-            shape = list(mine[target].shape)
+        elif leaf.shape != targets[target].shape:
+            shape = list(targets[target].shape)
             faults.append(f"{path} is {list(leaf.shape)}, expected {shape} (of {target})")
         origin[target] = path
-    for target in mine.keys() - origin.keys():
+    for target in targets.keys() - origin.keys():
         hints = " or ".join(source_paths(target)) or "a parameter that Octo does not have"
-        faults.append(f"nothing fills {target} {list(mine[target].shape)}: {hints} is missing")
+        faults.append(f"nothing fills {target} {list(targets[target].shape)}: {hints} is missing")
     if faults:
         raise ValueError(
             f"the checkpoint's parameters do not fit its config.json ({len(faults)} faults):\n  "
@@ -279,12 +292,12 @@ def fit(source: Mapping[str, Any], shapes: state.Params) -> dict[str, str]:
 
 
 def target_path(path: str) -> str | None:
-    """Return our path of a parameter of Octo, or None where no row of `PATHS` fits."""
+    """Return octolike's path of an Octo parameter; None if no row of `PATHS` matches."""
     return next(_rewrite(path, PATHS), None)
 
 
 def source_paths(path: str) -> list[str]:
-    """Return the paths that Octo may give a parameter of ours; * is what cannot be known."""
+    """Return the possible Octo paths of a parameter; * stands for an unknown part."""
     return list(_rewrite(path, [(ours, theirs) for theirs, ours in PATHS]))
 
 
@@ -292,23 +305,23 @@ def _rewrite(path: str, rows: Iterable[tuple[str, str]]) -> Iterable[str]:
     for old, new in rows:
         pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", old) + r"(?P<rest>/.*|)"
         if match := re.fullmatch(pattern, path):
-            known = match.groupdict()
-            rest = known.pop("rest")
-            yield re.sub(r"\{(\w+)\}", lambda m, known=known: known.get(m[1], "*"), new) + rest
+            parts = match.groupdict()
+            rest = parts.pop("rest")
+            yield re.sub(r"\{(\w+)\}", lambda m, parts=parts: parts.get(m[1], "*"), new) + rest
 
 
 # Embodiments
 
 
 def embodiments(
-    stored: Stored, translation: Translation
+    stored: OctoCheckpoint, translation: ConfigTranslation
 ) -> tuple[list[Embodiment], tuple[str, ...]]:
-    """Return a record per dataset of the statistics, and remarks.
+    """Return one record per dataset in the statistics, and notes.
 
-    Octo stores numbers but no meaning: dimensions are numbered, units and rates are unknown.
+    Octo stores no names, units or rates: dimensions get numbers, and the others stay unknown.
     """
     entries = stored.statistics
-    if "action" in entries:  # of one dataset, which is not named
+    if "action" in entries:  # of a single dataset, without its name
         entries = {"octo": entries}
     widths = {"action": translation.action_dim}
     if translation.proprio:
@@ -318,7 +331,7 @@ def embodiments(
     for name, entry in entries.items():
         layouts, values = {"proprio": None}, {"proprio": None}
         for part, width in widths.items():
-            layouts[part], values[part] = _vector(
+            layouts[part], values[part] = _layout_and_statistics(
                 name, part, entry, width, translation.config.data.normalization, notes
             )
         records.append(
@@ -336,7 +349,7 @@ def embodiments(
     return records, tuple(notes)
 
 
-def _vector(
+def _layout_and_statistics(
     name: str,
     part: str,
     entry: Mapping[str, Any],
@@ -345,34 +358,38 @@ def _vector(
     notes: list[str],
 ) -> tuple[Layout, Statistics]:
     """Return layout and statistics of a dataset's action or proprio."""
-    given = entry.get(part)
+    stored = entry.get(part)
     where = f"dataset_statistics.json: {name}.{part}"
-    if given is None and part == "action":
-        raise ValueError(f"{where} is missing; the policy could not un-normalise its actions")
-    if given is None:
-        notes.append(f"{where} is missing: the policy takes {part} as the network sees it")
-        given = {k: [0] * width for k in STATISTICS} | {"mask": [False] * width}
-    values = {k: np.asarray(given[k], np.float32) for k in STATISTICS if k in given}
-    needed = {"mean", "std"} | ({"p01", "p99"} if normalization == "bounds" else set())
-    missing = needed - values.keys()
+    if stored is None and part == "action":
+        raise ValueError(f"{where} is missing; without it, actions cannot be un-normalised")
+    if stored is None:
+        notes.append(
+            f"{where} is missing: the policy expects {part} as the network gets it, normalised"
+        )
+        stored = {k: [0] * width for k in STATISTICS} | {"mask": [False] * width}
+    values = {k: np.asarray(stored[k], np.float32) for k in STATISTICS if k in stored}
+    required = {"mean", "std"} | ({"p01", "p99"} if normalization == "bounds" else set())
+    missing = required - values.keys()
     if missing:
         raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
     for key, value in values.items():
         if value.shape != values["mean"].shape or value.ndim != 1 or len(value) > width:
             raise ValueError(f"{where}.{key} has shape {value.shape}, expected ({width},)")
-    kept = np.asarray(given.get("mask", np.ones(len(values["mean"]))), bool)
-    tiny = np.flatnonzero(kept & (values["std"] < FLOOR)).tolist()
+    is_normalized = np.asarray(stored.get("mask", np.ones(len(values["mean"]))), bool)
+    tiny = np.flatnonzero(is_normalized & (values["std"] < MIN_SPREAD)).tolist()
     if tiny:
-        notes.append(f"{where}.std of dimensions {tiny} is below {FLOOR} and counts as that")
-    for key, others in _STAND_IN.items():
+        notes.append(
+            f"{where}.std of dimensions {tiny} is below {MIN_SPREAD}; {MIN_SPREAD} is used"
+        )
+    for key, substitutes in _SUBSTITUTES.items():
         if key not in values:
-            values[key] = next(values[other] for other in others if other in values)
+            values[key] = next(values[k] for k in substitutes if k in values)
     n = len(values["mean"])
     layout = Layout(
         names=tuple(f"{part}_{i}" for i in range(n)),
         units=("",) * n,
-        absolute=tuple((~kept).tolist()),  # what Octo leaves as it is are gripper positions
-        normalized=tuple(kept.tolist()),
+        absolute=tuple((~is_normalized).tolist()),  # Octo leaves gripper positions as they are
+        normalized=tuple(is_normalized.tolist()),
     )
     steps, episodes = entry.get("num_transitions", 0), entry.get("num_trajectories", 0)
     return layout, Statistics(**values, steps=int(steps), episodes=int(episodes))
@@ -381,13 +398,15 @@ def _vector(
 # The batch
 
 
-def to_batch(given: Mapping[str, Any], translation: Translation) -> types.Batch:
-    """Return a batch of Octo in this project's contract, with the keys that the model reads.
+def to_batch(octo_batch: Mapping[str, Any], translation: ConfigTranslation) -> types.Batch:
+    """Return an Octo batch in the batch contract (octolike.types), with the keys the model reads.
 
-    A batch of another chunking (Octo's first releases chunk inside the head) gives empty actions.
+    If its actions are not chunked like the config's (Octo's first releases chunk inside the head),
+    they are masked.
     """
-    config, seen, told = translation.config, given["observation"], given["task"]
-    steps = np.asarray(seen["timestep_pad_mask"], bool)
+    config, octo_task = translation.config, octo_batch["task"]
+    sensors = octo_batch["observation"]
+    steps = np.asarray(sensors["timestep_pad_mask"], bool)
     size, window = steps.shape
     observation: dict[str, Any] = {"timestep_mask": steps, "present": {}}
     task: dict[str, Any] = {
@@ -396,25 +415,25 @@ def to_batch(given: Mapping[str, Any], translation: Translation) -> types.Batch:
     }
     for camera in config.data.cameras:
         key = f"image_{camera}"
-        observation[key] = np.asarray(seen[key], np.uint8)
-        observation["present"][key] = _present(seen, key, (size, window))
+        observation[key] = np.asarray(sensors[key], np.uint8)
+        observation["present"][key] = _present(sensors, key, (size, window))
         if config.data.goal != "none":
             blank = np.zeros_like(observation[key][:, 0])
-            task[key] = np.asarray(told.get(key, blank), np.uint8)
-            task["present"][key] = _present(told, key, (size,)) & (key in told)
+            task[key] = np.asarray(octo_task.get(key, blank), np.uint8)
+            task["present"][key] = _present(octo_task, key, (size,)) & (key in octo_task)
     if translation.proprio:
-        parts = [np.asarray(seen[key], np.float32) for key in translation.proprio]
+        parts = [np.asarray(sensors[key], np.float32) for key in translation.proprio]
         observation["proprio"] = np.concatenate(parts, axis=-1)
-        # Octo's low-dimensional tokens are seen whatever the flags say.
+        # Octo attends to low-dimensional tokens regardless of the flags.
         observation["present"]["proprio"] = np.ones((size, window), bool)
-    if WORDS in told:
-        task["language"] = _language(told[WORDS])
-        task["present"]["language"] = _present(told, WORDS, (size,))
+    if WORDS in octo_task:
+        task["language"] = _language(octo_task[WORDS])
+        task["present"]["language"] = _present(octo_task, WORDS, (size,))
     shape = (size, window, config.data.horizon, translation.action_dim)
     action, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
-    if np.shape(given["action"]) == shape:
-        action = np.asarray(given["action"], np.float32)
-        mask = np.asarray(given.get("action_pad_mask", np.ones(shape)), bool)
+    if np.shape(octo_batch["action"]) == shape:
+        action = np.asarray(octo_batch["action"], np.float32)
+        mask = np.asarray(octo_batch.get("action_pad_mask", np.ones(shape)), bool)
     return {
         "observation": observation,
         "task": task,
@@ -426,7 +445,7 @@ def to_batch(given: Mapping[str, Any], translation: Translation) -> types.Batch:
 
 
 def _language(words: Any) -> dict[str, np.ndarray]:
-    """Return task.language of token ids; of an embedded instruction, its shape alone."""
+    """Return task.language for token ids; for an embedded instruction, zeros of its shape."""
     if not isinstance(words, Mapping):
         size, length = words.shape[:2]
         words = dict.fromkeys(("input_ids", "attention_mask"), np.zeros((size, length), np.int32))

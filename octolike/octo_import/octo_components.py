@@ -1,7 +1,7 @@
-"""Octo's classes by name, with the settings that each takes and what they are here.
+"""Translates Octo's component specs {module, name, kwargs} to components of octolike.
 
-A class is looked up in the tables at the end and never imported. A setting that is not listed, or
-that asks for something this project does not compute, is a ConfigError that names it.
+Octo's classes are looked up by name in the tables at the end and never imported. A setting that is
+unknown, or that octolike does not support, is a ConfigError that names it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from octolike.config import Component, ConfigError, unknown
 
 WORDS = "language_instruction"
-REQUIRED = object()  # stands where Octo has no default
+REQUIRED = object()  # marks settings for which Octo has no default
 
 
-class Seen(NamedTuple):
-    """What the example batch shows: the arrays of `observation` and `task` by key.
+class ExampleBatch(NamedTuple):
+    """The arrays of `observation` and `task` in example_batch.msgpack, by key.
 
-    An instruction of token ids is {"input_ids", "attention_mask"}, an embedded one an array.
+    A tokenized instruction is {"input_ids", "attention_mask"}, an embedded one an array.
     """
 
     observation: Mapping[str, np.ndarray]
@@ -33,11 +33,12 @@ class Seen(NamedTuple):
 
 
 def matching(patterns: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Return the keys, sorted, of which some pattern matches the start."""
+    """Return the sorted keys whose start matches a pattern, as Octo selects them."""
     return [k for k in sorted(keys) if any(re.match(p, k) for p in patterns)]
 
 
 def component(table: Mapping[str, Callable], spec: Any, path: str, *context: Any) -> Any:
+    """Translate a component spec by the function of its class in a table."""
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise ConfigError(f"{path} is {spec!r}; expected a component with module, name and kwargs")
     if spec["name"] not in table:
@@ -46,9 +47,11 @@ def component(table: Mapping[str, Callable], spec: Any, path: str, *context: Any
 
 
 def fields(spec: Mapping[str, Any], path: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments of a component over Octo's defaults."""
+    """Return the keyword arguments of a component spec, completed by Octo's defaults."""
     if spec.get("args"):
-        raise ConfigError(f"{path} has positional arguments {spec['args']}; expected keywords only")
+        raise ConfigError(
+            f"{path} has positional arguments {spec['args']}; expected keyword arguments only"
+        )
     for name in spec["kwargs"]:
         if name not in defaults:
             raise ConfigError(unknown(f"setting of {path}", name, defaults))
@@ -59,92 +62,96 @@ def fields(spec: Mapping[str, Any], path: str, defaults: Mapping[str, Any]) -> d
     return values
 
 
-def only(path: str, values: Mapping[str, Any], **allowed: Any) -> None:
-    """Raise ConfigError where a setting is not the one value that octolike computes."""
-    for name, value in allowed.items():
-        found = list(values[name]) if isinstance(values[name], (list, tuple)) else values[name]
-        if found != value:
-            raise ConfigError(f"{path}.{name} is {found!r}; octolike has only {value!r}")
+def require_values(path: str, settings: Mapping[str, Any], **supported: Any) -> None:
+    """Raise ConfigError if a setting differs from the only value that octolike supports."""
+    for name, expected in supported.items():
+        value = settings[name]
+        value = list(value) if isinstance(value, (list, tuple)) else value
+        if value != expected:
+            raise ConfigError(f"{path}.{name} is {value!r}; octolike only supports {expected!r}")
 
 
-# Tokenizers: (spec, path, seen) -> (component or None where Octo leaves it out, proprio keys)
+# Tokenizers: (spec, path, example) -> (component or None if Octo skips it, proprio keys)
 
 
-def _image(spec: Mapping[str, Any], path: str, seen: Seen) -> tuple[Component | None, tuple]:
-    given = fields(spec, path, _IMAGE)
-    only(path, given, proper_pad_mask=True)
-    keys = matching(given["obs_stack_keys"], list(seen.observation))
+def _image(
+    spec: Mapping[str, Any], path: str, example: ExampleBatch
+) -> tuple[Component | None, tuple]:
+    settings = fields(spec, path, _IMAGE)
+    require_values(path, settings, proper_pad_mask=True)
+    keys = matching(settings["obs_stack_keys"], list(example.observation))
     if not keys:
         return None, ()
     goals = []
-    if given["task_stack_keys"]:
-        # Octo fills goals that the task lacks with zeros, for every observation key that matches.
-        goals = matching(given["task_stack_keys"], [*{*seen.task, *seen.observation}])
+    if settings["task_stack_keys"]:
+        # For every matching observation key, Octo fills a missing goal with zeros.
+        goals = matching(settings["task_stack_keys"], [*{*example.task, *example.observation}])
     others = [k for k in [*keys, *goals] if not k.startswith("image_")]
     if others:
-        raise ConfigError(f"{path} stacks {others}; octolike stacks images only")
+        raise ConfigError(f"{path} stacks {others}; octolike only stacks images")
     if goals not in ([], keys):
         raise ConfigError(
             f"{path} stacks {keys} and the goals {goals}; octolike stacks the goals of the same "
-            "cameras, or none"
+            "cameras, or no goals"
         )
-    film = list(given["task_film_keys"])
-    if film and (film != [WORDS] or isinstance(seen.task.get(WORDS), Mapping)):
+    film = list(settings["task_film_keys"])
+    if film and (film != [WORDS] or isinstance(example.task.get(WORDS), Mapping)):
         raise ConfigError(
-            f"{path}.task_film_keys is {film}; octolike modulates by the task's tokens, which is "
-            f"the same only for an embedded {WORDS} [batch, width]"
+            f"{path}.task_film_keys is {film}; octolike conditions FiLM on the task tokens, which "
+            f"is equivalent only for an embedded {WORDS} [batch, width]"
         )
-    encoder, pixels = component(ENCODERS, given["encoder"], f"{path}.encoder", bool(film))
-    made = Component(
+    encoder, pixels = component(ENCODERS, settings["encoder"], f"{path}.encoder", bool(film))
+    image = Component(
         kind="image",
         cameras=tuple(k.removeprefix("image_") for k in keys),
         goal=bool(goals),
         film=bool(film),
-        learned_tokens=int(given["num_tokens"]) if given["use_token_learner"] else 0,
+        learned_tokens=int(settings["num_tokens"]) if settings["use_token_learner"] else 0,
         pixels=pixels,
         encoder=encoder,
     )
-    return made, ()
+    return image, ()
 
 
-def _language(spec: Mapping[str, Any], path: str, seen: Seen) -> tuple[Component | None, tuple]:
-    given = fields(spec, path, _LANGUAGE)
-    only(path, given, proper_pad_mask=True)
-    if WORDS not in seen.task:
+def _language(
+    spec: Mapping[str, Any], path: str, example: ExampleBatch
+) -> tuple[Component | None, tuple]:
+    settings = fields(spec, path, _LANGUAGE)
+    require_values(path, settings, proper_pad_mask=True)
+    if WORDS not in example.task:
         return None, ()
-    if isinstance(seen.task[WORDS], Mapping) != (given["encoder"] is not None):
+    if isinstance(example.task[WORDS], Mapping) != (settings["encoder"] is not None):
         raise ConfigError(
-            f"{path}.encoder is {given['encoder']!r}, which does not fit the example batch's "
-            f"{WORDS}: an encoder reads token ids, and without one the instruction is embedded"
+            f"{path}.encoder is {settings['encoder']!r}, which does not fit the example batch's "
+            f"{WORDS}: with an encoder it must be token ids, without one an embedding"
         )
-    # Padding is seen, as Octo does it; Octo keeps the gradient from an encoder not to be finetuned.
-    trained = bool(given["finetune_encoder"]) and given["encoder"] is not None
+    # As in Octo, padding is attended to, and only a finetuned encoder gets gradients.
+    trained = bool(settings["finetune_encoder"]) and settings["encoder"] is not None
     return Component(kind="text_encoder", trained=trained, padding_visible=True), ()
 
 
 def _low_dimensional(
-    spec: Mapping[str, Any], path: str, seen: Seen
+    spec: Mapping[str, Any], path: str, example: ExampleBatch
 ) -> tuple[Component | None, tuple]:
-    given = fields(spec, path, _LOW_DIMENSIONAL)
-    keys = [k for p in given["obs_keys"] for k in matching([p], list(seen.observation))]
+    settings = fields(spec, path, _LOW_DIMENSIONAL)
+    keys = [k for p in settings["obs_keys"] for k in matching([p], list(example.observation))]
     if not keys:
         return None, ()
-    if not given["discretize"]:
+    if not settings["discretize"]:
         return Component(kind="proprio", each=True), tuple(keys)
-    low, high = float(given["low"]), float(given["high"])
-    # Octo clips to [low + 1e-6, high - 1e-6] before it looks for a uniform bin, and nothing before
-    # a normal one; what is outside every bin is then in the first, as is what the clip has missed
-    # because float32 cannot tell the two numbers apart.
-    clipped = given["bin_type"] == "uniform" and np.float32(high - 1e-6) < np.float32(high)
-    made = Component(
+    low, high = float(settings["low"]), float(settings["high"])
+    # Octo clips to [low + 1e-6, high - 1e-6] for uniform bins only. Values outside every bin fall
+    # into the first one; so do clipped values if high - 1e-6 equals high in float32.
+    clipped = settings["bin_type"] == "uniform" and np.float32(high - 1e-6) < np.float32(high)
+    proprio = Component(
         kind="proprio",
-        bins=int(given["n_bins"]),
-        bin_kind=_bin_kind(given["bin_type"], path),
+        bins=int(settings["n_bins"]),
+        bin_kind=_bin_kind(settings["bin_type"], path),
         low=low,
         high=high,
         outside="nearest" if clipped else "first",
     )
-    return made, tuple(keys)
+    return proprio, tuple(keys)
 
 
 def _bin_kind(kind: str, path: str) -> str:
@@ -153,41 +160,41 @@ def _bin_kind(kind: str, path: str) -> str:
     return kind
 
 
-# Encoders: (spec, path, film) -> (component, how its pixels are scaled)
+# Encoders: (spec, path, film) -> (component, pixel scaling)
 
 
 def _small_stem(patch: int) -> Callable[..., tuple[Component, str]]:
     def stem(spec: Mapping[str, Any], path: str, film: bool) -> tuple[Component, str]:
-        given = fields(spec, path, {**_SMALL_STEM, "patch_size": patch})
-        only(path, given, use_film=film)
-        # Octo's last convolution is patch/16 wide, however much the others shrink the image.
-        cell = int(given["patch_size"]) // 16
-        made = Component(
+        settings = fields(spec, path, {**_SMALL_STEM, "patch_size": patch})
+        require_values(path, settings, use_film=film)
+        # Octo's last convolution is patch/16 wide, regardless of the strides of the others.
+        cell = int(settings["patch_size"]) // 16
+        small_stem = Component(
             kind="small_stem",
-            features=tuple(given["features"]),
-            kernels=tuple(given["kernel_sizes"]),
-            strides=tuple(given["strides"]),
-            padding=tuple(given["padding"]),
-            patch=cell * math.prod(given["strides"]),
-            width=int(given["num_features"]),
+            features=tuple(settings["features"]),
+            kernels=tuple(settings["kernel_sizes"]),
+            strides=tuple(settings["strides"]),
+            padding=tuple(settings["padding"]),
+            patch=cell * math.prod(settings["strides"]),
+            width=int(settings["num_features"]),
         )
-        return made, _pixels(given, path)
+        return small_stem, _pixels(settings, path)
 
     return stem
 
 
 def _patch_encoder(spec: Mapping[str, Any], path: str, film: bool) -> tuple[Component, str]:
-    given = fields(spec, path, _PATCH)
-    only(path, given, use_film=film)
-    sizes = {"patch": int(given["patch_size"]), "width": int(given["num_features"])}
-    return Component(kind="patch", **sizes), _pixels(given, path)
+    settings = fields(spec, path, _PATCH)
+    require_values(path, settings, use_film=film)
+    sizes = {"patch": int(settings["patch_size"]), "width": int(settings["num_features"])}
+    return Component(kind="patch", **sizes), _pixels(settings, path)
 
 
-def _pixels(given: Mapping[str, Any], path: str) -> str:
+def _pixels(settings: Mapping[str, Any], path: str) -> str:
     kinds = {"default": "symmetric", "imagenet": "imagenet"}
-    if given["img_norm_type"] not in kinds:
-        raise ConfigError(unknown(f"img_norm_type of {path}", given["img_norm_type"], kinds))
-    return kinds[given["img_norm_type"]]
+    if settings["img_norm_type"] not in kinds:
+        raise ConfigError(unknown(f"img_norm_type of {path}", settings["img_norm_type"], kinds))
+    return kinds[settings["img_norm_type"]]
 
 
 # Heads: (spec, path) -> component
@@ -195,56 +202,56 @@ def _pixels(given: Mapping[str, Any], path: str) -> str:
 
 def _regression(kind: str, pooled: bool) -> Callable[..., Component]:
     def head(spec: Mapping[str, Any], path: str) -> Component:
-        given = fields(spec, path, {**_REGRESSION, "use_map": pooled, "loss_type": kind})
-        if given["loss_type"] not in ("mse", "l1"):
-            raise ConfigError(unknown(f"loss_type of {path}", given["loss_type"], ["mse", "l1"]))
-        limit = float(given["max_action"])
-        return Component(kind=given["loss_type"], limit=limit, **_readout(given))
+        settings = fields(spec, path, {**_REGRESSION, "use_map": pooled, "loss_type": kind})
+        if settings["loss_type"] not in ("mse", "l1"):
+            raise ConfigError(unknown(f"loss_type of {path}", settings["loss_type"], ["mse", "l1"]))
+        limit = float(settings["max_action"])
+        return Component(kind=settings["loss_type"], limit=limit, **_readout(settings))
 
     return head
 
 
 def _diffusion(spec: Mapping[str, Any], path: str) -> Component:
-    given = fields(spec, path, _DIFFUSION)
-    only(path, given, loss_type="mse", time_dim=32)
+    settings = fields(spec, path, _DIFFUSION)
+    require_values(path, settings, loss_type="mse", time_dim=32)
     network = Component(
         kind="mlp",
-        hidden=int(given["hidden_dim"]),
-        blocks=int(given["num_blocks"]),
-        layer_norm=bool(given["use_layer_norm"]),
-        dropout=float(given["dropout_rate"]),
+        hidden=int(settings["hidden_dim"]),
+        blocks=int(settings["num_blocks"]),
+        layer_norm=bool(settings["use_layer_norm"]),
+        dropout=float(settings["dropout_rate"]),
     )
     return Component(
         kind="diffusion",
-        steps=int(given["diffusion_steps"]),
-        samples_per_example=int(given["n_diffusion_samples"]),
-        clip=float(given["max_action"]),
+        steps=int(settings["diffusion_steps"]),
+        samples_per_example=int(settings["n_diffusion_samples"]),
+        clip=float(settings["max_action"]),
         network=network,
-        **_readout(given),
+        **_readout(settings),
     )
 
 
 def _discrete(spec: Mapping[str, Any], path: str) -> Component:
-    given = fields(spec, path, _DISCRETE)
+    settings = fields(spec, path, _DISCRETE)
     layouts = {"action_dim_and_action_horizon": "value", "action_horizon": "step", "": "chunk"}
-    if given["token_per"] not in layouts:
-        raise ConfigError(unknown(f"token_per of {path}", given["token_per"], layouts))
+    if settings["token_per"] not in layouts:
+        raise ConfigError(unknown(f"token_per of {path}", settings["token_per"], layouts))
     return Component(
         kind="bins",
-        layout=layouts[given["token_per"]],
-        bins=int(given["vocab_size"]),
-        bin_kind=_bin_kind(given["normalization_type"], path),
-        # Octo's discrete head leaves the range of its bins at the default, [0, 1].
+        layout=layouts[settings["token_per"]],
+        bins=int(settings["vocab_size"]),
+        bin_kind=_bin_kind(settings["normalization_type"], path),
+        # Octo's discrete head uses the default range of its bins, [0, 1].
         low=0.0,
         high=1.0,
-        **_readout(given),
+        **_readout(settings),
     )
 
 
-def _readout(given: Mapping[str, Any]) -> dict[str, Any]:
+def _readout(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "readout": given["readout_key"],
-        "pooling": "attention" if given["use_map"] else "mean",
+        "readout": settings["readout_key"],
+        "pooling": "attention" if settings["use_map"] else "mean",
     }
 
 

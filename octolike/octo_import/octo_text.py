@@ -1,9 +1,9 @@
-"""The language part of an Octo checkpoint: its T5 encoder and tokenizer, put in the run directory.
+"""Imports the text encoder (T5) and tokenizer of an Octo checkpoint into a run directory.
 
     octo_transformer/task_tokenizers_<name>/hf_model/...   → text_encoder/   octolike.model.language
     text_processor, or --text_encoder                      → tokenizer/      octolike.text
 
-A frozen encoder stays outside the network, as in any other run; a finetuned one is part of it.
+As in any other run, a frozen encoder stays outside the network, and a finetuned one is part of it.
 """
 
 from __future__ import annotations
@@ -24,83 +24,97 @@ from octolike.train.state import Params
 _MODEL = r"octo_transformer/task_tokenizers_(?P<name>[^/]+)/hf_model/(?P<path>.+)"
 
 
-class Leaves(NamedTuple):
-    """Octo's parameters, {slash path: array}: those of text encoders by tokenizer, and the rest."""
+class SplitParams(NamedTuple):
+    """Octo's parameters {slash path: array}; encoders: those of text encoders, by tokenizer."""
 
     encoders: dict[str, dict[str, np.ndarray]]
     others: dict[str, np.ndarray]
 
 
-def separate(params: Mapping[str, np.ndarray]) -> Leaves:
-    """Return the leaves of text encoders apart from the others."""
-    leaves = Leaves({}, {})
+def split_text_encoders(params: Mapping[str, np.ndarray]) -> SplitParams:
+    """Split off the parameters of text encoders."""
+    parts = SplitParams({}, {})
     for path, leaf in params.items():
         if match := re.fullmatch(_MODEL, path):
-            leaves.encoders.setdefault(match["name"], {})[match["path"]] = leaf
+            parts.encoders.setdefault(match["name"], {})[match["path"]] = leaf
         else:
-            leaves.others[path] = leaf
-    return leaves
+            parts.others[path] = leaf
+    return parts
 
 
-def place(
-    config: Config, leaves: Leaves, source: Path, target: Path, given: str
+def import_text(
+    config: Config, params: SplitParams, source: Path, target: Path, text_encoder: str
 ) -> dict[str, Params]:
-    """Write text_encoder/ and tokenizer/ in `target`; return {tokenizer: its trained encoder}.
+    """Write text_encoder/ and tokenizer/ in `target`; return {tokenizer: finetuned parameters}.
 
-    given: directory or hub id of tokenizer (and weights), "" for the name that the checkpoint
-    gives. Fills in the paths of `config`. Raises ConfigError for weights that are missing, unknown
-    or of another shape, and for a tokenizer that is not found.
+    Sets the paths in `config`.
+
+    Args:
+        config: the translated config.
+        params: of the checkpoint.
+        source: the checkpoint directory.
+        target: the run directory.
+        text_encoder: directory or hub id of the tokenizer (and weights); "": the name that the
+            checkpoint states.
+
+    Raises:
+        ConfigError: weights are missing, unknown or of another shape, or there is no tokenizer.
     """
-    ours = {n: t for n, t in config.model.tokenizers.items() if t["kind"] == "text_encoder"}
-    for name in leaves.encoders.keys() - ours.keys():
-        raise ConfigError(f"the checkpoint has an hf_model of {name!r}, which config.json has not")
-    if len(ours) > 1:
-        raise ConfigError(f"text encoders of {', '.join(ours)}: a run keeps one")
+    components = {n: t for n, t in config.model.tokenizers.items() if t["kind"] == "text_encoder"}
+    for name in params.encoders.keys() - components.keys():
+        raise ConfigError(
+            f"the checkpoint has parameters of {name}/hf_model, but config.json has no "
+            "such tokenizer"
+        )
+    if len(components) > 1:
+        raise ConfigError(
+            f"config.json has several text encoders: {', '.join(components)}; octolike supports one"
+        )
     trained = {}
-    for name, component in ours.items():
-        found = locate(given or config.data.text["path"], source)
+    for name, component in components.items():
+        directory = find_directory(text_encoder or config.data.text["path"], source)
         folder, path = target / "text_encoder", f"model.tokenizers.{name}.encoder"
-        own = leaves.encoders.get(name)
-        if own is None:
-            # An instruction that was embedded beforehand: by the weights that come with it.
-            encoder = language.build_encoder({"kind": "t5", "path": found}, path, np.float32)
-            language_weights.copy(found, "t5", language.shapes(encoder), folder, path)
+        leaves = params.encoders.get(name)
+        if leaves is None:  # instructions were embedded in advance, with the pretrained weights
+            encoder = language.build_encoder({"kind": "t5", "path": directory}, path, np.float32)
+            language_weights.copy(directory, "t5", language.shapes(encoder), folder, path)
         else:
-            sizes = _sizes(found) or t5_config(own)
-            tensors = language_weights.from_flax(own)
+            sizes = _sizes(directory) or t5_config(leaves)
+            tensors = language_weights.from_flax(leaves)
             language_weights.save(folder, sizes, tensors)
             encoder = language.build_encoder({"kind": "t5", "path": str(folder)}, path, np.float32)
-            where = f"hf_model of {source}"
             shapes = language.shapes(encoder)
-            params = language_weights.from_tensors(tensors, "t5", shapes, where)
+            encoder_params = language_weights.from_tensors(
+                tensors, "t5", shapes, f"hf_model of {source}"
+            )
             if component["trained"]:
-                trained[name] = params
+                trained[name] = encoder_params
         component["encoder"] = Component(kind="t5", path=str(folder))
         length = config.data.text["length"]
-        HuggingFaceTokenizer(length=length, path=found).save(target / "tokenizer")
+        HuggingFaceTokenizer(length=length, path=directory).save(target / "tokenizer")
         config.data.text["path"] = str(target / "tokenizer")
     return trained
 
 
-def locate(name: str, source: Path) -> str:
-    """Return a directory of that name here, or beside the checkpoint; else the name: a hub id."""
+def find_directory(name: str, source: Path) -> str:
+    """Return a local directory, or one next to the checkpoint; else the name, as a hub id."""
     places = [Path(name), *(parent / name for parent in source.absolute().parents[:2])]
     return str(next((p for p in places if p.is_dir()), name))
 
 
 def t5_config(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return Hugging Face's config of a T5 encoder by the shapes of its Flax parameters."""
+    """Return Hugging Face's config of a T5 encoder, from the shapes of its Flax parameters."""
     first = "encoder/block/0/layer"
-    needed = {
+    paths = {
         "words": "shared/embedding",
         "bias": f"{first}/0/SelfAttention/relative_attention_bias/embedding",
         "query": f"{first}/0/SelfAttention/q/kernel",
         "out": f"{first}/1/DenseReluDense/wo/kernel",
     }
-    missing = [path for path in needed.values() if path not in leaves]
+    missing = [path for path in paths.values() if path not in leaves]
     if missing:
-        raise ConfigError(f"hf_model is no T5 encoder: it lacks {', '.join(missing)}")
-    shapes = {part: leaves[path].shape for part, path in needed.items()}
+        raise ConfigError(f"hf_model is not a T5 encoder: it lacks {', '.join(missing)}")
+    shapes = {part: leaves[path].shape for part, path in paths.items()}
     blocks = {m[1] for m in (re.match(r"encoder/block/(\d+)/", path) for path in leaves) if m}
     gated = f"{first}/1/DenseReluDense/wi_0/kernel" in leaves
     buckets, heads = shapes["bias"]
@@ -118,6 +132,7 @@ def t5_config(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _sizes(found: str) -> dict[str, Any] | None:
-    file = Path(found) / language_weights.CONFIG
+def _sizes(directory: str) -> dict[str, Any] | None:
+    """Return the config.json of a local encoder; None without one."""
+    file = Path(directory) / language_weights.CONFIG
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""The embodiment record: normalise and undo, what passes through, what is refused."""
+"""The embodiment record: normalising and un-normalising, JSON, and its errors."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from octolike.embodiment import (
-    FLOOR,
+    MIN_SPREAD,
     Embodiment,
     Layout,
     Statistics,
@@ -46,7 +46,7 @@ def record(normalization="normal", **change) -> Embodiment:
 
 
 @pytest.mark.parametrize("normalization", ["normal", "bounds"])
-def test_undoing_is_the_inverse(normalization):
+def test_unnormalising_inverts_normalising(normalization):
     arm = record(normalization)
     s = arm.action_statistics
     x = np.random.default_rng(1).uniform(s.p01, s.p99, (50, 3)).astype(np.float32)
@@ -54,24 +54,24 @@ def test_undoing_is_the_inverse(normalization):
     assert arm.normalize_action(x).dtype == np.float32
 
 
-def test_the_gripper_passes_through():
+def test_the_gripper_is_not_normalised():
     x = np.float32([[0, 0, 7.0]])
     for normalization in ("normal", "bounds"):
         assert record(normalization).normalize_action(x)[0, 2] == 7
         assert record(normalization).unnormalize_action(x)[0, 2] == 7
 
 
-def test_bounds_clip_on_the_way_in():
+def test_bounds_clip_when_normalising():
     y = record("bounds").normalize_action(np.float32([[9, 0.2, 0.5], [-9, 0.2, 0.5]]))
     np.testing.assert_allclose(y[:, 0], [1, -1])
 
 
 def test_a_constant_dimension_does_not_explode():
     y = record().normalize_action(np.float32([[0, 0.2 + 0.01, 0]]))
-    assert abs(y[0, 1]) <= 0.011 / FLOOR
+    assert abs(y[0, 1]) <= 0.011 / MIN_SPREAD
 
 
-def test_what_does_not_fit_is_refused():
+def test_vectors_and_layouts_of_the_wrong_width_are_refused():
     arm = record()
     with pytest.raises(
         ValueError, match=r"action has 4 dimensions, expected 3 \(dx, dy, gripper\)"
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused():
         dataclasses.replace(LAYOUT, units=("m",))
 
 
-def test_json_brings_everything_back():
+def test_records_survive_json():
     arm = record()
     text = json.dumps(embodiments_to_json([arm]))
     (back,) = embodiments_from_json(json.loads(text))
@@ -98,17 +98,17 @@ def test_json_brings_everything_back():
     np.testing.assert_array_equal(back.normalize_action(x), arm.normalize_action(x))
 
 
-def test_json_is_strict():
+def test_records_with_unknown_or_missing_fields_are_refused():
     data = embodiments_to_json([record()])
     data[0]["speed"] = 3
-    with pytest.raises(ValueError, match=r"unknown \['speed'\]"):
+    with pytest.raises(ValueError, match=r"unknown: \['speed'\]"):
         embodiments_from_json(data)
     del data[0]["speed"], data[0]["action"]["units"]
-    with pytest.raises(ValueError, match=r"arm.action.*missing \['units'\]"):
+    with pytest.raises(ValueError, match=r"arm.action.*missing: \['units'\]"):
         embodiments_from_json(data)
 
 
-def test_normal_and_bounds_do_what_their_names_say():
+def test_normal_has_mean_0_and_std_1_and_bounds_map_percentiles_to_1():
     x = np.random.default_rng(0).normal(0.1, 0.3, (1000, 3)).astype(np.float32)  # the record's
     normal = record("normal").normalize_action(x)[:, 0]
     assert normal.mean() == pytest.approx(0, abs=1e-3)
@@ -118,14 +118,14 @@ def test_normal_and_bounds_do_what_their_names_say():
     assert np.mean(np.abs(bounds) < 1) == pytest.approx(0.98, abs=0.002)
 
 
-def test_leading_axes_are_free():
+def test_any_leading_axes_are_allowed():
     x = np.random.default_rng(3).normal(size=(2, 4, 5, 3)).astype(np.float32)
     y = record().normalize_action(x)
     assert y.shape == x.shape
     np.testing.assert_array_equal(y.reshape(-1, 3), record().normalize_action(x.reshape(-1, 3)))
 
 
-def test_proprio_has_statistics_of_its_own():
+def test_proprio_has_its_own_statistics():
     s = record().action_statistics
     twice = {f.name: getattr(s, f.name) for f in dataclasses.fields(Statistics)}
     twice = Statistics(**(twice | {"mean": s.mean * 2, "std": s.std * 2}))
@@ -153,5 +153,5 @@ def test_json_keeps_every_bit_of_the_statistics():
         assert np.asarray(theirs).dtype == np.asarray(ours).dtype
     lacking = embodiments_to_json([arm])
     del lacking[0]["action_statistics"]["p99"]
-    with pytest.raises(ValueError, match=r"arm.action_statistics.*missing \['p99'\]"):
+    with pytest.raises(ValueError, match=r"arm.action_statistics.*missing: \['p99'\]"):
         embodiments_from_json(lacking)
