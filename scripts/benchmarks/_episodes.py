@@ -1,4 +1,4 @@
-"""Ordinary episodes for measurements: JPEG frames as large on disk as those of real cameras."""
+"""Episodes for benchmarks, with JPEG frames of the size on disk of real cameras."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SIDES = {"primary": 256, "wrist": 128}
 
 
 def frames(rng: np.random.Generator, steps: int, side: int, quality: int = 95) -> list[bytes]:
-    """Return JPEGs of a scene that slides by: a field with the spectrum of photographs, and shapes.
+    """Return JPEGs of a sliding scene: a field with the spectrum of photographs, and shapes.
 
-    Amplitude falls as 1/frequency^1.3, as in natural images, so that a frame takes about as many
-    bytes as a photograph does.
+    Amplitude falls as 1/frequency^1.3, as in natural images, so a frame has about as many bytes as
+    a photograph.
     """
     wide = side + steps
     frequency = np.hypot(*np.meshgrid(np.fft.rfftfreq(wide), np.fft.fftfreq(side)))
     frequency[0, 0] = np.inf
     noise = rng.normal(size=(3, side, wide // 2 + 1, 2)) @ (1, 1j)
-    noise += 2 * noise.mean(0)  # colours of a scene go together
+    noise += 2 * noise.mean(0)  # correlated colours
     field = np.fft.irfft2(noise / frequency**1.3, s=(side, wide)).transpose(1, 2, 0)
     scene = 128 + 45 * field / field.std()
     for _ in range(8):
@@ -61,7 +61,7 @@ def episodes(seed: int, count: int, steps: int) -> Iterator[dict[str, Any]]:
 
 
 def write(root: Path, *, count: int, steps: int, shards: int = 2) -> int:
-    """Write the dataset "fake" under root, unless it is there; return its bytes."""
+    """Write the dataset "fake" under root unless it exists; return its bytes."""
     writer = Writer(str(root), "fake", "1.0.0", {"train": shards})
     if not writer.finished:
         for shard in range(shards):
@@ -71,24 +71,24 @@ def write(root: Path, *, count: int, steps: int, shards: int = 2) -> int:
 
 
 def write_copies(root: Path, number: int) -> list[str]:
-    """Write `number` small datasets with rows of their own, and return their names.
+    """Write `number` small datasets and return their names.
 
-    The rows are those of "fake" under other names, added to the table of this process.
+    Their specs are copies of "fake" under other names, added to the table of this process.
     """
     names = [f"fake_{i:02d}" for i in range(number)]
     spec = catalog.find_spec("fake")
-    made = list(episodes(0, 4, 10))
+    small_episodes = list(episodes(0, 4, 10))
     for name in names:
         catalog.DATASETS[name] = dataclasses.replace(spec, name=name)
         writer = Writer(str(root), name, "1.0.0", {"train": 1})
         if not writer.finished:
-            writer.write("train", 0, made)
+            writer.write("train", 0, small_episodes)
             writer.finish()
     return names
 
 
 def config(root: Path, mix: str, args: Any) -> Config:
-    """Return the config of the work that is measured."""
+    """Return the config of the benchmark."""
     result = Config(workdir="unused")
     d = result.data
     d.root, d.mix, d.threads, d.pool = str(root), mix, args.threads, args.pool

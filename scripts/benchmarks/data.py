@@ -1,15 +1,15 @@
-"""How fast, how large and how exact the data engine is, beside what decoding alone costs.
+"""Measure the speed, memory and exactness of the data pipeline, next to decoding alone.
 
-    python scripts/benchmark.py data                              everything, some minutes
-    python scripts/benchmark.py data --only decode,statistics     some of it
+    python scripts/benchmark.py data                              all measurements, a few minutes
+    python scripts/benchmark.py data --only decode,statistics     some of them
     python scripts/benchmark.py data --only memory --batches 1000,5000,20000
 
-Rows: what was measured, a number and its unit, and beside it the goal where there is one.
+Rows: the measurement, a number with its unit, and the goal if there is one.
 
-decode      CPU seconds per example of the pipeline over those of decoding the same JPEGs once each
-            with tf.io.decode_jpeg in as many threads, in turn in one process: goal ≤ 1.4
-memory      resident memory as batches go by, over 25 datasets
-first       seconds from nothing to the first batch with 1, 25 and 60 datasets
+decode      CPU time per example of the pipeline, relative to decoding each JPEG once with
+            tf.io.decode_jpeg, in as many threads, alternating in one process: goal ≤ 1.4
+memory      resident memory over the batches of 25 datasets
+first       seconds to open 1, 25 and 60 datasets and get the first batch
 statistics  episodes per second of the pass over the records
 order       exact resume, two processes against one, distinct episodes per batch
 """
@@ -42,23 +42,27 @@ from octolike.data.specs.mixes import MIXES
 
 FAKES = Path(__file__).parents[2] / "tests" / "fake_oxe.py"
 Row = dict[str, Any]
-# Episodes of the datasets that times are computed for.
+# Numbers of episodes for the computed times.
 BRIDGE, SOUP = 60_096, 800_000
 CORES = (2, 16, 96)
-DRAIN = 1.0  # seconds in which batches that are under way are finished
+DRAIN = 1.0  # seconds to finish the batches in progress
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this measurement."""
     parser.add_argument("--only", default=",".join(MEASUREMENTS), help="comma-separated")
-    parser.add_argument("--directory", type=Path, help="where episodes are kept; default: nowhere")
+    parser.add_argument(
+        "--directory", type=Path, help="folder to keep the episodes; default: temporary"
+    )
     parser.add_argument("--threads", type=int, default=2, help="data.threads")
     parser.add_argument("--batch", type=int, default=32, help="examples per batch")
     parser.add_argument("--episodes", type=int, default=24, help="of the JPEG dataset")
     parser.add_argument("--steps", type=int, default=40, help="per episode")
     parser.add_argument("--pool", type=int, default=8, help="data.pool")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of decode")
-    parser.add_argument("--batches", default="200,1000", help="at which memory is read")
+    parser.add_argument(
+        "--batches", default="200,1000", help="numbers of batches at which memory is read"
+    )
     parser.add_argument("--datasets", default="1,25,60", help="numbers of datasets for `first`")
 
 
@@ -76,35 +80,35 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 
 def decode(args: argparse.Namespace, root: Path) -> list[Row]:
-    """CPU and wall time of one epoch of batches, and of decoding the JPEGs that it shows."""
+    """Measure one epoch of batches, and decoding of the same JPEGs, in CPU and wall time."""
     data = open_data(_episodes.config(root, "fake", args))
     epoch = args.episodes * args.steps // args.batch
-    shown, pixels = [], BatchBuilder._pixels
+    images, pixels = [], BatchBuilder._pixels
 
-    def noted(self, camera, episodes, wanted):
-        shown.extend(episodes[j].episode.images[camera][s] for j, s in wanted)
-        return pixels(self, camera, episodes, wanted)
+    def record_images(self, camera, episodes, frames):
+        images.extend(episodes[j].episode.images[camera][s] for j, s in frames)
+        return pixels(self, camera, episodes, frames)
 
     ratios, pipeline, floor = [], [], []
     for i in range(args.rounds + 1):
         stream = data.train()
-        next(stream)  # the first one traces and fills the pool
-        time.sleep(DRAIN)  # what was being made ahead is whole before and after: as many batches
-        BatchBuilder._pixels = noted
-        ours = timed(lambda s=stream: ([next(s) for _ in range(epoch)], time.sleep(DRAIN)))
-        ours = ours[0], ours[1] - DRAIN
+        next(stream)  # the first batch traces and fills the pool
+        time.sleep(DRAIN)  # finish prefetched batches, so that the counts match
+        BatchBuilder._pixels = record_images
+        total = timed(lambda s=stream: ([next(s) for _ in range(epoch)], time.sleep(DRAIN)))
+        total = total[0], total[1] - DRAIN
         BatchBuilder._pixels = pixels
         stream.close()
         with ThreadPoolExecutor(args.threads) as pool:
-            some = [tf.constant(shown[i : i + 64]) for i in range(0, len(shown), 64)]
-            only_decode(some[0])
-            alone = timed(lambda s=some, p=pool: list(p.map(only_decode, s)))
-        count, size = len(shown), sum(map(len, shown))
-        shown.clear()
+            chunks = [tf.constant(images[i : i + 64]) for i in range(0, len(images), 64)]
+            only_decode(chunks[0])
+            decoding = timed(lambda s=chunks, p=pool: list(p.map(only_decode, s)))
+        count, size = len(images), sum(map(len, images))
+        images.clear()
         if i:  # the first round warms up
-            ratios.append(ours[0] / alone[0])
-            pipeline.append(ours)
-            floor.append(alone)
+            ratios.append(total[0] / decoding[0])
+            pipeline.append(total)
+            floor.append(decoding)
     examples = epoch * args.batch
     cpu, wall = np.median(pipeline, axis=0)
     rows = [
@@ -123,13 +127,16 @@ def decode(args: argparse.Namespace, root: Path) -> list[Row]:
 
 @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
 def only_decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Decode and keep nothing: the least that a batch of JPEGs can cost."""
-    height = lambda x: tf.shape(tf.io.decode_jpeg(x, channels=3))[0]
+    """Decode without keeping the result: the lower bound for a batch of JPEGs."""
+
+    def height(x: tf.Tensor) -> tf.Tensor:
+        return tf.shape(tf.io.decode_jpeg(x, channels=3))[0]
+
     return tf.map_fn(height, encoded, fn_output_signature=tf.int32, parallel_iterations=8)
 
 
 def memory(args: argparse.Namespace, root: Path) -> list[Row]:
-    """Resident memory after so many batches of the 25 datasets of the magic soup."""
+    """Measure resident memory during batches of the 25 datasets of the magic soup."""
     write_fake_oxe = runpy.run_path(str(FAKES))["write_fake_oxe"]
     for name in MIXES["magic_soup"].weights:
         write_fake_oxe(root, name, episodes=4, steps=20, side=64)
@@ -153,23 +160,23 @@ def memory(args: argparse.Namespace, root: Path) -> list[Row]:
 
 
 def first(args: argparse.Namespace, root: Path) -> list[Row]:
-    """Seconds to open datasets, their indices made, and to the first batch."""
+    """Measure the time to open indexed datasets and get the first batch."""
     rows = []
     for number in map(int, args.datasets.split(",")):
         mix = ",".join(_episodes.write_copies(root, number))
         config = _episodes.config(root, mix, args)
-        open_data(config)  # makes the indices
+        open_data(config)  # writes the indices
         begin = time.perf_counter()
         stream = open_data(config).train()
         next(stream)
-        taken = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
         stream.close()
-        rows.append(row("first", f"to the first batch, {number} datasets", taken, "s"))
+        rows.append(row("first", f"to the first batch, {number} datasets", seconds, "s"))
     return rows
 
 
 def scan(args: argparse.Namespace, root: Path) -> list[Row]:
-    """Episodes per second of the pass, and what that makes of the large datasets."""
+    """Measure the statistics pass, and compute its time for the large datasets."""
     reader = Reader(catalog.find_spec("fake"), str(root), "train")
     reader.files, reader.counts = reader.files * 20, reader.counts * 20
     episodes = sum(reader.counts)
@@ -188,35 +195,35 @@ def scan(args: argparse.Namespace, root: Path) -> list[Row]:
 
 
 def order(args: argparse.Namespace, root: Path) -> list[Row]:
-    """Whether resuming and sharing are exact, and how mixed a batch is."""
+    """Check that resuming and hosts are exact; measure how mixed a batch is."""
     data = open_data(_episodes.config(root, "fake", args))
-    stream, whole, states = data.train(), [], []
+    stream, digests, states = data.train(), [], []
     for _ in range(40):
         states.append(stream.state())
-        whole.append(digest(next(stream)))
+        digests.append(digest(next(stream)))
     stream.close()
     exact = 0
     for at in np.random.default_rng(0).choice(40, size=10, replace=False).tolist():
         resumed = data.train(states[at])
-        exact += [digest(next(resumed)) for _ in whole[at : at + 3]] == whole[at : at + 3]
+        exact += [digest(next(resumed)) for _ in digests[at : at + 3]] == digests[at : at + 3]
         resumed.close()
     streams = [data.train(), *(data.train(process=(i, 2)) for i in range(2))]
-    same = 0
+    equal = 0
     for _ in range(10):
-        one, *halves = (dict(types.flatten(next(s))) for s in streams)
-        joined = {k: np.concatenate([h[k] for h in halves]) for k in one}
-        same += all(np.array_equal(joined[k], one[k]) for k in one)
+        batch, *halves = (dict(types.flatten(next(s))) for s in streams)
+        joined = {k: np.concatenate([h[k] for h in halves]) for k in batch}
+        equal += all(np.array_equal(joined[k], batch[k]) for k in batch)
     for s in streams:
         s.close()
     return [
         row("order", "resumed batches that are exact, of 10", exact, "batches", "10"),
-        row("order", "two processes joined are one's, of 10", same, "batches", "10"),
+        row("order", "two processes joined are one's, of 10", equal, "batches", "10"),
         *_mixing(args.batch),
     ]
 
 
 def _mixing(size: int) -> list[Row]:
-    """Distinct episodes per batch at Bridge V2's size under the default pool and memory."""
+    """Measure distinct episodes per batch at the size of Bridge V2 with default settings."""
     rng, config = np.random.default_rng(0), DataConfig()
     steps = rng.integers(25, 50, BRIDGE)
     budget = int(config.memory * 2**30 * (1 - VALIDATION) / 2)
@@ -228,16 +235,16 @@ def _mixing(size: int) -> list[Row]:
         budget=budget,
     )
     batches = (order_.take(i * size, size)[1][:, 0] for i in range(0, 10_000, 50))
-    found = float(np.mean([len(np.unique(episodes)) for episodes in batches]))
+    distinct = float(np.mean([len(np.unique(episodes)) for episodes in batches]))
     ideal = float((1 - (1 - steps / steps.sum()) ** size).sum())
     return [
-        row("order", f"distinct episodes per batch of {size}", found, "episodes"),
+        row("order", f"distinct episodes per batch of {size}", distinct, "episodes"),
         row("order", "drawn from all frames at random", ideal, "episodes"),
     ]
 
 
 def digest(batch: types.Batch) -> bytes:
-    """Return a batch as bytes, to compare."""
+    """Return the bytes of a batch, to compare."""
     return b"".join(np.ascontiguousarray(x).tobytes() for _, x in types.flatten(batch))
 
 
@@ -255,7 +262,7 @@ def resident() -> float:
 
 
 def row(part: str, what: str, value: float, unit: str, goal: str = "") -> Row:
-    """Return one measured number."""
+    """Return one measurement."""
     return {"part": part, "what": what, "value": float(value), "unit": unit, "goal": goal}
 
 
