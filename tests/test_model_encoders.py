@@ -368,7 +368,7 @@ def spoil(leaves: dict, case: str) -> dict:
     ("case", "message"),
     [
         ("missing", r"block_1.mlp_in.bias: not in the file, expected \[8\]"),
-        ("extra", "Transformer/encoderblock_0/LayerScale_0/gamma: in the file, but nothing here"),
+        ("extra", "Transformer/encoderblock_0/LayerScale_0/gamma: in the file, but not used by"),
         ("shape", r"embedding.bias: \[5\] in the file, expected \[6\]"),
         ("deeper", "block_2.attention.key.bias: in the file, but this encoder has no such"),
         ("class", "set class_token=True"),
@@ -387,13 +387,13 @@ def test_batch_norm_and_other_files_are_refused(tmp_path):
     leaves, file = timm_resnet_leaves(), tmp_path / "r.safetensors"
     safetensors.numpy.save_file(leaves | {"bn1.running_mean": np.zeros(4, np.float32)}, file)
     expected = fresh(small("resnet"), images())
-    with pytest.raises(ConfigError, match=r"of batch norm; take weights of group norm"):
+    with pytest.raises(ConfigError, match=r"have batch norm; use weights with group norm"):
         encoder_weights.load(str(file), "resnet", expected)
     with pytest.raises(ConfigError, match=r"'resnet' encoder reads \.safetensors files"):
         encoder_weights.load("r50.npz", "resnet", expected)
-    with pytest.raises(ConfigError, match="there is no such file"):
+    with pytest.raises(ConfigError, match="the file does not exist"):
         encoder_weights.load(str(tmp_path / "gone.npz"), "vit", {})
-    with pytest.raises(ConfigError, match="names no weights file"):
+    with pytest.raises(ConfigError, match="has no weights file"):
         encoders.load_weights(component("patch"), {})
 
 
@@ -407,8 +407,8 @@ def test_batch_norm_and_other_files_are_refused(tmp_path):
         (lambda: encoders.Patch(patch=32), "16 × 16 is smaller than a patch of 32"),
         (lambda: encoders.ViT(size="XL"), "unknown size of a vit: 'XL'.*B, L, S, Ti"),
         (lambda: encoders.ViT(gelu="exact"), "unknown gelu of a vit: 'exact'"),
-        (lambda: encoders.ViT(width=10, attention_heads=4), "width 10 is no multiple of"),
-        (lambda: encoders.ResNet(depth=20), "resnet: depth 20; choose one of 18, 34, 50"),
+        (lambda: encoders.ViT(width=10, attention_heads=4), "width 10 is not a multiple of"),
+        (lambda: encoders.ResNet(depth=20), "resnet: depth is 20; choose one of 18, 34, 50"),
     ],
 )
 def test_encoders_refuse_what_does_not_fit(make, message):

@@ -126,7 +126,7 @@ def test_in_the_whole_model(gate):
     [
         ({"kind": "top"}, "unknown kind at model.experts: 'top'; did you mean 'top_k'"),
         ({"kind": "top_k", "gate": "tokens"}, "model.experts.gate"),
-        ({"kind": "top_k", "k": 5}, "model.experts.k is 5; it must lie in 1 to"),
+        ({"kind": "top_k", "k": 5}, "model.experts.k is 5; it must be 1 to"),
         ({"kind": "top_k", "capacity": 0.5}, "capacity 0.5"),
     ],
 )

@@ -57,7 +57,7 @@ def tensors(kind: str, sizes: dict | None = None, seed: int = 0) -> dict[str, np
     rng, out = np.random.default_rng(seed), {}
     encoder = language.ENCODERS[kind](**(sizes or sizes_of(kind)))
     shapes = language.shapes(encoder)
-    for theirs, (module, leaf) in language_weights._wanted(shapes, kind).items():
+    for theirs, (module, leaf) in language_weights._tensor_names(shapes, kind).items():
         shape = shapes[module][leaf].shape
         value = rng.normal(0, 0.3, shape).astype(np.float32)
         out[theirs] = value.T if leaf == "kernel" else value
@@ -235,13 +235,13 @@ def test_a_frozen_encoder_runs_once_per_instruction(folder):
 
 def test_the_cache_is_bounded_and_keeps_what_was_used_last(folder):
     frozen = language.frozen_encoder({"tokenizers": {"language": component(folder)}})
-    frozen._room = 3 * L * WIDTH * 4
+    frozen._cache_bytes = 3 * L * WIDTH * 4
     ids, mask = np.arange(1, 1 + 6 * L, dtype=np.int32).reshape(6, L) % 60, np.ones((6, L), bool)
     states = frozen.states(ids, mask)
-    assert len(frozen._kept) == 3
+    assert len(frozen._cache) == 3
     frozen.states(ids[3:4], mask[:1])  # used again: it outlives row 4
     frozen.states(ids[:1], mask[:1])
-    assert [k[: ids[0].nbytes] for k in frozen._kept] == [ids[i].tobytes() for i in (5, 3, 0)]
+    assert [k[: ids[0].nbytes] for k in frozen._cache] == [ids[i].tobytes() for i in (5, 3, 0)]
     np.testing.assert_allclose(frozen.states(ids, mask), states, atol=1e-6)
 
 
@@ -394,11 +394,13 @@ def test_weights_that_do_not_fit_are_listed(folder):
 def test_a_directory_without_weights_is_named(tmp_path):
     language_weights.save(tmp_path / "t5", SIZES["t5"], {})
     settings = {"tokenizers": {"language": component(tmp_path / "t5")}}
-    with pytest.raises(ConfigError, match=r"has no weights: no model\.safetensors and no .*holds"):
+    with pytest.raises(
+        ConfigError, match=r"has no weights: no model\.safetensors and no .*contains"
+    ):
         language.frozen_encoder(settings)
     (tmp_path / "t5" / "config.json").unlink()
     language_weights.find.cache_clear()
-    with pytest.raises(ConfigError, match=r"has no config\.json; it holds nothing"):
+    with pytest.raises(ConfigError, match=r"has no config\.json; it contains nothing"):
         language.frozen_encoder(settings)
 
 
@@ -419,7 +421,7 @@ def test_settings_that_make_no_sense(folder, change, match):
 
 def test_encoders_that_do_not_fit_the_config_are_refused(folder, tmp_path):
     build = lambda **c: language.build_encoder({"path": str(folder), **c}, "here", jnp.float32)
-    with pytest.raises(ConfigError, match=r"model_type 't5'; 'clip' reads clip, clip_text_model"):
+    with pytest.raises(ConfigError, match=r"has model_type 't5'; 'clip' reads clip, clip_text"):
         build(kind="clip")
     with pytest.raises(ConfigError, match=r"here\.width is read from config\.json"):
         build(kind="t5", width=3)
@@ -427,7 +429,7 @@ def test_encoders_that_do_not_fit_the_config_are_refused(folder, tmp_path):
         language.build_encoder({"kind": "t5", "activation": "rely"}, "here", jnp.float32)
     settings = {"tokenizers": {"language": component(folder)}}
     language.check_vocabulary(settings, VOCABULARY)
-    with pytest.raises(ConfigError, match=r"data\.text makes ids below 65, .* knows 64 only"):
+    with pytest.raises(ConfigError, match=r"data\.text has 65 ids, .* has only 64"):
         language.check_vocabulary(settings, VOCABULARY + 1)
     language_weights.save(tmp_path / "clip", SIZES["clip"], tensors("clip"))
     long = fakes.spec() | {"task.language.ids": ((L + 1,), "int32")}
@@ -435,5 +437,5 @@ def test_encoders_that_do_not_fit_the_config_are_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"length is 9; the encoder of .* takes at most 8"):
         language.extend_spec(settings, long)
     settings["tokenizers"]["other"] = component(folder, trained=True)
-    with pytest.raises(ConfigError, match=r"name several text encoders .*; a run keeps one"):
+    with pytest.raises(ConfigError, match=r"name several text encoders .*; a run stores only one"):
         language.extend_spec(settings, fakes.spec())

@@ -1,10 +1,10 @@
-"""Numbers to bins and back: discretised proprio and actions.
+"""Discretisation of proprio and actions: numbers to bins and back.
 
-n bins are n + 1 increasing edges; bin i holds edges[i] ≤ x < edges[i + 1]. Edges may be [n + 1],
+n bins have n + 1 increasing edges; bin i holds edges[i] ≤ x < edges[i + 1]. Edges may be [n + 1],
 the same for every value, or [..., n + 1] with leading axes that broadcast against the values'.
 
-What lies outside every bin goes to the "nearest" one, or, as in Octo, to the "first", which then
-holds both ends. Octo clips into the range of uniform bins beforehand: that is "nearest".
+Values outside all bins go to the "nearest" bin, or, as in Octo, to the "first", which then holds
+both ends. Octo clips values into the range of uniform bins beforehand: that is "nearest".
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import numpy as np
 
 from octolike.config import ConfigError, unknown
 
-EPSILON = 1e-6  # of the probability mass, left out at each end of normal bins
+TAIL = 1e-6  # default probability left out at each end of normal bins
 KINDS = ("uniform", "normal")
 OUTSIDE = ("nearest", "first")
 
 
-def edges(kind: str, n: int, low: float, high: float) -> np.ndarray:
+def edges(kind: str, n: int, low: float, high: float, tail: float = TAIL) -> np.ndarray:
     """Return the edges, float32 [n + 1], of "uniform" bins in [low, high], or of "normal" ones.
 
-    Normal bins are equally likely under the standard normal distribution; low and high do not
-    matter to them. Raises ConfigError for an unknown kind, no bin, or low ≥ high.
+    Normal bins are equally likely under the standard normal distribution, except for `tail` at
+    each end; they ignore low and high. Raises ConfigError for an unknown kind, n < 1 or low ≥ high.
     """
     if kind not in KINDS:
         raise ConfigError(unknown("kind of bins", kind, KINDS))
     if n < 1:
-        raise ConfigError(f"{n} bins; there must be at least 1")
-    # Made outside of any trace: constants, whose float32 rounding is then the same everywhere.
+        raise ConfigError(f"bins is {n}; it must be at least 1")
+    # Computed outside of any trace, so that the float32 rounding is the same everywhere.
     with jax.ensure_compile_time_eval():
         if kind == "normal":
-            share = jnp.linspace(EPSILON, 1 - EPSILON, n + 1)
-            return np.asarray(jax.scipy.stats.norm.ppf(share), np.float32)
+            probability = jnp.linspace(tail, 1 - tail, n + 1)
+            return np.asarray(jax.scipy.stats.norm.ppf(probability), np.float32)
         if not low < high:
-            raise ConfigError(f"bins from {low} to {high}; the first must be the smaller")
+            raise ConfigError(f"bins from {low} to {high}: low must be smaller than high")
         return np.asarray(jnp.linspace(low, high, n + 1), np.float32)
 
 
@@ -61,6 +61,6 @@ def decode(index: jax.Array, edges: Any) -> jax.Array:
 
 
 def check_outside(outside: str) -> None:
-    """Raise ConfigError for anything but "nearest" and "first"."""
+    """Raise ConfigError unless `outside` is "nearest" or "first"."""
     if outside not in OUTSIDE:
         raise ConfigError(unknown("outside", outside, OUTSIDE))

@@ -1,4 +1,4 @@
-"""What convolutional encoders are made of: convolutions with standardised kernels, group norm."""
+"""Parts of convolutional encoders: standardised convolutions, group norm, patch embedding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from octolike.config import ConfigError
 
 
 class Convolution(nn.Module):
-    """A size × size convolution, padded alike on every side.
+    """A size × size convolution with the same padding on every side.
 
-    standardised: the kernel of each output channel is brought to mean 0 and deviation 1 before use
-    (Qiao et al. 2019), which group norm wants where batches are small.
+    standardised: scale the kernel of each output channel to mean 0 and deviation 1 (weight
+    standardisation, Qiao et al. 2019), which helps group norm with small batches.
     """
 
     features: int
@@ -49,7 +49,7 @@ class Convolution(nn.Module):
 def group_norm(
     groups: int, width: int, dtype: Any, name: str, epsilon: float = 1e-6
 ) -> nn.GroupNorm:
-    """Return the norm of `width` features in so many groups, which must divide them."""
+    """Return the group norm of `width` features; the groups must divide them."""
     if width % groups:
         raise ConfigError(
             f"{width} features cannot be normalised in {groups} groups; set groups to a divisor"
@@ -58,10 +58,10 @@ def group_norm(
 
 
 def embed_patches(x: jax.Array, width: int, patch: int, dtype: Any) -> jax.Array:
-    """Return a linear map of each patch × patch square of x: [B, h / patch, w / patch, D].
+    """Return a linear map of each patch × patch square of x: [B, h // patch, w // patch, D].
 
-    It is the child "embedding" of the module that calls. What is left over at the right and lower
-    border is cut off. Raises ConfigError where x is smaller than a patch.
+    The layer is the child "embedding" of the calling module. Incomplete patches at the right and
+    lower border are cut off. Raises ConfigError if x is smaller than a patch.
     """
     if min(x.shape[1:3]) < patch:
         raise ConfigError(
@@ -72,5 +72,5 @@ def embed_patches(x: jax.Array, width: int, patch: int, dtype: Any) -> jax.Array
 
 
 def tokens(x: jax.Array) -> jax.Array:
-    """Return a feature map [B, h, w, C] as tokens [B, h · w, C], row by row."""
+    """Return a feature map [B, h, w, C] as tokens [B, h · w, C], in row-major order."""
     return x.reshape(x.shape[0], -1, x.shape[-1])

@@ -1,13 +1,13 @@
-"""Networks of diffusion and flow heads: noisy chunk, time and readout to a chunk.
+"""Networks of diffusion and flow heads: noised chunk, time and readout embedding to a chunk.
 
     network(embedding [..., D], x [..., F], time [..., 1], train=) → float32 [..., F]
 
-A chunk is flattened to F = H · A values, action dimensions innermost; leading axes are free, and
-the same for all three. Dropout takes the stream "dropout" and is for training only.
+A chunk is flattened to F = H · A values, action dimensions innermost; the leading axes are
+arbitrary but equal. Dropout uses the stream "dropout", in training only.
 
-    mlp          a residual MLP over everything at once, as in Octo
+    mlp          a residual MLP over the concatenated inputs, as in Octo
     unet         convolutions along the chunk at several scales (Diffusion Policy, Chi et al. 2023)
-    transformer  [time] [readout] [action 1] … [action H] attend to one another
+    transformer  self-attention over [time] [readout] [action 1] … [action H]
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, build_component
+from octolike.config import ConfigError, build_component, option
 from octolike.model.transformer import Transformer
-
-TIME_WIDTH = 32  # of the features that every network makes of the time
 
 
 class Denoiser(nn.Module):
-    """What the networks share: the features of the time."""
+    """The base of the networks: features of the time."""
 
-    dtype: Any = jnp.float32
+    time_width: int = option(32, "width of the features of the time", low=2)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     def time_features(self, time: jax.Array) -> jax.Array:
-        """Return [..., 32] for times [..., 1]: learned Fourier features and two dense layers."""
-        waves = self.param("fourier", nn.initializers.normal(0.2), (16, 1), jnp.float32)
-        angle = 2 * jnp.pi * time.astype(jnp.float32) @ waves.T
+        """Return [..., time_width] for times [..., 1]: learned Fourier features, a small MLP."""
+        shape = (self.time_width // 2, 1)
+        frequencies = self.param("fourier", nn.initializers.normal(0.2), shape, jnp.float32)
+        angle = 2 * jnp.pi * time.astype(jnp.float32) @ frequencies.T
         t = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-        t = nn.swish(nn.Dense(2 * TIME_WIDTH, dtype=self.dtype, name="time_in")(t))
-        return nn.Dense(TIME_WIDTH, dtype=self.dtype, name="time_out")(t)
+        t = nn.swish(nn.Dense(2 * self.time_width, dtype=self.dtype, name="time_in")(t))
+        return nn.Dense(self.time_width, dtype=self.dtype, name="time_out")(t)
 
 
 class MLP(Denoiser):
-    """Blocks of h + down(swish(up(norm(drop(h))))) over (time, embedding, noisy actions)."""
+    """Blocks of h + down(swish(up(norm(drop(h))))) over (time, embedding, noised actions)."""
 
-    hidden: int = 256
-    blocks: int = 3
-    expansion: int = 4
-    layer_norm: bool = True
-    dropout: float = 0.0
+    hidden: int = option(256, "width of the residual stream", low=1)
+    blocks: int = option(3, "residual blocks", low=0)
+    expansion: int = option(4, "hidden width of a block over `hidden`", low=1)
+    layer_norm: bool = option(True, "layer norm in every block")
+    dropout: float = option(0.0, "dropout rate in training", low=0, high=1)
 
     @nn.compact
     def __call__(
@@ -68,17 +68,16 @@ class MLP(Denoiser):
 
 
 class UNet(Denoiser):
-    """Convolutions along the chunk, modulated by time and embedding, for chunks of any length.
+    """Convolutions along a chunk of any length, modulated by time and embedding.
 
-    features: channels of each scale; from one to the next the chunk is halved, rounded up, so that
-    more scales than the chunk has halves do no harm. groups: of every GroupNorm.
+    Every scale halves the chunk, rounded up, so that short chunks may have many scales.
     """
 
-    horizon: int = 1
-    features: Sequence[int] = (128, 256, 512)
-    kernel: int = 3
-    groups: int = 8
-    dropout: float = 0.0
+    horizon: int = option(1, "H: actions per chunk, from the data", low=1)
+    features: Sequence[int] = option((128, 256, 512), "channels of each scale")
+    kernel: int = option(3, "kernel size of the convolutions", low=1)
+    groups: int = option(8, "groups of the group norm; they must divide the channels", low=1)
+    dropout: float = option(0.0, "dropout rate in training", low=0, high=1)
 
     def __post_init__(self) -> None:
         uneven = [n for n in self.features if n % self.groups]
@@ -97,10 +96,10 @@ class UNet(Denoiser):
         condition = nn.swish(condition.reshape(-1, condition.shape[-1]))
 
         def block(h: jax.Array, features: int, name: str) -> jax.Array:
-            made = _ConvBlock(
+            module = _ConvBlock(
                 features, self.kernel, self.groups, self.dropout, self.dtype, name=name
             )
-            return made(h, condition, train=train)
+            return module(h, condition, train=train)
 
         def conv(features: int, kernel: int, name: str, stride: int = 1) -> nn.Conv:
             return nn.Conv(features, (kernel,), strides=(stride,), dtype=self.dtype, name=name)
@@ -122,19 +121,19 @@ class UNet(Denoiser):
 
 
 class TransformerDenoiser(Denoiser):
-    """A small pre-norm transformer; the readout is a token in front of the chunk's actions."""
+    """A small pre-norm transformer over the time, the readout and the actions of the chunk."""
 
-    horizon: int = 1
-    width: int = 256
-    layers: int = 4
-    attention_heads: int = 4
-    mlp_width: int = 1024
-    dropout: float = 0.0
+    horizon: int = option(1, "H: actions per chunk, from the data", low=1)
+    width: int = option(256, "token width", low=1)
+    layers: int = option(4, "transformer blocks", low=0)
+    attention_heads: int = option(4, "attention heads; they must divide the width", low=1)
+    mlp_width: int = option(1024, "width of the feed-forward layer", low=1)
+    dropout: float = option(0.0, "dropout rate in training", low=0, high=1)
 
     def __post_init__(self) -> None:
         if self.width % self.attention_heads:
             raise ConfigError(
-                f"transformer denoiser: width {self.width} is no multiple of attention_heads "
+                f"transformer denoiser: width {self.width} is not a multiple of attention_heads "
                 f"{self.attention_heads}"
             )
         super().__post_init__()
@@ -144,8 +143,8 @@ class TransformerDenoiser(Denoiser):
         self, embedding: jax.Array, x: jax.Array, time: jax.Array, *, train: bool = False
     ) -> jax.Array:
         def token(parts: jax.Array, name: str) -> jax.Array:
-            made = nn.Dense(self.width, dtype=self.dtype, name=name)(parts)
-            return made.reshape(-1, made.shape[-2], self.width)
+            tokens = nn.Dense(self.width, dtype=self.dtype, name=name)(parts)
+            return tokens.reshape(-1, tokens.shape[-2], self.width)
 
         actions = x.reshape(*x.shape[:-1], self.horizon, -1)
         h = jnp.concatenate(
@@ -157,8 +156,8 @@ class TransformerDenoiser(Denoiser):
             axis=1,
         )
         init = nn.initializers.normal(0.02)
-        place = self.param("pos_embedding", init, (1, *h.shape[1:]), jnp.float32)
-        everybody = jnp.ones((1, 1, h.shape[1], h.shape[1]), bool)
+        positions = self.param("pos_embedding", init, (1, *h.shape[1:]), jnp.float32)
+        full_mask = jnp.ones((1, 1, h.shape[1], h.shape[1]), bool)
         transformer = Transformer(
             layers=self.layers,
             attention_heads=self.attention_heads,
@@ -167,13 +166,13 @@ class TransformerDenoiser(Denoiser):
             dtype=self.dtype,
             name="transformer",
         )
-        h, _ = transformer(h + place.astype(self.dtype), everybody, None, train=train)
+        h, _ = transformer(h + positions.astype(self.dtype), full_mask, None, train=train)
         out = nn.Dense(actions.shape[-1], dtype=self.dtype, name="out")(h[:, 2:])
         return out.astype(jnp.float32).reshape(x.shape)
 
 
 class _ConvBlock(nn.Module):
-    """Two convolutions with GroupNorm and mish, [N, H, C] to [N, H, features], and a short cut."""
+    """Two convolutions with group norm and mish, [N, H, C] to [N, H, features], and a skip."""
 
     features: int
     kernel: int
@@ -196,7 +195,7 @@ class _ConvBlock(nn.Module):
 
 
 def build(component: Mapping[str, Any], path: str, *, horizon: int, dtype: Any) -> Denoiser:
-    """Return the network of a component for chunks of so many steps; ConfigError names `path`."""
+    """Return the network of a component for chunks of `horizon` actions; errors name `path`."""
     return build_component(NETWORKS, component, path, horizon=horizon, dtype=dtype)
 
 

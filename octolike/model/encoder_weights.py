@@ -1,12 +1,12 @@
-"""Published weights of image encoders, from a local file to this project's parameters.
+"""Published weights of image encoders: from a local file to the parameters of octolike's encoders.
 
-Read are .npz in the layout of big_vision and its ancestors (ViT), and .safetensors in timm's (ViT;
-ResNet with group norm). `RULES` says what becomes of each leaf. It is strict: a leaf of the file
-that no rule knows, a parameter that the file does not fill, or another shape is an error.
+The formats are .npz in the layout of big_vision and its predecessors (ViT), and .safetensors in
+timm's layout (ViT; ResNet with group norm). `RULES` maps the leaves of a file to parameters. The
+mapping is strict: an unknown leaf, a parameter missing from the file, or another shape is an error.
 
-Two things are fitted: position embeddings are interpolated to the grid of the images at hand, and
-image channels beyond the file's (a stacked goal image or camera, depth) start with zero weights,
-so that the network begins as the published one, looking at the first image alone.
+Two kinds of parameters are adapted: position embeddings are interpolated to the grid of the images
+at hand, and additional image channels (a stacked goal image or camera, depth) get zero weights, so
+that the network starts as the published one and ignores them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Leaves = dict[str, np.ndarray]
 
 
 class Rule(NamedTuple):
-    """Leaves whose whole path matches `pattern` become `targets`, as `change` makes them.
+    """Maps a leaf that matches `pattern` completely to the parameters `targets`.
 
-    targets: templates of dotted paths; none: the leaf is not needed. change(leaf, n) returns what
-    the n targets get.
+    targets: templates of dotted paths; (): the leaf is ignored. change(leaf, n) returns the values
+    of the n targets.
     """
 
     pattern: str
@@ -44,12 +44,12 @@ def _same(x: np.ndarray, n: int) -> list[np.ndarray]:
 
 
 def _linear(x: np.ndarray, n: int) -> list[np.ndarray]:
-    """PyTorch's [n · out, in] to n kernels [in, out]; biases are split alike."""
-    return [part.T for part in np.split(x, n)]
+    """Convert PyTorch's [n · out, in] to n kernels [in, out], or a bias to n biases."""
+    return [piece.T for piece in np.split(x, n)]
 
 
 def _convolution(x: np.ndarray, n: int) -> list[np.ndarray]:
-    """PyTorch's [out, in, h, w] to [h, w, in, out]."""
+    """Convert PyTorch's [out, in, h, w] to [h, w, in, out]."""
     return [x.transpose(2, 3, 1, 0)]
 
 
@@ -144,10 +144,11 @@ RULES = {
 }
 
 
-def load(file: str, kind: str, fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a file, float32, nested as `fresh`; FiLM's are left out.
+def load(file: str, kind: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a file, float32, nested as `shapes`, without FiLM.
 
-    fresh: the encoder's own parameters, arrays or shapes. Raises ConfigError naming leaves.
+    shapes: the encoder's parameters, as arrays or shapes. Raises ConfigError with the leaves that
+    do not fit.
     """
     path = Path(file)
     suffixes = [s for k, s in RULES if k == kind]
@@ -156,96 +157,96 @@ def load(file: str, kind: str, fresh: Mapping[str, Any]) -> dict[str, Any]:
             f"weights {file!r}: a {kind!r} encoder reads {' or '.join(suffixes)} files"
         )
     if not path.is_file():
-        raise ConfigError(f"weights {file!r}: there is no such file; download it first")
-    wanted = {k: tuple(v.shape) for k, v in flatten(fresh) if not re.search(r"\bfilm", k)}
-    found, unknown = renamed(read(path), RULES[kind, path.suffix])
-    found = fitted(found, wanted)
-    faults = [f"{name}: in the file, but nothing here takes it" for name in unknown]
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
-            faults.append(f"{name}: not in the file, expected {list(wanted[name])}")
-        elif name not in wanted:
+        raise ConfigError(f"weights {file!r}: the file does not exist; download it first")
+    expected = {k: tuple(v.shape) for k, v in flatten(shapes) if not re.search(r"\bfilm", k)}
+    leaves, unknown = rename_leaves(read(path), RULES[kind, path.suffix])
+    leaves = fit_leaves(leaves, expected)
+    faults = [f"{name}: in the file, but not used by this encoder" for name in unknown]
+    for name in sorted(expected.keys() | leaves.keys()):
+        if name not in leaves:
+            faults.append(f"{name}: not in the file, expected {list(expected[name])}")
+        elif name not in expected:
             faults.append(f"{name}: in the file, but this encoder has no such parameter")
-        elif found[name].shape != wanted[name]:
+        elif leaves[name].shape != expected[name]:
             faults.append(
-                f"{name}: {list(found[name].shape)} in the file, expected {list(wanted[name])}"
+                f"{name}: {list(leaves[name].shape)} in the file, expected {list(expected[name])}"
             )
     if faults:
         raise ConfigError(_explain(file, kind, faults))
-    return unflatten(found)
+    return unflatten(leaves)
 
 
 def read(path: Path) -> Leaves:
-    """Return the leaves of an .npz or .safetensors file; of a training state, its parameters."""
+    """Return the leaves of an .npz or .safetensors file; of a training state, the parameters."""
     if path.suffix == ".safetensors":
         return {k: np.asarray(v) for k, v in safetensors.flax.load_file(path).items()}
     with np.load(path, allow_pickle=False) as stored:
         leaves = {k: stored[k] for k in stored.files}
     for prefix in ("params/img/", "params/", "opt/target/", "img/"):
-        inside = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
-        if inside:
-            leaves = inside
+        params = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
+        if params:
+            leaves = params
             break
-    return dict(_unstacked(leaves))
+    return dict(_unstack_blocks(leaves))
 
 
-def renamed(leaves: Leaves, rules: tuple[Rule, ...]) -> tuple[Leaves, list[str]]:
-    """Return ({our dotted path: leaf}, the names that no rule knows)."""
-    found, unknown = {}, []
+def rename_leaves(leaves: Leaves, rules: tuple[Rule, ...]) -> tuple[Leaves, list[str]]:
+    """Return ({our dotted path: leaf}, the names that match no rule)."""
+    renamed, unknown = {}, []
     for name, leaf in leaves.items():
         for rule in rules:
             match = re.fullmatch(rule.pattern, name)
             if match:
                 paths = [match.expand(t) for t in rule.targets]
-                found |= dict(zip(paths, rule.change(leaf, len(paths)), strict=False))
+                renamed |= dict(zip(paths, rule.change(leaf, len(paths)), strict=False))
                 break
         else:
             unknown.append(name)
-    return found, unknown
+    return renamed, unknown
 
 
-def fitted(found: Leaves, wanted: Mapping[str, tuple[int, ...]]) -> Leaves:
-    """Return leaves as the wanted shapes have them, where that is only a matter of layout."""
-    found = {k: np.asarray(v, np.float32) for k, v in found.items()}
-    if "pos_embedding" in found and "pos_embedding" in wanted:
-        found |= _positions(found, wanted["pos_embedding"])
-    for name, shape in wanted.items():
-        x = found.get(name)
+def fit_leaves(leaves: Leaves, shapes: Mapping[str, tuple[int, ...]]) -> Leaves:
+    """Return the leaves with positions, attention heads and image channels as in `shapes`."""
+    leaves = {k: np.asarray(v, np.float32) for k, v in leaves.items()}
+    if "pos_embedding" in leaves and "pos_embedding" in shapes:
+        leaves |= _fit_positions(leaves, shapes["pos_embedding"])
+    for name, shape in shapes.items():
+        x = leaves.get(name)
         if x is None or x.shape == shape:
             continue
         if ".attention." in name and x.size == math.prod(shape) and x.ndim < len(shape):
-            found[name] = x.reshape(shape)  # the heads apart
+            leaves[name] = x.reshape(shape)  # split the heads
         elif name in ("embedding.kernel", "conv.kernel") and x.ndim == 4:
             extra = shape[2] - x.shape[2]
             if extra > 0:
-                found[name] = np.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
-    return found
-
-
-def _positions(found: Leaves, shape: tuple[int, ...]) -> Leaves:
-    """Return the position embeddings as a grid of the wanted size; a class token gets its own."""
-    x = found["pos_embedding"]
-    x = x.reshape(-1, x.shape[-1])
-    side = math.isqrt(len(x))
-    first, grid = x[: len(x) - side**2], x[len(x) - side**2 :]
-    leaves = {"pos_embedding": grid.reshape(1, side, side, -1)}
-    if grid.shape[-1] == shape[-1]:
-        leaves["pos_embedding"] = np.asarray(vit.resample(leaves["pos_embedding"], shape[1:3]))
-    if len(first) == 1 and "class_token" in found:
-        leaves["class_token"] = found["class_token"] + first
-    elif len(first):
-        leaves["pos_embedding"] = x[None]  # no square: the shapes will tell
+                leaves[name] = np.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
     return leaves
 
 
-def _unstacked(leaves: Leaves) -> Iterable[tuple[str, np.ndarray]]:
-    """Yield the leaves with blocks that were stacked for a scan as blocks of their own."""
+def _fit_positions(leaves: Leaves, shape: tuple[int, ...]) -> Leaves:
+    """Return position embeddings for the grid of `shape`; a class token absorbs its own."""
+    x = leaves["pos_embedding"]
+    x = x.reshape(-1, x.shape[-1])
+    side = math.isqrt(len(x))
+    extra, grid = x[: len(x) - side**2], x[len(x) - side**2 :]
+    positions = grid.reshape(1, side, side, -1)
+    if grid.shape[-1] == shape[-1]:
+        positions = np.asarray(vit.resample(positions, shape[1:3]))
+    if len(extra) == 1 and "class_token" in leaves:
+        return {"pos_embedding": positions, "class_token": leaves["class_token"] + extra}
+    if len(extra):
+        return {"pos_embedding": x[None]}  # not a square grid: `load` reports the shapes
+    return {"pos_embedding": positions}
+
+
+def _unstack_blocks(leaves: Leaves) -> Iterable[tuple[str, np.ndarray]]:
+    """Yield (name, leaf), with blocks that were stacked for a scan as separate leaves."""
     for name, leaf in leaves.items():
         if leaf.dtype.kind == "V" and leaf.dtype.itemsize == 2:  # bfloat16, which numpy lacks
             leaf = (leaf.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if "/encoderblock/" in name:
-            for i, part in enumerate(leaf):
-                yield name.replace("/encoderblock/", f"/encoderblock_{i}/"), part
+            for i, block in enumerate(leaf):
+                yield name.replace("/encoderblock/", f"/encoderblock_{i}/"), block
         else:
             yield name, leaf
 
@@ -253,8 +254,8 @@ def _unstacked(leaves: Leaves) -> Iterable[tuple[str, np.ndarray]]:
 def _explain(file: str, kind: str, faults: list[str]) -> str:
     text = f"weights {file!r} do not fit this {kind!r} encoder:"
     if any("running_" in fault for fault in faults):
-        text += " they are of batch norm; take weights of group norm (timm: resnet50_gn);"
+        text += " they have batch norm; use weights with group norm (timm: resnet50_gn);"
     if any(f.startswith("class_token") and "no such" in f for f in faults):
-        text += " set class_token=True, or take weights without a class token;"
-    shown = faults[:8] + ([f"and {len(faults) - 8} more"] if len(faults) > 8 else [])
-    return text + "".join(f"\n  {fault}" for fault in shown)
+        text += " set class_token=True, or use weights without a class token;"
+    lines = faults[:8] + ([f"and {len(faults) - 8} more"] if len(faults) > 8 else [])
+    return text + "".join(f"\n  {line}" for line in lines)

@@ -1,7 +1,7 @@
-"""Pixels to feature tokens: small stems, patches, keypoints, ResNets, ViTs; each takes FiLM.
+"""Image encoders: small stems, patches, keypoints, ResNets and ViTs, all with optional FiLM.
 
-Every encoder maps float images [B, h, w, C] in [-1, 1], with or without a conditioning vector
-[B, E], to feature tokens [B, N, F].
+Every encoder maps float images [B, h, w, C] in [-1, 1] and an optional conditioning vector [B, E]
+to feature tokens [B, N, F].
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, build_component
+from octolike.config import ConfigError, build_component, option
 from octolike.model import encoder_weights
 from octolike.model.convolution import Convolution, embed_patches, group_norm, tokens
 from octolike.model.film import film
@@ -26,18 +26,17 @@ class SmallStem(nn.Module):
     """Standardised convolutions, then one token per `patch` × `patch` pixels.
 
     The defaults are Octo's SmallStem16 (patch=32: SmallStem32); features=(32, 64, 128), patch=8
-    suits 64 to 128 pixels. kernels, strides, padding: of each convolution; () means 3, 2 and
-    kernel // 2 for all.
+    suits 64 to 128 pixels.
     """
 
-    features: tuple[int, ...] = (32, 96, 192, 384)
-    kernels: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    patch: int = 16
-    width: int = 512
-    groups: int = 32
-    dtype: Any = jnp.float32
+    features: tuple[int, ...] = option((32, 96, 192, 384), "channels of each convolution")
+    kernels: tuple[int, ...] = option((), "kernel size of each convolution; (): 3 for all")
+    strides: tuple[int, ...] = option((), "stride of each convolution; (): 2 for all")
+    padding: tuple[int, ...] = option((), "padding of each convolution; (): half of its kernel")
+    patch: int = option(16, "pixels per side of the square that becomes one token", low=1)
+    width: int = option(512, "F: width of the tokens", low=1)
+    groups: int = option(32, "groups of the group norm; they must divide the channels", low=1)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
@@ -49,8 +48,8 @@ class SmallStem(nn.Module):
                 f"small_stem: features {self.features}, kernels {kernels}, strides {strides} and "
                 f"padding {padding} differ in length"
             )
-        cell, rest = divmod(self.patch, math.prod(strides))
-        if rest or not cell:
+        cell, remainder = divmod(self.patch, math.prod(strides))
+        if remainder or not cell:
             raise ConfigError(
                 f"small_stem: convolutions of strides {strides} make cells of "
                 f"{math.prod(strides)} pixels; patch {self.patch} must be a multiple of that"
@@ -65,9 +64,9 @@ class SmallStem(nn.Module):
 class Patch(nn.Module):
     """One convolution: a linear map of each `patch` × `patch` square."""
 
-    patch: int = 16
-    width: int = 512
-    dtype: Any = jnp.float32
+    patch: int = option(16, "pixels per side of the square that becomes one token", low=1)
+    width: int = option(512, "F: width of the tokens", low=1)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
@@ -76,21 +75,21 @@ class Patch(nn.Module):
 
 
 class Keypoints(nn.Module):
-    """Where things are, in few tokens: convolutions, then a spatial softmax per keypoint.
+    """Object positions in few tokens: convolutions, then a spatial softmax per keypoint.
 
-    Each keypoint's softmax over the feature map gives its mean position (x, y in [-1, 1]) and the
-    features found there. Conditioning enters after every convolution, so that *which* things are
-    looked for can depend on the instruction. merge: all keypoints in one token, else a token each.
+    Each keypoint's softmax over the feature map gives its mean position (x, y in [-1, 1]) and its
+    mean features. FiLM follows every convolution, so that the instruction can decide *which*
+    objects the keypoints track.
     """
 
-    features: tuple[int, ...] = (16, 32, 64)
-    kernels: tuple[int, ...] = (5, 3, 3)
-    strides: tuple[int, ...] = (2, 2, 2)
-    keypoints: int = 16
-    merge: bool = True
-    width: int = 128
-    groups: int = 8  # of GroupNorm; 0: no normalisation
-    dtype: Any = jnp.float32
+    features: tuple[int, ...] = option((16, 32, 64), "channels of each convolution")
+    kernels: tuple[int, ...] = option((5, 3, 3), "kernel size of each convolution")
+    strides: tuple[int, ...] = option((2, 2, 2), "stride of each convolution")
+    keypoints: int = option(16, "number of keypoints", low=1)
+    merge: bool = option(True, "all keypoints in one token; False: one token per keypoint")
+    width: int = option(128, "F: width of the tokens", low=1)
+    groups: int = option(8, "groups of the group norm; 0: no normalisation", low=0)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
@@ -105,25 +104,26 @@ class Keypoints(nn.Module):
             if self.groups:
                 x = group_norm(self.groups, width, self.dtype, f"norm_{i}")(x)
             x = nn.relu(film(x, condition, self.dtype, f"film_{i}"))
-        xy_BxKx2, found_BxKxC = self._look(x)
+        xy_BxKx2, features_BxKxC = self._spatial_softmax(x)
         if self.merge:
-            found = nn.Dense(8, dtype=self.dtype, name="features")(found_BxKxC)
-            x = jnp.concatenate([_flat(xy_BxKx2), _flat(found)], axis=-1)[:, None]
+            features_BxKx8 = nn.Dense(8, dtype=self.dtype, name="features")(features_BxKxC)
+            x = jnp.concatenate([_flat(xy_BxKx2), _flat(features_BxKx8)], axis=-1)[:, None]
         else:
-            x = jnp.concatenate([xy_BxKx2, found_BxKxC], axis=-1)
+            x = jnp.concatenate([xy_BxKx2, features_BxKxC], axis=-1)
         return nn.Dense(self.width, dtype=self.dtype, name="out")(x)
 
-    def _look(self, x_BxhxwxC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _spatial_softmax(self, x_BxhxwxC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return each keypoint's mean position [B, K, 2] and mean features [B, K, C]."""
         batch, h, w, channels = x_BxhxwxC.shape
         x_BxNxC = x_BxhxwxC.reshape(batch, h * w, channels)
         logits_BxNxK = nn.Dense(self.keypoints, dtype=self.dtype, name="attention")(x_BxNxC)
-        # float32: bfloat16's 8 bits make a mean position no finer than a cell of the map.
-        share_BxNxK = jax.nn.softmax(logits_BxNxK.astype(jnp.float32), axis=1)
+        # float32: with bfloat16's 8 bits a mean position is no finer than a cell of the map.
+        weights_BxNxK = jax.nn.softmax(logits_BxNxK.astype(jnp.float32), axis=1)
         y, x = jnp.meshgrid(jnp.linspace(-1, 1, h), jnp.linspace(-1, 1, w), indexing="ij")
         grid_Nx2 = jnp.stack([x, y], axis=-1).reshape(h * w, 2)
-        xy = jnp.einsum("bnk,nd->bkd", share_BxNxK, grid_Nx2)
-        found = jnp.einsum("bnk,bnc->bkc", share_BxNxK, x_BxNxC)
-        return xy.astype(self.dtype), found.astype(self.dtype)
+        xy_BxKx2 = jnp.einsum("bnk,nd->bkd", weights_BxNxK, grid_Nx2)
+        features_BxKxC = jnp.einsum("bnk,bnc->bkc", weights_BxNxK, x_BxNxC)
+        return xy_BxKx2.astype(self.dtype), features_BxKxC.astype(self.dtype)
 
 
 def _flat(x: jax.Array) -> jax.Array:
@@ -140,15 +140,20 @@ ENCODERS = {
 
 
 def load_weights(
-    component: Mapping[str, Any], fresh: Mapping[str, Any], path: str = "encoder"
+    component: Mapping[str, Any], shapes: Mapping[str, Any], path: str = "encoder"
 ) -> dict[str, Any]:
-    """Return the parameters, nested as `fresh`, that the component's `weights` file holds.
+    """Return the parameters of the component's `weights` file, nested as `shapes`.
 
-    fresh: the encoder's own parameters, arrays or shapes, which may lack nothing and say what is
-    expected. What no file has (FiLM) is left out of the result. `path` names the component in
-    errors. Raises ConfigError for an encoder without `weights`, or a file that does not fit.
+    Args:
+        component: the encoder's component.
+        shapes: all parameters of the encoder, as arrays or shapes. FiLM, which published files
+            lack, is left out of the result.
+        path: the component's place in the config, for errors.
+
+    Raises:
+        ConfigError: for an encoder without `weights`, or a file that does not fit.
     """
     encoder = build_component(ENCODERS, component, path)
     if not getattr(encoder, "weights", ""):
-        raise ConfigError(f"{path} ({component['kind']!r}) names no weights file")
-    return encoder_weights.load(encoder.weights, component["kind"], fresh)
+        raise ConfigError(f"{path} ({component['kind']!r}) has no weights file; set its 'weights'")
+    return encoder_weights.load(encoder.weights, component["kind"], shapes)

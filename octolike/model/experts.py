@@ -1,17 +1,17 @@
-"""Mixture of experts: several feed-forward networks in a block, each token or task sent to a few.
+"""Mixture of experts: several feed-forward networks per block; each token or task uses a few.
 
-    gate       logits → softmax p [.., E]; the k largest are used, their p as weights
-    capacity   in training an expert takes at most capacity · k / E of what there is; what comes
-               later passes the block unchanged. When acting nothing is ever turned away
-    balance    the loss balance · E · Σ_e f_e p_e, least when all experts are used alike
+    gate       logits → softmax p [.., E]; the k experts of largest p are used, weighted by p
+    capacity   in training an expert takes at most capacity · k / E of the units; later units skip
+               the block. In inference no unit is dropped
+    balance    the loss balance · E · Σ_e f_e p_e, minimal for equal use of all experts
                (f_e: share of the assignments, p_e: mean probability; Fedus et al. 2021, eq. 4)
 
-Buffers of `room` units per expert keep the matrix products large; without a limit each expert has
-room for all, so acting with token gates costs E dense feed-forwards.
+Buffers of `capacity` units per expert keep the matrix products large. Without a limit each expert
+has a buffer for all units, so that inference with token gates costs E dense feed-forwards.
 
-gate "token": every token chooses, from its features; the capacity counts within an example, so
-examples do not influence one another. gate "task": an example chooses once, from its pooled task
-tokens, for all its tokens; the capacity counts examples of the batch.
+gate "token": each token chooses, by its features; the capacity counts within an example, so that
+examples do not influence one another. gate "task": each example chooses once for all its tokens, by
+its pooled task tokens; the capacity counts examples of the batch.
 """
 
 from __future__ import annotations
@@ -25,31 +25,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, build_component, unknown
+from octolike.config import ConfigError, build_component, option, unknown
+
+GATES = ("token", "task")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopK:
-    """Which blocks have experts, how many, and who chooses.
+    """Top-k gating: the number of experts, the blocks that have them, and the gate."""
 
-    count: E experts; k: used at a time; gate: "token" or "task"; capacity: room of an expert over
-    an even share; balance: weight of the load-balance loss; every: each so many-th block has them,
-    the last one included.
-    """
-
-    count: int = 4
-    k: int = 1
-    gate: str = "token"
-    capacity: float = 1.5
-    balance: float = 0.01
-    every: int = 1
+    count: int = option(4, "E: number of experts", low=1)
+    k: int = option(1, "experts used at a time, at most count", low=1)
+    gate: str = option("token", "unit that chooses its experts", choices=GATES)
+    capacity: float = option(1.5, "units per expert in training, over an even share", low=1)
+    balance: float = option(0.01, "weight of the load-balance loss", low=0)
+    every: int = option(1, "every k-th block has experts, counted from the last", low=1)
 
     def __post_init__(self) -> None:
-        if self.gate not in ("token", "task"):
-            raise ConfigError(unknown("model.experts.gate", self.gate, ("token", "task")))
+        if self.gate not in GATES:
+            raise ConfigError(unknown("model.experts.gate", self.gate, GATES))
         if not 1 <= self.k <= self.count:
             raise ConfigError(
-                f"model.experts.k is {self.k}; it must lie in 1 to model.experts.count {self.count}"
+                f"model.experts.k is {self.k}; it must be 1 to model.experts.count ({self.count})"
             )
         if self.capacity < 1 or self.balance < 0 or self.every < 1:
             raise ConfigError(
@@ -57,16 +54,16 @@ class TopK:
                 f"1, balance {self.balance} at least 0"
             )
 
-    def at(self, block: int, blocks: int) -> bool:
-        """Return whether this block of so many has experts."""
+    def has_experts(self, block: int, blocks: int) -> bool:
+        """Return whether the block, counted from 0, has experts."""
         return (blocks - 1 - block) % self.every == 0
 
 
 class Routing(NamedTuple):
-    """Who goes where: G groups of U units (tokens or examples), k choices each.
+    """The assignment of G groups of U units (tokens or examples) to k experts each.
 
-    expert, place: int [G, U, k], place ≥ C has no room; weight: float [G, U, k], 0 for who is not
-    to be served; probabilities: [G, U, E].
+    expert: int [G, U, k]. place: int [G, U, k], the index in the expert's buffer; a place beyond
+    the capacity is dropped. weight: float [G, U, k], 0 for hidden units. probabilities: [G, U, E].
     """
 
     expert: jax.Array
@@ -76,7 +73,7 @@ class Routing(NamedTuple):
 
 
 class Experts(nn.Module):
-    """The feed-forward of a block, [B, N, D] to [B, N, D], by E networks of the given width."""
+    """The feed-forward of a block, [B, N, D] to [B, N, D], by E expert networks."""
 
     gating: TopK
     mlp_width: int
@@ -89,8 +86,8 @@ class Experts(nn.Module):
         """Return (features, metrics) for tokens x and visible bool [B, N].
 
         condition: [B, E'], the pooled task tokens. Metrics: balance_loss, weighted;
-        experts_per_example [B, E], the share of the example's choices that fell on each expert;
-        experts_full, the share of choices that found no room.
+        experts_per_example [B, E], the share of each expert in the example's choices; experts_full,
+        the share of dropped choices.
         """
         x, gating, batch = jnp.asarray(x), self.gating, len(x)
         by_task = gating.gate == "task"
@@ -100,55 +97,57 @@ class Experts(nn.Module):
                     "model.experts.gate 'task' needs a tokenizer of the task; add one, or use "
                     "gate 'token'"
                 )
-            units, wanted = condition[None], jnp.ones((1, batch), bool)
+            units, active = condition[None], jnp.ones((1, batch), bool)
         else:
-            units, wanted = x, visible
+            units, active = x, visible
         logits = nn.Dense(gating.count, dtype=jnp.float32, name="gate")(units.astype(jnp.float32))
-        routing = route(logits, wanted, gating.k)
-        rows = x[None] if by_task else x[:, :, None]  # [G, U, n, D]: n tokens go with each unit
-        room = units.shape[1]
+        routing = route(logits, active, gating.k)
+        tokens = x[None] if by_task else x[:, :, None]  # [G, U, n, D]: n tokens per unit
+        capacity = units.shape[1]
         if train:
-            even = gating.capacity * gating.k * units.shape[1] / gating.count
-            room = min(math.ceil(even), room)
-        few = routing.expert.size < gating.count
-        served = self._one_by_one(rows, routing) if few else self._in_buffers(rows, routing, room)
-        fits = routing.place < room
+            even_share = gating.k * units.shape[1] / gating.count
+            capacity = min(math.ceil(gating.capacity * even_share), capacity)
+        if routing.expert.size < gating.count:
+            outputs = self._gathered(tokens, routing)
+        else:
+            outputs = self._buffered(tokens, routing, capacity)
+        fits = routing.place < capacity
         weight = jnp.where(fits, routing.weight, 0)
-        # bfloat16 sums of two experts would round twice
-        y = jnp.einsum("guknd,guk->gund", served.astype(jnp.float32), weight)
-        chosen = jax.nn.one_hot(routing.expert, gating.count) * wanted[..., None, None]
+        # float32: in bfloat16, the sum of two experts would round twice
+        y = jnp.einsum("guknd,guk->gund", outputs.astype(jnp.float32), weight)
+        chosen = jax.nn.one_hot(routing.expert, gating.count) * active[..., None, None]
         counts = chosen.sum(axis=(1, 2)) if not by_task else chosen[0].sum(axis=1)
         metrics = {
-            "balance_loss": gating.balance * _balance(routing, chosen, wanted),
+            "balance_loss": gating.balance * _balance(routing, chosen, active),
             "experts_per_example": counts / jnp.maximum(counts.sum(-1, keepdims=True), 1),
             "experts_full": (chosen.any(-1) & ~fits).sum() / jnp.maximum(chosen.sum(), 1),
         }
         return y.reshape(x.shape).astype(x.dtype), metrics
 
-    def _in_buffers(self, rows: jax.Array, routing: Routing, room: int) -> jax.Array:
-        """Return [G, U, k, n, D]: every expert computes `room` units of each group, used or not."""
-        groups, count = rows.shape[0], self.gating.count
+    def _buffered(self, tokens: jax.Array, routing: Routing, capacity: int) -> jax.Array:
+        """Return [G, U, k, n, D]: each expert computes a full buffer of C = capacity units."""
+        groups, count = tokens.shape[0], self.gating.count
         g = jnp.arange(groups)[:, None, None]
-        slots = jnp.zeros((groups, count, room), jnp.int32)
-        unit = jnp.broadcast_to(jnp.arange(rows.shape[1])[None, :, None], routing.place.shape)
+        slots = jnp.zeros((groups, count, capacity), jnp.int32)
+        unit = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :, None], routing.place.shape)
         slots = slots.at[g, routing.expert, routing.place].set(unit, mode="drop")
-        held = rows[g, slots]  # [G, E, room, n, D]
-        w_in, b_in, w_out, b_out = self._weights(rows.shape[-1])
-        h = jnp.einsum("gecnd,edm->gecnm", held, w_in) + b_in[:, None, None]
+        buffers = tokens[g, slots]  # [G, E, C, n, D]
+        w_in, b_in, w_out, b_out = self._weights(tokens.shape[-1])
+        h = jnp.einsum("gecnd,edm->gecnm", buffers, w_in) + b_in[:, None, None]
         h = nn.gelu(h, approximate=True)
         y = jnp.einsum("gecnm,emd->gecnd", h, w_out) + b_out[:, None, None]
         return y.at[g, routing.expert, routing.place].get(mode="fill", fill_value=0)
 
-    def _one_by_one(self, rows: jax.Array, routing: Routing) -> jax.Array:
-        """Return [G, U, k, n, D] by fetching each unit's own experts: acting on one task."""
-        w_in, b_in, w_out, b_out = (w[routing.expert] for w in self._weights(rows.shape[-1]))
-        h = jnp.einsum("gund,gukdm->guknm", rows, w_in) + b_in[..., None, :]
+    def _gathered(self, tokens: jax.Array, routing: Routing) -> jax.Array:
+        """Return [G, U, k, n, D] by gathering the weights of each unit's experts."""
+        w_in, b_in, w_out, b_out = (w[routing.expert] for w in self._weights(tokens.shape[-1]))
+        h = jnp.einsum("gund,gukdm->guknm", tokens, w_in) + b_in[..., None, :]
         h = nn.gelu(h, approximate=True)
         return jnp.einsum("guknm,gukmd->guknd", h, w_out) + b_out[..., None, :]
 
     def _weights(self, width: int) -> tuple[jax.Array, ...]:
         count, hidden = self.gating.count, self.mlp_width
-        # each expert starts as the dense layer would
+        # each expert is initialised like the dense layer
         kernel = nn.initializers.variance_scaling(
             1.0, "fan_avg", "uniform", in_axis=-2, out_axis=-1, batch_axis=(0,)
         )
@@ -158,28 +157,28 @@ class Experts(nn.Module):
             "out_kernel": (kernel, (count, hidden, width)),
             "out_bias": (nn.initializers.zeros, (count, width)),
         }
-        made = (self.param(name, *how, jnp.float32) for name, how in shapes.items())
-        return tuple(jnp.asarray(w, self.dtype) for w in made)
+        weights = (self.param(name, *init, jnp.float32) for name, init in shapes.items())
+        return tuple(jnp.asarray(w, self.dtype) for w in weights)
 
 
-def route(logits: jax.Array, wanted: jax.Array, k: int) -> Routing:
-    """Return where the units go, for logits [G, U, E]; wanted: bool [G, U], False: nobody's.
+def route(logits: jax.Array, active: jax.Array, k: int) -> Routing:
+    """Return the routing for logits [G, U, E]; active: bool [G, U], False for hidden units.
 
-    Places are given first choices first, then in the order of the units.
+    Places are assigned to all first choices, then to all second ones, each in the units' order.
     """
     p = jax.nn.softmax(logits, axis=-1)
     weight, expert = jax.lax.top_k(p, k)
     if k > 1:
-        # with one choice the weight must stay p, or the gate would get no gradient
+        # k = 1 keeps p: a weight of 1 would give the gate no gradient
         weight = weight / weight.sum(axis=-1, keepdims=True)
-    weight = jnp.where(wanted[..., None], weight, 0)
+    weight = jnp.where(active[..., None], weight, 0)
     choices = jax.nn.one_hot(expert, logits.shape[-1], dtype=jnp.int32)
-    choices = choices * wanted[..., None, None]  # [G, U, k, E]
+    choices = choices * active[..., None, None]  # [G, U, k, E]
     groups, units, _, count = choices.shape
     in_order = choices.swapaxes(1, 2).reshape(groups, k * units, count)
     before = (in_order.cumsum(axis=1) - in_order).reshape(groups, k, units, count).swapaxes(1, 2)
     place = jnp.take_along_axis(before, expert[..., None], axis=-1)[..., 0]
-    return Routing(expert, jnp.where(wanted[..., None], place, units), weight, p)
+    return Routing(expert, jnp.where(active[..., None], place, units), weight, p)
 
 
 def build(component: Mapping[str, Any]) -> TopK | None:
@@ -190,8 +189,8 @@ def build(component: Mapping[str, Any]) -> TopK | None:
 EXPERTS = {"top_k": TopK}
 
 
-def _balance(routing: Routing, chosen: jax.Array, wanted: jax.Array) -> jax.Array:
-    units = jnp.maximum(wanted.sum(), 1)
-    mean = jnp.where(wanted[..., None], routing.probabilities, 0).sum(axis=(0, 1)) / units
+def _balance(routing: Routing, chosen: jax.Array, active: jax.Array) -> jax.Array:
+    units = jnp.maximum(active.sum(), 1)
+    mean = jnp.where(active[..., None], routing.probabilities, 0).sum(axis=(0, 1)) / units
     share = chosen.sum(axis=(0, 1, 2)) / jnp.maximum(chosen.sum(), 1)
     return chosen.shape[-1] * (share * mean).sum()

@@ -1,4 +1,4 @@
-"""Feature-wise modulation (FiLM): how a conditioning vector reaches an encoder."""
+"""Feature-wise modulation (FiLM, Perez et al. 2018): conditions an encoder on a vector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class Film(nn.Module):
-    """Feature-wise modulation, the identity at first: x · (1 + scale(c)) + shift(c)."""
+    """x · (1 + scale(c)) + shift(c), initialised as the identity."""
 
     dtype: Any = jnp.float32
 
@@ -25,5 +25,5 @@ class Film(nn.Module):
 
 
 def film(x: jax.Array, condition: jax.Array | None, dtype: Any, name: str) -> jax.Array:
-    """Return x modulated by `condition`, or x itself where there is none."""
+    """Return x modulated by `condition`, or x itself if that is None."""
     return x if condition is None else Film(dtype=dtype, name=name)(x, condition)

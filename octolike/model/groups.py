@@ -1,18 +1,18 @@
-"""One set of head parameters per group of robots or tasks, chosen per example inside one step.
+"""A head with separate parameters per group of robots or tasks, selected per example.
 
-The parameters are those of the inner head with a group axis in front. Which group an example is of
-is data, so nothing is compiled again when that changes.
+The parameters are those of the inner head with a leading group axis. The groups of a batch are
+data, so that a change of groups compiles nothing again.
 
-A step sorts its examples into tiles: up to S examples of one group, who go through that group's
-head together. B examples of G groups never need more than `tile_count` tiles, a number known when
-the step is traced:
+A step sorts its examples into tiles: up to S examples of one group, which pass through that
+group's head together. B examples of G groups never need more than `tile_count` tiles, a number
+that is static when the step is traced:
 
     groups of the batch   b a b b b c   S = 2, at most 4 tiles
     tiles                 [a ·] [b b] [b b] [c ·]
 
-S = 1 copies a head's parameters for every example, S = B computes every head for all; in between,
-the work stays within about twice a shared head's. `tile_size` takes the cheapest. One example
-(acting) is one tile: it costs its own head and no other.
+S = 1 copies the parameters of a head for every example, S = B computes every head for all; in
+between, the work is at most about twice that of a shared head. `tile_size` takes the cheapest size.
+In inference, one example is one tile and computes one head only.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import freeze
 
-from octolike.config import ConfigError, unknown
+from octolike.config import ConfigError, option, unknown
 from octolike.types import Context, Names, TokenGroup
 
-# A tile's costs beyond its examples, in examples: its group's parameters are copied, and their
-# gradients added up. The choice is flat around the best size, so one number serves all machines.
-TILE_COST = 8
 BY = {"embodiment": "embodiments", "task": "tasks"}
 
 
 class PerGroup(nn.Module):
-    """The inner head with parameters of its own for each group.
+    """The inner head with separate parameters per group; a head like any other to its callers."""
 
-    member: the group of each embodiment or task id. Otherwise a head like any other.
-    """
-
-    head: nn.Module
-    by: str
-    member: tuple[int, ...]
-    groups: tuple[str, ...]
+    head: nn.Module = option(meaning="the head to wrap", table="octolike.model.heads:HEADS")
+    by: str = option("embodiment", "names that the groups consist of", choices=tuple(BY))
+    groups: Mapping[str, tuple[str, ...]] = option(
+        freeze({}), "{group: shell patterns over the names}; {}: one group per name"
+    )
+    # The cost is flat around the best size, so one number serves all machines.
+    tile_cost: int = option(
+        8, "cost of a tile (copied parameters, summed gradients) in examples", low=0
+    )
+    group_names: tuple[str, ...] = option((), "names of the groups, from the run's names")
+    member: tuple[int, ...] = option((), "group of each embodiment or task, from the run's names")
 
     @property
     def readout(self) -> str:
@@ -58,8 +60,8 @@ class PerGroup(nn.Module):
         return self.head.action_dim
 
     def reads(self) -> tuple[str, ...]:
-        own = ("task.task_id",) if self.by == "task" else ()
-        return (*own, *self.head.reads())
+        paths = ("task.task_id",) if self.by == "task" else ()
+        return (*paths, *self.head.reads())
 
     def __call__(self, group: TokenGroup, action: jax.Array, context: Context) -> jax.Array:
         return self._run("__call__", group, action, context)
@@ -71,14 +73,14 @@ class PerGroup(nn.Module):
     def _run(
         self, method: str, group: TokenGroup, values: jax.Array | None, context: Context
     ) -> jax.Array:
-        """Return the inner head's `method`, each example by its own group's parameters."""
+        """Call the inner head's `method` with the parameters of each example's group."""
         head = self.head.clone(parent=None, name=None)  # a function of parameters, owning none
         names = [name for name in ("noise", "dropout") if self.has_rng(name)]
-        stacked = self.param("stacked", stacked_init, head, len(self.groups), group, context)
+        count = len(self.group_names)
+        stacked = self.param("stacked", stacked_init, head, count, group, context)
         ids = context.embodiment if self.by == "embodiment" else context.task_id
         ids = jnp.asarray(self.member, jnp.int32)[ids]
-        size = tile_size(len(ids), len(self.groups))
-        tiles = tiled(ids, len(self.groups), size)
+        tiles = tiled(ids, count, tile_size(len(ids), count, self.tile_cost))
         keys = {name: jax.random.split(self.make_rng(name), len(tiles.group)) for name in names}
 
         def run(group_of_tile: jax.Array, example: jax.Array, rngs: dict[str, jax.Array]):
@@ -93,8 +95,8 @@ class PerGroup(nn.Module):
 class Tiles(NamedTuple):
     """Examples sorted by group: T tiles of S places.
 
-    group: int [T]; example: int [T, S], 0 at places that stay empty; place: int [B], where each
-    example is among the T · S.
+    group: int [T]; example: int [T, S], 0 at empty places; place: int [B], the index of each
+    example among the T · S places.
     """
 
     group: jax.Array
@@ -103,25 +105,25 @@ class Tiles(NamedTuple):
 
 
 def tile_count(batch: int, groups: int, size: int) -> int:
-    """Return how many tiles are enough, however the examples spread over the groups."""
+    """Return the number of tiles that suffices for any distribution of examples over groups."""
     return (batch + min(batch, groups) * (size - 1)) // size
 
 
-def tile_size(batch: int, groups: int) -> int:
-    """Return the S of least cost: examples computed (empty places too) and tiles set up."""
+def tile_size(batch: int, groups: int, tile_cost: int) -> int:
+    """Return the S of least cost; a tile costs its places, empty ones included, and tile_cost."""
     sizes = sorted({min(2**i, batch) for i in range(batch.bit_length() + 1)})
-    return min(sizes, key=lambda size: tile_count(batch, groups, size) * (size + TILE_COST))
+    return min(sizes, key=lambda size: tile_count(batch, groups, size) * (size + tile_cost))
 
 
 def tiled(ids: jax.Array, groups: int, size: int) -> Tiles:
-    """Return the tiles of examples whose groups are `ids`, int [B]."""
+    """Return the tiles of a batch, for the group ids int [B] of its examples."""
     batch = len(ids)
     member = ids[:, None] == jnp.arange(groups)
     rank = jnp.where(member, jnp.cumsum(member, axis=0) - 1, 0).sum(axis=1)
     ends = jnp.cumsum(-(-member.sum(axis=0) // size))
-    first = jnp.append(0, ends[:-1])
+    starts = jnp.append(0, ends[:-1])
     count = tile_count(batch, groups, size)
-    place = first[ids] * size + rank
+    place = starts[ids] * size + rank
     example = jnp.zeros(count * size, jnp.int32).at[place].set(jnp.arange(batch))
     group = jnp.searchsorted(ends, jnp.arange(count), side="right")
     return Tiles(jnp.minimum(group, groups - 1), example.reshape(count, size), place)
@@ -130,12 +132,12 @@ def tiled(ids: jax.Array, groups: int, size: int) -> Tiles:
 def stacked_init(
     key: jax.Array, head: nn.Module, groups: int, group: TokenGroup, context: Context
 ) -> Any:
-    """Return parameters of `groups` heads that start independently: [groups, ...] per leaf."""
+    """Return independent parameters of `groups` heads, [groups, ...] per leaf."""
     return jax.vmap(lambda k: inner_init(k, head, group, context))(jax.random.split(key, groups))
 
 
 def inner_init(key: jax.Array, head: nn.Module, group: TokenGroup, context: Context) -> Any:
-    """Return the parameters of a head that belongs to no model, for inputs like these."""
+    """Return initial parameters of an unbound head, for inputs of these shapes."""
     group, context = jax.tree.map(lambda x: x[:1], (group, context))
     shape = (*group.tokens.shape[:2], head.horizon, head.action_dim)
     rngs = dict(zip(("params", "noise"), jax.random.split(key), strict=True))
@@ -145,37 +147,45 @@ def inner_init(key: jax.Array, head: nn.Module, group: TokenGroup, context: Cont
 def membership(
     by: str, patterns: Mapping[str, Sequence[str]], names: Names, path: str
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the groups and, for each embodiment or task, its group.
+    """Return (names of the groups, the group of each embodiment or task).
 
-    patterns: {group: shell patterns over the names}; {}: a group per name. ConfigError where a
-    pattern matches nothing, or a name is in no group or in several.
+    Args:
+        by: a key of `BY`.
+        patterns: {group: shell patterns over the names}; {}: one group per name.
+        names: the run's names.
+        path: the component's place in the config, for errors.
+
+    Raises:
+        ConfigError: if a pattern matches nothing, or a name is in no group or in several.
     """
     if by not in BY:
         raise ConfigError(unknown(f"value of {path}.by", by, BY))
-    known = getattr(names, BY[by])
-    if not known:
+    members = getattr(names, BY[by])
+    if not members:
         raise ConfigError(f"{path}.by is {by!r}, but this run has no {BY[by]}")
     if not patterns:
-        return tuple(known), tuple(range(len(known)))
-    owners: dict[str, list[str]] = {name: [] for name in known}
-    for group, wanted in patterns.items():
-        if isinstance(wanted, str):
-            raise ConfigError(f"{path}.groups.{group} is {wanted!r}; expected a tuple of patterns")
-        for pattern in wanted:
-            found = fnmatch.filter(known, pattern)
-            if not found:
-                what = f"pattern of {path}.groups.{group}: it matches none of the {BY[by]}"
-                raise ConfigError(unknown(what, pattern, known))
-            for name in found:
-                owners[name] += [group] if group not in owners[name] else []
-    lost = [name for name, owner in owners.items() if not owner]
-    if lost:
+        return tuple(members), tuple(range(len(members)))
+    groups_of: dict[str, list[str]] = {name: [] for name in members}
+    for group, group_patterns in patterns.items():
+        if isinstance(group_patterns, str):
+            raise ConfigError(
+                f"{path}.groups.{group} is {group_patterns!r}; expected a tuple of patterns"
+            )
+        for pattern in group_patterns:
+            matches = fnmatch.filter(members, pattern)
+            if not matches:
+                kind = f"pattern of {path}.groups.{group}: it matches none of the {BY[by]}"
+                raise ConfigError(unknown(kind, pattern, members))
+            for name in matches:
+                groups_of[name] += [group] if group not in groups_of[name] else []
+    missing = [name for name, groups in groups_of.items() if not groups]
+    if missing:
         raise ConfigError(
-            f"{path}.groups leave out {', '.join(lost)}; each of the {BY[by]} must be in one "
+            f"{path}.groups leave out {', '.join(missing)}; each of the {BY[by]} must be in one "
             f"({', '.join(patterns)})"
         )
-    twice = [f"{name} ({', '.join(owner)})" for name, owner in owners.items() if len(owner) > 1]
-    if twice:
-        raise ConfigError(f"{path}.groups have more than one group for {', '.join(twice)}")
+    repeated = [f"{name} ({', '.join(g)})" for name, g in groups_of.items() if len(g) > 1]
+    if repeated:
+        raise ConfigError(f"{path}.groups have more than one group for {', '.join(repeated)}")
     order = list(patterns)
-    return tuple(order), tuple(order.index(o[0]) for o in owners.values())
+    return tuple(order), tuple(order.index(groups[0]) for groups in groups_of.values())

@@ -1,25 +1,25 @@
-"""Readout tokens to action errors (training) and action chunks (acting).
+"""Action heads: readout tokens to errors in training and to action chunks in inference.
 
-A head predicts a chunk for each timestep of the window in training, for the last when acting:
+A head predicts a chunk per timestep of the window in training, and for the last one in inference:
 
     head(group, action, context)       group: the readout's TokenGroup, tokens [B, W, N, D]
                                        action: float32 [B, W, H, A], zero where masked
                                        → errors float32 [B, W, H, A]: their masked mean is the loss
-    head.sample(group, dims, context)  dims: bool [B, A], False: the embodiment lacks this; or None
+    head.sample(group, dims, context)  dims: bool [B, A], False: the embodiment lacks it; or None
                                        → float32 [B, H, A], normalised actions
 
-`context` (`Context`) says whose chunk it is, for heads that differ between robots or tasks:
+`context` (`Context`) identifies the robot and the task, for heads that differ between them:
 `groups.PerGroup` and `hypernet.Hypernet` wrap any other head.
 
-What a masked action is does not matter: its error is left out, and no head mixes the errors of
-different values. The model puts 0 in its place beforehand, because heads that noise actions show
-the whole chunk to their network; when acting, they keep the dimensions that `dims` denies at the
-noise that goes with 0.
+Masked actions have no influence: their errors are left out of the loss, and no head mixes the
+errors of different values. The network zeros them first, because denoising heads feed the noised
+chunk to their network; in inference these heads keep the dimensions absent in `dims` at the noise
+level of a zero action.
 
-Random streams: "noise", and, in training only, "dropout".
+Random streams: "noise", and "dropout" in training only.
 
 A chunk is flattened to F = H · A values, action dimensions innermost. Errors of continuous heads
-are scaled by A, so that the loss is a sum over the action dimensions, as in Octo, and learning
+are scaled by A: the loss is a sum over the action dimensions, as in Octo, so that Octo's learning
 rates carry over.
 """
 
@@ -31,34 +31,37 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import freeze
 
-from octolike.config import ConfigError, build_component, unknown
-from octolike.model import bins, denoisers, diffusion
+from octolike.config import ConfigError, build_component, option, unknown
+from octolike.model import bins as binning
+from octolike.model import denoisers, diffusion
 from octolike.model.groups import PerGroup, membership
 from octolike.model.hypernet import Hypernet
 from octolike.model.pooling import AttentionPooling
 from octolike.types import BatchSpec, Context, Names, TokenGroup
 
-LIMIT = 5.0  # normalised actions beyond ±5 are faults of the data
+POOLINGS = ("mean", "attention")
+PREDICTIONS = ("noise", "sample")
+SAMPLERS = ("ddpm", "ddim")
+LAYOUTS = ("value", "step", "chunk")
 
 
 class Head(nn.Module):
-    """What every head has: the size of its chunks and how it reads its readout.
+    """The base of all heads: the size of the chunks and the pooling of the readout."""
 
-    pooling: "mean" of the group's tokens, or "attention": a learned probe over the visible ones
-    (`pooling_heads` must divide the token width).
-    """
-
-    horizon: int
-    action_dim: int
-    readout: str = "readout_action"
-    pooling: str = "mean"
-    pooling_heads: int = 8
-    dtype: Any = jnp.float32
+    horizon: int = option(meaning="H: actions per chunk, from the data", low=1)
+    action_dim: int = option(meaning="A: action dimensions, from the data", low=1)
+    readout: str = option("readout_action", "token group that the head reads")
+    pooling: str = option(
+        "mean", "'mean' of the tokens, or 'attention': learned probes", choices=POOLINGS
+    )
+    pooling_heads: int = option(8, "attention heads of the pooling; divide the width", low=1)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     def __post_init__(self) -> None:
-        _choice("pooling", self.pooling, ("mean", "attention"))
+        _choice("pooling", self.pooling, POOLINGS)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -67,11 +70,11 @@ class Head(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """How many tokens attention pooling makes."""
+        """The number of tokens that attention pooling returns."""
         return 1
 
     def reads(self) -> tuple[str, ...]:
-        """Return the batch paths that the head needs besides its readout, as tokenizers do."""
+        """Return the batch paths that the head needs in addition to its readout."""
         return ()
 
     def embed(self, group: TokenGroup) -> jax.Array:
@@ -85,12 +88,12 @@ class Head(nn.Module):
         if action.shape[-2:] != (self.horizon, self.action_dim):
             raise ConfigError(
                 f"the head's chunks are {self.horizon} actions of {self.action_dim} dimensions; "
-                f"the given ones are {action.shape[-2:]}. A head is made for its batch spec: make "
+                f"the given ones are {action.shape[-2:]}. A head fits one batch spec only: build "
                 "another for these"
             )
 
     def valid(self, dims: jax.Array | None) -> jax.Array | None:
-        """Return bool [B, F] for the embodiments' dims [B, A]."""
+        """Return the mask of a flat chunk, bool [B, F], for the embodiments' dims [B, A]."""
         if dims is None:
             return None
         if dims.shape[-1] != self.action_dim:
@@ -101,15 +104,17 @@ class Head(nn.Module):
 
 
 class Denoising(Head):
-    """What diffusion and flow share: a network of `denoisers`, and draws of noise.
+    """The base of diffusion and flow: a network of `denoisers`, and draws of noise."""
 
-    samples_per_example: independent (time, noise) draws per readout in training; a cheap way to a
-    calmer gradient. clip: actions are kept within ±clip.
-    """
-
-    network: Mapping[str, Any] = freeze({"kind": "mlp"})
-    samples_per_example: int = 1
-    clip: float = LIMIT
+    network: Mapping[str, Any] = option(
+        freeze({"kind": "mlp"}),
+        "the network that denoises",
+        table="octolike.model.denoisers:NETWORKS",
+    )
+    samples_per_example: int = option(
+        1, "(time, noise) draws per readout in training: a cheap way to a calmer gradient", low=1
+    )
+    clip: float = option(5.0, "normalised actions are clipped to ±clip", low=0)
 
     def setup(self) -> None:
         super().setup()
@@ -117,7 +122,7 @@ class Denoising(Head):
             self.network, "network", horizon=self.horizon, dtype=self.dtype
         )
 
-    def network_of(self, group: TokenGroup) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def bind_network(self, group: TokenGroup) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """Return the network over (x [B, F], time scalar) for the last timestep."""
         embedding = self.embed(_last(group))[:, 0]
         score, variables = self.score.unbind()  # a scan must not touch a bound module
@@ -127,23 +132,25 @@ class Denoising(Head):
 
 
 class Diffusion(Denoising):
-    """Denoising diffusion (Ho et al. 2020).
+    """Denoising diffusion (Ho et al. 2020) with the cosine schedule of `diffusion`."""
 
-    prediction: what the network outputs, "noise" or "sample" (the clean actions).
-    sampler: "ddpm" (all steps) or "ddim" (`inference_steps` of them; 0: all).
-    """
-
-    steps: int = 20
-    prediction: str = "noise"
-    sampler: str = "ddpm"
-    inference_steps: int = 0
+    steps: int = option(20, "diffusion steps", low=1)
+    schedule_offset: float = option(0.008, "s of the cosine schedule", low=0)
+    max_beta: float = option(0.999, "largest β of the schedule", low=0, high=1)
+    prediction: str = option(
+        "noise", "output of the network: the noise, or the clean 'sample'", choices=PREDICTIONS
+    )
+    sampler: str = option(
+        "ddpm", "'ddpm' takes all steps, 'ddim' takes inference_steps", choices=SAMPLERS
+    )
+    inference_steps: int = option(0, "steps of ddim; 0: all", low=0)
 
     def __post_init__(self) -> None:
-        _choice("prediction", self.prediction, ("noise", "sample"))
-        _choice("sampler", self.sampler, ("ddpm", "ddim"))
+        _choice("prediction", self.prediction, PREDICTIONS)
+        _choice("sampler", self.sampler, SAMPLERS)
         if not 0 <= self.inference_steps <= self.steps:
             raise ConfigError(
-                f"inference_steps {self.inference_steps} is not in 0 to steps {self.steps}"
+                f"inference_steps is {self.inference_steps}; it must be 0 to steps ({self.steps})"
             )
         if self.sampler == "ddpm" and self.inference_steps not in (0, self.steps):
             raise ConfigError(
@@ -154,7 +161,7 @@ class Diffusion(Denoising):
 
     def setup(self) -> None:
         super().setup()
-        self.betas = diffusion.cosine_betas(self.steps)
+        self.betas = diffusion.cosine_betas(self.steps, self.schedule_offset, self.max_beta)
 
     def __call__(
         self, group: TokenGroup, action: jax.Array, context: Context | None = None
@@ -202,9 +209,9 @@ class Diffusion(Denoising):
     ) -> jax.Array:
         """Return actions [B, H, A] for given noise: x [B, F] and, for ddpm, z [steps, B, F].
 
-        path: all that the sampler passes through, [1 + steps, B, H, A].
+        path: return all iterates of the sampler, [1 + steps, B, H, A].
         """
-        network = self.network_of(group)
+        network = self.bind_network(group)
         bars = jnp.asarray(diffusion.alpha_bars(self.betas))
 
         def noise_at(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -225,12 +232,11 @@ class Diffusion(Denoising):
 
 
 class Flow(Denoising):
-    """Flow matching (Lipman et al. 2023) along straight paths x_t = (1 − t) · noise + t · action.
+    """Flow matching (Lipman et al. 2023) on straight paths x_t = (1 − t) · noise + t · action."""
 
-    steps: Euler steps when acting.
-    """
-
-    steps: int = 10
+    steps: int = option(10, "Euler steps in inference", low=1)
+    # The Fourier features are initialised for the integer times of diffusion.
+    time_scale: float = option(10.0, "factor of the times in [0, 1] that the network receives")
 
     def __call__(
         self, group: TokenGroup, action: jax.Array, context: Context | None = None
@@ -249,7 +255,7 @@ class Flow(Denoising):
         x1 = jnp.clip(_flat(action), -self.clip, self.clip)
         x = (1 - time) * noise + time * x1
         embedding = _repeat(self.embed(group), len(time))
-        out = self.score(embedding, x, time * _FLOW_TIME, train=self.has_rng("dropout"))
+        out = self.score(embedding, x, time * self.time_scale, train=self.has_rng("dropout"))
         return ((out - (x1 - noise)) ** 2).mean(axis=0).reshape(action.shape) * self.action_dim
 
     def sample(
@@ -270,19 +276,19 @@ class Flow(Denoising):
         path: bool = False,
     ) -> jax.Array:
         """Return actions [B, H, A] for the given noise x [B, F]; path: as in `Diffusion`."""
-        network = self.network_of(group)
+        network = self.bind_network(group)
 
         def velocity_at(x: jax.Array, t: jax.Array) -> jax.Array:
-            return network(x, t * _FLOW_TIME)
+            return network(x, t * self.time_scale)
 
         x = diffusion.euler(velocity_at, x, self.steps, valid=self.valid(dims), path=path)
         return _chunk(jnp.clip(x, -self.clip, self.clip), self.action_dim)
 
 
 class Regression(Head):
-    """A linear map to the chunk, kept within ±limit by limit · tanh(x / limit): see MSE and L1."""
+    """The base of MSE and L1: a linear map to the chunk, bounded by limit · tanh(x / limit)."""
 
-    limit: float = LIMIT
+    limit: float = option(5.0, "normalised actions are bounded to ±limit")
 
     def setup(self) -> None:
         super().setup()
@@ -327,37 +333,40 @@ class L1(Regression):
 
 
 class Bins(Head):
-    """Every value is one of `bins` bins, chosen by its own softmax; errors are cross-entropies.
+    """A softmax over `bins` bins per value; errors are cross-entropies.
 
-    layout: what one token decides: a single "value" (H · A tokens), a "step" of the chunk (H), or
-    the whole "chunk" (1). With pooling "mean" the readout must have that many tokens, but for
-    "chunk", which takes their mean; attention pooling makes them from any readout.
+    A token predicts a single value (layout "value": H · A tokens), a step of the chunk ("step": H)
+    or the whole chunk ("chunk": 1). With pooling "mean" the readout must have that number of
+    tokens, except for "chunk", which takes their mean; attention pooling accepts any readout.
 
-    bin_kind: "normal", equally likely under the standard normal distribution, or "uniform" in
-    [low, high]. Bins cover normalised actions, so the data's normalisation completes the choice:
+    Bins cover normalised actions, so data.normalization completes the choice of bins:
 
-        data.normalization "bounds", "uniform" in [-1, 1]   between the 1st and 99th percentile of
-                                                            each dimension, as RT-2 and OpenVLA do
-        data.normalization "normal", "normal"               quantiles of a normal distribution
-
-    outside: where values beyond the outermost edges go, as in `bins`. temperature: of sampling; 0:
-    the likeliest bin.
+        "bounds" with "uniform" in [-1, 1]   from the 1st to the 99th percentile of each dimension,
+                                             as in RT-2 and OpenVLA
+        "normal" with "normal"               quantiles of a normal distribution
     """
 
-    layout: str = "chunk"
-    bins: int = 256
-    bin_kind: str = "normal"
-    low: float = -1.0
-    high: float = 1.0
-    outside: str = "nearest"
-    temperature: float = 0.0
+    layout: str = option("chunk", "part of the chunk that a token predicts", choices=LAYOUTS)
+    bins: int = option(256, "number of bins", low=1)
+    bin_kind: str = option(
+        "normal", "'uniform' in [low, high], or equally likely under N(0, 1)", choices=binning.KINDS
+    )
+    low: float = option(-1.0, "lower end of uniform bins")
+    high: float = option(1.0, "upper end of uniform bins")
+    tail: float = option(
+        binning.TAIL, "probability left out at each end of normal bins", low=0, high=0.5
+    )
+    outside: str = option("nearest", "bin of values outside all bins", choices=binning.OUTSIDE)
+    temperature: float = option(0.0, "temperature of sampling; 0: the likeliest bin", low=0)
 
     def __post_init__(self) -> None:
-        _choice("layout", self.layout, ("value", "step", "chunk"))
-        bins.edges(self.bin_kind, self.bins, self.low, self.high)  # raises for what is no bin
-        bins.check_outside(self.outside)
+        _choice("layout", self.layout, LAYOUTS)
+        self._edges()  # raises ConfigError for invalid bins
+        binning.check_outside(self.outside)
         if self.temperature < 0:
-            raise ConfigError(f"temperature {self.temperature} is negative; 0: the likeliest bin")
+            raise ConfigError(
+                f"temperature is {self.temperature}; it must be at least 0 (0: the likeliest bin)"
+            )
         super().__post_init__()
 
     @property
@@ -367,7 +376,7 @@ class Bins(Head):
 
     def setup(self) -> None:
         super().setup()
-        self.edges = bins.edges(self.bin_kind, self.bins, self.low, self.high)
+        self.edges = self._edges()
         width = self.horizon * self.action_dim * self.bins // self.tokens
         self.out = nn.Dense(width, dtype=self.dtype)
 
@@ -376,8 +385,11 @@ class Bins(Head):
     ) -> jax.Array:
         self.check(action)
         logits = nn.log_softmax(self.logits(group))
-        index = bins.encode(action, self.edges, self.outside)
+        index = binning.encode(action, self.edges, self.outside)
         return -jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
+
+    def _edges(self) -> np.ndarray:
+        return binning.edges(self.bin_kind, self.bins, self.low, self.high, self.tail)
 
     def logits(self, group: TokenGroup) -> jax.Array:
         """Return float32 [B, W, H, A, bins]."""
@@ -390,8 +402,8 @@ class Bins(Head):
         if x.shape[-2] != self.tokens:
             raise ConfigError(
                 f"layout {self.layout!r} of chunks {self.horizon} × {self.action_dim} takes "
-                f"{self.tokens} tokens, but {self.readout} has {x.shape[-2]}; set its number in "
-                "model.readouts, or the head's pooling to 'attention'"
+                f"{self.tokens} tokens, but {self.readout} has {x.shape[-2]}; set its number of "
+                "tokens in model.readouts, or the head's pooling to 'attention'"
             )
         x = self.out(x).astype(jnp.float32)
         return x.reshape(*x.shape[:2], self.horizon, self.action_dim, self.bins)
@@ -409,7 +421,7 @@ class Bins(Head):
             index = jax.random.categorical(key, logits / self.temperature)
         else:
             index = logits.argmax(axis=-1)
-        return bins.decode(index, self.edges)
+        return binning.decode(index, self.edges)
 
 
 def build(
@@ -420,9 +432,9 @@ def build(
     Two kinds wrap another head, {"head": {...}}:
 
         {"kind": "per_group", "by": "embodiment" or "task", "groups": {"arms": ("bridge*",)}}
-            parameters of its own for each group of names; {}: for each name (`groups`)
+            separate parameters per group of names; without groups, per name (`groups`)
         {"kind": "hypernet", "target": "head" or "adapter", ...}
-            weights made from the task (`hypernet`)
+            weights generated from the task (`hypernet`)
 
     Raises ConfigError for an unknown kind or field, and for groups that do not fit the names.
     """
@@ -432,18 +444,17 @@ def build(
         fields = dict(component)
         if "head" not in fields:
             raise ConfigError(f"{path} ({kind!r}) lacks 'head': the head that it wraps")
-        inner = build(fields.pop("head"), f"{path}.head", spec, names=names, dtype=dtype)
-        context["head"] = inner
+        context["head"] = build(fields.pop("head"), f"{path}.head", spec, names=names, dtype=dtype)
         if kind == "per_group":
-            by, patterns = fields.setdefault("by", "embodiment"), fields.pop("groups", {})
-            context["groups"], context["member"] = membership(by, patterns, names, path)
+            by, patterns = fields.get("by", PerGroup.by), fields.get("groups", PerGroup.groups)
+            context["group_names"], context["member"] = membership(by, patterns, names, path)
         else:
             context["where"] = path
         return build_component(HEADS, fields, path, **context)
     _, context["horizon"], context["action_dim"] = spec["action"][0]
-    if "network" in component:  # so that an error says where the config has it
-        where = f"{path}.network"
-        denoisers.build(component["network"], where, horizon=context["horizon"], dtype=dtype)
+    if "network" in component:  # built here already, so that an error names its path
+        network = component["network"]
+        denoisers.build(network, f"{path}.network", horizon=context["horizon"], dtype=dtype)
     return build_component(HEADS, component, path, **context)
 
 
@@ -457,22 +468,18 @@ def pooled(group: TokenGroup) -> jax.Array:
 
 
 def masked_losses(errors: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the mean of errors [B, W, H, A] where the mask is true: over all, and per example [B].
+    """Return the mean of errors [B, W, H, A] over the true mask: in total, and per example [B].
 
-    The first weighs every valid action alike, so an example without any contributes nothing; its
-    own loss is 0.
+    The total weighs every valid action equally. An example without a valid action has the loss 0
+    and does not influence the total.
     """
     total = jnp.where(mask, errors, 0).sum(axis=(1, 2, 3))
     count = mask.sum(axis=(1, 2, 3))
     return total.sum() / jnp.maximum(count.sum(), 1), total / jnp.maximum(count, 1)
 
 
-# The Fourier features start with frequencies for diffusion's integer times; flow's lie in [0, 1].
-_FLOW_TIME = 10.0
-
-
 def _last(group: TokenGroup) -> TokenGroup:
-    """Return the group of the window's last timestep: W = 1."""
+    """Return the group at the window's last timestep, with W = 1."""
     return jax.tree.map(lambda x: x[:, -1:], group)
 
 

@@ -1,14 +1,14 @@
-"""A head whose weights depend on the task: a hypernetwork over the pooled task tokens.
+"""A head with task-dependent weights: a hypernetwork over the pooled task tokens.
 
     task [B, E] ─ norm ─ dense ─ swish ─ z ─┬─ per kernel: u(z) · v(z), of low rank
-                                            └─ per bias and small kernel: the change itself
+                                            └─ per bias and small kernel: the full change
 
-target "head": weights of an example = weights that all share + that change. target "adapter": all
-share the head, and the change is a bottleneck in front of it: token + swish(token · u(z)) · v(z).
-v and the changes start at zero, so training starts with a shared head.
+target "head": the weights of an example are the shared weights + that change. target "adapter": the
+head is shared, and the task generates a bottleneck in front of it: token + swish(token · u(z)) ·
+v(z). v and the changes are initialised to zero, so training starts with a shared head.
 
-In training each example has weights of its own, B · (parameters of the head) numbers: "head" is for
-small heads. When acting they are made once per chunk, not once per denoising step.
+In training each example has its own weights, B times the parameters of the head: "head" is for
+small heads. In inference they are generated once per chunk, not once per denoising step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, unknown
+from octolike.config import ConfigError, option, unknown
 from octolike.model.groups import inner_init
 from octolike.types import Context, TokenGroup
 
@@ -29,18 +29,16 @@ TARGETS = ("head", "adapter")
 
 
 class Hypernet(nn.Module):
-    """The inner head with weights, or an adapter in front of it, made from the task.
+    """The inner head with weights, or an adapter in front of it, generated from the task."""
 
-    rank: of the change of a kernel (0: whole kernels are made), or the adapter's bottleneck.
-    hidden: width of z. where: its place in the config, for errors.
-    """
-
-    head: nn.Module
-    target: str = "head"
-    rank: int = 4
-    hidden: int = 64
-    where: str = "model.heads"
-    dtype: Any = jnp.float32
+    head: nn.Module = option(meaning="the head to wrap", table="octolike.model.heads:HEADS")
+    target: str = option("head", "generate weights, or an adapter", choices=TARGETS)
+    rank: int = option(
+        4, "rank of a kernel's change (0: full rank), or width of the adapter", low=0
+    )
+    hidden: int = option(64, "width of the task code z", low=1)
+    where: str = option("model.heads", "the head's place in the config, for errors")
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -48,8 +46,8 @@ class Hypernet(nn.Module):
         least = 1 if self.target == "adapter" else 0
         if self.rank < least or self.hidden < 1:
             raise ConfigError(
-                f"{self.where}: rank {self.rank} must be at least {least}, hidden {self.hidden} at "
-                "least 1"
+                f"{self.where}: rank {self.rank} must be at least {least}, and hidden "
+                f"{self.hidden} at least 1"
             )
         super().__post_init__()
 
@@ -100,34 +98,34 @@ class Hypernet(nn.Module):
     def _code(self, context: Context) -> jax.Array:
         if context is None or context.task is None:
             raise ConfigError(
-                f"{self.where} makes weights from the task, but the model has no tokenizer of the "
-                "task; add one, e.g. 'language'"
+                f"{self.where} generates weights from the task, but the model has no tokenizer of "
+                "the task; add one, e.g. 'language'"
             )
         z = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="task_norm")(context.task)
         return nn.swish(nn.Dense(self.hidden, dtype=self.dtype, name="task_in")(z))
 
     def _adapt(self, group: TokenGroup, z: jax.Array) -> TokenGroup:
         width = group.tokens.shape[-1]
-        down = self._made("adapter_u", z, (width, self.rank))
-        up = self._made("adapter_v", z, (self.rank, width), zero=True)
+        down = self._generate("adapter_u", z, (width, self.rank))
+        up = self._generate("adapter_v", z, (self.rank, width), zero=True)
         h = nn.swish(jnp.einsum("bwnd,bdr->bwnr", group.tokens.astype(jnp.float32), down))
         change = jnp.einsum("bwnr,brd->bwnd", h, up)
         return TokenGroup(group.tokens + change.astype(group.tokens.dtype), group.mask)
 
     def _change(self, name: str, z: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Return [B, *shape], a parameter's change, of low rank where that is smaller."""
+        """Return a parameter's change [B, *shape], of low rank if that needs fewer numbers."""
         m, n = shape[0], math.prod(shape[1:])
         if not 0 < self.rank * (m + n) < m * n:
-            return self._made(f"{name}_change", z, shape, zero=True)
-        u = self._made(f"{name}_u", z, (m, self.rank))
-        v = self._made(f"{name}_v", z, (self.rank, n), zero=True)
+            return self._generate(f"{name}_change", z, shape, zero=True)
+        u = self._generate(f"{name}_u", z, (m, self.rank))
+        v = self._generate(f"{name}_v", z, (self.rank, n), zero=True)
         return jnp.einsum("bmr,brn->bmn", u, v).reshape(-1, *shape)
 
-    def _made(
+    def _generate(
         self, name: str, z: jax.Array, shape: tuple[int, ...], zero: bool = False
     ) -> jax.Array:
-        """Return float32 [B, *shape], linear in z; `zero`: as long as nothing is trained."""
-        # Otherwise of the size of a dense layer's kernel over shape[0] inputs.
+        """Return float32 [B, *shape], linear in z; zero: initialised to zero."""
+        # By default the output has the scale of a dense layer's kernel over shape[0] inputs.
         scale = nn.initializers.variance_scaling(1 / shape[0], "fan_in", "normal")
         init = nn.initializers.zeros if zero else scale
         out = nn.Dense(math.prod(shape), dtype=self.dtype, kernel_init=init, name=name)(z)

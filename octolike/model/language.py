@@ -1,15 +1,16 @@
-"""Pretrained text encoders, T5 and CLIP, and the tokenizer that reads them.
+"""Pretrained text encoders, T5 and CLIP, and the tokenizer over their states.
 
     ids, mask [B, L] ─ T5 or CLIP ─ states [B, L, E] ─ TextEncoder (the tokenizer) ─ tokens
 
-A trained encoder is part of the network and runs in every step. A frozen one stays outside: it runs
-once per distinct instruction (`FrozenEncoder`), and the network reads `task.language.states`, which
-the trainer, the validation and the policy put into the batch (`extend_spec` into its spec).
+A trained encoder is part of the network and runs in every step. A frozen encoder stays outside: it
+runs once per distinct instruction (`FrozenEncoder`), and the network reads `task.language.states`,
+which training, validation and the policy add to the batch (`extend_spec`: to its spec).
 `language_weights.py` reads the weights and their config.json.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,23 +22,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from octolike.config import Component, ConfigError, build_component, unknown
+from octolike.config import Component, ConfigError, build_component, option, unknown
 from octolike.model import language_weights
 from octolike.model.language_weights import read as read_params
 from octolike.types import Batch, BatchSpec, TokenGroup
 
 STATES = "task.language.states"
+STATE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _quick_gelu(x: jax.Array) -> jax.Array:
+    return x * nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS = {
     "relu": nn.relu,
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_new": nn.gelu,
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "quick_gelu": _quick_gelu,
     "silu": nn.silu,
 }
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square: a layer norm that neither centres nor shifts."""
+    """Division by the root mean square: a layer norm without mean and bias."""
 
     epsilon: float
     dtype: Any = jnp.float32
@@ -51,29 +59,31 @@ class RMSNorm(nn.Module):
 
 
 class T5(nn.Module):
-    """The encoder of T5 (Raffel et al. 2019): v1.0 (relu), v1.1 and its kin (gated).
+    """The encoder of T5 (Raffel et al. 2019): v1.0 (relu), v1.1 and its relatives (gated).
 
-    Positions enter as a bias on the attention logits, learned per bucket of distances and shared by
-    all blocks. path: directory or hub id; the sizes are then read from its config.json.
+    Positions are a bias on the attention logits, learned per bucket of distances and shared by all
+    blocks. With a path, its config.json gives the sizes.
     """
 
-    path: str = ""
-    vocabulary: int = 32128
-    width: int = 768
-    layers: int = 12
-    attention_heads: int = 12
-    head_width: int = 64
-    mlp_width: int = 3072
-    activation: str = "relu"
-    gated: bool = False
-    buckets: int = 32
-    max_distance: int = 128
-    epsilon: float = 1e-6
-    dtype: Any = jnp.float32
+    path: str = option("", "directory or hub id of pretrained weights; '': none")
+    vocabulary: int = option(32128, "number of token ids", low=1)
+    width: int = option(768, "E: width of the states", low=1)
+    layers: int = option(12, "transformer blocks", low=0)
+    attention_heads: int = option(12, "attention heads", low=1)
+    head_width: int = option(64, "width of an attention head", low=1)
+    mlp_width: int = option(3072, "width of the feed-forward layer", low=1)
+    activation: str = option(
+        "relu", "activation of the feed-forward layer", choices=tuple(ACTIVATIONS)
+    )
+    gated: bool = option(False, "gated feed-forward layer, as in v1.1")
+    buckets: int = option(32, "buckets of relative distances", low=1)
+    max_distance: int = option(128, "distance from which on all share the last bucket", low=1)
+    epsilon: float = option(1e-6, "epsilon of the norms", low=0)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     @property
     def max_length(self) -> int | None:
-        """The most tokens, or None for any number."""
+        """The maximum number of tokens; None: no limit."""
         return None
 
     @nn.compact
@@ -98,7 +108,7 @@ class T5(nn.Module):
             self._dense(self.attention_heads * self.head_width, f"block_{i}_{name}")(x)
             for name in ("query", "key", "value")
         )
-        # No division by √head_width: T5 has it in its initial weights.
+        # No division by √head_width: T5's initialisation contains it.
         x = attend(q, k, v, self.attention_heads, mask, bias)
         return self._dense(self.width, f"block_{i}_out")(x)
 
@@ -115,27 +125,29 @@ class T5(nn.Module):
 class ClipText(nn.Module):
     """The text encoder of CLIP (Radford et al. 2021): a causal pre-norm transformer.
 
-    path: directory or hub id; the sizes are then read from its config.json.
+    With a path, its config.json gives the sizes.
     """
 
-    path: str = ""
-    vocabulary: int = 49408
-    width: int = 512
-    layers: int = 12
-    attention_heads: int = 8
-    mlp_width: int = 2048
-    activation: str = "quick_gelu"
-    max_length: int = 77
-    epsilon: float = 1e-5
-    dtype: Any = jnp.float32
+    path: str = option("", "directory or hub id of pretrained weights; '': none")
+    vocabulary: int = option(49408, "number of token ids", low=1)
+    width: int = option(512, "E: width of the states", low=1)
+    layers: int = option(12, "transformer blocks", low=0)
+    attention_heads: int = option(8, "attention heads", low=1)
+    mlp_width: int = option(2048, "width of the feed-forward layer", low=1)
+    activation: str = option(
+        "quick_gelu", "activation of the feed-forward layer", choices=tuple(ACTIVATIONS)
+    )
+    max_length: int = option(77, "maximum number of tokens", low=1)
+    epsilon: float = option(1e-5, "epsilon of the norms", low=0)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Return the last hidden states [B, L, width] of ids int [B, L]; mask: False is padding."""
         length = ids.shape[1]
         x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="words")(ids)
-        places = nn.Embed(self.max_length, self.width, dtype=self.dtype, name="positions")
-        x = x + places(jnp.arange(length))
+        positions = nn.Embed(self.max_length, self.width, dtype=self.dtype, name="positions")
+        x = x + positions(jnp.arange(length))
         visible = mask[:, None, None, :] & jnp.tril(jnp.ones((length, length), bool))
         for i in range(self.layers):
             x = x + self._attend(i, self._norm(f"block_{i}_attention_norm")(x), visible)
@@ -173,53 +185,60 @@ def attend(
 ) -> jax.Array:
     """Return softmax(q · k + bias) · v per head; q, k, v: [B, L, N · H], mask: [B, 1, L or 1, L].
 
-    The softmax is taken in float32. A row that sees nothing sees everything alike: it stays finite.
+    The softmax is computed in float32. A fully masked row attends to all keys equally, so that the
+    result stays finite.
     """
     q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
-    logits = jnp.einsum("bqnh,bknh->bnqk", q, k).astype(jnp.float32) + bias
-    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    share = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bnqk,bknh->bqnh", share, v)
-    return out.reshape(*out.shape[:2], -1)
+    logits_BxNxLxL = jnp.einsum("bqnh,bknh->bnqk", q, k).astype(jnp.float32) + bias
+    logits_BxNxLxL = jnp.where(mask, logits_BxNxLxL, jnp.finfo(jnp.float32).min)
+    weights_BxNxLxL = jax.nn.softmax(logits_BxNxLxL, axis=-1).astype(v.dtype)
+    out_BxLxNxH = jnp.einsum("bnqk,bknh->bqnh", weights_BxNxLxL, v)
+    return out_BxLxNxH.reshape(*out_BxLxNxH.shape[:2], -1)
 
 
 def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
     """Return T5's bucket, int32 [L, L], of each distance from row (query) to column (key).
 
-    Half of the buckets are for keys ahead. In each half, the first half is for single distances,
-    the others grow in size logarithmically up to `max_distance`; the last takes all beyond.
+    Half of the buckets are for keys behind the query, half for keys ahead. In each half, the first
+    half holds one distance per bucket; the sizes of the others grow logarithmically up to
+    `max_distance`, and the last holds all larger distances.
     """
-    place = np.arange(length)
-    distance = place[None, :] - place[:, None]
+    position = np.arange(length)
+    offset = position[None, :] - position[:, None]
+    distance = np.abs(offset)
     half = buckets // 2
     exact = half // 2
-    far = np.maximum(np.abs(distance), 1)
-    # float32 like the weights' makers: at powers of two the rounding decides the bucket
-    grown = np.log(far.astype(np.float32) / exact) / np.float32(math.log(max_distance / exact))
-    large = np.minimum(exact + (grown * (half - exact)).astype(np.int32), half - 1)
-    inner = np.where(np.abs(distance) < exact, np.abs(distance), large)
-    return (inner + np.where(distance > 0, half, 0)).astype(np.int32)
+    # float32, as in the training of T5: at powers of two the rounding decides the bucket
+    ratio = np.maximum(distance, 1).astype(np.float32) / exact
+    growth = np.log(ratio) / np.float32(math.log(max_distance / exact))
+    large = np.minimum(exact + (growth * (half - exact)).astype(np.int32), half - 1)
+    bucket = np.where(distance < exact, distance, large)
+    return (bucket + np.where(offset > 0, half, 0)).astype(np.int32)
 
 
 class TextEncoder(nn.Module):
-    """A pretrained encoder's states of the instruction, one token per id.
+    """The instruction's states of a pretrained encoder, one token per id.
 
-    trained: the encoder is part of the network, with the weights of its path to begin with; else
-    it is frozen and outside, and the batch brings its states. padding_visible: tokens of padding
-    are seen like words, as Octo does it (they carry the sentence too); False: masked. states: dtype
-    in which a frozen encoder's results are kept and transferred.
+    A trained encoder is part of the network and starts from the weights of its path; the states of
+    a frozen one are part of the batch.
     """
 
-    encoder: nn.Module
-    trained: bool = False
-    padding_visible: bool = True
-    states: str = "float32"
-    dtype: Any = jnp.float32
+    encoder: nn.Module = option(
+        meaning="the text encoder", table="octolike.model.language:ENCODERS"
+    )
+    trained: bool = option(False, "train the encoder in the network; False: frozen")
+    padding_visible: bool = option(
+        True, "attend to the tokens of padding too, as Octo does; False: mask them"
+    )
+    states: str = option(
+        "float32", "dtype of a frozen encoder's cached states", choices=STATE_DTYPES
+    )
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
     place: ClassVar[str] = "task"
 
     def reads(self) -> tuple[str, ...]:
-        read = ("task.language.ids",) if self.trained else (STATES,)
-        return *read, "task.language.mask", "task.present.language"
+        source = "task.language.ids" if self.trained else STATES
+        return source, "task.language.mask", "task.present.language"
 
     def __call__(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> TokenGroup:
         words, present = task["language"], task["present"]["language"][:, None]
@@ -229,10 +248,10 @@ class TextEncoder(nn.Module):
 
 
 def build_encoder(component: Mapping[str, Any], path: str, dtype: Any) -> nn.Module:
-    """Return the text encoder of a config's component; with a `path`, of the sizes found there.
+    """Return the text encoder of a config's component; with a `path`, config.json gives the sizes.
 
     Raises ConfigError, naming `path`, for an unknown kind or field, a size that is set although
-    config.json has it, or a path without a config.json of that kind.
+    config.json gives it, or a path without a config.json of that kind.
     """
     component = dict(component)
     kind = component.get("kind")
@@ -248,15 +267,20 @@ def build_encoder(component: Mapping[str, Any], path: str, dtype: Any) -> nn.Mod
 
 
 def extend_spec(model: Mapping[str, Any], spec: BatchSpec) -> BatchSpec:
-    """Return the spec of what the network reads: with a frozen encoder's states, where it has one.
+    """Return the spec of the network's batches: the data's, and the states of a frozen encoder.
 
-    model: `dataclasses.asdict(config.model)`; spec: of the data's batches. Raises ConfigError where
-    instructions may be longer than the encoder takes, or several frozen encoders differ.
+    Args:
+        model: `dataclasses.asdict(config.model)`.
+        spec: the spec of the data's batches.
+
+    Raises:
+        ConfigError: if instructions may exceed the encoder's maximum length, or if several frozen
+            encoders differ.
     """
     for name, tokenizer in _text_encoders(model).items():
         encoder = _encoder(name, tokenizer)
         if "task.language.ids" not in spec:
-            continue  # building the tokenizer says what it lacks
+            continue  # building the tokenizer raises the error
         (length,), _ = spec["task.language.ids"]
         if encoder.max_length is not None and length > encoder.max_length:
             raise ConfigError(
@@ -273,68 +297,68 @@ def extend_spec(model: Mapping[str, Any], spec: BatchSpec) -> BatchSpec:
 
 
 def check_vocabulary(model: Mapping[str, Any], vocabulary: int) -> None:
-    """Raise ConfigError where a text encoder has fewer words than the text tokenizer has ids."""
+    """Raise ConfigError if a text encoder's vocabulary is smaller than the text tokenizer's."""
     for name, tokenizer in _text_encoders(model).items():
         encoder = _encoder(name, tokenizer)
         if vocabulary > encoder.vocabulary:
             raise ConfigError(
-                f"data.text makes ids below {vocabulary}, but the encoder of model.tokenizers."
-                f"{name} knows {encoder.vocabulary} only; data.text must be the tokenizer that the "
-                'encoder was trained with: {"kind": "huggingface", "path": ...}'
+                f"data.text has {vocabulary} ids, but the encoder of model.tokenizers.{name} has "
+                f"only {encoder.vocabulary}; data.text must be the tokenizer that the encoder was "
+                'trained with: {"kind": "huggingface", "path": ...}'
             )
 
 
 class FrozenEncoder:
-    """A frozen text encoder that runs once per distinct instruction: the newest results are kept.
+    """A frozen text encoder with a cache of states, so that it runs once per instruction.
 
-    Instructions are encoded `ROWS` at a time, padded, so that there is one compilation.
+    Instructions are encoded in padded batches of `ROWS`, so that it compiles once.
     """
 
     ROWS: ClassVar[int] = 16
 
     def __init__(
-        self, encoder: nn.Module, params: Any, dtype: str = "float32", room: int = 2**28
+        self, encoder: nn.Module, params: Any, dtype: str = "float32", cache_bytes: int = 2**28
     ) -> None:
-        """Prepare; dtype: of the states; room: bytes of states that are kept."""
+        """Prepare; dtype: of the states; cache_bytes: size of the cache, least recent evicted."""
         self._params = jax.device_put(params)
         self._encode = jax.jit(
             lambda params, ids, mask: encoder.apply({"params": params}, ids, mask).astype(dtype)
         )
-        self._kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
-        self._room = room
+        self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._cache_bytes = cache_bytes
 
     def states(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return the encoder's states [B, L, E] of ids int32 [B, L] and their mask [B, L]."""
         keys = [i.tobytes() + m.tobytes() for i, m in zip(ids, mask, strict=True)]
-        # What this batch needs stays at hand even if it is more than there is room for.
-        found = {key: self._kept[key] for key in keys if key in self._kept}
-        new = {key: row for row, key in enumerate(keys) if key not in found}
-        rows = np.array(list(new.values()), np.int64)
+        # A dict for this batch: its states may exceed the cache.
+        states = {key: self._cache[key] for key in keys if key in self._cache}
+        row_of = {key: row for row, key in enumerate(keys) if key not in states}
+        rows = np.array(list(row_of.values()), np.int64)
         for start in range(0, len(rows), self.ROWS):
-            part = rows[start : start + self.ROWS]
-            padded = np.resize(part, self.ROWS)
+            chunk = rows[start : start + self.ROWS]
+            padded = np.resize(chunk, self.ROWS)
             out = np.asarray(self._encode(self._params, ids[padded], mask[padded]))
-            found |= {keys[row]: out[i].copy() for i, row in enumerate(part)}
+            states |= {keys[row]: out[i].copy() for i, row in enumerate(chunk)}
         for key in dict.fromkeys(keys):
-            self._kept[key] = found[key]
-            self._kept.move_to_end(key)
-        self._forget()
-        return np.stack([found[key] for key in keys])
+            self._cache[key] = states[key]
+            self._cache.move_to_end(key)
+        self._evict()
+        return np.stack([states[key] for key in keys])
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return the batch (octolike.types) with the states of its instructions; axes [B, ...]."""
+        """Return the batch (octolike.types) with the states of its instructions, [B, L, E]."""
         words = batch["task"]["language"]
         words = {**words, "states": self.states(words["ids"], words["mask"])}
         return {**batch, "task": {**batch["task"], "language": words}}
 
-    def _forget(self) -> None:
-        used = sum(x.nbytes for x in self._kept.values())
-        while used > self._room and self._kept:
-            used -= self._kept.popitem(last=False)[1].nbytes
+    def _evict(self) -> None:
+        used = sum(x.nbytes for x in self._cache.values())
+        while used > self._cache_bytes and self._cache:
+            used -= self._cache.popitem(last=False)[1].nbytes
 
 
 def frozen_encoder(model: Mapping[str, Any]) -> FrozenEncoder | None:
-    """Return the frozen encoder that the model's config names, its weights read, or None."""
+    """Return the frozen encoder of the model's config, with its weights, or None."""
     frozen = _frozen(model)
     if frozen is None:
         return None
@@ -347,70 +371,69 @@ def frozen_encoder(model: Mapping[str, Any]) -> FrozenEncoder | None:
 def shapes(encoder: nn.Module) -> dict[str, Any]:
     """Return the shapes of an encoder's parameters."""
     ids = np.zeros((1, 1), np.int32)
-    init = lambda key: encoder.init(key, ids, ids == 0)["params"]
-    return jax.eval_shape(init, jax.random.key(0))
+    return jax.eval_shape(encoder.init, jax.random.key(0), ids, ids == 0)["params"]
 
 
 def write(model: Mapping[str, Any], target: Path) -> None:
-    """Write the text encoder that a model's config names to `target`, if it names one.
+    """Write the text encoder of a model's config to `target`, if it has a pretrained one.
 
-    A frozen one with its weights; of a trained one the sizes alone, its weights being among the
-    network's parameters.
+    A frozen encoder is written with its weights; a trained one as config.json only, because its
+    weights are part of the network's parameters.
     """
-    found = source(model)
-    if found:
-        path, kind, frozen = found
+    encoder_source = source(model)
+    if encoder_source:
+        path, kind, frozen = encoder_source
         where = "model.tokenizers: encoder"
         encoder = build_encoder({"kind": kind, "path": path}, where, jnp.float32)
-        sizes = shapes(encoder) if frozen else None
-        language_weights.copy(path, kind, sizes, target, where)
+        encoder_shapes = shapes(encoder) if frozen else None
+        language_weights.copy(path, kind, encoder_shapes, target, where)
 
 
 def with_paths(model: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return the model's config with every text encoder of a path at another one.
+    """Return the model's config with another path for every pretrained text encoder.
 
-    Tokenizers stay Components, so that a config's own model can be given too.
+    Tokenizers stay Components, so that `model` may also be the dict of a config's model.
     """
-    moved = {}
+    tokenizers = dict(model["tokenizers"])
     for name, tokenizer in _text_encoders(model).items():
         if tokenizer["encoder"].get("path"):
             encoder = Component(tokenizer["encoder"] | {"path": path})
-            moved[name] = Component({**tokenizer, "encoder": encoder})
-    return {**model, "tokenizers": {**model["tokenizers"], **moved}}
+            tokenizers[name] = Component({**tokenizer, "encoder": encoder})
+    return {**model, "tokenizers": tokenizers}
 
 
 def source(model: Mapping[str, Any]) -> tuple[str, str, bool] | None:
     """Return (path, kind, frozen) of the pretrained text encoder of a model's config, or None.
 
-    Raises ConfigError where there are several paths: a run keeps one encoder.
+    Raises ConfigError for several paths: a run stores one encoder.
     """
-    encoders = _text_encoders(model)
-    found = {(t["encoder"].get("path", ""), t["encoder"].get("kind")) for t in encoders.values()}
-    found -= {x for x in found if not x[0]}
-    if len(found) > 1:
+    tokenizers = _text_encoders(model).values()
+    encoders = {(t["encoder"].get("path", ""), t["encoder"].get("kind")) for t in tokenizers}
+    encoders = {(path, kind) for path, kind in encoders if path}
+    if len(encoders) > 1:
+        paths = ", ".join(sorted(path for path, _ in encoders))
         raise ConfigError(
-            f"model.tokenizers name several text encoders ({', '.join(sorted(p for p, _ in found))}"
-            "); a run keeps one"
+            f"model.tokenizers name several text encoders ({paths}); a run stores only one"
         )
-    if not found:
+    if not encoders:
         return None
-    return *next(iter(found)), any(not t.get("trained", False) for t in encoders.values())
+    return *encoders.pop(), any(not t.get("trained", False) for t in tokenizers)
 
 
 def _text_encoders(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the components of the tokenizers that read a pretrained text encoder, by name."""
-    found = {n: t for n, t in model["tokenizers"].items() if t.get("kind") == "text_encoder"}
-    for name, tokenizer in found.items():
+    """Return the components of the text_encoder tokenizers by name."""
+    components = {n: t for n, t in model["tokenizers"].items() if t.get("kind") == "text_encoder"}
+    for name, tokenizer in components.items():
         if not isinstance(tokenizer.get("encoder"), Mapping):
             raise ConfigError(
                 f"model.tokenizers.{name} ('text_encoder') lacks 'encoder': "
                 '{"kind": "t5" or "clip", "path": directory or hub id}'
             )
-    return found
+    return components
 
 
 def _frozen(model: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """Return name and component of the frozen text encoder, or None; all of them must be alike."""
+    """Return (name, component) of the frozen text encoder, or None; several must be equal."""
     source(model)
     frozen = {n: t for n, t in _text_encoders(model).items() if not t.get("trained", False)}
     for name, tokenizer in frozen.items():
@@ -419,17 +442,16 @@ def _frozen(model: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
                 f"model.tokenizers.{name}.encoder has no path: a frozen encoder needs weights; name"
                 " a directory or hub id, or set trained=True"
             )
-    kept = {t.get("states", "float32") for t in frozen.values()}
-    if kept - {"float32", "bfloat16", "float16"}:
-        choices = ("float32", "bfloat16", "float16")
-        raise ConfigError(unknown("states of a text_encoder", min(kept - {*choices}), choices))
-    if len(kept) > 1:
-        raise ConfigError(f"model.tokenizers keep states as {sorted(kept)}; choose one")
+    dtypes = {t.get("states", "float32") for t in frozen.values()}
+    for dtype in sorted(dtypes - {*STATE_DTYPES}):
+        raise ConfigError(unknown("states of a text_encoder", dtype, STATE_DTYPES))
+    if len(dtypes) > 1:
+        raise ConfigError(f"model.tokenizers have states of the types {sorted(dtypes)}; choose one")
     return next(iter(frozen.items()), None)
 
 
 def _encoder(name: str, tokenizer: Mapping[str, Any]) -> nn.Module:
-    # float32: what runs once per instruction need not be fast
+    # float32: an encoder that runs once per instruction need not be fast
     return build_encoder(tokenizer["encoder"], f"model.tokenizers.{name}.encoder", jnp.float32)
 
 

@@ -1,7 +1,7 @@
 """Weights of text encoders: Hugging Face's config.json and safetensors, read and written.
 
-A directory, or a hub id, has config.json and model.safetensors, or several files that
-model.safetensors.index.json lists. Of a whole T5 or CLIP only the text encoder is read.
+A directory or hub id holds config.json and model.safetensors, or several files listed in
+model.safetensors.index.json. Of a complete T5 or CLIP model only the text encoder is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from octolike.config import ConfigError, unknown
 
 INDEX, WEIGHTS, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 
-# Our module path → theirs. A {i} is the same on both sides.
+# Our module path: Hugging Face's; {i} is the number of the block in both.
 _T5 = "encoder.block.{i}.layer"
 _CLIP = "text_model.encoder.layers.{i}"
 NAMES = {
@@ -51,25 +51,25 @@ NAMES = {
         "norm": "text_model.final_layer_norm",
     },
 }
-# Of a gated T5, "wi" is two layers.
+# In a gated T5, "wi" is two layers.
 GATED = {
     "block_{i}_mlp_gate": f"{_T5}.1.DenseReluDense.wi_0",
     "block_{i}_mlp_in": f"{_T5}.1.DenseReluDense.wi_1",
 }
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-# A text encoder that was saved alone, or tied embeddings: their name there → the usual one.
+# (pattern, replacement) for the names of a separately saved text encoder or tied embeddings.
 ALIASES = {
     "t5": (r"^encoder\.embed_tokens\.", "shared."),
     "clip": (r"^(?=embeddings\.|encoder\.layers\.|final_layer_norm\.)", "text_model."),
 }
-# What such files may have beside the text encoder.
+# Parameters of complete models that do not belong to the text encoder: ignored.
 OTHERS = {
     "t5": r"(decoder|lm_head)\.",
     "clip": r"(vision_model|visual_projection|text_projection|logit_scale|logit_bias)\b"
     r"|text_model\.embeddings\.position_ids$",
 }
 
-# Our size → (theirs in config.json, what it is where config.json leaves it out).
+# Our field: (its name in config.json, Hugging Face's default if config.json lacks it).
 SIZES = {
     "t5": {
         "vocabulary": ("vocab_size", 32128),
@@ -98,27 +98,29 @@ KINDS = {"t5": "t5", "mt5": "t5", "clip": "clip", "clip_text_model": "clip"}
 
 
 def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
-    """Return the encoder's sizes as its config.json gives them.
+    """Return the fields of the encoder's component, read from its config.json.
 
-    source: directory or hub id; `path` names the setting in errors. Raises ConfigError where there
-    is no config.json, or one of another kind of encoder.
+    source: directory or hub id; path: the setting's name in errors. Raises ConfigError for a
+    missing config.json, or one of another kind of encoder.
     """
     file = find(source, (CONFIG,), path) / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path}.path: {file} is no JSON: {error}") from error
-    found = config.get("model_type")
-    if KINDS.get(found) != kind:
-        known = ", ".join(sorted(k for k, v in KINDS.items() if v == kind))
-        raise ConfigError(f"{path}.path: {file} is of model_type {found!r}; {kind!r} reads {known}")
+        raise ConfigError(f"{path}.path: {file} is not valid JSON: {error}") from error
+    model_type = config.get("model_type")
+    if KINDS.get(model_type) != kind:
+        types = ", ".join(sorted(k for k, v in KINDS.items() if v == kind))
+        raise ConfigError(
+            f"{path}.path: {file} has model_type {model_type!r}; {kind!r} reads {types}"
+        )
     config = config.get("text_config") or config.get("text_config_dict") or config
     sizes = {
-        ours: config.get(theirs, usual) if config.get(theirs) is not None else usual
-        for ours, (theirs, usual) in SIZES[kind].items()
+        field: default if config.get(name) is None else config[name]
+        for field, (name, default) in SIZES[kind].items()
     }
     if kind == "t5":
-        # v1.0 "relu"; v1.1 "gated-gelu", by which its makers mean the tanh approximation
+        # "relu" in v1.0; "gated-gelu" in v1.1, which means the tanh approximation
         sizes["gated"] = gated = sizes["activation"].startswith("gated-")
         activation = sizes["activation"].removeprefix("gated-")
         sizes["activation"] = "gelu_new" if gated and activation == "gelu" else activation
@@ -126,10 +128,10 @@ def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
 
 
 def read(source: str, kind: str, shapes: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return parameters like `shapes` (nested), float32, read from the safetensors at `source`.
+    """Return parameters nested like `shapes`, float32, read from the safetensors at `source`.
 
-    Raises ConfigError for a place without such files, and for every parameter that is missing, of
-    another shape, or that nobody knows; `path` names the setting.
+    Raises ConfigError if there are no such files, and with all parameters that are missing,
+    unknown or of another shape; path: the setting's name in errors.
     """
     patterns = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors")
     folder = find(source, patterns, path)
@@ -139,28 +141,29 @@ def read(source: str, kind: str, shapes: Mapping[str, Any], path: str) -> dict[s
 def from_tensors(
     tensors: Mapping[str, Any], kind: str, shapes: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Return parameters like `shapes`, float32, of Hugging Face's tensors (arrays or callables).
+    """Return parameters nested like `shapes`, float32, from Hugging Face's tensors.
 
-    `where` names their source in errors. ConfigError lists all that do not fit.
+    tensors: arrays, or functions that return them; where: their source, for errors. Raises
+    ConfigError with all tensors that do not fit.
     """
-    wanted = _wanted(shapes, kind)
-    given = {re.sub(*ALIASES[kind], name): name for name in tensors}
-    given |= {name: name for name in tensors if name in wanted}
+    names = _tensor_names(shapes, kind)
+    stored = {re.sub(*ALIASES[kind], name): name for name in tensors}
+    stored |= {name: name for name in tensors if name in names}
     params, faults = {}, []
-    for theirs, (module, leaf) in wanted.items():
+    for name, (module, leaf) in names.items():
         expected = list(shapes[module][leaf].shape)
-        if theirs not in given:
-            faults.append(f"missing: {theirs}, for {module}/{leaf} {expected}")
+        if name not in stored:
+            faults.append(f"missing: {name}, for {module}/{leaf} {expected}")
             continue
-        value = tensors[given.pop(theirs)]
+        value = tensors[stored.pop(name)]
         value = np.asarray(value() if callable(value) else value)
-        # PyTorch's linear layers keep [out, in]
+        # PyTorch's linear layers store [out, in]
         value = value.T if leaf == "kernel" else value
         if list(value.shape) != expected:
-            faults.append(f"{theirs} gives {module}/{leaf} as {list(value.shape)}, not {expected}")
+            faults.append(f"{name} gives {module}/{leaf} as {list(value.shape)}, not {expected}")
             continue
         params.setdefault(module, {})[leaf] = np.ascontiguousarray(value, np.float32)
-    faults += [f"unknown: {x}" for x in given.values() if not re.match(OTHERS[kind], x)]
+    faults += [f"unknown: {x}" for x in stored.values() if not re.match(OTHERS[kind], x)]
     if faults:
         more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise ConfigError(
@@ -172,7 +175,7 @@ def from_tensors(
 
 
 def from_flax(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return {PyTorch's name: tensor} of Hugging Face's Flax parameters {slash path: array}."""
+    """Return {PyTorch name: tensor} for Hugging Face's Flax parameters {slash path: array}."""
     tensors = {}
     for path, value in leaves.items():
         *parents, leaf = path.split("/")
@@ -194,8 +197,8 @@ def save(
         part.mkdir()
         (part / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
         if tensors:
-            whole = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
-            save_file(whole, part / WEIGHTS, metadata={"format": "pt"})
+            arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
+            save_file(arrays, part / WEIGHTS, metadata={"format": "pt"})
 
 
 def copy(source: str, kind: str, shapes: Mapping[str, Any] | None, target: Path, path: str) -> None:
@@ -204,34 +207,34 @@ def copy(source: str, kind: str, shapes: Mapping[str, Any] | None, target: Path,
     tensors = {}
     if shapes is not None:
         params = read(source, kind, shapes, path)
-        for theirs, (module, leaf) in _wanted(shapes, kind).items():
+        for name, (module, leaf) in _tensor_names(shapes, kind).items():
             value = params[module][leaf]
-            tensors[theirs] = value.T if leaf == "kernel" else value
+            tensors[name] = value.T if leaf == "kernel" else value
     save(target, config, tensors)
 
 
 @functools.lru_cache(maxsize=8)
 def find(source: str, patterns: tuple[str, ...], path: str) -> Path:
-    """Return the local directory of a directory or hub id: downloaded, as far as patterns go."""
+    """Return the local directory of a directory or hub id; downloads files that match patterns."""
     if Path(source).is_dir():
         if not (Path(source) / CONFIG).is_file():
-            there = ", ".join(sorted(p.name for p in Path(source).iterdir())) or "nothing"
-            raise ConfigError(f"{path}.path {source!r} has no {CONFIG}; it holds {there}")
+            files = ", ".join(sorted(p.name for p in Path(source).iterdir())) or "nothing"
+            raise ConfigError(f"{path}.path {source!r} has no {CONFIG}; it contains {files}")
         return Path(source)
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source, allow_patterns=list(patterns)))
-    except Exception as error:  # of the hub's own classes, of its client's, or OSError
+    except Exception as error:  # the hub's classes, its HTTP client's, or OSError
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ConfigError(
-            f"{path}.path {source!r} is neither a directory with {CONFIG} nor a hub id that can be "
-            f"reached ({reason})"
+            f"{path}.path {source!r} is neither a directory with {CONFIG} nor a reachable hub id "
+            f"({reason})"
         ) from error
 
 
 def _tensors(folder: Path, path: str) -> dict[str, Any]:
-    """Return {name: function that reads the tensor} of a directory's safetensors."""
+    """Return {name: function that reads the tensor} for a directory's safetensors."""
     from safetensors import safe_open
 
     if (folder / WEIGHTS).is_file():
@@ -240,15 +243,16 @@ def _tensors(folder: Path, path: str) -> dict[str, Any]:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         files = sorted(set(index["weight_map"].values()))
     else:
-        there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        contents = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise ConfigError(
-            f"{path}.path {str(folder)!r} has no weights: no {WEIGHTS} and no {INDEX}; it holds "
-            f"{there}. Weights in another format: load them with transformers and save_pretrained"
+            f"{path}.path {str(folder)!r} has no weights: no {WEIGHTS} and no {INDEX}; it contains "
+            f"{contents}. To convert weights of another format, load them with transformers and "
+            "call save_pretrained"
         )
     tensors = {}
     for name in files:
         try:
-            # "flax": numpy knows no bfloat16
+            # "flax", because numpy lacks bfloat16
             file = safe_open(folder / name, framework="flax")
         except Exception as error:
             raise ConfigError(
@@ -258,16 +262,16 @@ def _tensors(folder: Path, path: str) -> dict[str, Any]:
     return tensors
 
 
-def _wanted(shapes: Mapping[str, Any], kind: str) -> dict[str, tuple[str, str]]:
-    """Return {their name: (our module, leaf)} of every parameter."""
+def _tensor_names(shapes: Mapping[str, Any], kind: str) -> dict[str, tuple[str, str]]:
+    """Return {Hugging Face's name: (our module, leaf)} for every parameter."""
     gated = any(name.endswith("_mlp_gate") for name in shapes)
     table = NAMES[kind] | (GATED if gated else {})
-    wanted = {}
+    names = {}
     for module, leaves in shapes.items():
-        number = re.match(r"block_(\d+)_", module)
-        row = re.sub(r"^block_\d+_", "block_{i}_", module)
-        if row not in table:
+        block = re.match(r"block_(\d+)_", module)
+        template = re.sub(r"^block_\d+_", "block_{i}_", module)
+        if template not in table:
             raise ConfigError(unknown(f"part of a {kind} encoder", module, table))
-        theirs = table[row].format(i=number[1] if number else "")
-        wanted |= {f"{theirs}.{LEAVES[leaf]}": (module, leaf) for leaf in leaves}
-    return wanted
+        prefix = table[template].format(i=block[1] if block else "")
+        names |= {f"{prefix}.{LEAVES[leaf]}": (module, leaf) for leaf in leaves}
+    return names

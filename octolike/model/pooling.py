@@ -9,27 +9,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError
+from octolike.config import ConfigError, option
 from octolike.model.attention import attend
 
 
 class AttentionPooling(nn.Module):
     """x = attention of `tokens` learned probes to the visible tokens; then x + mlp(norm(x)).
 
-    Where no token is visible, the result depends on parameters alone. The mlp's hidden layer has
-    expansion · D units.
+    If no token is visible, the result depends on the parameters alone.
     """
 
-    tokens: int = 1
-    heads: int = 8
-    expansion: int = 4
-    dtype: Any = jnp.float32
+    tokens: int = option(1, "number of probes, and so of pooled tokens", low=1)
+    heads: int = option(8, "attention heads; they must divide the token width", low=1)
+    expansion: int = option(4, "hidden width of the feed-forward over the token width", low=1)
+    dtype: Any = option(jnp.dtype("float32"), "compute type")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Return [..., n, D] for x [..., N, D] and mask bool [..., N], True: visible; None: all.
 
-        Raises ConfigError where D is no multiple of the heads.
+        Raises ConfigError if the heads do not divide D.
         """
         *leading, length, width = x.shape
         if width % self.heads:
@@ -38,7 +37,7 @@ class AttentionPooling(nn.Module):
                 "set the number of heads to a divisor"
             )
         mask = jnp.broadcast_to(True if mask is None else mask, x.shape[:-1])
-        # Zeroed too: attention that sees nothing spreads evenly over what it must not see.
+        # Zeros as well: if all tokens are hidden, attention spreads evenly over them.
         x = jnp.where(mask[..., None], x, 0).reshape(-1, length, width)
         probe = self.param("probe", _xavier, (1, self.tokens, width), jnp.float32)
         probe = jnp.broadcast_to(probe.astype(self.dtype), (len(x), self.tokens, width))
@@ -53,11 +52,11 @@ class AttentionPooling(nn.Module):
 
 
 class TokenLearner(nn.Module):
-    """Learns where to look: position embedding, norm, and attention pooling to `tokens` tokens."""
+    """Position embedding, norm and attention pooling to `tokens` learned summaries."""
 
-    tokens: int
-    heads: int = 8
-    dtype: Any = jnp.float32
+    tokens: int = option(meaning="number of pooled tokens", low=1)
+    heads: int = option(8, "attention heads; they must divide the token width", low=1)
+    dtype: Any = option(jnp.dtype("float32"), "compute type")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Pretrained parts of a network: what is laid over fresh parameters when training starts."""
+"""Pretrained parts of a network, which replace initial parameters when training starts."""
 
 from __future__ import annotations
 
@@ -11,26 +11,33 @@ Params = dict[str, Any]
 
 
 def read(model: Mapping[str, Any], shapes: Mapping[str, Any]) -> Params:
-    """Return the pretrained parameters that a model's config names, nested by path; {} for none.
+    """Return the pretrained parameters of a model's config, nested by path; {} for none.
 
-    model: `dataclasses.asdict(config.model)`; shapes: of the network's parameters. What no file has
-    is left out. Raises ConfigError for files that do not fit.
+    Args:
+        model: `dataclasses.asdict(config.model)`.
+        shapes: the network's parameters, as arrays or shapes.
+
+    Returns:
+        Only the parameters that the files contain.
+
+    Raises:
+        ConfigError: for files that do not fit.
     """
-    found = {}
+    params = {}
     for name, tokenizer in model["tokenizers"].items():
-        encoder, part = tokenizer.get("encoder"), f"tokenizers_{name}"
-        if not isinstance(encoder, Mapping) or "encoder" not in shapes.get(part, {}):
+        encoder, module = tokenizer.get("encoder"), f"tokenizers_{name}"
+        if not isinstance(encoder, Mapping) or "encoder" not in shapes.get(module, {}):
             continue
-        fresh, path = shapes[part]["encoder"], f"model.tokenizers.{name}.encoder"
-        for source, load in SOURCES.items():
-            if encoder.get(source):
-                found[part] = {"encoder": load(encoder, fresh, path)}
-    return found
+        encoder_shapes, path = shapes[module]["encoder"], f"model.tokenizers.{name}.encoder"
+        for field, load in LOADERS.items():
+            if encoder.get(field):
+                params[module] = {"encoder": load(encoder, encoder_shapes, path)}
+    return params
 
 
-def _language(encoder: Mapping[str, Any], fresh: Mapping[str, Any], path: str) -> Params:
-    return language.read_params(encoder["path"], encoder["kind"], fresh, path)
+def _load_language(encoder: Mapping[str, Any], shapes: Mapping[str, Any], path: str) -> Params:
+    return language.read_params(encoder["path"], encoder["kind"], shapes, path)
 
 
-# The field of an encoder's component that names its weights, and who reads them.
-SOURCES = {"path": _language, "weights": encoders.load_weights}
+# Field of an encoder's component that names its weights: the function that loads them.
+LOADERS = {"path": _load_language, "weights": encoders.load_weights}

@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50 with group norm: images to a feature map of one token per 32 × 32 pixels."""
+"""ResNet-18, 34 and 50 with group norm: images to one token per 32 × 32 pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError
+from octolike.config import ConfigError, option
 from octolike.model.convolution import Convolution, group_norm, tokens
 from octolike.model.film import film
 
@@ -18,22 +18,23 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 class ResNet(nn.Module):
     """A residual network (He et al. 2015; the stride of a bottleneck is in its 3 × 3 convolution).
 
-    depth: 18, 34 (two 3 × 3 convolutions per block) or 50 (bottlenecks). width: channels of the
-    first stage; each later one doubles them. standardised: kernels too, not the features alone.
-    FiLM modulates every block before its residual sum. weights: a file in timm's layout of a
-    network with group norm (resnet50_gn, which has standardised=False), read when training starts.
+    Depths 18 and 34 have two 3 × 3 convolutions per block, 50 has bottlenecks. FiLM modulates
+    every block before its residual sum. Of timm's published weights, resnet50_gn fits, with
+    standardised=False.
     """
 
-    depth: int = 18
-    width: int = 64
-    groups: int = 32
-    standardised: bool = True
-    weights: str = ""
-    dtype: Any = jnp.float32
+    depth: int = option(18, "number of layers", choices=tuple(BLOCKS))
+    width: int = option(64, "channels of the first stage; every later stage doubles them", low=1)
+    groups: int = option(32, "groups of the group norm; they must divide the channels", low=1)
+    standardised: bool = option(True, "standardise the kernels, in addition to the group norm")
+    epsilon: float = option(1e-5, "epsilon of the group norm; PyTorch's is 1e-5", low=0)
+    weights: str = option("", "file of published weights, in timm's layout, read at the start")
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     def __post_init__(self) -> None:
         if self.depth not in BLOCKS:
-            raise ConfigError(f"resnet: depth {self.depth}; choose one of {_list(BLOCKS)}")
+            depths = ", ".join(map(str, BLOCKS))
+            raise ConfigError(f"resnet: depth is {self.depth}; choose one of {depths}")
         super().__post_init__()
 
     @nn.compact
@@ -41,7 +42,7 @@ class ResNet(nn.Module):
         x = Convolution(
             self.width, 7, 2, 3, standardised=self.standardised, dtype=self.dtype, name="conv"
         )(x)
-        x = nn.relu(group_norm(self.groups, self.width, self.dtype, "norm", EPSILON)(x))
+        x = nn.relu(group_norm(self.groups, self.width, self.dtype, "norm", self.epsilon)(x))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, blocks in enumerate(BLOCKS[self.depth], start=1):
             for i in range(blocks):
@@ -51,6 +52,7 @@ class ResNet(nn.Module):
                     bottleneck=self.depth >= 50,
                     groups=self.groups,
                     standardised=self.standardised,
+                    epsilon=self.epsilon,
                     dtype=self.dtype,
                     name=f"stage_{stage}_block_{i}",
                 )
@@ -59,19 +61,20 @@ class ResNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """relu(x + film(convolutions(x))); x goes through a convolution where the shape changes."""
+    """relu(x + film(convolutions(x))); the skip path has a convolution if the shape changes."""
 
     width: int
     stride: int
     bottleneck: bool
     groups: int
     standardised: bool
+    epsilon: float
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None) -> jax.Array:
         out = self.width * (4 if self.bottleneck else 1)
-        layers = (  # features, size, stride
+        layers = (  # (features, kernel size, stride)
             ((self.width, 1, 1), (self.width, 3, self.stride), (out, 1, 1))
             if self.bottleneck
             else ((out, 3, self.stride), (out, 3, 1))
@@ -94,11 +97,4 @@ class ResidualBlock(nn.Module):
             dtype=self.dtype,
             name=f"conv{suffix}",
         )(x)
-        return group_norm(self.groups, width, self.dtype, f"norm{suffix}", EPSILON)(x)
-
-
-EPSILON = 1e-5  # as in PyTorch's group norm, for which published weights were trained
-
-
-def _list(names: Any) -> str:
-    return ", ".join(map(str, names))
+        return group_norm(self.groups, width, self.dtype, f"norm{suffix}", self.epsilon)(x)

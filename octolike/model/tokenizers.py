@@ -1,9 +1,9 @@
-"""Observation or task to a token group: images, proprio, language, goal images, task numbers.
+"""Tokenizers: images, proprio, language, goal images and task ids to token groups.
 
-Every tokenizer is called with the observation and the task of the batch contract and returns a
-TokenGroup of its own width; `network.py` projects it. Its `place` is "task" (tokens [B, N, C]) or
-"observation" (tokens [B, W, N, C]; called with a conditioning vector [B, E] too, or None where
-there are no task tokens). `reads()` lists the batch paths that it needs.
+A tokenizer takes the observation and the task of the batch contract and returns a TokenGroup of
+any width; `network.py` projects it. Its `place` is "task" (tokens [B, N, C]) or "observation"
+(tokens [B, W, N, C]). Observation tokenizers also take a conditioning vector [B, E], None without
+task tokens. `reads()` lists the batch paths that a tokenizer needs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from octolike.config import ConfigError, build_component, unknown
+from octolike.config import ConfigError, build_component, option, unknown
 from octolike.model import bins as binning
 from octolike.model.encoders import ENCODERS
 from octolike.model.language import TextEncoder, build_encoder
 from octolike.model.pooling import TokenLearner
 from octolike.types import BatchSpec, Names, TokenGroup
 
-# (pixel − first) / second: to [−1, 1], or by ImageNet's mean and deviation of red, green and blue.
+# (mean, deviation) per scaling: to [−1, 1], or ImageNet's of red, green and blue.
 PIXELS = {
     "symmetric": (127.5, 127.5),
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -31,26 +31,28 @@ PIXELS = {
 
 
 class Image(nn.Module):
-    """Cameras: stacked on channels and encoded together, or each by itself with the same encoder.
+    """Cameras, encoded as one stack of channels, or each alone by the same encoder (`shared`).
 
-    shared: encode each camera alone; the tokens come side by side, each camera's visible where it
-    is there. Otherwise all are visible where any camera is. Shared cameras may differ in size.
-    goal: stack the same cameras' goal images on top, black where there is none. depth: stack their
-    depth images on top, 0 to `depth_range` metres as 0 to 1, resized if need be; 0 where there is
-    none. film: modulate the encoder by the pooled task tokens. learned_tokens: pool the encoder's
-    tokens to so many (0: keep them all), visible where any was. pixels: see `PIXELS`.
+    Stacked cameras make one set of tokens, visible if any of them is present. Shared cameras make
+    a set each, visible if that camera is present, and may differ in size. Absent images are black,
+    absent depth is 0.
     """
 
-    encoder: nn.Module
-    cameras: tuple[str, ...] = ("primary",)
-    shared: bool = False
-    goal: bool = False
-    depth: bool = False
-    depth_range: float = 2.0
-    film: bool = False
-    learned_tokens: int = 0
-    pixels: str = "symmetric"
-    dtype: Any = jnp.float32
+    encoder: nn.Module = option(
+        meaning="the image encoder", table="octolike.model.encoders:ENCODERS"
+    )
+    cameras: tuple[str, ...] = option(("primary",), "names of the cameras")
+    shared: bool = option(False, "encode each camera alone, instead of their stack")
+    goal: bool = option(False, "stack the same cameras' goal images on the channels")
+    depth: bool = option(False, "stack the same cameras' depth images on the channels, resized")
+    depth_range: float = option(2.0, "metres that become 1; farther points are clipped", low=0)
+    film: bool = option(False, "modulate the encoder by the pooled task tokens (FiLM)")
+    learned_tokens: int = option(0, "pool the tokens to this number (TokenLearner); 0: no", low=0)
+    pooling_heads: int = option(8, "attention heads of that pooling; divide the width", low=1)
+    pixels: str = option(
+        "symmetric", "scaling of the pixels: to [-1, 1], or as for ImageNet", choices=tuple(PIXELS)
+    )
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
     place: ClassVar[str] = "observation"
 
     def __post_init__(self) -> None:
@@ -74,34 +76,36 @@ class Image(nn.Module):
         task: Mapping[str, Any],
         condition: jax.Array | None = None,
     ) -> TokenGroup:
-        looks = [(c,) for c in self.cameras] if self.shared else [self.cameras]
-        groups = [self._look(look, observation, task, condition) for look in looks]
+        stacks = [(c,) for c in self.cameras] if self.shared else [self.cameras]
+        groups = [self._encode_stack(stack, observation, task, condition) for stack in stacks]
         x = jnp.concatenate([g.tokens for g in groups], axis=-2)
         mask = jnp.concatenate([g.mask for g in groups], axis=-1)
         if self.learned_tokens:
-            learner = TokenLearner(self.learned_tokens, dtype=self.dtype, name="learner")
+            learner = TokenLearner(
+                self.learned_tokens, self.pooling_heads, dtype=self.dtype, name="learner"
+            )
             return _group(learner(x, mask), mask.any(axis=-1))
         return TokenGroup(x, mask)
 
-    def _look(
+    def _encode_stack(
         self,
         cameras: tuple[str, ...],
         observation: Mapping[str, Any],
         task: Mapping[str, Any],
         condition: jax.Array | None,
     ) -> TokenGroup:
-        """Return the tokens of cameras that are stacked on channels."""
+        """Return the tokens of cameras stacked on the channels."""
         images, present = _images(observation, cameras, self.pixels, self.dtype)
         batch, window = images.shape[:2]
-        stack = [images]
+        channels = [images]
         if self.goal:
             goals, _ = _images(task, cameras, self.pixels, self.dtype)
-            stack.append(jnp.broadcast_to(goals[:, None], (batch, window, *goals.shape[1:])))
+            channels.append(jnp.broadcast_to(goals[:, None], (batch, window, *goals.shape[1:])))
         if self.depth:
             for camera in cameras:
                 depth = _depth(observation, camera, self.depth_range, images.shape[2:4])
-                stack.append(depth.astype(self.dtype))
-        images = jnp.concatenate(stack, axis=-1)
+                channels.append(depth.astype(self.dtype))
+        images = jnp.concatenate(channels, axis=-1)
         if self.film:
             condition = jnp.repeat(condition, window, axis=0)
         x = self.encoder(
@@ -111,12 +115,16 @@ class Image(nn.Module):
 
 
 class GoalImage(nn.Module):
-    """Goal images, stacked on channels, as task tokens; visible where any of them is there."""
+    """Goal images, stacked on the channels, as task tokens; visible if any of them is present."""
 
-    encoder: nn.Module
-    cameras: tuple[str, ...] = ("primary",)
-    pixels: str = "symmetric"
-    dtype: Any = jnp.float32
+    encoder: nn.Module = option(
+        meaning="the image encoder", table="octolike.model.encoders:ENCODERS"
+    )
+    cameras: tuple[str, ...] = option(("primary",), "names of the cameras")
+    pixels: str = option(
+        "symmetric", "scaling of the pixels: to [-1, 1], or as for ImageNet", choices=tuple(PIXELS)
+    )
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
     place: ClassVar[str] = "task"
 
     def __post_init__(self) -> None:
@@ -132,16 +140,15 @@ class GoalImage(nn.Module):
 
 
 class Language(nn.Module):
-    """Learned word embeddings of the instruction's ids, with no weights to download.
+    """Word embeddings of the instruction's ids, learned from scratch.
 
-    vocabulary: how many ids the text tokenizer has (a higher id gives NaN, which stops training).
-    pooled: one token, a small network's view of the mean word; else a token per word.
+    An id beyond the vocabulary gives NaN, which stops training.
     """
 
-    vocabulary: int
-    width: int = 64
-    pooled: bool = False
-    dtype: Any = jnp.float32
+    vocabulary: int = option(meaning="number of ids of the text tokenizer", low=1)
+    width: int = option(64, "width of the tokens", low=1)
+    pooled: bool = option(False, "one token from the mean word; False: one token per word")
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
     place: ClassVar[str] = "task"
 
     def reads(self) -> tuple[str, ...]:
@@ -151,7 +158,7 @@ class Language(nn.Module):
     def __call__(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> TokenGroup:
         ids, mask = task["language"]["ids"], task["language"]["mask"]
         present = task["present"]["language"][:, None]
-        # Unit variance from a small table: the optimiser's steps soon tell words apart.
+        # Small embeddings scaled to unit variance: the optimiser's steps soon separate the words.
         words = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="words")(ids)
         words = words * self.width**0.5
         if not self.pooled:
@@ -162,20 +169,20 @@ class Language(nn.Module):
 
 
 class TaskId(nn.Module):
-    """The task by its number: one token, a linear map of the one-hot over the run's tasks.
+    """One token per task id: a linear map of the one-hot over the run's tasks.
 
-    tasks: how many the run has (a number beyond gives NaN, which stops training).
+    An id beyond the run's tasks gives NaN, which stops training.
     """
 
-    tasks: int
-    width: int = 64
-    dtype: Any = jnp.float32
+    tasks: int = option(meaning="number of tasks, from the run", low=0)
+    width: int = option(64, "width of the token", low=1)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
     place: ClassVar[str] = "task"
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ConfigError(
-                "a task_id tokenizer needs numbered tasks, and this run has none; set "
+                "a task_id tokenizer needs numbered tasks, but this run has none; set "
                 "data.task_ids, or choose another tokenizer of the task"
             )
         super().__post_init__()
@@ -185,32 +192,33 @@ class TaskId(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> TokenGroup:
-        number, present = task["task_id"], task["present"]["task_id"]
-        # Unit variance out of small weights, as for words.
-        x = jax.nn.one_hot(number, self.tasks, dtype=self.dtype) * self.tasks**0.5
-        bad = present & ((number < 0) | (number >= self.tasks))
-        x = jnp.where(present[:, None], jnp.where(bad[:, None], jnp.nan, x), 0)
+        task_id, present = task["task_id"], task["present"]["task_id"]
+        # Small weights scaled to unit variance, as for words.
+        x = jax.nn.one_hot(task_id, self.tasks, dtype=self.dtype) * self.tasks**0.5
+        invalid = present & ((task_id < 0) | (task_id >= self.tasks))
+        x = jnp.where(present[:, None], jnp.where(invalid[:, None], jnp.nan, x), 0)
         token = nn.Dense(self.width, dtype=self.dtype, name="token")(x)
         return _group(token[:, None], present)
 
 
 class Proprio(nn.Module):
-    """The robot's state: one token, a token per dimension, or its bin per dimension.
+    """The robot's state: one token, one per dimension (`each`), or one bin per dimension (`bins`).
 
-    each: a token of one channel per dimension. bins > 0: a token per dimension that says which of
-    so many bins its value lies in, one-hot (`octolike.model.bins`: bin_kind, low, high, outside).
-    hidden > 0 puts one hidden layer before the projection.
+    The bins are those of `octolike.model.bins`, encoded one-hot.
     """
 
-    key: str = "proprio"
-    each: bool = False
-    bins: int = 0
-    bin_kind: str = "uniform"
-    low: float = -3.0
-    high: float = 3.0
-    outside: str = "nearest"
-    hidden: int = 0
-    dtype: Any = jnp.float32
+    key: str = option("proprio", "observation key of the state")
+    each: bool = option(False, "one token of one channel per dimension")
+    bins: int = option(0, "one token per dimension: the value's bin; 0: no bins", low=0)
+    bin_kind: str = option("uniform", "spacing of the bins", choices=binning.KINDS)
+    low: float = option(-3.0, "lower end of uniform bins")
+    high: float = option(3.0, "upper end of uniform bins")
+    tail: float = option(
+        binning.TAIL, "probability left out at each end of normal bins", low=0, high=0.5
+    )
+    outside: str = option("nearest", "bin of values outside all bins", choices=binning.OUTSIDE)
+    hidden: int = option(0, "width of a hidden layer before the projection; 0: none", low=0)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
     place: ClassVar[str] = "observation"
 
     def __post_init__(self) -> None:
@@ -240,7 +248,7 @@ class Proprio(nn.Module):
         return _group(x, observation["present"][self.key])
 
     def _edges(self) -> np.ndarray:
-        return binning.edges(self.bin_kind, self.bins, self.low, self.high)
+        return binning.edges(self.bin_kind, self.bins, self.low, self.high, self.tail)
 
 
 TOKENIZERS = {
@@ -256,26 +264,27 @@ TOKENIZERS = {
 def build(
     component: Mapping[str, Any], path: str, spec: BatchSpec, *, names: Names, dtype: Any
 ) -> nn.Module:
-    """Return the tokenizer of a config's component, its encoder included.
+    """Return the tokenizer of a config's component, including its encoder.
 
     Raises ConfigError, naming `path`, for an unknown kind or field, a key that the spec lacks, or
     images that cannot be stacked.
     """
     fields, context = dict(component), {"dtype": dtype, "tasks": len(names.tasks)}
     if isinstance(fields.get("encoder"), Mapping):
-        where = f"{path}.encoder"
+        encoder_path = f"{path}.encoder"
         if fields.get("kind") == "text_encoder":
-            fields["encoder"] = build_encoder(fields["encoder"], where, dtype)
+            encoder = build_encoder(fields["encoder"], encoder_path, dtype)
         else:
-            fields["encoder"] = build_component(ENCODERS, fields["encoder"], where, **context)
+            encoder = build_component(ENCODERS, fields["encoder"], encoder_path, **context)
+        fields["encoder"] = encoder
     if isinstance(fields.get("cameras"), str):
         raise ConfigError(f"{path}.cameras is {fields['cameras']!r}; expected a tuple of names")
     tokenizer = build_component(TOKENIZERS, fields, path, **context)
     for key in tokenizer.reads():
         if key not in spec:
-            there = ", ".join(k for k in sorted(spec) if k.startswith(("observation.", "task.")))
+            keys = ", ".join(k for k in sorted(spec) if k.startswith(("observation.", "task.")))
             raise ConfigError(
-                f"{path} reads {key!r}, which the data do not have (they have: {there})"
+                f"{path} reads {key!r}, which the data do not have (they have: {keys})"
             )
     if isinstance(tokenizer, (Image, GoalImage)):
         _check_sizes(tokenizer, spec, path)
@@ -283,9 +292,9 @@ def build(
 
 
 def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return the mean [B, C] of the visible ones of tokens [B, N, C]; zeros where none is."""
+    """Return the mean [B, C] over the visible tokens of [B, N, C]; zeros if none is visible."""
     weight = mask[..., None].astype(tokens.dtype)
-    # where, not a product: a token nobody may see must not matter even if it is not finite
+    # where, not a product: a hidden token must not matter even if it is not finite
     total = jnp.where(mask[..., None], tokens, 0).sum(axis=-2)
     return total / jnp.maximum(weight.sum(axis=-2), 1)
 
@@ -297,42 +306,42 @@ def _with_presence(place: str, key: str) -> tuple[str, str]:
 def _images(
     source: Mapping[str, Any], cameras: tuple[str, ...], pixels: str, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Return scaled images, stacked on channels, absent ones black; whether any is there."""
-    images, present = [], []
+    """Return (scaled images stacked on channels, whether any camera is present)."""
+    images, presence = [], []
     for camera in cameras:
-        image, there = source[f"image_{camera}"], source["present"][f"image_{camera}"]
-        images.append(jnp.where(there[..., None, None, None], image, 0))
-        present.append(there)
+        image, present = source[f"image_{camera}"], source["present"][f"image_{camera}"]
+        images.append(jnp.where(present[..., None, None, None], image, 0))
+        presence.append(present)
     stacked = jnp.concatenate(images, axis=-1).astype(dtype)
-    middle, spread = (jnp.asarray(x, dtype) for x in PIXELS[pixels])
-    if middle.ndim:  # a colour each; every camera has three
-        middle, spread = (jnp.tile(x, len(cameras)) for x in (middle, spread))
-    return (stacked - middle) / spread, jnp.stack(present).any(axis=0)
+    mean, deviation = (jnp.asarray(x, dtype) for x in PIXELS[pixels])
+    if mean.ndim:  # per colour; every camera has three
+        mean, deviation = (jnp.tile(x, len(cameras)) for x in (mean, deviation))
+    return (stacked - mean) / deviation, jnp.stack(presence).any(axis=0)
 
 
 def _depth(
     observation: Mapping[str, Any], camera: str, depth_range: float, size: tuple[int, int]
 ) -> jax.Array:
-    """Return depth [B, W, h, w, 1], 0 to 1, at the given size; 0 where it is absent."""
-    x, there = observation[f"depth_{camera}"], observation["present"][f"depth_{camera}"]
-    x = jnp.where(there[..., None, None, None], x, 0)
+    """Return depth [B, W, h, w, 1], scaled to [0, 1], at the given size; 0 if absent."""
+    x, present = observation[f"depth_{camera}"], observation["present"][f"depth_{camera}"]
+    x = jnp.where(present[..., None, None, None], x, 0)
     if x.shape[2:4] != size:
-        # Nearest: a mean with 0, which says that nothing was measured, is no distance.
+        # Nearest: 0 marks unmeasured pixels, so a mean with it is not a distance.
         x = jax.image.resize(x, (*x.shape[:2], *size, 1), "nearest")
     return jnp.clip(x / depth_range, 0, 1)
 
 
 def _check_sizes(tokenizer: Image | GoalImage, spec: BatchSpec, path: str) -> None:
-    """Raise ConfigError where images that are stacked on channels differ in size."""
+    """Raise ConfigError if images that are stacked on channels differ in size."""
     images = [k for k in tokenizer.reads() if ".image_" in k and ".present." not in k]
     shared = getattr(tokenizer, "shared", False)
     for stack in [(c,) for c in tokenizer.cameras] if shared else [tokenizer.cameras]:
         sizes = {k: spec[k][0][-3:-1] for k in images if k.partition(".image_")[2] in stack}
         if len(set(sizes.values())) > 1:
-            found = ", ".join(f"{k} {h} × {w}" for k, (h, w) in sizes.items())
+            listed = ", ".join(f"{k} {h} × {w}" for k, (h, w) in sizes.items())
             raise ConfigError(
-                f"{path} stacks images of different sizes ({found}); give each camera a tokenizer, "
-                "set shared=True, or give the cameras one size in data.cameras"
+                f"{path} stacks images of different sizes ({listed}); use one tokenizer per "
+                "camera, set shared=True, or give the cameras one size in data.cameras"
             )
 
 

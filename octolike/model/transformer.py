@@ -51,7 +51,9 @@ class Transformer(nn.Module):
                 attention_heads=self.attention_heads,
                 mlp_width=self.mlp_width,
                 dropout=self.dropout,
-                experts=self.experts if self.experts and self.experts.at(i, self.layers) else None,
+                experts=self.experts
+                if self.experts and self.experts.has_experts(i, self.layers)
+                else None,
                 dtype=self.dtype,
                 name=f"block_{i}",
             )

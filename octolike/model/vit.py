@@ -8,14 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, unknown
+from octolike.config import ConfigError, option, unknown
 from octolike.model.attention import attend
 from octolike.model.convolution import embed_patches, tokens
 from octolike.model.film import film
 
 
-class Size(NamedTuple):
-    """Of a vision transformer."""
+class ViTSize(NamedTuple):
+    """The sizes of a vision transformer."""
 
     width: int
     layers: int
@@ -24,75 +24,76 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "Ti": Size(192, 12, 768, 3),
-    "S": Size(384, 12, 1536, 6),
-    "B": Size(768, 12, 3072, 12),
-    "L": Size(1024, 24, 4096, 16),
+    "Ti": ViTSize(192, 12, 768, 3),
+    "S": ViTSize(384, 12, 1536, 6),
+    "B": ViTSize(768, 12, 3072, 12),
+    "L": ViTSize(1024, 24, 4096, 16),
 }
+GELUS = ("tanh", "erf")
 
 
 class ViT(nn.Module):
     """Patches, learned positions, pre-norm blocks and a last norm; FiLM after every attention.
 
-    size: Ti, S, B or L; a width, layers, mlp_width or attention_heads other than 0 replaces the
-    size's. class_token: a learned token more, which patches attend to, left out of the result (many
-    published weights have one). gelu: "tanh" (big_vision) or "erf" (PyTorch). weights: an npz file
-    in big_vision's or a safetensors file in timm's layout, read when training starts.
-
-    Positions are laid out for the size of the first image that the module sees when its parameters
-    are made, and interpolated for others: cameras that share an encoder may differ in size.
+    Position embeddings have the grid of the image that initialises the parameters, and are
+    interpolated for other grids: cameras that share an encoder may differ in size.
     """
 
-    patch: int = 16
-    size: str = "S"
-    width: int = 0
-    layers: int = 0
-    mlp_width: int = 0
-    attention_heads: int = 0
-    class_token: bool = False
-    gelu: str = "tanh"
-    weights: str = ""
-    dtype: Any = jnp.float32
+    patch: int = option(16, "pixels per side of the square that becomes one token", low=1)
+    size: str = option("S", "named size: width, layers, mlp_width and heads", choices=tuple(SIZES))
+    width: int = option(0, "F: width of the tokens; 0: that of the named size", low=0)
+    layers: int = option(0, "transformer blocks; 0: those of the named size", low=0)
+    mlp_width: int = option(0, "width of the feed-forward layer; 0: that of the named size", low=0)
+    attention_heads: int = option(0, "attention heads; 0: those of the named size", low=0)
+    class_token: bool = option(
+        False, "one more learned token, absent from the output; many published weights have it"
+    )
+    gelu: str = option("tanh", "'tanh' as in big_vision, 'erf' as in PyTorch", choices=GELUS)
+    weights: str = option(
+        "", "file of published weights, read at the start: big_vision's .npz, timm's .safetensors"
+    )
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ConfigError(unknown("size of a vit", self.size, SIZES))
-        if self.gelu not in ("tanh", "erf"):
-            raise ConfigError(unknown("gelu of a vit", self.gelu, ("tanh", "erf")))
-        if self.numbers.width % self.numbers.attention_heads:
+        if self.gelu not in GELUS:
+            raise ConfigError(unknown("gelu of a vit", self.gelu, GELUS))
+        sizes = self.sizes
+        if sizes.width % sizes.attention_heads:
             raise ConfigError(
-                f"vit: width {self.numbers.width} is no multiple of attention_heads "
-                f"{self.numbers.attention_heads}"
+                f"vit: width {sizes.width} is not a multiple of attention_heads "
+                f"{sizes.attention_heads}"
             )
         super().__post_init__()
 
     @property
-    def numbers(self) -> Size:
-        """The sizes in use."""
-        return Size(*(getattr(self, k) or v for k, v in SIZES[self.size]._asdict().items()))
+    def sizes(self) -> ViTSize:
+        """The sizes in use: those of `size`, replaced by every field other than 0."""
+        return ViTSize(*(getattr(self, k) or v for k, v in SIZES[self.size]._asdict().items()))
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
-        numbers = self.numbers
-        x = embed_patches(x, numbers.width, self.patch, self.dtype)
+        sizes = self.sizes
+        x = embed_patches(x, sizes.width, self.patch, self.dtype)
         x = tokens(x + self._positions(x.shape[1:]))
         if self.class_token:
             init = nn.initializers.normal(0.02)
-            first = self.param("class_token", init, (1, 1, numbers.width), jnp.float32)
-            first = jnp.broadcast_to(first.astype(self.dtype), (len(x), 1, numbers.width))
-            x = jnp.concatenate([first, x], axis=1)
-        for i in range(numbers.layers):
+            token = self.param("class_token", init, (1, 1, sizes.width), jnp.float32)
+            token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, sizes.width))
+            x = jnp.concatenate([token, x], axis=1)
+        for i in range(sizes.layers):
             block = ViTBlock(
-                numbers.mlp_width, numbers.attention_heads, self.gelu, self.dtype, name=f"block_{i}"
+                sizes.mlp_width, sizes.attention_heads, self.gelu, self.dtype, name=f"block_{i}"
             )
             x = block(x, condition)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         return x[:, 1:] if self.class_token else x
 
     def _positions(self, shape: tuple[int, int, int]) -> jax.Array:
-        known = self.has_variable("params", "pos_embedding")
-        own = self.get_variable("params", "pos_embedding").shape if known else (1, *shape)
-        x = self.param("pos_embedding", nn.initializers.normal(0.02), own, jnp.float32)
+        initialised = self.has_variable("params", "pos_embedding")
+        stored = self.get_variable("params", "pos_embedding").shape if initialised else (1, *shape)
+        x = self.param("pos_embedding", nn.initializers.normal(0.02), stored, jnp.float32)
         return resample(x, shape[:2]).astype(self.dtype)
 
 
@@ -121,7 +122,7 @@ class ViTBlock(nn.Module):
 
 
 class ViTAttention(nn.Module):
-    """Multi-head attention of all tokens [B, N, D] to all."""
+    """Multi-head self-attention of tokens [B, N, D], without a mask."""
 
     heads: int
     dtype: Any
@@ -132,7 +133,7 @@ class ViTAttention(nn.Module):
 
 
 def resample(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Return position embeddings [1, h, w, D] interpolated to another grid; the same if it fits."""
+    """Return position embeddings [1, h, w, D] interpolated to a grid; unchanged if it fits."""
     if positions.shape[1:3] == tuple(grid):
         return positions
     shape = (1, *grid, positions.shape[-1])
