@@ -1,4 +1,4 @@
-"""Encoders by themselves: shapes, sizes, FiLM, published weights in both layouts, refusals."""
+"""Image encoders: shapes, sizes, FiLM, published weights in both layouts, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def images(size: int = 2, side: int = 16, channels: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", encoders.ENCODERS)
-def test_encoders_make_tokens_that_film_modulates(kind):
+def test_film_modulates_the_tokens_of_each_example(kind):
     encoder, x = small(kind), images()
     condition = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
     params = fakes.parameters(encoder.init, x, condition)
@@ -75,7 +75,7 @@ def test_film_starts_as_the_identity():
     np.testing.assert_array_equal(module.apply(params, x, condition), x)
 
 
-def test_keypoints_say_where():
+def test_keypoints_locate_a_bright_pixel():
     encoder = encoders.Keypoints(
         features=(2,), kernels=(5,), strides=(1,), keypoints=1, width=4, groups=0, merge=False
     )
@@ -103,23 +103,23 @@ PUBLISHED = {  # parameters as published, less the 1000-class head, less the cla
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_sizes(name):
+def test_parameter_counts_equal_the_published_ones(name):
     encoder, count = PUBLISHED[name]
     image = jnp.zeros((1, 224, 224, 3))
-    tokens, made = jax.eval_shape(encoder.init_with_output, jax.random.key(0), image)
-    assert sum(x.size for x in jax.tree.leaves(made)) == count
+    tokens, variables = jax.eval_shape(encoder.init_with_output, jax.random.key(0), image)
+    assert sum(x.size for x in jax.tree.leaves(variables)) == count
     cells = 7 if "ResNet" in name else 224 // encoder.patch
     assert tokens.shape[1] == cells**2
 
 
 @pytest.mark.parametrize(("patch", "side", "count"), [(16, 256, 256), (32, 256, 64), (16, 100, 49)])
-def test_octos_stems(patch, side, count):
+def test_small_stems_have_the_shapes_of_octo(patch, side, count):
     stem = encoders.SmallStem(patch=patch)
-    tokens, made = jax.eval_shape(
+    tokens, variables = jax.eval_shape(
         stem.init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 6))
     )
     assert tokens.shape == (1, count, 512)
-    assert made["params"]["embedding"]["kernel"].shape == (patch // 16, patch // 16, 384, 512)
+    assert variables["params"]["embedding"]["kernel"].shape == (patch // 16, patch // 16, 384, 512)
 
 
 def test_a_stem_may_have_other_kernels_and_strides():
@@ -127,7 +127,7 @@ def test_a_stem_may_have_other_kernels_and_strides():
     assert jax.eval_shape(stem.init_with_output, jax.random.key(0), images())[0].shape == (2, 4, 6)
 
 
-def test_standardised_kernels_have_no_scale():
+def test_scale_and_mean_of_standardised_kernels_do_not_matter():
     for kind in ("small_stem", "resnet"):
         x = images(side=32)
         encoder = small(kind)
@@ -136,7 +136,7 @@ def test_standardised_kernels_have_no_scale():
             lambda path, v: v * 7 + 1 if v.ndim == 4 and "conv" in str(path) else v, params
         )
         apply = jax.jit(encoder.apply)
-        # not exact: 1e-5 is added to the deviation, and group norm divides by what is small here
+        # not exact: 1e-5 is added to the deviation, and group norm divides by small numbers here
         np.testing.assert_allclose(apply(params, x), apply(scaled, x), atol=2e-2)
 
 
@@ -144,8 +144,8 @@ def test_a_vit_takes_images_of_several_sizes():
     encoder, x = small("vit"), images(side=16)
     params = fakes.parameters(encoder.init, x)
     assert params["params"]["pos_embedding"].shape == (1, 4, 4, 6)
-    other = jax.eval_shape(encoder.apply, params, images(side=24))
-    assert other.shape == (2, 36, 6)
+    tokens = jax.eval_shape(encoder.apply, params, images(side=24))
+    assert tokens.shape == (2, 36, 6)
     grid = np.arange(16.0, dtype=np.float32).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(vit.resample(grid, (4, 4)), grid)
     np.testing.assert_allclose(vit.resample(grid, (2, 2)).mean(), grid.mean(), rtol=1e-5)
@@ -177,8 +177,8 @@ def timm_vit(x, leaves, heads=2, patch=4):
         qkv = linear(layer_norm(x, leaves, f"blocks.{i}.norm1"), leaves, f"blocks.{i}.attn.qkv")
         q, k, v = qkv.reshape(batch, -1, 3, heads, x.shape[-1] // heads).transpose(2, 0, 3, 1, 4)
         share = jax.nn.softmax(q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]), axis=-1)
-        seen = np.asarray(share @ v).transpose(0, 2, 1, 3).reshape(x.shape)
-        x = x + linear(seen, leaves, f"blocks.{i}.attn.proj")
+        attended = np.asarray(share @ v).transpose(0, 2, 1, 3).reshape(x.shape)
+        x = x + linear(attended, leaves, f"blocks.{i}.attn.proj")
         h = linear(layer_norm(x, leaves, f"blocks.{i}.norm2"), leaves, f"blocks.{i}.mlp.fc1")
         x = x + linear(np.asarray(jax.nn.gelu(h, approximate=False)), leaves, f"blocks.{i}.mlp.fc2")
     return layer_norm(x, leaves, "norm")[:, 1:]
@@ -219,13 +219,13 @@ def component(kind: str, **changes) -> dict:
     return {"kind": kind, **SMALL[kind], **changes}
 
 
-def test_timm_vit_computes_the_same(tmp_path):
+def test_timm_vit_weights_give_the_tokens_of_timm(tmp_path):
     leaves, x, file = timm_vit_leaves(), images(), tmp_path / "vit.safetensors"
     safetensors.numpy.save_file(leaves, file)
     encoder = small("vit", class_token=True, gelu="erf")
-    made = component("vit", class_token=True, gelu="erf", weights=str(file))
-    # FiLM, which no published network has, is left to the fresh parameters.
-    params = encoders.load_weights(made, fresh(encoder, x, jnp.ones((2, 5))))
+    config = component("vit", class_token=True, gelu="erf", weights=str(file))
+    # Published weights lack FiLM: its parameters are missing from the result.
+    params = encoders.load_weights(config, fresh(encoder, x, jnp.ones((2, 5))))
     got = jax.jit(encoder.apply)({"params": params}, x)
     np.testing.assert_allclose(got, timm_vit(x, leaves), atol=2e-6)
 
@@ -277,18 +277,18 @@ def timm_resnet_leaves(width=4) -> dict:
     return random_leaves(shapes)
 
 
-def test_timm_resnet_computes_the_same(tmp_path):
+def test_timm_resnet_weights_give_the_features_of_timm(tmp_path):
     leaves, x, file = timm_resnet_leaves(), images(side=64), tmp_path / "r.safetensors"
     safetensors.numpy.save_file(leaves, file)
     encoder = small("resnet", standardised=False)
-    made = component("resnet", standardised=False, weights=str(file))
-    params = encoders.load_weights(made, fresh(encoder, x))
+    config = component("resnet", standardised=False, weights=str(file))
+    params = encoders.load_weights(config, fresh(encoder, x))
     got = jax.jit(encoder.apply)({"params": params}, x)
     np.testing.assert_allclose(got, timm_resnet(x, leaves), atol=1e-4)
 
 
 def big_vision(params: dict, prefix="params/", style=(0, 1, 0, 0), stacked=False) -> dict:
-    """Return a network's parameters under big_vision's names, position embeddings as one row."""
+    """Return a network's parameters under big_vision's names, position embeddings as first row."""
     norm_in, norm_out, attention, mlp = style
     names = {
         "attention_norm": f"LayerNorm_{norm_in}",
@@ -299,18 +299,21 @@ def big_vision(params: dict, prefix="params/", style=(0, 1, 0, 0), stacked=False
     }
     leaves = {f"{prefix}head/kernel": np.zeros((6, 3)), f"{prefix}head/bias": np.zeros(3)}
     for path, leaf in flatten(params):
-        top, *rest = path.split(".")
+        top, *children = path.split(".")
         if top.startswith("block_"):
-            top = f"Transformer/encoderblock_{top[6:]}/{names[rest.pop(0)]}"
+            top = f"Transformer/encoderblock_{top[6:]}/{names[children.pop(0)]}"
         elif top == "norm":
             top = "Transformer/encoder_norm"
         elif top == "pos_embedding":
             leaf = leaf.reshape(1, -1, leaf.shape[-1])
-        leaves[prefix + "/".join([top, *rest])] = leaf
+        leaves[prefix + "/".join([top, *children])] = leaf
     if stacked:
-        one, two = f"{prefix}Transformer/encoderblock_0/", f"{prefix}Transformer/encoderblock_1/"
-        for name in [n for n in leaves if n.startswith(one)]:
-            both = [leaves.pop(name), leaves.pop(two + name[len(one) :])]
+        first, second = (
+            f"{prefix}Transformer/encoderblock_0/",
+            f"{prefix}Transformer/encoderblock_1/",
+        )
+        for name in [n for n in leaves if n.startswith(first)]:
+            both = [leaves.pop(name), leaves.pop(second + name[len(first) :])]
             leaves[name.replace("encoderblock_0", "encoderblock")] = np.stack(both)
     return leaves
 
@@ -325,7 +328,7 @@ def big_vision(params: dict, prefix="params/", style=(0, 1, 0, 0), stacked=False
     ],
     ids=["big_vision", "scanned", "vision_transformer", "siglip"],
 )
-def test_big_vision_names(layout, tmp_path):
+def test_all_big_vision_layouts_are_read(layout, tmp_path):
     encoder, x, file = small("vit"), images(), tmp_path / "vit.npz"
     params = fakes.parameters(encoder.init, x)["params"]
     np.savez(file, **big_vision(params, **layout))
@@ -333,17 +336,17 @@ def test_big_vision_names(layout, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, got, params)
 
 
-def test_positions_are_interpolated_and_further_channels_start_at_zero(tmp_path):
+def test_positions_are_interpolated_and_additional_channels_start_at_zero(tmp_path):
     encoder, file = small("vit"), tmp_path / "vit.npz"
     params = fakes.parameters(encoder.init, images())["params"]
     np.savez(file, **big_vision(params))
-    made, bigger = component("vit", weights=str(file)), images(side=24, channels=7)
-    got = encoders.load_weights(made, fresh(encoder, bigger))
+    config, bigger = component("vit", weights=str(file)), images(side=24, channels=7)
+    got = encoders.load_weights(config, fresh(encoder, bigger))
     expected = vit.resample(params["pos_embedding"], (6, 6))
     np.testing.assert_allclose(got["pos_embedding"], expected, atol=1e-6)
-    one = jax.jit(encoder.apply)({"params": got}, bigger)
-    two = jax.jit(encoder.apply)({"params": params}, bigger[..., :3])
-    np.testing.assert_allclose(one, two, atol=1e-5)
+    extended = jax.jit(encoder.apply)({"params": got}, bigger)
+    published = jax.jit(encoder.apply)({"params": params}, bigger[..., :3])
+    np.testing.assert_allclose(extended, published, atol=1e-5)
 
 
 def spoil(leaves: dict, case: str) -> dict:
@@ -375,7 +378,7 @@ def spoil(leaves: dict, case: str) -> dict:
         ("no square", r"pos_embedding: \[1, 15, 6\] in the file, expected \[1, 4, 4, 6\]"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(case, message, tmp_path):
+def test_errors_name_weights_that_do_not_fit(case, message, tmp_path):
     encoder, file = small("vit"), tmp_path / "vit.npz"
     params = fakes.parameters(encoder.init, images())["params"]
     np.savez(file, **spoil(big_vision(params), case))
@@ -383,7 +386,7 @@ def test_weights_that_do_not_fit_are_named(case, message, tmp_path):
         encoders.load_weights(component("vit", weights=str(file)), fresh(encoder, images()))
 
 
-def test_batch_norm_and_other_files_are_refused(tmp_path):
+def test_batch_norm_and_other_file_formats_are_errors(tmp_path):
     leaves, file = timm_resnet_leaves(), tmp_path / "r.safetensors"
     safetensors.numpy.save_file(leaves | {"bn1.running_mean": np.zeros(4, np.float32)}, file)
     expected = fresh(small("resnet"), images())
@@ -411,6 +414,6 @@ def test_batch_norm_and_other_files_are_refused(tmp_path):
         (lambda: encoders.ResNet(depth=20), "resnet: depth is 20; choose one of 18, 34, 50"),
     ],
 )
-def test_encoders_refuse_what_does_not_fit(make, message):
+def test_invalid_encoder_fields_are_errors(make, message):
     with pytest.raises(ConfigError, match=message):
         jax.eval_shape(make().init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))

@@ -1,4 +1,4 @@
-"""Mixture of experts: routing, capacity, balance, and what must not change between the two ways."""
+"""Mixture of experts: routing, capacity, balance; both code paths give the same result."""
 
 import jax
 import jax.numpy as jnp
@@ -51,14 +51,14 @@ def test_each_unit_gets_its_best_experts(gate, k, train):
 
 
 @pytest.mark.parametrize("gate", ["token", "task"])
-def test_acting_example_by_example_is_acting_in_a_batch(gate):
+def test_inference_on_single_examples_equals_inference_on_a_batch(gate):
     module, variables = make(gate=gate, k=2)
     act = lambda *example: module.apply(variables, *example, train=False)[0]
     one_by_one = jax.vmap(lambda *e: act(*(v[None] for v in e))[0])(X, VISIBLE, TASK)
     np.testing.assert_allclose(one_by_one, act(X, VISIBLE, TASK), atol=1e-5)
 
 
-def test_a_full_expert_turns_away_the_last_ones_and_only_in_training():
+def test_a_full_expert_drops_the_last_units_in_training_only():
     module, variables = make(capacity=1.0)
     gate = variables["params"]["gate"]
     gate["kernel"], gate["bias"] = np.zeros_like(gate["kernel"]), np.float32([9, 0, 0, 0])
@@ -72,30 +72,30 @@ def test_a_full_expert_turns_away_the_last_ones_and_only_in_training():
     assert metrics["experts_full"] == 0
 
 
-def test_examples_do_not_influence_one_another_and_hidden_tokens_nobody():
+def test_examples_do_not_influence_one_another_and_hidden_tokens_have_no_influence():
     module, variables = make(capacity=1.0, k=2)
     run = lambda x: module.apply(variables, x, VISIBLE, None, train=True)[0]
-    other = X.copy()
-    other[0] += 1
-    other[1, 4:] = 7
-    np.testing.assert_array_equal(run(X)[1, :4], run(other)[1, :4])
-    np.testing.assert_array_equal(run(X)[2], run(other)[2])
+    changed = X.copy()
+    changed[0] += 1
+    changed[1, 4:] = 7
+    np.testing.assert_array_equal(run(X)[1, :4], run(changed)[1, :4])
+    np.testing.assert_array_equal(run(X)[2], run(changed)[2])
 
 
-def test_the_balance_loss_is_least_when_all_are_used_alike():
-    wanted = np.ones((1, 8), bool)
+def test_the_balance_loss_is_minimal_for_equal_use():
+    active = np.ones((1, 8), bool)
     even = np.eye(E, dtype=np.float32)[np.arange(8) % E][None] * 9
     skewed = np.zeros((1, 8, E), np.float32) + np.float32([9, 0, 0, 0])
     losses = []
     for logits in (even, skewed):
-        routing = experts.route(jnp.asarray(logits), wanted, 1)
+        routing = experts.route(jnp.asarray(logits), active, 1)
         chosen = jax.nn.one_hot(routing.expert, E)
-        losses.append(float(experts._balance(routing, chosen, wanted)))
+        losses.append(float(experts._balance(routing, chosen, active)))
     assert losses[0] == pytest.approx(1, abs=1e-3)
     assert losses[1] > 3.9
 
 
-def test_the_gate_learns():
+def test_the_gate_gets_a_gradient():
     module, variables = make()
 
     def loss(v):
@@ -107,10 +107,10 @@ def test_the_gate_learns():
 
 
 @pytest.mark.parametrize("gate", ["token", "task"])
-def test_in_the_whole_model(gate):
+def test_blocks_of_the_network_have_experts(gate):
     spec = fakes.spec()
-    made = fakes.model(experts={"kind": "top_k", "count": 3, "gate": gate, "every": 2})
-    model, batch = build_network(made, spec, fakes.NAMES), fakes.batch(spec, 2)
+    config = fakes.model(experts={"kind": "top_k", "count": 3, "gate": gate, "every": 2})
+    model, batch = build_network(config, spec, fakes.NAMES), fakes.batch(spec, 2)
     variables = fakes.parameters(model.init, batch, train=False)
     blocks = variables["params"]["transformer"]
     assert "experts" in blocks["block_1"]
@@ -130,7 +130,7 @@ def test_in_the_whole_model(gate):
         ({"kind": "top_k", "capacity": 0.5}, "capacity 0.5"),
     ],
 )
-def test_bad_settings(fields, message):
+def test_invalid_fields_are_errors(fields, message):
     with pytest.raises(ConfigError, match=message):
         experts.build(fields)
 

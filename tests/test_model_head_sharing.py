@@ -1,4 +1,4 @@
-"""Every head and way of sharing one: masks, retracing, noise, groups, hypernetworks, refusals."""
+"""All heads and wrappers: masks, retracing, noise, groups, hypernetworks, errors."""
 
 import functools
 
@@ -82,14 +82,14 @@ def made(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_heads(kind):
-    """Masked errors are exactly nothing, nothing is traced twice, the same noise acts the same."""
+def test_heads_ignore_masked_actions_and_are_traced_once(kind):
+    """Masked actions have no influence; one trace serves all; equal noise gives equal actions."""
     _, variables, errors, sample, traces = made(kind)
     group, action, context = inputs()
     mask = np.ones(action.shape, bool)
     mask[1, ..., 2] = mask[2, :, 1:] = mask[3] = False
-    seen = np.where(mask, action, 0)  # as the model does
-    (_, out), gradient = errors(variables, group, seen, context, mask)
+    zeroed = np.where(mask, action, 0)  # as the network does
+    (_, out), gradient = errors(variables, group, zeroed, context, mask)
     assert out.shape == action.shape
     assert out.dtype == jnp.float32
     assert not np.abs(gradient[1][3]).any(), "an example without actions teaches nothing"
@@ -98,27 +98,29 @@ def test_heads(kind):
     dims = np.ones((B, A), bool)
     dims[1, 2] = False
     key = jax.random.key(2)
-    acted = sample(variables, group, dims, context, key)
-    assert acted.shape == (B, H, A)
-    assert np.isfinite(acted).all()
-    np.testing.assert_array_equal(acted, sample(variables, group, dims, context, key))
+    sampled = sample(variables, group, dims, context, key)
+    assert sampled.shape == (B, H, A)
+    assert np.isfinite(sampled).all()
+    np.testing.assert_array_equal(sampled, sample(variables, group, dims, context, key))
     if any(word in kind for word in ("diffusion", "flow", "chance", "robot", "adapter")):
-        assert np.abs(acted - sample(variables, group, dims, context, jax.random.key(3))).max() > 0
-    # Other robots and tasks in the batch: same program.
-    other = context._replace(embodiment=context.embodiment[::-1], task_id=1 - context.task_id)
-    errors(variables, group, seen, other, mask)
+        assert (
+            np.abs(sampled - sample(variables, group, dims, context, jax.random.key(3))).max() > 0
+        )
+    # other robots and tasks in the batch need no new trace
+    permuted = context._replace(embodiment=context.embodiment[::-1], task_id=1 - context.task_id)
+    errors(variables, group, zeroed, permuted, mask)
     assert len(traces) == 1
 
 
 @pytest.mark.parametrize("kind", ["diffusion mlp", "flow unet", "flow transformer", "bins", "l1"])
-def test_what_a_head_says_about_missing_dimensions_does_not_matter(kind):
+def test_outputs_for_missing_dimensions_do_not_matter(kind):
     _, variables, _, sample, _ = made(kind)
     group, _, context = inputs()
     dims = np.zeros((B, A), bool)
     dims[:, :2] = True
 
     def shift(path, x):
-        """Say something else in the third dimension: the last layer's bias, [..., A (, bins)]."""
+        """Shift the output in the third dimension: the last layer's bias, [..., A (, bins)]."""
         names = [p.key for p in path]
         if names[-2:] != ["out", "bias"] or {"pool", "attention"} & set(names):
             return x
@@ -128,10 +130,12 @@ def test_what_a_head_says_about_missing_dimensions_does_not_matter(kind):
         return shaped.reshape(x.shape)
 
     changed = jax.tree_util.tree_map_with_path(shift, variables)
-    one, two = (sample(v, group, dims, context, jax.random.key(0)) for v in (variables, changed))
-    np.testing.assert_array_equal(one[..., :2], two[..., :2])
+    plain, shifted = (
+        sample(v, group, dims, context, jax.random.key(0)) for v in (variables, changed)
+    )
+    np.testing.assert_array_equal(plain[..., :2], shifted[..., :2])
     full = sample(changed, group, np.ones_like(dims), context, jax.random.key(0))
-    assert np.abs(full[..., 2] - two[..., 2]).max() > 1e-3 or kind in ("bins", "l1")
+    assert np.abs(full[..., 2] - shifted[..., 2]).max() > 1e-3 or kind in ("bins", "l1")
 
 
 @pytest.mark.parametrize("horizon", [1, 5])
@@ -182,7 +186,7 @@ def test_tiles_hold_every_example_with_its_group():
 
 
 @pytest.mark.parametrize("size", [1, 6])
-def test_each_example_gets_its_own_groups_head(size):
+def test_each_example_uses_the_head_of_its_group(size):
     head = build({"kind": "per_group", "head": L1})
     group, action, context = inputs(6)
     variables = fakes.parameters(head.init, group, action, context)
@@ -190,24 +194,24 @@ def test_each_example_gets_its_own_groups_head(size):
     cut = lambda x: jax.tree.map(lambda leaf: leaf[:size], x)
     got = head.apply(variables, *cut((group, action, context)))
     for i in range(size):
-        own = jax.tree.map(lambda x, i=i: x[context.embodiment[i]], stacked)
-        expected = plain.apply({"params": own}, group, action)[i]
+        params = jax.tree.map(lambda x, i=i: x[context.embodiment[i]], stacked)
+        expected = plain.apply({"params": params}, group, action)[i]
         np.testing.assert_allclose(got[i], expected, atol=1e-5)
 
 
-def test_one_robot_equals_its_plain_head_with_the_same_noise():
+def test_a_single_example_equals_the_plain_head_with_the_same_noise():
     head, variables, *_ = made("per robot")
     group, _, context = jax.tree.map(lambda x: x[:1], inputs())
     rngs = {"noise": jax.random.key(0)}
     got = head.apply(variables, group, None, context, rngs=rngs, method="sample")
     key = head.apply(variables, rngs=rngs, method=lambda m: m.make_rng("noise"))
-    own = jax.tree.map(lambda x: x[0], variables["params"]["stacked"])
+    params = jax.tree.map(lambda x: x[0], variables["params"]["stacked"])
     rngs = {"noise": jax.random.split(key, 1)[0]}
-    expected = build(FLOW).apply({"params": own}, group, rngs=rngs, method="sample")
+    expected = build(FLOW).apply({"params": params}, group, rngs=rngs, method="sample")
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_groups_learn_from_their_own_examples_only():
+def test_each_group_gets_gradients_from_its_examples_only():
     _, variables, errors, _, _ = made("per robot")
     group, action, context = inputs()
     context = context._replace(embodiment=jnp.array([0, 2, 2, 0]))
@@ -217,10 +221,10 @@ def test_groups_learn_from_their_own_examples_only():
     assert all(np.abs(leaf[::2]).max() > 0 for leaf in jax.tree.leaves(gradient[0]))
 
 
-def test_patterns_make_groups():
+def test_patterns_assign_names_to_groups():
     patterns = {"arms": ("bridge*",), "wheels": ("base",)}
-    found = groups.membership("embodiment", patterns, NAMES, "h")
-    assert found == (("arms", "wheels"), (0, 0, 1))
+    grouped = groups.membership("embodiment", patterns, NAMES, "h")
+    assert grouped == (("arms", "wheels"), (0, 0, 1))
     assert groups.membership("task", {}, NAMES, "h") == (("lift", "push"), (0, 1))
 
 
@@ -236,15 +240,15 @@ def test_a_hypernetwork_starts_as_a_shared_head(target):
     expected = build(L1).apply({"params": base}, group, action)
     np.testing.assert_allclose(head.apply(variables, group, action, context), expected, atol=1e-5)
     trained = fakes.parameters(head.init, group, action, context)
-    one = head.apply(trained, group, action, context)
+    before = head.apply(trained, group, action, context)
     task = np.asarray(context.task).copy()
     task[1] += np.arange(5)
-    two = head.apply(trained, group, action, context._replace(task=task))
-    assert np.abs(one[1] - two[1]).max() > 1e-3
-    np.testing.assert_array_equal(one[0], two[0])
+    after = head.apply(trained, group, action, context._replace(task=task))
+    assert np.abs(before[1] - after[1]).max() > 1e-3
+    np.testing.assert_array_equal(before[0], after[0])
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -282,13 +286,13 @@ def test_a_hypernetwork_starts_as_a_shared_head(target):
         ({"kind": "flow", "network": {"kind": "unet", "features": (6,)}}, "multiples of groups 8"),
     ],
 )
-def test_refusals(component, message):
+def test_invalid_components_are_errors(component, message):
     with pytest.raises(ConfigError, match=message):
         build(component)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_action_size_is_refused(kind):
+def test_another_action_size_is_an_error(kind):
     head = build(KINDS[kind])
     group, _, context = inputs()
     rngs = {"params": jax.random.key(0), "noise": jax.random.key(0)}
@@ -296,7 +300,7 @@ def test_another_action_size_is_refused(kind):
         jax.eval_shape(lambda: head.init(rngs, group, np.zeros((B, W, H, 7)), context))
 
 
-def test_more_refusals():
+def test_inputs_that_do_not_fit_the_head_are_errors():
     group, action, context = inputs()
     rngs = {"params": jax.random.key(0), "noise": jax.random.key(0)}
     with pytest.raises(ConfigError, match="takes 3 tokens, but readout_action has 2; set its"):

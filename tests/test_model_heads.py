@@ -1,4 +1,4 @@
-"""Heads by themselves: samplers reach their data, masks hold, overfitting succeeds."""
+"""Action heads: samplers reach their data, losses are masked, overfitting succeeds."""
 
 import jax
 import jax.numpy as jnp
@@ -41,16 +41,16 @@ def test_samplers_reach_a_known_distribution(sampler):
     assert abs(float(got.std()) - 0.3) < (0.08 if "10" in sampler else 0.04)
 
 
-def test_euler_follows_the_flow_and_keeps_missing_dimensions():
+def test_euler_follows_the_flow_and_zeros_missing_dimensions():
     x = np.array([[0.5, -1.0]], np.float32)
     target = np.array([[2.0, 3.0]], np.float32)
     got = diffusion.euler(lambda x, t: target - np.float32([[0.5, -1.0]]), x, 7)
     np.testing.assert_allclose(got, target, atol=1e-5)
     got = diffusion.euler(lambda x, t: x + 1, x, 7, valid=np.array([[True, False]]))
-    assert abs(got[0, 1]) < 1e-6  # training shows zero where an action is missing
+    assert abs(got[0, 1]) < 1e-6  # missing dimensions are zero in training
 
 
-def test_masked_losses_by_hand():
+def test_masked_losses_equal_the_result_by_hand():
     errors = jnp.arange(8.0).reshape(2, 2, 2, 1).at[1, 1, 1, 0].set(jnp.nan)
     mask = np.array([[[1, 1], [0, 0]], [[1, 0], [0, 0]]], bool)[..., None]
     loss, per_example = heads.masked_losses(errors, mask)
@@ -88,7 +88,7 @@ def sampled_error(loss, sample, action, params, steps: int) -> tuple[float, floa
     ],
     ids=["clean actions, ddim", "flow", "l1", "bins"],
 )
-def test_overfitting_makes_sampled_actions_right(head):
+def test_an_overfitted_head_samples_the_actions(head):
     rng = np.random.default_rng(0)
     group = TokenGroup(jnp.asarray(rng.normal(size=(4, 1, 1, 16)), jnp.float32), None)
     action = jnp.asarray(rng.uniform(-2, 2, size=(4, 1, 2, 3)), jnp.float32)
@@ -103,7 +103,7 @@ def test_overfitting_makes_sampled_actions_right(head):
     assert after < 0.15 < before, f"error of sampled actions {before:.3f} → {after:.3f}"
 
 
-def test_overfitting_the_whole_model():
+def test_an_overfitted_network_samples_the_actions():
     spec = fakes.spec(window=1, cameras={"primary": 8})
     language = {"kind": "language", "vocabulary": fakes.VOCABULARY, "pooled": True}
     model = build_network(

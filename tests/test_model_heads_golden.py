@@ -1,4 +1,4 @@
-"""Every figure of the original Octo's regression and discrete heads: shared/golden/octo_parts."""
+"""Regression and discrete heads against the values of Octo in shared/golden/octo_parts."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from octolike.types import TokenGroup, unflatten
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "octo_parts"
 pytestmark = pytest.mark.skipif(
-    not GOLDEN.exists(), reason="golden data are not beside this checkout"
+    not GOLDEN.exists(), reason="golden data are not next to this checkout"
 )
 
 PATHS = (
@@ -42,9 +42,11 @@ def case(parts, name, head):
         elif key.startswith(f"{name}/"):
             figures[key.removeprefix(f"{name}/")] = leaf
     # The heads with attention read every observation token; some of them are masked.
-    where = "readout_action" if name == "continuous_mean" else "obs"
-    tokens, seen = (parts["outputs"][f"transformer/{where}/{n}"] for n in ("tokens", "mask"))
-    group = TokenGroup(tokens, seen.astype(bool))
+    group_name = "readout_action" if name == "continuous_mean" else "obs"
+    tokens, mask_of_tokens = (
+        parts["outputs"][f"transformer/{group_name}/{n}"] for n in ("tokens", "mask")
+    )
+    group = TokenGroup(tokens, mask_of_tokens.astype(bool))
     batch = parts["batch"]
     mask = batch["action_pad_mask"] & batch["observation/timestep_pad_mask"][..., None, None]
     return head.bind({"params": unflatten(leaves)}), group, batch["action"], mask, figures
@@ -55,11 +57,11 @@ def mean(values, mask) -> float:
 
 
 @pytest.mark.parametrize("name", ["continuous_mean", "mse_map", "l1_map"])
-def test_regression(parts, name):
+def test_regression_heads_equal_those_of_octo(parts, name):
     kind = heads.L1 if name == "l1_map" else heads.MSE
     pooling = "attention" if "map" in name else "mean"
-    made = kind(horizon=4, action_dim=7, pooling=pooling)
-    head, group, action, mask, figures = case(parts, name, made)
+    module = kind(horizon=4, action_dim=7, pooling=pooling)
+    head, group, action, mask, figures = case(parts, name, module)
     chunk = head.predict(head.embed(group))
     assert set(figures) == {"call", "loss", "metric_loss", "metric_mse", "predict_argmax"}
     np.testing.assert_allclose(chunk, figures["call"], atol=1e-5, rtol=0)
@@ -73,8 +75,8 @@ def test_regression(parts, name):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", bins.KINDS)
-def test_bins(parts, kind, layout):
-    made = heads.Bins(
+def test_discrete_heads_equal_those_of_octo(parts, kind, layout):
+    module = heads.Bins(
         horizon=4,
         action_dim=7,
         pooling="attention",
@@ -85,7 +87,7 @@ def test_bins(parts, kind, layout):
         high=1.0,
         outside="first" if kind == "normal" else "nearest",  # Octo clips into uniform bins only
     )
-    head, group, action, mask, figures = case(parts, f"discrete_{kind}_{layout}", made)
+    head, group, action, mask, figures = case(parts, f"discrete_{kind}_{layout}", module)
     logits = head.logits(group)
     assert set(figures) == {
         "call",

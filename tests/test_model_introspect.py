@@ -1,4 +1,4 @@
-"""What is shown of a network is what it does: attention, and the way from noise to actions."""
+"""Attention maps and denoising paths equal the computation of the network."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from octolike.model.network import build_network
 
 
 @pytest.fixture(scope="module")
-def made():
+def trained():
     """Return (network, its parameters, a batch) with a window and a register."""
     shapes = spec()
     settings = model(registers=("other",))
@@ -21,51 +21,53 @@ def made():
         "flow": {"kind": "flow", "steps": 3, "network": settings["heads"]["action"]["network"]},
     }
     network = build_network(settings, shapes, NAMES)
-    given = batch(shapes, 2)
-    given["observation"]["timestep_mask"][1, 0] = False
-    params = parameters(network.init, given, train=True)["params"]
-    return network, params, given
+    inputs = batch(shapes, 2)
+    inputs["observation"]["timestep_mask"][1, 0] = False
+    params = parameters(network.init, inputs, train=True)["params"]
+    return network, params, inputs
 
 
-def test_attention_is_what_the_network_computes(made):
-    network, params, given = made
-    parts = given["observation"], given["task"]
-    shown = introspect.attention(network, params, *parts)
+def test_attention_weights_reproduce_the_output_of_every_block(trained):
+    network, params, inputs = trained
+    parts = inputs["observation"], inputs["task"]
+    attention = introspect.attention(network, params, *parts)
     _, blocks = introspect._captured(network, params, *parts, ("value", "out"))
-    for i, (weights, block) in enumerate(zip(shown.weights, blocks, strict=True)):
+    for i, (weights, block) in enumerate(zip(attention.weights, blocks, strict=True)):
         value = introspect._by_head(block["value"], 2)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         out = params["transformer"][f"block_{i}"]["attention"]["out"]
-        found = jnp.einsum("bqhd,hdw->bqw", mixed, out["kernel"]) + out["bias"]
-        seen = shown.allowed.any(axis=-1)  # a masked token of the past sees nothing: not compared
-        np.testing.assert_allclose(found[seen], block["out"][seen], atol=2e-4)
+        output = jnp.einsum("bqhd,hdw->bqw", mixed, out["kernel"]) + out["bias"]
+        attends = attention.allowed.any(axis=-1)  # a padded token attends to nothing: not compared
+        np.testing.assert_allclose(output[attends], block["out"][attends], atol=2e-4)
 
 
-def test_attention_keeps_to_the_mask_and_names_every_token(made):
-    network, params, given = made
-    shown = introspect.attention(network, params, given["observation"], given["task"])
-    n = shown.allowed.shape[-1]
-    assert shown.weights.shape == (2, 2, 2, n, n)
-    np.testing.assert_allclose(shown.weights.sum(axis=-1), 1, atol=1e-5)
-    seen = shown.allowed.any(axis=-1)[:, None, :, None]
-    hidden = ~shown.allowed[:, None] & seen
-    assert (np.where(hidden, shown.weights, 0) == 0).all()
-    assert shown.spans[0][:2] == ("task_language", None)
-    assert [s.start for s in shown.spans] == [0, *(s.stop for s in shown.spans[:-1])]
-    assert shown.spans[-1].stop == n
-    (readout,) = shown.of("readout_action")
+def test_attention_obeys_the_mask_and_every_token_has_a_span(trained):
+    network, params, inputs = trained
+    attention = introspect.attention(network, params, inputs["observation"], inputs["task"])
+    n = attention.allowed.shape[-1]
+    assert attention.weights.shape == (2, 2, 2, n, n)
+    np.testing.assert_allclose(attention.weights.sum(axis=-1), 1, atol=1e-5)
+    attends = attention.allowed.any(axis=-1)[:, None, :, None]
+    hidden = ~attention.allowed[:, None] & attends
+    assert (np.where(hidden, attention.weights, 0) == 0).all()
+    assert attention.spans[0][:2] == ("task_language", None)
+    assert [s.start for s in attention.spans] == [0, *(s.stop for s in attention.spans[:-1])]
+    assert attention.spans[-1].stop == n
+    (readout,) = attention.spans_of("readout_action")
     assert readout.time == 1
-    columns = [s for s in shown.spans if s.group == "readout_action"]
-    others = np.delete(shown.allowed, np.r_[*(range(s.start, s.stop) for s in columns)], axis=1)
-    assert not others[..., readout.start].any()  # readouts are never read
-    (register,) = shown.of("readout_other", time=0)
-    assert shown.allowed[0, readout.start, register.start]  # registers are
+    columns = [s for s in attention.spans if s.group == "readout_action"]
+    other_rows = np.delete(
+        attention.allowed, np.r_[*(range(s.start, s.stop) for s in columns)], axis=1
+    )
+    assert not other_rows[..., readout.start].any()  # no other group attends to readouts
+    (register,) = attention.spans_of("readout_other", time=0)
+    assert attention.allowed[0, readout.start, register.start]  # but to registers
 
 
 @pytest.mark.parametrize(("head", "steps"), [("action", 4), ("flow", 3)])
-def test_denoising_starts_with_noise_and_ends_where_the_head_does(made, head, steps):
-    network, params, given = made
-    parts, key = (given["observation"], given["task"]), jax.random.key(3)
+def test_denoising_starts_with_noise_and_ends_with_the_actions_of_the_head(trained, head, steps):
+    network, params, inputs = trained
+    parts, key = (inputs["observation"], inputs["task"]), jax.random.key(3)
     path = introspect.denoising(network, params, *parts, key, head)
     assert path.shape == (1 + steps, 2, 2, 3)
     key_x, key_z = jax.random.split(key)
@@ -78,8 +80,8 @@ def test_denoising_starts_with_noise_and_ends_where_the_head_does(made, head, st
     np.testing.assert_allclose(path[-1], end, atol=1e-5)
 
 
-def test_other_heads_do_not_denoise(made):
-    network, params, given = made
+def test_denoising_with_another_head_is_an_error(trained):
+    network, params, inputs = trained
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"head 'other' is a L1; only 'diffusion' and 'flow'"):
-        introspect.denoising(network, params, given["observation"], given["task"], key, "other")
+        introspect.denoising(network, params, inputs["observation"], inputs["task"], key, "other")

@@ -1,4 +1,4 @@
-"""T5 and CLIP: equal to PyTorch's, read strictly, run once per instruction, kept with the run."""
+"""T5 and CLIP: equal to PyTorch's, strict weights, one run per instruction, stored runs."""
 
 import copy
 import dataclasses
@@ -67,11 +67,11 @@ def tensors(kind: str, sizes: dict | None = None, seed: int = 0) -> dict[str, np
 def sizes_of(kind: str) -> dict:
     """Return our sizes of `SIZES`."""
     shared = {"vocabulary": VOCABULARY, "width": WIDTH, "layers": 2, "attention_heads": 3}
-    own = {
+    specific = {
         "t5": {"head_width": 5, "gated": True, "activation": "gelu_new"},
         "clip": {"max_length": L},
     }
-    return {**shared, "mlp_width": 20, **own[kind]}
+    return {**shared, "mlp_width": 20, **specific[kind]}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def component(folder, kind="t5", **fields):
 
 
 def run_of(folder, **fields):
-    """Return a run of random parameters whose language is read by the T5 of a directory."""
+    """Return a run with random parameters that encodes language with the T5 of a directory."""
     run = fakes.run_of()
     model = run.config.model
     model.tokenizers = {**model.tokenizers, "language": component(folder, **fields)}
@@ -121,21 +121,21 @@ def torch_models():
     relu = transformers.T5EncoderModel(transformers.T5Config(**t5))
     gated = transformers.T5Config(**t5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     gated = transformers.T5ForConditionalGeneration(gated)
-    alone = transformers.CLIPTextModel(transformers.CLIPTextConfig(**clip, **ends))
-    whole = transformers.CLIPConfig(
+    text_only = transformers.CLIPTextModel(transformers.CLIPTextConfig(**clip, **ends))
+    complete = transformers.CLIPConfig(
         text_config={**clip, **ends, "hidden_act": "gelu"}, vision_config=vision
     )
-    whole = transformers.CLIPModel(whole)
+    complete = transformers.CLIPModel(complete)
     return {
         "t5 v1.0, encoder alone": ("t5", relu, relu.get_encoder()),
         "t5 v1.1, with decoder": ("t5", gated, gated.get_encoder()),
-        "clip, text alone": ("clip", alone, alone),
-        "clip, with vision": ("clip", whole, whole.text_model),
+        "clip, text alone": ("clip", text_only, text_only),
+        "clip, with vision": ("clip", complete, complete.text_model),
     }
 
 
-def test_encoders_equal_pytorchs(tmp_path):
-    """All distance buckets (160 tokens), sharded files, padding, from what transformers saves."""
+def test_encoders_equal_those_of_pytorch(tmp_path):
+    """Cover all distance buckets (160 tokens), sharded files and padding."""
     torch = pytest.importorskip(
         "torch", reason="torch is not installed: pip install octolike[torch]"
     )
@@ -151,17 +151,17 @@ def test_encoders_equal_pytorchs(tmp_path):
         assert (folder / language_weights.INDEX).exists() == bool(i % 2)
         encoder = language.build_encoder({"kind": kind, "path": str(folder)}, "e", jnp.float32)
         params = language.read_params(str(folder), kind, language.shapes(encoder), "e")
-        given = torch.tensor(ids).long(), torch.tensor(mask).long()
+        inputs = torch.tensor(ids).long(), torch.tensor(mask).long()
         with torch.no_grad():
-            theirs = text(input_ids=given[0], attention_mask=given[1]).last_hidden_state.numpy()
+            theirs = text(input_ids=inputs[0], attention_mask=inputs[1]).last_hidden_state.numpy()
         ours = np.asarray(jax.jit(encoder.apply)({"params": params}, ids, mask))
         assert np.abs(theirs).max() > 0.5
         np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not beside this checkout")
-def test_language_tokens_equal_octos(tmp_path):
-    """T5's weights out of an Octo checkpoint; padding is seen. What the transformer makes of it."""
+@pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not next to this checkout")
+def test_language_tokens_equal_those_of_octo(tmp_path):
+    """Compare the transformer's language tokens, with T5 from an Octo checkpoint."""
     folder = GOLDEN / "octo_small_shape"
     stored = (folder / "octo_ckpt" / "0" / "default" / "checkpoint").read_bytes()
     leaves = flax.traverse_util.flatten_dict(flax.serialization.msgpack_restore(stored), sep="/")
@@ -182,9 +182,9 @@ def test_language_tokens_equal_octos(tmp_path):
     x = x + leaves["octo_transformer/task_language_pos_embedding"]
     params = transformer_params(leaves)
     network = Transformer(layers=2, attention_heads=4, mlp_width=128, dropout=0.0)
-    seen = jnp.broadcast_to(mask[:, None, None, :], (3, 1, 16, 16))
-    out, _ = network.apply({"params": params}, x, seen, None, train=False)
-    # Where the instruction is missing, the mask hides every key: what comes out is nobody's.
+    visible = jnp.broadcast_to(mask[:, None, None, :], (3, 1, 16, 16))
+    out, _ = network.apply({"params": params}, x, visible, None, train=False)
+    # If the instruction is missing, all keys are masked and the output is unused.
     golden = outputs["tokens/task_language"][there]
     np.testing.assert_array_equal(mask, outputs["mask/task_language"].astype(bool))
     np.testing.assert_allclose(np.asarray(out)[there], golden, atol=1e-5)
@@ -233,19 +233,19 @@ def test_a_frozen_encoder_runs_once_per_instruction(folder):
     np.testing.assert_allclose(alone[0], states[7], atol=1e-5)
 
 
-def test_the_cache_is_bounded_and_keeps_what_was_used_last(folder):
+def test_the_cache_is_bounded_and_evicts_the_least_recent(folder):
     frozen = language.frozen_encoder({"tokenizers": {"language": component(folder)}})
     frozen._cache_bytes = 3 * L * WIDTH * 4
     ids, mask = np.arange(1, 1 + 6 * L, dtype=np.int32).reshape(6, L) % 60, np.ones((6, L), bool)
     states = frozen.states(ids, mask)
     assert len(frozen._cache) == 3
-    frozen.states(ids[3:4], mask[:1])  # used again: it outlives row 4
+    frozen.states(ids[3:4], mask[:1])  # used again: more recent than row 4
     frozen.states(ids[:1], mask[:1])
     assert [k[: ids[0].nbytes] for k in frozen._cache] == [ids[i].tobytes() for i in (5, 3, 0)]
     np.testing.assert_allclose(frozen.states(ids, mask), states, atol=1e-6)
 
 
-def test_padding_is_seen_or_hidden(folder):
+def test_padding_is_visible_or_masked(folder):
     task = zeros({"language.states": ((L, WIDTH), "float32")}, 2)
     task["language"]["mask"] = np.arange(L) < np.array([[3], [5]])
     task["present"] = {"language": np.array([True, False])}
@@ -254,10 +254,10 @@ def test_padding_is_seen_or_hidden(folder):
         assert tokenizer.apply({}, {}, task).mask.sum(1).tolist() == expected
 
 
-# In training and acting
+# In training and inference
 
 
-def test_the_spec_says_what_the_network_reads(folder):
+def test_the_spec_contains_the_states_of_a_frozen_encoder(folder):
     spec = fakes.spec()
     frozen = {"tokenizers": {"language": component(folder, states="bfloat16")}}
     assert language.extend_spec(frozen, spec)[language.STATES] == ((8, WIDTH), "bfloat16")
@@ -266,8 +266,8 @@ def test_the_spec_says_what_the_network_reads(folder):
     assert language.extend_spec({"tokenizers": {}}, spec) == spec
 
 
-def test_the_feed_puts_states_into_batches(folder):
-    """What the data give is checked against the data's spec; the network gets the states too."""
+def test_the_feeder_adds_states_to_batches(folder):
+    """The feeder checks batches against the data's spec, then adds the states for the network."""
     settings = {"tokenizers": {"language": component(folder)}}
     spec, encoder = fakes.spec(), language.frozen_encoder(settings)
 
@@ -287,17 +287,17 @@ def test_the_feed_puts_states_into_batches(folder):
 def test_a_trained_encoder_starts_from_its_weights(folder):
     run = run_of(folder, trained=True)
     settings = dataclasses.asdict(run.config.model)
-    found = pretrained.read(settings, run.params)
-    assert found.keys() == {"tokenizers_language"}
-    own = found["tokenizers_language"]["encoder"]
-    there = run.params["tokenizers_language"]["encoder"]
-    assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, there)
+    params = pretrained.read(settings, run.params)
+    assert params.keys() == {"tokenizers_language"}
+    weights = params["tokenizers_language"]["encoder"]
+    initial = run.params["tokenizers_language"]["encoder"]
+    assert jax.tree.map(np.shape, weights) == jax.tree.map(np.shape, initial)
     query = tensors("t5")["encoder.block.1.layer.0.SelfAttention.q.weight"]
-    np.testing.assert_array_equal(own["block_1_query"]["kernel"], query.T)
+    np.testing.assert_array_equal(weights["block_1_query"]["kernel"], query.T)
     begin = starts.StateInitializer(optax.sgd(0.1), (), OptimConfig(), sharding.make_mesh())
-    like = jax.tree.map(lambda x: np.zeros_like(x), there)
+    like = jax.tree.map(lambda x: np.zeros_like(x), initial)
     state = begin.create(
-        lambda key: {"tokenizers_language": {"encoder": like}}, jax.random.key(0), found
+        lambda key: {"tokenizers_language": {"encoder": like}}, jax.random.key(0), params
     )
     np.testing.assert_array_equal(
         state.params["tokenizers_language"]["encoder"]["block_1_query"]["kernel"], query.T
@@ -305,18 +305,18 @@ def test_a_trained_encoder_starts_from_its_weights(folder):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_run_acts_from_its_directory_alone(folder, tmp_path, trained):
-    """The encoder's directory may go once the run is written."""
+def test_a_run_needs_only_its_directory_to_act(folder, tmp_path, trained):
+    """A stored run does not need the encoder's directory."""
     run = run_of(folder, trained=trained)
     policy = Policy(run)
     task = policy.create_task("lift the cube")
     assert ("states" in task.inputs["language"]) != trained
     actions = policy.sample_actions(observation(), task)
-    other = policy.sample_actions(observation(), policy.create_task("touch the bowl"))
-    assert np.abs(actions - other).max() > 1e-5
+    other_actions = policy.sample_actions(observation(), policy.create_task("touch the bowl"))
+    assert np.abs(actions - other_actions).max() > 1e-5
     fakes.save_run(tmp_path / "run", run)
-    kept = {p.name for p in (tmp_path / "run" / checkpoint.TEXT_ENCODER).iterdir()}
-    assert kept == {"config.json"} | (set() if trained else {"model.safetensors"})
+    files = {p.name for p in (tmp_path / "run" / checkpoint.TEXT_ENCODER).iterdir()}
+    assert files == {"config.json"} | (set() if trained else {"model.safetensors"})
     folder.rename(folder.with_name("gone"))
     language_weights.find.cache_clear()
     again = Policy.load(tmp_path / "run")
@@ -325,8 +325,8 @@ def test_a_run_acts_from_its_directory_alone(folder, tmp_path, trained):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_run_starts_from_another_ones_directory_alone(folder, tmp_path, trained):
-    """Where it means the same text encoder; the weights of a trained one are among the run's."""
+def test_finetuning_needs_only_the_directory_of_the_other_run(folder, tmp_path, trained):
+    """It starts without the encoder's directory; the run holds the weights of a trained encoder."""
     run = fakes.save_run(tmp_path / "run", run_of(folder, trained=trained))
     folder.rename(folder.with_name("gone"))
     language_weights.find.cache_clear()
@@ -334,43 +334,43 @@ def test_a_run_starts_from_another_ones_directory_alone(folder, tmp_path, traine
     config.workdir, config.train.init_from = str(tmp_path / "next"), str(tmp_path / "run")
     settings = dataclasses.asdict(checkpoint.readable(config).model)
     assert language.source(settings)[0] == str(tmp_path / "run" / checkpoint.TEXT_ENCODER)
-    taken = starts.load_params(config, settings, run.params, run.names)
-    assert jax.tree.all(jax.tree.map(np.array_equal, taken, run.params))
+    params = starts.load_params(config, settings, run.params, run.names)
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, run.params))
     checkpoint.write_run_files(config, run.embodiments, run.spec, run.names)
     settings = dataclasses.asdict(checkpoint.readable(config).model)
     assert language.source(settings)[0] == str(tmp_path / "next" / checkpoint.TEXT_ENCODER)
 
-    other = Component({**config.model.tokenizers["language"]})
-    other["encoder"] = Component({**other["encoder"], "path": str(tmp_path / "elsewhere")})
-    config.model.tokenizers["language"], config.workdir = other, str(tmp_path / "third")
+    tokenizer = Component({**config.model.tokenizers["language"]})
+    tokenizer["encoder"] = Component({**tokenizer["encoder"], "path": str(tmp_path / "elsewhere")})
+    config.model.tokenizers["language"], config.workdir = tokenizer, str(tmp_path / "third")
     settings = dataclasses.asdict(checkpoint.readable(config).model)
     assert language.source(settings)[0] == str(tmp_path / "elsewhere")
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not beside this checkout")
-def test_a_run_keeps_its_tokenizer(tmp_path):
+@pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not next to this checkout")
+def test_a_run_stores_its_tokenizer(tmp_path):
     run = fakes.run_of()
     path = str(GOLDEN / "tiny-t5")
     run.config.data.text = Component(kind="huggingface", path=path, length=16)
     run.config.model.tokenizers["language"]["vocabulary"] = 512
     run.config.workdir = str(tmp_path)
     checkpoint.write_run_files(run.config, run.embodiments, run.spec, run.names)
-    own = checkpoint.with_own_files(run.config, tmp_path)
-    assert own.data.text["path"] == str(tmp_path / "tokenizer")
+    config = checkpoint.with_own_files(run.config, tmp_path)
+    assert config.data.text["path"] == str(tmp_path / "tokenizer")
     assert run.config.data.text["path"] == path
     encode = lambda c: language.build_component(checkpoint.TOKENIZERS, c.data.text, "t").encode
-    for a, b in zip(encode(own)(["put it there"]), encode(run.config)(["put it there"])):
+    for a, b in zip(encode(config)(["put it there"]), encode(run.config)(["put it there"])):
         np.testing.assert_array_equal(a, b)
 
 
-# Refusals
+# Errors
 
 
-def test_weights_that_do_not_fit_are_listed(folder):
+def test_errors_list_the_weights_that_do_not_fit(folder):
     def read(change):
-        given = tensors("t5")
-        change(given)
-        language_weights.save(folder.with_name("bad"), SIZES["t5"], given)
+        stored = tensors("t5")
+        change(stored)
+        language_weights.save(folder.with_name("bad"), SIZES["t5"], stored)
         encoder = language.build_encoder(
             {"kind": "t5", "path": str(folder.with_name("bad"))}, "e", jnp.float32
         )
@@ -391,7 +391,7 @@ def test_weights_that_do_not_fit_are_listed(folder):
         read(lambda t: t.update({"encoder.extra": np.zeros(1)}))
 
 
-def test_a_directory_without_weights_is_named(tmp_path):
+def test_errors_name_a_directory_without_weights(tmp_path):
     language_weights.save(tmp_path / "t5", SIZES["t5"], {})
     settings = {"tokenizers": {"language": component(tmp_path / "t5")}}
     with pytest.raises(
@@ -413,13 +413,13 @@ def test_a_directory_without_weights_is_named(tmp_path):
         ({"states": "int8"}, "unknown states of a text_encoder: 'int8'"),
     ],
 )
-def test_settings_that_make_no_sense(folder, change, match):
+def test_invalid_settings_are_errors(folder, change, match):
     settings = {"tokenizers": {"language": component(folder) | change}}
     with pytest.raises(ConfigError, match=match):
         language.extend_spec(settings, fakes.spec())
 
 
-def test_encoders_that_do_not_fit_the_config_are_refused(folder, tmp_path):
+def test_encoders_that_do_not_fit_the_config_are_errors(folder, tmp_path):
     build = lambda **c: language.build_encoder({"path": str(folder), **c}, "here", jnp.float32)
     with pytest.raises(ConfigError, match=r"has model_type 't5'; 'clip' reads clip, clip_text"):
         build(kind="clip")

@@ -1,4 +1,4 @@
-"""The whole model: what may influence what, what is ignored, shapes, sizes and refusals."""
+"""The policy network: influence between tokens, masking, shapes, sizes and errors."""
 
 import copy
 from pathlib import Path
@@ -63,8 +63,8 @@ def influence(model, variables):
     table = {}
     for name, zero in readers.items():
         rows = []
-        for one in np.eye(zero.size, dtype=np.float32):
-            gradient = pull(readers | {name: one.reshape(zero.shape)})
+        for unit in np.eye(zero.size, dtype=np.float32):
+            gradient = pull(readers | {name: unit.reshape(zero.shape)})
             rows.append(
                 {k: np.abs(v[0]).reshape(v.shape[1], -1).sum(-1) for k, v in gradient.items()}
             )
@@ -72,24 +72,24 @@ def influence(model, variables):
     return table
 
 
-def test_nothing_flows_back_in_time(influence):
+def test_later_timesteps_do_not_influence_earlier_ones(influence):
     for reader in ("obs_primary", "obs_wrist", "obs_proprio", *OWN):
         for source in SEEN:
             assert influence[reader][source][0, 1] == 0, f"{reader} at t=0 sees {source} at t=1"
             assert (influence[reader][source][[0, 1, 1], [0, 0, 1]] > 0).all(), (reader, source)
 
 
-def test_readouts_are_read_by_themselves_alone(influence):
+def test_readouts_influence_only_themselves(influence):
     for reader, sources in influence.items():
-        for own in OWN:
-            if reader == own:
-                assert sources[own][0, 1] == 0
-                assert (sources[own][[0, 1, 1], [0, 0, 1]] > 0).all()
+        for readout in OWN:
+            if reader == readout:
+                assert sources[readout][0, 1] == 0
+                assert (sources[readout][[0, 1, 1], [0, 0, 1]] > 0).all()
             else:
-                assert not sources[own].any(), f"{reader} is influenced by {own}"
+                assert not sources[readout].any(), f"{reader} is influenced by {readout}"
 
 
-def test_task_tokens_do_not_see_the_scene(influence):
+def test_observations_do_not_influence_task_tokens(influence):
     for source in SEEN:
         assert not influence["task_language"][source].any()
 
@@ -108,48 +108,53 @@ ABSENT = {
 
 
 @pytest.mark.parametrize("case", ABSENT)
-def test_what_is_absent_does_not_matter(case, encode):
+def test_absent_inputs_do_not_matter(case, encode):
     flag, value = ABSENT[case]
-    there = fakes.batch(SPEC, 2)
-    absent, other = copy.deepcopy(there), copy.deepcopy(there)
+    present = fakes.batch(SPEC, 2)
+    absent, changed = copy.deepcopy(present), copy.deepcopy(present)
     dict(flatten(absent))[flag][:] = False
-    dict(flatten(other))[flag][:] = False
-    leaf = dict(flatten(other))[value]
+    dict(flatten(changed))[flag][:] = False
+    leaf = dict(flatten(changed))[value]
     leaf[:] = change(leaf)
-    full, one, two = (encode(b["observation"], b["task"]) for b in (there, absent, other))
+    full, reference, result = (
+        encode(b["observation"], b["task"]) for b in (present, absent, changed)
+    )
     for readout in ("readout_action", "readout_other"):
-        np.testing.assert_array_equal(one[readout], two[readout])
-        assert np.abs(full[readout] - one[readout]).max() > 1e-4, "its presence should matter"
+        np.testing.assert_array_equal(reference[readout], result[readout])
+        assert np.abs(full[readout] - reference[readout]).max() > 1e-4, "its presence should matter"
 
 
 def test_a_padded_timestep_does_not_matter(encode):
     b = fakes.batch(SPEC, 2)
     b["observation"]["timestep_mask"][:, 0] = False
-    one = encode(b["observation"], b["task"])
+    before = encode(b["observation"], b["task"])
     for key in ("image_primary", "image_wrist", "proprio"):
         b["observation"][key][:, 0] = change(b["observation"][key][:, 0])
-    two = encode(b["observation"], b["task"])
+    after = encode(b["observation"], b["task"])
     for name in ("obs_primary", "obs_proprio"):
-        np.testing.assert_array_equal(one[name][:, 1], two[name][:, 1])
-    # The readout of the padded step itself looks at it no more than the later ones do.
-    np.testing.assert_array_equal(one["readout_action"], two["readout_action"])
+        np.testing.assert_array_equal(before[name][:, 1], after[name][:, 1])
+    # Not even the readout of the padded timestep attends to it.
+    np.testing.assert_array_equal(before["readout_action"], after["readout_action"])
 
 
-def test_examples_do_not_see_one_another(encode):
-    b, other = fakes.batch(SPEC, 2), fakes.batch(SPEC, 2, seed=1)
-    mixed = jax.tree.map(lambda x, y: np.concatenate([x[:1], y[1:]]), b, other)
-    one, two = encode(b["observation"], b["task"]), encode(mixed["observation"], mixed["task"])
-    for name in one:
-        np.testing.assert_array_equal(one[name][0], two[name][0])
+def test_examples_do_not_influence_one_another(encode):
+    b, other_batch = fakes.batch(SPEC, 2), fakes.batch(SPEC, 2, seed=1)
+    mixed = jax.tree.map(lambda x, y: np.concatenate([x[:1], y[1:]]), b, other_batch)
+    alone, together = (
+        encode(b["observation"], b["task"]),
+        encode(mixed["observation"], mixed["task"]),
+    )
+    for name in alone:
+        np.testing.assert_array_equal(alone[name][0], together[name][0])
 
 
 def test_float_images_mean_the_same_as_uint8(model, variables, encode):
     b = fakes.batch(SPEC, 2)
-    one = encode(b["observation"], b["task"])
+    uint8 = encode(b["observation"], b["task"])
     for key in ("image_primary", "image_wrist"):
         b["observation"][key] = b["observation"][key].astype(np.float32)
-    two = encode(b["observation"], b["task"])
-    np.testing.assert_allclose(one["readout_action"], two["readout_action"], atol=1e-6)
+    float32 = encode(b["observation"], b["task"])
+    np.testing.assert_allclose(uint8["readout_action"], float32["readout_action"], atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +176,10 @@ def test_loss_ignores_masked_actions(loss):
     b["action_mask"][0, :, 1:] = False
     b["action_mask"][1, :, :, 2] = False
     b["action_mask"][2] = False
-    one, metrics = loss(b)
+    before, metrics = loss(b)
     b["action"] = np.where(b["action_mask"], b["action"], np.float32(4.0))
-    two, _ = loss(b)
-    assert float(one) == float(two)
+    after, _ = loss(b)
+    assert float(before) == float(after)
     assert float(metrics["loss_per_example"][2]) == 0
 
 
@@ -190,7 +195,7 @@ def test_loss_is_the_mean_over_valid_actions(loss):
     np.testing.assert_allclose(total, metrics["action_loss"] + metrics["other_loss"], rtol=1e-6)
 
 
-def test_a_batch_without_any_valid_action_is_no_nan(loss):
+def test_the_loss_of_a_batch_without_valid_actions_is_zero(loss):
     b = fakes.batch(SPEC, 3)
     b["action_mask"][:] = False
     assert float(loss(b)[0]) == 0
@@ -203,7 +208,7 @@ def test_loss_is_traced_once(loss):
     assert len(loss.traces) == before
 
 
-def test_sampled_actions(model, variables):
+def test_sampled_actions_depend_on_the_noise_only(model, variables):
     b = fakes.batch(SPEC, 2)
     run = jax.jit(
         lambda observation, dims, key: model.apply(
@@ -216,17 +221,17 @@ def test_sampled_actions(model, variables):
         )
     )
     dims = np.array([[True, True, True], [True, True, False]])
-    one = run(b["observation"], dims, jax.random.key(0))
-    assert one.shape == (2, 2, 3)
-    assert one.dtype == jnp.float32
-    assert np.isfinite(one).all()
-    np.testing.assert_array_equal(one, run(b["observation"], dims, jax.random.key(0)))
-    assert np.abs(one - run(b["observation"], dims, jax.random.key(1))).max() > 0
+    actions = run(b["observation"], dims, jax.random.key(0))
+    assert actions.shape == (2, 2, 3)
+    assert actions.dtype == jnp.float32
+    assert np.isfinite(actions).all()
+    np.testing.assert_array_equal(actions, run(b["observation"], dims, jax.random.key(0)))
+    assert np.abs(actions - run(b["observation"], dims, jax.random.key(1))).max() > 0
     with pytest.raises(ValueError, match="unknown head: 'actoin'; did you mean 'action'"):
         model.apply(variables, b["observation"], b["task"], head="actoin", method="sample_actions")
 
 
-def test_a_shorter_window_may_be_used_and_a_longer_one_not(model, variables):
+def test_a_shorter_window_is_valid_and_a_longer_one_is_an_error(model, variables):
     def run(window):
         b = fakes.batch(fakes.spec(window=window), 1)
         shapes = jax.eval_shape(
@@ -264,10 +269,10 @@ def tree(model, spec) -> dict[str, tuple[int, ...]]:
 
 
 def test_parameter_tree_is_the_golden_one(model):
-    found = "".join(f"{path} {shape}\n" for path, shape in tree(model, SPEC).items())
-    assert found == GOLDEN_TREE.read_text(encoding="utf-8"), (
+    listing = "".join(f"{path} {shape}\n" for path, shape in tree(model, SPEC).items())
+    assert listing == GOLDEN_TREE.read_text(encoding="utf-8"), (
         "parameter paths or shapes changed: checkpoints written before no longer load. If that is "
-        f"meant, write this to {GOLDEN_TREE}:\n{found}"
+        f"meant, write this to {GOLDEN_TREE}:\n{listing}"
     )
 
 
@@ -276,7 +281,7 @@ def test_parameter_tree_is_the_golden_one(model):
     [((384, 12, 6, 1536), 27_042_060), ((768, 12, 12, 3072), 92_830_092)],
     ids=["octo-small", "octo-base"],
 )
-def test_published_sizes(sizes, published):
+def test_parameter_counts_equal_those_of_octo(sizes, published):
     spec = fakes.spec(window=10, horizon=4, action_dim=7, cameras={"primary": 256, "wrist": 128})
     for key in ("ids", "mask"):
         spec[f"task.language.{key}"] = ((16,), spec[f"task.language.{key}"][1])
@@ -286,16 +291,19 @@ def test_published_sizes(sizes, published):
         for camera in ("primary", "wrist")
     }
     words = {"kind": "language", "vocabulary": 1, "width": 768}
-    made = fakes.model(
+    config = fakes.model(
         tokenizers={"language": words, **cameras},
         readouts={"action": 1},
         heads={"action": {"kind": "diffusion"}},
     )
-    made |= dict(zip(("width", "layers", "attention_heads", "mlp_width"), sizes, strict=True))
+    config |= dict(zip(("width", "layers", "attention_heads", "mlp_width"), sizes, strict=True))
     count = sum(
-        int(np.prod(shape)) for shape in tree(build_network(made, spec, fakes.NAMES), spec).values()
+        int(np.prod(shape))
+        for shape in tree(build_network(config, spec, fakes.NAMES), spec).values()
     )
-    assert count - 768 == published  # Octo's count without its language encoder, here one word
+    assert (
+        count - 768 == published
+    )  # Octo's count without its language encoder, which is one word here
 
 
 @pytest.mark.parametrize(
@@ -361,6 +369,6 @@ def test_published_sizes(sizes, published):
         ),
     ],
 )
-def test_refusals(change, message):
+def test_invalid_configs_are_errors(change, message):
     with pytest.raises(ConfigError, match=message):
         build_network(fakes.model(**change), SPEC, fakes.NAMES)

@@ -1,4 +1,4 @@
-"""Tokenizers by themselves: shapes, presence, sharing, depth, bins, task numbers, refusals."""
+"""Tokenizers: shapes, presence, sharing, depth, bins, task ids, pooling, errors."""
 
 import copy
 import functools
@@ -15,7 +15,7 @@ from octolike.model import bins, pooling, tokenizers
 from octolike.types import flatten
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "octo_parts"
-golden = pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not beside this checkout")
+golden = pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not next to this checkout")
 
 SPEC = fakes.spec(cameras={"primary": 16, "wrist": 8}) | {
     "observation.depth_primary": ((2, 8, 8, 1), "float32"),
@@ -84,8 +84,8 @@ def build(component, dtype=jnp.float32, spec=SPEC, names=fakes.NAMES):
 
 
 def arguments(tokenizer, b: dict) -> tuple:
-    seen = b["observation"], b["task"]
-    return seen if tokenizer.place == "task" else (*seen, CONDITION)
+    inputs = b["observation"], b["task"]
+    return inputs if tokenizer.place == "task" else (*inputs, CONDITION)
 
 
 def batch(seed: int = 0) -> dict:
@@ -125,28 +125,28 @@ def test_shapes_and_compute_type(case, dtype):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_absent_does_not_matter(case):
-    """One key at a time: absent, its value changes no visible token; present, it does."""
+def test_absent_inputs_do_not_matter(case):
+    """For each key: an absent value changes no visible token, a present one does."""
     tokenizer, _, run = case_of(case)
     values = [k for k in tokenizer.reads() if ".present." not in k and not k.endswith(".mask")]
     for value in values:
         name = "language" if "language" in value else value.split(".")[1]
         flag = f"{value.split('.')[0]}.present.{name}"
-        here, absent = batch(), batch()
+        present, absent = batch(), batch()
         dict(flatten(absent))[flag][:] = False
-        other, changed = copy.deepcopy(absent), copy.deepcopy(here)
-        for b in (other, changed):
+        altered, changed = copy.deepcopy(absent), copy.deepcopy(present)
+        for b in (altered, changed):
             leaf = dict(flatten(b))[value]
             if leaf.dtype == np.int32:
                 leaf[:] = (leaf + 1) % (3 if "task_id" in value else fakes.VOCABULARY)
             else:
                 leaf[:] = 255 - leaf if leaf.dtype == np.uint8 else leaf / 2 + 0.4
-        one, two = run(absent), run(other)
-        np.testing.assert_array_equal(one.mask, two.mask)
-        seen = [np.where(g.mask[..., None], g.tokens, 0) for g in (one, two)]
-        np.testing.assert_array_equal(*seen, err_msg=value)
-        moved = np.abs(run(changed).tokens - run(here).tokens).max()
-        assert moved > 1e-3, f"{value} should matter where it is present"
+        reference, result = run(absent), run(altered)
+        np.testing.assert_array_equal(reference.mask, result.mask)
+        visible = [np.where(g.mask[..., None], g.tokens, 0) for g in (reference, result)]
+        np.testing.assert_array_equal(*visible, err_msg=value)
+        moved = np.abs(run(changed).tokens - run(present).tokens).max()
+        assert moved > 1e-3, f"{value} should matter if it is present"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_is_absent_does_not_matter(case):
         ("bins", "proprio", range(4)),
     ],
 )
-def test_which_tokens_an_absent_sensor_masks(case, key, masked):
+def test_an_absent_sensor_masks_its_tokens(case, key, masked):
     b = batch()
     b["observation"]["present"][key][0, 1] = False
     mask = np.asarray(case_of(case)[2](b).mask)
@@ -170,7 +170,7 @@ def test_which_tokens_an_absent_sensor_masks(case, key, masked):
     assert [i for i, there in enumerate(mask[0, 1]) if not there] == list(masked)
 
 
-def test_learned_tokens_are_masked_where_no_camera_is():
+def test_learned_tokens_are_masked_without_any_camera():
     b = batch()
     for camera in BOTH:
         b["observation"]["present"][f"image_{camera}"][0] = False
@@ -179,19 +179,19 @@ def test_learned_tokens_are_masked_where_no_camera_is():
     )
 
 
-def test_learned_tokens_do_not_look_at_an_absent_camera():
+def test_learned_tokens_do_not_attend_to_an_absent_camera():
     tokenizer, variables, _ = case_of("learned")
     b = batch()
     b["observation"]["present"]["image_wrist"][0] = False
-    other = copy.deepcopy(variables)
-    other["params"]["learner"]["pos_embedding"][16:] *= -1  # of the wrist's tokens
+    changed = copy.deepcopy(variables)
+    changed["params"]["learner"]["pos_embedding"][16:] *= -1  # of the wrist's tokens
     run = jax.jit(tokenizer.apply)
-    one, two = (run(v, *arguments(tokenizer, b)).tokens for v in (variables, other))
-    np.testing.assert_array_equal(one[0], two[0])
-    assert np.abs(one[1] - two[1]).max() > 1e-3
+    before, after = (run(v, *arguments(tokenizer, b)).tokens for v in (variables, changed))
+    np.testing.assert_array_equal(before[0], after[0])
+    assert np.abs(before[1] - after[1]).max() > 1e-3
 
 
-def test_a_shared_encoder_sees_each_camera_as_a_tokenizer_of_its_own_would():
+def test_a_shared_encoder_equals_one_tokenizer_per_camera():
     _, variables, run = made({"kind": "image", "cameras": BOTH, "shared": True, "encoder": PATCH})
     parts = []
     for camera in BOTH:
@@ -200,7 +200,7 @@ def test_a_shared_encoder_sees_each_camera_as_a_tokenizer_of_its_own_would():
     np.testing.assert_allclose(run(batch()).tokens, np.concatenate(parts, axis=2), atol=1e-5)
 
 
-def test_depth_is_a_channel_from_0_to_1():
+def test_depth_is_scaled_to_a_channel_from_0_to_1():
     component = {
         "kind": "image",
         "depth": True,
@@ -221,7 +221,7 @@ def test_depth_is_a_channel_from_0_to_1():
     np.testing.assert_allclose(got[1, 0, 2], 0.0)
 
 
-def test_pixels_may_be_scaled_as_for_imagenet():
+def test_imagenet_scaling_is_per_colour():
     tokenizer, variables, run = made(
         {"kind": "image", "cameras": ("primary", "left"), "pixels": "imagenet", "encoder": PATCH}
     )
@@ -234,7 +234,7 @@ def test_pixels_may_be_scaled_as_for_imagenet():
     np.testing.assert_allclose(run(b).tokens.reshape(expected.shape), expected, atol=1e-4)
 
 
-def test_a_task_number_beyond_the_runs_tasks_shows():
+def test_a_task_id_beyond_the_tasks_gives_nan():
     *_, run = made({"kind": "task_id"})
     b = batch()
     b["task"]["task_id"][:] = 3, 2
@@ -247,7 +247,7 @@ def test_a_task_number_beyond_the_runs_tasks_shows():
 
 @pytest.mark.parametrize("outside", bins.OUTSIDE)
 @pytest.mark.parametrize("kind", bins.KINDS)
-def test_bins_hold_what_they_say(kind, outside):
+def test_bins_contain_their_centres_and_lower_edges(kind, outside):
     edges = bins.edges(kind, 16, -2.0, 3.0)
     assert (np.diff(edges) > 0).all()
     centres = bins.decode(jnp.arange(16), edges)
@@ -267,7 +267,7 @@ def test_bins_may_differ_between_dimensions():
 
 @golden
 @pytest.mark.parametrize("name", ["uniform_0.0_1.0", "uniform_-2.0_2.0", "normal_0.0_1.0"])
-def test_bins_are_octos(name):
+def test_bins_equal_those_of_octo(name):
     parts = np.load(GOLDEN / "bins.npz")
     kind, low, high = name.split("_")
     edges = bins.edges(kind, 64, float(low), float(high))
@@ -280,17 +280,17 @@ def test_bins_are_octos(name):
 
 @golden
 @pytest.mark.parametrize("discrete", [False, True])
-def test_proprio_tokens_are_octos(discrete):
+def test_proprio_tokens_equal_those_of_octo(discrete):
     parts = np.load(GOLDEN / "bins.npz")
     sizes = {"bins": 64, "bin_kind": "normal", "outside": "first"} if discrete else {"each": True}
     x = parts["lowdim/proprio"]
-    seen = {"proprio": x, "present": {"proprio": np.ones(x.shape[:2], bool)}}
-    group = tokenizers.Proprio(**sizes).apply({}, seen, {})
+    observation = {"proprio": x, "present": {"proprio": np.ones(x.shape[:2], bool)}}
+    group = tokenizers.Proprio(**sizes).apply({}, observation, {})
     np.testing.assert_array_equal(group.tokens, parts[f"lowdim_disc{int(discrete)}/tokens"])
 
 
 @golden
-def test_attention_pooling_is_octos():
+def test_attention_pooling_equals_that_of_octo():
     parts, outputs = (np.load(GOLDEN / f"{n}.npz") for n in ("heads", "outputs"))
     theirs = "l1_map/params/map_head/"
 
@@ -316,19 +316,19 @@ def test_attention_pooling_is_octos():
     np.testing.assert_allclose(chunk.reshape(4, 2, 4, 7), parts["l1_map/call"], atol=1e-5)
 
 
-def test_pooling_sees_visible_tokens_alone_and_in_any_order():
+def test_pooling_ignores_hidden_tokens_and_the_order():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
     mask = np.array([True, True, False, True, False])
     pool = pooling.AttentionPooling(tokens=2, heads=2)
     variables = fakes.parameters(pool.init, x)
     run = jax.jit(pool.apply)
-    one = run(variables, x, mask)
-    assert one.shape == (2, 3, 2, 8)
+    pooled = run(variables, x, mask)
+    assert pooled.shape == (2, 3, 2, 8)
     hidden = np.where(mask[:, None], x, np.nan)
-    np.testing.assert_array_equal(run(variables, hidden, mask), one)
-    np.testing.assert_allclose(run(variables, x[:, :, ::-1], mask[::-1]), one, atol=1e-5)
-    assert np.abs(run(variables, x, np.ones(5, bool)) - one).max() > 1e-2
+    np.testing.assert_array_equal(run(variables, hidden, mask), pooled)
+    np.testing.assert_allclose(run(variables, x[:, :, ::-1], mask[::-1]), pooled, atol=1e-5)
+    assert np.abs(run(variables, x, np.ones(5, bool)) - pooled).max() > 1e-2
     nothing = run(variables, x, np.zeros(5, bool))
     np.testing.assert_array_equal(nothing, run(variables, x + 1, np.zeros(5, bool)))
 
@@ -363,12 +363,12 @@ NO_TASKS = fakes.NAMES._replace(tasks=())
         ),
     ],
 )
-def test_refusals(component, message):
+def test_invalid_components_are_errors(component, message):
     with pytest.raises(ConfigError, match=message):
         build(component, names=NO_TASKS)
 
 
-def test_pooling_refuses_heads_that_do_not_divide_the_width():
+def test_pooling_heads_that_do_not_divide_the_width_are_an_error():
     component = {"kind": "image", "learned_tokens": 2, "encoder": {**PATCH, "width": 6}}
     tokenizer = build(component)
     with pytest.raises(ConfigError, match="8 heads do not divide a token width of 6"):

@@ -64,28 +64,28 @@ def groups(rng: np.random.Generator, batch: int = 2, window: int = 3) -> tokens.
     )
 
 
-def test_split_undoes_join_and_the_order_is_as_drawn():
-    made = groups(np.random.default_rng(0))
-    x = tokens.join(made)
+def test_split_inverts_join_and_the_order_is_as_documented():
+    sequence = groups(np.random.default_rng(0))
+    x = tokens.join(sequence)
     assert x.shape == (2, 2 + 1 + 3 * (3 + 1 + 2), 4)
-    np.testing.assert_array_equal(x[:, 2], made.task["b"].tokens[:, 0].astype(np.float32))
+    np.testing.assert_array_equal(x[:, 2], sequence.task["b"].tokens[:, 0].astype(np.float32))
     np.testing.assert_array_equal(
-        x[:, 3 + 6 + 3], made.observation["d"].tokens[:, 1, 0].astype(np.float32)
+        x[:, 3 + 6 + 3], sequence.observation["d"].tokens[:, 1, 0].astype(np.float32)
     )
-    for kind, back in zip(made, tokens.split(x, made), strict=True):
+    for kind, back in zip(sequence, tokens.split(x, sequence), strict=True):
         assert list(kind) == list(back)
         for name in kind:
             np.testing.assert_array_equal(back[name].tokens, kind[name].tokens.astype(np.float32))
             np.testing.assert_array_equal(back[name].mask, kind[name].mask)
 
 
-def test_masked_keys_are_attended_by_none():
-    made = groups(np.random.default_rng(1))
-    mask = np.asarray(tokens.attention_mask(made))[:, 0]
+def test_no_query_attends_to_a_masked_key():
+    sequence = groups(np.random.default_rng(1))
+    mask = np.asarray(tokens.attention_mask(sequence))[:, 0]
     visible = np.concatenate(
-        [made.task["a"].mask, made.task["b"].mask]
+        [sequence.task["a"].mask, sequence.task["b"].mask]
         + [
-            made[kind][name].mask[:, t]
+            sequence[kind][name].mask[:, t]
             for t in range(3)
             for kind, name in ((1, "c"), (1, "d"), (2, "e"))
         ],
@@ -95,27 +95,29 @@ def test_masked_keys_are_attended_by_none():
     np.testing.assert_array_equal(mask, expected)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not beside this checkout")
+@pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not next to this checkout")
 @pytest.mark.parametrize("repeat", [False, True])
-def test_mask_equals_octos(repeat):
+def test_the_mask_equals_that_of_octo(repeat):
     inputs = np.load(GOLDEN / "batch.npz")
     present = {k: inputs[f"observation/pad_mask_dict/image_{k}"] for k in ("primary", "wrist")}
     step = inputs["observation/timestep_pad_mask"]
-    told = inputs["task/pad_mask_dict/language_instruction"]
+    has_language = inputs["task/pad_mask_dict/language_instruction"]
 
     def group(mask: np.ndarray, n: int) -> TokenGroup:
         mask = np.repeat(mask[..., None], n, -1)
         return TokenGroup(np.zeros((*mask.shape, 1)), mask)
 
-    made = tokens.TokenSequence(
-        task={"task_language": group(told, 16)},
+    sequence = tokens.TokenSequence(
+        task={"task_language": group(has_language, 16)},
         observation={
             "obs_primary": group(present["primary"] & step, 16),
             "obs_wrist": group(present["wrist"] & step, 4),
         },
         readout={"readout_action": group(np.ones_like(step), 1)},
     )
-    if repeat:  # Octo puts the task's tokens into each timestep too; here that is one more group
-        made.observation["obs_task_language"] = group(np.repeat(told[:, None], 2, 1), 16)
+    if repeat:  # Octo repeats the task tokens in every timestep; here they are one more group
+        sequence.observation["obs_task_language"] = group(
+            np.repeat(has_language[:, None], 2, 1), 16
+        )
     expected = np.load(GOLDEN / "variants.npz")[f"repeat{int(repeat)}_correct1/attention_mask"]
-    np.testing.assert_array_equal(tokens.attention_mask(made), expected)
+    np.testing.assert_array_equal(tokens.attention_mask(sequence), expected)

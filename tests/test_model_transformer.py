@@ -1,4 +1,4 @@
-"""The transformer: spans, memory for time, half precision; which attention a device gets."""
+"""The transformer: spans, rematerialisation, half precision; the attention of each device."""
 
 import chex
 import jax
@@ -23,7 +23,7 @@ def group(*shape) -> TokenGroup:
     return TokenGroup(jnp.asarray(RNG.normal(size=(*shape, D)).astype(np.float32)), mask)
 
 
-def test_spans_leave_out_only_what_the_mask_forbids():
+def test_spans_skip_only_masked_pairs():
     groups = TokenSequence(
         {"task_a": group(2, 3)},
         {"obs_b": group(2, WINDOW, 4), "obs_c": group(2, WINDOW, 1)},
@@ -38,13 +38,15 @@ def test_spans_leave_out_only_what_the_mask_forbids():
     variables = fakes.parameters(model.init, x, mask, None, train=False)
     by_span, _ = model.apply(variables, x, mask, None, ends=ends, train=False)
     at_once, _ = model.apply(variables, x, mask, None, train=False)
-    # a token that may look at nothing gets some average: of what, nobody cares
-    seen = np.broadcast_to(mask.any(-1)[:, 0, :, None], x.shape)
-    np.testing.assert_allclose(np.where(seen, by_span, 0), np.where(seen, at_once, 0), atol=2e-6)
+    # the output of a token that may attend to nothing is arbitrary: not compared
+    attends = np.broadcast_to(mask.any(-1)[:, 0, :, None], x.shape)
+    np.testing.assert_allclose(
+        np.where(attends, by_span, 0), np.where(attends, at_once, 0), atol=2e-6
+    )
 
 
 def small(**changes):
-    """Return (x, mask, ends, model) of a sequence that the blocks of a window cut."""
+    """Return (x, mask, ends, model) of a sequence that is split by timestep."""
     groups = TokenSequence({"task_a": group(2, 3)}, {"obs_b": group(2, WINDOW, 4)}, {})
     x, mask, ends = tokens.join(groups), tokens.attention_mask(groups), tokens.ends(groups)
     return x, mask, ends, Transformer(layers=1, attention_heads=2, mlp_width=16, **changes)
@@ -58,20 +60,20 @@ def gradients(model, variables, x, mask, ends):
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(variables))
 
 
-def test_computing_activations_again_changes_nothing_but_what_is_kept():
+def test_remat_changes_neither_parameters_nor_gradients():
     x, mask, ends, plain = small(dropout=0.5)
-    *_, again = small(dropout=0.5, remat=True)
+    *_, remat = small(dropout=0.5, remat=True)
     variables = fakes.parameters(plain.init, x, mask, None, train=False)
-    shapes = [jax.tree.map(np.shape, fakes.parameters(again.init, x, mask, None, train=False))]
+    shapes = [jax.tree.map(np.shape, fakes.parameters(remat.init, x, mask, None, train=False))]
     assert shapes == [jax.tree.map(np.shape, variables)]  # a checkpoint fits both
     expected = gradients(plain, variables, x, mask, ends)
-    found = gradients(again, variables, x, mask, ends)
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    result = gradients(remat, variables, x, mask, ends)
+    chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
     rngs = RNGS
     trace = lambda m: str(
         jax.make_jaxpr(lambda v: m.apply(v, x, mask, None, train=True, rngs=rngs)[0])(variables)
     )
-    assert "remat" in trace(again)
+    assert "remat" in trace(remat)
     assert "remat" not in trace(plain)
 
 
@@ -79,26 +81,26 @@ def test_bfloat16_computes_nearly_the_same_with_float32_parameters():
     x, mask, ends, full = small()
     *_, half = small(dtype=jnp.bfloat16)
     variables = fakes.parameters(full.init, x, mask, None, train=False)
-    (loss, expected), (rough, found) = (
+    (loss, expected), (rough, result) = (
         gradients(m, variables, x, mask, ends) for m in (full, half)
     )
     out = jax.eval_shape(lambda v: half.apply(v, x, mask, None, train=False)[0], variables)
     assert out.dtype == jnp.bfloat16
-    assert {g.dtype for g in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+    assert {g.dtype for g in jax.tree.leaves(result)} == {jnp.dtype("float32")}
     assert abs(float(rough - loss)) < 0.02 * float(loss)
     norm = lambda tree: np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(tree)))
-    off = jax.tree.map(lambda a, b: a - b, found, expected)
+    off = jax.tree.map(lambda a, b: a - b, result, expected)
     assert norm(off) < 0.05 * norm(expected)
 
 
-def test_tokens_that_only_fill_up_are_looked_at_by_nobody():
+def test_no_token_attends_to_the_alignment_padding():
     draw = lambda n: jnp.asarray(RNG.normal(size=(2, n, 2, 8)).astype(np.float32))
     q, k, v, mask = draw(5), draw(11), draw(11), RNG.random((2, 1, 5, 11)) < 0.6
     mask[..., 0] = True
-    for some in (jnp.asarray(mask), None):
-        expected = attention.dot_product(q, k, v, some, "xla")
-        found = attention._aligned(q, k, v, some, "xla")
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    for mask_or_none in (jnp.asarray(mask), None):
+        expected = attention.dot_product(q, k, v, mask_or_none, "xla")
+        result = attention._aligned(q, k, v, mask_or_none, "xla")
+        np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_tokens_that_only_fill_up_are_looked_at_by_nobody():
         ("gpu", "gfx942", "bfloat16", 64, "xla"),
     ],
 )
-def test_flash_attention_is_taken_where_the_device_has_it(
+def test_flash_attention_is_used_if_the_device_supports_it(
     monkeypatch, platform, capability, dtype, width, expected
 ):
     device = type("Device", (), {"platform": platform, "compute_capability": capability})

@@ -1,8 +1,8 @@
 """Attention: the scaled dot product, and the multi-head layer of pooling and image encoders.
 
-The dot product is cuDNN's flash attention where the device has it: an NVIDIA GPU since Ampere, of
-compute capability 8.0, with bfloat16 or float16 and heads of a width that it knows. Elsewhere it is
-the compiler's.
+The dot product is cuDNN's flash attention if the device supports it: an NVIDIA GPU of compute
+capability 8.0 (Ampere) or later, bfloat16 or float16, and a supported head width. Otherwise XLA
+compiles it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-MULTIPLE = 8  # tokens: what cuDNN's kernels with a mask are aligned to
+MULTIPLE = 8  # tokens: alignment of cuDNN's kernels with a mask
 
 
 def dot_product(
@@ -25,8 +25,8 @@ def dot_product(
 ) -> jax.Array:
     """Return [B, n, H, Dh]: softmax(query keyᵀ / √Dh) value, for query [B, n, H, Dh].
 
-    key, value: [B, N, H, Dh]; mask: bool [B, 1, n or 1, N], True: may look. implementation: "xla"
-    or "cudnn"; None: what `implementation_for` says.
+    key, value: [B, N, H, Dh]; mask: bool [B, 1, n or 1, N], True: may attend. implementation: "xla"
+    or "cudnn"; None: that of `implementation_for`.
     """
     implementation = implementation or implementation_for(query.dtype, query.shape[-1])
     if implementation == "xla":
@@ -35,7 +35,7 @@ def dot_product(
 
 
 def implementation_for(dtype: Any, width: int) -> str:
-    """Return "cudnn" if this process's devices have flash attention for heads so wide, or "xla"."""
+    """Return "cudnn" if this process's devices support it for this head width, else "xla"."""
     device = jax.local_devices()[0]
     capability = getattr(device, "compute_capability", "") if device.platform == "gpu" else ""
     if not capability.replace(".", "").isdigit():  # no GPU, or AMD's
@@ -49,30 +49,33 @@ def implementation_for(dtype: Any, width: int) -> str:
 def _aligned(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, implementation: str
 ) -> jax.Array:
-    """Do the same with both numbers of tokens filled up to a multiple: nobody looks at those."""
-    n, seen = query.shape[1], key.shape[1]
+    """Return the same with both sequences padded to a multiple; the padding is masked."""
+    n, keys = query.shape[1], key.shape[1]
     if mask is None:
-        mask = jnp.ones((1, 1, n, seen), bool)
-    mask = jnp.broadcast_to(mask, (*mask.shape[:2], n, seen))
-    rows, columns = (0, -n % MULTIPLE), (0, -seen % MULTIPLE)
-    fill = lambda x, tokens: jnp.pad(x, ((0, 0), tokens, (0, 0), (0, 0)))
-    found = jax.nn.dot_product_attention(
-        fill(query, rows),
-        fill(key, columns),
-        fill(value, columns),
-        mask=jnp.pad(mask, ((0, 0), (0, 0), rows, columns)),
+        mask = jnp.ones((1, 1, n, keys), bool)
+    mask = jnp.broadcast_to(mask, (*mask.shape[:2], n, keys))
+    query_pad, key_pad = (0, -n % MULTIPLE), (0, -keys % MULTIPLE)
+
+    def pad(x: jax.Array, width: tuple[int, int]) -> jax.Array:
+        return jnp.pad(x, ((0, 0), width, (0, 0), (0, 0)))
+
+    out = jax.nn.dot_product_attention(
+        pad(query, query_pad),
+        pad(key, key_pad),
+        pad(value, key_pad),
+        mask=jnp.pad(mask, ((0, 0), (0, 0), query_pad, key_pad)),
         implementation=implementation,
     )
-    return found[:, :n]
+    return out[:, :n]
 
 
 def attend(
-    x: jax.Array, seen: jax.Array, mask: jax.Array | None, *, heads: int, dtype: Any
+    x: jax.Array, context: jax.Array, mask: jax.Array | None, *, heads: int, dtype: Any
 ) -> jax.Array:
-    """Return what tokens x [B, n, D] find at tokens `seen` [B, N, D]: [B, n, D].
+    """Return [B, n, D], multi-head attention of tokens x [B, n, D] to context [B, N, D].
 
-    mask: bool [B, 1, 1 or n, N], True: may look; None: at all. The projections are the children
-    query, key, value and out of the module that calls.
+    mask: bool [B, 1, 1 or n, N], True: may attend; None: all True. The projections are the children
+    query, key, value and out of the calling module.
     """
     init = nn.initializers.xavier_uniform()
 
@@ -80,7 +83,7 @@ def attend(
         shape = (heads, tokens.shape[-1] // heads)
         return nn.DenseGeneral(shape, dtype=dtype, kernel_init=init, name=name)(tokens)
 
-    query, key, value = project("query", x), project("key", seen), project("value", seen)
-    found = dot_product(query, key, value, mask)
+    query, key, value = project("query", x), project("key", context), project("value", context)
+    heads_BxnxHxDh = dot_product(query, key, value, mask)
     out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=dtype, kernel_init=init, name="out")
-    return out(found)
+    return out(heads_BxnxHxDh)

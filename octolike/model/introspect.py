@@ -1,6 +1,6 @@
-"""What happens inside a trained network: who looks at whom, and how noise becomes actions.
+"""Introspection of a trained network: attention maps and denoising paths.
 
-For looking at a network, not for running it: every call compiles anew, and nothing is saved.
+For analysis, not for inference: every call compiles again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from octolike.types import TokenGroup
 
 
 class Span(NamedTuple):
-    """Where a token group stands in the sequence; time: None for a task group."""
+    """The place of a token group in the sequence; time: None for a task group."""
 
     group: str
     time: int | None
@@ -30,18 +30,20 @@ class Span(NamedTuple):
 
 
 class AttentionMap(NamedTuple):
-    """spans: of the sequence's groups, in order; allowed: bool [B, N, N], True where a row may look
-    at a column; weights: float32 [layers, B, heads, N, N], how much it does, each row's sum 1.
+    """The attention of all blocks.
+
+    spans: the places of the groups, in order. allowed: bool [B, N, N], True if a row may attend to
+    a column. weights: float32 [layers, B, heads, N, N]; every row sums to 1.
     """
 
     spans: tuple[Span, ...]
     allowed: np.ndarray
     weights: np.ndarray
 
-    def of(self, group: str, time: int | None = -1) -> list[Span]:
+    def spans_of(self, group: str, time: int | None = -1) -> list[Span]:
         """Return the spans of a group at a timestep; −1: the last one."""
-        mine = [s for s in self.spans if s.group == group]
-        return mine[-1:] if time == -1 else [s for s in mine if s.time == time]
+        spans = [s for s in self.spans if s.group == group]
+        return spans[-1:] if time == -1 else [s for s in spans if s.time == time]
 
 
 def attention(
@@ -66,9 +68,9 @@ def denoising(
     key: jax.Array,
     head: str = "action",
 ) -> np.ndarray:
-    """Return normalised chunks float32 [1 + steps, B, H, A]: from pure noise to the actions.
+    """Return normalised chunks float32 [1 + steps, B, H, A], from pure noise to the actions.
 
-    Raises ValueError for a head that does not denoise, or one inside another.
+    Raises ValueError for a head that does not denoise, or one wrapped by another head.
     """
     module = model.heads[head]
     if not isinstance(module, Denoising):
@@ -94,55 +96,57 @@ def _captured(
     task: Mapping[str, Any],
     names: tuple[str, ...],
 ) -> tuple[tokens.TokenSequence, list[dict[str, jax.Array]]]:
-    """Return the groups that leave the transformer, and per block what its projections made."""
+    """Return (the transformer's output groups, the named projections' outputs per block)."""
 
-    def wanted(module: nn.Module, method: str) -> bool:
+    def is_captured(module: nn.Module, method: str) -> bool:
         return module.name in names and method == "__call__"
 
     order = []
 
-    def encode(params: Any, *given: Mapping[str, Any]) -> tuple[list[TokenGroup], Any]:
-        found, kept = model.apply(
+    def encode(params: Any, *inputs: Mapping[str, Any]) -> tuple[list[TokenGroup], Any]:
+        groups, variables = model.apply(
             {"params": params},
-            *given,
+            *inputs,
             train=False,
             method="encode",
-            capture_intermediates=wanted,
+            capture_intermediates=is_captured,
             mutable=["intermediates"],
         )
-        order.extend(found)  # jit would give the groups back in alphabetical order
-        return list(found.values()), kept
+        order.extend(groups)  # jit returns dicts in alphabetical order
+        return list(groups.values()), variables
 
-    values, kept = jax.jit(encode)(params, observation, task)
-    found = dict(zip(order, values, strict=True))
+    values, variables = jax.jit(encode)(params, observation, task)
+    groups = dict(zip(order, values, strict=True))
     blocks = [
-        kept["intermediates"]["transformer"][f"block_{i}"]["attention"]
+        variables["intermediates"]["transformer"][f"block_{i}"]["attention"]
         for i in range(model.transformer.layers if names else 0)
     ]
     blocks = [{name: block[name]["__call__"][0] for name in names} for block in blocks]
-    return _sorted(model, found), blocks
+    return _sequence(model, groups), blocks
 
 
-def _sorted(model: PolicyNetwork, found: Mapping[str, TokenGroup]) -> tokens.TokenSequence:
-    groups = tokens.TokenSequence({}, {}, {})
-    for name, group in found.items():
-        register = name.removeprefix("readout_") in model.registers
+def _sequence(model: PolicyNetwork, groups: Mapping[str, TokenGroup]) -> tokens.TokenSequence:
+    sequence = tokens.TokenSequence({}, {}, {})
+    for name, group in groups.items():
+        is_register = name.removeprefix("readout_") in model.registers
+        if name == "obs":  # the concatenation of the other observation groups
+            continue
         if name.startswith("task_"):
-            groups.task[name] = group
-        elif name.startswith("obs_") or (register and name != "obs"):
-            groups.observation[name] = group
-        elif name != "obs":  # that is all of the observation's groups once more
-            groups.readout[name] = group
-    return groups
+            sequence.task[name] = group
+        elif name.startswith("obs_") or is_register:
+            sequence.observation[name] = group
+        else:
+            sequence.readout[name] = group
+    return sequence
 
 
 def _spans(groups: tokens.TokenSequence) -> tuple[Span, ...]:
     per_step = groups.observation | groups.readout
     window = next(iter(per_step.values())).mask.shape[1]
-    placed = [(name, None, g) for name, g in groups.task.items()]
-    placed += [(name, t, g) for t in range(window) for name, g in per_step.items()]
+    ordered = [(name, None, g) for name, g in groups.task.items()]
+    ordered += [(name, t, g) for t in range(window) for name, g in per_step.items()]
     spans, start = [], 0
-    for name, time, group in placed:
+    for name, time, group in ordered:
         spans.append(Span(name, time, start, start + group.mask.shape[-1]))
         start = spans[-1].stop
     return tuple(spans)

@@ -1,4 +1,4 @@
-"""The model on one screen: tokenize → attend → read out → heads.
+"""The policy network: tokenize, attend, read out, predict actions.
 
     instruction ─ tokenizer ─┐
     goal image  ─ tokenizer ─┤   ┌─────────────┐            ┌─ head ─ loss / action chunk
@@ -6,7 +6,8 @@
     proprio     ─ tokenizer ─┤   └─────────────┘            └─ head ─ ...
     learned       readouts  ─┘
 
-The sequence, and who looks at whom (rows at columns; `tokens.py` has the rule):
+The token sequence and its attention mask: rows are queries, columns keys (`tokens.py` states the
+rule):
 
                           task    t=0: cameras proprio readout    t=1: cameras proprio readout
     task                   ■              ·       ·       ·               ·       ·       ·
@@ -17,9 +18,9 @@ The sequence, and who looks at whom (rows at columns; `tokens.py` has the rule):
 
 The groups are named task_<tokenizer>, obs_<tokenizer> and readout_<readout>, in the order of the
 config. Each has a projection to the token width and a learned position embedding; a readout is its
-embedding alone. With `repeat_task_tokens`, every timestep shows the embedded task tokens again, as
-obs_task_<tokenizer>. "obs" is all observation groups together. A readout that is one of `registers`
-stands among the observations in the drawing: they and the readouts look at it too.
+position embedding alone. With `repeat_task_tokens`, every timestep also contains the embedded task
+tokens, as obs_task_<tokenizer>. "obs" is the concatenation of all observation groups. A readout in
+`registers` counts as an observation in the drawing: observations and readouts attend to it.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ import jax.numpy as jnp
 
 from octolike.config import ConfigError, unknown
 from octolike.model import experts, heads, tokenizers, tokens
-from octolike.model.groups import membership
+from octolike.model.groups import PerGroup, membership
 from octolike.model.heads import masked_losses
 from octolike.model.transformer import Transformer
 from octolike.types import BatchSpec, Context, Names, TokenGroup
 
 
 class EncodedTokens(NamedTuple):
-    """What the transformer leaves.
+    """The output of the transformer.
 
-    groups: every TokenGroup by name; readouts are never masked. task: [B, E], the mean token of
-    each task tokenizer side by side, or None without one. metrics: of the transformer, its
-    "balance_loss" among them where it has experts.
+    groups: every TokenGroup by name; readouts are never masked. task: [B, E], the concatenated mean
+    tokens of all task tokenizers, or None without one. metrics: those of the transformer, including
+    its "balance_loss" if it has experts.
     """
 
     groups: dict[str, TokenGroup]
@@ -53,10 +54,11 @@ class EncodedTokens(NamedTuple):
 
 
 class PolicyNetwork(nn.Module):
-    """The policy network; `build_network` makes one from a config.
+    """The policy network; `build_network` builds it from a config.
 
-    Random streams: "params" at init, "noise", and "dropout" in training. Parameters of a tokenizer
-    or head are under tokenizers_<name> and heads_<name>. window: timesteps with an embedding.
+    Random streams: "params" at initialisation, "noise", and "dropout" in training. The parameters
+    of tokenizers and heads are under tokenizers_<name> and heads_<name>. window: the maximum number
+    of timesteps.
     """
 
     tokenizers: dict[str, nn.Module]
@@ -72,15 +74,15 @@ class PolicyNetwork(nn.Module):
     def __call__(
         self, batch: Mapping[str, Any], *, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return (loss, metrics) of a training batch; images may be uint8, or float in 0 to 255.
+        """Return (loss, metrics) of a batch; images are uint8, or float in [0, 255].
 
-        Metrics: loss_per_example [B], and <head>_loss of each head; the loss is their sum, and the
-        transformer's balance_loss where it has experts.
+        Metrics: loss_per_example [B], and <head>_loss of each head. The loss is their sum, plus the
+        transformer's balance_loss if it has experts.
         """
         encoded = self._encode(batch["observation"], batch["task"], train=train)
         context = _context(encoded, batch["embodiment"], batch["task"]["task_id"])
         mask = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
-        # A head that noises actions would otherwise let masked ones reach its network.
+        # Otherwise masked actions would reach the networks of denoising heads.
         action = jnp.where(mask, batch["action"], 0)
         metrics = encoded.metrics | {"loss_per_example": 0.0}
         loss = metrics.get("balance_loss", 0.0)
@@ -101,61 +103,73 @@ class PolicyNetwork(nn.Module):
         dims: jax.Array | None = None,
         embodiment: jax.Array | None = None,
     ) -> jax.Array:
-        """Return normalised action chunks, float32 [B, H, A], for the last frame of the window.
+        """Return normalised action chunks, float32 [B, H, A], for the last timestep of the window.
 
-        dims: bool [B, A], False for action dimensions that an embodiment lacks; None: it has all.
-        embodiment: int [B], which robot; None: the first.
+        dims: bool [B, A], False for action dimensions that the embodiment lacks; None: all True.
+        embodiment: int [B], index into the run's embodiments; None: 0.
         """
         if head not in self.heads:
             raise ValueError(unknown("head", head, self.heads))
         encoded = self._encode(observation, task, train=False)
-        first = jnp.zeros(observation["timestep_mask"].shape[0], jnp.int32)
-        robot = first if embodiment is None else embodiment
-        context = _context(encoded, robot, task["task_id"])
+        if embodiment is None:
+            embodiment = jnp.zeros(observation["timestep_mask"].shape[0], jnp.int32)
+        context = _context(encoded, embodiment, task["task_id"])
         return self.heads[head].sample(encoded.groups[self.heads[head].readout], dims, context)
 
     def encode(
         self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
     ) -> dict[str, TokenGroup]:
-        """Return every group as the transformer leaves it, by name; readouts are never masked."""
+        """Return the transformer's output groups by name; readouts are never masked."""
         return self._encode(observation, task, train=train).groups
 
     @nn.compact
     def _encode(
         self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
     ) -> EncodedTokens:
+        window = observation["timestep_mask"].shape[1]
+        if window > self.window:
+            raise ValueError(f"{window} frames; the model's window is {self.window}")
+        sequence, condition = self._tokenize(observation, task)
+        x_BxNxD, metrics = self.transformer(
+            tokens.join(sequence),
+            tokens.attention_mask(sequence),
+            condition,
+            ends=tokens.ends(sequence),
+            train=train,
+        )
+        output = tokens.split(x_BxNxD, sequence)
+        observed = [g for name, g in output.observation.items() if name.startswith("obs_")]
+        obs = TokenGroup(
+            jnp.concatenate([g.tokens for g in observed], axis=-2),
+            jnp.concatenate([g.mask for g in observed], axis=-1),
+        )
+        groups = output.task | output.observation | output.readout | {"obs": obs}
+        return EncodedTokens(groups, condition, metrics)
+
+    def _tokenize(
+        self, observation: Mapping[str, Any], task: Mapping[str, Any]
+    ) -> tuple[tokens.TokenSequence, jax.Array | None]:
+        """Return (the embedded groups, the pooled task tokens [B, E] or None)."""
         steps = observation["timestep_mask"]
-        if steps.shape[1] > self.window:
-            raise ValueError(f"{steps.shape[1]} frames; the model's window is {self.window}")
-        groups = tokens.TokenSequence({}, {}, {})
+        sequence = tokens.TokenSequence({}, {}, {})
         for name, tokenizer in self.tokenizers.items():
             if tokenizer.place == "task":
-                groups.task[f"task_{name}"] = tokenizer(observation, task)
-        means = [tokenizers.masked_mean(*group) for group in groups.task.values()]
+                sequence.task[f"task_{name}"] = tokenizer(observation, task)
+        means = [tokenizers.masked_mean(*group) for group in sequence.task.values()]
         condition = jnp.concatenate(means, axis=-1) if means else None
         for name, tokenizer in self.tokenizers.items():
             if tokenizer.place == "observation":
                 x, mask = tokenizer(observation, task, condition)
-                groups.observation[f"obs_{name}"] = TokenGroup(x, mask & steps[..., None])
-        for kind in (groups.task, groups.observation):
-            kind.update({name: self._embed(name, group) for name, group in kind.items()})
+                sequence.observation[f"obs_{name}"] = TokenGroup(x, mask & steps[..., None])
+        for groups in (sequence.task, sequence.observation):
+            groups.update({name: self._embed(name, group) for name, group in groups.items()})
         if self.repeat_task_tokens:
-            window = steps.shape[1]
-            repeat = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], window, *x.shape[1:]))
-            for name, group in groups.task.items():
-                groups.observation[f"obs_{name}"] = TokenGroup(*map(repeat, group))
+            for name, group in sequence.task.items():
+                sequence.observation[f"obs_{name}"] = _repeat(group, steps.shape[1])
         for name, n in self.readouts.items():
-            kind = groups.observation if name in self.registers else groups.readout
-            kind[f"readout_{name}"] = self._readout(f"readout_{name}", n, steps)
-        mask = tokens.attention_mask(groups)
-        x, metrics = self.transformer(
-            tokens.join(groups), mask, condition, ends=tokens.ends(groups), train=train
-        )
-        done = tokens.split(x, groups)
-        sensed = [g for name, g in done.observation.items() if name.startswith("obs_")]
-        seen = [jnp.concatenate(x, axis=axis) for x, axis in zip(zip(*sensed), (-2, -1))]
-        all_groups = done.task | done.observation | done.readout | {"obs": TokenGroup(*seen)}
-        return EncodedTokens(all_groups, condition, metrics)
+            groups = sequence.observation if name in self.registers else sequence.readout
+            groups[f"readout_{name}"] = self._readout(f"readout_{name}", n, steps)
+        return sequence, condition
 
     def _embed(self, name: str, group: TokenGroup) -> TokenGroup:
         x = nn.Dense(self.width, dtype=self.dtype, name=f"{name}_projection")(group.tokens)
@@ -168,46 +182,52 @@ class PolicyNetwork(nn.Module):
         return TokenGroup(x, jnp.ones(x.shape[:-1], bool))
 
     def _positions(self, name: str, n: int, window: int | None) -> jax.Array:
-        """Return [1, n, D] for a task group, else [1, W, n, D]: the first W of those trained."""
+        """Return [1, n, D] for a task group (window None), else [1, W, n, D], the first W steps."""
         shape = (1, n, self.width) if window is None else (1, self.window, n, self.width)
         x = self.param(f"{name}_pos_embedding", nn.initializers.normal(0.02), shape, jnp.float32)
         return (x if window is None else x[:, :window]).astype(self.dtype)
 
 
+def _repeat(group: TokenGroup, window: int) -> TokenGroup:
+    """Return a task group [B, N, ...] repeated for every timestep, [B, W, N, ...]."""
+    return TokenGroup(
+        *(jnp.broadcast_to(x[:, None], (x.shape[0], window, *x.shape[1:])) for x in group)
+    )
+
+
+def _context(encoded: EncodedTokens, embodiment: Any, task_id: Any) -> Context:
+    # jax arrays, so that heads may index them while a step is traced
+    return Context(encoded.task, jnp.asarray(embodiment), jnp.asarray(task_id))
+
+
 def build_network(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> PolicyNetwork:
     """Return the network of `dataclasses.asdict(config.model)` for batches of the given spec.
 
-    names: what the batches' integers count. Raises ConfigError for an unknown kind, field, camera
-    or readout, with the choices.
+    names: the run's datasets, embodiments and tasks. Raises ConfigError for an unknown kind, field,
+    camera or readout, with the choices.
     """
     dtype = jnp.dtype(model["dtype"])
     for part in ("tokenizers", "readouts", "heads"):
         if not model[part]:
             raise ConfigError(f"model.{part} is empty; the policy needs at least one")
-    made = {
+    network_tokenizers = {
         name: tokenizers.build(c, f"model.tokenizers.{name}", spec, names=names, dtype=dtype)
         for name, c in model["tokenizers"].items()
     }
-    places = [t.place for t in made.values()]
-    if "observation" not in places:
-        raise ConfigError("model.tokenizers: none reads the observation; add an 'image' one")
-    for name, tokenizer in made.items():
-        if getattr(tokenizer, "film", False) and "task" not in places:
-            raise ConfigError(
-                f"model.tokenizers.{name}.film needs a tokenizer of the task; add a 'language' one"
-            )
-    readouts = _readouts(model, made)
+    _check_tokenizers(network_tokenizers)
     for name in model["registers"]:
         if name not in model["readouts"]:
             raise ConfigError(unknown("readout in model.registers", name, model["readouts"]))
-    finished = {}
-    for name, c in model["heads"].items():
-        path = f"model.heads.{name}"
-        head = finished[name] = heads.build(c, path, spec, names=names, dtype=dtype)
-        if head.readout not in readouts:
-            raise ConfigError(unknown(f"readout of {path}", head.readout, readouts))
+    network_heads = {
+        name: heads.build(c, f"model.heads.{name}", spec, names=names, dtype=dtype)
+        for name, c in model["heads"].items()
+    }
+    groups = _timestep_groups(model["readouts"], network_tokenizers)
+    for name, head in network_heads.items():
+        if head.readout not in groups:
+            raise ConfigError(unknown(f"readout of model.heads.{name}", head.readout, groups))
     return PolicyNetwork(
-        tokenizers=made,
+        tokenizers=network_tokenizers,
         readouts=dict(model["readouts"]),
         transformer=Transformer(
             layers=model["layers"],
@@ -218,7 +238,7 @@ def build_network(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Po
             remat=model["remat"],
             dtype=dtype,
         ),
-        heads=finished,
+        heads=network_heads,
         width=model["width"],
         window=max(model["max_window"], spec["action"][0][0]),
         repeat_task_tokens=model["repeat_task_tokens"],
@@ -227,39 +247,47 @@ def build_network(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Po
     )
 
 
+def _check_tokenizers(network_tokenizers: Mapping[str, nn.Module]) -> None:
+    places = [t.place for t in network_tokenizers.values()]
+    if "observation" not in places:
+        raise ConfigError("model.tokenizers: none reads the observation; add an 'image' one")
+    for name, tokenizer in network_tokenizers.items():
+        if getattr(tokenizer, "film", False) and "task" not in places:
+            raise ConfigError(
+                f"model.tokenizers.{name}.film needs a tokenizer of the task; add a 'language' one"
+            )
+
+
+def _timestep_groups(
+    readouts: Mapping[str, int], network_tokenizers: Mapping[str, nn.Module]
+) -> list[str]:
+    """Return the names of the groups that a head may read: those with a time axis."""
+    observed = [f"obs_{n}" for n, t in network_tokenizers.items() if t.place == "observation"]
+    return [*(f"readout_{name}" for name in readouts), *observed, "obs"]
+
+
 class NamedRows(NamedTuple):
-    """Whose rows a parameter has on its first axis; a row counts for `gain` times its numbers."""
+    """The names of a parameter's rows (first axis), and the factor `gain` of their values."""
 
     names: tuple[str, ...]
     gain: float = 1.0
 
 
 def named_rows(model: Mapping[str, Any], names: Names) -> dict[str, NamedRows]:
-    """Return {pattern of parameter paths: whose rows they have}: robots', tasks' or groups'.
+    """Return {pattern of parameter paths: NamedRows} for rows per robot, task or group.
 
-    model: `dataclasses.asdict(config.model)`; names: the run's. A row is to be found by its name,
-    for its number changes with what else is in the mix.
+    model: `dataclasses.asdict(config.model)`; names: the run's. Finetuning matches such rows by
+    name, because their order depends on the datasets of the run.
     """
-    found = {}
+    rows = {}
     for name, component in model["tokenizers"].items():
         if component.get("kind") == "task_id":
-            found[f"tokenizers_{name}/token/kernel"] = NamedRows(
-                names.tasks, len(names.tasks) ** 0.5
-            )
+            gain = len(names.tasks) ** 0.5
+            rows[f"tokenizers_{name}/token/kernel"] = NamedRows(names.tasks, gain)
     for name, component in model["heads"].items():
         if component.get("kind") == "per_group":
-            by, patterns = component.get("by", "embodiment"), component.get("groups", {})
+            by = component.get("by", PerGroup.by)
+            patterns = component.get("groups", PerGroup.groups)
             groups, _ = membership(by, patterns, names, f"model.heads.{name}")
-            found[f"heads_{name}/stacked/*"] = NamedRows(groups)
-    return found
-
-
-def _context(encoded: EncodedTokens, embodiment: Any, task_id: Any) -> Context:
-    # arrays that can index others while a step is traced, wherever they come from
-    return Context(encoded.task, jnp.asarray(embodiment), jnp.asarray(task_id))
-
-
-def _readouts(model: Mapping[str, Any], made: Mapping[str, nn.Module]) -> list[str]:
-    """Return the groups that a head may read: those that belong to timesteps."""
-    seen = [f"obs_{name}" for name, t in made.items() if t.place == "observation"]
-    return [*(f"readout_{name}" for name in model["readouts"]), *seen, "obs"]
+            rows[f"heads_{name}/stacked/*"] = NamedRows(groups)
+    return rows

@@ -1,10 +1,10 @@
-"""Token groups as one sequence, and who may attend to whom.
+"""Token groups as one sequence, and its attention mask.
 
 The sequence of a window of W timesteps, task groups first:
 
     [task groups] [t=0: observation groups, readouts] [t=1: observation groups, readouts] ...
 
-Attention, read as "a row may look at a column":
+Rows may attend to columns as follows:
 
                    task     observation, same     own readout, same    other
                    groups   or earlier timestep   or earlier timestep  readouts
@@ -12,8 +12,8 @@ Attention, read as "a row may look at a column":
     observation    yes      yes                   no                   no
     readout        yes      yes                   yes                  no
 
-So readouts read and are never read, and different readouts are independent of one another. A masked
-token (padded timestep, missing sensor, missing instruction) is looked at by nobody.
+So no other group attends to a readout, and different readouts are independent of one another. No
+token attends to a masked one (padded timestep, missing sensor, missing instruction).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def join(groups: TokenSequence) -> jax.Array:
 
 
 def split(x: jax.Array, groups: TokenSequence) -> TokenSequence:
-    """Return `groups` with the tokens of the sequence x [B, N, D]: the inverse of `join`."""
+    """Return the groups with tokens from the sequence x [B, N, D]: the inverse of `join`."""
     task, steps = _ordered(groups)
     prefix = sum(g.tokens.shape[-2] for g in task)
     window = steps[0].tokens.shape[1]
@@ -65,45 +65,46 @@ def split(x: jax.Array, groups: TokenSequence) -> TokenSequence:
 
 
 def attention_mask(groups: TokenSequence) -> jax.Array:
-    """Return bool [B, 1, N, N]: True where a query (third axis) may attend to a key (last axis)."""
+    """Return bool [B, 1, N, N], True if a query (third axis) may attend to a key (last axis)."""
     task, steps = _ordered(groups)
     window = steps[0].mask.shape[1]
     sizes = [[g.mask.shape[-1] for g in kind.values()] for kind in groups]
-    x = jnp.concatenate([g.mask for g in steps], axis=-1)
-    visible = jnp.concatenate([*(g.mask for g in task), x.reshape(x.shape[0], -1)], axis=-1)
+    step_mask = jnp.concatenate([g.mask for g in steps], axis=-1)
+    step_mask = step_mask.reshape(step_mask.shape[0], -1)
+    visible = jnp.concatenate([*(g.mask for g in task), step_mask], axis=-1)
     return jnp.asarray(pattern(*sizes, window))[None, None] & visible[:, None, None, :]
 
 
 def ends(groups: TokenSequence) -> tuple[int, ...]:
-    """Return where each timestep ends in the sequence: what stands before looks at nothing after.
+    """Return the end of each timestep in the sequence; no token attends beyond its timestep's end.
 
-    The first span also holds the task groups. Attention works span by span and so leaves out the
-    blocks of the mask that are empty whatever the data.
+    The first span also contains the task groups. Attention works span by span, to skip the blocks
+    of the mask that are always empty.
     """
     task, steps = _ordered(groups)
     prefix = sum(g.tokens.shape[-2] for g in task)
-    step = sum(g.tokens.shape[-2] for g in steps)
-    return tuple(prefix + step * (t + 1) for t in range(steps[0].tokens.shape[1]))
+    step_length = sum(g.tokens.shape[-2] for g in steps)
+    return tuple(prefix + step_length * (t + 1) for t in range(steps[0].tokens.shape[1]))
 
 
 def pattern(
     task: Sequence[int], observation: Sequence[int], readout: Sequence[int], window: int
 ) -> np.ndarray:
-    """Return bool [N, N], the drawing above, for groups of the given numbers of tokens.
+    """Return bool [N, N], the table above, for groups of the given numbers of tokens.
 
-    Decided once per pair of groups, then expanded to tokens: 690 tokens take well under 1 ms.
+    Computed per pair of groups, then expanded to tokens: 690 tokens take well under 1 ms.
     """
     step = [*observation, *readout]
     sizes = [*task, *(step * window)]
-    # A task group's time is before every timestep, so `earlier` covers the first column too.
+    # Task groups have the time -1, so that `earlier` covers the task column too.
     time = np.concatenate([np.full(len(task), -1), np.repeat(np.arange(window), len(step))])
     group = np.concatenate(
         [np.arange(len(task)), np.tile(len(task) + np.arange(len(step)), window)]
     )
     is_readout = group >= len(task) + len(observation)
     earlier = time[None, :] <= time[:, None]
-    own = group[None, :] == group[:, None]
-    table = earlier & (~is_readout[None, :] | own)
+    same_group = group[None, :] == group[:, None]
+    table = earlier & (~is_readout[None, :] | same_group)
     return table.repeat(sizes, axis=0).repeat(sizes, axis=1)
 
 

@@ -15,9 +15,9 @@ from octolike.model.experts import Experts, TopK
 class Transformer(nn.Module):
     """Blocks of x + attention(norm(x)) and x + mlp(norm(x)), then a last norm.
 
-    Parameters are float32; `dtype` is what is computed in. experts: which blocks have a mixture of
-    experts in place of the mlp; None: no block. remat: keep each block's input alone for the
-    backward pass, which computes the rest again: memory for a third more time.
+    Parameters are float32; `dtype` is the compute type. experts: a mixture of experts replaces the
+    mlp in some blocks; None: in none. remat: store only each block's input for the backward pass,
+    which recomputes the activations: less memory for about a third more time.
     """
 
     layers: int
@@ -40,29 +40,32 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return ([B, N, D], metrics) for x [B, N, D] and mask bool [B, 1, N, N], True: may attend.
 
-        ends: positions that nothing before looks beyond, whatever the mask says; N is the last.
-        condition: [B, E], the pooled task tokens, or None without any. Metrics are those of
-        `Experts`: losses summed over the blocks, the rest their mean.
+        ends: ends of the spans of the sequence, the last one N; no token attends beyond its span's
+        end. condition: [B, E], the pooled task tokens, or None without task tokens. The metrics are
+        those of `Experts`: losses summed, others averaged over the blocks.
         """
-        found: list[dict[str, jax.Array]] = []
-        kind = nn.remat(TransformerBlock, static_argnums=(4, 5)) if self.remat else TransformerBlock
+        expert_metrics: list[dict[str, jax.Array]] = []
+        block_type = (
+            nn.remat(TransformerBlock, static_argnums=(4, 5)) if self.remat else TransformerBlock
+        )
         for i in range(self.layers):
-            block = kind(
+            has_experts = self.experts and self.experts.has_experts(i, self.layers)
+            block = block_type(
                 attention_heads=self.attention_heads,
                 mlp_width=self.mlp_width,
                 dropout=self.dropout,
-                experts=self.experts
-                if self.experts and self.experts.has_experts(i, self.layers)
-                else None,
+                experts=self.experts if has_experts else None,
                 dtype=self.dtype,
                 name=f"block_{i}",
             )
             x, metrics = block(x, mask, condition, ends or (x.shape[1],), train)
-            found += [metrics] if metrics else []
+            expert_metrics += [metrics] if metrics else []
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        total = jax.tree.map(lambda *values: sum(values), *found) if found else {}
-        shared = {k: v if k.endswith("loss") else v / len(found) for k, v in total.items()}
-        return x, shared
+        if not expert_metrics:
+            return x, {}
+        sums = jax.tree.map(lambda *values: sum(values), *expert_metrics)
+        count = len(expert_metrics)
+        return x, {k: v if k.endswith("loss") else v / count for k, v in sums.items()}
 
 
 class TransformerBlock(nn.Module):
@@ -92,7 +95,7 @@ class TransformerBlock(nn.Module):
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="mlp_norm")(x)
         if self.experts:
             experts = Experts(self.experts, self.mlp_width, dtype=self.dtype, name="experts")
-            visible = mask[:, 0].any(axis=-2)  # by anybody: its own readout, too
+            visible = mask[:, 0].any(axis=-2)  # to any query, a readout itself included
             h, metrics = experts(h, visible, condition, train=train)
             return x + drop(h), metrics
         h = nn.Dense(self.mlp_width, dtype=self.dtype, kernel_init=_xavier, name="mlp_in")(h)
@@ -111,7 +114,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self, x_BxNxD: jax.Array, mask: jax.Array | None = None, ends: tuple[int, ...] = ()
     ) -> jax.Array:
-        """Return [B, N, D]; mask: bool [B, 1, N, N], None: all look at all; ends: as above."""
+        """Return [B, N, D]; mask: bool [B, 1, N, N], None: all True; ends: as in `Transformer`."""
         batch, tokens, width = x_BxNxD.shape
         shape = (width, self.heads, width // self.heads)
 
@@ -121,24 +124,23 @@ class SelfAttention(nn.Module):
 
         q_BxNxHxDh, k_BxNxHxDh, v_BxNxHxDh = map(project, ("query", "key", "value"))
         ends = ends or (tokens,)
-        spans = zip((0, *ends), ends)
         out = [
             attention.dot_product(
-                q_BxNxHxDh[:, a:b],
-                k_BxNxHxDh[:, :b],
-                v_BxNxHxDh[:, :b],
-                None if mask is None else mask[:, :, a:b, :b],
+                q_BxNxHxDh[:, start:end],
+                k_BxNxHxDh[:, :end],
+                v_BxNxHxDh[:, :end],
+                None if mask is None else mask[:, :, start:end, :end],
             )
-            for a, b in spans
+            for start, end in zip((0, *ends), ends)
         ]
         x_BxNxD = jnp.concatenate(out, axis=1).reshape(batch, tokens, width)
         return Projection((*shape[1:], width), 2, dtype=self.dtype, name="out")(x_BxNxD)
 
 
 class Projection(nn.Module):
-    """A dense layer whose parameters keep the heads apart, as matrix product of flat ones.
+    """A dense layer with an axis for the heads in its kernel, computed as a flat matrix product.
 
-    shape: of the kernel, of which the first `inputs` axes are summed over.
+    shape: the kernel's; its first `inputs` axes are contracted.
     """
 
     shape: tuple[int, ...]
@@ -155,7 +157,7 @@ class Projection(nn.Module):
         kernel = self.param("kernel", init, self.shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, self.shape[self.inputs :], jnp.float32)
         x, kernel, bias = (jnp.asarray(v, self.dtype) for v in (x, kernel, bias))
-        # products of flat matrices are a quarter faster on CPU than contractions over heads
+        # flat matrix products are a quarter faster on CPU than contractions over heads
         return x @ kernel.reshape(x.shape[-1], -1) + bias.reshape(-1)
 
 
