@@ -288,7 +288,7 @@ def test_timm_resnet_weights_give_the_features_of_timm(tmp_path):
 
 
 def big_vision(params: dict, prefix="params/", style=(0, 1, 0, 0), stacked=False) -> dict:
-    """Return a network's parameters under big_vision's names, position embeddings as first row."""
+    """Return a network's parameters under big_vision's names, position embeddings as one row."""
     norm_in, norm_out, attention, mlp = style
     names = {
         "attention_norm": f"LayerNorm_{norm_in}",
