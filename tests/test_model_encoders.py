@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from octolike.config import ConfigError
+from octolike.config import ConfigError, build_component
 from octolike.model import encoder_weights, encoders, film, vit
 from octolike.types import flatten
 
@@ -401,19 +401,28 @@ def test_batch_norm_and_other_file_formats_are_errors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("fields", "message"),
     [
-        (lambda: encoders.SmallStem(features=(4, 8), patch=6), "cells of 4 pixels; patch 6 must"),
-        (lambda: encoders.SmallStem(features=(4,), patch=2, groups=3), "4 features.*3 groups"),
-        (lambda: encoders.SmallStem(features=(4, 8), strides=(2,)), "small_stem.*differ in length"),
-        (lambda: encoders.Keypoints(features=(4, 8), strides=(2, 2)), "kernels .5, 3, 3. .*differ"),
-        (lambda: encoders.Patch(patch=32), "16 × 16 is smaller than a patch of 32"),
-        (lambda: encoders.ViT(size="XL"), "unknown size of a vit: 'XL'.*B, L, S, Ti"),
-        (lambda: encoders.ViT(gelu="exact"), "unknown gelu of a vit: 'exact'"),
-        (lambda: encoders.ViT(width=10, attention_heads=4), "width 10 is not a multiple of"),
-        (lambda: encoders.ResNet(depth=20), "resnet: depth is 20; choose one of 18, 34, 50"),
+        ({"kind": "small_stem", "features": (4, 8), "patch": 6}, "cells of 4 pixels; patch 6 must"),
+        ({"kind": "small_stem", "features": (4,), "patch": 2, "groups": 3}, "4 features.*3 groups"),
+        (
+            {"kind": "small_stem", "features": (4, 8), "strides": (2,)},
+            "small_stem.*differ in length",
+        ),
+        (
+            {"kind": "keypoints", "features": (4, 8), "strides": (2, 2)},
+            "kernels .5, 3, 3. .*differ",
+        ),
+        ({"kind": "patch", "patch": 32}, "16 × 16 is smaller than a patch of 32"),
+        ({"kind": "vit", "size": "XL"}, "unknown value of e.size: 'XL'.*B, L, S, Ti"),
+        ({"kind": "vit", "gelu": "exact"}, "unknown value of e.gelu: 'exact'"),
+        ({"kind": "vit", "width": 10, "attention_heads": 4}, "width 10 is not a multiple of"),
+        ({"kind": "resnet", "depth": 20}, "unknown value of e.depth: 20.*18, 34, 50"),
     ],
 )
-def test_invalid_encoder_fields_are_errors(make, message):
+def test_invalid_encoder_fields_are_errors(fields, message):
+    def init(image):
+        return build_component(encoders.ENCODERS, fields, "e").init(jax.random.key(0), image)
+
     with pytest.raises(ConfigError, match=message):
-        jax.eval_shape(make().init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+        jax.eval_shape(init, jnp.zeros((1, 16, 16, 3)))

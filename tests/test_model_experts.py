@@ -127,7 +127,10 @@ def test_blocks_of_the_network_have_experts(gate):
         ({"kind": "top"}, "unknown kind at model.experts: 'top'; did you mean 'top_k'"),
         ({"kind": "top_k", "gate": "tokens"}, "model.experts.gate"),
         ({"kind": "top_k", "k": 5}, "model.experts.k is 5; it must be 1 to"),
-        ({"kind": "top_k", "capacity": 0.5}, "capacity 0.5"),
+        (
+            {"kind": "top_k", "capacity": 0.5},
+            "model.experts.capacity is 0.5; it must be at least 1",
+        ),
     ],
 )
 def test_invalid_fields_are_errors(fields, message):

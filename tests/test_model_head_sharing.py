@@ -259,9 +259,15 @@ def test_a_hypernetwork_starts_as_a_shared_head(target):
             {"kind": "flow", "network": {"kind": "mpl"}},
             "unknown kind at model.heads.action.network: 'mpl'; did you mean 'mlp'",
         ),
-        ({"kind": "l1", "pooling": "men"}, "unknown pooling: 'men'; did you mean 'mean'"),
-        ({"kind": "bins", "layout": "steps"}, "unknown layout: 'steps'; did you mean 'step'"),
-        ({"kind": "bins", "bin_kind": "quantile"}, "unknown kind of bins: 'quantile'"),
+        (
+            {"kind": "l1", "pooling": "men"},
+            "unknown value of .*pooling: 'men'; did you mean 'mean'",
+        ),
+        (
+            {"kind": "bins", "layout": "steps"},
+            "unknown value of .*layout: 'steps'; did you mean 'step'",
+        ),
+        ({"kind": "bins", "bin_kind": "quantile"}, "unknown value of .*bin_kind: 'quantile'"),
         ({"kind": "per_group"}, "model.heads.action .'per_group'. lacks 'head'"),
         ({"kind": "per_group", "head": L1, "by": "robot"}, "unknown value of .*by: 'robot'"),
         (
@@ -282,7 +288,11 @@ def test_a_hypernetwork_starts_as_a_shared_head(target):
         ),
         ({"kind": "per_group", "head": {"kind": "l2"}}, "kind at model.heads.action.head: 'l2'"),
         ({"kind": "hypernet", "head": L1, "target": "x"}, "unknown value of .*target: 'x'"),
-        ({"kind": "hypernet", "head": L1, "rank": -1}, "rank -1 must be at least 0"),
+        ({"kind": "hypernet", "head": L1, "rank": -1}, "rank is -1; it must be at least 0"),
+        (
+            {"kind": "hypernet", "head": L1, "target": "adapter", "rank": 0},
+            "rank is 0; an adapter needs a rank of at least 1",
+        ),
         ({"kind": "flow", "network": {"kind": "unet", "features": (6,)}}, "multiples of groups 8"),
     ],
 )

@@ -425,7 +425,7 @@ def test_encoders_that_do_not_fit_the_config_are_errors(folder, tmp_path):
         build(kind="clip")
     with pytest.raises(ConfigError, match=r"here\.width is read from config\.json"):
         build(kind="t5", width=3)
-    with pytest.raises(ConfigError, match="unknown activation of a text encoder: 'rely'"):
+    with pytest.raises(ConfigError, match=r"unknown value of here\.activation: 'rely'"):
         language.build_encoder({"kind": "t5", "activation": "rely"}, "here", jnp.float32)
     settings = {"tokenizers": {"language": component(folder)}}
     language.check_vocabulary(settings, VOCABULARY)

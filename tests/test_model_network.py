@@ -365,7 +365,7 @@ def test_parameter_counts_equal_those_of_octo(sizes, published):
         ),
         (
             {"heads": {"action": {"kind": "diffusion", "prediction": "nois"}}},
-            "unknown prediction: 'nois'; did you mean 'noise'",
+            "unknown value of .*prediction: 'nois'; did you mean 'noise'",
         ),
     ],
 )

@@ -341,12 +341,15 @@ NO_TASKS = fakes.NAMES._replace(tasks=())
     [
         ({"kind": "task_id"}, "this run has none; set data.task_ids"),
         ({"kind": "task_id", "tasks": 5}, "model.tokenizers.x.tasks follows from the rest"),
-        ({"kind": "proprio", "bins": 8, "bin_kind": "norm"}, "unknown kind of bins: 'norm'"),
-        ({"kind": "proprio", "outside": "last"}, "unknown outside: 'last'.*first, nearest"),
+        ({"kind": "proprio", "bins": 8, "bin_kind": "norm"}, "unknown value of .*bin_kind: 'norm'"),
+        (
+            {"kind": "proprio", "outside": "last"},
+            "unknown value of .*outside: 'last'.*first, nearest",
+        ),
         ({"kind": "proprio", "bins": 8, "low": 1.0, "high": 1.0}, "bins from 1.0 to 1.0"),
         (
             {"kind": "image", "encoder": PATCH, "pixels": "clip"},
-            "unknown pixels of an image tokenizer: 'clip'.*imagenet, symmetric",
+            "unknown value of .*pixels: 'clip'.*imagenet, symmetric",
         ),
         ({"kind": "image", "encoder": PATCH, "depth_range": 0.0}, "depth_range is 0.0 metres"),
         (

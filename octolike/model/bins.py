@@ -44,7 +44,8 @@ def edges(kind: str, n: int, low: float, high: float, tail: float = TAIL) -> np.
 
 def encode(x: jax.Array, edges: Any, outside: str = "nearest") -> jax.Array:
     """Return the bins, int32 [...], of values [...]."""
-    check_outside(outside)
+    if outside not in OUTSIDE:
+        raise ConfigError(unknown("outside", outside, OUTSIDE))
     n = edges.shape[-1] - 1
     index = (x[..., None] >= edges).sum(axis=-1, dtype=jnp.int32) - 1
     if outside == "nearest":
@@ -58,9 +59,3 @@ def decode(index: jax.Array, edges: Any) -> jax.Array:
     centres = (edges[..., 1:] + edges[..., :-1]) / 2
     centres = jnp.broadcast_to(centres, (*index.shape, centres.shape[-1]))
     return jnp.take_along_axis(centres, index[..., None], axis=-1)[..., 0]
-
-
-def check_outside(outside: str) -> None:
-    """Raise ConfigError unless `outside` is "nearest" or "first"."""
-    if outside not in OUTSIDE:
-        raise ConfigError(unknown("outside", outside, OUTSIDE))

@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, build_component, option, unknown
+from octolike.config import ConfigError, build_component, option
 
 GATES = ("token", "task")
 
@@ -42,16 +42,9 @@ class TopK:
     every: int = option(1, "every k-th block has experts, counted from the last", low=1)
 
     def __post_init__(self) -> None:
-        if self.gate not in GATES:
-            raise ConfigError(unknown("model.experts.gate", self.gate, GATES))
-        if not 1 <= self.k <= self.count:
+        if self.k > self.count:
             raise ConfigError(
                 f"model.experts.k is {self.k}; it must be 1 to model.experts.count ({self.count})"
-            )
-        if self.capacity < 1 or self.balance < 0 or self.every < 1:
-            raise ConfigError(
-                f"model.experts: capacity {self.capacity} and every {self.every} must be at least "
-                f"1, balance {self.balance} at least 0"
             )
 
     def has_experts(self, block: int, blocks: int) -> bool:

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import freeze
 
-from octolike.config import ConfigError, build_component, option, unknown
+from octolike.config import ConfigError, build_component, option
 from octolike.model import bins as binning
 from octolike.model import denoisers, diffusion
 from octolike.model.groups import PerGroup, membership
@@ -59,10 +59,6 @@ class Head(nn.Module):
     )
     pooling_heads: int = option(8, "attention heads of the pooling; divide the width", low=1)
     dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
-
-    def __post_init__(self) -> None:
-        _choice("pooling", self.pooling, POOLINGS)
-        super().__post_init__()
 
     def setup(self) -> None:
         if self.pooling == "attention":
@@ -146,8 +142,6 @@ class Diffusion(Denoising):
     inference_steps: int = option(0, "steps of ddim; 0: all", low=0)
 
     def __post_init__(self) -> None:
-        _choice("prediction", self.prediction, PREDICTIONS)
-        _choice("sampler", self.sampler, SAMPLERS)
         if not 0 <= self.inference_steps <= self.steps:
             raise ConfigError(
                 f"inference_steps is {self.inference_steps}; it must be 0 to steps ({self.steps})"
@@ -360,13 +354,7 @@ class Bins(Head):
     temperature: float = option(0.0, "temperature of sampling; 0: the likeliest bin", low=0)
 
     def __post_init__(self) -> None:
-        _choice("layout", self.layout, LAYOUTS)
         self._edges()  # raises ConfigError for invalid bins
-        binning.check_outside(self.outside)
-        if self.temperature < 0:
-            raise ConfigError(
-                f"temperature is {self.temperature}; it must be at least 0 (0: the likeliest bin)"
-            )
         super().__post_init__()
 
     @property
@@ -493,8 +481,3 @@ def _flat(action: jax.Array) -> jax.Array:
 
 def _chunk(x: jax.Array, action_dim: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], -1, action_dim)
-
-
-def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(unknown(field, value, choices))

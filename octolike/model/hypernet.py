@@ -21,7 +21,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, option, unknown
+from octolike.config import ConfigError, option
 from octolike.model.groups import inner_init
 from octolike.types import Context, TokenGroup
 
@@ -41,13 +41,9 @@ class Hypernet(nn.Module):
     dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ConfigError(unknown(f"value of {self.where}.target", self.target, TARGETS))
-        least = 1 if self.target == "adapter" else 0
-        if self.rank < least or self.hidden < 1:
+        if self.target == "adapter" and self.rank < 1:
             raise ConfigError(
-                f"{self.where}: rank {self.rank} must be at least {least}, and hidden "
-                f"{self.hidden} at least 1"
+                f"{self.where}.rank is {self.rank}; an adapter needs a rank of at least 1"
             )
         super().__post_init__()
 

@@ -113,7 +113,7 @@ class T5(nn.Module):
         return self._dense(self.width, f"block_{i}_out")(x)
 
     def _mlp(self, i: int, x: jax.Array) -> jax.Array:
-        activate = _activation(self.activation)
+        activate = ACTIVATIONS[self.activation]
         hidden = self._dense(self.mlp_width, f"block_{i}_mlp_in")(x)
         if self.gated:
             hidden = activate(self._dense(self.mlp_width, f"block_{i}_mlp_gate")(x)) * hidden
@@ -153,7 +153,7 @@ class ClipText(nn.Module):
             x = x + self._attend(i, self._norm(f"block_{i}_attention_norm")(x), visible)
             hidden = self._norm(f"block_{i}_mlp_norm")(x)
             hidden = self._dense(self.mlp_width, f"block_{i}_mlp_in")(hidden)
-            hidden = _activation(self.activation)(hidden)
+            hidden = ACTIVATIONS[self.activation](hidden)
             x = x + self._dense(self.width, f"block_{i}_mlp_out")(hidden)
         return self._norm("norm")(x)
 
@@ -261,9 +261,7 @@ def build_encoder(component: Mapping[str, Any], path: str, dtype: Any) -> nn.Mod
             if name in sizes:
                 raise ConfigError(f"{path}.{name} is read from config.json of path; remove it here")
         component |= sizes
-    encoder = build_component(ENCODERS, component, path, dtype=dtype)
-    _activation(encoder.activation)
-    return encoder
+    return build_component(ENCODERS, component, path, dtype=dtype)
 
 
 def extend_spec(model: Mapping[str, Any], spec: BatchSpec) -> BatchSpec:
@@ -453,9 +451,3 @@ def _frozen(model: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
 def _encoder(name: str, tokenizer: Mapping[str, Any]) -> nn.Module:
     # float32: an encoder that runs once per instruction need not be fast
     return build_encoder(tokenizer["encoder"], f"model.tokenizers.{name}.encoder", jnp.float32)
-
-
-def _activation(name: str) -> Any:
-    if name not in ACTIVATIONS:
-        raise ConfigError(unknown("activation of a text encoder", name, ACTIVATIONS))
-    return ACTIVATIONS[name]

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, option
+from octolike.config import option
 from octolike.model.convolution import Convolution, group_norm, tokens
 from octolike.model.film import film
 
@@ -30,12 +30,6 @@ class ResNet(nn.Module):
     epsilon: float = option(1e-5, "epsilon of the group norm; PyTorch's is 1e-5", low=0)
     weights: str = option("", "file of published weights, in timm's layout, read at the start")
     dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
-
-    def __post_init__(self) -> None:
-        if self.depth not in BLOCKS:
-            depths = ", ".join(map(str, BLOCKS))
-            raise ConfigError(f"resnet: depth is {self.depth}; choose one of {depths}")
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:

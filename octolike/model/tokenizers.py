@@ -8,7 +8,7 @@ task tokens. `reads()` lists the batch paths that a tokenizer needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from octolike.config import ConfigError, build_component, option, unknown
+from octolike.config import ConfigError, build_component, option
 from octolike.model import bins as binning
 from octolike.model.encoders import ENCODERS
 from octolike.model.language import TextEncoder, build_encoder
@@ -56,7 +56,6 @@ class Image(nn.Module):
     place: ClassVar[str] = "observation"
 
     def __post_init__(self) -> None:
-        _choice("pixels of an image tokenizer", self.pixels, PIXELS)
         if self.depth_range <= 0:
             raise ConfigError(f"depth_range is {self.depth_range} metres; it must be positive")
         super().__post_init__()
@@ -126,10 +125,6 @@ class GoalImage(nn.Module):
     )
     dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
     place: ClassVar[str] = "task"
-
-    def __post_init__(self) -> None:
-        _choice("pixels of a goal_image tokenizer", self.pixels, PIXELS)
-        super().__post_init__()
 
     def reads(self) -> tuple[str, ...]:
         return tuple(k for c in self.cameras for k in _with_presence("task", f"image_{c}"))
@@ -222,9 +217,8 @@ class Proprio(nn.Module):
     place: ClassVar[str] = "observation"
 
     def __post_init__(self) -> None:
-        binning.check_outside(self.outside)
         if self.bins:
-            self._edges()
+            self._edges()  # raises ConfigError for invalid bins
         super().__post_init__()
 
     def reads(self) -> tuple[str, ...]:
@@ -347,8 +341,3 @@ def _check_sizes(tokenizer: Image | GoalImage, spec: BatchSpec, path: str) -> No
 
 def _group(tokens: jax.Array, present: jax.Array) -> TokenGroup:
     return TokenGroup(tokens, jnp.broadcast_to(present[..., None], tokens.shape[:-1]))
-
-
-def _choice(field: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ConfigError(unknown(field, value, choices))

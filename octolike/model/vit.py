@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from octolike.config import ConfigError, option, unknown
+from octolike.config import ConfigError, option
 from octolike.model.attention import attend
 from octolike.model.convolution import embed_patches, tokens
 from octolike.model.film import film
@@ -55,10 +55,6 @@ class ViT(nn.Module):
     dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise ConfigError(unknown("size of a vit", self.size, SIZES))
-        if self.gelu not in GELUS:
-            raise ConfigError(unknown("gelu of a vit", self.gelu, GELUS))
         sizes = self.sizes
         if sizes.width % sizes.attention_heads:
             raise ConfigError(
