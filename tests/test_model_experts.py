@@ -25,8 +25,8 @@ def make(**fields):
 
 
 def by_hand(params, x, expert):
-    gelu = lambda h: jax.nn.gelu(h, approximate=True)
-    h = gelu(x @ params["in_kernel"][expert] + params["in_bias"][expert])
+    h = x @ params["in_kernel"][expert] + params["in_bias"][expert]
+    h = jax.nn.gelu(h, approximate=True)
     return h @ params["out_kernel"][expert] + params["out_bias"][expert]
 
 
@@ -53,7 +53,10 @@ def test_each_unit_gets_its_best_experts(gate, k, train):
 @pytest.mark.parametrize("gate", ["token", "task"])
 def test_inference_on_single_examples_equals_inference_on_a_batch(gate):
     module, variables = make(gate=gate, k=2)
-    act = lambda *example: module.apply(variables, *example, train=False)[0]
+
+    def act(*example):
+        return module.apply(variables, *example, train=False)[0]
+
     one_by_one = jax.vmap(lambda *e: act(*(v[None] for v in e))[0])(X, VISIBLE, TASK)
     np.testing.assert_allclose(one_by_one, act(X, VISIBLE, TASK), atol=1e-5)
 
@@ -74,7 +77,10 @@ def test_a_full_expert_drops_the_last_units_in_training_only():
 
 def test_examples_do_not_influence_one_another_and_hidden_tokens_have_no_influence():
     module, variables = make(capacity=1.0, k=2)
-    run = lambda x: module.apply(variables, x, VISIBLE, None, train=True)[0]
+
+    def run(x):
+        return module.apply(variables, x, VISIBLE, None, train=True)[0]
+
     changed = X.copy()
     changed[0] += 1
     changed[1, 4:] = 7

@@ -51,7 +51,10 @@ def build(component, spec=SPEC, names=NAMES):
 def inputs(size: int = B, seed: int = 0):
     """Return (readout, actions, context) of a batch in which every group occurs."""
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     group = TokenGroup(normal(size, W, N, D), jnp.ones((size, W, N), bool))
     robot = jnp.arange(size) * 2 % 3
     return group, normal(size, W, H, A), heads.Context(normal(size, 5), robot, robot % 2)
@@ -156,9 +159,11 @@ def test_dropout_is_for_training_only():
     head = build(component)
     group, action, context = inputs()
     variables = fakes.parameters(head.init, group, action, context)
-    run = lambda **keys: head.apply(
-        variables, group, action, context, rngs={n: jax.random.key(k) for n, k in keys.items()}
-    )
+
+    def run(**seeds):
+        rngs = {name: jax.random.key(seed) for name, seed in seeds.items()}
+        return head.apply(variables, group, action, context, rngs=rngs)
+
     np.testing.assert_array_equal(run(noise=1), run(noise=1))
     assert np.abs(run(noise=1, dropout=1) - run(noise=1, dropout=2)).max() > 0
 
@@ -191,8 +196,8 @@ def test_each_example_uses_the_head_of_its_group(size):
     group, action, context = inputs(6)
     variables = fakes.parameters(head.init, group, action, context)
     stacked, plain = variables["params"]["stacked"], build(L1)
-    cut = lambda x: jax.tree.map(lambda leaf: leaf[:size], x)
-    got = head.apply(variables, *cut((group, action, context)))
+    first = jax.tree.map(lambda leaf: leaf[:size], (group, action, context))
+    got = head.apply(variables, *first)
     for i in range(size):
         params = jax.tree.map(lambda x, i=i: x[context.embodiment[i]], stacked)
         expected = plain.apply({"params": params}, group, action)[i]

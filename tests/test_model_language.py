@@ -220,7 +220,12 @@ def test_a_frozen_encoder_runs_once_per_instruction(folder):
     frozen = language.frozen_encoder({"tokenizers": {"language": component(folder)}})
     rng, calls = np.random.default_rng(0), []
     encode = frozen._encode
-    frozen._encode = lambda params, ids, mask: calls.append(len(ids)) or encode(params, ids, mask)
+
+    def counted(params, ids, mask):
+        calls.append(len(ids))
+        return encode(params, ids, mask)
+
+    frozen._encode = counted
     ids = rng.integers(1, VOCABULARY, (40, L)).astype(np.int32)
     mask = np.arange(L) < rng.integers(1, L + 1, (40, 1))
     states = frozen.states(ids, mask)
@@ -358,7 +363,10 @@ def test_a_run_stores_its_tokenizer(tmp_path):
     config = checkpoint.with_own_files(run.config, tmp_path)
     assert config.data.text["path"] == str(tmp_path / "tokenizer")
     assert run.config.data.text["path"] == path
-    encode = lambda c: language.build_component(checkpoint.TOKENIZERS, c.data.text, "t").encode
+
+    def encode(config):
+        return language.build_component(checkpoint.TOKENIZERS, config.data.text, "t").encode
+
     for a, b in zip(encode(config)(["put it there"]), encode(run.config)(["put it there"])):
         np.testing.assert_array_equal(a, b)
 
@@ -420,7 +428,9 @@ def test_invalid_settings_are_errors(folder, change, match):
 
 
 def test_encoders_that_do_not_fit_the_config_are_errors(folder, tmp_path):
-    build = lambda **c: language.build_encoder({"path": str(folder), **c}, "here", jnp.float32)
+    def build(**fields):
+        return language.build_encoder({"path": str(folder), **fields}, "here", jnp.float32)
+
     with pytest.raises(ConfigError, match=r"has model_type 't5'; 'clip' reads clip, clip_text"):
         build(kind="clip")
     with pytest.raises(ConfigError, match=r"here\.width is read from config\.json"):

@@ -69,10 +69,13 @@ def test_remat_changes_neither_parameters_nor_gradients():
     expected = gradients(plain, variables, x, mask, ends)
     result = gradients(remat, variables, x, mask, ends)
     chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
-    rngs = RNGS
-    trace = lambda m: str(
-        jax.make_jaxpr(lambda v: m.apply(v, x, mask, None, train=True, rngs=rngs)[0])(variables)
-    )
+
+    def trace(model):
+        def run(variables):
+            return model.apply(variables, x, mask, None, train=True, rngs=RNGS)[0]
+
+        return str(jax.make_jaxpr(run)(variables))
+
     assert "remat" in trace(remat)
     assert "remat" not in trace(plain)
 
@@ -88,13 +91,18 @@ def test_bfloat16_computes_nearly_the_same_with_float32_parameters():
     assert out.dtype == jnp.bfloat16
     assert {g.dtype for g in jax.tree.leaves(result)} == {jnp.dtype("float32")}
     assert abs(float(rough - loss)) < 0.02 * float(loss)
-    norm = lambda tree: np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(tree)))
+
+    def norm(tree):
+        return np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(tree)))
+
     off = jax.tree.map(lambda a, b: a - b, result, expected)
     assert norm(off) < 0.05 * norm(expected)
 
 
 def test_no_token_attends_to_the_alignment_padding():
-    draw = lambda n: jnp.asarray(RNG.normal(size=(2, n, 2, 8)).astype(np.float32))
+    def draw(n):
+        return jnp.asarray(RNG.normal(size=(2, n, 2, 8)).astype(np.float32))
+
     q, k, v, mask = draw(5), draw(11), draw(11), RNG.random((2, 1, 5, 11)) < 0.6
     mask[..., 0] = True
     for mask_or_none in (jnp.asarray(mask), None):
