@@ -54,7 +54,7 @@ OPEN_SETS = {
     "experts": _set("octolike.model.experts:EXPERTS", "dtype"),
     "heads": _set(
         "octolike.model.heads:HEADS",
-        *("dtype", "horizon", "action_dim", "groups", "group_names", "member", "where"),
+        *("dtype", "horizon", "action_dim", "group_names", "member", "where"),
     ),
     "denoisers": _set("octolike.model.denoisers:NETWORKS", "dtype", "horizon"),
     # the convention follows from the embodiment unless the config sets it
