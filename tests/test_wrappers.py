@@ -27,7 +27,7 @@ H, A = 4, 3
 
 
 class Counter:
-    """Counts: the observation is the number of steps so far; ends after `limit` of them."""
+    """An environment that observes the number of steps so far; ends after `limit` steps."""
 
     def __init__(self, limit=100):
         self.limit, self.closed = limit, False
@@ -60,12 +60,12 @@ def chunks(count, seed=0):
     return np.random.default_rng(seed).normal(size=(count, H, A)).astype(np.float32)
 
 
-def test_history_repeats_the_first_frame_and_marks_it():
+def test_history_repeats_the_first_frame_and_masks_it():
     env = History(Counter(), 3)
-    for _ in range(2):  # a second episode remembers nothing of the first
+    for _ in range(2):  # the second episode has no history of the first
         observation, _ = env.reset(seed=1)
-        seen = [observation] + [env.step(np.zeros(A))[0] for _ in range(4)]
-        for t, observation in enumerate(seen):
+        observations = [observation] + [env.step(np.zeros(A))[0] for _ in range(4)]
+        for t, observation in enumerate(observations):
             times = [max(0, t - 2), max(0, t - 1), t]
             assert observation["proprio"][:, 0].tolist() == times
             assert observation["image_primary"].shape == (3, 2, 2, 3)
@@ -74,14 +74,14 @@ def test_history_repeats_the_first_frame_and_marks_it():
             assert observation["timestep_mask"].dtype == bool
 
 
-def test_chunk_execution_executes_k_and_stops_at_the_end():
+def test_chunk_execution_executes_k_actions_and_stops_at_the_episodes_end():
     inner = Counter(limit=5)
     env = ChunkExecution(History(inner, 2), execute=3)
     env.reset(seed=0)
     first, second = chunks(2)
     observation, reward, terminated, _, info = env.step(first)
     assert (reward, terminated) == (3.0, False)
-    # History is inside: it saw the steps within the chunk
+    # History is the inner wrapper, so it has the steps within the chunk
     assert observation["proprio"][:, 0].tolist() == [2, 3]
     _, reward, terminated, _, info = env.step(second)
     assert (reward, terminated, info["n"]) == (2.0, True, 5)
@@ -97,7 +97,7 @@ def test_chunk_execution_executes_k_and_stops_at_the_end():
         (np.full((H, A), np.nan), "non-finite"),
     ],
 )
-def test_a_bad_chunk_is_refused(chunk, match):
+def test_a_bad_chunk_is_rejected(chunk, match):
     env = ChunkExecution(Counter(), execute=3)
     env.reset()
     with pytest.raises(ValueError, match=match):
@@ -106,23 +106,23 @@ def test_a_bad_chunk_is_refused(chunk, match):
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_ensembling_equals_its_definition(k):
-    """Every executed action is the weighted mean of all predictions for its moment."""
+    """Every executed action is the weighted mean of all predictions for its step."""
     m, gripper = 0.3, np.array([False, False, True])
     inner = Counter()
     env = ChunkExecution(inner, execute=k, ensemble=m, gripper=gripper)
     for seed in range(2):  # the second episode starts with an empty ensemble
         env.reset(seed=seed)
-        given = chunks(6, seed)
-        for chunk in given:
+        predicted_chunks = chunks(6, seed)
+        for chunk in predicted_chunks:
             env.step(chunk)
-        for moment, action in enumerate(inner.actions):
+        for step, action in enumerate(inner.actions):
             predictions, weights = [], []
-            for asked in range(0, moment + 1, k):
-                if asked <= moment < asked + H and asked <= moment // k * k:
-                    predictions.append(given[asked // k][moment - asked])
-                    weights.append(np.exp(-m * (moment // k * k - asked)))
+            for start in range(0, step + 1, k):
+                if start <= step < start + H and start <= step // k * k:
+                    predictions.append(predicted_chunks[start // k][step - start])
+                    weights.append(np.exp(-m * (step // k * k - start)))
             expected = np.average(predictions, axis=0, weights=weights)
-            expected[2] = given[moment // k][moment % k][2]
+            expected[2] = predicted_chunks[step // k][step % k][2]
             np.testing.assert_allclose(action, expected, atol=1e-6)
 
 
@@ -144,14 +144,14 @@ def test_wrapper_settings_are_checked():
 
 
 def play(pool):
-    """Return what every slot of a pool answers to a few rounds."""
+    """Return the replies of every slot of a pool in a few rounds."""
     replies = [pool.run({s: ResetCommand(s, {"slot": s}) for s in range(3)})]
     replies += [pool.run({s: StepCommand(np.full(A, s)) for s in range(3)}) for _ in range(2)]
     replies.append(pool.run({1: StepCommand(np.zeros(A))}))
     return [{s: (r[-1], r[0]["proprio"].tolist()) for s, r in round_.items()} for round_ in replies]
 
 
-def test_workers_change_nothing():
+def test_replies_do_not_depend_on_the_number_of_workers():
     with EnvPool(Counter, 3, workers=0) as alone:
         expected = play(alone)
     with EnvPool(Counter, 3, workers=2) as several:
@@ -160,7 +160,7 @@ def test_workers_change_nothing():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_raising_environment_leaves_the_other_slots_alone(workers):
+def test_an_exception_in_one_slot_does_not_affect_the_others(workers):
     with EnvPool(Counter, 3, workers) as pool:
         pool.run({s: ResetCommand(s, {}) for s in range(3)})
         replies = pool.run({s: StepCommand(np.full(A, 13 if s == 0 else 0)) for s in range(3)})
@@ -186,14 +186,14 @@ def nap(env, seconds):
     return env.seed
 
 
-def test_the_time_limit_is_of_one_command_not_of_all_of_a_round(monkeypatch):
+def test_the_time_limit_applies_to_each_command(monkeypatch):
     with EnvPool(Counter, 3, workers=1) as pool:
         pool.run({s: ResetCommand(s, {}) for s in range(3)})
         monkeypatch.setattr("octolike.envs.pool.TIMEOUT", 2.0)
         slow = pool.run({s: CallCommand(nap, (1.2,)) for s in range(3)})
         assert slow == {0: 0, 1: 1, 2: 2}
         hung = pool.run({0: CallCommand(nap, (0.0,)), 1: CallCommand(nap, (60.0,))})
-        # the environment of slot 0 went with the process
+        # the environment of slot 0 was lost with the process
         assert [r.text for r in hung.values()] == [
             "the worker process did not answer within 2 s"
         ] * 2
@@ -204,7 +204,7 @@ def interrupt(pool):
         os.kill(worker._process.pid, signal.SIGINT)
 
 
-def test_workers_outlive_ctrl_c_where_their_parent_does():
+def test_workers_survive_ctrl_c_if_their_parent_does():
     commands = {s: CallCommand(nap, (0.5,)) for s in range(2)}
     with Interrupt(), EnvPool(Counter, 2, workers=2) as pool:
         interrupt(pool)  # while they start
@@ -232,11 +232,11 @@ with Interrupt() as interrupt:
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGKILL])
-def test_workers_that_outlive_ctrl_c_end_with_their_parent(second):
+def test_workers_that_survive_ctrl_c_end_with_their_parent(second):
     run = [sys.executable, "-c", PARENT, str(int(second))]
     places = os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 1))
     environment = {**os.environ, "PYTHONPATH": places}
-    # its end is that of the last process that could still write
+    # `run` returns when the last process that could still write has ended
     done = subprocess.run(
         run,
         env=environment,
@@ -250,7 +250,7 @@ def test_workers_that_outlive_ctrl_c_end_with_their_parent(second):
     assert done.returncode == -second
 
 
-def test_replay_goes_around_the_wrappers():
+def test_a_rendered_replay_bypasses_the_wrappers():
     inner = Counter()
     inner.render = lambda: len(inner.actions)
     env = ChunkExecution(History(inner, 2), 3)
@@ -264,7 +264,7 @@ def shout(env, word):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_functions_are_called_where_the_environment_lives(workers):
+def test_functions_are_called_in_the_environments_process(workers):
     with EnvPool(Counter, 2, workers) as pool:
         pool.run({1: ResetCommand(9, {})})
         assert pool.run({1: CallCommand(shout, ("seed",))}) == {1: "seed 9"}
@@ -283,7 +283,7 @@ def test_an_environment_that_cannot_be_built_is_an_error():
 
 
 class Unstartable:
-    """Cannot be unpickled, so no worker gets as far as being ready."""
+    """Cannot be unpickled, so no worker becomes ready."""
 
     def __reduce__(self):
         return (exec, ("raise SystemExit(4)",))
@@ -298,7 +298,7 @@ def test_a_worker_that_cannot_start_is_an_error():
             pool.run({0: ResetCommand(0, {})})
 
 
-def test_unknown_simulators_and_fields_are_refused():
+def test_unknown_simulators_and_fields_are_rejected():
     with pytest.raises(ConfigError, match="names no simulator"):
         kind_of({})
     with pytest.raises(ConfigError, match="'tabeltop'; did you mean 'tabletop'"):
@@ -353,7 +353,7 @@ def test_the_plan_of_demonstrations():
     assert {s: len(e) for s, e in by_split.items()} == {"train": 41, "val": 3}
     assert [x.index for x in shards if x.split == "train"] == list(range(6))
     assert all(len(x.episodes) <= 8 for x in shards)
-    # every try of every episode has a seed of its own, and none reaches the evaluation's
+    # all tries have different seeds, below those of the evaluation
     seeds = [f + t for e in by_split.values() for _, f in e for t in range(demonstrations.TRIES)]
     assert len(set(seeds)) == len(seeds)
     assert max(seeds) < 1_000_000
@@ -362,7 +362,7 @@ def test_the_plan_of_demonstrations():
     assert shards == demonstrations.plan(TABLE, collect)
 
 
-def test_bad_plans_are_refused():
+def test_bad_plans_are_rejected():
     with pytest.raises(ConfigError, match=r"collect.skills is \{\}"):
         demonstrations.plan(TABLE, CollectConfig())
     with pytest.raises(ConfigError, match="'tuch'; did you mean 'touch'"):
@@ -376,18 +376,22 @@ def episode_that_fails(env, seed, split, skills, noise, failures):
     return {"episode_metadata": metadata}
 
 
-def recorder(failures):
-    made = demonstrations.Recorder(TABLE, CollectConfig(noise=0.25))
-    made._pool = EnvPool(Counter, 1, workers=0)
-    made._collect_episode = functools.partial(episode_that_fails, failures=failures)
-    return made
+def make_recorder(failures):
+    recorder = demonstrations.Recorder(TABLE, CollectConfig(noise=0.25))
+    recorder._pool = EnvPool(Counter, 1, workers=0)
+    recorder._collect_episode = functools.partial(episode_that_fails, failures=failures)
+    return recorder
 
 
-def test_failed_demonstrations_are_replaced_and_counted():
+def test_failed_demonstrations_are_repeated_and_counted():
     shard = demonstrations.DemonstrationShard("train", 0, 1, (("touch", 0), ("push", 8)))
-    got = [(e["episode_metadata"], failed) for e, failed in recorder(2).record(shard)]
+    got = [(e["episode_metadata"], failed) for e, failed in make_recorder(2).record(shard)]
     assert [(m["seed"], m["skill"], f) for m, f in got] == [(2, "touch", 2), (10, "push", 2)]
     with pytest.raises(RuntimeError, match=r"'touch' failed with seeds 0 to 7, noise 0.25"):
-        list(recorder(8).record(shard))
+        list(make_recorder(8).record(shard))
     with pytest.raises(RuntimeError, match=r"crashed at 'push', seed 14(.|\n)*exploded"):
-        list(recorder(7).record(demonstrations.DemonstrationShard("train", 0, 1, (("push", 8),))))
+        list(
+            make_recorder(7).record(
+                demonstrations.DemonstrationShard("train", 0, 1, (("push", 8),))
+            )
+        )

@@ -1,4 +1,4 @@
-"""Adapters to LIBERO and SimplerEnv against modules with the calls and shapes of the real ones."""
+"""Adapters to LIBERO and SimplerEnv, tested on fakes with the same calls and shapes."""
 
 import types
 
@@ -15,7 +15,7 @@ from octolike.envs.simulators import LiberoSettings, SimplerSettings
 
 
 class LiberoSim:
-    """What OffScreenRenderEnv does, with a picture that tells up from down and left from right."""
+    """A fake OffScreenRenderEnv; its image has one white corner, to detect flips."""
 
     def __init__(self, bddl_file_name, camera_heights, camera_widths):
         self.path, self.size = bddl_file_name, (camera_heights, camera_widths)
@@ -25,21 +25,21 @@ class LiberoSim:
         self.seeds.append(seed)
 
     def reset(self):
-        return self._seen()
+        return self._raw_observation()
 
     def set_init_state(self, state):
         self.state = state
-        return self._seen()
+        return self._raw_observation()
 
     def step(self, action):
         self.actions.append(action)
         done = action[0] == 1.0
-        return self._seen(), float(done), done, {}
+        return self._raw_observation(), float(done), done, {}
 
     def close(self):
         self.closed = True
 
-    def _seen(self):
+    def _raw_observation(self):
         image = np.zeros((*self.size, 3), np.uint8)
         image[0, 0] = 255
         return {
@@ -74,38 +74,40 @@ def libero_env(monkeypatch):
     return libero.LiberoEnv(LiberoSettings(primary_size=256, wrist_size=64))
 
 
-def test_libero_starts_from_a_state_of_the_benchmark_after_settling(libero_env):
-    seen, info = libero_env.reset(seed=4, options={"split": "train", "skills": ["spatial/7"]})
+def test_libero_starts_from_an_initial_state_of_the_benchmark_after_settling(libero_env):
+    observation, info = libero_env.reset(
+        seed=4, options={"split": "train", "skills": ["spatial/7"]}
+    )
     sim = libero_env._env
     assert sim.path == "assets/bddl_files/libero_spatial/7.bddl"
     assert sim.state == "state 7/1"
     assert sim.actions == [[0, 0, 0, 0, 0, 0, -1]] * 10
     assert info["instruction"] == "do 7"
-    assert seen["image_primary"][-1, -1].min() == 255  # turned by 180 degrees
-    assert seen["image_primary"].sum() == 3 * 255
-    assert seen["image_wrist"].shape == (64, 64, 3)
+    assert observation["image_primary"][-1, -1].min() == 255  # rotated by 180 degrees
+    assert observation["image_primary"].sum() == 3 * 255
+    assert observation["image_wrist"].shape == (64, 64, 3)
     expected = [0.1, 0.2, 0.3, 0, 0, 0.5, 0.04, -0.04]
-    np.testing.assert_allclose(seen["proprio"], expected, atol=1e-6)
+    np.testing.assert_allclose(observation["proprio"], expected, atol=1e-6)
 
 
-def test_libero_acts_clips_and_ends(libero_env):
+def test_libero_clips_actions_and_ends_with_success_or_the_step_limit(libero_env):
     libero_env.reset(seed=0, options={"skills": ["spatial/0"]})
     *_, info = libero_env.step(np.array([0.5, -3, 0, 0, 0, 0, 1]))
     assert libero_env._env.actions[-1] == [0.5, -1, 0, 0, 0, 0, -1]
     assert not info["success"]
-    _, reward, done, over, info = libero_env.step(np.array([1.0, 0, 0, 0, 0, 0, -1]))
-    assert (reward, done, over, info["success"]) == (1, True, False, True)
+    _, reward, terminated, truncated, info = libero_env.step(np.array([1.0, 0, 0, 0, 0, 0, -1]))
+    assert (reward, terminated, truncated, info["success"]) == (1, True, False, True)
     libero_env.reset(seed=0, options={"skills": ["spatial/0"]})
     for _ in range(libero.LIMITS["spatial"]):
-        _, _, done, over, info = libero_env.step(np.zeros(7))
-    assert (done, over, info["failure"]) == (False, True, "time ran out")
+        _, _, terminated, truncated, info = libero_env.step(np.zeros(7))
+    assert (terminated, truncated, info["failure"]) == (False, True, "time ran out")
 
 
-@pytest.mark.parametrize("row", [row for row in oxe.OXE if row.embodiment == "libero"])
-def test_libero_is_sent_what_its_demonstrations_store(libero_env, row):
-    """From the stored actions through the dataset's row and back: -1 opens, 1 closes."""
+@pytest.mark.parametrize("spec", [spec for spec in oxe.OXE if spec.embodiment == "libero"])
+def test_libero_gets_the_actions_that_its_demonstrations_store(libero_env, spec):
+    """From stored actions through the dataset spec to the simulator: -1 opens, 1 closes."""
     stored = np.array([[0.5, -0.25, 0, 0, 0, 0.125, g] for g in (-1, 1)])
-    actions = expressions.evaluate(row.action_from, {"is_first": [True, False], "action": stored})
+    actions = expressions.evaluate(spec.action_from, {"is_first": [True, False], "action": stored})
     assert actions[:, 6].tolist() == [1, 0]  # 1 is open
     libero_env.reset(seed=0, options={"skills": ["spatial/0"]})
     for action in actions:
@@ -123,9 +125,9 @@ class SimplerSim:
 
     def step(self, action):
         self.actions.append(action)
-        late = len(self.actions) >= 60
+        truncated = len(self.actions) >= 60
         done = action[0] > 0.5
-        return self.reset()[0], 0.0, done, late, {"success": done}
+        return self.reset()[0], 0.0, done, truncated, {"success": done}
 
     def get_language_instruction(self):
         return f"please {self.task}"
@@ -139,29 +141,29 @@ def simpler_env(monkeypatch):
     modules = {
         "simpler_env": types.SimpleNamespace(make=SimplerSim),
         "simpler_env.utils.env.observation_utils": types.SimpleNamespace(
-            get_image_from_maniskill2_obs_dict=lambda env, seen: seen["image"]
+            get_image_from_maniskill2_obs_dict=lambda env, observation: observation["image"]
         ),
     }
     monkeypatch.setattr(adapters, "import_simulator", lambda name, *_: modules[name])
     return simpler.SimplerEnv(SimplerSettings(primary_size=32))
 
 
-def test_simpler_gives_the_widowx_axis_angles_and_a_gripper_of_two_values(simpler_env):
+def test_simpler_sends_the_widowx_axis_angles_and_a_binary_gripper_command(simpler_env):
     task = "widowx_stack_cube"
-    seen, info = simpler_env.reset(seed=0, options={"skills": [task]})
+    observation, info = simpler_env.reset(seed=0, options={"skills": [task]})
     assert info["instruction"] == f"please {task}"
-    assert seen["image_primary"].shape == (32, 32, 3)
-    assert (seen["image_primary"] == 7).all()
+    assert observation["image_primary"].shape == (32, 32, 3)
+    assert (observation["image_primary"] == 7).all()
     simpler_env.step(np.array([0.01, 0.02, 0.03, 0, 0, 0.4, 0.9]))
     simpler_env.step(np.array([0, 0, 0, 0.3, 0, 0, 0.1]))
     first, second = simpler_env._env.actions
     np.testing.assert_allclose(first, [0.01, 0.02, 0.03, 0, 0, 0.4, 1], atol=1e-9)
     np.testing.assert_allclose(second, [0, 0, 0, 0.3, 0, 0, -1], atol=1e-9)
-    *_, done, over, info = simpler_env.step(np.array([0.9, 0, 0, 0, 0, 0, 1]))
-    assert (done, over, info["success"]) == (True, False, True)
+    *_, terminated, truncated, info = simpler_env.step(np.array([0.9, 0, 0, 0, 0, 0, 1]))
+    assert (terminated, truncated, info["success"]) == (True, False, True)
 
 
-def test_the_google_robots_gripper_sticks(simpler_env):
+def test_the_google_robots_gripper_command_is_repeated(simpler_env):
     simpler_env.reset(seed=0, options={"skills": ["google_robot_move_near"]})
     for opening in (1, 1, 0, *[0] * 20, 1):
         simpler_env.step(np.array([0, 0, 0, 0, 0, 0, opening]))
@@ -169,7 +171,7 @@ def test_the_google_robots_gripper_sticks(simpler_env):
     assert commands == [0, 0, *[1] * simpler.STICKY_STEPS, *[0] * (21 - simpler.STICKY_STEPS), -1]
 
 
-def test_axis_angles_turn_as_the_matrices_do():
+def test_axis_angles_equal_the_rotation_matrices():
     def matrix(axis, angle):
         k = np.cross(np.eye(3), axis)
         return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
@@ -188,7 +190,7 @@ def test_axis_angles_turn_as_the_matrices_do():
         (simpler.SimplerEnv, "pip install -e SimplerEnv"),
     ],
 )
-def test_a_missing_simulator_says_how_to_install_it(make, remedy, monkeypatch):
+def test_the_error_for_a_missing_simulator_has_the_installation_command(make, remedy, monkeypatch):
     def absent(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
@@ -198,7 +200,7 @@ def test_a_missing_simulator_says_how_to_install_it(make, remedy, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["libero", "simpler"])
-def test_goals_and_demonstrations_are_errors_that_say_what_to_do(kind):
+def test_goals_and_demonstrations_are_errors_with_a_remedy(kind):
     parts = simulator(kind)
     env = types.SimpleNamespace(unwrapped=object())
     with pytest.raises(ConfigError, match="conditioned on language"):
@@ -210,7 +212,7 @@ def test_goals_and_demonstrations_are_errors_that_say_what_to_do(kind):
         parts.load("tasks_of")("train", [parts.load("skills")[0] + "x"])
 
 
-def test_bad_actions_and_pictures_are_errors(simpler_env):
+def test_bad_actions_and_images_are_errors(simpler_env):
     simpler_env.reset(seed=0)
     with pytest.raises(ValueError, match=r"\[6\]"):
         simpler_env.step(np.zeros(6))
@@ -219,12 +221,12 @@ def test_bad_actions_and_pictures_are_errors(simpler_env):
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
-def test_a_simulator_is_the_robots_of_its_own_rows_and_no_unknown_one(kind):
+def test_a_simulator_accepts_the_robots_of_its_datasets_and_rejects_others(kind):
     robots = set(simulator(kind).load("robots"))
-    rows = catalog.DATASETS.values()
-    assert robots <= {row.embodiment or row.name for row in rows}
-    made_here = {r.embodiment or r.name for r in rows if f"octolike.envs.{kind})" in r.robot}
-    assert made_here <= robots
+    specs = catalog.DATASETS.values()
+    assert robots <= {spec.embodiment or spec.name for spec in specs}
+    simulated = {r.embodiment or r.name for r in specs if f"octolike.envs.{kind})" in r.robot}
+    assert simulated <= robots
     for robot in (*robots, "my_recordings"):
         check_robot({"kind": kind}, robot, recorded="my_recordings")
     with pytest.raises(ConfigError, match=f"{kind!r} can be .*, not the robot 'kuka', whose act"):

@@ -1,4 +1,4 @@
-"""ALOHA: its episodes and rewards, demonstrations that repeat themselves, and bad input."""
+"""ALOHA: episodes and rewards, exact replays of demonstrations, bad input."""
 
 import numpy as np
 import pytest
@@ -22,23 +22,23 @@ def env():
     env.close()
 
 
-def test_a_demonstration_succeeds_and_its_joint_targets_do_so_again(env):
+def test_a_demonstration_succeeds_and_replays_exactly(env):
     episode = collect_episode(env, 3, "train", ["transfer_cube"], 0.5)
     steps = episode["steps"]
     assert episode["episode_metadata"]["success"]
     count = len(steps["action"])
     assert steps["observation"]["image_primary"].shape == (count, 16, 16, 3)
     assert steps["observation"]["state"].shape == steps["executed_action"].shape == (count, 14)
-    seen = dict(steps["observation"])
-    seen["proprio"] = seen.pop("state")
-    again = replay(env, 3, CUBE, steps["executed_action"], seen)
-    assert again.success
-    assert again.steps == count
-    assert again.proprio.max() == 0
-    assert again.pixels.max() == 0
+    recorded = dict(steps["observation"])
+    recorded["proprio"] = recorded.pop("state")
+    result = replay(env, 3, CUBE, steps["executed_action"], recorded)
+    assert result.success
+    assert result.steps == count
+    assert result.proprio.max() == 0
+    assert result.pixels.max() == 0
 
 
-def test_the_seed_alone_decides_where_things_are(env):
+def test_the_seed_alone_determines_the_positions(env):
     env.reset(seed=1, options=CUBE)
     first = env.scene.object_positions()
     env.reset(seed=2, options=CUBE)
@@ -47,7 +47,7 @@ def test_the_seed_alone_decides_where_things_are(env):
     np.testing.assert_array_equal(env.scene.object_positions(), first)
 
 
-def test_proprio_speaks_the_language_of_actions(env):
+def test_proprio_and_actions_have_the_same_meaning(env):
     observation, _ = env.reset(seed=0, options=CUBE)
     target = observation["proprio"].copy()
     target[6] = target[13] = 0.9
@@ -58,8 +58,10 @@ def test_proprio_speaks_the_language_of_actions(env):
     np.testing.assert_allclose(observation["proprio"], target, atol=0.05)
 
 
-def test_rewards_are_the_benchmarks():
-    pair = lambda *names: {frozenset(names)}
+def test_rewards_equal_the_benchmarks():
+    def pair(*names):
+        return {frozenset(names)}
+
     left, right = (f"vx300s_{a}/10_{a}_gripper_finger" for a in ("left", "right"))
     table = pair("red_box", "table")
     assert transfer_reward(set()) == 0
@@ -84,7 +86,7 @@ def test_bad_actions_are_errors(env, action, message):
         env.step(action)
 
 
-def test_a_simulation_that_breaks_down_ends_the_episode_and_says_so(env, tmp_path, monkeypatch):
+def test_an_unstable_simulation_truncates_the_episode_with_the_reason(env, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     env.reset(seed=0, options=CUBE)
     env.unwrapped.scene.data.qvel[:] = 1e12

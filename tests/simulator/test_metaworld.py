@@ -1,4 +1,4 @@
-"""Meta-World: its benchmarks and wording, what a policy may see, determinism, experts, means."""
+"""Meta-World: benchmarks, wordings, observations, determinism, experts, means over groups."""
 
 import importlib.util
 import sys
@@ -36,13 +36,13 @@ def begin(env, seed, skill, split="train"):
 # tasks, wording, benchmarks
 
 
-def test_groups_are_those_of_the_literature():
+def test_group_sizes_match_the_literature():
     sizes = {g: list(GROUPS.values()).count(g) for g in dict.fromkeys(GROUPS.values())}
     assert sizes == {"easy": 28, "medium": 11, "hard": 6, "very hard": 5}
     assert set(GROUPS) == set(SKILLS)
 
 
-def test_no_two_tasks_share_a_wording_and_none_that_is_held_out_is_trained_on():
+def test_no_two_tasks_share_a_wording_and_held_out_wordings_are_not_in_training():
     trained = [w for x in PHRASINGS.values() for w in x.train]
     held_out = [w for x in PHRASINGS.values() for w in x.held_out]
     assert len(set(trained)) == len(trained)
@@ -59,7 +59,7 @@ def test_test_tasks_are_never_training_tasks():
 
 
 @needs
-def test_benchmarks_are_those_of_the_package():
+def test_benchmarks_equal_the_packages():
     from metaworld import env_dict
 
     bare = lambda some: {name.removesuffix("-v3") for name in some}
@@ -71,7 +71,7 @@ def test_benchmarks_are_those_of_the_package():
     assert bare(env_dict.ML25_V3["test"]) & bare(env_dict.ML25_V3["train"])  # why it is left out
 
 
-def test_unknown_names_are_refused_with_the_nearest():
+def test_unknown_names_are_rejected_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r"'ml25'.*did you mean 'ml45'|'ml25'.*ml10, ml45"):
         tasks.benchmark("ml25")
     with pytest.raises(ConfigError, match="did you mean 'door-open'"):
@@ -80,7 +80,7 @@ def test_unknown_names_are_refused_with_the_nearest():
         tasks.tasks_of("val")
 
 
-def test_ml_suites_ask_for_test_tasks_in_a_split_of_their_own():
+def test_ml_suites_have_their_test_tasks_in_a_separate_split():
     plan = suites.SUITES["metaworld_ml10"].plan()
     of = lambda split: {e.skill for e in plan if e.split == split}
     assert of("train") == set(BENCHMARKS["ml10"].train)
@@ -92,9 +92,9 @@ def test_ml_suites_ask_for_test_tasks_in_a_split_of_their_own():
 
 
 @needs
-def test_the_policy_sees_a_picture_and_the_hand_and_nothing_else(env):
-    seen, _ = begin(env, 3, "push")
-    assert {k: (v.shape, v.dtype.name) for k, v in seen.items()} == {
+def test_the_observation_has_the_image_and_the_hand_only(env):
+    observation, _ = begin(env, 3, "push")
+    assert {k: (v.shape, v.dtype.name) for k, v in observation.items()} == {
         "image_primary": ((48, 48, 3), "uint8"),
         "proprio": ((4,), "float32"),
     }
@@ -103,8 +103,8 @@ def test_the_policy_sees_a_picture_and_the_hand_and_nothing_else(env):
     states = [env.privileged_state().copy()]
     begin(env, 3, "push")
     assert not np.array_equal(env.privileged_state()[-3:], states[0][-3:])
-    np.testing.assert_allclose(seen["proprio"], other["proprio"], atol=0.01)
-    assert (seen["image_primary"] != other["image_primary"]).any()
+    np.testing.assert_allclose(observation["proprio"], other["proprio"], atol=0.01)
+    assert (observation["image_primary"] != other["image_primary"]).any()
 
 
 @needs
@@ -116,7 +116,7 @@ def test_the_camera_is_upright(env):
 
 
 @needs
-def test_an_episode_is_a_function_of_seed_and_actions_whatever_came_before(env):
+def test_an_episode_depends_on_seed_and_actions_but_not_on_earlier_episodes(env):
     actions = np.random.default_rng(0).uniform(-1, 1, (5, 4)).astype(np.float32)
 
     def play():
@@ -127,7 +127,7 @@ def test_an_episode_is_a_function_of_seed_and_actions_whatever_came_before(env):
     begin(env, 8, "push")
     for _ in range(3):
         env.step(np.ones(4, np.float32))
-    for skill in SKILLS[:5]:  # the simulation of the task is given up and made anew
+    for skill in SKILLS[:5]:  # evicts the task's simulation from the cache
         begin(env, 1, skill)
     again, other = play()
     np.testing.assert_array_equal(end, other)
@@ -151,7 +151,7 @@ def test_positions_and_wordings_follow_the_seed(env):
 
 
 @needs
-def test_bad_input_is_refused(env):
+def test_bad_input_is_rejected(env):
     begin(env, 0, "reach")
     with pytest.raises(ValueError, match=r"float32 \[4\].*got shape \[7\]"):
         env.step(np.zeros(7))
@@ -164,7 +164,7 @@ def test_bad_input_is_refused(env):
 
 
 @needs
-def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
+def test_the_error_for_a_missing_simulator_has_the_installation_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
     with pytest.raises(ConfigError, match="pip install --no-deps 'metaworld"):
         make_env({"kind": "metaworld"})
@@ -174,7 +174,7 @@ def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
 
 
 @needs
-def test_experts_demonstrate_what_can_be_replayed(env):
+def test_demonstrations_replay_exactly(env):
     collect = simulator("metaworld").load("collect_episode")
     for skill in FEW:
         episode = collect(env, 5, "train", [skill], 0.5)
@@ -194,7 +194,7 @@ def test_experts_demonstrate_what_can_be_replayed(env):
 
 
 @needs
-def test_a_goal_picture_shows_the_end(env):
+def test_a_goal_image_shows_the_end(env):
     options = {"split": "train", "skills": ["drawer-close"]}
     end = simulator("metaworld").load("goal")(env, 5, options)["image_primary"]
     start = begin(env, 5, "drawer-close")[0]["image_primary"]
@@ -217,7 +217,7 @@ def test_configs_name_their_benchmark():
 # results
 
 
-def test_means_count_tasks_alike_and_groups_alike():
+def test_means_weigh_tasks_equally_and_groups_equally():
     rate = lambda successes, episodes=10: success.SuccessRate(successes, episodes)
     cells = {
         "reach": rate(10),
@@ -226,13 +226,13 @@ def test_means_count_tasks_alike_and_groups_alike():
         "sweep": success.SuccessRate(0, 0, 3),  # all crashed: no outcome
         "all": rate(52, 70),
     }
-    found = success.mean_rates(cells, GROUPS)
-    assert found["tasks"] == pytest.approx((1 + 0.8 + 0.2) / 3)
-    assert found["easy"] == pytest.approx(0.9)
-    assert found["hard"] == pytest.approx(0.2)
-    assert found["groups"] == pytest.approx(0.55)
-    assert "medium" not in found
-    assert success.mean_rates(cells, {}) == {"tasks": found["tasks"]}
+    rates = success.mean_rates(cells, GROUPS)
+    assert rates["tasks"] == pytest.approx((1 + 0.8 + 0.2) / 3)
+    assert rates["easy"] == pytest.approx(0.9)
+    assert rates["hard"] == pytest.approx(0.2)
+    assert rates["groups"] == pytest.approx(0.55)
+    assert "medium" not in rates
+    assert success.mean_rates(cells, {}) == {"tasks": rates["tasks"]}
     assert success.mean_rates({"all": rate(1)}, GROUPS) == {}
 
 

@@ -1,4 +1,4 @@
-"""The simulator: determinism, splits, experts, noise, and what wrong input is told."""
+"""The tabletop simulator: determinism, splits, experts, noise, errors."""
 
 import os
 import subprocess
@@ -56,51 +56,55 @@ def test_tasks_do_not_import_a_simulator():
 
 
 def test_splits_are_disjoint_by_construction():
-    asked = {split: set(tasks.tasks_of(split)) for split in SPLITS}
-    train = asked["train"]
-    assert not train & asked["held_out_combination"]
-    assert not train & asked["held_out_family"]
-    assert asked["held_out_phrasing"] == train
+    tasks_by_split = {split: set(tasks.tasks_of(split)) for split in SPLITS}
+    train = tasks_by_split["train"]
+    assert not train & tasks_by_split["held_out_combination"]
+    assert not train & tasks_by_split["held_out_family"]
+    assert tasks_by_split["held_out_phrasing"] == train
     assert {t.colour for _, t, _ in train} == set(tasks.COLOURS)
     assert {t.shape for _, t, _ in train} == set(tasks.SHAPES)
-    named = {t for _, t, _ in train} | {TableObject(*r.split("_")) for _, _, r in train if "_" in r}
-    assert not named & set(HELD_OUT_PAIRS)
+    targets = {t for _, t, _ in train} | {
+        TableObject(*r.split("_")) for _, _, r in train if "_" in r
+    }
+    assert not targets & set(HELD_OUT_PAIRS)
     assert not any(skill == "lift" and t.shape == "ball" for skill, t, _ in train)
-    assert {(skill, t.shape) for skill, t, _ in asked["held_out_family"]} == {("lift", "ball")}
+    assert {(skill, t.shape) for skill, t, _ in tasks_by_split["held_out_family"]} == {
+        ("lift", "ball")
+    }
 
 
-def test_wordings_are_disjoint_and_plenty():
-    everything = [w for p in PHRASINGS.values() for w in (*p.train, *p.held_out)]
-    assert len(everything) == len(set(everything))
+def test_wordings_are_disjoint_and_numerous():
+    wordings = [w for p in PHRASINGS.values() for w in (*p.train, *p.held_out)]
+    assert len(wordings) == len(set(wordings))
     for skill, wording in PHRASINGS.items():
         assert len(wording.train) >= 4, skill
         assert len(wording.held_out) >= 2, skill
         assert all(w == w.lower() for w in (*wording.train, *wording.held_out))
 
 
-def test_two_thousand_samples_keep_to_their_split():
+def test_sampled_tasks_belong_to_their_split():
     rng = np.random.default_rng(0)
-    said = {split: set() for split in SPLITS}
+    instructions = {split: set() for split in SPLITS}
     for split in SPLITS:
         allowed = {tasks.make_task(*parts).name for parts in tasks.tasks_of(split)}
         for _ in range(500):
             task = tasks.sample_task(rng, split)
             assert task.name in allowed
-            said[split].add(task.instruction)
-    # other scenes for the same tasks: what is asked for there is asked for in training too
+            instructions[split].add(task.instruction)
+    # these splits have other scenes, but the tasks and instructions of `train`
     scenes = {"train", "counterfactual", "distractors"}
-    known = set.union(*(said[s] for s in scenes))
-    assert not known & set.union(*(said[s] for s in SPLITS if s not in scenes))
+    training_like = set.union(*(instructions[s] for s in scenes))
+    assert not training_like & set.union(*(instructions[s] for s in SPLITS if s not in scenes))
 
 
-def test_distractors_differ_from_what_is_asked_for():
+def test_distractors_differ_from_the_target_and_the_reference():
     rng = np.random.default_rng(0)
     for _ in range(500):
         task = tasks.sample_task(rng)
-        others = tasks.distractors(rng, task, 3)
-        things = [task.target, task.reference_object, *others]
-        assert len(others) == 3
-        assert len(set(things)) == len(things)
+        distractors = tasks.distractors(rng, task, 3)
+        objects = [task.target, task.reference_object, *distractors]
+        assert len(distractors) == 3
+        assert len(set(objects)) == len(objects)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,7 @@ def test_distractors_differ_from_what_is_asked_for():
         ),
     ],
 )
-def test_unknown_choices_are_named_and_listed(call, message):
+def test_unknown_names_are_rejected_with_the_choices(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.random.default_rng(0))
 
@@ -141,31 +145,31 @@ def test_unknown_choices_are_named_and_listed(call, message):
 @pytest.mark.parametrize("first", ["", "import mujoco; "])
 @pytest.mark.parametrize("backend", ["", "glfw"])
 def test_a_working_backend_is_found(first, backend):
-    """Also where mujoco was imported before, with a backend that needs a display."""
+    """Also if mujoco was imported before, with a backend that needs a display."""
     code = first + (
         "import warnings; warnings.simplefilter('ignore'); "
         "from octolike.envs.registry import make_env; env = make_env({'kind': 'tabletop'}); "
         "assert env.reset(seed=0)[0]['image_primary'].std() > 1"
     )
     environment = {**os.environ, "MUJOCO_GL": backend}
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr == ""
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
 
 
-def test_without_a_backend_the_apt_packages_are_named():
+def test_the_error_without_a_backend_names_the_apt_packages():
     code = (
         "from octolike.envs import rendering; "
         "rendering._BACKENDS = ('nothing',); rendering.load_mujoco()"
     )
     environment = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"}
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
-    assert ran.returncode == 1
-    last = ran.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: MuJoCo cannot render off screen with nothing: ")
     assert "libosmesa6" in last
     assert "libegl1 libgl1 libgl1-mesa-dri" in last
@@ -190,7 +194,7 @@ def test_same_seed_and_actions_give_the_same_observations(env):
     assert not any(map(same, first, other))
 
 
-def test_state_can_be_taken_back(env):
+def test_a_restored_state_continues_identically(env):
     env.reset(seed=2, options={"skills": ["put"]})
     expert = TabletopExpert(env)
     for _ in range(4):
@@ -202,8 +206,8 @@ def test_state_can_be_taken_back(env):
     assert all(map(same, ahead, [env.step(expert.act())[0] for _ in range(4)]))
 
 
-def test_gripper_goes_where_it_is_told(env):
-    """Within 2 mm in one step, in the directions of proprio, and no farther than the workspace."""
+def test_the_gripper_reaches_the_commanded_pose(env):
+    """Within 2 mm in one step, in the axes of proprio, and inside the workspace."""
     env.reset(seed=0)
     before = env.pose()
     move = np.array([0.03, -0.05, 0.02, 0.1, -0.2, 0.3, 0.0])
@@ -247,17 +251,17 @@ def test_wrong_options_are_rejected(env):
 
 
 def test_touching_another_object_fails(env):
-    """The expert for a task that was swapped after the table was laid touches the wrong thing."""
+    """The expert solves another task of the same scene, so it touches the wrong object."""
     env.reset(seed=4, options={"skills": ["touch"]})
-    asked, other = env.task, env.scene.objects[1]
+    task, wrong_object = env.task, env.scene.objects[1]
     expert, done = TabletopExpert(env), False
     while not done:
-        env.task = tasks.make_task("touch", other)
+        env.task = tasks.make_task("touch", wrong_object)
         action = expert.act()
-        env.task = asked
+        env.task = task
         _, reward, done, truncated, info = env.step(action)
         assert not truncated
-    assert info["failure"] == f"touched {other.words}"
+    assert info["failure"] == f"touched {wrong_object.words}"
     assert reward == 0
     assert not info["success"]
 
@@ -271,12 +275,12 @@ def test_doing_nothing_is_truncated(env):
 
 
 @pytest.mark.parametrize("colour", tasks.COLOURS)
-def test_target_colour_is_in_the_picture(env, colour):
+def test_the_targets_colour_is_in_the_image(env, colour):
     task = tasks.make_task("touch", TableObject(colour, "cube"))
     observation, _ = env.reset(seed=1, options={"task": task})
-    picture = observation["image_primary"].astype(float)
+    image = observation["image_primary"].astype(float)
     hue = np.array(RGB[colour])
-    cosine = picture @ hue / np.maximum(np.linalg.norm(picture, axis=-1), 1) / np.linalg.norm(hue)
+    cosine = image @ hue / np.maximum(np.linalg.norm(image, axis=-1), 1) / np.linalg.norm(hue)
     assert (cosine > 0.985).sum() >= 20
 
 
@@ -287,19 +291,19 @@ def test_target_colour_is_in_the_picture(env, colour):
 @pytest.mark.parametrize("noise", [NO_NOISE, ExpertNoise()], ids=["clean", "noisy"])
 def test_expert_succeeds(env, skill, noise):
     episodes = [collect_episode(env, seed, "train", [skill], noise) for seed in range(8)]
-    won = [e["episode_metadata"]["success"] for e in episodes]
-    assert sum(won) >= (8 if noise is NO_NOISE else 7), won
+    successes = [e["episode_metadata"]["success"] for e in episodes]
+    assert sum(successes) >= (8 if noise is NO_NOISE else 7), successes
     lengths = [len(e["steps"]["action"]) for e in episodes]
     assert max(lengths) <= tasks.STEP_LIMITS[skill]
 
 
 @pytest.mark.parametrize("split", SPLITS[1:])
 def test_expert_succeeds_on_held_out_tasks(env, split):
-    won = [
+    successes = [
         collect_episode(env, seed, split, noise=NO_NOISE)["episode_metadata"]["success"]
         for seed in range(8)
     ]
-    assert all(won), won
+    assert all(successes), successes
 
 
 @pytest.mark.parametrize("num_distractors", [0, 3])
@@ -312,7 +316,7 @@ def test_empty_and_full_tables(num_distractors):
     env.close()
 
 
-def test_labels_are_the_clean_expert_and_noise_is_what_was_executed(env):
+def test_labels_are_noise_free_and_executed_actions_are_noisy(env):
     noise = ExpertNoise(share=1.0, kicks=0.3)
     episode = collect_episode(env, 6, "train", ["stack"], noise)
     steps = episode["steps"]
@@ -320,8 +324,8 @@ def test_labels_are_the_clean_expert_and_noise_is_what_was_executed(env):
     expert = TabletopExpert(env)
     for index, (label, executed) in enumerate(zip(steps["action"], steps["executed_action"])):
         assert np.array_equal(steps["observation"]["state"][index], observation["proprio"])
-        picture = steps["observation"]["image_primary"][index]
-        assert np.array_equal(picture, observation["image_primary"])
+        image = steps["observation"]["image_primary"][index]
+        assert np.array_equal(image, observation["image_primary"])
         assert np.array_equal(label, expert.act())
         observation = env.step(executed)[0]
     assert (steps["action"] != steps["executed_action"])[:, :3].any(axis=1).all()
@@ -337,13 +341,13 @@ def test_episode_contract(env):
         "image_wrist": ((count, 32, 32, 3), np.uint8),
         "state": ((count, 7), np.float32),
     }
-    found = {k: (v.shape, v.dtype) for k, v in steps["observation"].items()}
-    assert found == expected
+    shapes = {k: (v.shape, v.dtype) for k, v in steps["observation"].items()}
+    assert shapes == expected
     assert steps["action"].dtype == steps["executed_action"].dtype == np.float32
     assert np.array_equal(steps["action"], steps["executed_action"])
     assert metadata["task"].startswith("put/")
     assert metadata == {**metadata, "seed": 9, "skill": "put", "split": "train", "success": True}
-    # It ends with opening the fingers and at least one step upwards.
+    # the episode ends with open fingers and at least one step upwards
     gripper = steps["action"][:, 6]
     assert gripper[-2:].tolist() == [1, 1]
     assert steps["action"][-1, 2] > 0
@@ -358,7 +362,7 @@ def test_the_expert_does_not_idle(env):
         assert not (still[1:] & still[:-1]).any(), skill
 
 
-def test_a_goal_shows_the_task_done_whatever_is_wrapped_around():
+def test_a_goal_image_shows_the_finished_task_also_with_wrappers():
     from octolike.envs.demonstrations import tabletop_goal
     from octolike.envs.registry import make_wrapped_env
 

@@ -1,4 +1,4 @@
-"""What suites ask of the table: other instructions, fuller tables, robots that mean otherwise."""
+"""Splits and robots of the table: counterfactuals, distractors, action conventions."""
 
 import dataclasses
 import functools
@@ -43,67 +43,67 @@ def roll(env, act):
     raise AssertionError("the episode did not end")
 
 
-# Another instruction
+# Counterfactual instructions
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_a_counterfactual_is_another_task_on_the_same_table(env, skill):
+def test_a_counterfactual_is_another_task_in_the_same_scene(env, skill):
     for seed in range(6):
         env.reset(seed=seed, options=options("train", skill))
-        laid, table = env.task, set(env._objects)
+        train_task, table = env.task, set(env._objects)
         positions = {t: env.scene.position(t) for t in table}
         _, info = env.reset(seed=seed, options=options("counterfactual", skill))
         assert info["task"] != info["original"]
         parts = {(t.skill, t.target, t.reference) for t in (env.task, env.original)}
         assert len(parts) == 2
         assert parts <= set(tasks.tasks_of("train"))
-        things = {env.task.target, env.task.reference_object} - {None}
-        assert things <= set(env._objects)
-        if env.original == laid:  # the first table had another task; else it was laid anew
+        objects = {env.task.target, env.task.reference_object} - {None}
+        assert objects <= set(env._objects)
+        if env.original == train_task:  # otherwise a new scene was drawn
             assert set(env._objects) == table
             assert all(np.array_equal(env.scene.position(t), p) for t, p in positions.items())
 
 
-def test_most_tables_have_another_task(env):
-    kept = 0
+def test_most_scenes_allow_another_task(env):
+    unchanged = 0
     for seed in range(20):
         env.reset(seed=seed, options=options("train", "touch"))
-        laid = env.task
+        original = env.task
         env.reset(seed=seed, options=options("counterfactual", "touch"))
-        kept += env.original == laid
-    assert kept >= 18
+        unchanged += env.original == original
+    assert unchanged >= 18
 
 
-def test_what_is_asked_for_has_another_target_where_there_is_one():
+def test_a_counterfactual_has_another_target_if_possible():
     cube, ball, held_out = (
         TableObject("red", "cube"),
         TableObject("green", "ball"),
         TableObject("blue", "ball"),
     )
     task = make_task("push", cube, "left")
-    found = tasks.counterfactuals(task, (cube, ball, held_out))
-    assert {t[1] for t in found} == {ball}
+    choices = tasks.counterfactuals(task, (cube, ball, held_out))
+    assert {t[1] for t in choices} == {ball}
     alone = tasks.counterfactuals(task, (cube, held_out))
     assert {(t[1], t[2]) for t in alone} == {(cube, d) for d in ("right", "front", "back")}
     assert tasks.counterfactuals(make_task("lift", cube), (cube, ball)) == ()
 
 
 def original_expert(env):
-    """Return what does the task that the table was laid for, whatever is asked for."""
+    """Return a policy for the scene's original task instead of the instructed one."""
     expert = TabletopExpert(env)
 
     def act():
-        asked, env.task = env.task, env.original
+        task, env.task = env.task, env.original
         try:
             return expert.act()
         finally:
-            env.task = asked
+            env.task = task
 
     return act
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_doing_the_old_task_is_seen_and_is_no_success(env, skill):
+def test_doing_the_original_task_is_reported_and_not_a_success(env, skill):
     env.reset(seed=3, options=options("counterfactual", skill))
     info, _ = roll(env, original_expert(env))
     assert info["instead"]
@@ -112,14 +112,14 @@ def test_doing_the_old_task_is_seen_and_is_no_success(env, skill):
 
 
 @pytest.mark.parametrize("skill", ["touch", "put"])
-def test_doing_what_is_asked_for_is_success(env, skill):
+def test_doing_the_instructed_task_is_a_success(env, skill):
     env.reset(seed=3, options=options("counterfactual", skill))
     info, _ = roll(env, TabletopExpert(env).act)
     assert info["success"]
     assert not info["instead"]
 
 
-def test_other_splits_say_nothing_of_another_task(env):
+def test_other_splits_have_no_original_task(env):
     _, info = env.reset(seed=0, options=options("train", "touch"))
     assert "instead" not in info
     env.reset(seed=0, options=options("counterfactual", "touch"))
@@ -127,7 +127,7 @@ def test_other_splits_say_nothing_of_another_task(env):
     assert env.original is None
 
 
-def test_the_state_remembers_the_other_task(env):
+def test_the_state_contains_the_original_task(env):
     env.reset(seed=3, options=options("counterfactual", "lift"))
     act = original_expert(env)
     for _ in range(4):
@@ -139,10 +139,10 @@ def test_the_state_remembers_the_other_task(env):
     assert roll(env, act) == expected
 
 
-# Fuller tables
+# Distractors
 
 
-def test_distractors_are_more_things_around_the_same_task(env):
+def test_the_distractors_split_adds_objects_to_the_same_task(env):
     env.reset(seed=5, options=options("train", "put"))
     task, few = env.task, len(env._objects)
     env.reset(seed=5, options=options("distractors", "put"))
@@ -152,7 +152,7 @@ def test_distractors_are_more_things_around_the_same_task(env):
     assert len(env._objects) == few
 
 
-def test_a_fuller_table_leaves_the_others_as_they_were(env):
+def test_a_larger_scene_does_not_change_other_episodes(env):
     fresh = TabletopEnv(TabletopSettings(**SIZES))
     try:
         env.reset(seed=1, options=options("distractors", "touch"))
@@ -166,11 +166,11 @@ def test_a_fuller_table_leaves_the_others_as_they_were(env):
         fresh.close()
 
 
-# Robots in conflict
+# Action conventions
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_conventions_are_undone_exactly(convention):
+def test_conventions_are_inverted_exactly(convention):
     action = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     there = to_robot(action, convention)
     assert there.dtype == action.dtype
@@ -180,15 +180,15 @@ def test_conventions_are_undone_exactly(convention):
 
 
 @pytest.mark.parametrize("convention", ["mirrored", "rescaled"])
-def test_robots_do_the_same_by_other_numbers(env, convention):
+def test_robots_of_all_conventions_move_identically(env, convention):
     other = TabletopEnv(TabletopSettings(**SIZES, action_convention=convention))
     try:
         ours, theirs = (collect_episode(e, 2, skills=["push"]) for e in (env, other))
     finally:
         other.close()
     assert theirs["episode_metadata"]["success"]
-    for key, seen in ours["steps"]["observation"].items():
-        assert np.array_equal(seen, theirs["steps"]["observation"][key])
+    for key, images in ours["steps"]["observation"].items():
+        assert np.array_equal(images, theirs["steps"]["observation"][key])
     for key in ("action", "executed_action"):
         expected = to_robot(ours["steps"][key], convention)
         assert np.array_equal(theirs["steps"][key], expected)
@@ -196,7 +196,7 @@ def test_robots_do_the_same_by_other_numbers(env, convention):
     assert other.action_space.contains(theirs["steps"]["executed_action"][0])
 
 
-def test_an_unknown_convention_is_refused():
+def test_an_unknown_convention_is_rejected():
     with pytest.raises(ValueError, match="action_convention: 'mirored'; did you mean 'mirrored'"):
         TabletopSettings(**SIZES, action_convention="mirored")
 
@@ -211,15 +211,15 @@ def test_the_environment_follows_the_robot():
         registry.environment_of(wrong, "tabletop_mirrored")
 
 
-# Demonstrations of them
+# Demonstrations and errors
 
 
-def test_demonstrations_say_which_robot_and_split_made_them():
+def test_the_stored_settings_name_the_robot_and_the_split():
     collect = CollectConfig(dataset="tabletop_mirrored", skills={"lift": 1})
     environment = {"kind": "tabletop"}
     usual = demonstrations.settings(environment, collect)
     assert usual["environment"]["action_convention"] == "mirrored"
-    assert "split" not in usual  # or datasets that are there already would not be gone on with
+    assert "split" not in usual  # otherwise existing datasets could not be continued
     other = dataclasses.replace(collect, split="held_out_family")
     assert demonstrations.settings(environment, other)["split"] == "held_out_family"
 
@@ -231,21 +231,21 @@ def test_demonstrations_say_which_robot_and_split_made_them():
         ("held_out_family", "touch", "'held_out_family' has no task of skill 'touch'"),
     ],
 )
-def test_a_split_without_the_skill_is_refused(split, skill, match):
+def test_a_split_without_the_skill_is_rejected(split, skill, match):
     collect = CollectConfig(skills={skill: 1}, split=split)
     with pytest.raises(ConfigError, match=match):
         demonstrations.plan({"kind": "tabletop"}, collect)
 
 
 @pytest.mark.parametrize("version", ["2.3.7", "3.2.9", "4.0.0"])
-def test_another_mujoco_is_refused(version):
+def test_an_unsupported_mujoco_is_rejected(version):
     with pytest.raises(ImportError, match=rf"mujoco 3.3 or later, before 4.0: found {version}"):
         rendering._check_version(version)
     rendering._check_version("3.3.0")
     rendering._check_version("3.10.1")
 
 
-def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
+def test_the_error_for_a_missing_simulator_has_the_installation_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     rendering.load_mujoco.cache_clear()
     make = functools.partial(registry.make_env, {"kind": "tabletop", **SIZES})
