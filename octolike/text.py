@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from octolike import files
-from octolike.config import ConfigError
+from octolike.config import ConfigError, option
+from octolike.config.components import check_fields
 
 # Several streams share a tokenizer, and tokenizers of transformers fail in a second thread.
 _LOCK = threading.Lock()
@@ -31,14 +32,13 @@ _LOCK = threading.Lock()
 class TextTokenizer:
     """Base class: caches, truncates and pads; a subclass defines the ids of one instruction."""
 
-    length: int = 16
+    length: int = option(16, "L: tokens per instruction; longer ones are truncated", low=1)
     _cache: dict[str, tuple[np.ndarray, np.ndarray]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ConfigError(f"data.text.length is {self.length}; it must be at least 1")
+        check_fields(self, "data.text.")
 
     def encode(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids int32 [B, L], mask bool [B, L]) of B instructions; mask is False for padding.
@@ -84,14 +84,7 @@ class HashTokenizer(TextTokenizer):
     Case and punctuation are ignored. Two words collide with probability 1 / vocabulary.
     """
 
-    vocabulary: int = 4096
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.vocabulary < 2:
-            raise ConfigError(
-                f"data.text.vocabulary is {self.vocabulary}; it must be at least 2: id 0 is padding"
-            )
+    vocabulary: int = option(4096, "number of ids; id 0 is padding", low=2)
 
     def _ids(self, text: str) -> list[int]:
         words = re.findall(r"\w+", text.lower())
@@ -105,7 +98,7 @@ class HuggingFaceTokenizer(TextTokenizer):
     Raises ConfigError that names `path` if it has no tokenizer.
     """
 
-    path: str = ""
+    path: str = option("", "local directory or hub id of the tokenizer")
 
     @cached_property
     def _tokenizer(self) -> Any:
