@@ -143,7 +143,7 @@ class ArrayFrames:
 
 
 class ArraySource:
-    """The DataSource of a run whose frames are in memory.
+    """A DataSource of frames in memory.
 
     Attributes:
         spec: of every batch.

@@ -345,8 +345,8 @@ class RldsSource:
         ahead = self._batch_bytes() * (self._config.prefetch + 1)
         need = (ahead + 2 * (size + 1) / part) / 2**30
         raise ConfigError(
-            f"data.memory is {self._config.memory:g} GiB, of which prefetched batches take "
-            f"{ahead / 2**30:.3g} GiB; the largest episode of {source.spec.name} "
+            f"data.memory is {self._config.memory:g} GiB and prefetched batches take "
+            f"{ahead / 2**30:.3g} GiB of it; the largest episode of {source.spec.name} "
             f"({source.name_of(number)}) has {size / 2**20:.3g} MiB, and two of that size must fit "
             f"in the memory for {source.reader.split!r}: set data.memory to at least {need:.3g}"
         )

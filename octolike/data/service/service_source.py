@@ -27,7 +27,7 @@ from octolike.types import Batch, Names, spec_from_json, unflatten
 
 
 class ServiceSource:
-    """The DataSource of a run whose batches come from the workers of data.service."""
+    """A DataSource with batches from the workers of data.service."""
 
     def __init__(self, config: Config, processes: int = 1) -> None:
         """Connect to every worker of data.service.
