@@ -123,22 +123,12 @@ def _fill_component(open_set: str, component: Any) -> Any:
         return component  # {}, or an error that reading it reports
     kind = component["kind"]
     if open_set != "text_encoders" or not component.get("path"):  # else config.json of path
-        component = {"kind": kind, **_existing(open_set, kind, defaults[kind]), **component}
+        component = {"kind": kind, **defaults[kind], **component}
     for name, value in component.items():
         inner = FIELDS.get((open_set, kind, name))
         if inner:
             component = {**component, name: _fill_component(inner, value)}
     return component
-
-
-def _existing(open_set: str, kind: str, defaults: Json) -> Json:
-    import dataclasses
-
-    from octolike.config.open_sets import OPEN_SETS
-
-    cls = OPEN_SETS[open_set].load()[kind]
-    names = {f.name for f in dataclasses.fields(cls)}
-    return {k: v for k, v in defaults.items() if k in names}
 
 
 def _rename(config: Json, section: str, old: str, new: str) -> Json:
