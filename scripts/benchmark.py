@@ -1,8 +1,8 @@
 """Measure how fast a part of octolike is, as ratios to what the same machine can do at best.
 
-    python scripts/benchmark.py data                 the data engine
-    python scripts/benchmark.py data --only decode   one of its measurements
-    python scripts/benchmark.py model (or train)     acting (or a training step)
+    octolike benchmark data                 the data engine
+    octolike benchmark data --only decode   one of its measurements
+    octolike benchmark model (or train)     acting (or a training step)
 
 Each part is a module of scripts/benchmarks with `arguments(parser)` and `run(args)`, which returns
 rows of plain values. Expect a table, and the rows with date and versions in --output as JSON.

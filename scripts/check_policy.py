@@ -1,6 +1,6 @@
 """Check a trained policy against its data and its simulator.
 
-    python scripts/check_policy.py RUN [--frames 64] [--demonstrations 50]
+    octolike check_policy RUN [--frames 64] [--demonstrations 50]
 
 (a) Demonstrations are replayed in their simulator; (b) frames of each dataset go through the policy
 as on a robot, and are compared with training's batches, bit for bit, and its validation. Expect a
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     run = RUN.value or next(iter(arguments[1:]), "")
     if not run:
-        sys.exit("error: no run given: scripts/check_policy.py RUN")
+        sys.exit("error: no run given: octolike check_policy RUN")
     try:
         report = check(run)
         print(f"{report.table()}\n\nfigure: {report.write(Path(run) / 'check_policy')}")

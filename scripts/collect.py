@@ -1,7 +1,7 @@
 """Collect demonstrations from a simulator's scripted experts, as an ordinary RLDS dataset.
 
-    python scripts/collect.py --config configs/quickstart.py
-    ... --config configs/quickstart.py:debug                  a handful of episodes
+    octolike collect --config quickstart
+    ... --config quickstart:debug                  a handful of episodes
 
 Expect a progress bar (in a log: a line every 10 s) and then the directory
 <data.root>/<collect.dataset>/<version>. Failed demonstrations are counted and repeated with other

@@ -1,8 +1,8 @@
 """List everything that a config can hold: options, and the kinds of components with their fields.
 
-    python scripts/config.py                 as text
-    python scripts/config.py --markdown      as the page of the docs
-    python scripts/config.py --plugins my_head.py      with the kinds of your own files
+    octolike config                 as text
+    octolike config --markdown      as the page of the docs
+    octolike config --plugins my_head.py      with the kinds of your own files
 
 Expect type, default, range or choices, and meaning of each.
 """

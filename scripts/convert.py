@@ -1,11 +1,11 @@
 """Convert recordings of your robot to an RLDS dataset.
 
-    python scripts/convert.py --source recordings --target data --name my_robot
+    octolike convert --source recordings --target data --name my_robot
     ... --format hdf5-aloha|hdf5-robomimic|lerobot|npz        if it is not detected
     ... --instruction "fold the towel"                        for episodes without one
 
 Expect the progress and the directory <target>/<name>/1.0.0, with every shard read back and
-compared. After an interruption, the same command resumes. Next: scripts/inspect_data.py, with the
+compared. After an interruption, the same command resumes. Next: octolike inspect_data, with the
 command that is printed.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     for reason in dropped:
         print(f"left out: {reason}")
-    print(f"{directory}\nnext: python scripts/inspect_data.py {directory}")
+    print(f"{directory}\nnext: octolike inspect_data {directory}")
 
 
 if __name__ == "__main__":

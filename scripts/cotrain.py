@@ -1,7 +1,7 @@
 """Train on a target dataset together with a prior mixture; the target's share may change over time.
 
-    python scripts/cotrain.py --config configs/cotrain.py      after both datasets are collected
-    ... --config configs/cotrain.py:target=my_robot,prior=bridge_dataset,base=configs/bridge.py
+    octolike cotrain --config cotrain      after both datasets are collected
+    ... --config cotrain:target=my_robot,prior=bridge_dataset,base=configs/bridge.py
         --config.data.specs=my_robot.py --config.data.root=DIR
 
 Expect the table of datasets with their shares. Validation and action statistics are per dataset.
@@ -20,7 +20,7 @@ def main(config: configs.Config) -> None:
     if config.data.sampling.get("kind") != "cotrain":
         sys.exit(
             f"error: data.sampling is {dict(config.data.sampling)}; co-training needs kind "
-            "'cotrain' with a target (scripts/train.py accepts every other kind)"
+            "'cotrain' with a target (octolike train accepts every other kind)"
         )
     _launch.launch(config)
 

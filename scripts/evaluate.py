@@ -1,7 +1,7 @@
 """Evaluate a trained policy in its simulator and write a report.
 
-    python scripts/evaluate.py --run runs/quickstart                    the run's own settings
-    python scripts/evaluate.py --run runs/quickstart --suite tabletop   every skill, seen, held out
+    octolike evaluate --run runs/quickstart                    the run's own settings
+    octolike evaluate --run runs/quickstart --suite tabletop   every skill, seen, held out
     ... --splits train,held_out_phrasing --skills touch --episodes 50   selected episodes
     ... --embodiment all                        every robot of the run that the simulator supports
 

@@ -1,6 +1,6 @@
 """Finetune a run, or an imported Octo checkpoint, on new data.
 
-    python scripts/finetune.py --config configs/finetune.py:checkpoint=runs/quickstart,mode=lora
+    octolike finetune --config finetune:checkpoint=runs/quickstart,mode=lora
     ... --config.data.specs=my_robot.py --config.data.mix=my_robot --config.data.root=DIR
         --config.workdir=runs/mine
 

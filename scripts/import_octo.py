@@ -1,6 +1,6 @@
 """Import a checkpoint of the original Octo as an ordinary run directory.
 
-    python scripts/import_octo.py --source CKPT_DIR --target runs/octo-small
+    octolike import_octo --source CKPT_DIR --target runs/octo-small
     ... --text_encoder DIR_OR_HUB_ID    tokenizer (and weights, if the checkpoint has none)
     ... --step N                        of the checkpoint; default: the newest
     ... --golden DIR                    compare with Octo's outputs: octo_import/golden.py

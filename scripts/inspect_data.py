@@ -1,6 +1,6 @@
 """Inspect an RLDS dataset without a spec, and write a spec for it.
 
-    python scripts/inspect_data.py data/my_robot                 or data/my_robot/1.0.0
+    octolike inspect_data data/my_robot                 or data/my_robot/1.0.0
     ... --spec my_robot.py --pictures runs/my_robot              the files to write
 
 Expect fields, lengths, problems, the inferred spec, histograms and contact sheets as PNG, and a

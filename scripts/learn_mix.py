@@ -1,6 +1,6 @@
 """Learn the sampling weights of a mixture by group DRO.
 
-    python scripts/learn_mix.py --config configs/bridge.py --config.data.mix=fractal,bridge_dataset
+    octolike learn_mix --config bridge --config.data.mix=fractal,bridge_dataset
 
 Trains the config's network (a small one is best) twice: a reference that samples in proportion to
 size, and a proxy with sampling weights that follow the excess of its held-out error over the final

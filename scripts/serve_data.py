@@ -1,7 +1,7 @@
 """Build batches for training processes on other machines: a worker of data.service.
 
-    python scripts/serve_data.py --config configs/bridge.py --config.data.root=DIR --port 7070
-    python scripts/train.py --config configs/bridge.py --config.data.service=host:7070
+    octolike serve_data --config bridge --config.data.root=DIR --port 7070
+    octolike train --config bridge --config.data.service=host:7070
 
 Use the config and the overrides of the training; only the location of the data (data.root, roots,
 cache), data.threads and options outside config.data may differ. Several workers share the work:

@@ -1,6 +1,6 @@
 """Make the statistics of every dataset of a mix, and print them.
 
-    python scripts/statistics.py --config configs/bridge.py --config.data.root=DIR
+    octolike statistics --config bridge --config.data.root=DIR
     ... --config.data.mix=magic_soup             all of a mix; finished ones are only read
 
 Expect a progress bar with rate and time left, and per dataset a table of its action and proprio:

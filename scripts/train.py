@@ -1,8 +1,8 @@
 """Train a policy.
 
-    python scripts/train.py --config configs/quickstart.py    after scripts/collect.py
-    python scripts/train.py --config configs/bridge.py --config.data.root=DIR
-    ... --config configs/quickstart.py:debug                  takes seconds; checks the installation
+    octolike train --config quickstart    after octolike collect
+    octolike train --config bridge --config.data.root=DIR
+    ... --config quickstart:debug                  takes seconds; checks the installation
 
 Expect a table of parameters, a progress line with loss and examples per second, the held-out loss
 and action error at each validation, and in the run's directory (config.workdir) checkpoints,

@@ -1,11 +1,11 @@
 """Train a policy without tensorflow, from demonstrations held in memory.
 
-    python scripts/train_arrays.py --config configs/metaworld.py:tasks=mt50,size=27m
-    ... --config configs/metaworld.py:debug                  takes seconds; checks the installation
+    octolike train_arrays --config metaworld:tasks=mt50,size=27m
+    ... --config metaworld:debug                  takes seconds; checks the installation
 
 For a machine with jax and the simulator but without tensorflow. Records the same episodes as
-scripts/collect.py, and stores them as <data.root>/<split>.npz. An existing file is used; it is an
-error if it was recorded with other settings. Everything else is as in scripts/train.py.
+octolike collect, and stores them as <data.root>/<split>.npz. An existing file is used; it is an
+error if it was recorded with other settings. Everything else is as in octolike train.
 """
 
 import sys

@@ -277,7 +277,7 @@ def test_a_killed_conversion_with_processes_resumes(tmp_path):
     assert 2 <= before < 12
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "next: python scripts/inspect_data.py" in done.stdout
+    assert "next: octolike inspect_data" in done.stdout
     assert len(read(tmp_path / "mine" / "1.0.0")) == 12
 
 

@@ -278,7 +278,7 @@ def test_without_workers_training_stops_and_can_resume(root):
         with pytest.raises(ServiceError, match=r"no worker .* is left: 127.*:\d+ \(.*; 127.*") as e:
             take(stream, 4)
         assert all(f":{server.port} (" in str(e.value) for server in servers)
-        assert "Restart one of them (python scripts/serve_data.py" in str(e.value)
+        assert "Restart one of them (octolike serve_data" in str(e.value)
         with pytest.raises(ServiceError):
             next(stream)
         stream.close()

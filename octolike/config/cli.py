@@ -2,7 +2,7 @@
 
 Two ways to change a config file's values:
 
-    --config configs/x.py:debug            an argument changes the structure (see `parse_arg`)
+    --config x:debug            an argument changes the structure (see `parse_arg`)
     --config.optim.learning_rate=1e-4      a dotted override changes one value
 
 config_flags reads overrides of plain options. Those of dicts and components are read here, since a
@@ -63,7 +63,7 @@ def run(main: Callable[[Config], Any]) -> None:
         try:
             remaining = flags.FLAGS(argv)
             if flag.value is None:
-                raise ConfigError("no config given; try --config configs/quickstart.py")
+                raise ConfigError("no config given; try --config quickstart")
             if len(remaining) > 1:
                 raise ConfigError(f"unknown arguments: {' '.join(remaining[1:])}")
             for path, text in overrides:

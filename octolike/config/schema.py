@@ -80,7 +80,7 @@ class DataConfig:
     threads: int = option(0, "threads that read episodes; 0: one per core", low=0)
     prefetch: int = option(2, "batches prepared ahead", low=0)
     service: tuple[str, ...] = option(
-        (), "'host:port' of data workers (scripts/serve_data.py); (): this process makes batches"
+        (), "'host:port' of data workers (octolike serve_data); (): this process makes batches"
     )
     train_split: str = option("train", "training split")
     validation_split: str = option("val", "held-out split; '': none")
@@ -240,7 +240,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class CollectConfig:
-    """Demonstrations by scripted experts in a simulator: scripts/collect.py."""
+    """Demonstrations by scripted experts in a simulator: octolike collect."""
 
     dataset: str = option("tabletop", "name of the dataset to write in data.root")
     skills: dict[str, int] = option(dict, "{skill: number of training episodes}", low=0)
@@ -255,7 +255,7 @@ class CollectConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig:
-    """Closed-loop evaluation: scripts/evaluate.py."""
+    """Closed-loop evaluation: octolike evaluate."""
 
     episodes: int = option(20, "episodes per skill and split", low=1)
     splits: tuple[str, ...] = option(("train",), "splits of the environment's tasks")

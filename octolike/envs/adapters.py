@@ -46,7 +46,7 @@ def no_demonstrations(env: Any, seed: int, split: str, skills: list[str], noise:
     """Raise ConfigError: the simulator has no scripted expert."""
     raise ConfigError(
         f"{type(env.unwrapped).__name__} has no scripted expert; convert its recorded "
-        "demonstrations to RLDS with scripts/convert.py"
+        "demonstrations to RLDS with octolike convert"
     )
 
 

@@ -70,7 +70,7 @@ def read(directory: str | Path) -> list[VariantSummary]:
     if not variants:
         raise FileNotFoundError(
             f"{directory} contains no evaluated run <variant>-<seed>/{outcomes.RESULTS}; create "
-            "them with scripts/compare.py"
+            "them with octolike compare"
         )
     # If any run has several robots, splits carry the robot's name in all runs.
     runs = [run for variant_runs in variants.values() for run in variant_runs]

@@ -53,14 +53,14 @@ def read_outcomes(run: Path) -> list[RobotOutcomes]:
             raise ValueError(
                 f"{path} is an evaluation of step {step:,}, but the run has {config.train.steps:,} "
                 "steps; finish training or evaluate the last checkpoint: "
-                f"python scripts/evaluate.py --run {run}"
+                f"octolike evaluate --run {run}"
             )
         latest = {planned_episode(row): row for row in lines if row["policy"] == "trained"}
         rows = tuple(latest[e] for e in plan if e in latest)
         if not rows:
             raise ValueError(
                 f"{path} has no episode of the run's own settings (evaluate.splits, skills, "
-                f"episodes, seed); run them: python scripts/evaluate.py --run {run}"
+                f"episodes, seed); run them: octolike evaluate --run {run}"
             )
         missing = len(plan) - sum(row["success"] is not None for row in rows)
         outcomes.append(RobotOutcomes(head["setup"]["embodiment"], _seen_first(rows), missing))

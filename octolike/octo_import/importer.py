@@ -1,4 +1,4 @@
-"""Imports an Octo checkpoint as a run directory (scripts/import_octo.py).
+"""Imports an Octo checkpoint as a run directory (octolike import_octo).
 
     CKPT_DIR/                              written by Octo's save_pretrained
       config.json                          → config.json            octo_config.py

@@ -246,7 +246,7 @@ def load_run(run_dir: PathLike, step: int | None = None, plugin_files: Sequence[
         path = directory / name
         if not path.is_file():
             raise FileNotFoundError(
-                f"{directory} has no {name} ({purpose}; written by scripts/train.py before the "
+                f"{directory} has no {name} ({purpose}; written by octolike train before the "
                 f"first step): {_listing(directory)}"
             )
         texts[name] = _read_json(path)

@@ -1,8 +1,8 @@
 """Measure the speed, memory and exactness of the data pipeline, next to decoding alone.
 
-    python scripts/benchmark.py data                              all measurements, a few minutes
-    python scripts/benchmark.py data --only decode,statistics     some of them
-    python scripts/benchmark.py data --only memory --batches 1000,5000,20000
+    octolike benchmark data                              all measurements, a few minutes
+    octolike benchmark data --only decode,statistics     some of them
+    octolike benchmark data --only memory --batches 1000,5000,20000
 
 Rows: the measurement, a number with its unit, and the goal if there is one.
 

@@ -1,8 +1,8 @@
 """Measure the speed of closed-loop evaluation and the share of its parts.
 
-    python scripts/benchmark.py evaluate                                      the serious network
-    python scripts/benchmark.py evaluate --config configs/quickstart.py --slots 1,16 --workers 1
-    python scripts/benchmark.py --output evaluate.json evaluate --rounds 60
+    octolike benchmark evaluate                                      the serious network
+    octolike benchmark evaluate --config quickstart --slots 1,16 --workers 1
+    octolike benchmark --output evaluate.json evaluate --rounds 60
 
 Parameters are random: speed does not depend on them, and a policy that never succeeds keeps every
 environment busy. Prints a row per number of environments that share one batched policy call.

@@ -1,7 +1,7 @@
 """How long acting takes, beside the time that its arithmetic alone would take.
 
-    python scripts/benchmark.py model                         octo-small at batch 1, every head
-    python scripts/benchmark.py model --size base --heads diffusion
+    octolike benchmark model                         octo-small at batch 1, every head
+    octolike benchmark model --size base --heads diffusion
 
 The floor is the compiler's count of floating-point operations over the rate of a large matrix
 product, measured in turn with the policy in the same process. The instruction is encoded before, as

@@ -1,9 +1,9 @@
 """How long a training step takes, beside the time that its arithmetic alone would take.
 
-    python scripts/benchmark.py train                          octo-small and the quickstart's model
-    python scripts/benchmark.py train --only small --batches 256,512 --dtype bfloat16 --remat
+    octolike benchmark train                          octo-small and the quickstart's model
+    octolike benchmark train --only small --batches 256,512 --dtype bfloat16 --remat
 
-octo-small is the model of scripts/benchmark.py model with the states of a frozen t5-base at hand,
+octo-small is the model of octolike benchmark model with the states of a frozen t5-base at hand,
 window 2, cameras of 256 and 128 pixels. The floor is the compiler's count of floating-point
 operations over the rate of a large matrix product, measured in turn with the step in the same
 process. MFU, on a GPU, is against its peak in --peak. Data are random: speed does not depend on it.
@@ -112,7 +112,7 @@ def _octo(args: argparse.Namespace) -> Config:
 
 
 def _tabletop(config: Config) -> types.BatchSpec:
-    """Return the batch of the quickstart's data: what scripts/collect.py writes."""
+    """Return the batch of the quickstart's data: what octolike collect writes."""
     spec = acting._spec(config.data.window, config.data.horizon)
     spec = {k: v for k, v in spec.items() if "image" not in k}
     length = config.data.text["length"]

@@ -135,7 +135,7 @@ def spec_text(survey: Survey, spec: InferredSpec) -> str:
         if spec.proprio
         else "    proprio=None,"
     )
-    return f'''"""Spec of {survey.name}, inferred by scripts/inspect_data.py: verify and correct it.
+    return f'''"""Spec of {survey.name}, inferred by octolike inspect_data: verify and correct it.
 
     --config.data.specs=my_robot.py --config.data.mix={survey.name}     (the path of this file)
 """

@@ -122,7 +122,7 @@ def find_version(directory: Path) -> Path:
         names = ", ".join(sorted(d.name for d in directory.iterdir())[:10]) or "nothing"
         raise DataError(
             f"{directory} is not an RLDS dataset: it has {names}, expected features.json or "
-            "versions with it; scripts/convert.py converts other formats"
+            "versions with it; `octolike convert` reads other formats"
         )
     raise DataError(f"{directory} is not a directory")
 

@@ -1,4 +1,4 @@
-"""Streams and results of learning a mix by group DRO (scripts/learn_mix.py).
+"""Streams and results of learning a mix by group DRO (octolike learn_mix).
 
 `ReferenceStream` records the errors fed back to it; `ProxyStream` feeds back the excess over them
 and records the resulting shares.

@@ -1,6 +1,6 @@
 """Frames and episodes as recorded: images at their original size, numbers in the robot's units.
 
-For checks of a policy and a simulator against a dataset (scripts/check_policy.py). Only the batch
+For checks of a policy and a simulator against a dataset (octolike check_policy). Only the batch
 in `SampledFrames` goes through the training pipeline.
 """
 
@@ -196,7 +196,7 @@ def _recorded_episode(source: DatasetSplit, number: int) -> RecordedEpisode:
         raise DataError(
             f"{source.name_of(number)} does not record its {', '.join(missing)} (episode_metadata "
             f"has {', '.join(sorted(metadata)) or 'nothing'}), so no simulator can replay it; "
-            "demonstrations of scripts/collect.py can be replayed"
+            "demonstrations of octolike collect can be replayed"
         )
     observation = {
         f"image_{c}": _images(source, episode, c, 0, len(episode)) for c in episode.images

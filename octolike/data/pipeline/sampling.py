@@ -9,7 +9,7 @@ The groups are datasets or tasks (`over`). `SAMPLING` is looked up by config.dat
     curriculum    ordered stages, or the easiest groups first; a function of the batch number
     difficulty    larger shares for groups with poor results, which the trainer feeds back
     cotrain       a target at a fixed or scheduled share, next to a prior mix
-    group_dro     shares that follow the excess loss (scripts/learn_mix.py learns a mix with it)
+    group_dro     shares that follow the excess loss (octolike learn_mix learns a mix with it)
 
 Shares are a pure function of the batch number and of `memory`, one number per group that feedback
 updates. `SamplingSchedule` stores each memory with the first batch that uses it; checkpoints

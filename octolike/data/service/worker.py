@@ -1,6 +1,6 @@
 """A worker: builds batches for training processes on other machines, over gRPC.
 
-    server = serve(config, "0.0.0.0", 7070)     scripts/serve_data.py
+    server = serve(config, "0.0.0.0", 7070)     octolike serve_data
     server.stop()
 
     trainer 0 ── part 0 of 4 ── worker A         two training processes and two workers: each worker

@@ -25,7 +25,7 @@ CONNECT = 5.0  # seconds for the first reply of a worker
 RETRY = 5.0  # seconds between attempts to reach a lost worker
 PATIENCE = 60.0  # seconds without any worker before training ends
 DEADLINE = 600.0  # seconds for a reply; a first batch reads a pool of episodes
-LAUNCH = "python scripts/serve_data.py --config ... --config.data.root=DIR --port {port}"
+LAUNCH = "octolike serve_data --config ... --config.data.root=DIR --port {port}"
 
 Allocate = Callable[[str, str, tuple[int, ...]], np.ndarray]
 _ERROR_TYPES = {"DataError": DataError, "ConfigError": ConfigError}

@@ -46,7 +46,7 @@ _BY_SKILL = replace(
     _OWN, name="tabletop_by_skill", label="episode.episode_metadata.skill", embodiment="tabletop"
 )
 
-# One dataset per skill of one robot, for the transfer study: scripts/transfer.py.
+# One dataset per skill of one robot, for the transfer study: octolike transfer.
 _SKILLS = tuple(
     replace(_OWN, name=f"tabletop_{skill}", embodiment="tabletop")
     for skill in ("touch", "push", "lift", "put", "stack")
