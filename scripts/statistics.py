@@ -1,12 +1,12 @@
-"""Make the statistics of every dataset of a mix, and print them.
+"""Compute the statistics of every dataset of a mixture, and print them.
 
     octolike statistics --config bridge --config.data.root=DIR
-    ... --config.data.mix=magic_soup             all of a mix; finished ones are only read
+    ... --config.data.mix=magic_soup             all datasets of a mixture; cached ones are read
 
-Expect a progress bar with rate and time left, and per dataset a table of its action and proprio:
-mean, spread, extremes, 1st and 99th percentile, with the dimensions that hardly move marked.
-Training does this by itself when it must. Stopped half-way, the same command goes on with the
-shards that are left.
+Expect a progress bar with rate and time left, and for each dataset a table of its action and
+proprio: mean, standard deviation, extremes, 1st and 99th percentile; near-constant dimensions are
+marked. Training computes missing statistics itself. After an interruption, the same command
+continues with the remaining shards.
 """
 
 import os
@@ -17,11 +17,14 @@ import numpy as np
 
 from octolike import config as configs
 from octolike.embodiment import MIN_SPREAD, STATISTICS, Layout, Statistics
+from octolike.errors import ConfigError, DataError
+from octolike.tables import text_table
 
 
 def main(config: configs.Config) -> None:
-    """Make and print; data that do not fit are one line, without a traceback."""
-    from octolike.data.rlds import reader, statistics
+    """Compute and print; unusable data give a one-line error."""
+    from octolike.data.rlds.reader import Reader
+    from octolike.data.rlds.statistics import index_episodes
     from octolike.data.specs import catalog, mixes
 
     d = config.data
@@ -31,37 +34,33 @@ def main(config: configs.Config) -> None:
         "drop_bad": d.bad_episodes == "drop",
     }
     try:
-        rows = catalog.load_specs(d.specs)
-        for name in mixes.parse(d.mix, d.mix_weights, rows).weights:
-            spec, begin = catalog.find_spec(name, rows), time.monotonic()
-            reader = reader.Reader(spec, d.root_of(spec.name), d.train_split)
-            index = statistics.index_episodes(reader, **settings)
-            tasks = len(set(index.tasks) - {""})
+        specs = catalog.load_specs(d.specs)
+        for name in mixes.parse(d.mix, d.mix_weights, specs).weights:
+            spec, begin = catalog.find_spec(name, specs), time.monotonic()
+            reader = Reader(spec, d.root_of(spec.name), d.train_split)
+            index = index_episodes(reader, **settings)
+            instructions = len(set(index.tasks) - {""})
             print(
-                f"{name}: {len(index.steps):,} episodes, {index.steps.sum():,} steps, {tasks:,} "
-                f"instructions, {len(index.bad)} left out; {time.monotonic() - begin:.1f} s"
+                f"{name}: {len(index.steps):,} episodes, {index.steps.sum():,} steps, "
+                f"{instructions:,} instructions, {len(index.bad)} bad episodes; "
+                f"{time.monotonic() - begin:.1f} s"
             )
             for part, layout in (("action", spec.action), ("proprio", spec.proprio)):
                 if layout is not None:
-                    print(f"  {part}\n{table(layout, getattr(index, part))}")
-    except (configs.ConfigError, reader.DataError) as error:
+                    print(f"  {part}\n{statistics_table(layout, getattr(index, part))}")
+    except (ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
 
 
-def table(layout: Layout, statistics: Statistics) -> str:
-    """Return a line per dimension: its unit, its statistics, and whether it hardly moves."""
-    rows = [("", "unit", *STATISTICS, "")]
+def statistics_table(layout: Layout, statistics: Statistics) -> str:
+    """Return a row per dimension: its unit, its statistics, and "constant" if it hardly varies."""
     values = np.stack([getattr(statistics, name) for name in STATISTICS], axis=1)
+    rows = []
     for name, unit, numbers in zip(layout.names, layout.units, values, strict=True):
         constant = "constant" if numbers[STATISTICS.index("std")] < MIN_SPREAD else ""
         rows.append((name, unit or "-", *(f"{x:.4g}" for x in numbers), constant))
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        (
-            "    " + "  ".join([r[0].ljust(wide[0]), *map(str.rjust, r[1:-1], wide[1:-1]), r[-1]])
-        ).rstrip()
-        for r in rows
-    )
+    align = "l" + "r" * (len(STATISTICS) + 1) + "l"
+    return text_table(rows, ("", "unit", *STATISTICS, ""), align, indent=4)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def write_numbered(root: Path, name: str, lengths: Sequence[int]) -> list[tuple[
 
 
 def config(root: Path, mix: str = "fake", **data) -> Config:
-    """Return a config for small data; keywords are fields of config.data."""
+    """Return a config for a small dataset; keywords are fields of config.data."""
     result = Config(workdir="unused")
     result.data.root, result.data.mix, result.data.threads = str(root), mix, 2
     result.data.cameras, result.data.goal = {"primary": SIDE}, "none"
@@ -69,10 +69,10 @@ def config(root: Path, mix: str = "fake", **data) -> Config:
 
 
 def opened(root: Path, mix: str = "fake", **data) -> RldsSource:
-    """Return the data of such a config."""
+    """Return the opened data of `config(...)`."""
     return open_data(config(root, mix, **data))
 
 
 def shown(images: np.ndarray) -> list:
-    """Return the (episode, step) of numbered images [..., h, w, 3], nested as they are."""
+    """Return the (episode, step) of numbered images [..., h, w, 3] as nested lists."""
     return images[..., 0, 0, :2].tolist()

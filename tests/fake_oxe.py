@@ -1,10 +1,10 @@
-"""Fake episodes of the Open X-Embodiment datasets, on disk as the real ones are.
+"""Synthetic episodes of the Open X-Embodiment datasets, stored like the real ones.
 
 `oxe_schemas.json` holds the raw features of each dataset of `oxe`: nested actions, compressed
-strings, instructions as code points, encoded and plain depth. What is in them is made up: smooth
-motions, a gripper that closes and opens, unit quaternions, in the ranges that the row's expressions
-expect. Widths of states that no source tells are the smallest that the row can do with; "assumed"
-marks datasets whose features no public file lists.
+strings, instructions as code points, encoded and plain depth. The contents are synthetic: smooth
+motions, a gripper that closes and opens, unit quaternions, in the ranges that the expressions of
+the spec expect. If no source states the width of a state, it is the smallest that the spec can
+read; "assumed" marks datasets without a public list of features.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from octolike.data.specs.spec import DatasetSpec
 from octolike.types import unflatten
 
 WORDS = ("pick up the red cup", "push the blue block left", "open the drawer", "wipe the table")
-VERSION = "1.0.0"  # of a dataset whose row states none
+VERSION = "1.0.0"  # of a dataset if its spec states none
 
 
 @cache
@@ -49,11 +49,11 @@ def write_fake_oxe(
     side: int = 16,
     seed: int = 0,
 ) -> Path:
-    """Write a fake copy of one dataset under `root` and return its directory.
+    """Write a synthetic copy of one dataset under `root` and return its directory.
 
-    episodes: of the split train; val: of the split val, which is not there with 0. An episode has
-    `steps` to 1.5 · `steps` steps that the row keeps, and images whose longer side is at most
-    `side`. Raises ConfigError for a dataset without raw features here.
+    episodes: of the split train; val: of the split val, omitted if 0. An episode has `steps` to
+    1.5 · `steps` steps after thinning, and images with a longer side of at most `side`. Raises
+    ConfigError for a dataset without a schema.
     """
     if name not in schemas():
         raise ConfigError(unknown("dataset with known raw features", name, schemas()))
@@ -75,15 +75,15 @@ def write_fake_oxe(
         lengths, size = [], 0
         for shard in range(files):
             path = template.sharded_filepath(shard_index=shard, num_shards=files)
-            mine = range(shard, count, files)
+            members = range(shard, count, files)
             with tf.io.TFRecordWriter(str(path)) as file:
-                for i in mine:
+                for i in members:
                     rng = np.random.default_rng((seed, split == "val", i))
                     example = fake_oxe_episode(rng, spec, steps=steps, side=side)
                     record = features.serialize_example(example)
                     file.write(record)
                     size += len(record)
-            lengths.append(len(mine))
+            lengths.append(len(members))
         infos.append(
             tfds.core.SplitInfo(
                 name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
@@ -102,15 +102,17 @@ def write_fake_oxe(
 def fake_oxe_episode(
     rng: np.random.Generator, spec: DatasetSpec, *, steps: int, side: int
 ) -> dict[str, Any]:
-    """Return one raw episode, its steps as a list: what TFDS encodes."""
+    """Return one raw episode, with its steps as a list, as TFDS encodes it."""
     schema = schemas()[spec.name]
     length = spec.every * int(rng.integers(steps, steps + steps // 2 + 1))
     roles = _roles(spec, schema)
-    told = list(rng.permutation(WORDS))
+    texts = list(rng.permutation(WORDS))
     columns: dict[str, Any] = {}
     for path, kind in schema["steps"].items():
         if path in spec.language_paths:
-            columns[path] = _texts(told[spec.language_paths.index(path) % len(told)], kind, length)
+            columns[path] = _texts(
+                texts[spec.language_paths.index(path) % len(texts)], kind, length
+            )
         else:
             columns[path] = _numbers(rng, path, kind, length, roles)
     for key, kind in schema["images"].items():
@@ -118,8 +120,8 @@ def fake_oxe_episode(
     last = np.arange(length) == length - 1
     columns |= {IS_FIRST: np.arange(length) == 0, IS_LAST: last, IS_TERMINAL: last}
     columns[REWARD] = last.astype(np.float32)
-    listed = [unflatten({k: column[t] for k, column in columns.items()}) for t in range(length)]
-    return {STEPS: listed} | dict.fromkeys(schema.get("episode", {}), True)
+    step_list = [unflatten({k: column[t] for k, column in columns.items()}) for t in range(length)]
+    return {STEPS: step_list} | dict.fromkeys(schema.get("episode", {}), True)
 
 
 def _features(schema: Mapping[str, Any], side: int) -> tfds.features.FeaturesDict:
@@ -151,7 +153,7 @@ def _image(kind: str, side: int) -> Any:
 
 
 def _picture(kind: str, side: int) -> tuple[str, tuple[int, ...], str | None]:
-    """Return (dtype, shape made small, encoding) of an image feature."""
+    """Return (dtype, reduced shape, encoding) of an image feature."""
     dtype, size, *encoding = kind.split()
     height, width, *channels = map(int, size.split("x"))
     scale = min(1.0, side / max(height, width))
@@ -160,9 +162,9 @@ def _picture(kind: str, side: int) -> tuple[str, tuple[int, ...], str | None]:
 
 
 def _roles(spec: DatasetSpec, schema: Mapping[str, Any]) -> dict[str, list[tuple[str, slice]]]:
-    """Return what the row reads in which columns: {field: [(role, columns)]}.
+    """Return the roles of the columns that the spec reads: {field: [(role, columns)]}.
 
-    Roles: "gripper" (a state), "events" (it changes), "quaternion".
+    Roles: "gripper" (a state), "events" (its changes), "quaternion".
     """
     roles: dict[str, list[tuple[str, slice]]] = {}
     blank = {path: _blank(kind) for path, kind in schema["steps"].items()}
@@ -186,21 +188,21 @@ def _roles(spec: DatasetSpec, schema: Mapping[str, Any]) -> dict[str, list[tuple
 
 
 def _reads(part: str) -> list[tuple[str, slice]]:
-    """Return the fields that an expression reads, and which of their columns."""
-    found, inner = [], set()
+    """Return the fields that an expression reads, with their columns."""
+    fields, inner = [], set()
     for node in ast.walk(ast.parse(part, mode="eval").body):  # outer nodes come first
         sliced = isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice)
         path = _dotted(node.value if sliced else node)
         if path and id(node) not in inner:
             bounds = (node.slice.lower, node.slice.upper) if sliced else (None, None)
-            found.append((path, slice(*(b and ast.literal_eval(b) for b in bounds))))
+            fields.append((path, slice(*(b and ast.literal_eval(b) for b in bounds))))
         if sliced or path:
             inner |= {id(n) for n in ast.walk(node)}
-    return found
+    return fields
 
 
 def _dotted(node: ast.AST) -> str:
-    """Return the path under steps that a node of an expression names; "" where it names none."""
+    """Return the path under steps of a node of an expression; "" if it is not a field."""
     if isinstance(node, ast.Name) and node.id in expressions.ROOTS:
         return node.id
     if isinstance(node, ast.Attribute):
@@ -231,14 +233,14 @@ def _numbers(
     length: int,
     roles: Mapping[str, list[tuple[str, slice]]],
 ) -> list[Any] | np.ndarray:
-    """Return a field over the steps: smooth, with what `roles` says of its columns."""
+    """Return a field over the steps: smooth, except for the columns in `roles`."""
     name, _, width = kind.partition(" ")
     if name == "string":
         return ["none"] * length
     n = int(width or 1)
     phase, speed = rng.uniform(0, 2 * np.pi, n), rng.uniform(0.2, 0.6, n)
     x = 0.3 * np.sin(phase + speed * np.arange(length)[:, None])
-    # Events come before their states: a closing, an opening, each somewhere inside the episode.
+    # One closing and one opening, both inside the episode.
     close, release = np.sort(rng.choice(np.arange(1, length), 2, replace=False))
     t = np.arange(length)
     for role, columns in roles.get(path, []):
@@ -268,7 +270,7 @@ def _texts(words: str, kind: str, length: int) -> list[Any]:
 
 
 def _frames(rng: np.random.Generator, kind: str, length: int, side: int) -> list[np.ndarray]:
-    """Return pictures in which something moves, and depth that is never 0."""
+    """Return images that change over time; depth is never 0."""
     dtype, shape, _ = _picture(kind, side)
     slope = np.add.outer(np.arange(shape[0]), np.arange(shape[1]))
     base = rng.uniform(40, 120) + 3 * slope.reshape(*slope.shape, *([1] * (len(shape) - 2)))

@@ -1,4 +1,4 @@
-"""Data that cannot be used are a clear error; where so configured, counted and left out."""
+"""Unusable data: a clear error or, if so configured, excluded and counted."""
 
 import json
 import shutil
@@ -22,8 +22,8 @@ def episodes(*lengths: int) -> list[dict]:
 
 
 @pytest.fixture
-def whole(tmp_path) -> Path:
-    """The directory of a dataset of five episodes, and as many held out."""
+def complete(tmp_path) -> Path:
+    """The directory of a dataset of five training and five validation episodes."""
     return write(tmp_path, "fake", {s: episodes(3, 4, 5, 6, 7) for s in ("train", "val")})
 
 
@@ -31,86 +31,86 @@ def shard(directory: Path, split: str = "train") -> Path:
     return directory / f"fake-{split}.tfrecord-00000-of-00001"
 
 
-def spoil(monkeypatch, change) -> None:
-    """Let `change(episode, number)` alter episodes after the writer has looked at them."""
+def corrupt(monkeypatch, change) -> None:
+    """Let `change(episode, number)` alter episodes after the writer has checked them."""
 
-    def late(episode, where):
-        result = rlds_episode(episode, where)
-        change(result, int(where.rpartition(" ")[2]))
+    def changed(episode, place):
+        result = rlds_episode(episode, place)
+        change(result, int(place.rpartition(" ")[2]))
         return result
 
-    monkeypatch.setattr("octolike.data.rlds.writer.rlds_episode", late)
+    monkeypatch.setattr("octolike.data.rlds.writer.rlds_episode", changed)
 
 
-def test_a_wrong_root_says_so(tmp_path):
+def test_a_wrong_root_is_reported(tmp_path):
     for root in (tmp_path / "nowhere", Path()):
         with pytest.raises(DataError, match=r"fake"):
             opened(root)
-    with pytest.raises(DataError, match=r"data\.root '.*nowhere' is no directory.* holds fake/"):
+    with pytest.raises(DataError, match=r"data\.root '.*nowhere' is not a directory.* holds fake/"):
         opened(tmp_path / "nowhere")
 
 
-def test_a_missing_dataset_lists_what_is_there(whole, tmp_path):
-    with pytest.raises(DataError, match=r"tabletop/1\.0\.0 is not there; .* has: .*fake"):
+def test_a_missing_dataset_lists_the_existing_names(complete, tmp_path):
+    with pytest.raises(DataError, match=r"tabletop/1\.0\.0 does not exist; .* has: .*fake"):
         opened(tmp_path, "tabletop")
 
 
-def test_a_root_one_folder_too_deep_lists_what_is_there(whole, tmp_path):
+def test_a_root_one_folder_too_deep_lists_the_existing_names(complete, tmp_path):
     with pytest.raises(DataError, match=r"has: 1\.0\.0\. Set data\.root to .* holds fake/1\.0\.0"):
-        opened(whole.parent, cache=str(tmp_path / "cache"))
+        opened(complete.parent, cache=str(tmp_path / "cache"))
 
 
-def test_another_version_lists_what_is_there(whole, tmp_path):
-    whole.rename(whole.with_name("2.0.0"))
-    with pytest.raises(DataError, match=r"fake/1\.0\.0 is not there; .* has: 2\.0\.0"):
+def test_another_version_lists_the_existing_names(complete, tmp_path):
+    complete.rename(complete.with_name("2.0.0"))
+    with pytest.raises(DataError, match=r"fake/1\.0\.0 does not exist; .* has: 2\.0\.0"):
         opened(tmp_path)
 
 
-def test_an_unfinished_dataset_is_not_read(whole, tmp_path):
-    (whole / "features.json").unlink()
-    with pytest.raises(DataError, match=r"fake/1\.0\.0 is not finished"):
+def test_an_incomplete_dataset_is_not_read(complete, tmp_path):
+    (complete / "features.json").unlink()
+    with pytest.raises(DataError, match=r"fake/1\.0\.0 is incomplete"):
         opened(tmp_path)
-    whole.rename(whole.with_name("1.0.0.incomplete"))
-    with pytest.raises(DataError, match=r"1\.0\.0\.incomplete is not finished"):
+    complete.rename(complete.with_name("1.0.0.incomplete"))
+    with pytest.raises(DataError, match=r"1\.0\.0\.incomplete is incomplete"):
         opened(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
-def test_broken_metadata_are_named(whole, tmp_path, name):
-    (whole / name).write_text((whole / name).read_text()[:100])
+def test_corrupted_metadata_are_named(complete, tmp_path, name):
+    (complete / name).write_text((complete / name).read_text()[:100])
     with pytest.raises(
         DataError, match=r"fake: features.json or dataset_info.json in .*1\.0\.0 ca"
     ):
         opened(tmp_path)
 
 
-def test_a_missing_shard_is_named(whole, tmp_path):
-    shard(whole).unlink()
+def test_a_missing_shard_is_named(complete, tmp_path):
+    shard(complete).unlink()
     with pytest.raises(DataError, match=r"1 of 1 shards .* missing, the first is .*00000-of-00001"):
         opened(tmp_path)
 
 
-def test_a_missing_split_lists_the_others(whole, tmp_path):
-    with pytest.raises(DataError, match=r"no split 'test' .*there is: train, val"):
+def test_a_missing_split_lists_the_others(complete, tmp_path):
+    with pytest.raises(DataError, match=r"no split 'test' .*splits: train, val\)"):
         opened(tmp_path, train_split="test")
 
 
 def records(path: Path) -> list[bytes]:
     """Return the stored records of a file, each with its length and checksums."""
-    data, found = path.read_bytes(), []
+    data, records = path.read_bytes(), []
     while data:
         size = int.from_bytes(data[:8], "little") + 16
-        found.append(data[:size])
+        records.append(data[:size])
         data = data[size:]
-    return found
+    return records
 
 
-def test_a_truncated_or_corrupt_record_and_its_file_are_named(whole, tmp_path):
-    *stored, last = records(shard(whole))
+def test_a_truncated_or_corrupted_record_and_its_file_are_named(complete, tmp_path):
+    *stored, last = records(shard(complete))
     middle = len(last) // 2
     flipped = last[:middle] + bytes([last[middle] ^ 255]) + last[middle + 1 :]
-    for spoilt in (last[:-1], last[:middle], flipped):
-        shard(whole).write_bytes(b"".join([*stored, spoilt]))
+    for corrupted in (last[:-1], last[:middle], flipped):
+        shard(complete).write_bytes(b"".join([*stored, corrupted]))
         with pytest.raises(DataError, match=r"fake-train.*00000-of-00001: record 4 is truncated"):
             opened(tmp_path)
     data = opened(tmp_path, bad_episodes="drop", batch_size=18)
@@ -121,19 +121,19 @@ def test_a_truncated_or_corrupt_record_and_its_file_are_named(whole, tmp_path):
     assert {e for ((e, _),) in seen} == {0, 1, 2, 3}
 
 
-def test_missing_records_are_counted(whole, tmp_path):
-    shard(whole).write_bytes(b"".join(records(shard(whole))[:2]))
-    with pytest.raises(DataError, match=r"2 records, but dataset_info.json promises 5"):
+def test_missing_records_are_counted(complete, tmp_path):
+    shard(complete).write_bytes(b"".join(records(shard(complete))[:2]))
+    with pytest.raises(DataError, match=r"2 records, but dataset_info.json lists 5"):
         opened(tmp_path)
     row = opened(tmp_path, bad_episodes="drop").describe().splitlines()[1].split()
     assert (row[1], row[4]) == ("2", "3")
 
 
-def test_a_record_that_is_no_episode_is_named(whole, tmp_path):
-    with tf.io.TFRecordWriter(str(shard(whole))) as file:
+def test_a_record_that_is_not_an_episode_is_named(complete, tmp_path):
+    with tf.io.TFRecordWriter(str(shard(complete))) as file:
         for _ in range(5):
             file.write(b"no episode")
-    with pytest.raises(DataError, match=r"episode 0 is not what features.json says: Could not par"):
+    with pytest.raises(DataError, match=r"episode 0 does not match features.json: Could not par"):
         opened(tmp_path)
     with pytest.raises(DataError, match=r"no usable episode; the first of 5 reasons"):
         opened(tmp_path, bad_episodes="drop")
@@ -141,7 +141,7 @@ def test_a_record_that_is_no_episode_is_named(whole, tmp_path):
 
 @pytest.fixture
 def not_finite(tmp_path, monkeypatch) -> Path:
-    """Episodes of which 1 and 3, and the held-out 3, have numbers that are none."""
+    """Training episodes 1 and 3 and validation episode 3 have non-finite numbers."""
 
     def change(episode, number):
         if number == 3:
@@ -149,19 +149,19 @@ def not_finite(tmp_path, monkeypatch) -> Path:
         if number == 1 and len(episode["steps"]["action"]) == 4:
             episode["steps"]["observation"]["state"][3, 4] = -np.inf
 
-    spoil(monkeypatch, change)
+    corrupt(monkeypatch, change)
     write(tmp_path, "fake", {"train": episodes(3, 4, 5, 6, 7), "val": episodes(3, 3, 3, 3)})
     return tmp_path
 
 
-def test_a_number_that_is_none_is_named(not_finite):
+def test_a_non_finite_number_is_named(not_finite):
     with pytest.raises(
         DataError, match=r"fake: .*train.*episode 1: proprio at step 3 is -inf in dimension 4 \(pit"
     ):
         opened(not_finite)
 
 
-def test_bad_episodes_are_left_out_counted_and_reported(not_finite):
+def test_bad_episodes_are_excluded_counted_and_reported(not_finite):
     data = opened(not_finite, bad_episodes="drop", batch_size=15)
     header, train, val, *reasons = data.describe().splitlines()
     assert header.split()[:2] == ["dataset", "episodes"]
@@ -176,16 +176,16 @@ def test_bad_episodes_are_left_out_counted_and_reported(not_finite):
     record = data.embodiments[0]
     assert (record.action_statistics.episodes, record.action_statistics.steps) == (3, 15)
     assert np.isfinite(record.proprio_statistics.mean).all()
-    # the cache knows of them: the other setting still refuses
+    # the cache stores the reasons: with the other setting, they are still an error
     with pytest.raises(DataError, match=r"proprio at step 3 .* \(2 bad episodes in all\)"):
         opened(not_finite)
 
 
-def test_a_gripper_command_that_is_none_is_found_in_bridge_too(tmp_path, monkeypatch):
+def test_a_non_finite_gripper_command_is_found_in_bridge_too(tmp_path, monkeypatch):
     def change(episode, number):
         episode["steps"]["action"][2, 6] = np.nan
 
-    spoil(monkeypatch, change)
+    corrupt(monkeypatch, change)
     write(tmp_path, "bridge_dataset", {"train": [numbered(1, 5, ["image_0", "image_1"])]})
     with pytest.raises(DataError, match=r"action at step \d is nan in dimension 6 \(gripper\)"):
         opened(tmp_path, "bridge_dataset")
@@ -205,7 +205,7 @@ def test_numbers_of_another_width_are_named(tmp_path):
         opened(tmp_path)
 
 
-def test_a_field_that_is_not_there_is_named(tmp_path):
+def test_a_missing_field_is_named(tmp_path):
     episode = numbered(1, 3, CAMERAS)
     episode["steps"]["observation"]["proprio"] = episode["steps"]["observation"].pop("state")
     write(tmp_path, "fake", {"train": [episode]})
@@ -218,9 +218,9 @@ def test_an_episode_without_language_is_masked(tmp_path):
     mixed[0]["steps"]["language_instruction"] = " "
     write(tmp_path, "fake", {"train": mixed})
     batch = next(opened(tmp_path, batch_size=6).train())
-    told = np.array(shown(batch["observation"]["image_primary"]))[:, 0, 0] == 1
-    np.testing.assert_array_equal(batch["task"]["present"]["language"], told)
-    np.testing.assert_array_equal(batch["task"]["language"]["mask"].any(1), told)
+    has_text = np.array(shown(batch["observation"]["image_primary"]))[:, 0, 0] == 1
+    np.testing.assert_array_equal(batch["task"]["present"]["language"], has_text)
+    np.testing.assert_array_equal(batch["task"]["language"]["mask"].any(1), has_text)
 
 
 def test_a_dataset_without_its_instruction_field_is_named(tmp_path):
@@ -240,7 +240,7 @@ def test_a_camera_that_the_files_lack_is_named(tmp_path):
         opened(tmp_path)
 
 
-def test_a_camera_that_no_dataset_has_is_named(whole, tmp_path):
+def test_a_camera_that_no_dataset_has_is_named(complete, tmp_path):
     with pytest.raises(ConfigError, match=r"data\.cameras: 'top' \(choices: primary, wrist\)"):
         opened(tmp_path, cameras={"top": 8})
 
@@ -261,52 +261,52 @@ def test_a_camera_that_no_dataset_has_is_named(whole, tmp_path):
         (" , ", "unknown mix or dataset"),
     ],
 )
-def test_mixes_that_make_no_sense(mix, message):
+def test_invalid_mixtures_are_rejected(mix, message):
     with pytest.raises(ConfigError, match=message):
         mixes.parse(mix, "shares")
 
 
-def test_spaces_in_a_mix_mean_nothing():
+def test_spaces_in_a_mixture_are_ignored():
     assert mixes.parse("fake = 2 , tabletop", "shares").weights == {"fake": 2.0, "tabletop": 1.0}
     assert mixes.parse("bridge_and_tabletop", "multipliers").kind == "shares"
-    beside = mixes.parse("fake,magic_soup=2", "multipliers").weights
+    weights = mixes.parse("fake,magic_soup=2", "multipliers").weights
     soup = mixes.MIXES["magic_soup"].weights
-    assert beside == {"fake": 1.0} | {name: 2 * w for name, w in soup.items()}
+    assert weights == {"fake": 1.0} | {name: 2 * w for name, w in soup.items()}
     with pytest.raises(ConfigError, match="weights of 'magic_soup' are multipliers"):
         mixes.parse("fake,magic_soup", "shares")
 
 
-def test_a_file_that_vanishes_while_running_is_named(whole, tmp_path):
+def test_a_file_that_vanishes_while_running_is_named(complete, tmp_path):
     data = opened(tmp_path, pool=1)
-    shutil.rmtree(whole)
+    shutil.rmtree(complete)
     stream = data.train()
-    for _ in range(2):  # and again, when it is asked again
+    for _ in range(2):  # the error repeats
         with pytest.raises(
             DataError, match=r"fake-train.*00000-of-00001 could not be read: .*No su"
         ):
             list(stream)
 
 
-def test_a_file_that_changes_while_running_is_named(whole, tmp_path):
+def test_a_file_that_changes_while_running_is_named(complete, tmp_path):
     data = opened(tmp_path, pool=1)
-    shard(whole).write_bytes(b"".join(reversed(records(shard(whole)))))
+    shard(complete).write_bytes(b"".join(reversed(records(shard(complete)))))
     with pytest.raises(DataError, match=r"no record of \d+ bytes at \d+; the file has changed"):
         list(data.train())
 
 
-def test_a_record_that_is_spoilt_while_running_is_named(whole, tmp_path):
+def test_a_record_that_is_corrupted_while_running_is_named(complete, tmp_path):
     data = opened(tmp_path, pool=1)
-    spoilt = [r[:12] + b"\xff" * (len(r) - 12) for r in records(shard(whole))]
-    shard(whole).write_bytes(b"".join(spoilt))
-    with pytest.raises(DataError, match=r"fake: .*byte \d+ is not what features.json says: "):
+    corrupted = [r[:12] + b"\xff" * (len(r) - 12) for r in records(shard(complete))]
+    shard(complete).write_bytes(b"".join(corrupted))
+    with pytest.raises(DataError, match=r"fake: .*byte \d+ does not match features.json: "):
         list(data.train())
 
 
-def test_what_was_made_before_a_fault_is_still_returned(whole, tmp_path):
+def test_batches_before_an_error_are_still_returned(complete, tmp_path):
     data = opened(tmp_path, pool=1, batch_size=1)
-    stored = records(shard(whole))
-    stored[-1] = bytes(len(stored[-1]))  # the last episode is gone
-    shard(whole).write_bytes(b"".join(stored))
+    stored = records(shard(complete))
+    stored[-1] = bytes(len(stored[-1]))  # removes the last episode
+    shard(complete).write_bytes(b"".join(stored))
     stream, returned = data.train(), []
     with pytest.raises(DataError, match="the file has changed"):
         returned.extend(stream)
@@ -315,13 +315,13 @@ def test_what_was_made_before_a_fault_is_still_returned(whole, tmp_path):
     assert json.loads(json.dumps(stream.state()))["batches"] == len(returned)
 
 
-def test_an_image_that_cannot_be_decoded_is_named(whole, tmp_path):
+def test_an_image_that_cannot_be_decoded_is_named(complete, tmp_path):
     data = opened(tmp_path, batch_size=4, cameras={"primary": 8, "wrist": 8})
-    source, place = data._sources[0], shard(whole)
+    source, place = data._sources[0], shard(complete)
     broken = source.load(2).images["wrist"][3]
-    spoilt = place.read_bytes().replace(broken, broken[:20] + bytes(len(broken) - 20))
-    assert len(spoilt) == place.stat().st_size
-    place.write_bytes(spoilt)
+    corrupted = place.read_bytes().replace(broken, broken[:20] + bytes(len(broken) - 20))
+    assert len(corrupted) == place.stat().st_size
+    place.write_bytes(corrupted)
     at = int(source.index.offset[2])
     with pytest.raises(
         DataError, match=rf"fake: .*byte {at}: \w+ image of step \d cannot be decoded"
@@ -329,10 +329,10 @@ def test_an_image_that_cannot_be_decoded_is_named(whole, tmp_path):
         list(data.train())
 
 
-def test_a_first_image_that_cannot_be_decoded_is_named(whole, tmp_path):
+def test_a_first_image_that_cannot_be_decoded_is_named(complete, tmp_path):
     data = opened(tmp_path)
     picture = data._sources[0].load(0).images["primary"][0]
-    shard(whole).write_bytes(shard(whole).read_bytes().replace(picture[:8], b"\0" * 8))
+    shard(complete).write_bytes(shard(complete).read_bytes().replace(picture[:8], b"\0" * 8))
     with pytest.raises(
         DataError, match=r"fake: .*: primary image of step 0 cannot be decoded: Unkn"
     ):

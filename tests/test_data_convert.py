@@ -234,11 +234,11 @@ def test_a_partial_conversion_does_not_resume_with_other_settings(tmp_path):
         convert(path, str(tmp_path), "mine", plan(validation=0, episodes_per_shard=1))
     damaged.write_bytes(content)
     other = plan(validation=0, episodes_per_shard=1, options=ConvertOptions(instruction="else"))
-    with pytest.raises(DataError, match=r"was begun with .*'instruction': ''.*now it is .*else"):
+    with pytest.raises(DataError, match=r"was started with .*'instruction': ''.*now it is .*else"):
         convert(path, str(tmp_path), "mine", other)
     directory, _ = convert(path, str(tmp_path), "mine", plan(validation=0, episodes_per_shard=1))
     assert len(read(directory)) == 4
-    with pytest.raises(DataError, match="was begun with"):
+    with pytest.raises(DataError, match="was started with"):
         convert(path, str(tmp_path), "mine", other)
 
 
@@ -295,9 +295,9 @@ def test_collecting_with_other_noise_is_rejected(tmp_path):
     writer().write("train", 0, fake_episodes(0, 1, cameras={"primary": 8}))
     writer()
     with pytest.raises(
-        DataError, match=r"was begun with \{'noise': 0.5\}, now .* \{'noise': 0.2\}"
+        DataError, match=r"was started with \{'noise': 0.5\}, now .* \{'noise': 0.2\}"
     ):
         writer(noise=0.2)
     writer().finish()
-    with pytest.raises(DataError, match="was begun with"):
+    with pytest.raises(DataError, match="was started with"):
         writer(noise=0.2)

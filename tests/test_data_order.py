@@ -18,6 +18,7 @@ from octolike import types
 from octolike.config import ConfigError
 from octolike.data.pipeline.order import EpisodeTable, Order, PoolKey
 from octolike.data.rlds import statistics
+from octolike.data.rlds.index import index_digest
 from octolike.data.rlds.reader import Reader
 from octolike.data.specs import standardize
 from octolike.data.specs.catalog import find_spec
@@ -276,7 +277,7 @@ def test_validation_is_the_same_at_every_call(root):
 
 def test_a_missing_validation_split_is_an_error_unless_disabled(tmp_path):
     write(tmp_path, "fake", {"train": [numbered(0, 3, ["image_primary", "image_wrist"])]})
-    with pytest.raises(DataError, match=r"fake: no split 'val' in .* \(there is: train\)"):
+    with pytest.raises(DataError, match=r"fake: no split 'val' in .* \(splits: train\)"):
         opened(tmp_path).validation()
     assert opened(tmp_path, validation_split="").validation() == {}
 
@@ -298,9 +299,10 @@ def test_held_out_episodes_do_not_enter_the_statistics(tmp_path):
 @pytest.fixture
 def passes(monkeypatch):
     """Return the growing list of passes over the records."""
-    made, scan = [], statistics._scan
-    monkeypatch.setattr(statistics, "_scan", lambda *a: made.append(a[0].spec.name) or scan(*a))
-    return made
+    names, scan = [], statistics.scan_split
+    scan_and_count = lambda *a: names.append(a[0].spec.name) or scan(*a)
+    monkeypatch.setattr(statistics, "scan_split", scan_and_count)
+    return names
 
 
 def test_a_second_opening_reads_only_the_cache(tmp_path, passes, monkeypatch):
@@ -335,11 +337,11 @@ def test_other_files_of_the_same_size_are_read_again(tmp_path, passes):
 
 def test_the_digest_follows_the_files_and_the_spec(root):
     reader = Reader(find_spec("fake"), str(root), "train")
-    before = statistics.index_digest(reader)
-    assert before == statistics.index_digest(Reader(find_spec("fake"), str(root), "train"))
-    assert before != statistics.index_digest(Reader(find_spec("fake"), str(root), "val"))
+    before = index_digest(reader)
+    assert before == index_digest(Reader(find_spec("fake"), str(root), "train"))
+    assert before != index_digest(Reader(find_spec("fake"), str(root), "val"))
     reader.spec = replace(reader.spec, standardize=lambda steps: standardize.as_stored(steps))
-    assert before != statistics.index_digest(reader)
+    assert before != index_digest(reader)
 
 
 def test_a_read_only_directory_uses_the_cache(tmp_path, passes):

@@ -1,4 +1,6 @@
-"""The pass over the records: the sketch's bound, merging, the index, and a pass that is killed."""
+"""The pass over the records: the sketch's bound, merging, the index, interrupted passes."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import tensorflow as tf
 from data_fakes import numbered
 
 from octolike.data.rlds import statistics
+from octolike.data.rlds.index import COLUMNS, index_digest
 from octolike.data.rlds.quantile_sketch import RELATIVE_ERROR, QuantileSketch
 from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.writer import Writer
@@ -62,7 +65,7 @@ def test_quantiles_are_within_the_bound(steps, q):
 
 def test_moments_are_exact():
     x = hard(5000)[:, [i for i, name in enumerate(HARD) if name != "all scales"]]
-    found, wide = sketch(x, 100, 1000).finish(), x.astype(np.float64)
+    found, wide = sketch(x, 100, 1000).statistics(), x.astype(np.float64)
     np.testing.assert_allclose(found.mean, wide.mean(0), rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(found.std, wide.std(0), rtol=1e-6, atol=1e-12)
     np.testing.assert_array_equal(found.min, x.min(0))
@@ -72,7 +75,7 @@ def test_moments_are_exact():
 
 def test_small_data_constants_and_grippers_have_exact_quantiles():
     x = np.array([[0.7, t % 2, 1.5 * 2**t] for t in range(30)], np.float32)
-    found = sketch(x).finish()
+    found = sketch(x).statistics()
     for name, q in (("p01", 0.01), ("p99", 0.99)):
         np.testing.assert_allclose(getattr(found, name), np.quantile(x, q, axis=0), rtol=1e-6)
     assert found.p01[0] == found.p99[0] == np.float32(0.7)
@@ -80,22 +83,22 @@ def test_small_data_constants_and_grippers_have_exact_quantiles():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_merging_is_the_same_in_any_order_and_grouping(seed, monkeypatch):
+def test_merging_gives_the_same_in_any_order_and_grouping(seed, monkeypatch):
     monkeypatch.setattr("octolike.data.rlds.quantile_sketch._BUFFER", 500)
     x, rng = hard(4000), np.random.default_rng(seed)
-    whole = sketch(x, *range(100, 4000, 100))
+    total = sketch(x, *range(100, 4000, 100))
     parts = [sketch(e) for e in np.split(x, 40)]
     while len(parts) > 1:
         a, b = (parts.pop(int(rng.integers(len(parts)))) for _ in range(2))
         a.merge(b)
-        parts.append(QuantileSketch.from_arrays(a.arrays()))  # as it is kept on disk
-    np.testing.assert_array_equal(whole.quantile(0.5) * 0, parts[0].quantile(0.5) * 0)
-    np.testing.assert_array_equal(whole.keys, parts[0].keys)
-    np.testing.assert_array_equal(whole.counts, parts[0].counts)
-    assert_close(whole.finish(), parts[0].finish())
+        parts.append(QuantileSketch.from_arrays(a.to_arrays()))  # as stored on disk
+    np.testing.assert_array_equal(total.quantile(0.5) * 0, parts[0].quantile(0.5) * 0)
+    np.testing.assert_array_equal(total.keys, parts[0].keys)
+    np.testing.assert_array_equal(total.counts, parts[0].counts)
+    assert_close(total.statistics(), parts[0].statistics())
 
 
-def test_a_sketch_is_as_large_as_the_spread_not_the_number_of_values():
+def test_the_size_of_a_sketch_depends_on_the_spread_not_on_the_number_of_values():
     rng, sizes = np.random.default_rng(0), []
     found = QuantileSketch(1)
     for _ in range(20):
@@ -106,13 +109,13 @@ def test_a_sketch_is_as_large_as_the_spread_not_the_number_of_values():
     assert sizes[-1] < 1.5 * sizes[4]
 
 
-def test_a_sketch_refuses_other_widths_and_nothing():
-    with pytest.raises(ValueError, match=r"sketch of \[T, 3\] cannot take \(4, 2\)"):
+def test_a_sketch_rejects_other_widths_and_an_empty_set():
+    with pytest.raises(ValueError, match=r"expected values \[T, 3\], got \[4, 2\]"):
         QuantileSketch(3).update(np.zeros((4, 2), np.float32))
     with pytest.raises(ValueError, match="of 3 and 2 dimensions"):
         QuantileSketch(3).merge(QuantileSketch(2))
     with pytest.raises(ValueError, match="no steps"):
-        QuantileSketch(3).finish()
+        QuantileSketch(3).statistics()
 
 
 TEXTS = ["open", "", "close", "open", " open ", "push"]
@@ -129,7 +132,7 @@ def write(root, name="fake", shards=3, texts=TEXTS):
     return [len(e["steps"]["action"]) for s in range(shards) for e in episodes[s::shards]]
 
 
-def index(root, name="fake", **settings):
+def make_index(root, name="fake", **settings):
     """Return the index of a dataset's training split."""
     settings = {"threads": 2, "cache": str(root / "cache"), "drop_bad": False} | settings
     return statistics.index_episodes(Reader(find_spec(name), str(root), "train"), **settings)
@@ -137,7 +140,7 @@ def index(root, name="fake", **settings):
 
 def test_the_index_finds_every_episode_and_its_task(tmp_path):
     lengths = write(tmp_path)
-    found = index(tmp_path)
+    found = make_index(tmp_path)
     reader = Reader(find_spec("fake"), str(tmp_path), "train")
     assert found.steps.tolist() == lengths
     for i, steps in enumerate(lengths):
@@ -153,20 +156,20 @@ def test_the_index_finds_every_episode_and_its_task(tmp_path):
     assert few.action.episodes == 6
 
 
-def test_the_cache_gives_back_the_same_index(tmp_path, monkeypatch):
+def test_the_cache_returns_the_same_index(tmp_path, monkeypatch):
     write(tmp_path)
-    first = index(tmp_path)
-    monkeypatch.setattr(statistics, "_scan", None)
-    second = index(tmp_path)
+    first = make_index(tmp_path)
+    monkeypatch.setattr(statistics, "scan_split", None)
+    second = make_index(tmp_path)
     assert_same(first, second)
-    digest = statistics.index_digest(Reader(find_spec("fake"), str(tmp_path), "train"))
+    digest = index_digest(Reader(find_spec("fake"), str(tmp_path), "train"))
     names = [p.name for p in (tmp_path / "fake/1.0.0/.octolike").iterdir()]
     assert names == [f"fake-train-{digest}.npz"]
 
 
 def assert_same(a, b):
-    """Two indices are equal to the last bit."""
-    for k in ("shard", "offset", "length", "steps", "task", "label"):
+    """Assert that two indices are equal to the last bit."""
+    for k in COLUMNS:
         np.testing.assert_array_equal(getattr(a, k), getattr(b, k), err_msg=k)
     assert (a.tasks, a.labels, a.bad) == (b.tasks, b.labels, b.bad)
     for part in ("action", "proprio"):
@@ -176,13 +179,13 @@ def assert_same(a, b):
 
 
 class Killed(BaseException):
-    """Nobody catches it, as nobody catches a kill."""
+    """An exception that no handler catches, like a kill."""
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
-def test_a_killed_pass_goes_on_with_the_shards_that_are_left(tmp_path, monkeypatch, done):
+def test_an_interrupted_pass_resumes_with_the_remaining_shards(tmp_path, monkeypatch, done):
     write(tmp_path)
-    expected = index(tmp_path)
+    expected = make_index(tmp_path)
     for path in (tmp_path / "fake/1.0.0/.octolike").iterdir():
         path.unlink()
     scan, scanned = statistics._scan_shard, []
@@ -195,31 +198,31 @@ def test_a_killed_pass_goes_on_with_the_shards_that_are_left(tmp_path, monkeypat
 
     monkeypatch.setattr(statistics, "_scan_shard", killed)
     with pytest.raises(Killed):
-        index(tmp_path, threads=1)
+        make_index(tmp_path, threads=1)
     place = tmp_path / "fake/1.0.0/.octolike"
     assert not list(place.glob("*.npz"))
     again = []
     monkeypatch.setattr(
         statistics, "_scan_shard", lambda r, p, s, *rest: again.append(s) or scan(r, p, s, *rest)
     )
-    assert_same(index(tmp_path), expected)
+    assert_same(make_index(tmp_path), expected)
     assert sorted(scanned + again) == [0, 1, 2]
     assert len(list(place.iterdir())) == 1
 
 
-def test_a_damaged_part_or_index_is_made_again(tmp_path, capsys):
+def test_a_corrupted_index_is_recomputed(tmp_path, capsys):
     write(tmp_path)
-    expected = index(tmp_path)
+    expected = make_index(tmp_path)
     (path,) = (tmp_path / "fake/1.0.0/.octolike").glob("*.npz")
     stored = path.read_bytes()
-    for damaged in (b"", stored[: len(stored) // 2], b"x" * 100):
-        path.write_bytes(damaged)
-        assert_same(index(tmp_path), expected)
-        assert "is damaged" in capsys.readouterr().err
+    for corrupted in (b"", stored[: len(stored) // 2], b"x" * 100):
+        path.write_bytes(corrupted)
+        assert_same(make_index(tmp_path), expected)
+        assert "is corrupted" in capsys.readouterr().err
         assert path.stat().st_size == len(stored)
 
 
-def test_bad_episodes_are_left_out_and_offsets_stay_right(tmp_path):
+def test_bad_episodes_are_excluded_and_offsets_stay_correct(tmp_path):
     keys = list(find_spec("fake").cameras.values())
     good = [numbered(i, 4, keys) for i in range(3)]
     writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 1})
@@ -230,9 +233,9 @@ def test_bad_episodes_are_left_out_and_offsets_stay_right(tmp_path):
     with tf.io.TFRecordWriter(str(shard)) as file:
         for record in (stored[0], b"\xff" * 100, stored[2]):
             file.write(record)
-    with pytest.raises(DataError, match=r"episode 1 is not what features\.json says"):
-        index(tmp_path)
-    found = index(tmp_path, drop_bad=True)
+    with pytest.raises(DataError, match=r"episode 1 does not match features\.json"):
+        make_index(tmp_path)
+    found = make_index(tmp_path, drop_bad=True)
     reader = Reader(find_spec("fake"), str(tmp_path), "train")
     at = [(int(s), int(o), int(n)) for s, o, n in zip(found.shard, found.offset, found.length)]
     assert [reader.read_episode(*where).action[0, 0] for where in at] == [0, 2]
@@ -242,7 +245,7 @@ def test_bad_episodes_are_left_out_and_offsets_stay_right(tmp_path):
 def test_datasets_of_one_embodiment_pool_their_steps(tmp_path):
     write(tmp_path, "fake")
     write(tmp_path, "tabletop", texts=TEXTS[:2], shards=1)
-    both = [index(tmp_path, "fake"), index(tmp_path, "tabletop")]
+    both = [make_index(tmp_path, "fake"), make_index(tmp_path, "tabletop")]
     action, proprio = statistics.pool_statistics(both)
     x = np.concatenate([np.full(3 + i, i) for n in (6, 2) for i in range(n)]).astype(np.float64)
     assert (action.steps, action.episodes) == (len(x), 8)
@@ -251,3 +254,40 @@ def test_datasets_of_one_embodiment_pool_their_steps(tmp_path):
     assert action.p99[0] == pytest.approx(np.quantile(x, 0.99))
     assert proprio.steps == action.steps
     assert both[0].action.steps == both[1].action.steps + 26  # pooling changes neither
+
+
+def test_a_change_of_the_spec_recomputes_the_statistics_and_reports_it(tmp_path, capsys):
+    write(tmp_path)
+    reader = Reader(find_spec("fake"), str(tmp_path), "train")
+    settings = {"threads": 1, "cache": str(tmp_path / "cache"), "drop_bad": False}
+    first = statistics.index_episodes(reader, **settings)
+    assert "recomputing" not in capsys.readouterr().err
+    reader.spec = dataclasses.replace(reader.spec, every=2)
+    second = statistics.index_episodes(reader, **settings)
+    expected = "statistics of fake/train: the spec's computation changed, recomputing\n"
+    assert expected in capsys.readouterr().err
+    assert second.action.steps < first.action.steps
+    statistics.index_episodes(reader, **settings)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("constant", ["FORMAT", "ALGORITHM"])
+def test_another_algorithm_or_format_recomputes_the_statistics(
+    tmp_path, monkeypatch, capsys, constant
+):
+    write(tmp_path)
+    make_index(tmp_path)
+    monkeypatch.setattr(f"octolike.data.rlds.index.{constant}", 99)
+    capsys.readouterr()
+    make_index(tmp_path)
+    assert "the way of computing statistics changed, recomputing" in capsys.readouterr().err
+
+
+def test_a_cache_of_the_first_format_is_reported_and_recomputed(tmp_path, capsys):
+    write(tmp_path)
+    folder = tmp_path / "fake/1.0.0/.octolike"
+    folder.mkdir()
+    (folder / "fake-train-0123456789abcdef.npz").write_bytes(b"")
+    (folder / "fake-val-0123456789abcdef.npz").write_bytes(b"")
+    make_index(tmp_path)
+    assert capsys.readouterr().err.count("recomputing") == 1

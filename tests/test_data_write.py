@@ -1,4 +1,4 @@
-"""Writing RLDS datasets: any reader reads what was written, and only what is whole is read."""
+"""Writing RLDS datasets: any reader reads them, and only complete datasets are read."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +18,7 @@ def episodes(count, seed=0):
     return list(fake_episodes(seed, count, steps=5, cameras=CAMERAS))
 
 
-def test_any_rlds_reader_reads_what_was_written(tmp_path):
+def test_any_rlds_reader_reads_the_dataset(tmp_path):
     wrote = episodes(5)
     writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 2, "val": 1})
     writer.write("train", 0, wrote[:3])
@@ -70,7 +70,7 @@ def test_the_bytes_of_a_shard_do_not_depend_on_the_process(tmp_path):
         assert record.numpy() == example.SerializeToString(deterministic=True)
 
 
-def test_a_kill_costs_the_unfinished_shard_only(tmp_path):
+def test_an_interruption_loses_only_the_unfinished_shard(tmp_path):
     def interrupted():
         yield episodes(1)[0]
         raise KeyboardInterrupt
@@ -81,7 +81,7 @@ def test_a_kill_costs_the_unfinished_shard_only(tmp_path):
         writer.write("train", 1, interrupted())
     assert writer.shard_note("train", 0)["failed"] == 3
     assert writer.shard_note("train", 1) is None
-    assert writer.write("train", 0, iter([])) == 2  # known: nothing is asked for again
+    assert writer.write("train", 0, iter([])) == 2  # it exists: no episode is requested
     with pytest.raises(DataError, match=r"shards \[1\] of 2 are not written"):
         writer.finish()
     assert not writer.finished
@@ -97,7 +97,7 @@ def test_a_kill_costs_the_unfinished_shard_only(tmp_path):
     ]
 
 
-def test_what_a_killed_writer_left_is_not_in_the_dataset(tmp_path):
+def test_remnants_of_an_interrupted_writer_are_not_in_the_dataset(tmp_path):
     writer = Writer(str(tmp_path), "fake", "1.0.0", {"val": 1})
     writer.write("val", 0, episodes(1))
     place = tmp_path / "fake" / "1.0.0.incomplete"
@@ -105,14 +105,14 @@ def test_what_a_killed_writer_left_is_not_in_the_dataset(tmp_path):
     assert not [p for p in writer.finish().iterdir() if p.name.startswith(".")]
 
 
-def test_shards_of_another_plan_are_not_mixed_in(tmp_path):
+def test_shards_of_another_plan_are_rejected(tmp_path):
     Writer(str(tmp_path), "fake", "1.0.0", {"train": 3}).write("train", 2, episodes(1))
-    with pytest.raises(DataError, match="00002-of-00003, which is not of the planned shards"):
+    with pytest.raises(DataError, match="00002-of-00003, which is not one of the planned"):
         Writer(str(tmp_path), "fake", "1.0.0", {"train": 2})
     assert Writer(str(tmp_path), "fake", "1.0.0", {"train": 3}).shard_note("train", 2)
 
 
-def test_a_number_under_steps_is_every_steps(tmp_path):
+def test_a_number_under_steps_applies_to_every_step(tmp_path):
     episode = episodes(1)[0]
     episode["steps"]["weight"] = np.float32(2.5)
     writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 1})
@@ -123,26 +123,26 @@ def test_a_number_under_steps_is_every_steps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("corrupt", "message"),
     [
-        (lambda e: e["steps"].pop("action"), "episode 1 does not fit the features.*'action'"),
-        (lambda e: e["episode_metadata"].pop("success"), "does not fit the features.*'success'"),
+        (lambda e: e["steps"].pop("action"), "episode 1 does not match the features.*'action'"),
+        (lambda e: e["episode_metadata"].pop("success"), "does not match the features.*'success'"),
         (lambda e: e["steps"].update(weight=np.float32("nan")), "steps.weight is not finite"),
         (lambda e: e["episode_metadata"].update(success=np.inf), "metadata.success is not finite"),
         (lambda e: e.pop("steps"), "expected 'steps'"),
     ],
 )
-def test_an_episode_unlike_the_first_is_refused(tmp_path, spoil, message):
+def test_an_episode_of_another_structure_is_rejected(tmp_path, corrupt, message):
     writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 1})
     bad = episodes(2)
-    spoil(bad[1])
+    corrupt(bad[1])
     with pytest.raises(DataError, match=f"(?s){message}"):
         writer.write("train", 0, bad)
     assert writer.shard_note("train", 0) is None
     assert not list((tmp_path / "fake" / "1.0.0.incomplete").iterdir())
 
 
-def test_bad_episodes_are_refused_by_name(tmp_path):
+def test_the_error_names_a_bad_episode(tmp_path):
     writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 1})
     bad = episodes(2)
     bad[1]["steps"]["action"][3, 2] = np.nan
@@ -154,15 +154,18 @@ def test_bad_episodes_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match="expected one length"):
         writer.write("train", 0, bad)
     odd = [*episodes(1), *fake_episodes(0, 1, steps=5, cameras={"primary": 20, "wrist": 12})]
-    with pytest.raises(DataError, match="does not fit the features"):
+    with pytest.raises(DataError, match="does not match the features"):
         writer.write("train", 0, odd)
     with pytest.raises(DataError, match="no episodes"):
         writer.write("train", 0, [])
 
 
-def test_fake_data_are_a_function_of_the_seed(tmp_path):
+def test_synthetic_data_are_a_function_of_the_seed(tmp_path):
     a = write_fake_dataset(tmp_path / "a", train=3, val=1)
     b = write_fake_dataset(tmp_path / "b", train=3, val=1)
     c = write_fake_dataset(tmp_path / "c", train=3, val=1, seed=5)
-    read = lambda d: [f.read_bytes() for f in sorted(d.glob("*tfrecord*"))]
+
+    def read(directory):
+        return [f.read_bytes() for f in sorted(directory.glob("*tfrecord*"))]
+
     assert read(a) == read(b) != read(c)

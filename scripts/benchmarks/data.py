@@ -36,6 +36,7 @@ from octolike.data.pipeline.batch_builder import BatchBuilder
 from octolike.data.pipeline.order import EpisodeTable, Order
 from octolike.data.pipeline.source import VALIDATION
 from octolike.data.rlds import statistics
+from octolike.data.rlds.index import IndexCache
 from octolike.data.rlds.reader import Reader
 from octolike.data.specs import catalog
 from octolike.data.specs.mixes import MIXES
@@ -180,8 +181,11 @@ def scan(args: argparse.Namespace, root: Path) -> list[Row]:
     reader = Reader(catalog.find_spec("fake"), str(root), "train")
     reader.files, reader.counts = reader.files * 20, reader.counts * 20
     episodes = sum(reader.counts)
-    kept = statistics._Kept([], "")  # nowhere
-    work = lambda: statistics._scan(reader, args.threads, False, kept)
+    cache = IndexCache([], "")  # does not write
+
+    def work() -> None:
+        statistics.scan_split(reader, args.threads, False, cache)
+
     cpu, wall = np.median([timed(work) for _ in range(args.rounds)], axis=0)
     rows = [
         row("statistics", f"pass, {args.threads} threads", episodes / wall, "episodes/s"),

@@ -14,8 +14,8 @@ import numpy as np
 from octolike.config import ConfigError
 from octolike.data.pipeline.order import EpisodeTable
 from octolike.data.rlds import statistics
+from octolike.data.rlds.index import EpisodeIndex
 from octolike.data.rlds.reader import Episode, Reader
-from octolike.data.rlds.statistics import EpisodeIndex
 from octolike.data.specs.spec import DatasetSpec
 from octolike.embodiment import Embodiment
 

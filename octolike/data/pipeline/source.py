@@ -38,8 +38,8 @@ from octolike.data.pipeline.dataset_split import (
 from octolike.data.pipeline.sampling import SamplingGroups, SamplingSchedule
 from octolike.data.pipeline.stream import EpisodeStream, PipelineThreads, RldsStream
 from octolike.data.rlds import statistics
+from octolike.data.rlds.index import EpisodeIndex
 from octolike.data.rlds.reader import MissingSplitError, Reader
-from octolike.data.rlds.statistics import EpisodeIndex
 from octolike.data.specs import catalog, mixes
 from octolike.errors import DataError
 from octolike.tables import text_table

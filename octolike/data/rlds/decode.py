@@ -1,22 +1,22 @@
-"""Encoded bytes to pixels, in graph code: decoding and resizing."""
+"""Decoding and resizing of encoded images; `decode_images` is TensorFlow graph code."""
 
 from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
 
-# Bit depth and colour type in a PNG's header: TFDS stores the four bytes of a float as colours.
+# Bit depth and colour type in the header of a PNG: TFDS stores the 4 bytes of a float as RGBA.
 _RGBA = b"\x08\x06"
 
 
 def decode_images(encoded: tf.Tensor, side: int) -> tf.Tensor:
-    """Return uint8 [N, side, side, 3] of N JPEG or PNG images; black where the bytes are empty.
+    """Return uint8 [N, side, side, 3] of N JPEG or PNG images; empty bytes give a black image.
 
-    Resized only where the size differs: bilinear with antialiasing, rounded. The policy does the
-    same to what a camera gives.
+    An image of another size is resized bilinearly with antialiasing, and rounded. The policy does
+    the same with camera images.
     """
     return tf.map_fn(
-        lambda x: _decode_one(x, side),
+        lambda x: _decode_or_black(x, side),
         encoded,
         fn_output_signature=tf.TensorSpec((side, side, 3), tf.uint8),
         parallel_iterations=8,
@@ -26,7 +26,7 @@ def decode_images(encoded: tf.Tensor, side: int) -> tf.Tensor:
 def decode_depth(stored: bytes | np.ndarray, side: int) -> np.ndarray:
     """Return float32 [side, side, 1], in the stored unit, of an encoded image or an array [h, w].
 
-    The nearest pixel where the size differs: between an edge's two sides there is nothing.
+    Resized by nearest neighbour: interpolation would invent depths between the sides of an edge.
     """
     if isinstance(stored, bytes) and stored[24:26] == _RGBA:
         stored = tf.io.decode_png(stored, channels=4).numpy().view(np.float32)
@@ -39,17 +39,19 @@ def decode_depth(stored: bytes | np.ndarray, side: int) -> np.ndarray:
 
 
 def check_image(encoded: bytes) -> None:
-    """Raise tf.errors.OpError for bytes that are no image; empty ones stand for a black image."""
+    """Raise tf.errors.OpError for bytes that are not an image; empty bytes are allowed."""
     if encoded:
         tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
-def _decode_one(encoded: tf.Tensor, side: int) -> tf.Tensor:
+def _decode_or_black(encoded: tf.Tensor, side: int) -> tf.Tensor:
     black = tf.zeros((side, side, 3), tf.uint8)
-    return tf.cond(tf.strings.length(encoded) == 0, lambda: black, lambda: _read(encoded, side))
+    return tf.cond(
+        tf.strings.length(encoded) == 0, lambda: black, lambda: _decode_resized(encoded, side)
+    )
 
 
-def _read(encoded: tf.Tensor, side: int) -> tf.Tensor:
+def _decode_resized(encoded: tf.Tensor, side: int) -> tf.Tensor:
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image.set_shape((None, None, 3))
     fits = tf.reduce_all(tf.shape(image)[:2] == side)

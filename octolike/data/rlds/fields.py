@@ -1,14 +1,14 @@
 """The names of the fields of RLDS episodes and steps, from the rlds package.
 
-`import rlds` runs its transformations, which need dm-reverb, and that has no build for current
-tensorflow; the names live in a module of their own that needs none of it.
+Importing `rlds` imports its transformations and with them dm-reverb, which has no build for current
+versions of TensorFlow. Its module `rlds_types` has no dependencies, so it is loaded on its own.
 """
 
 import importlib.util
 from pathlib import Path
 
 
-def _rlds_types():
+def _load_rlds_types():
     package = importlib.util.find_spec("rlds")
     path = Path(package.submodule_search_locations[0]) / "rlds_types.py"
     spec = importlib.util.spec_from_file_location("rlds_types", path)
@@ -17,7 +17,7 @@ def _rlds_types():
     return module
 
 
-_TYPES = _rlds_types()
+_TYPES = _load_rlds_types()
 STEPS = _TYPES.STEPS
 OBSERVATION = _TYPES.OBSERVATION
 ACTION = _TYPES.ACTION

@@ -1,8 +1,7 @@
-"""Disk to standard episodes: records read by offset, parsed, standardised, checked.
+"""From disk to standard episodes: records are read by offset, parsed, standardised and checked.
 
-Images stay the encoded bytes that they are on disk. `Reader` opens one split of one dataset; an
-episode's record is found by the index that `statistics.py` makes, so any episode can be read at
-any time, and an order of episodes is just an order of numbers.
+Images remain encoded, as stored. A `Reader` opens one split of one dataset. The episode index
+(index.py) gives the position of each record, so episodes can be read in any order.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from octolike.data.specs.spec import DatasetSpec
 from octolike.data.specs.standardize import StandardSteps
 from octolike.errors import DataError
 
-# A TFRecord is: length (8 bytes), its checksum (4), the data, its checksum (4).
+# A TFRecord consists of its length (8 bytes), a checksum (4), the data, and a checksum (4).
 RECORD_HEADER, RECORD_FOOTER = 12, 4
 
 
 class MissingSplitError(DataError):
-    """A split that a dataset does not have."""
+    """The dataset does not have the split."""
 
 
 class ExcludedEpisodeError(DataError):
-    """An episode that the dataset's row leaves out by its `keep` flag."""
+    """The dataset spec excludes the episode by its `keep` flag."""
 
 
 @dataclass
@@ -41,9 +40,9 @@ class Episode:
     Attributes:
         action: float32 [T, A], in robot units.
         proprio: float32 [T, P], in robot units, or None.
-        instructions: T strings, "" where there is none; T tuples where the row has several fields.
-        images: camera: T encoded images; a camera that this episode lacks is not in it.
-        depth: camera: T depth images, encoded or as arrays [h, w, 1], in the row's unit.
+        instructions: T strings, "" for none; T tuples if the spec has several instruction fields.
+        images: camera: T encoded images; cameras that the episode lacks are missing.
+        depth: camera: T depth images, encoded or as arrays [h, w, 1], in the spec's unit.
     """
 
     action: np.ndarray
@@ -57,18 +56,18 @@ class Episode:
 
 
 class Reader:
-    """One split of one dataset on disk."""
+    """Reads one split of one dataset on disk."""
 
     def __init__(
         self, spec: DatasetSpec, root: str, split: str, *, uninformative: bool = False
     ) -> None:
         """Open <root>/<name>/<version> (local or gs://).
 
-        uninformative: keep instructions that the row marks as not saying what to do.
-        Raises DataError when the directory, version, split, a shard or a feature is missing.
+        uninformative: keep instructions that the spec marks as uninformative.
+        Raises DataError if the directory, the version, the split, a shard or a feature is missing.
         """
         self.spec, self.split = spec, split
-        self._told = spec.language_informative or uninformative
+        self._use_instructions = spec.language_informative or uninformative
         self.directory = find_directory(spec, root)
         try:
             info = tfds.builder_from_directory(self.directory).info
@@ -80,44 +79,44 @@ class Reader:
         if split not in info.splits:
             raise MissingSplitError(
                 f"{spec.name}: no split {split!r} in {self.directory} "
-                f"(there is: {', '.join(sorted(info.splits)) or 'none'})"
+                f"(splits: {', '.join(sorted(info.splits)) or 'none'})"
             )
         self.files = [str(f) for f in info.splits[split].filepaths]
         self.counts = list(info.splits[split].shard_lengths)
-        lost = [f for f in self.files if not tf.io.gfile.exists(f)]
-        if lost:
+        missing = [f for f in self.files if not tf.io.gfile.exists(f)]
+        if missing:
             raise DataError(
-                f"{spec.name}: {len(lost)} of {len(self.files)} shards of split {split!r} are "
-                f"missing, the first is {lost[0]}; copy the dataset again"
+                f"{spec.name}: {len(missing)} of {len(self.files)} shards of split {split!r} are "
+                f"missing, the first is {missing[0]}; copy the dataset again"
             )
         self.features = info.features
         self._check_features()
         skip = {STEPS: tfds.decode.SkipDecoding()}
-        # traced here, once: tensorflow warns of functions that many readers make and call
+        # Traced once, here: TensorFlow warns about retracing if many readers trace when called.
         self._parse = tf.function(
-            lambda raw: self.features.deserialize_example(raw, decoders=skip),  # images encoded
+            lambda record: self.features.deserialize_example(record, decoders=skip),
             input_signature=[tf.TensorSpec((), tf.string)],
         ).get_concrete_function()
 
     def read_records(self, shard: int) -> Iterator[bytes]:
-        """Yield a shard's raw records in order; DataError names a truncated or corrupt one."""
+        """Yield the raw records of a shard in order; DataError for a truncated or corrupted one."""
         count = 0
         stream = iter(tf.data.TFRecordDataset(self.files[shard], buffer_size=1 << 20))
         while True:
             try:
-                raw = next(stream).numpy()
+                record = next(stream).numpy()
             except StopIteration:
                 break
             except tf.errors.OpError as error:
                 raise DataError(
-                    f"{self.files[shard]}: record {count} is truncated, corrupt or unreadable "
+                    f"{self.files[shard]}: record {count} is truncated, corrupted or unreadable "
                     f"({error_summary(error)}); copy the file again"
                 ) from None
-            yield raw
+            yield record
             count += 1
         if count != self.counts[shard]:
             raise DataError(
-                f"{self.files[shard]}: {count} records, but dataset_info.json promises "
+                f"{self.files[shard]}: {count} records, but dataset_info.json lists "
                 f"{self.counts[shard]}; copy the file again"
             )
 
@@ -129,15 +128,15 @@ class Reader:
         cameras: Collection[str] | None = None,
         depth: Collection[str] = (),
     ) -> Episode:
-        """Return the episode of the record of `length` bytes that starts at byte `offset`.
+        """Return the episode of the record of `length` bytes at byte `offset`.
 
-        cameras, depth: whose images are kept; cameras None: all.
+        cameras, depth: cameras to return images and depth images of; cameras None: all.
         """
-        raw = self.read_record(shard, offset, length)
-        return self.parse_episode(raw, f"{self.files[shard]}, byte {offset}", cameras, depth)
+        record = self.read_record(shard, offset, length)
+        return self.parse_episode(record, f"{self.files[shard]}, byte {offset}", cameras, depth)
 
     def read_record(self, shard: int, offset: int, length: int) -> bytes:
-        """Return the raw record of `length` bytes that starts at byte `offset`."""
+        """Return the raw record of `length` bytes at byte `offset`."""
         path = self.files[shard]
         try:
             with tf.io.gfile.GFile(path, "rb") as f:
@@ -147,67 +146,77 @@ class Reader:
             raise DataError(f"{path} could not be read: {error_summary(error)}") from None
         if len(block) < RECORD_HEADER + length or struct.unpack("<Q", block[:8])[0] != length:
             raise DataError(
-                f"{path}: no record of {length} bytes at {offset}; the file has changed since its "
-                "index was made: restore it, or delete the index to have it made again"
+                f"{path}: no record of {length} bytes at {offset}; the file has changed since it "
+                "was indexed: restore it, or delete the index to recompute it"
             )
         return block[RECORD_HEADER:]
 
     def parse_episode(
         self,
-        raw: bytes,
-        where: str,
+        record: bytes,
+        place: str,
         cameras: Collection[str] | None = None,
         depth: Collection[str] = (),
     ) -> Episode:
-        """Return the standard episode of a raw record; `where` names it in errors."""
-        steps = self._steps(raw, where)
-        standard = self.standardize(steps, where)
+        """Return the standard episode of a raw record; `place` names the record in errors."""
+        steps = self.parse_steps(record, place)
+        standard = self.standardize(steps, place)
         t = len(standard.action)
         images = {}
         for camera, key in self.spec.cameras.items():
             if cameras is not None and camera not in cameras:
                 continue
             frames = list(steps[OBSERVATION][key][:t])
-            if _is_picture(frames[0], f"{self.spec.name}: {where}: {camera} image of step 0"):
+            if _has_content(frames[0], f"{self.spec.name}: {place}: {camera} image of step 0"):
                 images[camera] = frames
-        deep = {c: list(steps[OBSERVATION][self.spec.depth[c]][:t]) for c in depth}
+        depth_images = {c: list(steps[OBSERVATION][self.spec.depth[c]][:t]) for c in depth}
         texts = [decode_texts(value_at(steps, path))[:t] for path in self.spec.language_paths]
-        if not self._told or not texts:
+        if not self._use_instructions or not texts:
             texts = [[""] * t]
         instructions = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
-        return Episode(standard.action, standard.proprio, instructions, images, deep)
+        return Episode(standard.action, standard.proprio, instructions, images, depth_images)
 
-    def parse_label(self, raw: bytes, where: str) -> str:
-        """Return the text of the row's label field in a raw record, "" where the row has none."""
+    def parse_label(self, record: bytes, place: str) -> str:
+        """Return the text of the spec's label field in a raw record, "" without a label field."""
         if not self.spec.label:
             return ""
-        value = value_at(self._steps(raw, where), self.spec.label)
+        value = value_at(self.parse_steps(record, place), self.spec.label)
         return next(iter(decode_texts(np.reshape(value, -1))), "")
 
-    def parse_steps(self, raw: bytes, where: str) -> dict[str, Any]:
+    def parse_steps(self, record: bytes, place: str) -> dict[str, Any]:
         """Return the parsed steps of a raw record (`steps_with_metadata`); images stay encoded."""
-        return self._steps(raw, where)
+        try:
+            parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(tf.constant(record)))
+            return steps_with_metadata(parsed, self.spec.every)
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{self.spec.name}: {place} does not match features.json: {error_summary(error)}"
+            ) from None
 
-    def standardize(self, steps: Mapping[str, Any], where: str) -> StandardSteps:
-        """Standardise; DataError for an episode without usable steps or with non-finite numbers."""
+    def standardize(self, steps: Mapping[str, Any], place: str) -> StandardSteps:
+        """Return the checked actions and proprio of parsed steps.
+
+        Raises ExcludedEpisodeError if the spec excludes the episode, and DataError if it lacks a
+        field, has no usable steps, another width or non-finite numbers.
+        """
         if self.spec.keep and not np.all(value_at(steps, self.spec.keep)):
-            raise ExcludedEpisodeError(f"{self.spec.name}: {where}: {self.spec.keep} is false")
+            raise ExcludedEpisodeError(f"{self.spec.name}: {place}: {self.spec.keep} is false")
         if len(steps[IS_FIRST]) == 0:
-            raise DataError(f"{self.spec.name}: {where} has no steps")
+            raise DataError(f"{self.spec.name}: {place} has no steps")
         try:
             action, proprio = self.spec.standard_steps(steps)
         except KeyError as error:
             raise DataError(
-                f"{self.spec.name}: {where} has no field {error}, which the dataset's row reads; "
+                f"{self.spec.name}: {place} has no field {error}, which the dataset spec reads; "
                 f"steps has {', '.join(sorted(steps))}, steps.observation "
                 f"{', '.join(sorted(steps[OBSERVATION]))}"
             ) from None
         except (zlib.error, ValueError, TypeError, IndexError) as error:
             raise DataError(
-                f"{self.spec.name}: {where} is not as the dataset's row expects: {error}"
+                f"{self.spec.name}: {place} does not fit the dataset spec: {error}"
             ) from None
         if len(action) == 0:
-            raise DataError(f"{self.spec.name}: {where} has no usable steps")
+            raise DataError(f"{self.spec.name}: {place} has no usable steps")
         proprio = proprio if self.spec.proprio else None
         parts = (("action", action, self.spec.action), ("proprio", proprio, self.spec.proprio))
         for part, x, layout in parts:
@@ -215,30 +224,18 @@ class Reader:
                 continue
             if x.shape[1:] != (len(layout),):
                 raise DataError(
-                    f"{self.spec.name}: {where}: {part} has shape {x.shape}, expected "
+                    f"{self.spec.name}: {place}: {part} has shape {x.shape}, expected "
                     f"[T, {len(layout)}] ({', '.join(layout.names)})"
                 )
             if not np.isfinite(x).all():
-                t, d = np.argwhere(~np.isfinite(x))[0]
+                t, d = np.argplace(~np.isfinite(x))[0]
                 raise DataError(
-                    f"{self.spec.name}: {where}: {part} at step {t} is {x[t, d]} in dimension "
-                    f"{d} ({layout.names[d]}); mend it or set data.bad_episodes='drop'"
+                    f"{self.spec.name}: {place}: {part} at step {t} is {x[t, d]} in dimension "
+                    f"{d} ({layout.names[d]}); fix it or set data.bad_episodes='drop'"
                 )
         return StandardSteps(
             np.asarray(action, np.float32), None if proprio is None else np.float32(proprio)
         )
-
-    def _steps(self, raw: bytes, where: str) -> dict[str, Any]:
-        try:
-            parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(tf.constant(raw)))
-            return steps_with_metadata(parsed, self.spec.every)
-        except (tf.errors.OpError, UnicodeDecodeError) as error:
-            # tensorflow's message quotes the record, and fails itself where that is no text
-            quoted = isinstance(error, UnicodeDecodeError)
-            said = "no text at all" if quoted else error_summary(error)
-            raise DataError(
-                f"{self.spec.name}: {where} is not what features.json says: {said}"
-            ) from None
 
     def _check_features(self) -> None:
         steps = self.features[STEPS].feature
@@ -260,25 +257,24 @@ class Reader:
             for key in path.split("."):
                 if key not in node:
                     raise DataError(
-                        f"{self.spec.name}: the row reads {path}, but {self.directory} has no "
+                        f"{self.spec.name}: the spec reads {path}, but {self.directory} has no "
                         f"{key!r} there (it has: {', '.join(sorted(node))})"
                     )
                 node = node[key]
         for path in self.spec.language_paths:
-            node, key = path.rpartition(".")[::2]
-            there = dict(steps)[node] if node else steps
-            if key not in there:
+            parent, key = path.rpartition(".")[::2]
+            fields = dict(steps)[parent] if parent else steps
+            if key not in fields:
                 raise DataError(
                     f"{self.spec.name}: the instruction should be steps.{path}, but "
-                    f"{self.directory} has {', '.join(sorted(there))}"
+                    f"{self.directory} has {', '.join(sorted(fields))}"
                 )
 
 
 def steps_with_metadata(example: Mapping[str, Any], every: int) -> dict[str, Any]:
-    """Return the steps of a parsed example as rows see them.
+    """Return every k-th step of a parsed example, with the fields of the episode under "episode".
 
-    Of the steps, each `every`-th is kept; "unthinned" has the first two of all then. "episode" has
-    what the example says of the whole episode.
+    With every > 1, "unthinned" holds the first two steps before thinning.
     """
     steps = dict(example[STEPS])
     if every > 1:
@@ -288,7 +284,7 @@ def steps_with_metadata(example: Mapping[str, Any], every: int) -> dict[str, Any
 
 
 def value_at(steps: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path; KeyError, naming the path, where there is none."""
+    """Return the value at a dotted path; KeyError with the path if it is missing."""
     value: Any = steps
     for key in path.split("."):
         if not isinstance(value, Mapping) or key not in value:
@@ -298,7 +294,7 @@ def value_at(steps: Mapping[str, Any], path: str) -> Any:
 
 
 def decode_texts(x: Any) -> list[str]:
-    """Return texts of bytes [T], or of code points [T, n] that end with the first zero."""
+    """Return the texts of bytes [T], or of code points [T, n] terminated by a zero."""
     x = np.asarray(x)
     if x.dtype.kind in "iu":
         return ["".join(map(chr, row[: (*np.flatnonzero(row == 0), len(row))[0]])) for row in x]
@@ -306,51 +302,55 @@ def decode_texts(x: Any) -> list[str]:
 
 
 def find_directory(spec: DatasetSpec, root: str) -> str:
-    """Return the directory of a dataset's version; DataError says what was found instead."""
-    name = f"{root.rstrip('/')}/{spec.name}"
+    """Return the directory of a dataset's version; DataError lists the existing ones."""
+    parent = f"{root.rstrip('/')}/{spec.name}"
     if spec.folder and tf.io.gfile.isdir(released := f"{root.rstrip('/')}/{spec.folder}"):
-        name = released
-    wanted = f"{name}/{spec.version or _only_version(name)}"
-    if tf.io.gfile.exists(f"{wanted}/features.json"):
-        return wanted
+        parent = released
+    directory = f"{parent}/{spec.version or _only_version(parent)}"
+    if tf.io.gfile.exists(f"{directory}/features.json"):
+        return directory
     if not root or not tf.io.gfile.isdir(root):
         raise DataError(
-            f"data.root {root!r} is no directory; set it to the one that holds {spec.name}/"
+            f"data.root {root!r} is not a directory; set it to the one that holds {spec.name}/"
         )
-    for started in (wanted, f"{wanted}.incomplete"):
-        if tf.io.gfile.isdir(started):
+    for unfinished in (directory, f"{directory}.incomplete"):
+        if tf.io.gfile.isdir(unfinished):
             raise DataError(
-                f"{spec.name}: {started} is not finished; run what was writing it again to the end"
+                f"{spec.name}: {unfinished} is incomplete; run the program that writes it to the "
+                "end"
             )
-    place = name if tf.io.gfile.isdir(name) else root
-    found = ", ".join(sorted(x.rstrip("/") for x in tf.io.gfile.listdir(place))[:20]) or "nothing"
+    existing = parent if tf.io.gfile.isdir(parent) else root
+    names = ", ".join(sorted(x.rstrip("/") for x in tf.io.gfile.listdir(existing))[:20])
     raise DataError(
-        f"{spec.name}: {wanted} is not there; {place} has: {found}. Set data.root to the directory "
-        f"that holds {spec.name}/{spec.version}"
+        f"{spec.name}: {directory} does not exist; {existing} has: {names or 'nothing'}. Set "
+        f"data.root to the directory that holds {spec.name}/{spec.version}"
     )
 
 
-def _only_version(name: str) -> str:
-    """Return the version on disk where a row states none, and there is just one."""
-    there = tf.io.gfile.listdir(name) if tf.io.gfile.isdir(name) else []
-    versions = [v.rstrip("/") for v in there if v[:1].isdigit() and "incomplete" not in v]
+def _only_version(directory: str) -> str:
+    """Return the only version on disk, for a spec without one; a placeholder if there are more."""
+    names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
+    versions = [v.rstrip("/") for v in names if v[:1].isdigit() and "incomplete" not in v]
     return versions[0] if len(versions) == 1 else "<version>"
 
 
-def error_summary(error: tf.errors.OpError) -> str:
-    """Return the first line of tensorflow's message, without the names of graph nodes."""
+def error_summary(error: tf.errors.OpError | UnicodeDecodeError) -> str:
+    """Return the first line of a TensorFlow error, without the names of graph nodes."""
+    if isinstance(error, UnicodeDecodeError):
+        # The message quotes the record, and TensorFlow fails to decode it.
+        return "the record cannot be parsed"
     return error.message.partition("\n")[0].rpartition("}} ")[2]
 
 
-def _is_picture(encoded: bytes, where: str) -> bool:
-    """Tell a real image from padding: empty bytes, a single pixel, or black all over.
+def _has_content(encoded: bytes, place: str) -> bool:
+    """Return whether an image is more than padding: empty bytes, a single pixel, or all black.
 
-    The flags of Bridge V2's metadata say False for images that are there.
+    The flags in Bridge V2's metadata cannot be used: they are False for images that exist.
     """
     if not encoded:
         return False
     try:
         image = tf.io.decode_image(encoded, expand_animations=False).numpy()
     except tf.errors.OpError as error:
-        raise DataError(f"{where} cannot be decoded: {error_summary(error)}") from None
+        raise DataError(f"{place} cannot be decoded: {error_summary(error)}") from None
     return image.size > image.shape[-1] and bool(image.any())

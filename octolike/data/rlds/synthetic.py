@@ -1,7 +1,7 @@
-"""Episodes made from nothing, in the layout of this project's datasets: for tests and debug runs.
+"""Synthetic episodes in the layout of this project's datasets, for tests and debugging runs.
 
-They can be learned: the actions lead from where the state says straight to a coloured square in the
-picture, and the gripper closes on arrival.
+They can be learned: the actions lead straight from the position in the state to a coloured square
+in the image, and the gripper closes on arrival.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def fake_episode(
     steps: int,
     cameras: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Return one episode of `steps` steps, with an image of the given side for each camera.
+    """Return one episode, with an image of the given side for each camera.
 
-    See `octolike.data.rlds.writer` for the layout; the fields are those of the dataset row "fake".
+    `octolike.data.rlds.writer` describes the layout; the fields are those of the spec "fake".
     """
     colour = str(rng.choice(list(COLOURS)))
     target, position = rng.uniform(-0.2, 0.2, (2, 3))
-    target[2] = 0.0  # on the table: the picture does not show height
+    target[2] = 0.0  # on the table: the image does not show the height
     states, actions = [], []
     for _ in range(steps):
         move = np.clip(target - position, -REACH, REACH)
@@ -40,7 +40,7 @@ def fake_episode(
         actions.append([*move, 0, 0, 0, 1 - arrived])
         position = position + move
     images = {
-        f"image_{c}": np.repeat(_picture(target, COLOURS[colour], side)[None], steps, 0)
+        f"image_{c}": np.repeat(_image(target, COLOURS[colour], side)[None], steps, 0)
         for c, side in cameras.items()
     }
     return {
@@ -56,7 +56,7 @@ def fake_episode(
 def fake_episodes(
     seed: int, count: int, *, steps: int = 8, cameras: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
-    """Yield `count` episodes of `steps` to 1.5 · `steps` steps: a pure function of the seed."""
+    """Yield `count` episodes of `steps` to 1.5 · `steps` steps, determined by the seed."""
     for i in range(count):
         rng = np.random.default_rng((seed, i))
         length = int(rng.integers(steps, steps + steps // 2 + 1))
@@ -74,22 +74,22 @@ def write_fake_dataset(
     side: int = 32,
     seed: int = 0,
 ) -> Path:
-    """Write a dataset of fake episodes under `root` and return its directory.
+    """Write a dataset of synthetic episodes under `root` and return its directory.
 
-    name: a row of DATASETS with the fake fields ("fake", "tabletop"); side: of its images.
+    name: of a spec in DATASETS with the fields of "fake" or "tabletop"; side: of the images.
     """
     spec = find_spec(name)
     cameras = dict.fromkeys(spec.cameras, side)
     writer = Writer(str(root), spec.name, spec.version, {"train": shards, "val": 1})
     for i in range(shards):
-        mine = len(range(i, train, shards))
-        episodes = fake_episodes(seed + 1 + i, mine, steps=steps, cameras=cameras)
+        count = len(range(i, train, shards))
+        episodes = fake_episodes(seed + 1 + i, count, steps=steps, cameras=cameras)
         writer.write("train", i, episodes)
     writer.write("val", 0, fake_episodes(seed, val, steps=steps, cameras=cameras))
     return writer.finish()
 
 
-def _picture(target: np.ndarray, colour: tuple[int, int, int], side: int) -> np.ndarray:
+def _image(target: np.ndarray, colour: tuple[int, int, int], side: int) -> np.ndarray:
     image = np.full((side, side, 3), 225, np.uint8)
     row, column = ((target[:2] + 0.25) / 0.5 * side).astype(int)
     half = max(side // 12, 1)

@@ -1,1 +1,1 @@
-"""Dataset specs: what each dataset contains and what its fields mean."""
+"""Dataset specs: the fields of each dataset and their meaning."""

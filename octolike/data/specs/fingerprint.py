@@ -1,4 +1,4 @@
-"""A digest of what values and functions compute, the same in every process.
+"""A digest of values and of the computation of functions, the same in every process.
 
 The digest of a function covers its instructions, constants, defaults and closure, and, recursively,
 the functions, classes, objects and plain values that it reaches through global names, in the

@@ -1,9 +1,8 @@
 """The specs of Open X-Embodiment, of ALOHA and of the LIBERO conversions.
 
-They combine what other loaders and public descriptions state about these datasets. If another
-loader is wrong, a comment explains the difference. `uncertain` lists the questions that no source
-settles. Coordinate frames and rates are those of the datasets; nothing aligns them. Names of
-dimensions:
+They combine the statements of other loaders and of public descriptions. If another loader is wrong,
+a comment explains the difference. `uncertain` lists the questions that no source settles.
+Coordinate frames and rates are those of the datasets; nothing aligns them. Names of dimensions:
 
     x y z, roll pitch yaw   position (m) and Euler angles (rad) of the end-effector; d…: a change
     ax ay az, qx qy qz qw   axis-angle (rad), quaternion

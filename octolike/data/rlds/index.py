@@ -1,0 +1,213 @@
+"""The episode index of a split: the position of each episode on disk, and its cache file.
+
+With the index (shard, offset, length, steps and task of each episode), episodes can be read in any
+order and tasks can be weighted. It also holds the sketches from which statistics are computed.
+
+The cache is next to the data or, if they are read-only, in data.cache (default: the user's cache
+directory). Its name contains digests of everything it depends on, so an outdated cache is never
+read. Files are renamed to their final name when they are complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import threading
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from octolike.data.rlds.quantile_sketch import QuantileSketch
+from octolike.data.rlds.reader import Reader
+from octolike.embodiment import Statistics
+
+FORMAT = 4  # of the cache file
+ALGORITHM = 1  # increase it if the pass over the records computes an index or sketches differently
+PARTS = ("action", "proprio")
+COLUMNS = ("shard", "offset", "length", "steps", "task", "label")
+_TEXTS = ("tasks", "labels", "bad")
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeIndex:
+    """Positions and tasks of the usable episodes, and sketches of their steps.
+
+    Attributes:
+        shard, offset, length, steps: int64 [episodes]; offset and length in bytes.
+        task: int64 [episodes], index into `tasks`: the stored instructions, "" for none.
+        label: int64 [episodes], index into `labels`: texts of the spec's label field, "" for none.
+        sketches: "action" and, if the dataset has it, "proprio": over all steps.
+        bad: a reason for each episode that cannot be used.
+        filtered: number of episodes that the spec excludes by its `keep` flag.
+    """
+
+    shard: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    steps: np.ndarray
+    task: np.ndarray
+    label: np.ndarray
+    tasks: tuple[str, ...]
+    labels: tuple[str, ...]
+    sketches: Mapping[str, QuantileSketch]
+    bad: tuple[str, ...]
+    filtered: int = 0
+
+    @cached_property
+    def action(self) -> Statistics:
+        """The statistics of the actions."""
+        return self.sketches["action"].statistics()
+
+    @cached_property
+    def proprio(self) -> Statistics | None:
+        """The statistics of the proprio; None for a dataset without it."""
+        return self.sketches["proprio"].statistics() if "proprio" in self.sketches else None
+
+    def first_episodes(self, count: int) -> EpisodeIndex:
+        """Return the index of the first episodes (0: all); the statistics remain those of all."""
+        count = count or len(self.steps)
+        return replace(self, **{k: getattr(self, k)[:count] for k in COLUMNS})
+
+
+def data_digest(reader: Reader) -> str:
+    """Return a digest of everything but the spec that an index depends on: the files, the code."""
+    stats = [tf.io.gfile.stat(f) for f in reader.files]
+    files = [[Path(f).name, s.length, s.mtime_nsec] for f, s in zip(reader.files, stats)]
+    values = [FORMAT, ALGORITHM, files, reader.counts, repr(reader.features)]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def index_digest(reader: Reader) -> str:
+    """Return the digest of everything that an index depends on: the files, the code, the spec."""
+    return f"{data_digest(reader)}-{reader.spec.fingerprint()}"
+
+
+class IndexCache:
+    """The cache of one index: its file and, until the pass is complete, a file per shard.
+
+    Files are written to the first directory that accepts them, and read from the first that has
+    them.
+    """
+
+    def __init__(self, directories: list[str], name: str) -> None:
+        self._directories, self._name = directories, name
+
+    @classmethod
+    def for_reader(cls, reader: Reader, cache: str) -> IndexCache:
+        """Return the cache next to a reader's data, else in `cache` or the user's directory."""
+        name = f"{reader.spec.name}-{reader.split}-{index_digest(reader)}.npz"
+        return cls([f"{reader.directory}/.octolike", cache or _user_cache()], name)
+
+    def load(self) -> EpisodeIndex | None:
+        """Return the index if it is cached."""
+        return _load_first(self._directories, self._name)
+
+    def load_shard(self, shard: int) -> EpisodeIndex | None:
+        """Return the index of a shard if it is cached."""
+        return _load_first(self._directories, self._shard_name(shard))
+
+    def save_shard(self, shard: int, index: EpisodeIndex) -> None:
+        """Write the index of a shard; do nothing if no directory can be written."""
+        _save(index, self._directories, self._shard_name(shard))
+
+    def save(self, index: EpisodeIndex) -> None:
+        """Write the complete index, and remove the files of the shards."""
+        failures = _save(index, self._directories, self._name)
+        if failures:
+            print("statistics could not be cached: " + "; ".join(failures), file=sys.stderr)
+        for directory in self._directories:
+            shards = f"{directory}/{self._name}.parts"
+            if tf.io.gfile.isdir(shards) and not _is_read_only(directory):
+                tf.io.gfile.rmtree(shards)
+
+    def outdated_reason(self) -> str:
+        """Return why an existing cache of the same split does not apply; "" without one."""
+        split, data, _ = self._name.removesuffix(".npz").rsplit("-", 2)
+        pattern = re.compile(rf"{re.escape(split)}-([0-9a-f]{{16}})(-[0-9a-f]{{16}})?\.npz")
+        for i, directory in enumerate(self._directories):
+            names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
+            digests = [match[1] for match in map(pattern.fullmatch, names) if match]
+            if data in digests:
+                return "the spec's computation changed"
+            # Other directories may hold caches of another copy of the dataset.
+            if digests and i == 0:
+                return "the files or the way of computing statistics changed"
+        return ""
+
+    def _shard_name(self, shard: int) -> str:
+        return f"{self._name}.parts/{shard:05d}.npz"
+
+
+def _save(index: EpisodeIndex, directories: list[str], name: str) -> list[str]:
+    """Write to the first directory that accepts the file; else return the reasons of all."""
+    arrays = {k: getattr(index, k) for k in COLUMNS}
+    # Texts as JSON: a numpy array would give each text the size of the longest.
+    texts = json.dumps({k: getattr(index, k) for k in (*_TEXTS, "filtered")})
+    arrays["texts"] = np.frombuffer(texts.encode(), np.uint8)
+    for part, sketch in index.sketches.items():
+        arrays |= {f"{part}.{k}": x for k, x in sketch.to_arrays().items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    failures = []
+    for root in directories:
+        if _is_read_only(root):
+            failures.append(f"{root}: read-only")
+            continue
+        directory, _, file = f"{root}/{name}".rpartition("/")
+        temporary = f"{directory}/.{file}.{os.getpid()}.{threading.get_ident()}"
+        try:
+            tf.io.gfile.makedirs(directory)
+            with tf.io.gfile.GFile(temporary, "wb") as f:
+                f.write(buffer.getvalue())
+            tf.io.gfile.rename(temporary, f"{directory}/{file}", overwrite=True)
+        except (tf.errors.OpError, OSError) as error:
+            failures.append(f"{root}: {error}")
+        else:
+            return []
+    return failures
+
+
+def _load_first(directories: list[str], name: str) -> EpisodeIndex | None:
+    """Return the index in the first directory that has it; an unreadable file counts as missing."""
+    for path in (f"{directory}/{name}" for directory in directories):
+        if tf.io.gfile.exists(path):
+            try:
+                return _load(path)
+            except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
+                print(f"{path} is corrupted ({error}); recomputing it", file=sys.stderr)
+    return None
+
+
+def _load(path: str) -> EpisodeIndex:
+    with tf.io.gfile.GFile(path, "rb") as f, np.load(io.BytesIO(f.read())) as data:
+        arrays = {k: data[k] for k in data.files}
+    sketches = {}
+    for part in PARTS:
+        prefix = f"{part}."
+        sketch = {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
+        if sketch:
+            sketches[part] = QuantileSketch.from_arrays(sketch)
+    texts = json.loads(arrays["texts"].tobytes())
+    texts |= {k: tuple(texts[k]) for k in _TEXTS}
+    return EpisodeIndex(**{k: arrays[k] for k in COLUMNS}, **texts, sketches=sketches)
+
+
+def _is_read_only(directory: str) -> bool:
+    """Return whether the permissions of a local parent directory forbid writing, even for root."""
+    parent = Path(directory).parent
+    return parent.is_dir() and not parent.stat().st_mode & 0o222
+
+
+def _user_cache() -> str:
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return f"{home}/octolike"
