@@ -295,7 +295,7 @@ def test_collecting_with_other_noise_is_rejected(tmp_path):
     writer().write("train", 0, fake_episodes(0, 1, cameras={"primary": 8}))
     writer()
     with pytest.raises(
-        DataError, match=r"was started with \{'noise': 0.5\}, now .* \{'noise': 0.2\}"
+        DataError, match=r"was started with \{'noise': 0.5\}, but now it is \{'noise': 0.2\}"
     ):
         writer(noise=0.2)
     writer().finish()

@@ -228,7 +228,7 @@ class Reader:
                     f"[T, {len(layout)}] ({', '.join(layout.names)})"
                 )
             if not np.isfinite(x).all():
-                t, d = np.argplace(~np.isfinite(x))[0]
+                t, d = np.argwhere(~np.isfinite(x))[0]
                 raise DataError(
                     f"{self.spec.name}: {place}: {part} at step {t} is {x[t, d]} in dimension "
                     f"{d} ({layout.names[d]}); fix it or set data.bad_episodes='drop'"
