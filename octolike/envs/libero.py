@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -26,7 +26,7 @@ LIMITS = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
 COUNTS = {"spatial": 10, "object": 10, "goal": 10, "10": 10, "90": 90}
 SKILLS = tuple(f"{suite}/{i}" for suite, n in COUNTS.items() for i in range(n))
 SPLITS = ("train",)
-ROBOTS = {"libero": {}}
+ROBOTS: Mapping[str, Mapping[str, str]] = {"libero": {}}
 _RENDER_SIZE = 256
 _NO_MOTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # the gripper stays open
 

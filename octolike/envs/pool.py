@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -85,6 +85,7 @@ class EnvPool:
             raise ValueError(f"{slots} slots and {workers} workers; expected at least one slot")
         self.slots = slots
         processes = [_ProcessWorker(make) for _ in range(min(workers, slots))]
+        self._workers: Sequence[_ProcessWorker | _InProcessWorker]
         self._workers = processes or [_InProcessWorker(make)]
 
     def run(self, commands: Mapping[int, Command]) -> dict[int, Any]:
@@ -123,7 +124,8 @@ class _WorkerEnvs:
     """The environments of one worker, by slot."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        self._make, self._envs = make, {}
+        self._make = make
+        self._envs: dict[int, Any] = {}
 
     def run(self, commands: Mapping[int, Command]) -> dict[int, Any]:
         return {slot: self._execute(slot, command) for slot, command in commands.items()}

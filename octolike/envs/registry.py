@@ -12,6 +12,7 @@ from octolike.envs.simulators import (
     MetaworldSettings,
     SimplerSettings,
     Simulator,
+    SimulatorSettings,
     TabletopSettings,
 )
 from octolike.envs.wrappers import ChunkExecution, History
@@ -98,7 +99,7 @@ def choose_names(noun: str, names: Sequence[str], choices: Sequence[str]) -> tup
     return tuple(names) or tuple(choices)
 
 
-ENVIRONMENTS = {
+ENVIRONMENTS: Mapping[str, type[SimulatorSettings]] = {
     "tabletop": TabletopSettings,
     "metaworld": MetaworldSettings,
     "aloha": AlohaSettings,

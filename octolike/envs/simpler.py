@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -33,7 +34,12 @@ GOOGLE = (
 )
 SKILLS = WIDOWX + GOOGLE
 SPLITS = ("train",)
-ROBOTS = {"bridge_dataset": {}, "bridge_orig": {}, "bridge_oxe": {}, "fractal20220817_data": {}}
+ROBOTS: Mapping[str, Mapping[str, str]] = {
+    "bridge_dataset": {},
+    "bridge_orig": {},
+    "bridge_oxe": {},
+    "fractal20220817_data": {},
+}
 STICKY_STEPS = 15  # for which the Google robot's gripper command is repeated after a change
 _RENDER_SIZE = 256
 

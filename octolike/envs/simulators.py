@@ -48,6 +48,8 @@ class Simulator:
 class SimulatorSettings:
     """Checks its fields also when it is not built from a component."""
 
+    simulator: ClassVar[Simulator]
+
     def __post_init__(self) -> None:
         check_fields(self, "environment.")
 

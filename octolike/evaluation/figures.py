@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -21,6 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from octolike import files
 from octolike.evaluation.success import SuccessRate, split_name
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 INK, FAINT, GRID = "#22262b", "#7b828a", "#e4e6e9"
 SUCCESS, FAILURE, FLOOR = "#2e8b57", "#c2452d", "#b4b9bf"
@@ -34,7 +37,7 @@ SPLIT_COLOURS = {
     "distractors": "#7a8b99",
 }
 OTHER_COLOURS = ("#a1623a", "#6b8e23", "#b0467f")
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": INK,

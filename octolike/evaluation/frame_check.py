@@ -231,10 +231,10 @@ def first_difference(
 ) -> InputDifference | None:
     """Return the first difference of two arrays [n, ...] in value, shape or dtype, if any."""
     if policy is None or policy.shape != training.shape or policy.dtype != training.dtype:
-        kinds = [
-            "nothing" if x is None else f"{x.dtype} {list(x.shape)}" for x in (policy, training)
-        ]
-        return InputDifference(key, "the whole array", *kinds, training.size, training.size)
+        kind = "nothing" if policy is None else f"{policy.dtype} {list(policy.shape)}"
+        expected = f"{training.dtype} {list(training.shape)}"
+        size = training.size
+        return InputDifference(key, "the whole array", kind, expected, size, size)
     indices = np.argwhere(policy != training)
     if not len(indices):
         return None

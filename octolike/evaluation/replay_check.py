@@ -110,7 +110,8 @@ def replay_faults(
 
     clipped: whether the record clips actions.
     """
-    faults, remarks = [], []
+    faults: list[str] = []
+    remarks: list[str] = []
     for version, description in VERSIONS.items():
         divergences = [_divergence(r, version) for r in replays]
         sentences = [sentence for sentence, _ in divergences if sentence]

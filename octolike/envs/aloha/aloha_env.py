@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ MAX_REWARD = 4
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 NAMES = tuple(f"{arm}_{joint}" for arm in ("left", "right") for joint in (*JOINTS, "gripper"))
 SPLITS = ("train",)
-ROBOTS = {"aloha": {}}
+ROBOTS: Mapping[str, Mapping[str, str]] = {"aloha": {}}
 INSTRUCTIONS = {
     "transfer_cube": "pick up the red cube with the right arm and hand it over to the left arm",
     "insertion": "pick up the red peg and the blue socket and insert the peg into the socket",
@@ -93,10 +93,10 @@ class AlohaEnv(gymnasium.Env):
         """
         super().reset(seed=seed)
         _, skills = parse_reset_options(options, tasks_of)
-        self.skill = skills[self.np_random.integers(len(skills))]
+        self.skill = skills[int(self.np_random.integers(len(skills)))]
         self.steps = 0
         self.scene.arrange(
-            [self.np_random.uniform(*zip(*ranges)) for ranges in _START_RANGES[self.skill]]
+            [self.np_random.uniform(*np.transpose(ranges)) for ranges in _START_RANGES[self.skill]]
         )
         return self._observation(), self._info(0, "")
 

@@ -12,7 +12,7 @@ therefore lead the path by each joint's `LEAD`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +76,7 @@ def collect_episode(
         if terminated or truncated:
             break
     labels = targets[: len(executed)].astype(np.float32)
-    return demonstration_record(observations, labels, executed, info, seed=seed, split=split)
+    return demonstration_record(observations, list(labels), executed, info, seed=seed, split=split)
 
 
 def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -223,4 +223,5 @@ def _interpolate(waypoints: Sequence[Waypoint], step: int) -> tuple[Pose, Pose]:
 
 
 def _blend(a: Pose, b: Pose, fraction: float) -> Pose:
-    return Pose(*(p + fraction * (q - p) for p, q in zip(a, b)))
+    pairs: Iterable[tuple[Any, Any]] = zip(a, b)
+    return Pose(*(p + fraction * (q - p) for p, q in pairs))

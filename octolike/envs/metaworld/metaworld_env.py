@@ -67,7 +67,7 @@ class MetaworldEnv(gymnasium.Env):
         super().reset(seed=seed)
         split, skills = parse_reset_options(options, tasks_of)
         wording_seed, position_seed = self.np_random.integers(2**31, size=2)
-        self.skill = skills[self.np_random.integers(len(skills))]
+        self.skill = skills[int(self.np_random.integers(len(skills)))]
         wordings = phrasings(self.skill, split)
         self.instruction = wordings[wording_seed % len(wordings)]
         self.steps, self._state = 0, self._scene.arrange(int(position_seed))

@@ -14,12 +14,13 @@ ML25 is omitted: its test task basketball is also one of its training tasks.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from octolike.envs.task_tables import Phrasings, check_choice, choose_tasks
 
 SPLITS = ("train", "held_out_phrasing", "held_out_task")
-ROBOTS = {"metaworld": {}}
+ROBOTS: Mapping[str, Mapping[str, str]] = {"metaworld": {}}
 
 
 def _phrasings(*sentences: str) -> Phrasings:

@@ -135,7 +135,9 @@ class TabletopEnv(gymnasium.Env):
         )
         done = bool(success or instead or (self._failure and not pending))
         truncated = not done and self.steps >= STEP_LIMITS[self.task.skill]
-        failure = f"did {self.original.name} instead" if instead else self._failure
+        failure = (
+            f"did {self.original.name} instead" if self.original and instead else self._failure
+        )
         info = self._info(failure if done or truncated else "", success, instead)
         return self.observe(), float(success), done, truncated, info
 
@@ -150,6 +152,13 @@ class TabletopEnv(gymnasium.Env):
         self._scenes.clear()
 
     # state
+
+    @property
+    def present_task(self) -> TabletopTask:
+        """The episode's task; RuntimeError before the first reset()."""
+        if self.task is None:
+            raise RuntimeError("call reset() first: there is no task yet")
+        return self.task
 
     def get_state(self) -> dict[str, Any]:
         """Return the complete state for `set_state`; it determines all later steps."""
@@ -201,7 +210,7 @@ class TabletopEnv(gymnasium.Env):
 
     def task_state(self, task: TabletopTask | None = None) -> TaskState:
         """Return the state that success and the expert depend on; default: the episode's task."""
-        scene, task = self.scene, task or self.task
+        scene, task = self.scene, task or self.present_task
         reference = task.reference_object
         contacts = scene.contacts()
         target = scene.objects.index(task.target)
@@ -250,7 +259,7 @@ class TabletopEnv(gymnasium.Env):
         """Replace the task by another one for the same scene; draw a new scene if none exists."""
         rng = self.np_random
         while True:
-            original = self.task
+            original = self.present_task
             spots = {item: self.scene.position(item)[:2] for item in self._objects}
             choices = [
                 parts
@@ -298,10 +307,11 @@ class TabletopEnv(gymnasium.Env):
             self._touched = self.scene.objects[hits[0]] if hits else None
 
     def _info(self, failure: str, success: bool, instead: bool = False) -> dict[str, Any]:
+        task = self.present_task
         info = {
-            "instruction": self.task.instruction,
-            "task": self.task.name,
-            "skill": self.task.skill,
+            "instruction": task.instruction,
+            "task": task.name,
+            "skill": task.skill,
             "success": bool(success),
             "failure": failure,
         }

@@ -37,7 +37,7 @@ class TabletopExpert:
 
     def act(self) -> np.ndarray:
         """Return the action for the present state in the env's convention: float32 [7]."""
-        state, task = self._env.task_state(), self._env.task
+        state, task = self._env.task_state(), self._env.present_task
         opening = self._env.pose()[6]
         if task.skill == "touch":
             move, gripper = _touch(state), CLOSED
@@ -100,8 +100,9 @@ def _grasp(state: TaskState) -> tuple[np.ndarray, float]:
 def _carry(state: TaskState, skill: str) -> tuple[np.ndarray, float]:
     if skill == "lift":
         return np.array([0, 0, SPEED]), CLOSED
+    assert state.reference is not None  # put and stack have one
     offset = (state.reference - state.target)[:2]
-    distance = np.linalg.norm(offset)
+    distance = float(np.linalg.norm(offset))
     release_height = _DROP_HEIGHT
     if skill == "stack":
         held_at = state.target[2] - state.tip[2]

@@ -178,6 +178,7 @@ def targets(skill: str, split: str) -> tuple[TableObject, ...]:
     """List the targets of a skill in a split; empty if the split has no such task."""
     check_choice("skill", skill, SKILLS)
     check_choice("split", split, SPLITS)
+    shapes: tuple[str, ...]
     if split == "held_out_family":
         shapes = ("ball",) if skill == "lift" else ()
     else:

@@ -151,7 +151,7 @@ def _states(a: GroupSample, b: GroupSample) -> tuple[tuple[str, ...], list[np.nd
     """Return (names of the state features, features [n, F] of both groups or None)."""
     names, parts = [], []
     if a.traits.proprio and a.traits.proprio == b.traits.proprio:
-        x, y = np.float64(a.proprio), np.float64(b.proprio)
+        x, y = (np.asarray(s.proprio, np.float64) for s in (a, b))
         both = np.concatenate([x, y])
         moving = both.std(axis=0) > CONSTANT
         size = both.std(axis=0)[moving] * np.sqrt(max(moving.sum(), 1))

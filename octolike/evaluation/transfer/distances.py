@@ -57,7 +57,8 @@ def distance_floor(
 
 
 def flat_images(sample: GroupSample) -> np.ndarray:
-    """Return the images as float64 [n, s·s·3]."""
+    """Return the images, which must exist, as float64 [n, s·s·3]."""
+    assert sample.images is not None
     return sample.images.reshape(len(sample), -1).astype(np.float64)
 
 
@@ -66,7 +67,7 @@ def image_distances(a: GroupSample, b: GroupSample, seed: int) -> dict[str, floa
     if a.images is None or b.images is None:
         names = ("colours", "colours_floor", "brightness", "pictures", "pictures_floor")
         return dict.fromkeys(names, np.nan)
-    images = [flat_images(s) for s in (a, b)]
+    images = flat_images(a), flat_images(b)
     components = list(principal_components(*images))
 
     def distance(x: np.ndarray, y: np.ndarray) -> float:

@@ -142,7 +142,7 @@ def compare_groups(a: GroupSample, b: GroupSample, seed: int = 0) -> GroupCompar
     a, b = (s.take(np.sort(rng.choice(len(s), n, replace=False))) for s in (a, b))
     names = [d for d in a.traits.action if d in b.traits.action]
     columns = [[s.traits.action.index(d) for d in names] for s in (a, b)]
-    actions = [np.float64(s.action[:, c]) for s, c in zip((a, b), columns, strict=True)]
+    actions = [s.action[:, c].astype(np.float64) for s, c in zip((a, b), columns, strict=True)]
     absolute = np.array([a.traits.absolute[i] for i in columns[0]], bool)
     centre, scale = _centre_and_scale(actions, absolute)
     agreement = mean_agreement(a, b, names, centre, scale, rng)
@@ -152,7 +152,7 @@ def compare_groups(a: GroupSample, b: GroupSample, seed: int = 0) -> GroupCompar
     normalised = [(x - x.mean(axis=0)) / np.maximum(x.std(axis=0), CONSTANT) for x in actions]
     halves = [half_distance(s, x, wasserstein) for s, x in zip((a, b), scaled, strict=True)]
     distances = [wasserstein(*x) for x in (actions, scaled, normalised)]
-    columns = zip(names, units, *distances, np.mean(halves, axis=0), *dims.T, strict=True)
+    rows = zip(names, units, *distances, np.mean(halves, axis=0), *dims.T, strict=True)
 
     def joint(x: np.ndarray, y: np.ndarray) -> float:
         return sliced_wasserstein(x, y, seed)
@@ -160,12 +160,11 @@ def compare_groups(a: GroupSample, b: GroupSample, seed: int = 0) -> GroupCompar
     return GroupComparison(
         a=a.name,
         b=b.name,
-        dimensions=tuple(DimensionComparison(*column) for column in columns),
+        dimensions=tuple(DimensionComparison(*row) for row in rows),
         joint=joint(*scaled) if names else np.nan,
         joint_floor=distance_floor((a, b), scaled, joint) if names else np.nan,
         joint_normalised=joint(*normalised) if names else np.nan,
-        **agreement,
-        **image_distances(a, b, seed),
+        **(agreement | image_distances(a, b, seed)),
         same_instructions=common_share(a.instruction, b.instruction),
     )
 

@@ -55,7 +55,8 @@ class GroupSample:
         """Return a selection of the steps, by indices or by a mask."""
         names = ("action", "proprio", "images", "episode", "instruction", "task")
         arrays = {name: getattr(self, name) for name in names}
-        return replace(self, **{k: None if x is None else x[index] for k, x in arrays.items()})
+        selected: dict[str, Any] = {k: x[index] for k, x in arrays.items() if x is not None}
+        return replace(self, **selected)
 
     def halves(self) -> tuple[GroupSample, GroupSample]:
         """Return two samples with alternating episodes."""

@@ -217,7 +217,8 @@ def measure_errors(run: Path, held_out: Mapping[str, Sequence[DemonstratedEpisod
     }
     if {k: v for k, v in _stored_errors(run).items() if k != "errors"} == key:
         return
-    errors, policies = {}, {}
+    errors: dict[str, float] = {}
+    policies: dict[str, Policy] = {}
     for group, demonstrations in held_out.items():
         if group not in loaded.names.datasets:
             continue
@@ -295,7 +296,10 @@ def _effect(
     a, b = (v.results.get(group, GroupResult()) for v in (shared, without))
     if not getattr(a, measure) or not getattr(b, measure):
         return []
-    means = [r.pooled.rate if measure == "success" else float(np.mean(r.error)) for r in (a, b)]
+    if measure == "success":
+        means = a.pooled.rate, b.pooled.rate
+    else:
+        means = float(np.mean(a.error)), float(np.mean(b.error))
     steps = shared.steps, without.steps
     return [TransferEffect(kind, group, source, measure, steps, *means, *gain(measure, a, b))]
 
