@@ -18,14 +18,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from etils import epath
 
 from octolike.errors import ConfigError
 
 PathLike = str | os.PathLike[str]
-Path = epath.Path
+Path: TypeAlias = epath.Path
 REMOTE = ("gs://", "s3://", "az://", "hf://")  # what epath can open
 PART = ".part-"  # prefix of the temporary directories
 

@@ -118,7 +118,7 @@ def check_fields(node: Any, path: str = "") -> None:
     """Raise ConfigError for the first option of a config (or a part of it) that is not allowed."""
     for f in dataclasses.fields(node):
         value, name = getattr(node, f.name), f"{path}{f.name}"
-        if dataclasses.is_dataclass(f.type):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             require(type(value) is f.type, f"{name} is {value!r}; expected {f.type.__name__}")
             check_fields(value, f"{name}.")
         else:
@@ -142,7 +142,7 @@ def check_value(f: dataclasses.Field, value: Any, path: str) -> None:
     for name, item in items.items():
         if choices and item not in choices:
             raise ConfigError(unknown(f"value of {name}", item, choices))
-        if isinstance(item, numbers.Real) and not _within(item, low, high):
+        if isinstance(item, numbers.Real) and not _within(typing.cast(float, item), low, high):
             meaning = f.metadata.get("meaning")
             raise ConfigError(
                 f"{name} is {item}; it must {_bounds(low, high)}"

@@ -32,17 +32,25 @@ def describe(markdown: bool = False) -> str:
             rows = [
                 _row(f, f.name) for f in component_fields(cls) if f.name not in open_set.derived
             ]
-            parts += [title, inspect.getdoc(cls).partition("\n\n")[0].replace("\n", " ")]
+            parts += [title, _summary(cls).replace("\n", " ")]
             parts += [table(rows, FIELD_HEADERS)] if rows else []
     return "\n\n".join(parts) + "\n"
+
+
+def _summary(cls: type) -> str:
+    """Return the first paragraph of a class's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n\n")[0]
 
 
 def _sections(node: Any, prefix: str) -> Iterator[tuple[str, str, list[tuple[str, ...]]]]:
     """Yield (name, docstring, rows) of each section of the schema."""
     fields = dataclasses.fields(node)
     own = [f for f in fields if not dataclasses.is_dataclass(f.type)]
-    doc = inspect.getdoc(type(node)).partition("\n\n")[0]
-    yield f"config.{prefix}".rstrip("."), doc, [_row(f, f"{prefix}{f.name}") for f in own]
+    yield (
+        f"config.{prefix}".rstrip("."),
+        _summary(type(node)),
+        [_row(f, f"{prefix}{f.name}") for f in own],
+    )
     for f in fields:
         if dataclasses.is_dataclass(f.type):
             yield from _sections(getattr(node, f.name), f"{prefix}{f.name}.")

@@ -113,7 +113,7 @@ def complete(
             raise ConfigError(unknown(f"field of {path} ({component['kind']!r})", name, names))
     derived = open_set.derived
     if component.get(open_set.from_file):
-        derived = fields.keys()
+        derived = frozenset(fields)
     result = {"kind": component["kind"]}
     for name, f in fields.items():
         if name in component:

@@ -22,7 +22,13 @@ from octolike.config.schema import Config
 
 RUN = "{run}"  # stands for the run directory
 UP = 2  # the most ".." of a path that is stored relative to the run directory
-OPTIONS = ("data.root", "data.roots", "data.cache", "data.specs", "data.paraphrases")
+OPTIONS: tuple[str, ...] = (
+    "data.root",
+    "data.roots",
+    "data.cache",
+    "data.specs",
+    "data.paraphrases",
+)
 OPTIONS += ("train.init_from", "train.compilation_cache")
 COMPONENTS = ("data.text", "model.tokenizers", "model.heads", "environment")
 FIELDS = ("path", "weights")  # of components: a path, or the name of something on a hub
@@ -73,7 +79,7 @@ def aligned(stored: Config, config: Config) -> Config:
 
     For comparing the two.
     """
-    spelled = {}
+    spelled: dict[str, str] = {}
     _map(config, lambda path, _: spelled.setdefault(_absolute(path), path))
     return _map(stored, lambda path, _: spelled.get(_absolute(path), path))
 

@@ -7,12 +7,13 @@ compiles it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+Implementation = Literal["xla", "cudnn"]
 MULTIPLE = 8  # tokens: alignment of cuDNN's kernels with a mask
 
 
@@ -21,7 +22,7 @@ def dot_product(
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array | None = None,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     """Return [B, n, H, Dh]: softmax(query keyᵀ / √Dh) value, for query [B, n, H, Dh].
 
@@ -34,7 +35,7 @@ def dot_product(
     return _aligned(query, key, value, mask, implementation)
 
 
-def implementation_for(dtype: Any, width: int) -> str:
+def implementation_for(dtype: Any, width: int) -> Implementation:
     """Return "cudnn" if this process's devices support it for this head width, else "xla"."""
     device = jax.local_devices()[0]
     capability = getattr(device, "compute_capability", "") if device.platform == "gpu" else ""
@@ -47,7 +48,11 @@ def implementation_for(dtype: Any, width: int) -> str:
 
 
 def _aligned(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, implementation: str
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    implementation: Implementation,
 ) -> jax.Array:
     """Return the same with both sequences padded to a multiple; the padding is masked."""
     n, keys = query.shape[1], key.shape[1]

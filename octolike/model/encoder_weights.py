@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.flax
 
@@ -192,7 +193,8 @@ def read(path: Path) -> Leaves:
 
 def rename_leaves(leaves: Leaves, rules: tuple[Rule, ...]) -> tuple[Leaves, list[str]]:
     """Return ({our dotted path: leaf}, the names that match no rule)."""
-    renamed, unknown = {}, []
+    renamed: Leaves = {}
+    unknown = []
     for name, leaf in leaves.items():
         for rule in rules:
             match = re.fullmatch(rule.pattern, name)
@@ -231,7 +233,7 @@ def _fit_positions(leaves: Leaves, shape: tuple[int, ...]) -> Leaves:
     extra, grid = x[: len(x) - side**2], x[len(x) - side**2 :]
     positions = grid.reshape(1, side, side, -1)
     if grid.shape[-1] == shape[-1]:
-        positions = np.asarray(vit.resample(positions, shape[1:3]))
+        positions = np.asarray(vit.resample(jnp.asarray(positions), shape[1:3]))
     if len(extra) == 1 and "class_token" in leaves:
         return {"pos_embedding": positions, "class_token": leaves["class_token"] + extra}
     if len(extra):

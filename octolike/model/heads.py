@@ -26,7 +26,7 @@ rates carry over.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -122,8 +122,9 @@ class Denoising(Head):
         """Return the network over (x [B, F], time scalar) for the last timestep."""
         embedding = self.embed(_last(group))[:, 0]
         score, variables = self.score.unbind()  # a scan must not touch a bound module
-        return lambda x, t: score.apply(
-            variables, embedding, x, jnp.broadcast_to(t, (*x.shape[:-1], 1))
+        return lambda x, t: cast(
+            jax.Array,
+            score.apply(variables, embedding, x, jnp.broadcast_to(t, (*x.shape[:-1], 1))),
         )
 
 
@@ -216,7 +217,7 @@ class Diffusion(Denoising):
             return (x - jnp.sqrt(bars[t]) * x0) / jnp.sqrt(1 - bars[t])
 
         valid = self.valid(dims)
-        options = {"clip": self.clip, "valid": valid, "path": path}
+        options: dict[str, Any] = {"clip": self.clip, "valid": valid, "path": path}
         if self.sampler == "ddpm":
             x = diffusion.ddpm(noise_at, self.betas, x, z, **options)
         else:

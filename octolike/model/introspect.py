@@ -143,6 +143,7 @@ def _sequence(model: PolicyNetwork, groups: Mapping[str, TokenGroup]) -> tokens.
 def _spans(groups: tokens.TokenSequence) -> tuple[Span, ...]:
     per_step = groups.observation | groups.readout
     window = next(iter(per_step.values())).mask.shape[1]
+    ordered: list[tuple[str, int | None, tokens.TokenGroup]]
     ordered = [(name, None, g) for name, g in groups.task.items()]
     ordered += [(name, t, g) for t in range(window) for name, g in per_step.items()]
     spans, start = [], 0

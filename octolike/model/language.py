@@ -13,9 +13,9 @@ from __future__ import annotations
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ def _quick_gelu(x: jax.Array) -> jax.Array:
     return x * nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_new": nn.gelu,
@@ -320,7 +320,9 @@ class FrozenEncoder:
         """Prepare; dtype: of the states; cache_bytes: size of the cache, least recent evicted."""
         self._params = jax.device_put(params)
         self._encode = jax.jit(
-            lambda params, ids, mask: encoder.apply({"params": params}, ids, mask).astype(dtype)
+            lambda params, ids, mask: cast(
+                jax.Array, encoder.apply({"params": params}, ids, mask)
+            ).astype(dtype)
         )
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._cache_bytes = cache_bytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
             f"{path}.path: {file} has model_type {model_type!r}; {kind!r} reads {types}"
         )
     config = config.get("text_config") or config.get("text_config_dict") or config
-    sizes = {
+    sizes: dict[str, Any] = {
         field: default if config.get(name) is None else config[name]
         for field, (name, default) in SIZES[kind].items()
     }
@@ -149,7 +149,8 @@ def from_tensors(
     names = _tensor_names(shapes, kind)
     stored = {re.sub(*ALIASES[kind], name): name for name in tensors}
     stored |= {name: name for name in tensors if name in names}
-    params, faults = {}, []
+    params: dict[str, dict[str, np.ndarray]] = {}
+    faults = []
     for name, (module, leaf) in names.items():
         expected = list(shapes[module][leaf].shape)
         if name not in stored:
@@ -249,7 +250,7 @@ def _tensors(folder: Path, path: str) -> dict[str, Any]:
             f"{contents}. To convert weights of another format, load them with transformers and "
             "call save_pretrained"
         )
-    tensors = {}
+    tensors: dict[str, Callable[[], Any]] = {}
     for name in files:
         try:
             # "flax", because numpy lacks bfloat16
@@ -266,7 +267,7 @@ def _tensor_names(shapes: Mapping[str, Any], kind: str) -> dict[str, tuple[str, 
     """Return {Hugging Face's name: (our module, leaf)} for every parameter."""
     gated = any(name.endswith("_mlp_gate") for name in shapes)
     table = NAMES[kind] | (GATED if gated else {})
-    names = {}
+    names: dict[str, tuple[str, str]] = {}
     for module, leaves in shapes.items():
         block = re.match(r"block_(\d+)_", module)
         template = re.sub(r"^block_\d+_", "block_{i}_", module)

@@ -84,7 +84,7 @@ class PolicyNetwork(nn.Module):
         mask = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         # Otherwise masked actions would reach the networks of denoising heads.
         action = jnp.where(mask, batch["action"], 0)
-        metrics = encoded.metrics | {"loss_per_example": 0.0}
+        metrics: dict[str, Any] = encoded.metrics | {"loss_per_example": 0.0}
         loss = metrics.get("balance_loss", 0.0)
         for name, head in self.heads.items():
             errors = head(encoded.groups[head.readout], action, context)

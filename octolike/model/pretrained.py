@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from octolike.model import encoders, language
@@ -40,4 +40,7 @@ def _load_language(encoder: Mapping[str, Any], shapes: Mapping[str, Any], path: 
 
 
 # Field of an encoder's component that names its weights: the function that loads them.
-LOADERS = {"path": _load_language, "weights": encoders.load_weights}
+LOADERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], str], Params]] = {
+    "path": _load_language,
+    "weights": encoders.load_weights,
+}

@@ -106,6 +106,7 @@ class Image(nn.Module):
                 channels.append(depth.astype(self.dtype))
         images = jnp.concatenate(channels, axis=-1)
         if self.film:
+            assert condition is not None
             condition = jnp.repeat(condition, window, axis=0)
         x = self.encoder(
             images.reshape(batch * window, *images.shape[2:]), condition if self.film else None
@@ -314,7 +315,7 @@ def _images(
 
 
 def _depth(
-    observation: Mapping[str, Any], camera: str, depth_range: float, size: tuple[int, int]
+    observation: Mapping[str, Any], camera: str, depth_range: float, size: tuple[int, ...]
 ) -> jax.Array:
     """Return depth [B, W, h, w, 1], scaled to [0, 1], at the given size; 0 if absent."""
     x, present = observation[f"depth_{camera}"], observation["present"][f"depth_{camera}"]

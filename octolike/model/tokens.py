@@ -68,11 +68,14 @@ def attention_mask(groups: TokenSequence) -> jax.Array:
     """Return bool [B, 1, N, N], True if a query (third axis) may attend to a key (last axis)."""
     task, steps = _ordered(groups)
     window = steps[0].mask.shape[1]
-    sizes = [[g.mask.shape[-1] for g in kind.values()] for kind in groups]
+    task_sizes, observation_sizes, readout_sizes = (
+        [g.mask.shape[-1] for g in kind.values()] for kind in groups
+    )
     step_mask = jnp.concatenate([g.mask for g in steps], axis=-1)
     step_mask = step_mask.reshape(step_mask.shape[0], -1)
     visible = jnp.concatenate([*(g.mask for g in task), step_mask], axis=-1)
-    return jnp.asarray(pattern(*sizes, window))[None, None] & visible[:, None, None, :]
+    allowed = pattern(task_sizes, observation_sizes, readout_sizes, window)
+    return jnp.asarray(allowed)[None, None] & visible[:, None, None, :]
 
 
 def ends(groups: TokenSequence) -> tuple[int, ...]:

@@ -86,7 +86,7 @@ class ViT(nn.Module):
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         return x[:, 1:] if self.class_token else x
 
-    def _positions(self, shape: tuple[int, int, int]) -> jax.Array:
+    def _positions(self, shape: tuple[int, ...]) -> jax.Array:
         initialised = self.has_variable("params", "pos_embedding")
         stored = self.get_variable("params", "pos_embedding").shape if initialised else (1, *shape)
         x = self.param("pos_embedding", nn.initializers.normal(0.02), stored, jnp.float32)
@@ -128,8 +128,8 @@ class ViTAttention(nn.Module):
         return attend(x, x, None, heads=self.heads, dtype=self.dtype)
 
 
-def resample(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Return position embeddings [1, h, w, D] interpolated to a grid; unchanged if it fits."""
+def resample(positions: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+    """Return position embeddings [1, h, w, D] resized to the grid (h, w); unchanged if it fits."""
     if positions.shape[1:3] == tuple(grid):
         return positions
     shape = (1, *grid, positions.shape[-1])

@@ -234,6 +234,7 @@ def _deterministic(
     if "sample_actions" in outputs:
         yield _compare("sample_actions", actions, outputs["sample_actions"])
     if "sample_actions_unnormalized" in outputs:
+        assert actions is not None
         expected = outputs["sample_actions_unnormalized"]
         yield _compare(
             "sample_actions_unnormalized", run.embodiments[0].unnormalize_action(actions), expected

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,7 +232,7 @@ def _save(target: Path, params: state.Params, step: int) -> None:
     """Save a checkpoint like training does; the optimiser state is that of plain SGD: empty."""
     start = state.create(jax.tree.map(jnp.asarray, params), optax.sgd(0.0), (), ema=False)
     checkpoints = checkpoint_store.CheckpointStore(target, keep=1)
-    checkpoints.save(start.replace(step=jnp.int32(step)), {})
+    checkpoints.save(dataclasses.replace(start, step=jnp.int32(step)), {})
     checkpoints.close()
 
 
@@ -268,10 +268,11 @@ def fit(source: Mapping[str, Any], shapes: state.Params) -> dict[str, str]:
             differ.
     """
     targets = flax.traverse_util.flatten_dict(shapes, sep="/")
-    origin, faults = {}, []
+    origin: dict[str, str] = {}
+    faults = []
     for path, leaf in source.items():
         target = target_path(path)
-        if target not in targets:
+        if target is None or target not in targets:
             faults.append(f"no place for {path} {list(leaf.shape)}")
             continue
         if target in origin:
@@ -301,13 +302,17 @@ def source_paths(path: str) -> list[str]:
     return list(_rewrite(path, [(ours, theirs) for theirs, ours in PATHS]))
 
 
-def _rewrite(path: str, rows: Iterable[tuple[str, str]]) -> Iterable[str]:
+def _rewrite(path: str, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
     for old, new in rows:
         pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", old) + r"(?P<rest>/.*|)"
         if match := re.fullmatch(pattern, path):
             parts = match.groupdict()
             rest = parts.pop("rest")
-            yield re.sub(r"\{(\w+)\}", lambda m, parts=parts: parts.get(m[1], "*"), new) + rest
+            yield _fill(new, parts) + rest
+
+
+def _fill(template: str, parts: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda m: parts.get(m[1], "*"), template)
 
 
 # Embodiments
@@ -327,23 +332,29 @@ def embodiments(
     if translation.proprio:
         observation = stored.batch["observation"]
         widths["proprio"] = sum(observation[k].shape[-1] for k in translation.proprio)
-    records, notes = [], []
+    records: list[Embodiment] = []
+    notes: list[str] = []
     for name, entry in entries.items():
-        layouts, values = {"proprio": None}, {"proprio": None}
-        for part, width in widths.items():
-            layouts[part], values[part] = _layout_and_statistics(
+        parts = {
+            part: _layout_and_statistics(
                 name, part, entry, width, translation.config.data.normalization, notes
             )
+            for part, width in widths.items()
+        }
+        action, action_statistics = parts["action"]
+        proprio, proprio_statistics = parts.get("proprio", (None, None))
         records.append(
             Embodiment(
                 name=name,
                 robot=name,
                 control_hz=0.0,
                 gripper="as in the dataset",
-                **layouts,
+                action=action,
+                proprio=proprio,
                 normalization=translation.config.data.normalization,
                 datasets=(name,),
-                **{f"{part}_statistics": value for part, value in values.items()},
+                action_statistics=action_statistics,
+                proprio_statistics=proprio_statistics,
             )
         )
     return records, tuple(notes)

@@ -165,7 +165,9 @@ def _set_heads(config: ModelConfig, heads: Mapping[str, Any]) -> tuple[int, int]
     for name, spec in heads.items():
         path = f"model.heads.{name}"
         config.heads[name] = octo_components.component(octo_components.HEADS, spec, path)
-        sizes[name] = tuple(int({**octo_components.HEAD, **spec["kwargs"]}[k]) for k in _SIZE)
+        kwargs = {**octo_components.HEAD, **spec["kwargs"]}
+        horizon, width = (int(kwargs[k]) for k in _SIZE)
+        sizes[name] = horizon, width
     if len(set(sizes.values())) != 1:
         raise ConfigError(
             f"model.heads differ in (action_horizon, action_dim): {sizes}; in octolike all heads "

@@ -31,8 +31,8 @@ class ObservationEncoder:
         self.image_shapes = image_shapes(spec, "observation")
         self._embodiment = embodiment
         self._spec = {k: v for k, v in spec.items() if k.startswith("observation.")}
-        has_proprio = embodiment.proprio and "observation.proprio" in spec
-        self._proprio_width = len(embodiment.proprio.names) if has_proprio else 0
+        proprio = embodiment.proprio if "observation.proprio" in spec else None
+        self._proprio_width = len(proprio.names) if proprio else 0
         self.keys = (*self.image_shapes, *(["proprio"] if self._proprio_width else []))
 
     def encode(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +134,7 @@ def _frame_count(arrays: Mapping[str, np.ndarray], window: int) -> int:
 
 def _check_proprio(value: Any, width: int, embodiment: Embodiment) -> np.ndarray:
     """Return float32 [frames, P]."""
+    assert embodiment.proprio is not None
     proprio = np.asarray(value)
     if proprio.dtype.kind != "f" or proprio.ndim not in (1, 2) or proprio.shape[-1] != width:
         raise ValueError(

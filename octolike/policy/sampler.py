@@ -43,7 +43,7 @@ class ActionSampler:
     @property
     def compilations(self) -> int:
         """The number of input shapes that were compiled."""
-        return self._sample._cache_size()
+        return self._sample._cache_size()  # type: ignore[attr-defined]  # private in jax
 
     def init_params(self, seed: int) -> Params:
         """Return freshly initialised parameters."""

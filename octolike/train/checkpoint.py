@@ -141,12 +141,12 @@ def with_own_files(config: Config, directory: PathLike) -> Config:
 
     Paths to files that the directory does not have stay as they are.
     """
-    directory, own = files.as_path(directory), copy.deepcopy(config)
-    if own.data.text.get("path") and (directory / TOKENIZER).is_dir():
-        own.data.text = Component({**own.data.text, "path": str(directory / TOKENIZER)})
-    if (directory / TEXT_ENCODER).is_dir():
+    run, own = files.as_path(directory), copy.deepcopy(config)
+    if own.data.text.get("path") and (run / TOKENIZER).is_dir():
+        own.data.text = Component({**own.data.text, "path": str(run / TOKENIZER)})
+    if (run / TEXT_ENCODER).is_dir():
         tokenizers = {"tokenizers": own.model.tokenizers}
-        local = language.with_paths(tokenizers, str(directory / TEXT_ENCODER))
+        local = language.with_paths(tokenizers, str(run / TEXT_ENCODER))
         own.model.tokenizers = local["tokenizers"]
     return own
 

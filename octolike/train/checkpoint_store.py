@@ -6,6 +6,7 @@ They are written in the background; a checkpoint gets its name <step> only once 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import shutil
@@ -193,8 +194,8 @@ class CheckpointStore:
             except Exception as error:
                 errors[step] = error
                 continue
-            for corrupted, error in errors.items():
-                self._move_aside(corrupted, error, step)
+            for corrupted, failure in errors.items():
+                self._move_aside(corrupted, failure, step)
             return restored
         lines = "".join(f"\n  {step}: {first_line(error)}" for step, error in errors.items())
         raise RunError(
@@ -216,7 +217,8 @@ class CheckpointStore:
             stored = self._manager.restore(step, args=ocp.args.Composite(**items))
         frozen_paths = optimizer.flatten(abstract_state.frozen)
         params, frozen = optimizer.split(stored["params"], frozen_paths)
-        state = abstract_state.replace(
+        state = dataclasses.replace(
+            abstract_state,
             step=jax.device_put(np.int32(step), abstract_state.step.sharding),
             params=params,
             frozen=frozen,

@@ -12,8 +12,8 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,8 @@ def compare(
         squares.append(sum(square for _, square in pairs))
     dots.append(sum(dots))
     squares.append(sum(squares))
-    gram = sum(x.sum(axis=0) for x in grams.values()).reshape(count, 2, count, 2)
+    gram = cast(jax.Array, sum(x.sum(axis=0) for x in grams.values()))
+    gram = gram.reshape(count, 2, count, 2)
     g = jnp.arange(count)
     halves = [gram[g, 0, g, 1], gram[g, 0, g, 0], gram[g, 1, g, 1]]
     return GradientComparison(
@@ -199,7 +200,7 @@ class GradientComparer:
         return compare(loss_fn, state.params, batch, key, groups, len(self._names))
 
 
-def read(workdir: files.PathLike) -> list[Mapping[str, Any]]:
+def read(workdir: files.PathLike) -> list[dict[str, Any]]:
     """Return the rows of a run's conflicts.jsonl; [] without the file."""
     return logs.read(files.as_path(workdir) / FILE)
 

@@ -101,6 +101,7 @@ class SuccessHook:
 
     def call(self, event: StepEvent) -> None:
         """Measure, log, and add the rates to the validation result."""
+        assert event.validation is not None
         success = self._measure(event.policy_params, event.step)
         event.validation = dataclasses.replace(event.validation, success=success)
         event.log.validation(event.step, {k: {"success": v} for k, v in success.items()})
@@ -115,6 +116,7 @@ class ChunkFigureHook:
     def call(self, event: StepEvent) -> None:
         """Draw."""
         if sharding.is_first():
+            assert event.validation is not None
             chunk_figures.save_figure(event.validation.chunks, event.step, self._workdir)
 
 
@@ -126,6 +128,7 @@ class FeedbackHook:
 
     def call(self, event: StepEvent) -> None:
         """Give the result, and add it to the position."""
+        assert event.validation is not None
         event.position = self._feeder.feedback(event.validation, event.position)
 
 

@@ -37,7 +37,7 @@ class RunLease:
         """Name the directory; interval: seconds between heartbeats."""
         self._path = files.as_path(workdir) / FILE
         self._interval, self._stop = interval, threading.Event()
-        self._owner = {
+        self._owner: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "token": uuid.uuid4().hex,

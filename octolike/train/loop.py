@@ -184,7 +184,7 @@ def _train_as_owner(
 
 def choose_gradient_fn(config: Config, names: types.Names) -> GradientFn:
     """Return the gradient function of a config: PCGrad over groups, accumulation, or plain."""
-    gradient_fn = gradients.whole_batch
+    gradient_fn: GradientFn = gradients.whole_batch
     if config.optim.surgery:
         groups = group_gradients.group_names(config.train.groups, names)
         gradient_fn = group_gradients.per_group(config.train.groups, len(groups))
@@ -280,6 +280,7 @@ class Loop:
         workdir, steps = self._config.workdir, self._config.train.steps
         if step == steps:
             return f"trained {steps} steps; the run is in {workdir}"
+        assert signum is not None
         stopped = f"stopped by {signal.Signals(signum).name} and saved at step {step} of {steps}"
         return f"{stopped}; the same command resumes {workdir}"
 

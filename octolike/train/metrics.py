@@ -237,10 +237,10 @@ def truncate(path: files.PathLike, step: int) -> float:
 
 def read(path: files.PathLike) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl, without a truncated last one; [] without the file."""
-    path = files.as_path(path)
-    if not path.exists():
+    source = files.as_path(path)
+    if not source.exists():
         return []
-    return list(_parse_rows(path.read_text(encoding="utf-8").splitlines(), path))
+    return list(_parse_rows(source.read_text(encoding="utf-8").splitlines(), source))
 
 
 def resident_memory() -> int:

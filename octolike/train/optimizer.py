@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import optax
 from flax import traverse_util
@@ -59,7 +59,8 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 def decay_mask(params: Params) -> Params:
     """Return a tree of bools: True for kernels, to which weight decay applies."""
-    return traverse_util.path_aware_map(lambda path, _: is_kernel(path[-1]), params)
+    mask = traverse_util.path_aware_map(lambda path, _: is_kernel(str(path[-1])), params)
+    return cast(Params, mask)
 
 
 def is_kernel(path: str) -> bool:

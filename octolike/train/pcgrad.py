@@ -9,6 +9,8 @@ computed on top of the gradients per group.
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 
@@ -36,11 +38,11 @@ def with_pcgrad(gradient_fn: GradientFn) -> GradientFn:
 def pcgrad(parts: Params, key: jax.Array) -> tuple[Params, jax.Array]:
     """Return the merged gradient of parts [G, …], and their conflict rate."""
     grams = gram_matrices(parts)
-    total = sum(x.sum(axis=0) for x in grams.values())
+    total = cast(jax.Array, sum(x.sum(axis=0) for x in grams.values()))
     # A parameter with a gradient from one group only (its own head) cannot be in conflict.
     shared = {path: _moving_parts(x) > 1 for path, x in grams.items()}
     common = sum(jnp.where(shared[k][:, None, None], x, 0).sum(axis=0) for k, x in grams.items())
-    weights = pcgrad_weights(common, key)
+    weights = pcgrad_weights(cast(jax.Array, common), key)
 
     def weighted_sum(path: str, x: jax.Array) -> jax.Array:
         slices = shared[path]  # [S]

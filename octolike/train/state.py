@@ -179,7 +179,8 @@ def describe_params(params: Params, frozen: Iterable[str]) -> str:
 
 def summarize_params(params: Params, frozen: Iterable[str]) -> str:
     """Return the table of the model's parts: arrays, parameters, trained ones; and the total."""
-    frozen, counts = set(frozen), {}
+    counts: dict[str, list[int]] = {}
+    frozen = set(frozen)
     for path, x in sorted(optimizer.flatten(params).items()):
         for part in (path.partition("/")[0], "total"):
             n = counts.setdefault(part, [0, 0, 0])

@@ -6,11 +6,12 @@ steps of an uninterrupted run bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def training_loss(
     batch = augment(batch, augmentation, augment_key)
     variables = {"params": state.model_params(params)}
     rngs = {"dropout": dropout_key, "noise": noise_key}
-    return model.apply(variables, batch, train=True, rngs=rngs)
+    return cast(tuple[jax.Array, Metrics], model.apply(variables, batch, train=True, rngs=rngs))
 
 
 def apply_gradients(
@@ -92,7 +93,9 @@ def apply_gradients(
     if ema:
         d = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(params, ema, step_size=1 - d)
-    return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+    return dataclasses.replace(
+        state, step=state.step + 1, params=params, ema=ema, opt_state=opt_state
+    )
 
 
 def compile_step(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -97,8 +97,8 @@ class Validator:
         width = spec["action"][0][-1]
         self._dims, self._gripper = action_dims(embodiments, width)
         replicated = sharding.replicated(mesh)
-        self._measure = jax.jit(self._measure, out_shardings=replicated)
-        self._error = jax.jit(self._error, out_shardings=replicated)
+        self._measure_jit = jax.jit(self._measure, out_shardings=replicated)
+        self._error_jit = jax.jit(self._error, out_shardings=replicated)
 
     def __call__(self, params: Any) -> ValidationResult:
         """Return the result for the model's parameters."""
@@ -129,13 +129,13 @@ class Validator:
         encoded = self._encoder(batch) if self._encoder else batch
         placed = sharding.put_global_batch(encoded, self._mesh)
         key = jax.random.fold_in(self._key, index)
-        sums = self._measure(params, placed, key)
+        sums = self._measure_jit(params, placed, key)
         present = placed["task"].get("present", {})
         for conditioning, keys in self._conditionings.items():
             only = {k: x if k in keys else jnp.zeros_like(x) for k, x in present.items()}
             conditioned = placed | {"task": placed["task"] | {"present": only}}
             available = functools.reduce(jnp.logical_or, [present[k] for k in keys])
-            error = self._error(params, conditioned, available, key)
+            error = self._error_jit(params, conditioned, available, key)
             sums[f"action_error_{conditioning}"] = error
         return sums
 
@@ -180,7 +180,7 @@ class Validator:
 
     def _sample(self, variables: Any, batch: Batch, key: jax.Array) -> jax.Array:
         """Return sampled chunks, [B, H, A]."""
-        return self._model.apply(
+        chunks = self._model.apply(
             variables,
             batch["observation"],
             batch["task"],
@@ -189,6 +189,7 @@ class Validator:
             method="sample_actions",
             rngs={"noise": key},
         )
+        return cast(jax.Array, chunks)
 
 
 def conditionings(model: nn.Module, spec: types.BatchSpec) -> dict[str, list[str]]:
