@@ -126,7 +126,8 @@ def test_a_wrong_resize_is_detected_with_its_place(opened, monkeypatch):
         columns = np.arange(width) * image.shape[1] // width
         return image[rows][:, columns]
 
-    monkeypatch.setattr("octolike.policy.policy.resize", nearest)
+    monkeypatch.setattr("octolike.policy.observations.resize", nearest)
+    monkeypatch.setattr("octolike.policy.tasks.resize", nearest)
     comparison = frame_check.compare_frames(policy, "fake", frames[:1], run)
     assert {"observation.image_primary", "task.image_primary"} == comparison.different.keys()
     first = faults(comparison)[0]
@@ -143,7 +144,8 @@ def test_a_difference_of_one_in_one_pixel_is_detected(opened, monkeypatch):
         out[3, 5, 1] ^= 1
         return out
 
-    monkeypatch.setattr("octolike.policy.policy.resize", off_by_one)
+    monkeypatch.setattr("octolike.policy.observations.resize", off_by_one)
+    monkeypatch.setattr("octolike.policy.tasks.resize", off_by_one)
     by_key = differences(policy, frames[0])
     assert "image_primary[0, 3, 5, 1]" in by_key["observation.image_primary"].place
     assert by_key["observation.image_primary"].count == 16 * 2
@@ -263,7 +265,9 @@ def test_episodes_without_a_seed_cannot_be_replayed(opened):
     _, data, _, _ = opened
     count, episodes = recorded_frames.sample_episodes(data.source("fake"), 2)
     assert count == 2
-    with pytest.raises(DataError, match=r"does not say its seed, split, skill.*collect\.py"):
+    with pytest.raises(
+        DataError, match=r"does not record its seed, split, skill.*octolike collect"
+    ):
         next(episodes)
 
 

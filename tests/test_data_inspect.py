@@ -134,7 +134,9 @@ def test_directories_that_are_not_datasets_are_rejected(tmp_path):
     with pytest.raises(DataError, match="is not a directory"):
         survey_dataset(tmp_path / "nowhere")
     (tmp_path / "a.txt").touch()
-    with pytest.raises(DataError, match=r"it has a\.txt, expected features\.json.*convert\.py"):
+    with pytest.raises(
+        DataError, match=r"it has a\.txt, expected features\.json.*octolike convert"
+    ):
         survey_dataset(tmp_path)
     (tmp_path / "mine" / "1.0.0.incomplete").mkdir(parents=True)
     with pytest.raises(DataError, match="is not complete"):

@@ -388,9 +388,7 @@ def test_an_address_without_a_worker_is_named(root):
         service_source.ServiceSource(client_config(root, [server]))
     assert time.monotonic() - begin < 10
     assert re.search(rf"no worker replies at 127.0.0.1:{server.port} \(UNAVAILABLE: ", str(e.value))
-    assert f"serve_data.py --config ... --config.data.root=DIR --port {server.port};" in str(
-        e.value
-    )
+    assert f"serve_data --config ... --config.data.root=DIR --port {server.port};" in str(e.value)
 
 
 @pytest.mark.parametrize("addresses", [("host",), ("host:",), ("a:1", "a:1"), ("a:1,b:2x",)])

@@ -205,7 +205,7 @@ def test_goals_and_demonstrations_are_errors_with_a_remedy(kind):
     env = types.SimpleNamespace(unwrapped=object())
     with pytest.raises(ConfigError, match="conditioned on language"):
         parts.load("goal")(env, 0, {})
-    with pytest.raises(ConfigError, match=r"convert\.py"):
+    with pytest.raises(ConfigError, match=r"octolike convert"):
         parts.load("collect_episode")(env, 0, "train", ["x"], 0.0)
     assert parts.load("tasks_of")("train") == parts.load("skills")
     with pytest.raises(ConfigError, match="did you mean"):
