@@ -37,7 +37,7 @@ def load_module(path: str, *, relative_to: str = "") -> types.ModuleType:
     path = os.path.join(os.path.dirname(relative_to), path)
     spec = importlib.util.spec_from_file_location(f"octolike_file_{abs(hash(path))}", path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file")
+        raise ConfigError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
