@@ -162,3 +162,29 @@ def test_a_moved_run_is_the_same_run(tmp_path, monkeypatch):
     assert resumes(moved, root=str(tmp_path / "data"), cache="")
     with pytest.raises(c.ConfigError, match=r"holds another run; its config.json differs.*\n.*mix"):
         resumes(moved, mix="fake=2.0")
+
+
+def read_only(directory):
+    for path in [directory, *directory.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def test_a_read_only_run_acts_and_its_evaluation_is_refused_in_one_line(tmp_path):
+    from octolike import files
+    from octolike.policy import Policy
+
+    run = shutil.copytree(FIXTURE / "run", tmp_path / "run")
+    read_only(run)
+    assert Policy.load(run).step == 4
+    with pytest.raises(c.ConfigError, match=r"evaluation.* cannot be written: .*run is read-only"):
+        files.check_writable(run / "evaluation", "the evaluation's directory")
+
+
+def test_a_run_without_its_data_names_the_missing_directory(tmp_path):
+    from octolike.data import open_data
+    from octolike.errors import DataError
+
+    run = shutil.copytree(FIXTURE / "run", tmp_path / "copy" / "run")
+    with pytest.raises((DataError, c.ConfigError), match=r"data\.root 'data'") as error:
+        open_data(c.stored_config(run))
+    assert "\n" not in str(error.value)

@@ -14,6 +14,7 @@ user names the files (`allow`).
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def digests(paths: Iterable[str]) -> dict[str, str]:
     return result
 
 
-def allow(run_dir: str | Path, paths: Iterable[str], flag: str = "--plugins") -> tuple[str, ...]:
+def allow(
+    run_dir: str | os.PathLike[str], paths: Iterable[str], flag: str = "--plugins"
+) -> tuple[str, ...]:
     """Load the plug-ins of another run that the user names; return the paths of the run's copies.
 
     Args:
@@ -79,10 +82,11 @@ def allow(run_dir: str | Path, paths: Iterable[str], flag: str = "--plugins") ->
         ConfigError: a plug-in of the run that `paths` does not name, that is missing, or that has
             changed since training.
     """
-    folder, allowed = Path(run_dir) / FOLDER, {Path(p).name: Path(p) for p in paths}
-    expected = recorded(run_dir)
+    allowed, expected = {Path(p).name: Path(p) for p in paths}, recorded(run_dir)
     refuse(run_dir, allowed, flag)
-    files = []
+    if not expected:
+        return ()
+    folder, plugin_paths = _local_folder(run_dir), []
     for name, digest in expected.items():
         path = allowed[name] if allowed[name].is_file() else folder / name
         if not path.is_file():
@@ -90,12 +94,12 @@ def allow(run_dir: str | Path, paths: Iterable[str], flag: str = "--plugins") ->
                 f"the plug-in {name} of {run_dir} is missing; put the file back into {folder}"
             )
         _check_digest(path, digest, run_dir, flag)
-        files.append(str(path))
-    load(files)
+        plugin_paths.append(str(path))
+    load(plugin_paths)
     return tuple(str(folder / name) for name in expected)
 
 
-def check_unchanged(run_dir: str | Path, paths: Iterable[str]) -> None:
+def check_unchanged(run_dir: str | os.PathLike[str], paths: Iterable[str]) -> None:
     """Raise ConfigError if a file differs from the run's plug-in of the same name."""
     expected = recorded(run_dir)
     for path in paths:
@@ -104,7 +108,7 @@ def check_unchanged(run_dir: str | Path, paths: Iterable[str]) -> None:
             _check_digest(Path(path), expected[name], run_dir, "--config.plugins")
 
 
-def refuse(run_dir: str | Path, allowed: Iterable[str], flag: str) -> None:
+def refuse(run_dir: str | os.PathLike[str], allowed: Iterable[str], flag: str) -> None:
     """Raise ConfigError, with the way to allow them, for plug-ins of a run that are not allowed."""
     folder, missing = Path(run_dir) / FOLDER, recorded(run_dir).keys() - {*allowed}
     if missing:
@@ -115,14 +119,24 @@ def refuse(run_dir: str | Path, allowed: Iterable[str], flag: str) -> None:
         )
 
 
-def recorded(run_dir: str | Path) -> Mapping[str, str]:
+def recorded(run_dir: str | os.PathLike[str]) -> Mapping[str, str]:
     """Return {file name: sha256} of the plug-ins that a run was trained with."""
     try:
-        data = json.loads((Path(run_dir) / "config.json").read_text(encoding="utf-8"))
+        from octolike import files  # which takes a moment to import
+
+        path = files.as_path(run_dir) / "config.json"
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # whoever reads the config reports that
     names = data.get("plugins", {}) if isinstance(data, dict) else {}
     return names if isinstance(names, dict) else {}
+
+
+def _local_folder(run_dir: str | os.PathLike[str]) -> Path:
+    """Return the folder of a run's plug-ins, downloaded if the run lies in a bucket."""
+    from octolike import files
+
+    return files.local_copy(files.as_path(run_dir) / FOLDER)
 
 
 def _digest(path: Path) -> str:
@@ -132,7 +146,7 @@ def _digest(path: Path) -> str:
         raise ConfigError(f"the plug-in {path} cannot be read: {error.strerror}") from None
 
 
-def _check_digest(path: Path, digest: str, run_dir: str | Path, flag: str) -> None:
+def _check_digest(path: Path, digest: str, run_dir: str | os.PathLike[str], flag: str) -> None:
     if _digest(path) != digest:
         run_copy = Path(run_dir) / FOLDER / path.name
         remedy = "" if path == run_copy else f", e.g. {flag}={run_copy}"
