@@ -125,7 +125,10 @@ def run(*command, cwd=ROOT) -> str:
 def write_config(folder: Path, workdir: str, stored: Path, init_from: str = "") -> Path:
     path = folder / f"{workdir}_config.py"
     values = {"run": str(stored), "workdir": str(folder / workdir), "init_from": init_from}
-    path.write_text(CONFIG.format(**values, data=str(FIXTURE / "data")))
+    data = folder / "data"  # a copy: statistics are cached next to the data
+    if not data.exists():
+        shutil.copytree(FIXTURE / "data", data)
+    path.write_text(CONFIG.format(**values, data=str(data)))
     return path
 
 
