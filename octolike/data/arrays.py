@@ -127,8 +127,8 @@ class ArrayFrames:
                 arrays = dict(file)
             saved_settings = str(arrays.pop("settings", ""))
             images = {k.removeprefix("image_"): arrays.pop(k) for k in [*arrays] if "image_" in k}
-            texts = {n: tuple(arrays.pop(n).tolist()) for n in ("instructions", "tasks")}
-            frames = cls(images=images, **arrays, **texts)
+            instructions, tasks = (tuple(arrays.pop(n).tolist()) for n in ("instructions", "tasks"))
+            frames = cls(images=images, instructions=instructions, tasks=tasks, **arrays)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ConfigError(
                 f"{path} cannot be read as a file of ArrayFrames.save: {error}"
@@ -168,7 +168,7 @@ class ArraySource:
         d = config.data
         _check_config(config, train, robot)
         self._config, self._frames, self._held_out = config, train, held_out
-        self.embodiments = [_with_statistics(robot, train, d.normalization)]
+        self.embodiments: Sequence[Embodiment] = [_with_statistics(robot, train, d.normalization)]
         tasks = tuple(dict.fromkeys(_task_names(train, d)))
         self.names = Names((d.mix,), (robot.name,), tasks)
         text = build_component(TOKENIZERS, d.text, "data.text")
@@ -222,6 +222,7 @@ class ArraySource:
 
     def _held_out_batches(self) -> Iterator[Batch]:
         frames, size = self._held_out, self._config.data.batch_size
+        assert frames is not None  # see `validation`
         order = np.random.default_rng([0, _ORDER, 0]).permutation(len(frames.action))
         for begin in range(0, self._config.train.validation_batches * size, size):
             indices = order[begin : begin + size]

@@ -160,9 +160,13 @@ class SurveyCollector:
     def __init__(self, leaves: Mapping[str, Any]) -> None:
         self.lengths: list[int] = []
         self.cameras = [k for k, f in leaves.items() if isinstance(f, tfds.features.Image)]
-        self.texts = {k: [] for k, f in leaves.items() if isinstance(f, tfds.features.Text)}
+        self.texts: dict[str, list[set[str]]] = {
+            k: [] for k, f in leaves.items() if isinstance(f, tfds.features.Text)
+        }
         skip = BOOKKEEPING | {*self.cameras, *self.texts}
-        self.numbers = {k: [] for k, f in leaves.items() if k not in skip and _is_number(f)}
+        self.numbers: dict[str, list[np.ndarray]] = {
+            k: [] for k, f in leaves.items() if k not in skip and _is_number(f)
+        }
         self.images: dict[str, list[list[bytes]]] = {k: [] for k in self.cameras}
         self.frozen = dict.fromkeys(self.cameras, 0)
 
@@ -210,7 +214,7 @@ def _episodes(directory: Path, info: Any, split: str, most: int) -> Iterator[dic
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result = {}
+    result: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, Mapping | tfds.features.FeaturesDict)
         result |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}

@@ -92,7 +92,8 @@ def embodiment_records(
     members: dict[str, list[int]] = {}
     for i, spec in enumerate(specs):
         members.setdefault(_embodiment(spec), []).append(i)
-    result, record = [], [0] * len(specs)
+    result: list[Embodiment] = []
+    record = [0] * len(specs)
     for name, group in members.items():
         first = specs[group[0]]
         for i in group:

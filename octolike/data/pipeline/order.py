@@ -16,11 +16,13 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from octolike.data.rlds.reader import Episode
+
+_Result = TypeVar("_Result")
 
 # Separate random streams.
 _EPISODES, _FRAMES, _PHASES, _TASKS = range(4)
@@ -245,7 +247,7 @@ class EpisodeCache:
         self.bytes -= int(self._sizes[episode])
 
 
-def run_unless_exiting(work: Callable, *args: object) -> object:
+def run_unless_exiting(work: Callable[..., _Result], *args: object) -> _Result:
     """Return work(*args); raise CancelledError if the interpreter is waiting for its threads."""
     if not threading.main_thread().is_alive():
         raise CancelledError

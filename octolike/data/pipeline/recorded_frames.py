@@ -120,7 +120,8 @@ def _sampled_frames(
     ):
         episode, first = episodes[number], max(0, t + 1 - config.window)
         observation = {
-            f"image_{c}": _images(source, episode, c, first, t + 1) for c in config.cameras
+            f"image_{c}": _images(source, episode, c, first, t + 1) if c in episode.images else None
+            for c in config.cameras
         }
         observation["proprio"] = None if episode.proprio is None else episode.proprio[first : t + 1]
         observations.append(observation)
@@ -175,10 +176,8 @@ def _load(source: DatasetSplit, number: int) -> tuple[Episode, dict[str, Any]]:
 
 def _images(
     source: DatasetSplit, episode: Episode, camera: str, first: int, end: int
-) -> np.ndarray | None:
-    """Return uint8 [end − first, h, w, 3], RGB in the original size; None if it has no camera."""
-    if camera not in episode.images:
-        return None
+) -> np.ndarray:
+    """Return uint8 [end − first, h, w, 3], RGB in the original size."""
     images = np.stack(
         [
             tf.io.decode_image(x, channels=3, expand_animations=False).numpy()

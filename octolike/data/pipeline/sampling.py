@@ -21,7 +21,7 @@ from __future__ import annotations
 import base64
 import fnmatch
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,11 @@ class TemperatureSampling(Sampling):
         return _normalize((groups.steps / groups.steps.max()) ** (1 / self.t))
 
 
-_PACING = {"linear": lambda x: x, "root": np.sqrt, "quadratic": np.square}
+_PACING: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: x,
+    "root": np.sqrt,
+    "quadratic": np.square,
+}
 
 
 @dataclass

@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from octolike.data.rlds import statistics
 from octolike.data.rlds.index import EpisodeIndex
 from octolike.data.rlds.reader import MissingSplitError, Reader
 from octolike.data.specs import catalog, mixes
+from octolike.embodiment import Embodiment
 from octolike.errors import DataError
 from octolike.tables import text_table
 from octolike.text import TOKENIZERS
@@ -60,6 +61,8 @@ class RldsSource:
         names: of all three.
         shares: initial share of the examples per dataset, float64 [datasets].
     """
+
+    embodiments: Sequence[Embodiment]
 
     def __init__(self, config: Config) -> None:
         """Open the datasets of config.data; compute the statistics that are not cached."""
@@ -98,7 +101,8 @@ class RldsSource:
         process: (index, count) of this host, which gets a contiguous part of each batch and reads
         only the episodes of that part.
         """
-        saved = _checked(start, self.datasets) if start is not None else {"sampling": ()}
+        beginning: dict[str, Any] = {"sampling": ()}
+        saved = _checked(start, self.datasets) if start is not None else beginning
         schedule = SamplingSchedule(self._strategy, self._groups, saved["sampling"])
         stream = EpisodeStream(
             supply=self._supply,
@@ -117,7 +121,7 @@ class RldsSource:
         Every call gives the same batches, without dropout. Raises DataError if the only dataset
         lacks the split data.validation_split; '' means no validation.
         """
-        return {s.spec.name: lambda s=s: self._held_out_batches(s) for s in self._held_out}
+        return {s.spec.name: partial(self._held_out_batches, s) for s in self._held_out}
 
     def source(self, dataset: str) -> DatasetSplit:
         """Return the held-out split of a dataset, or its training split if it has none."""
@@ -185,8 +189,8 @@ class RldsSource:
             lines.append(f"no split {self._config.validation_split!r}: {', '.join(training_only)}")
         lines += filter(None, [catalog.describe_uncertain([s.spec for s in self._sources])])
         if self._strategy.over == "task":
-            shares = SamplingSchedule(self._strategy, self._groups).shares(0)
-            lines.append(sampling.describe_shares(self._groups, shares, "task"))
+            task_shares = SamplingSchedule(self._strategy, self._groups).shares(0)
+            lines.append(sampling.describe_shares(self._groups, task_shares, "task"))
         if self._config.paraphrases:
             count = sum(task in self._builder.paraphrases for task in self._instructions)
             lines.append(f"paraphrases: {count} of {len(self._instructions)} distinct instructions")

@@ -222,6 +222,7 @@ class Reader:
         for part, x, layout in parts:
             if layout is None:
                 continue
+            assert x is not None  # a spec with a proprio layout provides proprio
             if x.shape[1:] != (len(layout),):
                 raise DataError(
                     f"{self.spec.name}: {place}: {part} has shape {x.shape}, expected "
@@ -234,7 +235,8 @@ class Reader:
                     f"{d} ({layout.names[d]}); fix it or set data.bad_episodes='drop'"
                 )
         return StandardSteps(
-            np.asarray(action, np.float32), None if proprio is None else np.float32(proprio)
+            np.asarray(action, np.float32),
+            None if proprio is None else proprio.astype(np.float32),
         )
 
     def _check_features(self) -> None:

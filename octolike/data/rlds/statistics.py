@@ -71,7 +71,9 @@ def pool_statistics(indices: Sequence[EpisodeIndex]) -> tuple[Statistics, Statis
             for sketch in sketches:
                 total.merge(sketch)
             result[part] = total.statistics()
-    return result["action"], result["proprio"]
+    action = result["action"]
+    assert action is not None  # every index has the sketch of its actions
+    return action, result["proprio"]
 
 
 def scan_split(reader: Reader, threads: int, drop_bad: bool, cache: IndexCache) -> EpisodeIndex:
@@ -105,7 +107,8 @@ def scan_split(reader: Reader, threads: int, drop_bad: bool, cache: IndexCache) 
 
 def _join(shards: Iterable[EpisodeIndex]) -> EpisodeIndex:
     """Return the index over the indices of all shards, which are taken and released one by one."""
-    columns, bad = {k: [] for k in COLUMNS}, []
+    columns: dict[str, list[np.ndarray]] = {k: [] for k in COLUMNS}
+    bad: list[str] = []
     texts: dict[str, dict[str, int]] = {"task": {}, "label": {}}
     sketches: dict[str, QuantileSketch] = {}
     filtered = 0

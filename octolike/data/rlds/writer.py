@@ -169,14 +169,16 @@ class Writer:
         """
         if self.finished:
             return self.directory
-        notes = {s: [self.shard_note(s, i) for i in range(n)] for s, n in self.shards.items()}
-        for split, split_notes in notes.items():
-            missing = [i for i, note in enumerate(split_notes) if note is None]
+        notes: dict[str, list[dict[str, Any]]] = {}
+        for split, count in self.shards.items():
+            shard_notes = [self.shard_note(split, i) for i in range(count)]
+            missing = [i for i, note in enumerate(shard_notes) if note is None]
             if missing:
                 raise DataError(
-                    f"{self.name}/{split}: shards {missing} of {len(split_notes)} are not written; "
+                    f"{self.name}/{split}: shards {missing} of {count} are not written; "
                     "write them before finishing"
                 )
+            notes[split] = [note for note in shard_notes if note is not None]
         stored = [note["features"] for split_notes in notes.values() for note in split_notes]
         if any(f != stored[0] for f in stored):
             raise DataError(f"{self.name}: its shards have different features; write them again")

@@ -52,19 +52,20 @@ def encode(
     arrays = {k: np.ascontiguousarray(x) for k, x in (arrays or {}).items()}
     layout = {k: [x.dtype.str, list(x.shape)] for k, x in arrays.items()}
     text = json.dumps({**header, "arrays": layout}).encode()
-    parts = [len(text).to_bytes(8, "little") + text]
-    parts += [x.reshape(-1).view(np.uint8) for x in arrays.values() if x.size]
-    for part in map(memoryview, parts):
+    parts = [memoryview(len(text).to_bytes(8, "little") + text)]
+    parts += [x.reshape(-1).view(np.uint8).data for x in arrays.values() if x.size]
+    for part in parts:
         for begin in range(0, len(part), CHUNK):
             yield bytes(part[begin : begin + CHUNK])
 
 
 def decode(
-    messages: Iterable[bytes], allocate: Callable[[str, str, tuple[int, ...]], np.ndarray]
+    messages: Iterable[bytes], allocate: Callable[[str, str, tuple[int, ...]], np.ndarray] | None
 ) -> dict[str, Any]:
     """Write the arrays of a reply and return its header.
 
-    allocate: (dotted path, dtype, shape) -> a contiguous array of that dtype and shape to fill.
+    allocate: (dotted path, dtype, shape) -> a contiguous array of that dtype and shape to fill;
+        None for a reply without arrays.
     Raises EOFError if the messages end early.
     """
     stream = _ByteStream(messages)
@@ -74,6 +75,7 @@ def decode(
     stream.read(text)
     header = json.loads(text.tobytes())
     for path, (dtype, shape) in header.pop("arrays").items():
+        assert allocate is not None, f"a reply without arrays has {path}"
         stream.read(allocate(path, dtype, tuple(shape)).reshape(-1).view(np.uint8))
     return header
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from octolike.config import Config, ConfigError
 from octolike.data.service.worker_pool import CancellableCall, WorkerPool, unique_name
-from octolike.embodiment import embodiments_from_json
+from octolike.embodiment import Embodiment, embodiments_from_json
 from octolike.types import Batch, Names, spec_from_json, unflatten
 
 
@@ -41,7 +41,7 @@ class ServiceSource:
         self._workers = WorkerPool(config)
         about = self._workers.about
         self.spec = spec_from_json(about["spec"])
-        self.embodiments = embodiments_from_json(about["embodiments"])
+        self.embodiments: Sequence[Embodiment] = embodiments_from_json(about["embodiments"])
         self.names = Names(**{k: tuple(v) for k, v in about["names"].items()})
         self.datasets, self.tasks = list(self.names.datasets), self.names.tasks
         self.shares = np.array(about["shares"])
@@ -155,7 +155,9 @@ class ServiceStream(Iterator[Batch]):
         A worker computes the new state; batches requested ahead are requested again.
         """
         results = {"datasets": datasets, "tasks": tasks or {}}
-        header = {k: {n: float(x) for n, x in v.items()} for k, v in results.items()}
+        header: dict[str, Any] = {
+            k: {n: float(x) for n, x in v.items()} for k, v in results.items()
+        }
         header |= {"state": self._state, "part": self._parts[0]}
         state = self._workers.call(0, "feedback", header)["state"]
         if state != self._state:

@@ -25,10 +25,10 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -113,7 +113,8 @@ class BatchWorker:
         dataset, number = header["dataset"], header["number"]
 
         def open_stream() -> _CountedBatches:
-            return _CountedBatches(self._validation[dataset](), number)
+            batches = self._validation[dataset]()
+            return _CountedBatches(cast("Generator[types.Batch, None, None]", batches), number)
 
         leaves = self._next((header["stream"], dataset), number, open_stream)
         return {"end": not leaves}, leaves
@@ -145,7 +146,7 @@ class BatchWorker:
                 if entry.stream is None or entry.position != position:
                     entry.close()
                     entry.stream = open_stream()
-                batch = next(entry.stream, {})
+                batch: types.Batch = next(entry.stream, {})
                 # in the form of the next request
                 entry.position = json.loads(json.dumps(entry.stream.state()))
             except BaseException:
@@ -167,7 +168,7 @@ class BatchWorker:
 class _CountedBatches(Iterator[types.Batch]):
     """Counts the batches of a finite iterator; skips the first `start`."""
 
-    def __init__(self, batches: Iterator[types.Batch], start: int) -> None:
+    def __init__(self, batches: Generator[types.Batch, None, None], start: int) -> None:
         self._batches, self._number = batches, start
         for _ in itertools.islice(batches, start):
             pass
@@ -191,7 +192,8 @@ class BatchServer:
 
     def __init__(self, config: Config, data: RldsSource, host: str, port: int) -> None:
         """Listen on a port, 0 for any free one; ConfigError if the port is not available."""
-        self._worker, self._clients, self._lock = BatchWorker(config, data), {}, threading.Lock()
+        self._worker, self._lock = BatchWorker(config, data), threading.Lock()
+        self._clients: dict[str, float] = {}
         self.description = self._worker.description
         self._batches, self._bytes, self._since = 0, 0, time.monotonic()
         options = (

@@ -218,13 +218,14 @@ class WorkerPool:
                 "or remove the address from data.service; the batches stay the same"
             )
         here = {"octolike": octolike.__version__, **settings}
-        first = replies[0]
-        for connection, about in zip(self._connections, replies, strict=True):
+        abouts = [reply for reply in replies if not isinstance(reply, WorkerLostError)]
+        first = abouts[0]
+        for connection, about in zip(self._connections, abouts, strict=True):
             there = {"octolike": about["version"], **about["settings"]}
             _check_same(here, there, "here", connection.address, ConfigError, "settings")
             a, b = first["contents"], about["contents"]
             _check_same(a, b, self._connections[0].address, connection.address, DataError, "data")
-        for connection, about in zip(self._connections, replies, strict=True):
+        for connection, about in zip(self._connections, abouts, strict=True):
             if about["digest"] != first["digest"]:
                 raise DataError(
                     f"{connection.address} and {self._connections[0].address} serve different "

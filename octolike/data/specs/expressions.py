@@ -176,6 +176,7 @@ def _path(node: ast.AST) -> tuple[str, ...] | None:
     """Return the path of a field under steps, () for the steps; None for any other node."""
     if isinstance(node, ast.Name) and node.id in ROOTS:
         return () if node.id == "step" else (node.id,)
+    key: object
     if isinstance(node, ast.Attribute):
         parent, key = _path(node.value), node.attr
     elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):

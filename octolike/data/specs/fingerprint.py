@@ -209,12 +209,12 @@ class _Encoder:
             return  # its name may be that of the module
         try:
             reduce = copyreg.dispatch_table.get(kind)  # numpy's ufuncs have an entry
-            state = reduce(value) if reduce else value.__reduce_ex__(2)
+            reduced: Any = reduce(value) if reduce else value.__reduce_ex__(2)
         except Exception:  # any library's: it cannot be pickled
             self._write("without state")
         else:
-            parts = state if isinstance(state, str) else state[:3]
-            more = [] if isinstance(state, str) else [list(x or ()) for x in state[3:5]]
+            parts = reduced if isinstance(reduced, str) else reduced[:3]
+            more = [] if isinstance(reduced, str) else [list(x or ()) for x in reduced[3:5]]
             self._add_items("state", (parts, *more))
 
     def _add_code(self, code: types.CodeType) -> None:

@@ -37,7 +37,7 @@ def navigation(steps: Mapping[str, Any]) -> StandardSteps:
     cos, sin = np.cos(yaw[:-1]), np.sin(yaw[:-1])
     body = np.stack([cos * move[:, 0] + sin * move[:, 1], cos * move[:, 1] - sin * move[:, 0]])
     state = np.concatenate([position, yaw[:, None]], axis=1)[:-1]
-    return StandardSteps(np.float32(scale * body.T), np.float32(state))
+    return StandardSteps((scale * body.T).astype(np.float32), state.astype(np.float32))
 
 
 def as_stored(steps: Mapping[str, Any]) -> StandardSteps:

@@ -127,8 +127,9 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> tuple[Pat
         for i, shard in enumerate(parts)
     ]
     _write_all(jobs, plan.workers or os.cpu_count() or 1)
-    dropped = [r for j in jobs for r in writer.shard_note(j.split, j.index)["dropped"]]
-    directory = writer.finish()
+    notes = [writer.shard_note(j.split, j.index) for j in jobs]
+    directory = writer.finish()  # raises if a note is missing
+    dropped = [r for note in notes if note is not None for r in note["dropped"]]
     splits = tfds.builder_from_directory(directory).info.splits
     count = sum(splits[s].num_examples for s in shards)
     if count + len(dropped) != len(locations):
@@ -324,6 +325,7 @@ def _in_processes(jobs: list[ShardJob], workers: int, done: Callable[[int], Any]
 def _end_with_parent() -> None:
     """End this worker process if its parent is killed."""
     parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
         parent.join()
@@ -348,7 +350,7 @@ def _decode(frames: Any, place: str) -> None:
 
 
 def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
-    result = {}
+    result: dict[str, Any] = {}
     for key, value in tree.items():
         inner = _leaves(value) if isinstance(value, Mapping) else None
         result |= {key: value} if inner is None else {f"{key}.{k}": v for k, v in inner.items()}

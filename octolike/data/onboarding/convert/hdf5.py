@@ -84,7 +84,7 @@ class RobomimicRecording:
             with open_hdf5(self._file(name)) as file:
                 if "data" not in file:
                     raise DataError(f"{name} has no group 'data'; found: {', '.join(file)}")
-                splits = {}
+                splits: dict[str, str] = {}
                 for mask, split in SPLITS.items():
                     if "mask" in file and mask in file["mask"]:
                         splits |= {recording.text(d): split for d in file["mask"][mask][()]}

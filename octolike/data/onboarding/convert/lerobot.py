@@ -81,6 +81,7 @@ class LeRobotRecording:
         table = self._table(index, source)
         steps: dict[str, Any] = {"observation": {}}
         cameras, metadata = {}, {}
+        frames: Iterator[np.ndarray | bytes]
         for key, feature in self._features.items():
             name = key.removeprefix("observation.").removeprefix("images.").replace(".", "_")
             if feature["dtype"] == "video":
@@ -156,7 +157,7 @@ class LeRobotRecording:
         meta = self.path / "meta"
         if self.version == 2:
             return {r["episode_index"]: r for r in _read_jsonl(meta / "episodes.jsonl")}
-        result = {}
+        result: dict[int, dict[str, Any]] = {}
         for file in sorted((meta / "episodes").rglob("*.parquet")):
             schema = _read_schema(file)
             columns = [n for n in schema.names if not n.startswith("stats/")]

@@ -35,8 +35,8 @@ class NpzRecording:
         """Return one episode per file."""
         if self.path.is_file():
             return [EpisodeLocation(self.path.name)]
-        names = (str(f.relative_to(self.path)) for f in self.path.rglob("*.npz"))
-        names = sorted((n for n in names if not Path(n).name.startswith(".")), key=natural_key)
+        paths = (str(f.relative_to(self.path)) for f in self.path.rglob("*.npz"))
+        names = sorted((n for n in paths if not Path(n).name.startswith(".")), key=natural_key)
         if not names:
             raise DataError(f"{self.path} has no .npz files")
         return [EpisodeLocation(n) for n in names]
@@ -48,7 +48,9 @@ class NpzRecording:
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return the episode of a file."""
-        source, cameras, numbers, steps = str(location), {}, {}, {}
+        source, cameras = str(location), {}
+        numbers: dict[str, Any] = {}
+        steps: dict[str, Any] = {}
         instruction: Any = ""
         metadata = {}
         with _open_npz(self._file(location)) as file:

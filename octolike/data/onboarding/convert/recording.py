@@ -62,8 +62,13 @@ class ConvertOptions:
 class Recording(Protocol):
     """A file or folder of episodes in one format."""
 
-    path: Path
-    options: ConvertOptions
+    @property
+    def path(self) -> Path:
+        """Return the file or folder."""
+
+    @property
+    def options(self) -> ConvertOptions:
+        """Return the options for reading episodes."""
 
     def episodes(self) -> list[EpisodeLocation]:
         """Return the episodes, in a fixed order."""
@@ -82,31 +87,34 @@ def encode(
 
     JPEG images of three channels keep their bytes.
     """
-    result, shape, kind = [], None, ""
+    result: list[bytes] = []
+    shape: tuple[int, int, int] | None = None
+    kind = ""
     for t, frame in enumerate(frames):
-        keep = isinstance(frame, bytes) and not options.bgr
-        size = _rgb_size(frame, f"{source}, step {t}") if keep else None
+        encoded = frame if isinstance(frame, bytes) and not options.bgr else None
+        size = None if encoded is None else _rgb_size(encoded, f"{source}, step {t}")
         if size is None:
             pixels = _pixels(frame, options.bgr, f"{source}, step {t}")
             size = pixels.shape
         if shape is None:
-            is_jpeg = keep and frame.startswith(JPEG)
+            is_jpeg = encoded is not None and encoded.startswith(JPEG)
             lossy = is_jpeg or (options.jpeg and min(size[:2]) >= SMALL)
             shape, kind = size, "jpeg" if lossy else "png"
         if size != shape:
             raise DataError(f"{source}, step {t}: the frame is {size}, the first one is {shape}")
-        if keep and frame.startswith(JPEG if kind == "jpeg" else PNG):
-            result.append(frame)
-            continue
-        if keep:
+        if encoded is not None:
+            if encoded.startswith(JPEG if kind == "jpeg" else PNG):
+                result.append(encoded)
+                continue
             pixels = _pixels(frame, False, f"{source}, step {t}")
         quality = options.jpeg or 95
         jpeg = kind == "jpeg"
         image = tf.io.encode_jpeg(pixels, quality=quality) if jpeg else tf.io.encode_png(pixels)
         result.append(image.numpy())
-    if not result:
+    if shape is None:
         raise DataError(f"{source} has no frames")
-    return EncodedImage(tuple(result), tuple(map(int, shape)), kind)
+    height, width, channels = map(int, shape)
+    return EncodedImage(tuple(result), (height, width, channels), kind)
 
 
 def episode(
@@ -136,7 +144,7 @@ def episode(
             raise DataError(f"{source}: {key} at step {t} is not finite")
     steps = dict(steps)
     observation = {k: to_storage_type(v) for k, v in steps.pop("observation", {}).items()}
-    result = {k: to_storage_type(v) for k, v in steps.items()}
+    result: dict[str, Any] = {k: to_storage_type(v) for k, v in steps.items()}
     result["observation"] = observation | dict(cameras)
     result["language_instruction"] = _instructions(instruction, options, lengths["action"])
     hz = {"control_hz": np.float32(options.control_hz)} if options.control_hz else {}
@@ -209,19 +217,21 @@ def _rgb_size(encoded: bytes, source: str) -> tuple[int, int, int] | None:
 def _pixels(frame: np.ndarray | bytes, bgr: bool, source: str) -> np.ndarray:
     if isinstance(frame, bytes):
         try:
-            frame = tf.io.decode_image(frame, channels=3, expand_animations=False).numpy()
+            x = tf.io.decode_image(frame, channels=3, expand_animations=False).numpy()
         except tf.errors.OpError as error:
             raise DataError(f"{source} cannot be decoded: {error.message}") from None
-    if frame.ndim == 2:
-        frame = frame[..., None]
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] not in (1, 3, 4):
-        raise DataError(f"{source}: {frame.dtype} {frame.shape} is not an image of uint8 [h, w, 3]")
-    frame = np.repeat(frame, 3, -1) if frame.shape[-1] == 1 else frame[..., :3]
-    return frame[..., ::-1] if bgr else frame
+    else:
+        x = frame
+    if x.ndim == 2:
+        x = x[..., None]
+    if x.dtype != np.uint8 or x.ndim != 3 or x.shape[-1] not in (1, 3, 4):
+        raise DataError(f"{source}: {x.dtype} {x.shape} is not an image of uint8 [h, w, 3]")
+    x = np.repeat(x, 3, -1) if x.shape[-1] == 1 else x[..., :3]
+    return x[..., ::-1] if bgr else x
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result = {}
+    result: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             result |= _flat(value, f"{prefix}{key}.")
