@@ -32,11 +32,12 @@ quickstart: gl .venv/ready
 
 test: gl .venv/ready lint
 	$(BIN)/python -m pytest tests/simulator
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # First of all, so that nobody waits for an installation to learn of it.
 gl:
