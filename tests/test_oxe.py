@@ -165,6 +165,7 @@ def test_gripper_events_become_states():
     assert expressions.relative_to_absolute(-close[1:2])[:, 0].tolist() == [1]
     nan = expressions.relative_to_absolute(np.float32([[0.5], [np.nan]]))
     assert np.isnan(nan[1, 0])
+    assert np.isnan(expressions.relative_to_absolute(np.float32([[0], [np.nan]]))[1, 0])
 
 
 def test_expressions_trim_wrap_decompress_and_rotate():

@@ -211,7 +211,7 @@ class Reader:
                 f"steps has {', '.join(sorted(steps))}, steps.observation "
                 f"{', '.join(sorted(steps[OBSERVATION]))}"
             ) from None
-        except (zlib.error, ValueError, TypeError, IndexError) as error:
+        except (zlib.error, ValueError, TypeError, IndexError, ArithmeticError) as error:
             raise DataError(
                 f"{self.spec.name}: {place} does not fit the dataset spec: {error}"
             ) from None
@@ -276,7 +276,8 @@ class Reader:
 def steps_with_metadata(example: Mapping[str, Any], every: int) -> dict[str, Any]:
     """Return every k-th step of a parsed example, with the fields of the episode under "episode".
 
-    With every > 1, "unthinned" holds the first two steps before thinning.
+    The values are arrays or tensors. With every > 1, "unthinned" holds the first two steps before
+    thinning.
     """
     steps = dict(example[STEPS])
     if every > 1:

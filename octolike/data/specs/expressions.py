@@ -6,38 +6,53 @@
     1 - clip(action[-1:], 0, 1)
 
 `action`, `observation` and `step` (any field of the steps) are the episode's arrays over T steps.
-Numbers and + - * / have their usual meaning, and `FUNCTIONS` lists the functions. The result is as
-long as its shortest operand, so `next` drops the last step. Other Python syntax is rejected.
+Numbers and + - * / have their usual meaning, in float32, and `FUNCTIONS` lists the functions. The
+result is as long as its shortest operand, so `next` drops the last step. Other Python syntax is
+rejected.
+
+This module evaluates expressions with numpy; `rlds/graph_expressions.py` has the same operations in
+TensorFlow, for the graph that makes batches.
 """
 
 from __future__ import annotations
 
 import ast
 import math
+import operator
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+# Python's operators, which numpy arrays and TensorFlow's tensors overload.
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: np.add,
-    ast.Sub: np.subtract,
-    ast.Mult: np.multiply,
-    ast.Div: np.divide,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
 }
 
 
-def evaluate(expressions: Sequence[str], steps: Mapping[str, Any]) -> np.ndarray:
-    """Return the values of the expressions, concatenated to float32 [T', dims].
+class Operations(NamedTuple):
+    """The operations of expressions on one kind of array: numpy's or TensorFlow's.
 
-    steps: nested dict of arrays over T steps; T' ≤ T. Raises KeyError for a missing field and
-    ValueError for a text that is not an expression.
+    Attributes:
+        functions: name in expressions: function of arrays [T, n] and numbers.
+        field: a stored field [T, ...] as float32 [T, n]; texts [T] unchanged.
+        columns: an array [T, ...] as [T, n].
+        length: the number of steps T of an array.
+        trim: arrays as long as the shortest of them.
+        concatenate: arrays [T, n] side by side: float32 [T, sum of n].
     """
-    length = len(steps["is_first"])
-    values = [np.asarray(_value(_parse(x), steps, length), np.float32) for x in expressions]
-    return np.concatenate(_trim([_as_columns(v) for v in values]), axis=1)
+
+    functions: Mapping[str, Callable[..., Any]]
+    field: Callable[[Any], Any]
+    columns: Callable[[Any], Any]
+    length: Callable[[Any], Any]
+    trim: Callable[[Sequence[Any]], Sequence[Any]]
+    concatenate: Callable[[Sequence[Any]], Any]
 
 
 def check_expression(expression: str) -> None:
@@ -71,16 +86,15 @@ def relative_to_absolute(x: np.ndarray, threshold: float = 0.1) -> np.ndarray:
     """Return gripper states [T, 1], 1 open and 0 closed, from events: > 0 closes, < 0 opens.
 
     Values within ± threshold keep the state. Before the first event, the state is the opposite of
-    the one that the event leads to; without any event, the gripper is open.
+    the one that the event leads to; without any event, the gripper is open. A non-finite value
+    becomes NaN.
     """
-    events = np.where(x > threshold, 0.0, np.where(x < -threshold, 1.0, np.nan)).reshape(-1)
-    event_steps = np.flatnonzero(~np.isnan(events))
-    if not len(event_steps):
-        return np.ones((len(events), 1), np.float32)
-    last = np.searchsorted(event_steps, np.arange(len(events)), side="right") - 1
-    initial = 1 - events[event_steps[0]]
-    state = np.where(last < 0, initial, events[event_steps[np.maximum(last, 0)]])
-    return np.where(np.isfinite(np.reshape(x, -1)), state, np.nan)[:, None].astype(np.float32)
+    flat = np.reshape(x, -1)
+    is_event = np.abs(flat) > threshold
+    states = (flat[is_event] < 0).astype(np.float32)
+    initial = 1 - np.append(states, np.float32(0))[:1]
+    state = np.concatenate([initial, states])[np.cumsum(is_event)]
+    return np.where(np.isfinite(flat), state, np.float32(np.nan))[:, None]
 
 
 def binarize_gripper(x: np.ndarray, low: float = 0.05, high: float = 0.95) -> np.ndarray:
@@ -91,13 +105,11 @@ def binarize_gripper(x: np.ndarray, low: float = 0.05, high: float = 0.95) -> np
     A non-finite command becomes NaN, and so do the values before it that would take its value.
     """
     flat = np.reshape(x, -1)
-    moving = (low <= flat) & (flat <= high)
-    extreme = np.where(np.isfinite(flat), flat > high, np.nan)
-    result, state = np.empty(len(flat), np.float32), float(flat[-1] > 0.5)
-    for t in reversed(range(len(flat))):
-        state = state if moving[t] else extreme[t]
-        result[t] = state
-    return result.reshape(np.shape(x))
+    is_extreme = ~((low <= flat) & (flat <= high))
+    state = np.where(np.isfinite(flat), flat > high, np.float32(np.nan))
+    extremes = np.concatenate([state[is_extreme], flat[-1:] > 0.5])
+    earlier: np.ndarray = np.cumsum(is_extreme) - is_extreme  # extremes before each step
+    return extremes[earlier].astype(np.float32).reshape(np.shape(x))
 
 
 def quaternion_to_euler(x: np.ndarray) -> np.ndarray:
@@ -108,7 +120,7 @@ def quaternion_to_euler(x: np.ndarray) -> np.ndarray:
     roll = np.arctan2(2 * (w * a + b * c), 1 - 2 * (a * a + b * b))
     pitch = np.arcsin(np.clip(2 * (w * b - c * a), -1, 1))
     yaw = np.arctan2(2 * (w * c + a * b), 1 - 2 * (b * b + c * c))
-    return np.stack([roll, pitch, yaw], axis=-1)
+    return np.stack([roll, pitch, yaw], axis=-1).astype(np.float32)
 
 
 def decompress_floats(x: Sequence[bytes], count: float) -> np.ndarray:
@@ -119,12 +131,12 @@ def decompress_floats(x: Sequence[bytes], count: float) -> np.ndarray:
 
 def zeros(count: float, length: int) -> np.ndarray:
     """Return `count` columns of zeros over `length` steps."""
-    return np.zeros((length, int(count)))
+    return np.zeros((length, int(count)), np.float32)
 
 
 def ones(count: float, length: int) -> np.ndarray:
     """Return `count` columns of ones over `length` steps."""
-    return np.ones((length, int(count)))
+    return np.ones((length, int(count)), np.float32)
 
 
 FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
@@ -141,6 +153,45 @@ FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
 ROOTS = ("action", "observation", "step")
 
 
+def _field_columns(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return x if x.dtype.kind in "OSU" else _as_columns(x.astype(np.float32))
+
+
+def _as_columns(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def _trim(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    shortest = min(map(len, arrays))
+    return [x[:shortest] for x in arrays]
+
+
+def _concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.asarray(x, np.float32) for x in arrays], axis=1)
+
+
+NUMPY = Operations(FUNCTIONS, _field_columns, _as_columns, len, _trim, _concatenate)
+
+
+def evaluate(
+    expressions: Sequence[str], steps: Mapping[str, Any], operations: Operations = NUMPY
+) -> Any:
+    """Return the values of the expressions, concatenated to float32 [T', dims].
+
+    steps: nested dict of arrays over T steps; T' ≤ T. Raises KeyError for a missing field and
+    ValueError for a text that is not an expression.
+    """
+    values = [_value(_parse(x), steps, operations) for x in expressions]
+    for expression, value in zip(expressions, values, strict=True):
+        if isinstance(value, float):
+            raise ValueError(
+                f"{expression!r} reads no field; use zeros(n) or ones(n) for constants"
+            )
+    return operations.concatenate(operations.trim([operations.columns(v) for v in values]))
+
+
 @lru_cache(maxsize=1024)
 def _parse(expression: str) -> ast.expr:
     try:
@@ -149,27 +200,36 @@ def _parse(expression: str) -> ast.expr:
         raise ValueError(f"{expression!r} is not an expression: {error.msg}") from None
 
 
-def _value(node: ast.expr, steps: Mapping[str, Any], length: int) -> Any:
+def _value(node: ast.expr, steps: Mapping[str, Any], operations: Operations) -> Any:
+    """Return the value of a node: an array over the steps, or a float."""
     path = _path(node)
     if path is not None:
-        return _field(steps, path)
+        return operations.field(_field(steps, path))
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
         return float(node.value)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand, steps, length)
+        return -_value(node.operand, steps, operations)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        operands = _trim([_value(x, steps, length) for x in (node.left, node.right)])
+        operands = [_value(x, steps, operations) for x in (node.left, node.right)]
+        if not any(isinstance(x, float) for x in operands):
+            operands = list(operations.trim(operands))
         return _OPERATORS[type(node.op)](*operands)
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
-        x = _as_columns(np.asarray(_value(node.value, steps, length)))
+        x = operations.columns(_value(node.value, steps, operations))
         return x[:, _column(node.slice.lower) : _column(node.slice.upper)]
     if isinstance(node, ast.Call):
-        name = _function_name(node)
-        arguments = [_value(argument, steps, length) for argument in node.args]
-        if name in ("zeros", "ones"):
-            arguments.append(length)
-        return FUNCTIONS[name](*arguments)
+        return _call(node, steps, operations)
     raise ValueError(f"{ast.unparse(node)!r} is not supported in an expression over fields")
+
+
+def _call(node: ast.Call, steps: Mapping[str, Any], operations: Operations) -> Any:
+    name = _function_name(node)
+    arguments = [_value(argument, steps, operations) for argument in node.args]
+    if name in ("zeros", "ones"):
+        arguments.append(operations.length(steps["is_first"]))
+    elif not arguments or isinstance(arguments[0], float):
+        raise ValueError(f"{ast.unparse(node)!r}: the first argument of {name} must be a field")
+    return operations.functions[name](*arguments)
 
 
 def _path(node: ast.AST) -> tuple[str, ...] | None:
@@ -186,26 +246,13 @@ def _path(node: ast.AST) -> tuple[str, ...] | None:
     return None if parent is None or not isinstance(key, str) else (*parent, key)
 
 
-def _field(steps: Mapping[str, Any], path: tuple[str, ...]) -> np.ndarray:
+def _field(steps: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     x: Any = steps
     for key in path:
         if not isinstance(x, Mapping) or key not in x:
             raise KeyError(".".join(path))
         x = x[key]
-    x = np.asarray(x)
-    return x if x.dtype.kind in "OSU" else _as_columns(x.astype(np.float32))
-
-
-def _as_columns(x: np.ndarray) -> np.ndarray:
-    """Return an array over T ≥ 0 steps as [T, n]."""
-    return x.reshape(len(x), math.prod(x.shape[1:]))
-
-
-def _trim(values: list[Any]) -> list[Any]:
-    """Return the arrays, trimmed to the length of the shortest, and the numbers as they are."""
-    arrays = [v for v in values if np.ndim(v)]
-    shortest = min(map(len, arrays), default=0)
-    return [v[:shortest] if np.ndim(v) else v for v in values]
+    return x
 
 
 def _column(node: ast.expr | None) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from octolike.config import ConfigError, unknown
 from octolike.data.specs import expressions
+from octolike.data.specs.expressions import NUMPY, Operations
 from octolike.data.specs.fingerprint import code_digest
 from octolike.data.specs.standardize import StandardSteps
 from octolike.embodiment import Layout
@@ -101,7 +102,7 @@ class DatasetSpec:
         """Return the actions and proprio of raw steps, already thinned to every k-th one."""
         if self.standardize is not None:
             return self.standardize(steps)
-        return _evaluate(self.action_from, self.proprio_from, steps)
+        return evaluate_parts(self.action_from, self.proprio_from, steps)
 
     def fingerprint(self) -> str:
         """Return a digest of the fields and the code that the dataset's statistics depend on."""
@@ -111,18 +112,23 @@ class DatasetSpec:
             return code_digest(fields, self.standardize)
         texts = (self.action_from, self.proprio_from)
         functions = expressions.functions_used(self.action_from + self.proprio_from)
-        return code_digest(fields, texts, _evaluate, functions, without=(expressions.FUNCTIONS,))
+        return code_digest(
+            fields, texts, evaluate_parts, functions, without=(expressions.FUNCTIONS,)
+        )
 
 
-def _evaluate(
-    action_from: tuple[str, ...], proprio_from: tuple[str, ...], steps: Mapping[str, Any]
+def evaluate_parts(
+    action_from: tuple[str, ...],
+    proprio_from: tuple[str, ...],
+    steps: Mapping[str, Any],
+    operations: Operations = NUMPY,
 ) -> StandardSteps:
-    action = expressions.evaluate(action_from, steps)
+    """Return the actions and proprio that expressions over the raw steps compute."""
+    action = expressions.evaluate(action_from, steps, operations)
     if not proprio_from:
         return StandardSteps(action, None)
-    proprio = expressions.evaluate(proprio_from, steps)
-    length = min(len(action), len(proprio))
-    return StandardSteps(action[:length], proprio[:length])
+    proprio = expressions.evaluate(proprio_from, steps, operations)
+    return StandardSteps(*operations.trim([action, proprio]))
 
 
 _POSE = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")

@@ -3,7 +3,8 @@
 Such a function takes the steps of an episode as stored (a nested dict of numpy arrays [T, ...]
 without images) and returns `StandardSteps`: actions and proprio in the layouts of the dataset spec,
 for the first `len(action)` steps. It must not read images: statistics are computed without decoding
-them.
+them. The functions below have twins in TensorFlow (`rlds/graph_expressions.py`); the graph that
+makes batches calls any other function through Python (`tf.numpy_function`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ def navigation(steps: Mapping[str, Any]) -> StandardSteps:
     both taken before thinning to every k-th step.
     """
     raw = steps.get("unthinned", steps)
-    first = np.linalg.norm(np.diff(raw["observation"]["position"][:2], axis=0))
-    stored = np.linalg.norm(raw["action"][:1])
-    position, yaw = steps["observation"]["position"], np.reshape(steps["observation"]["yaw"], -1)
-    move = np.diff(np.asarray(position, np.float64), axis=0)
+    first = np.linalg.norm(np.diff(_float64(raw["observation"]["position"])[:2], axis=0))
+    stored = np.linalg.norm(_float64(raw["action"])[:1])
+    position = _float64(steps["observation"]["position"])
+    yaw = _float64(steps["observation"]["yaw"]).reshape(-1)
+    move = np.diff(position, axis=0)
     scale = stored / first if first > 0 and stored > 0 else 1.0
     cos, sin = np.cos(yaw[:-1]), np.sin(yaw[:-1])
     body = np.stack([cos * move[:, 0] + sin * move[:, 1], cos * move[:, 1] - sin * move[:, 0]])
@@ -43,3 +45,7 @@ def navigation(steps: Mapping[str, Any]) -> StandardSteps:
 def as_stored(steps: Mapping[str, Any]) -> StandardSteps:
     """Return `action` and `observation.state` unchanged, for datasets written by this project."""
     return StandardSteps(steps["action"], steps["observation"]["state"])
+
+
+def _float64(x: Any) -> np.ndarray:
+    return np.asarray(x, np.float64)
