@@ -28,7 +28,8 @@ from octolike.config import (
 MODES = ("full", "head", "readouts", "frozen_vision", "frozen_language", "lora")
 HEADS, READOUTS = ("!heads_*",), ("!heads_*", "!readout_*")
 # The data settings that shape the network are taken from the run.
-SHAPING = ("cameras", "depth", "window", "horizon", "use_proprio", "normalization", "text", "goal")
+SHAPING = ("cameras", "depth", "window", "horizon", "use_proprio", "text", "goal")
+SHAPING += ("normalization", "representation")
 
 
 def get_config(arg: str = "") -> Config:

@@ -13,12 +13,18 @@ from typing import Any
 
 import numpy as np
 
-NORMALIZATIONS = ("normal", "bounds")
+NORMALIZATIONS = ("normal", "bounds", "minmax")
 STATISTICS = ("mean", "std", "min", "max", "p01", "p99")
 
 # The smallest spread (metres, radians) that normalisation divides by: without it, a dimension that
 # hardly moves in the data would explode when a robot moves it a little. Control noise is larger.
 MIN_SPREAD = 1e-4
+# Statistics have the values beyond which EXTREME of the steps lie, on each side. "normal" maps them
+# into ± REACH, which heads can output; "bounds" map them to ±1 if they are RARE times as far from
+# the middle as the 1st and 99th percentile: the dimension is rarely used.
+EXTREME = 0.0005
+REACH = 5.0
+RARE = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +35,29 @@ class Layout:
         names: of the dimensions, e.g. ("dx", ..., "gripper").
         units: "m", "rad", or "" for a fraction in [0, 1].
         absolute: True for a target or position, False for a change since the previous step.
-        normalized: False for dimensions that are not normalised (grippers).
+        normalized: False for dimensions that are learned as they are: shares in [0, 1] or [-1, 1].
+        normalization: how each dimension is normalised, one of `NORMALIZATIONS`, "" for the
+            record's way; () for the record's way in all of them.
     """
 
     names: tuple[str, ...]
     units: tuple[str, ...]
     absolute: tuple[bool, ...]
     normalized: tuple[bool, ...]
+    normalization: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if len(getattr(self, f.name)) != len(self.names):
+            size = len(getattr(self, f.name))
+            if size != len(self.names) and not (f.name == "normalization" and size == 0):
                 raise ValueError(
-                    f"layout {self.names}: {f.name} has {len(getattr(self, f.name))} entries, "
-                    f"expected {len(self.names)}"
+                    f"layout {self.names}: {f.name} has {size} entries, expected {len(self.names)}"
+                )
+        for kind in self.normalization:
+            if kind not in ("", *NORMALIZATIONS):
+                raise ValueError(
+                    f"layout {self.names}: normalization {kind!r} is not one of "
+                    f"{', '.join(NORMALIZATIONS)}, or '' for that of the run"
                 )
 
     def __len__(self) -> int:
@@ -53,7 +68,8 @@ class Layout:
 class Statistics:
     """Statistics of a vector over the training steps, float32 [dims]; p01, p99: percentiles.
 
-    steps, episodes: their numbers.
+    steps, episodes: their numbers. low, high: the values that `EXTREME` of the steps lie below and
+    above; None in records of older runs.
     """
 
     mean: np.ndarray
@@ -64,6 +80,8 @@ class Statistics:
     p99: np.ndarray
     steps: int
     episodes: int
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +96,8 @@ class Embodiment:
         action: layout of an action.
         proprio: layout of proprio, or None.
         normalization: "normal": (x − mean) / std. "bounds": maps the 1st to 99th percentile to
-            [−1, 1], and clips when normalising.
+            [−1, 1], "minmax" the extremes; both clip when normalising. A layout may choose another
+            way for a dimension. The first two are widened for rarely used dimensions (`REACH`).
         datasets: the source of the statistics.
         action_statistics, proprio_statistics: of their training steps.
     """
@@ -115,47 +134,83 @@ class Embodiment:
 
     def unnormalize_action(self, x: np.ndarray) -> np.ndarray:
         """Return normalised actions float [..., A] in robot units, float32."""
-        shift, scale = self._affine("action", x)
+        shift, scale = self._checked_affine("action", x)
         return (x * scale + shift).astype(np.float32)
 
     def normalize_proprio(self, x: np.ndarray) -> np.ndarray:
         """Return proprio float [..., P] in robot units as normalised float32."""
         return self._normalize(x, "proprio")
 
-    def _normalize(self, x: np.ndarray, part: str) -> np.ndarray:
-        shift, scale = self._affine(part, x)
-        y = ((x - shift) / scale).astype(np.float32)
-        if self.normalization == "bounds":
-            y = np.where(getattr(self, part).normalized, np.clip(y, -1, 1), y)
-        return y
+    def kinds(self, part: str) -> np.ndarray:
+        """Return how each dimension of "action" or "proprio" is normalised, "" for not at all."""
+        layout = getattr(self, part)
+        kinds = [kind or self.normalization for kind in layout.normalization or [""] * len(layout)]
+        return np.where(layout.normalized, kinds, "")
 
-    def _affine(self, part: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (shift, scale), float32 [dims]: x = normalised · scale + shift."""
+    def affine(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return (shift, scale), float32 [dims], of a part: x = normalised · scale + shift."""
         layout, statistics = getattr(self, part), getattr(self, f"{part}_statistics")
         if layout is None or statistics is None:
             raise ValueError(
                 f"embodiment {self.name!r} has no {part} statistics; compute them "
                 "with octolike.data.open_data, or load a run that has them"
             )
-        if x.shape[-1] != len(layout):
+        kinds = self.kinds(part)
+        shift, scale = np.zeros(len(layout), np.float32), np.ones(len(layout), np.float32)
+        for kind in NORMALIZATIONS:
+            pairs = zip((shift, scale), _affine(kind, statistics), strict=True)
+            shift, scale = (np.where(kinds == kind, new, old) for old, new in pairs)
+        return shift.astype(np.float32), scale.astype(np.float32)
+
+    def _normalize(self, x: np.ndarray, part: str) -> np.ndarray:
+        shift, scale = self._checked_affine(part, x)
+        y = ((x - shift) / scale).astype(np.float32)
+        is_clipped = np.isin(self.kinds(part), ("bounds", "minmax"))
+        return np.where(is_clipped, np.clip(y, -1, 1), y) if is_clipped.any() else y
+
+    def _checked_affine(self, part: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        layout = getattr(self, part)
+        if layout is not None and x.shape[-1] != len(layout):
             raise ValueError(
                 f"embodiment {self.name!r}: {part} has {x.shape[-1]} dimensions, expected "
                 f"{len(layout)} ({', '.join(layout.names)})"
             )
-        if self.normalization == "normal":
-            shift, scale = statistics.mean, np.maximum(statistics.std, MIN_SPREAD)
-        else:
-            shift = (statistics.p99 + statistics.p01) / 2
-            scale = np.maximum((statistics.p99 - statistics.p01) / 2, MIN_SPREAD)
-        is_normalized = np.asarray(layout.normalized)
-        return (
-            np.where(is_normalized, shift, 0).astype(np.float32),
-            np.where(is_normalized, scale, 1).astype(np.float32),
-        )
+        return self.affine(part)
+
+
+def _affine(kind: str, s: Statistics) -> tuple[np.ndarray, np.ndarray]:
+    """Return (shift, scale) [dims] of one way to normalise."""
+    if kind == "normal":
+        shift, scale = s.mean, s.std
+        if s.low is not None and s.high is not None:
+            scale = np.maximum(scale, np.maximum(s.high - shift, shift - s.low) / REACH)
+        return shift, np.maximum(scale, MIN_SPREAD)
+    low, high = (s.p01, s.p99) if kind == "bounds" else (s.min, s.max)
+    if kind == "bounds" and s.low is not None and s.high is not None:
+        rare = is_rare(s)
+        low, high = np.where(rare, s.low, low), np.where(rare, s.high, high)
+    return (high + low) / 2, np.maximum((high - low) / 2, MIN_SPREAD)
+
+
+def is_rare(s: Statistics) -> np.ndarray:
+    """Return bool [dims]: more than `EXTREME` of the steps lie far outside the percentiles."""
+    if s.low is None or s.high is None:
+        return np.zeros(s.mean.shape, bool)
+    middle, half = (s.p99 + s.p01) / 2, (s.p99 - s.p01) / 2
+    farthest = np.maximum(s.high - middle, middle - s.low)
+    return farthest > RARE * np.maximum(half, MIN_SPREAD)
+
+
+# Fields that older records lack. They are stored unless empty: old records stay as they are.
+OPTIONAL: dict[type, set[str]] = {
+    Embodiment: set(),
+    Layout: {"normalization"},
+    Statistics: {"low", "high"},
+}
 
 
 def embodiments_to_json(embodiments: Sequence[Embodiment]) -> list[dict[str, Any]]:
-    """Return the records as plain JSON data."""
+    """Return the records as plain JSON data, without the `OPTIONAL` fields that are empty."""
     return [_plain(dataclasses.asdict(e)) for e in embodiments]
 
 
@@ -172,26 +227,34 @@ def embodiments_from_json(data: Sequence[Mapping[str, Any]]) -> list[Embodiment]
             key = f"{part}_statistics"
             if values[key] is not None:
                 stored = dict(_strict(Statistics, values[key], f"{values['name']}.{key}"))
-                arrays = {k: np.asarray(stored[k], np.float32) for k in STATISTICS}
+                names = [k for k in (*STATISTICS, "low", "high") if k in stored]
+                arrays = {k: np.asarray(stored[k], np.float32) for k in names}
                 values[key] = Statistics(**(stored | arrays))
         records.append(Embodiment(**values))
     return records
 
 
 def _strict(cls: type, values: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """Return the values if they are exactly the fields of a dataclass."""
+    """Return the values if they are exactly the fields of a dataclass, `OPTIONAL` ones aside."""
     names = {f.name for f in fields(cls)}
-    if values.keys() != names:
+    missing, unknown = names - values.keys() - OPTIONAL[cls], values.keys() - names
+    if missing or unknown:
         raise ValueError(
-            f"{path}: expected the fields {sorted(names)}; unknown: "
-            f"{sorted(values.keys() - names)}, missing: {sorted(names - values.keys())}"
+            f"{path}: expected the fields {sorted(names)}; unknown: {sorted(unknown)}, missing: "
+            f"{sorted(missing)}"
         )
     return values
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        optional = set().union(*OPTIONAL.values()) & value.keys()
+        empty = {
+            k
+            for k in optional
+            if value[k] is None or (isinstance(value[k], tuple) and not value[k])
+        }
+        return {k: _plain(v) for k, v in value.items() if k not in empty}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value.tolist() if isinstance(value, np.ndarray) else value

@@ -16,6 +16,7 @@ import time
 import numpy as np
 
 from octolike import config as configs
+from octolike import ranges
 from octolike.embodiment import MIN_SPREAD, STATISTICS, Layout, Statistics
 from octolike.errors import ConfigError, DataError
 from octolike.tables import text_table
@@ -23,6 +24,7 @@ from octolike.tables import text_table
 
 def main(config: configs.Config) -> None:
     """Compute and print; unusable data give a one-line error."""
+    from octolike.data.pipeline.dataset_split import embodiment_records
     from octolike.data.rlds.reader import Reader
     from octolike.data.rlds.statistics import index_episodes
     from octolike.data.specs import catalog, mixes
@@ -48,6 +50,9 @@ def main(config: configs.Config) -> None:
             for part, layout in (("action", spec.action), ("proprio", spec.proprio)):
                 if layout is not None:
                     print(f"  {part}\n{statistics_table(layout, getattr(index, part))}")
+            # After the table, so that it shows what a refused dimension has.
+            (record,), _ = embodiment_records([spec], [index], d.normalization, d.range_check)
+            print(*(f"  {line}" for line in ranges.describe([record])), sep="\n")
     except (ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
 

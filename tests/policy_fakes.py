@@ -31,8 +31,10 @@ def layout(width=A):
 
 def statistics(width=A):
     values = np.linspace(1, 2, width, dtype=np.float32)
-    names = ("mean", "std", "min", "max", "p01", "p99")
-    return Statistics(**dict.fromkeys(names, values), steps=9, episodes=3)
+    extremes = np.where(np.array(NAMES[-width:]) == "gripper", [[0], [1]], [values, values])
+    low, high = extremes.astype(np.float32)
+    values = {"mean": values, "std": values, "min": low, "max": high, "p01": low, "p99": high}
+    return Statistics(**values, steps=9, episodes=3)
 
 
 def robot(name="arm", width=A):

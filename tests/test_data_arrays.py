@@ -36,9 +36,9 @@ def episodes(lengths=LENGTHS, seed=0):
             "steps": {
                 "observation": {
                     "image_primary": np.broadcast_to(shade, (length, 16, 16, 3)).copy(),
-                    "state": rng.normal(size=(length, 4)).astype(np.float32),
+                    "state": rng.uniform(-1, 1, (length, 4)).astype(np.float32),
                 },
-                "action": rng.normal(size=(length, 4)).astype(np.float32),
+                "action": rng.uniform(-1, 1, (length, 4)).astype(np.float32),
                 "language_instruction": f"do thing {e % 2}",
             },
             "episode_metadata": {"success": True, "task": f"task-{e}"},

@@ -81,8 +81,8 @@ def test_vectors_and_layouts_of_the_wrong_width_are_refused():
         arm.normalize_proprio(np.zeros((2, 3), np.float32))
     with pytest.raises(ValueError, match="no action statistics"):
         record(action_statistics=None).unnormalize_action(np.zeros((2, 3), np.float32))
-    with pytest.raises(ValueError, match="'minmax' is not one of"):
-        record("minmax")
+    with pytest.raises(ValueError, match="'maximum' is not one of"):
+        record("maximum")
     with pytest.raises(ValueError, match="units has 1 entries, expected 3"):
         dataclasses.replace(LAYOUT, units=("m",))
 

@@ -26,14 +26,15 @@ MAY_SEE = {
     "progress": set(),
     "images": set(),
     "embodiment": GROUND,
+    "ranges": {*GROUND, "embodiment"},
     "text": GROUND,
-    "data": {*GROUND, "embodiment", "text", "data"},
+    "data": {*GROUND, "embodiment", "ranges", "text", "data"},
     "model": {*GROUND, "model"},
-    "train": {*GROUND, "embodiment", "text", "model", "train"},
-    "octo_import": {*GROUND, "embodiment", "text", "model", "train", "octo_import"},
-    "policy": {*GROUND, "images", "embodiment", "text", "model", "train", "policy"},
+    "train": {*GROUND, "embodiment", "ranges", "text", "model", "train"},
+    "octo_import": {*GROUND, "embodiment", "ranges", "text", "model", "train", "octo_import"},
+    "policy": {*GROUND, "images", "embodiment", "ranges", "text", "model", "train", "policy"},
     "envs": {*GROUND, "envs"},
-    "evaluation": {*GROUND, "embodiment", "policy", "envs", "train", "evaluation"},
+    "evaluation": {*GROUND, "embodiment", "ranges", "policy", "envs", "train", "evaluation"},
 }
 
 
@@ -73,7 +74,7 @@ def test_frameworks_stay_in_their_rooms(path):
     assert not roots & {"scripts", "configs", "notebooks"}
     if room(path) != "data":
         assert not roots & TENSORFLOW, "tensorflow belongs to octolike/data alone"
-    if room(path) in GROUND | {"__init__", "embodiment", "envs"}:
+    if room(path) in GROUND | {"__init__", "embodiment", "ranges", "envs"}:
         assert not roots & FRAMEWORKS
 
 

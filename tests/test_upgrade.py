@@ -1,4 +1,4 @@
-"""config.json: complete in format 2, upgraded from format 1, and refused if newer."""
+"""config.json: complete since format 2, upgraded from format 1, and refused if newer."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def read(data: dict) -> c.Config:
 
 
 def stored() -> dict:
-    """Return the object of a config.json of format 2."""
+    """Return the object of a config.json of the present format."""
     config = c.Config(workdir="runs/x")
     config.model.heads["action"] = c.Component(kind="l1")
     return json.loads(c.to_json(c.resolve(config)))
@@ -88,6 +88,15 @@ def test_every_kind_of_format_1_is_complete_after_the_upgrade(name):
         open_sets.complete(table, filled, f"{name}.{kind}", defaults=False)
 
 
+def test_runs_before_format_3_keep_their_statistics_and_actions_as_stored():
+    data = stored()
+    del data["data"]["range_check"], data["data"]["representation"]
+    config = read({**data, "format": 2})
+    assert (config.data.range_check, config.data.representation) == ("warn", "as_stored")
+    assert read(format_1()).data.range_check == "warn"
+    assert c.Config().data.range_check == "strict"
+
+
 def test_every_value_is_stored():
     data = stored()
     assert data["format"] == upgrade.FORMAT
@@ -110,7 +119,7 @@ def test_every_value_is_stored():
         (lambda d: d.update(data=3), "config.data is 3; expected the options of DataConfig"),
     ],
 )
-def test_a_file_of_format_2_that_is_incomplete_or_wrong_is_named(change, message):
+def test_a_file_that_is_incomplete_or_wrong_is_named(change, message):
     data = stored()
     change(data)
     with pytest.raises(c.ConfigError, match=message) as caught:
@@ -123,8 +132,11 @@ def test_a_file_of_format_2_that_is_incomplete_or_wrong_is_named(change, message
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (3, "has format 3, but this version of octolike reads formats up to 2; install"),
-        (0, "has format 0; expected a number from 1 to 2"),
+        (
+            upgrade.FORMAT + 1,
+            f"but this version of octolike reads formats up to {upgrade.FORMAT}; install",
+        ),
+        (0, f"has format 0; expected a number from 1 to {upgrade.FORMAT}"),
         ("2", "has format '2'; expected a number"),
         (True, "has format True; expected a number"),
     ],

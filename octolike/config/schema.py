@@ -35,8 +35,20 @@ class DataConfig:
     use_proprio: bool = option(True, "include observation.proprio in the batch")
     normalization: str = option(
         "normal",
-        "'normal': by mean and standard deviation; 'bounds': by 1st and 99th percentile",
-        choices=("normal", "bounds"),
+        "'normal': by mean and standard deviation; 'bounds': by 1st and 99th percentile; "
+        "'minmax': by the extremes. A spec may choose per dimension",
+        choices=("normal", "bounds", "minmax"),
+    )
+    range_check: str = option(
+        "strict",
+        "'strict': widen the normalisation of rarely used dimensions, and refuse unnormalised ones "
+        "outside [-1, 1]; 'warn': only report both, as runs before format 3",
+        choices=("strict", "warn"),
+    )
+    representation: str = option(
+        "as_stored",
+        "what of the actions is learned: 'as_stored', or 'relative', 'delta' or 'absolute', with "
+        "'tool_frame' and 'rotation_6d' after it: octolike.representation",
     )
     text: Component = option(
         lambda: Component(kind="hash", length=16, vocabulary=4096),

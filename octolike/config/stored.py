@@ -1,6 +1,6 @@
 """config.json: a config as text and back.
 
-A file of format 2 holds every value that the run used, and is read without today's defaults.
+A file since format 2 holds every value that the run used, and is read without today's defaults.
 `upgrade` turns older formats into it.
 """
 
@@ -33,7 +33,7 @@ def from_json(text: str, source: str = CONFIG) -> Config:
     """Return the config of a config.json; `source` names the file in errors.
 
     Of plug-ins it has the names alone. Raises ConfigError for a format of a newer version, a name
-    that is unknown and, in format 2, a value that is missing.
+    that is unknown and, since format 2, a value that is missing.
     """
     data = read_options(text, source)
     try:

@@ -1,7 +1,8 @@
 """Configs that older versions wrote: one function for each change of the format.
 
-A function takes the object of config.json and returns it as the next change expects it. Format 1,
-of commit 182e15f, had no number and only the fields of a component that the config file set; its
+A function takes the object of config.json and returns it as the next change expects it. Format 2
+holds every value that a run used, and lacks the options added since. Format 1, of commit 182e15f,
+had no number and only the fields of a component that the config file set; its
 defaults are frozen in format_1_defaults.json, with the values of constants that became fields.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from octolike.errors import ConfigError
 
-FORMAT = 2  # of the config.json that this version writes
+FORMAT = 3  # of the config.json that this version writes
 Json = dict[str, Any]
 
 # Where format 1 has components: sections and option -> open set; "*": one per name.
@@ -87,8 +88,21 @@ def add_plugins(config: Json) -> Json:
     return {**config, "plugins": {}}
 
 
+def add_range_check(config: Json) -> Json:
+    """Add data.range_check: before format 3, ranges were neither checked nor widened."""
+    return _default(config, "data", "range_check", "warn")
+
+
+def add_representation(config: Json) -> Json:
+    """Add data.representation: before format 3, actions were learned as stored."""
+    return _default(config, "data", "representation", "as_stored")
+
+
 # CHANGES[n - 1] turns format n into format n + 1.
-CHANGES = ((fill_options, fill_components, rename_options, add_plugins),)
+CHANGES = (
+    (fill_options, fill_components, rename_options, add_plugins),
+    (add_range_check, add_representation),
+)
 
 
 @functools.cache
@@ -137,3 +151,11 @@ def _rename(config: Json, section: str, old: str, new: str) -> Json:
     if not isinstance(options, dict) or old not in options:
         return config
     return {**config, section: {new if k == old else k: v for k, v in options.items()}}
+
+
+def _default(config: Json, section: str, name: str, value: Any) -> Json:
+    """Return the config with an option of a section added, if it is missing."""
+    options = config.get(section)
+    if not isinstance(options, dict):
+        return config  # an error that reading it reports
+    return {**config, section: {name: value, **options}}

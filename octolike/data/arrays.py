@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from octolike import files
+from octolike import files, ranges
 from octolike.config import Config, ConfigError, DataConfig, build_component
 from octolike.data.pipeline import goals, windows
-from octolike.embodiment import Embodiment, Statistics
+from octolike.embodiment import EXTREME, Embodiment, Statistics
 from octolike.text import TOKENIZERS
 from octolike.types import Batch, BatchSpec, Names, batch_spec, unflatten
 
@@ -168,7 +168,7 @@ class ArraySource:
         d = config.data
         _check_config(config, train, robot)
         self._config, self._frames, self._held_out = config, train, held_out
-        self.embodiments: Sequence[Embodiment] = [_with_statistics(robot, train, d.normalization)]
+        self.embodiments: Sequence[Embodiment] = [_with_statistics(robot, train, d)]
         tasks = tuple(dict.fromkeys(_task_names(train, d)))
         self.names = Names((d.mix,), (robot.name,), tasks)
         text = build_component(TOKENIZERS, d.text, "data.text")
@@ -209,7 +209,7 @@ class ArraySource:
         return {self.names.datasets[0]: self._held_out_batches} if self._held_out else {}
 
     def describe(self) -> str:
-        """Return one line: episodes, frames and memory of each split."""
+        """Return a line of episodes, frames and memory of each split, and `ranges.describe`."""
         splits = {"train": self._frames, "held out": self._held_out}
         parts = [
             f"{len(f.instructions):,} episodes, {len(f.action):,} frames ({f.nbytes / 2**20:.0f} "
@@ -218,7 +218,8 @@ class ArraySource:
             if f
         ]
         tasks = len(self.names.tasks)
-        return f"{self.names.datasets[0]}, in memory: {'; '.join(parts)}; {tasks} tasks"
+        line = f"{self.names.datasets[0]}, in memory: {'; '.join(parts)}; {tasks} tasks"
+        return "\n".join([line, *ranges.describe(self.embodiments)])
 
     def _held_out_batches(self) -> Iterator[Batch]:
         frames, size = self._held_out, self._config.data.batch_size
@@ -414,13 +415,20 @@ def _check_config(config: Config, frames: ArrayFrames, robot: Embodiment) -> Non
             )
 
 
-def _with_statistics(robot: Embodiment, frames: ArrayFrames, normalization: str) -> Embodiment:
-    return dataclasses.replace(
+def _with_statistics(robot: Embodiment, frames: ArrayFrames, config: DataConfig) -> Embodiment:
+    """Return the record with the statistics of frames; ConfigError for ranges that do not fit."""
+    record = dataclasses.replace(
         robot,
-        normalization=normalization,
+        normalization=config.normalization,
         action_statistics=_statistics(frames.action, len(frames.instructions)),
         proprio_statistics=_statistics(frames.proprio, len(frames.instructions)),
     )
+    if config.range_check == "warn":
+        return ranges.as_before(record)
+    faults = ranges.record_misfits(record)
+    if faults:
+        raise ConfigError("; ".join(faults))
+    return record
 
 
 def _statistics(x: np.ndarray, episodes: int) -> Statistics:
@@ -434,6 +442,8 @@ def _statistics(x: np.ndarray, episodes: int) -> Statistics:
         "max": wide.max(axis=0),
         "p01": p01,
         "p99": p99,
+        "low": np.quantile(wide, EXTREME, axis=0, method="lower"),
+        "high": np.quantile(wide, 1 - EXTREME, axis=0, method="higher"),
     }
     single = {k: v.astype(np.float32) for k, v in statistics.items()}
     return Statistics(**single, steps=len(x), episodes=episodes)

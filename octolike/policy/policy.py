@@ -22,13 +22,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from octolike import types
+from octolike import ranges, types
 from octolike.config import unknown
 from octolike.embodiment import Embodiment
 from octolike.policy.observations import ObservationEncoder
@@ -83,6 +84,8 @@ class Policy:
         self.goal_shapes, self.conditioning = parts.tasks.goal_shapes, parts.tasks.conditioning
         reads = parts.sampler.tokenizer_reads | parts.sampler.head_reads
         self.reads = frozenset(reads | {"observation.timestep_mask"})
+        for sentence in ranges.record_misfits(self.embodiment):
+            warnings.warn(f"{sentence}, and train again", stacklevel=2)
 
     @classmethod
     def load(

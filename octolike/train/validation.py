@@ -3,7 +3,10 @@
     loss              the training loss on held-out frames, without augmentation
     action_error      mean absolute difference between sampled and demonstrated chunk, in normalised
                       units, over valid entries, for the newest frame of each window
-    gripper_accuracy  share of gripper entries on the demonstrated side of the middle
+    gripper_accuracy  share of gripper entries (`ranges.sided`) on the demonstrated side of the
+                      middle of the dimension's own range
+    gripper_majority  the same of a policy that always takes the more frequent side: the accuracy to
+                      compare with
 
     action_error_<conditioning>  action_error of a policy with several conditionings, conditioned on
                       one of them alone (language, goal or task_id), over the examples that have it
@@ -25,7 +28,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from octolike import types
+from octolike import ranges, types
 from octolike.config import ConfigError
 from octolike.embodiment import Embodiment
 from octolike.model import language
@@ -41,6 +44,7 @@ ValidationLoaders = Mapping[str, Callable[[], Iterator[Batch]]]
 
 CHUNKS = 6  # in the figure, of all datasets together
 PRESENT = "task.present."
+GRIPPER_SUMS = ("right", "upper", "count")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Validator:
         self._model, self._loaders, self._batches = model, loaders, batches
         self._spec, self._mesh, self._key = spec, mesh, key
         width = spec["action"][0][-1]
-        self._dims, self._gripper = action_dims(embodiments, width)
+        self._dims, self._gripper, self._middle = action_dims(embodiments, width)
         replicated = sharding.replicated(mesh)
         self._measure_jit = jax.jit(self._measure, out_shardings=replicated)
         self._error_jit = jax.jit(self._error, out_shardings=replicated)
@@ -120,6 +124,7 @@ class Validator:
                     f"the validation split of {dataset!r} has no batch; "
                     "name another split in data.validation_split, or '' for no validation"
                 )
+            totals |= _gripper_sums(*(totals.pop(f"gripper_{k}") for k in GRIPPER_SUMS))
             results[dataset] = {k: float(a / b) for k, (a, b) in totals.items() if b}
         tasks = {name: float(e / n) for name, (e, n) in zip(self._tasks, per_task) if n}
         return ValidationResult(results, tasks, tuple(chunks[:CHUNKS]))
@@ -155,18 +160,25 @@ class Validator:
         return chunks
 
     def _measure(self, params: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """Return {name: [sum, count]} of a batch, task [B], error_per_example [B, 2], sampled."""
+        """Return {name: [sum, count]} of a batch, task [B], error_per_example [B, 2], sampled.
+
+        And gripper_<sum>, int [A] each: entries on the right side, on the upper side, and all.
+        """
         variables, (key_loss, key_sample) = {"params": params}, jax.random.split(key)
         loss, _ = self._model.apply(variables, batch, train=False, rngs={"noise": key_loss})
         trained = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         sampled = self._sample(variables, batch, key_sample)
         true, valid = batch["action"][:, -1], batch["action_mask"][:, -1]
         gripper = valid & jnp.asarray(self._gripper)[batch["embodiment"]][:, None]
-        right = (sampled > 0.5) == (true > 0.5)
+        middle = jnp.asarray(self._middle)[batch["embodiment"]][:, None]
+        right = (sampled > middle) == (true > middle)
+        per_dimension = (
+            x.sum(axis=(0, 1)) for x in (gripper & right, gripper & (true > middle), gripper)
+        )
         return {
             "loss": jnp.stack([loss * trained.sum(), trained.sum()]),
             "action_error": _masked_sum(jnp.abs(sampled - true), valid),
-            "gripper_accuracy": _masked_sum(right, gripper),
+            **{f"gripper_{k}": x for k, x in zip(GRIPPER_SUMS, per_dimension, strict=True)},
             "sampled": sampled,
             "task": batch["task"]["task_id"],
             "error_per_example": jax.vmap(_masked_sum)(jnp.abs(sampled - true), valid),
@@ -226,13 +238,25 @@ def validate_run(run: Run, batches: Mapping[str, Sequence[Batch]]) -> Validation
     return validator(run.params)
 
 
-def action_dims(embodiments: Sequence[Embodiment], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return bool [E, A] twice: the action dimensions of each robot, and its gripper dimensions."""
-    dims = np.zeros((2, len(embodiments), width), bool)
+def action_dims(
+    embodiments: Sequence[Embodiment], width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return [E, A] each: bool, a robot's dimensions, and those with sides; their middles."""
+    dims, gripper = np.zeros((2, len(embodiments), width), bool)
+    middle = np.zeros((len(embodiments), width), np.float32)
     for i, embodiment in enumerate(embodiments):
-        for j, normalized in enumerate(embodiment.action.normalized):
-            dims[:, i, j] = True, not normalized
-    return dims[0], dims[1]
+        count = len(embodiment.action)
+        dims[i, :count] = True
+        gripper[i, :count] = ranges.sided(embodiment)
+        middle[i, :count] = ranges.middles(embodiment)
+    return dims, gripper, middle
+
+
+def _gripper_sums(right: np.ndarray, upper: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:
+    """Return [sum, count] of gripper_accuracy and gripper_majority, from sums per dimension."""
+    majority = np.maximum(upper, count - upper)
+    sums = {"gripper_accuracy": right, "gripper_majority": majority}
+    return {name: np.array([x.sum(), count.sum()]) for name, x in sums.items()}
 
 
 def _masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:

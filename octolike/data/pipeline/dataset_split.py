@@ -7,10 +7,11 @@ an instruction, a label or a dataset, as config.data.tasks defines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from octolike import ranges
 from octolike.config import ConfigError
 from octolike.data.pipeline.order import EpisodeTable
 from octolike.data.rlds import statistics
@@ -83,11 +84,17 @@ class JoinedSplits:
 
 
 def embodiment_records(
-    specs: Sequence[DatasetSpec], indices: Sequence[EpisodeIndex], normalization: str
+    specs: Sequence[DatasetSpec],
+    indices: Sequence[EpisodeIndex],
+    normalization: str,
+    range_check: str = "strict",
 ) -> tuple[list[Embodiment], list[int]]:
     """Return the embodiment records, and the record index of each dataset.
 
-    Raises ConfigError if two specs name the same embodiment with different layouts.
+    range_check: config.data.range_check.
+
+    Raises ConfigError if two specs name the same embodiment with different layouts, and for an
+    unnormalised dimension that is not a share.
     """
     members: dict[str, list[int]] = {}
     for i, spec in enumerate(specs):
@@ -105,20 +112,23 @@ def embodiment_records(
                     )
             record[i] = len(result)
         action, proprio = _pooled([indices[i] for i in group])
-        result.append(
-            Embodiment(
-                name=name,
-                robot=first.robot,
-                control_hz=first.control_hz,
-                gripper=first.gripper,
-                action=first.action,
-                proprio=first.proprio,
-                normalization=normalization,
-                datasets=tuple(specs[i].name for i in group),
-                action_statistics=action,
-                proprio_statistics=proprio,
-            )
+        new = Embodiment(
+            name=name,
+            robot=first.robot,
+            control_hz=first.control_hz,
+            gripper=first.gripper,
+            action=first.action,
+            proprio=first.proprio,
+            normalization=normalization,
+            datasets=tuple(specs[i].name for i in group),
+            action_statistics=action,
+            proprio_statistics=proprio,
         )
+        if range_check == "strict":
+            _check_ranges(new, [specs[i] for i in group], [indices[i] for i in group])
+        else:
+            new = ranges.as_before(new)
+        result.append(new)
     return result, record
 
 
@@ -137,6 +147,23 @@ def task_names(
 
 def _embodiment(spec: DatasetSpec) -> str:
     return spec.embodiment or spec.name
+
+
+def _check_ranges(
+    record: Embodiment, specs: Sequence[DatasetSpec], indices: Sequence[EpisodeIndex]
+) -> None:
+    """Raise ConfigError for an unnormalised dimension of a dataset that is not a share."""
+    faults = ranges.record_misfits(record)
+    for spec, index in zip(specs, indices, strict=True):
+        single = replace(
+            record,
+            datasets=(spec.name,),
+            action_statistics=index.action,
+            proprio_statistics=index.proprio if spec.proprio else None,
+        )
+        faults = faults or ranges.record_misfits(single)
+    if faults:
+        raise ConfigError("; ".join(faults))
 
 
 def _pooled(indices: Sequence[EpisodeIndex]) -> tuple:

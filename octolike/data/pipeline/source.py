@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from octolike import ranges
 from octolike.config import Config, ConfigError, build_component, unknown
 from octolike.data.pipeline import goals, sampling
 from octolike.data.pipeline.batch_builder import BatchBuilder, EpisodeRef
@@ -188,6 +189,10 @@ class RldsSource:
         if self._config.validation_split and training_only:
             lines.append(f"no split {self._config.validation_split!r}: {', '.join(training_only)}")
         lines += filter(None, [catalog.describe_uncertain([s.spec for s in self._sources])])
+        lines += [
+            *catalog.describe_binarised([s.spec for s in self._sources]),
+            *ranges.describe(self.embodiments),
+        ]
         if self._strategy.over == "task":
             task_shares = SamplingSchedule(self._strategy, self._groups).shares(0)
             lines.append(sampling.describe_shares(self._groups, task_shares, "task"))
@@ -251,7 +256,9 @@ class RldsSource:
         d = self._config
         readers = [self._reader(spec, d.train_split) for spec in specs]
         indices = [self._index(reader) for reader in readers]
-        self.embodiments, record = embodiment_records(specs, indices, d.normalization)
+        self.embodiments, record = embodiment_records(
+            specs, indices, d.normalization, d.range_check
+        )
         limits = [d.limit_of(spec.name) for spec in specs]
         indices = [i.first_episodes(n) for i, n in zip(indices, limits, strict=True)]
         names = [self._tasks_of(s, i, d.tasks) for s, i in zip(specs, indices, strict=True)]

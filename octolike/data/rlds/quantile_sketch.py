@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from octolike.embodiment import STATISTICS, Statistics
+from octolike.embodiment import EXTREME, Statistics
 
 RELATIVE_ERROR = 2.0**-8
 QUANTILES = {"p01": 0.01, "p99": 0.99}
@@ -96,23 +96,32 @@ class QuantileSketch:
             "max": self.high,
             **{name: self.quantile(q) for name, q in QUANTILES.items()},
         }
-        arrays = {name: np.asarray(values[name], np.float32) for name in STATISTICS}
+        values |= {"low": self.extreme(EXTREME), "high": self.extreme(1 - EXTREME)}
+        arrays = {name: np.asarray(x, np.float32) for name, x in values.items()}
         return Statistics(**arrays, steps=self.steps, episodes=self.episodes)
+
+    def extreme(self, q: float) -> np.ndarray:
+        """Return the q-quantiles, float64 [dims], at the rank farther from the median.
+
+        Without interpolation, at most that share of the steps lies beyond them, also in few steps.
+        """
+        self.flush()
+        rank = q * (self.steps - 1)
+        return self._at_rank(int(np.floor(rank) if q < 0.5 else np.ceil(rank)))
+
+    def shares_outside(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Return the share of values below `low` or above `high`, float64 [dims]; both [dims]."""
+        self.flush()
+        dims, values = self.keys // _SPAN, self.sums / self.counts
+        is_outside = (values < low[dims]) | (values > high[dims])
+        return np.bincount(dims, self.counts * is_outside, self.dims) / self.steps
 
     def quantile(self, q: float) -> np.ndarray:
         """Return the q-quantiles, float64 [dims], interpolated between ranks like np.quantile."""
         self.flush()
-        ends = np.searchsorted(self.keys, np.arange(1, self.dims + 1) * _SPAN)
-        result, begin = np.empty(self.dims), 0
         rank = q * (self.steps - 1)
-        for d, end in enumerate(ends):
-            below = np.cumsum(self.counts[begin:end])
-            values = self.sums[begin:end] / self.counts[begin:end]
-            bins = np.searchsorted(below, [np.floor(rank), np.ceil(rank)], side="right")
-            lower, upper = values[bins]
-            result[d] = lower + (upper - lower) * (rank - np.floor(rank))
-            begin = end
-        return np.clip(result, self.low, self.high)
+        lower, upper = self._at_rank(int(np.floor(rank))), self._at_rank(int(np.ceil(rank)))
+        return lower + (upper - lower) * (rank - np.floor(rank))
 
     def flush(self) -> None:
         """Count the pending steps."""
@@ -140,6 +149,17 @@ class QuantileSketch:
         for name in arrays.keys() - {"size"}:
             setattr(sketch, name, arrays[name])
         return sketch
+
+    def _at_rank(self, rank: int) -> np.ndarray:
+        """Return the value at a rank of the sorted values, 0 the smallest, float64 [dims]."""
+        ends = np.searchsorted(self.keys, np.arange(1, self.dims + 1) * _SPAN)
+        result, begin = np.empty(self.dims), 0
+        for d, end in enumerate(ends):
+            below = np.cumsum(self.counts[begin:end])
+            i = begin + int(np.searchsorted(below, rank, side="right"))
+            result[d] = self.sums[i] / self.counts[i]
+            begin = end
+        return np.clip(result, self.low, self.high)
 
     def _merge_moments(self, steps: int, mean: np.ndarray, deviation: np.ndarray) -> None:
         """Merge the moments of two sets (Chan, Golub and LeVeque 1983): stable for any means."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from octolike.config import ConfigError, load_module, unknown
 from octolike.data.specs import standardize
+from octolike.data.specs.expressions import functions_used
 from octolike.data.specs.oxe import OXE
 from octolike.data.specs.spec import EEF_DELTA, EEF_POSE, DatasetSpec
 from octolike.embodiment import Layout
@@ -139,3 +140,17 @@ def describe_uncertain(specs: Iterable[DatasetSpec]) -> str:
     return "\n".join(
         f"uncertain: {spec.name}: {'; '.join(spec.uncertain)}" for spec in specs if spec.uncertain
     )
+
+
+def describe_binarised(specs: Iterable[DatasetSpec]) -> list[str]:
+    """Return a line per dataset with actions that its spec reduces to two values."""
+    lines = []
+    for spec in specs:
+        texts = [
+            x for x in spec.action_from if {"binarize", "rel2abs"} & functions_used([x]).keys()
+        ]
+        if texts:
+            lines.append(
+                f"binarised: {spec.name}: {'; '.join(texts)}: actions in between become 0 or 1"
+            )
+    return lines

@@ -106,7 +106,7 @@ class DatasetSpec:
 
     def fingerprint(self) -> str:
         """Return a digest of the fields and the code that the dataset's statistics depend on."""
-        layouts = [x and dataclasses.asdict(x) for x in (self.action, self.proprio)]
+        layouts = [x and _statistical(x) for x in (self.action, self.proprio)]
         fields = (self.version, self.language_paths, self.label, *layouts, self.every, self.keep)
         if self.standardize is not None:
             return code_digest(fields, self.standardize)
@@ -115,6 +115,11 @@ class DatasetSpec:
         return code_digest(
             fields, texts, evaluate_parts, functions, without=(expressions.FUNCTIONS,)
         )
+
+
+def _statistical(layout: Layout) -> dict[str, Any]:
+    """Return the fields of a layout; how a dimension is normalised does not change statistics."""
+    return {k: v for k, v in dataclasses.asdict(layout).items() if k != "normalization"}
 
 
 def evaluate_parts(

@@ -1,0 +1,153 @@
+"""Ranges of a record: shares, rarely used dimensions, sides of a gripper, values outside."""
+
+import re
+
+import numpy as np
+import pytest
+from data_fakes import config, numbered, write
+
+from octolike import ranges
+from octolike.config import ConfigError
+from octolike.data import open_data
+from octolike.data.arrays import _statistics
+from octolike.embodiment import REACH, Embodiment, Layout
+
+
+def record(x, normalized=True, normalization="normal", names=None, ways=()) -> Embodiment:
+    """Return the record of actions [N, A], all of them normalised or none."""
+    x = np.asarray(x, np.float32)
+    width = x.shape[1]
+    layout = Layout(
+        names=names or tuple(f"a{i}" for i in range(width)),
+        units=("",) * width,
+        absolute=(True,) * width,
+        normalized=(normalized,) * width,
+        normalization=ways,
+    )
+    return Embodiment(
+        name="arm",
+        robot="an arm",
+        control_hz=5,
+        gripper="",
+        action=layout,
+        proprio=None,
+        normalization=normalization,
+        action_statistics=_statistics(x, 1),
+    )
+
+
+def column(*values):
+    """Return values, each 100 times, as one column [N, 1]."""
+    return np.repeat(np.float32(values), 100)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0, 1), ""),
+        ((-1, 1), ""),
+        ((-0.03, 1.04), ""),  # a measured share
+        ((0, 0), ""),  # unused
+        ((0.95, 1.0), ""),  # a gripper that stays open
+        ((3, 62), "its values are 3 to 62.*heads clip what lies outside.*to True in the spec"),
+        ((0, 255), "0 to 255"),
+        ((0, 0.08), "0 to 0.08.*drowns in the noise"),
+        ((5, 5), "5 to 5"),
+    ],
+)
+def test_an_unnormalised_action_must_be_a_share(values, expected):
+    sentences = ranges.record_misfits(record(column(*values), normalized=False))
+    if not expected:
+        assert sentences == []
+        return
+    (sentence,) = sentences
+    assert "arm: action 'a0' is not normalised" in sentence
+    assert re.search(expected, sentence)
+    assert ranges.record_misfits(record(column(*values))) == []  # normalised: any range
+
+
+def dataset(tmp_path, values):
+    """Write a dataset in which the last action, unnormalised in its spec, alternates."""
+    episode = numbered(0, 20, ["image_primary", "image_wrist"])
+    episode["steps"]["action"][:, 6] = np.where(np.arange(20) % 2, *values)
+    write(tmp_path, "fake", {"train": [episode], "val": [episode]})
+
+
+def test_data_with_a_gripper_in_percent_or_metres_are_refused_at_the_start(tmp_path):
+    dataset(tmp_path, (0, 62))
+    with pytest.raises(ConfigError, match=r"fake: action 'gripper' is not normalised.*0 to 62"):
+        open_data(config(tmp_path))
+    data = open_data(config(tmp_path, range_check="warn"))
+    assert "warning: fake: action 'gripper' is not normalised" in data.describe()
+    assert data.embodiments[0].action_statistics.low is None  # as runs before format 3
+
+
+def test_two_valued_actions_are_reported(tmp_path):
+    dataset(tmp_path, (0, 1))
+    assert "two-valued actions of fake: gripper" in open_data(config(tmp_path)).describe()
+
+
+def rare(share=0.01, value=0.4, n=4000):
+    """Return one dimension that is used in a share of the steps, and one that always is."""
+    x = np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
+    x[:, 0] = 0
+    x[: round(share * n), 0] = value
+    return x
+
+
+@pytest.mark.parametrize("normalization", ["normal", "bounds", "minmax"])
+@pytest.mark.parametrize("share", [0.0008, 0.003, 0.01, 0.1])
+def test_a_rarely_used_dimension_comes_back(normalization, share):
+    arm = record(rare(share), normalization=normalization)
+    y = arm.normalize_action(np.float32([[0.4, 0], [0, 0]]))
+    assert np.abs(y).max() <= REACH * 1.0001
+    np.testing.assert_allclose(arm.unnormalize_action(y)[:, 0], [0.4, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("normalization", ["normal", "bounds"])
+def test_other_dimensions_are_normalised_as_before(normalization):
+    arm = record(rare(), normalization=normalization)
+    old = ranges.as_before(arm)
+    x = np.random.default_rng(1).normal(size=(50, 2)).astype(np.float32)
+    np.testing.assert_array_equal(arm.normalize_action(x)[:, 1], old.normalize_action(x)[:, 1])
+    (sentence,) = ranges.describe_widened(arm)
+    assert "rarely used: action a0 of arm" in sentence
+    assert ranges.describe_widened(old) == []
+
+
+def test_single_outliers_do_not_widen_a_dimension():
+    x = np.random.default_rng(0).normal(size=(20_000, 1))
+    x[7] = 1000
+    for normalization in ("normal", "bounds"):
+        assert ranges.describe_widened(record(x, normalization=normalization)) == []
+
+
+def test_a_layout_chooses_the_normalisation_of_a_dimension():
+    x = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+    mixed = record(x, ways=("minmax", "", "bounds"))
+    for d, kind in enumerate(("minmax", "normal", "bounds")):
+        single = record(x, normalization=kind)
+        np.testing.assert_array_equal(
+            mixed.normalize_action(x)[:, d], single.normalize_action(x)[:, d]
+        )
+        assert (np.abs(mixed.normalize_action(x)[:, d]) > 1).any() == (kind == "normal")
+    with pytest.raises(ValueError, match="normalization 'most' is not one of normal"):
+        record(x, ways=("most", "", ""))
+
+
+def test_dimensions_with_two_values_have_sides_whatever_their_name():
+    x = np.random.default_rng(0).uniform(0, 1, (1000, 4))
+    x[:, 1] = np.where(x[:, 1] > 0.9, 62, 3)
+    x[:, 2] = 5
+    arm = record(x, names=("x", "tool", "unused", "gripper"))
+    assert ranges.is_binary(arm.action_statistics).tolist() == [False, True, False, False]
+    assert ranges.sided(arm).tolist() == [False, True, False, True]
+    middle = arm.unnormalize_action(ranges.middles(arm)[None])[0]
+    assert middle[1] == pytest.approx((3 + 62) / 2)
+
+
+def test_values_outside_the_recorded_range_are_measured_in_lengths_of_it():
+    s = record(column(-1, 3)).action_statistics
+    np.testing.assert_allclose(
+        ranges.outside(np.float32([[0], [4], [-3]]), s)[:, 0], [0, 0.25, 0.5]
+    )
