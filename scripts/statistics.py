@@ -47,6 +47,10 @@ def main(config: configs.Config) -> None:
                 f"{instructions:,} instructions, {len(index.bad)} bad episodes; "
                 f"{time.monotonic() - begin:.1f} s"
             )
+            for c, camera in enumerate(spec.cameras):
+                if black := int(index.black_frames[:, c].sum()):
+                    absent = int((~index.has_image[:, c]).sum())
+                    print(f"  {camera}: {black:,} black frames; absent in {absent:,} episodes")
             for part, layout in (("action", spec.action), ("proprio", spec.proprio)):
                 if layout is not None:
                     print(f"  {part}\n{statistics_table(layout, getattr(index, part))}")

@@ -163,10 +163,11 @@ def test_a_non_finite_number_is_named(not_finite):
 
 def test_bad_episodes_are_excluded_counted_and_reported(not_finite):
     data = opened(not_finite, bad_episodes="drop", batch_size=15)
-    header, train, val, *reasons = data.describe().splitlines()
+    header, train, val, *notes = data.describe().splitlines()
     assert header.split()[:2] == ["dataset", "episodes"]
     assert train.split()[:5] == ["fake/train", "3", "15", "100.0%", "2"]
     assert val.split()[:6] == ["fake/val", "3", "9", "held", "out", "1"]
+    reasons = [x for x in notes if x.startswith("left out: ")]
     assert len(reasons) == 3
     assert "episode 1: proprio at step 3" in reasons[0]
     assert "episode 3: action at step 2 is nan in dimension 1 (dy)" in reasons[1]
@@ -209,7 +210,9 @@ def test_a_missing_field_is_named(tmp_path):
     episode = numbered(1, 3, CAMERAS)
     episode["steps"]["observation"]["proprio"] = episode["steps"]["observation"].pop("state")
     write(tmp_path, "fake", {"train": [episode]})
-    with pytest.raises(DataError, match=r"has no field '[\w.]*state'.*steps.observation proprio"):
+    with pytest.raises(
+        DataError, match=r"has no field '[\w.]*state'.*steps\.observation .*proprio"
+    ):
         opened(tmp_path)
 
 

@@ -6,13 +6,12 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from fake_oxe import schemas, write_fake_oxe
 
 from octolike.data.rlds import graph_expressions
-from octolike.data.rlds.fields import STEPS
 from octolike.data.rlds.graph_expressions import graph_standard_steps, runs_in_python
-from octolike.data.rlds.reader import Reader, steps_with_metadata
+from octolike.data.rlds.reader import Reader
+from octolike.data.rlds.record_fields import EPISODE, thin_steps
 from octolike.data.specs import expressions
 from octolike.data.specs.catalog import DATASETS, find_spec
 from octolike.data.specs.standardize import StandardSteps
@@ -28,8 +27,8 @@ def raw_steps(spec, length: int, seed: int) -> dict:
     kinds = schemas()[spec.name]["steps"] if spec.name in schemas() else own_fields(spec)
     columns = {path: random_field(rng, kind, length * spec.every) for path, kind in kinds.items()}
     columns |= {"is_first": np.arange(length * spec.every) == 0}
-    example = {STEPS: unflatten(columns), "episode_metadata": {"success": np.bool_(True)}}
-    return steps_with_metadata(example, spec.every)
+    episode = {"episode_metadata": {"success": np.bool_(True)}}
+    return thin_steps(unflatten(columns), spec.every) | {EPISODE: episode}
 
 
 def own_fields(spec) -> dict[str, str]:
@@ -137,11 +136,10 @@ def test_a_graph_standardises_the_records_that_the_reader_reads(tmp_path, name):
     spec = find_spec(name)
     write_fake_oxe(tmp_path, name, episodes=2, steps=6, side=16)
     reader = Reader(spec, str(tmp_path), "train")
-    skip = {STEPS: tfds.decode.SkipDecoding()}
+    parse = reader.graph_parse()
 
     def standard_steps(record):
-        example = reader.features.deserialize_example(record, decoders=skip)
-        return graph_standard_steps(spec, steps_with_metadata(example, spec.every))
+        return graph_standard_steps(spec, parse(record).steps)
 
     dataset = tf.data.TFRecordDataset(reader.files).map(standard_steps)
     records = [

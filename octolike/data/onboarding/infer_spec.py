@@ -102,11 +102,31 @@ def find_problems(survey: Survey, spec: InferredSpec) -> list[str]:
                 f"{key}: the first and last images are identical in {count} of {survey.count} "
                 "episodes (frozen camera, or nothing moves)"
             )
+    problems += _camera_problems(survey)
     for field in (*spec.action, *spec.proprio):
         problems += _field_problems(field, survey.numbers[field])
     return problems + _action_problems(
         spec, join_fields(survey, spec.action) if spec.action else []
     )
+
+
+def _camera_problems(survey: Survey) -> list[str]:
+    """Return the black frames and the images that cannot be decoded, per camera."""
+    problems = []
+    for key, black in survey.black.items():
+        if sum(black):
+            total = int(survey.lengths.sum())
+            problems.append(
+                f"{key}: {sum(black)} of {total} frames are black or empty, in "
+                f"{sum(n > 0 for n in black)} of {survey.count} episodes; where most are black, "
+                "the camera counts as absent"
+            )
+        if survey.undecodable[key]:
+            problems.append(
+                f"{key}: images of {survey.undecodable[key]} of {survey.count} episodes cannot be "
+                "decoded"
+            )
+    return problems
 
 
 def write_spec(path: Path, survey: Survey, spec: InferredSpec) -> Path:

@@ -11,7 +11,8 @@ encoded images of five steps of four of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from octolike.data.rlds import decode, record_fields
 from octolike.data.rlds.fields import DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL, OBSERVATION, STEPS
-from octolike.data.rlds.reader import error_summary
+from octolike.data.rlds.reader import error_summary, to_numpy
+from octolike.data.rlds.record_fields import ParsedEpisode
 from octolike.data.rlds.writer import SETTINGS
 from octolike.errors import DataError
 from octolike.tables import text_table
@@ -45,6 +48,8 @@ class Survey:
         texts: {field: one set of texts per episode}.
         images: {camera field: SAMPLE_EPISODES lists of SAMPLE_FRAMES encoded images}.
         frozen: {camera field: number of episodes with identical first and last images}.
+        black: {camera field: number of black or empty frames in each episode}.
+        undecodable: {camera field: number of episodes with a frame that cannot be decoded}.
         control_hz: 0 if unknown.
         about: metadata of the converter.
     """
@@ -61,6 +66,8 @@ class Survey:
     texts: Mapping[str, list[set[str]]]
     images: Mapping[str, list[list[bytes]]]
     frozen: Mapping[str, int]
+    black: Mapping[str, list[int]]
+    undecodable: Mapping[str, int]
     control_hz: float
     about: Mapping[str, Any]
 
@@ -84,9 +91,13 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
         raise DataError(f"{path} has no split {split!r}; it has {', '.join(splits)}")
     if STEPS not in info.features or OBSERVATION not in info.features[STEPS].feature:
         raise DataError(f"{path} is not an RLDS dataset: it lacks steps.observation")
-    leaves = _leaves(info.features[STEPS].feature)
+    fields = record_fields.field_tree(info.features)
+    leaves = _leaves({k: v for k, v in fields.items() if k != record_fields.EPISODE})
     collector = SurveyCollector(leaves)
-    metadata = [collector.add(e) for e in _episodes(path, info, split, episodes)]
+    parsed = _episodes(info, split, episodes, collector.cameras)
+    metadata = [collector.add(episode) for episode in parsed]
+    if not sum(collector.lengths):
+        raise DataError(f"{path}: none of the {len(collector.lengths)} episodes read has steps")
     rates = [float(m["control_hz"]) for m in metadata if "control_hz" in m]
     settings = path / SETTINGS
     about = json.loads(settings.read_text()).get("about", {}) if settings.is_file() else {}
@@ -103,6 +114,8 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
         texts=collector.texts,
         images=collector.images,
         frozen=collector.frozen,
+        black=collector.black,
+        undecodable=collector.undecodable,
         control_hz=rates[0] if rates else 0.0,
         about=about,
     )
@@ -159,7 +172,7 @@ class SurveyCollector:
 
     def __init__(self, leaves: Mapping[str, Any]) -> None:
         self.lengths: list[int] = []
-        self.cameras = [k for k, f in leaves.items() if isinstance(f, tfds.features.Image)]
+        self.cameras = [k for k, f in leaves.items() if _is_camera(f)]
         self.texts: dict[str, list[set[str]]] = {
             k: [] for k, f in leaves.items() if isinstance(f, tfds.features.Text)
         }
@@ -169,32 +182,43 @@ class SurveyCollector:
         }
         self.images: dict[str, list[list[bytes]]] = {k: [] for k in self.cameras}
         self.frozen = dict.fromkeys(self.cameras, 0)
+        self.black: dict[str, list[int]] = {k: [] for k in self.cameras}
+        self.undecodable = dict.fromkeys(self.cameras, 0)
 
-    def add(self, episode: Mapping[str, Any]) -> Mapping[str, Any]:
+    def add(self, episode: ParsedEpisode) -> Mapping[str, Any]:
         """Add the values of an episode; return its metadata."""
-        steps = _leaves(episode[STEPS])
-        t = len(next(iter(steps.values())))
+        parsed = to_numpy(episode.steps)
+        metadata = parsed.pop(record_fields.EPISODE).get("episode_metadata", {})
+        steps, t = _leaves(parsed), len(parsed[IS_FIRST])
         self.lengths.append(t)
         for key, arrays in self.numbers.items():
-            arrays.append(np.asarray(steps[key], np.float64).reshape(t, -1))
+            x = np.asarray(steps[key], np.float64)
+            arrays.append(x.reshape(t, math.prod(x.shape[1:])))
         for key, texts in self.texts.items():
             texts.append({x.decode("utf-8", "replace") for x in steps[key]})
         for key in self.cameras if t else ():
-            frames = steps[key]
+            frames = episode.images[key].numpy()
+            try:
+                self.black[key].append(int(decode.black_frames(episode.images[key]).sum()))
+            except decode.UndecodableFrameError:
+                self.undecodable[key] += 1
+                continue
             self.frozen[key] += t > 1 and frames[0] == frames[-1]
             if len(self.images[key]) < SAMPLE_EPISODES:
                 sampled = np.linspace(0, t - 1, SAMPLE_FRAMES).round().astype(int)
                 self.images[key].append([frames[i] for i in sampled])
-        return episode.get("episode_metadata", {})
+        return metadata
 
 
-def _episodes(directory: Path, info: Any, split: str, most: int) -> Iterator[dict[str, Any]]:
-    """Yield parsed episodes with encoded images, equally many from each shard; most 0: all."""
+def _episodes(info: Any, split: str, most: int, cameras: Sequence[str]) -> Iterator[ParsedEpisode]:
+    """Yield parsed episodes, equally many from each shard; most 0: all."""
     files = [str(f) for f in info.splits[split].filepaths]
     share = -(-most // len(files)) if most else max(info.splits[split].shard_lengths)
-    skip = {STEPS: tfds.decode.SkipDecoding()}
+    tree = record_fields.field_tree(info.features)
+    paths = {k: record_fields.find_path(tree, k) or () for k in cameras}
+    wanted = record_fields.not_image_array
     parse = tf.function(
-        lambda raw: info.features.deserialize_example(raw, decoders=skip),
+        record_fields.graph_parser(info.features, wanted, paths, {}, 1),
         input_signature=[tf.TensorSpec((), tf.string)],
     )
     remaining = most or info.splits[split].num_examples
@@ -203,7 +227,7 @@ def _episodes(directory: Path, info: Any, split: str, most: int) -> Iterator[dic
             raise DataError(f"{path} is missing; copy the dataset again")
         try:
             for raw in tf.data.TFRecordDataset(path).take(min(share, remaining)):
-                yield tf.nest.map_structure(lambda x: x.numpy(), parse(raw))
+                yield parse(raw)
                 remaining -= 1
         except tf.errors.OpError as error:
             raise DataError(
@@ -221,6 +245,10 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def _is_camera(feature: Any) -> bool:
+    return record_fields.is_picture(feature) or record_fields.is_image_array(feature)
+
+
 def _is_number(feature: Any) -> bool:
     shape, dtype = getattr(feature, "shape", None), getattr(feature, "np_dtype", None)
     if shape is None or None in shape or dtype is None:
@@ -231,6 +259,10 @@ def _is_number(feature: Any) -> bool:
 def _type_name(feature: Any) -> str:
     if isinstance(feature, tfds.features.Image):
         return f"image {tuple(feature.shape)}"
+    if record_fields.is_image_array(feature):
+        return f"image {tuple(feature.shape)}, stored as an array"
+    if record_fields.is_picture(feature):
+        return "several images per step: the last one is used"
     if isinstance(feature, tfds.features.Text):
         return "text"
     if isinstance(feature, tfds.features.Dataset):

@@ -83,6 +83,20 @@ class JoinedSplits:
         return source.load(number)
 
 
+def describe_black_frames(source: DatasetSplit) -> list[str]:
+    """Return a line per camera with black frames: how many, and whether it counts as absent."""
+    i, lines = source.index, []
+    for c, camera in enumerate(source.spec.cameras):
+        black, absent = i.black_frames[:, c], int((~i.has_image[:, c]).sum())
+        if black.any():
+            lines.append(
+                f"black frames: {source.spec.name}/{source.reader.split}, {camera}: "
+                f"{black.sum():,} of {i.steps.sum():,}, in {np.count_nonzero(black):,} episodes; "
+                f"the camera counts as absent in the {absent:,} where most frames are black"
+            )
+    return lines
+
+
 def embodiment_records(
     specs: Sequence[DatasetSpec],
     indices: Sequence[EpisodeIndex],

@@ -33,6 +33,7 @@ from octolike.data.pipeline.batch_builder import BatchBuilder, EpisodeRef
 from octolike.data.pipeline.dataset_split import (
     DatasetSplit,
     JoinedSplits,
+    describe_black_frames,
     embodiment_records,
     task_names,
 )
@@ -184,6 +185,7 @@ class RldsSource:
         for bad in (s.index.bad for s in sources):
             lines += [f"left out: {reason}" for reason in bad[:5]]
             lines += [f"left out: {len(bad) - 5} more"] if len(bad) > 5 else []
+        lines += itertools.chain.from_iterable(map(describe_black_frames, sources))
         held_out = {s.spec.name for s in self._held_out}
         training_only = [name for name in self.datasets if name not in held_out]
         if self._config.validation_split and training_only:

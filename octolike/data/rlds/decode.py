@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+# A larger encoded image has content: a black one of h · w pixels takes at most this many bytes.
+BLACK_BYTES, BLACK_BYTES_PER_PIXEL = 1000, 0.05
+
 # Bit depth and colour type in the header of a PNG: TFDS stores the 4 bytes of a float as RGBA.
 _RGBA = b"\x08\x06"
 
@@ -42,6 +45,56 @@ def check_image(encoded: bytes) -> None:
     """Raise tf.errors.OpError for bytes that are not an image; empty bytes are allowed."""
     if encoded:
         tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
+def black_frames(frames: tf.Tensor) -> np.ndarray:
+    """Return bool [T]: which encoded images (string [T]) are empty, a single pixel or all black.
+
+    Decodes the first image and those that are suspiciously small, equal ones once. (Flags in the
+    metadata cannot be used: those of Bridge V2 are False for images that exist.) Raises
+    UndecodableFrameError for one of these that cannot be decoded.
+    """
+    sizes = tf.strings.length(frames).numpy()
+    black = sizes == 0
+    if black.all():
+        return black
+    first = int(np.flatnonzero(~black)[0])
+    pixels = _decoded_frame(frames[first].numpy(), first)
+    limit = BLACK_BYTES + BLACK_BYTES_PER_PIXEL * pixels.shape[0] * pixels.shape[1]
+    suspicious = sizes <= max(limit, sizes.max() / 4)
+    if (sizes == sizes[first]).all():
+        suspicious[:] = True  # not compressed: the size means nothing
+    contents = {frames[first].numpy(): _is_black(pixels)}
+    for t in np.flatnonzero(~black & (suspicious | (np.arange(len(sizes)) == first))).tolist():
+        encoded = frames[t].numpy()
+        if encoded not in contents:
+            contents[encoded] = _is_black(_decoded_frame(encoded, t))
+        black[t] = contents[encoded]
+    return black
+
+
+class UndecodableFrameError(Exception):
+    """An encoded image cannot be decoded.
+
+    Attributes:
+        step: its number in the episode.
+        error: TensorFlow's error.
+    """
+
+    def __init__(self, step: int, error: tf.errors.OpError) -> None:
+        super().__init__(step, error)
+        self.step, self.error = step, error
+
+
+def _decoded_frame(encoded: bytes, step: int) -> np.ndarray:
+    try:
+        return tf.io.decode_image(encoded, expand_animations=False).numpy()
+    except tf.errors.OpError as error:
+        raise UndecodableFrameError(step, error) from None
+
+
+def _is_black(image: np.ndarray) -> bool:
+    return image.size <= image.shape[-1] or not image.any()
 
 
 def _decode_or_black(encoded: tf.Tensor, side: int) -> tf.Tensor:

@@ -25,8 +25,8 @@ from octolike.data.specs.standardize import StandardSteps
 def graph_standard_steps(spec: DatasetSpec, steps: Mapping[str, Any]) -> StandardSteps:
     """Return the actions float32 [T', A] and proprio float32 [T', P] or None of raw steps.
 
-    steps: nested dict of tensors [T, ...] of one episode, from `reader.steps_with_metadata`; T may
-        be unknown. Images are not read.
+    steps: nested dict of tensors [T, ...] of one episode, from `Reader.graph_parse`; T may be
+        unknown. Images are not read.
 
     If `runs_in_python(spec)`, the spec's function is called through tf.numpy_function: the graph
     needs this process, and the call holds the GIL. The function gets the same nested dict in numpy,

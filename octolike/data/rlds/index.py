@@ -31,10 +31,11 @@ from octolike.data.rlds.quantile_sketch import QuantileSketch
 from octolike.data.rlds.reader import Reader
 from octolike.embodiment import Statistics
 
-FORMAT = 4  # of the cache file
+FORMAT = 5  # of the cache file
 ALGORITHM = 1  # increase it if the pass over the records computes an index or sketches differently
 PARTS = ("action", "proprio")
 COLUMNS = ("shard", "offset", "length", "steps", "task", "label")
+CAMERA_COLUMNS = ("image_bytes", "black_frames", "depth_bytes")
 _TEXTS = ("tasks", "labels", "bad")
 
 
@@ -46,6 +47,10 @@ class EpisodeIndex:
         shard, offset, length, steps: int64 [episodes]; offset and length in bytes.
         task: int64 [episodes], index into `tasks`: the stored instructions, "" for none.
         label: int64 [episodes], index into `labels`: texts of the spec's label field, "" for none.
+        image_bytes: int64 [episodes, C], bytes of the encoded images of each camera of the spec, in
+            the order of `spec.cameras`, over the usable steps.
+        black_frames: int64 [episodes, C], how many of these images are black or empty.
+        depth_bytes: int64 [episodes, D], the same as image_bytes, in the order of `spec.depth`.
         sketches: "action" and, if the dataset has it, "proprio": over all steps.
         bad: a reason for each episode that cannot be used.
         filtered: number of episodes that the spec excludes by its `keep` flag.
@@ -57,6 +62,9 @@ class EpisodeIndex:
     steps: np.ndarray
     task: np.ndarray
     label: np.ndarray
+    image_bytes: np.ndarray
+    black_frames: np.ndarray
+    depth_bytes: np.ndarray
     tasks: tuple[str, ...]
     labels: tuple[str, ...]
     sketches: Mapping[str, QuantileSketch]
@@ -73,10 +81,15 @@ class EpisodeIndex:
         """The statistics of the proprio; None for a dataset without it."""
         return self.sketches["proprio"].statistics() if "proprio" in self.sketches else None
 
+    @property
+    def has_image(self) -> np.ndarray:
+        """Bool [episodes, C]: False for cameras with more black frames than others."""
+        return 2 * self.black_frames <= self.steps[:, None]
+
     def first_episodes(self, count: int) -> EpisodeIndex:
         """Return the index of the first episodes (0: all); the statistics remain those of all."""
         count = count or len(self.steps)
-        return replace(self, **{k: getattr(self, k)[:count] for k in COLUMNS})
+        return replace(self, **{k: getattr(self, k)[:count] for k in COLUMNS + CAMERA_COLUMNS})
 
 
 def data_digest(reader: Reader) -> str:
@@ -150,7 +163,7 @@ class IndexCache:
 
 def _save(index: EpisodeIndex, directories: list[str], name: str) -> list[str]:
     """Write to the first directory that accepts the file; else return the reasons of all."""
-    arrays = {k: getattr(index, k) for k in COLUMNS}
+    arrays = {k: getattr(index, k) for k in COLUMNS + CAMERA_COLUMNS}
     # Texts as JSON: a numpy array would give each text the size of the longest.
     texts = json.dumps({k: getattr(index, k) for k in (*_TEXTS, "filtered")})
     arrays["texts"] = np.frombuffer(texts.encode(), np.uint8)
@@ -199,7 +212,8 @@ def _load(path: str) -> EpisodeIndex:
             sketches[part] = QuantileSketch.from_arrays(sketch)
     texts = json.loads(arrays["texts"].tobytes())
     texts |= {k: tuple(texts[k]) for k in _TEXTS}
-    return EpisodeIndex(**{k: arrays[k] for k in COLUMNS}, **texts, sketches=sketches)
+    columns = {k: arrays[k] for k in COLUMNS + CAMERA_COLUMNS}
+    return EpisodeIndex(**columns, **texts, sketches=sketches)
 
 
 def _is_read_only(directory: str) -> bool:

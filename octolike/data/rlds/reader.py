@@ -6,9 +6,11 @@ Images remain encoded, as stored. A `Reader` opens one split of one dataset. The
 
 from __future__ import annotations
 
+import functools
+import re
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +18,18 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from octolike.data.rlds import decode, record_fields
 from octolike.data.rlds.fields import IS_FIRST, OBSERVATION, STEPS
+from octolike.data.rlds.record_fields import EPISODE, ParsedEpisode
+from octolike.data.specs import expressions
 from octolike.data.specs.spec import DatasetSpec
 from octolike.data.specs.standardize import StandardSteps
 from octolike.errors import DataError
 
 # A TFRecord consists of its length (8 bytes), a checksum (4), the data, and a checksum (4).
 RECORD_HEADER, RECORD_FOOTER = 12, 4
+# TensorFlow's messages quote the record, and decoding them fails if it is not UTF-8.
+PARSE_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
 class MissingSplitError(DataError):
@@ -90,13 +97,9 @@ class Reader:
                 f"missing, the first is {missing[0]}; copy the dataset again"
             )
         self.features = info.features
-        self._check_features()
-        skip = {STEPS: tfds.decode.SkipDecoding()}
-        # Traced once, here: TensorFlow warns about retracing if many readers trace when called.
-        self._parse = tf.function(
-            lambda record: self.features.deserialize_example(record, decoders=skip),
-            input_signature=[tf.TensorSpec((), tf.string)],
-        ).get_concrete_function()
+        self.fields = record_fields.field_tree(info.features)
+        self._camera_paths, self._depth_paths = self._check_features()
+        self._parsers: dict[tuple[Any, ...], Any] = {}
 
     def read_records(self, shard: int) -> Iterator[bytes]:
         """Yield the raw records of a shard in order; DataError for a truncated or corrupted one."""
@@ -151,6 +154,30 @@ class Reader:
             )
         return block[RECORD_HEADER:]
 
+    def graph_parse(
+        self, cameras: Collection[str] | None = None, depth: Collection[str] = ()
+    ) -> Callable[[tf.Tensor], ParsedEpisode]:
+        """Return a function of a raw record (scalar string) to be used inside Dataset.map.
+
+        It parses only the images and depth images of these cameras (None: all cameras) and the
+        fields that the dataset spec reads.
+        """
+        spec = self.spec
+        paths = [self._path(x) for x in (*spec.language_paths, spec.label, spec.keep) if x]
+        paths.append((IS_FIRST,))
+        expressions_read = expressions.fields_read(spec.action_from + spec.proprio_from)
+        chosen = record_fields.under([*paths, *expressions_read])
+        if spec.standardize is not None:
+            return self._graph_parser(cameras, depth, record_fields.not_image_array)
+        return self._graph_parser(cameras, depth, chosen)
+
+    def parser(
+        self, cameras: Collection[str] | None = None, depth: Collection[str] = ()
+    ) -> Callable[[tf.Tensor], ParsedEpisode]:
+        """Return `graph_parse(...)` as a traced function, for eager use and for Dataset.map."""
+        key = (None if cameras is None else tuple(cameras), tuple(depth))
+        return self._concrete(key, lambda: self.graph_parse(cameras, depth))
+
     def parse_episode(
         self,
         record: bytes,
@@ -158,23 +185,34 @@ class Reader:
         cameras: Collection[str] | None = None,
         depth: Collection[str] = (),
     ) -> Episode:
-        """Return the standard episode of a raw record; `place` names the record in errors."""
-        steps = self.parse_steps(record, place)
+        """Return the standard episode of a raw record; `place` names the record in errors.
+
+        A camera is missing if most of its frames are black.
+        """
+        parsed = self._parse(record, place, self.parser(cameras, depth))
+        steps = to_numpy(parsed.steps)
         standard = self.standardize(steps, place)
         t = len(standard.action)
         images = {}
-        for camera, key in self.spec.cameras.items():
-            if cameras is not None and camera not in cameras:
-                continue
-            frames = list(steps[OBSERVATION][key][:t])
-            if _has_content(frames[0], f"{self.spec.name}: {place}: {camera} image of step 0"):
-                images[camera] = frames
-        depth_images = {c: list(steps[OBSERVATION][self.spec.depth[c]][:t]) for c in depth}
-        texts = [decode_texts(value_at(steps, path))[:t] for path in self.spec.language_paths]
+        for camera, frames in parsed.images.items():
+            if 2 * self.black_frames(frames[:t], camera, place).sum() <= t:
+                images[camera] = list(frames[:t].numpy())
+        depth_images = {c: list(x[:t].numpy()) for c, x in parsed.depth.items()}
+        texts = [self.texts_at(steps, path)[:t] for path in self.spec.language_paths]
         if not self._use_instructions or not texts:
             texts = [[""] * t]
         instructions = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
         return Episode(standard.action, standard.proprio, instructions, images, depth_images)
+
+    def black_frames(self, frames: tf.Tensor, camera: str, place: str) -> np.ndarray:
+        """Return bool [T]: which encoded frames of a camera are black; DataError if corrupted."""
+        try:
+            return decode.black_frames(frames)
+        except decode.UndecodableFrameError as error:
+            raise DataError(
+                f"{self.spec.name}: {place}: {camera} image of step {error.step} cannot be "
+                f"decoded: {error_summary(error.error)}"
+            ) from None
 
     def parse_label(self, record: bytes, place: str) -> str:
         """Return the text of the spec's label field in a raw record, "" without a label field."""
@@ -184,14 +222,46 @@ class Reader:
         return next(iter(decode_texts(np.reshape(value, -1))), "")
 
     def parse_steps(self, record: bytes, place: str) -> dict[str, Any]:
-        """Return the parsed steps of a raw record (`steps_with_metadata`); images stay encoded."""
+        """Return all fields of a raw record but its images (ParsedEpisode.steps), as arrays."""
+        build = functools.partial(self._graph_parser, (), (), record_fields.not_image_array)
+        return to_numpy(self._parse(record, place, self._concrete(("steps",), build)).steps)
+
+    def texts_at(self, steps: Mapping[str, Any], name: str) -> list[str]:
+        """Return the T texts at a path of parsed steps; one of the episode is repeated."""
+        value, count = value_at(steps, name), len(steps[IS_FIRST])
+        if name.startswith(f"{EPISODE}."):
+            return decode_texts(np.reshape(value, -1)[:1]) * count
+        return decode_texts(value)
+
+    def _graph_parser(
+        self,
+        cameras: Collection[str] | None,
+        depth: Collection[str],
+        wanted: Callable[[record_fields.Path, Any], bool],
+    ) -> Callable[[tf.Tensor], ParsedEpisode]:
+        names = self._camera_paths if cameras is None else cameras
+        images = {c: p for c, p in self._camera_paths.items() if c in names}
+        depths = {c: p for c, p in self._depth_paths.items() if c in depth}
+        return record_fields.graph_parser(self.features, wanted, images, depths, self.spec.every)
+
+    def _concrete(self, key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
+        """Return a function for eager use, traced once: tracing takes a tenth of a second."""
+        if key not in self._parsers:
+            function = tf.function(build(), input_signature=[tf.TensorSpec((), tf.string)])
+            self._parsers[key] = function.get_concrete_function()
+        return self._parsers[key]
+
+    def _parse(self, record: bytes, place: str, parser: Any) -> ParsedEpisode:
+        """Return a parsed record as eager tensors."""
         try:
-            parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(tf.constant(record)))
-            return steps_with_metadata(parsed, self.spec.every)
-        except (tf.errors.OpError, UnicodeDecodeError) as error:
+            return parser(tf.constant(record))
+        except PARSE_ERRORS as error:
             raise DataError(
                 f"{self.spec.name}: {place} does not match features.json: {error_summary(error)}"
             ) from None
+
+    def _path(self, name: str) -> record_fields.Path:
+        return tuple(name.split("."))
 
     def standardize(self, steps: Mapping[str, Any], place: str) -> StandardSteps:
         """Return the checked actions and proprio of parsed steps.
@@ -208,8 +278,8 @@ class Reader:
         except KeyError as error:
             raise DataError(
                 f"{self.spec.name}: {place} has no field {error}, which the dataset spec reads; "
-                f"steps has {', '.join(sorted(steps))}, steps.observation "
-                f"{', '.join(sorted(steps[OBSERVATION]))}"
+                f"steps has {', '.join(sorted({*self.fields} - {EPISODE}))}, steps.observation "
+                f"{', '.join(sorted(self.fields[OBSERVATION])) or 'nothing'}"
             ) from None
         except (zlib.error, ValueError, TypeError, IndexError, ArithmeticError) as error:
             raise DataError(
@@ -239,51 +309,48 @@ class Reader:
             None if proprio is None else proprio.astype(np.float32),
         )
 
-    def _check_features(self) -> None:
-        steps = self.features[STEPS].feature
-        for camera, key in self.spec.cameras.items():
-            if key not in steps[OBSERVATION]:
-                raise DataError(
-                    f"{self.spec.name}: camera {camera!r} should be steps.observation.{key}, but "
-                    f"{self.directory} has {', '.join(sorted(steps[OBSERVATION]))}"
-                )
-        for camera, key in self.spec.depth.items():
-            if key not in steps[OBSERVATION]:
-                raise DataError(
-                    f"{self.spec.name}: the depth of {camera!r} should be steps.observation.{key}, "
-                    f"but {self.directory} has {', '.join(sorted(steps[OBSERVATION]))}"
-                )
-        episode = {"episode": {k: v for k, v in self.features.items() if k != STEPS}}
-        for path in filter(None, (self.spec.label, self.spec.keep)):
-            node: Any = {**dict(steps), **episode}
-            for key in path.split("."):
-                if key not in node:
+    def _check_features(self) -> tuple[dict[str, record_fields.Path], ...]:
+        """Return the paths of cameras and depth; DataError for a field that does not exist."""
+        observation = self.fields[OBSERVATION]
+        result: tuple[dict[str, record_fields.Path], ...] = ({}, {})
+        for paths, kind, keys in zip(
+            result, ("camera {!r}", "the depth of {!r}"), (self.spec.cameras, self.spec.depth)
+        ):
+            for camera, key in keys.items():
+                path = record_fields.find_path(observation, key)
+                title = f"{self.spec.name}: {kind.format(camera)} should be steps.observation.{key}"
+                if path is None:
+                    names = ", ".join(sorted(observation)) or "no observation"
+                    raise DataError(f"{title}, but {self.directory} has {names}")
+                feature = record_fields.get_path(observation, path)
+                problem = record_fields.image_problem(feature)
+                if problem and keys is self.spec.cameras:
                     raise DataError(
-                        f"{self.spec.name}: the spec reads {path}, but {self.directory} has no "
-                        f"{key!r} there (it has: {', '.join(sorted(node))})"
+                        f"{title}, but it is {problem} in {self.directory}; expected images, or "
+                        "uint8 arrays [height, width, 1, 3 or 4]: convert the dataset"
+                    )
+                paths[camera] = (OBSERVATION, *path)
+        for name in filter(None, (*self.spec.language_paths, self.spec.label, self.spec.keep)):
+            node: Any = self.fields
+            for key in self._path(name):
+                if not isinstance(node, Mapping) or key not in node:
+                    role = (
+                        "the instruction should be"
+                        if name in self.spec.language_paths
+                        else ("the spec reads")
+                    )
+                    names = ", ".join(sorted(node)) if isinstance(node, Mapping) else "a value"
+                    raise DataError(
+                        f"{self.spec.name}: {role} {_shown(name)}, but {self.directory} has no "
+                        f"{key!r} there (it has: {names})"
                     )
                 node = node[key]
-        for path in self.spec.language_paths:
-            parent, key = path.rpartition(".")[::2]
-            fields = dict(steps)[parent] if parent else steps
-            if key not in fields:
-                raise DataError(
-                    f"{self.spec.name}: the instruction should be steps.{path}, but "
-                    f"{self.directory} has {', '.join(sorted(fields))}"
-                )
+        return result
 
 
-def steps_with_metadata(example: Mapping[str, Any], every: int) -> dict[str, Any]:
-    """Return every k-th step of a parsed example, with the fields of the episode under "episode".
-
-    The values are arrays or tensors. With every > 1, "unthinned" holds the first two steps before
-    thinning.
-    """
-    steps = dict(example[STEPS])
-    if every > 1:
-        first = tf.nest.map_structure(lambda x: x[:2], steps)
-        steps = tf.nest.map_structure(lambda x: x[::every], steps) | {"unthinned": first}
-    return steps | {"episode": {k: v for k, v in example.items() if k != STEPS}}
+def to_numpy(tree: Any) -> Any:
+    """Return nested eager tensors as numpy arrays."""
+    return tf.nest.map_structure(lambda x: x.numpy(), tree)
 
 
 def value_at(steps: Mapping[str, Any], path: str) -> Any:
@@ -302,6 +369,11 @@ def decode_texts(x: Any) -> list[str]:
     if x.dtype.kind in "iu":
         return ["".join(map(chr, row[: (*np.flatnonzero(row == 0), len(row))[0]])) for row in x]
     return [t.decode("utf-8", errors="replace") for t in x.tolist()]
+
+
+def _shown(name: str) -> str:
+    """Return a path under steps, or of the episode, as users know it."""
+    return name if name.startswith(f"{EPISODE}.") else f"{STEPS}.{name}"
 
 
 def find_directory(spec: DatasetSpec, root: str) -> str:
@@ -338,22 +410,12 @@ def _only_version(directory: str) -> str:
 
 
 def error_summary(error: tf.errors.OpError | UnicodeDecodeError) -> str:
-    """Return the first line of a TensorFlow error, without the names of graph nodes."""
+    """Return the sentence of a TensorFlow error, without the names of graph nodes."""
     if isinstance(error, UnicodeDecodeError):
         # The message quotes the record, and TensorFlow fails to decode it.
         return "the record cannot be parsed"
-    return error.message.partition("\n")[0].rpartition("}} ")[2]
-
-
-def _has_content(encoded: bytes, place: str) -> bool:
-    """Return whether an image is more than padding: empty bytes, a single pixel, or all black.
-
-    The flags in Bridge V2's metadata cannot be used: they are False for images that exist.
-    """
-    if not encoded:
-        return False
-    try:
-        image = tf.io.decode_image(encoded, expand_animations=False).numpy()
-    except tf.errors.OpError as error:
-        raise DataError(f"{place} cannot be decoded: {error_summary(error)}") from None
-    return image.size > image.shape[-1] and bool(image.any())
+    lines = [x.strip() for x in error.message.splitlines()]
+    if lines and lines[0] == "Graph execution error:":  # then Python's stack, then the sentence
+        lines = [x for x in lines if x and not x.startswith(("[[", "Detected at", "File "))][-1:]
+    sentence = re.sub(r"^.*\}\} |^.*Iterator::[\w:]+: | \[Op:\w+\].*$", "", (lines or [""])[0])
+    return sentence[:300]

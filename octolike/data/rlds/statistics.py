@@ -1,9 +1,10 @@
-"""One parallel pass over the records of a split, images undecoded: its index and statistics.
+"""One parallel pass over the records of a split: its index and statistics.
 
-Several shards are read at a time. TensorFlow's threads read, check and parse the records, without
-the images; the Python part takes a few microseconds per step. The result of each shard is cached
-when it is ready, so an interrupted pass resumes with the remaining shards, and memory grows with
-the index alone.
+Several shards are read at a time. TensorFlow's threads read, check and parse the records: the
+fields and cameras that the spec reads. Images stay encoded, apart from those that may be black.
+The Python part takes a few microseconds per step. The result of each shard is cached when it is
+ready, so an interrupted pass resumes with the remaining shards, and memory grows with the index
+alone.
 """
 
 from __future__ import annotations
@@ -17,27 +18,30 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
-from octolike.data.rlds.fields import STEPS
-from octolike.data.rlds.index import COLUMNS, PARTS, EpisodeIndex, IndexCache
+from octolike.data.rlds.index import (
+    CAMERA_COLUMNS,
+    COLUMNS,
+    PARTS,
+    EpisodeIndex,
+    IndexCache,
+)
 from octolike.data.rlds.quantile_sketch import QuantileSketch
 from octolike.data.rlds.reader import (
+    PARSE_ERRORS,
     RECORD_FOOTER,
     RECORD_HEADER,
     ExcludedEpisodeError,
     Reader,
     decode_texts,
     error_summary,
-    steps_with_metadata,
+    to_numpy,
     value_at,
 )
+from octolike.data.rlds.record_fields import ParsedEpisode
 from octolike.embodiment import Statistics
 from octolike.errors import DataError
 from octolike.progress import LogLines, TerminalBar, progress
-
-# TensorFlow's messages quote the record, and decoding them fails if it is not UTF-8.
-_PARSE_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
 def index_episodes(reader: Reader, *, threads: int, cache: str, drop_bad: bool) -> EpisodeIndex:
@@ -81,7 +85,7 @@ def scan_split(reader: Reader, threads: int, drop_bad: bool, cache: IndexCache) 
     bar = progress(
         f"statistics of {reader.spec.name}/{reader.split}", sum(reader.counts), "episodes"
     )
-    parser = _ImagelessParser(reader, threads)
+    parser = _ParallelParser(reader, threads)
 
     def load_or_scan(shard: int) -> EpisodeIndex:
         index = cache.load_shard(shard)
@@ -107,14 +111,14 @@ def scan_split(reader: Reader, threads: int, drop_bad: bool, cache: IndexCache) 
 
 def _join(shards: Iterable[EpisodeIndex]) -> EpisodeIndex:
     """Return the index over the indices of all shards, which are taken and released one by one."""
-    columns: dict[str, list[np.ndarray]] = {k: [] for k in COLUMNS}
+    columns: dict[str, list[np.ndarray]] = {k: [] for k in COLUMNS + CAMERA_COLUMNS}
     bad: list[str] = []
     texts: dict[str, dict[str, int]] = {"task": {}, "label": {}}
     sketches: dict[str, QuantileSketch] = {}
     filtered = 0
     for shard in shards:
         filtered += shard.filtered
-        for k in ("shard", "offset", "length", "steps"):
+        for k in ("shard", "offset", "length", "steps", *CAMERA_COLUMNS):
             columns[k].append(getattr(shard, k))
         for k, numbers in texts.items():
             mapping = [numbers.setdefault(x, len(numbers)) for x in getattr(shard, f"{k}s")]
@@ -136,18 +140,30 @@ def _join(shards: Iterable[EpisodeIndex]) -> EpisodeIndex:
 class _ShardIndexBuilder:
     """Collects the index of one shard."""
 
+    reader: Reader
     shard: int
     rows: list[tuple[int, ...]] = field(default_factory=list)
+    cameras: dict[str, list[list[int]]] = field(
+        default_factory=lambda: {k: [] for k in CAMERA_COLUMNS}
+    )
     texts: dict[str, dict[str, int]] = field(default_factory=lambda: {"task": {}, "label": {}})
     sketches: dict[str, QuantileSketch] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     filtered: int = 0
 
-    def add(
-        self, reader: Reader, offset: int, length: int, steps: Mapping[str, Any], place: str
-    ) -> None:
-        """Add an episode of parsed steps; raise DataError if it is bad."""
+    def add(self, offset: int, length: int, episode: ParsedEpisode, place: str) -> None:
+        """Add a parsed episode; raise DataError if it is bad."""
+        reader, steps = self.reader, to_numpy(episode.steps)
         standard = reader.standardize(steps, place)
+        t = len(standard.action)
+        counts = {
+            "image_bytes": [_stored_bytes(x[:t]) for x in episode.images.values()],
+            "black_frames": [
+                int(reader.black_frames(x[:t], camera, place).sum())
+                for camera, x in episode.images.items()
+            ],
+            "depth_bytes": [_stored_bytes(x[:t]) for x in episode.depth.values()],
+        }
         for part in PARTS:
             x = getattr(standard, part)
             if x is not None:
@@ -157,13 +173,21 @@ class _ShardIndexBuilder:
             numbers.setdefault(_first_text(steps, paths[k]), len(numbers))
             for k, numbers in self.texts.items()
         ]
-        self.rows.append((self.shard, offset, length, len(standard.action), *numbers))
+        self.rows.append((self.shard, offset, length, t, *numbers))
+        for k, column in counts.items():
+            self.cameras[k].append(column)
 
     def build(self) -> EpisodeIndex:
         """Return the index."""
         rows = np.array(self.rows, np.int64).reshape(-1, len(COLUMNS))
+        cameras, depth = len(self.reader.spec.cameras), len(self.reader.spec.depth)
+        widths = dict(zip(CAMERA_COLUMNS, (cameras, cameras, depth), strict=True))
+        per_camera = {
+            k: np.array(self.cameras[k], np.int64).reshape(len(rows), n) for k, n in widths.items()
+        }
         return EpisodeIndex(
             **dict(zip(COLUMNS, rows.T.copy(), strict=True)),
+            **per_camera,
             tasks=tuple(self.texts["task"]),
             labels=tuple(self.texts["label"]),
             sketches=self.sketches,
@@ -172,24 +196,31 @@ class _ShardIndexBuilder:
         )
 
 
+def _stored_bytes(x: tf.Tensor) -> int:
+    """Return the bytes of encoded images, or of an array."""
+    if x.dtype == tf.string:
+        return int(tf.reduce_sum(tf.strings.length(x)))
+    return int(np.prod(x.shape)) * x.dtype.size
+
+
 def _scan_shard(
     reader: Reader,
-    parser: _ImagelessParser,
+    parser: _ParallelParser,
     shard: int,
     drop_bad: bool,
     bar: TerminalBar | LogLines,
 ) -> EpisodeIndex:
     """Return the index of one shard."""
-    builder, offset, count = _ShardIndexBuilder(shard), 0, 0
+    builder, offset, count = _ShardIndexBuilder(reader, shard), 0, 0
     try:
-        for length, steps in parser.episodes(shard):
+        for length, episode in parser.episodes(shard):
             place = f"{reader.files[shard]}, episode {count}"
             try:
-                if isinstance(steps, str):
+                if isinstance(episode, str):
                     raise DataError(
-                        f"{reader.spec.name}: {place} does not match features.json: {steps}"
+                        f"{reader.spec.name}: {place} does not match features.json: {episode}"
                     )
-                builder.add(reader, offset, length, steps, place)
+                builder.add(offset, length, episode, place)
             except ExcludedEpisodeError:
                 builder.filtered += 1
             except DataError as error:
@@ -206,21 +237,16 @@ def _scan_shard(
     return builder.build()
 
 
-class _ImagelessParser:
-    """Parses the episodes of shards without their images, which are most of the bytes."""
+class _ParallelParser:
+    """Parses the episodes of shards in TensorFlow's threads."""
 
     def __init__(self, reader: Reader, threads: int) -> None:
         self._reader = reader
         self._parallel_calls = max(threads // len(reader.files), 1)
-        features = _without_images(reader.features)
-        skip = {STEPS: tfds.decode.SkipDecoding()}
-        self._parse = tf.function(
-            lambda record: features.deserialize_example(record, decoders=skip),
-            input_signature=[tf.TensorSpec((), tf.string)],
-        )
+        self._parse = reader.parser(None, tuple(reader.spec.depth))
 
-    def episodes(self, shard: int) -> Iterator[tuple[int, dict[str, Any] | str]]:
-        """Yield (bytes, parsed steps) of each record; for a bad record, (bytes, error message).
+    def episodes(self, shard: int) -> Iterator[tuple[int, ParsedEpisode | str]]:
+        """Yield (bytes, parsed episode) of each record; for a bad record, (bytes, error message).
 
         TensorFlow's threads parse until the first error; from there, records are parsed one by one
         to find the bad ones. Raises DataError for a truncated or corrupted file, and for one with
@@ -232,34 +258,22 @@ class _ImagelessParser:
             num_parallel_calls=self._parallel_calls,
             deterministic=True,
         )
-        every, count = self._reader.spec.every, 0
+        count = 0
         try:
-            for length, steps in stream.as_numpy_iterator():
-                yield int(length), steps_with_metadata(steps, every)
+            for length, episode in stream:
+                yield int(length), episode
                 count += 1
-        except _PARSE_ERRORS:
+        except PARSE_ERRORS:
             pass
         else:
             if count == self._reader.counts[shard]:
                 return
         for record in itertools.islice(self._reader.read_records(shard), count, None):
             try:
-                parsed = tf.nest.map_structure(lambda x: x.numpy(), self._parse(record))
-                steps = steps_with_metadata(parsed, every)
-            except _PARSE_ERRORS as error:
-                steps = error_summary(error)
-            yield len(record), steps
-
-
-def _without_images(feature: tfds.features.FeatureConnector) -> tfds.features.FeatureConnector:
-    """Return the same features, nested ones too, without images and videos."""
-    if isinstance(feature, tfds.features.FeaturesDict):
-        images = (tfds.features.Image, tfds.features.Video)
-        remaining = {k: v for k, v in feature.items() if not isinstance(v, images)}
-        return tfds.features.FeaturesDict({k: _without_images(v) for k, v in remaining.items()})
-    if type(feature) is tfds.features.Dataset:
-        return tfds.features.Dataset(_without_images(feature.feature))
-    return feature
+                episode = self._parse(tf.constant(record))
+            except PARSE_ERRORS as error:
+                episode = error_summary(error)
+            yield len(record), episode
 
 
 def _first_text(steps: Mapping[str, Any], path: str) -> str:

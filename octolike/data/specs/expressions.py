@@ -20,7 +20,7 @@ import ast
 import math
 import operator
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -70,6 +70,11 @@ def functions_used(expressions: Sequence[str]) -> dict[str, Callable[..., np.nda
     nodes = [node for x in expressions for node in ast.walk(_parse(x))]
     names = {_function_name(node) for node in nodes if isinstance(node, ast.Call)}
     return {name: FUNCTIONS[name] for name in sorted(names)}
+
+
+def fields_read(expressions: Sequence[str]) -> set[tuple[str, ...]]:
+    """Return the paths under steps of the fields that the expressions read."""
+    return {path for x in expressions for path in _fields_under(_parse(x))}
 
 
 def next_step(x: np.ndarray) -> np.ndarray:
@@ -244,6 +249,15 @@ def _path(node: ast.AST) -> tuple[str, ...] | None:
     else:
         return None
     return None if parent is None or not isinstance(key, str) else (*parent, key)
+
+
+def _fields_under(node: ast.AST) -> Iterator[tuple[str, ...]]:
+    path = _path(node)
+    if path:
+        yield path
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _fields_under(child)
 
 
 def _field(steps: Mapping[str, Any], path: tuple[str, ...]) -> Any:

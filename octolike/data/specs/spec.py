@@ -25,7 +25,8 @@ class DatasetSpec:
             exists.
         version: RLDS version that the spec was written for; "" if no source states one: the only
             version on disk is read.
-        cameras: camera name (primary, secondary, wrist, ...): key under steps.observation.
+        cameras: camera name (primary, secondary, wrist, ...): key under steps.observation; "a.b"
+            for a nested key, "observation" for an observation that is a picture itself.
         bgr: cameras stored with their channels in the order blue, green, red.
         depth: camera name: key of its depth image under steps.observation.
         depth_unit: metres per stored unit of depth.
@@ -105,9 +106,11 @@ class DatasetSpec:
         return evaluate_parts(self.action_from, self.proprio_from, steps)
 
     def fingerprint(self) -> str:
-        """Return a digest of the fields and the code that the dataset's statistics depend on."""
+        """Return a digest of the fields and the code that the index and statistics depend on."""
         layouts = [x and _statistical(x) for x in (self.action, self.proprio)]
         fields = (self.version, self.language_paths, self.label, *layouts, self.every, self.keep)
+        # The index counts the bytes and the black frames of each camera, in this order.
+        fields += (dict(self.cameras), dict(self.depth))
         if self.standardize is not None:
             return code_digest(fields, self.standardize)
         texts = (self.action_from, self.proprio_from)
