@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("--config", help="configs/x.py or configs/x.py:arguments")
     parser.add_argument("--variants", default="", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each variant")
+    parser.add_argument(
+        "--plugins", action="append", default=[], help="plug-in of every run, in place of the config's"
+    )
     parser.add_argument("--table", default="", help="print only the table of this directory")
     args = parser.parse_args()
     if bool(args.config) == bool(args.table):
@@ -56,9 +59,14 @@ def run_all(args: argparse.Namespace) -> Path:
     for seed in range(args.seeds):
         for name in variants:
             arg = ",".join(filter(None, (further, f"variant={name},seed={seed}")))
-            config, run = f"{path}:{arg}", files.local_path(module.get_config(arg).workdir, "run")
+            config = module.get_config(arg)
+            run = files.local_path(config.workdir, "run")
+            train = ["train.py", "--config", f"{path}:{arg}"]
+            train += [f"--config.plugins={file}" for file in args.plugins]
+            evaluate = ["evaluate.py", "--run", str(run)]
+            evaluate += [f"--plugins={file}" for file in args.plugins or config.plugins]
             # Both resume an interrupted run and do nothing for a finished one.
-            for command in (["train.py", "--config", config], ["evaluate.py", "--run", str(run)]):
+            for command in (train, evaluate):
                 print(f"--- {' '.join(command)}", flush=True)
                 subprocess.run([sys.executable, HERE / command[0], *command[1:]], check=True)
     return run.parent

@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("--root", default="", help="of the datasets, instead of data.root")
     parser.add_argument("--stage", choices=STAGES, default="all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each variant")
+    parser.add_argument(
+        "--plugins", action="append", default=[], help="plug-in of every run, in place of the config's"
+    )
     parser.add_argument("--episodes", type=int, default=300, help="read of each dataset")
     args = parser.parse_args()
     try:
@@ -38,7 +41,7 @@ def main() -> None:
 def transfer(args: argparse.Namespace) -> None:
     """Run the stages; each skips finished work."""
     from octolike import files
-    from octolike.config import load_module
+    from octolike.config import load_module, plugins
     from octolike.data.pipeline.decoded_episodes import decode_mix
     from octolike.evaluation.transfer import group_sample, study, transfer_effects
 
@@ -48,22 +51,28 @@ def transfer(args: argparse.Namespace) -> None:
     workdir = files.local_path(config.workdir, "config.workdir")
     directory = workdir.parent if runs else workdir
     config.data.move(args.root)
-    root = [f"--config.data.root={args.root}"] if args.root else []
+    config.plugins = tuple(args.plugins) or config.plugins
+    plugins.load_of(config)
+    overrides = [f"--config.data.root={args.root}"] if args.root else []
+    overrides += [f"--config.plugins={file}" for file in args.plugins]
+    allowed = [f"--plugins={file}" for file in config.plugins]
     for run in runs:  # the run of a group alone collects the group's data
         is_single = run.variant.startswith(transfer_effects.ONLY) and not run.seed
         if is_single and config.environment and args.stage != "report":
-            call("collect.py", f"--config={path}:{run.arg}", *root)
+            call("collect.py", f"--config={path}:{run.arg}", *overrides)
     if args.stage in ("before", "all"):
         data = decode_mix(config.data, side=16, episodes=args.episodes, steps=8)
         study.write_comparison(group_sample.group_samples(data), directory)
     if args.stage in ("during", "after", "all"):
         held_out = decode_mix(config.data, held_out=True, episodes=32)
         for run in study.runs_of_stage(runs, args.stage):
-            call("train.py", f"--config={path}:{run.arg}", *root)
+            call("train.py", f"--config={path}:{run.arg}", *overrides)
             if run.config.environment and args.stage != "during":
-                call("evaluate.py", f"--run={run.config.workdir}")
+                call("evaluate.py", f"--run={run.config.workdir}", *allowed)
             demonstrations = transfer_effects.demonstrated_episodes(held_out)
-            transfer_effects.measure_errors(Path(run.config.workdir), demonstrations)
+            transfer_effects.measure_errors(
+                Path(run.config.workdir), demonstrations, config.plugins
+            )
     content = study.write_report(directory)
     print("\n".join(study.transfer_report.summary(content)))
     print(f"\nreport: {directory / study.FOLDER / 'report.html'}")

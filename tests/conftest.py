@@ -1,8 +1,22 @@
-"""Rules of the whole suite."""
+"""Rules of the whole suite.
 
+Most of the suite's time is XLA's compilation. Code is therefore compiled without XLA's costly
+optimizations, and each computation once for all processes of the suite. Set the variables below to
+other values to test optimized code, or to keep the compiled code for the next run.
+"""
+
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Before JAX is imported; the processes that xdist and the tests start inherit these.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="octolike-compiled-")  # removed at the end
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,4 +1,4 @@
-"""Plug-ins: kinds in a file of your own train, finetune and act in fresh processes."""
+"""Plug-ins: kinds in files of your own train, finetune, act and evaluate in fresh processes."""
 
 import json
 import os
@@ -73,12 +73,82 @@ class First(Sampling):
 
 PLUGINS = {"samplings": {"first": First}}
 """
+# A simulator: numpy alone, so that its worker processes start quickly.
+ENVIRONMENT = """
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np
+from octolike.config import option
+from octolike.envs.simulators import Simulator, SimulatorSettings
+
+ROBOTS, SKILLS, SPLITS = {"fake": {}}, ("walk",), ("train",)
+
+def tasks_of(split, skills):
+    return skills
+
+def goal(env, seed, options):
+    return {}
+
+class Line:
+    def __init__(self, settings):
+        self.settings = settings
+        self.action_space = _Space((7,))
+        spaces = {"image_primary": _Space((16, 16, 3)), "proprio": _Space((7,))}
+        self.observation_space = _Spaces(spaces)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.observe(), self.info()
+
+    def step(self, action):
+        self.steps += 1
+        done = self.steps == self.settings.length
+        return self.observe(), float(done), done, False, self.info()
+
+    def observe(self):
+        image = np.full((16, 16, 3), self.steps, np.uint8)
+        return {"image_primary": image, "proprio": np.zeros(7, np.float32)}
+
+    def info(self):
+        success = self.steps == self.settings.length
+        return {"instruction": "walk", "task": "walk", "success": success, "failure": ""}
+
+    def render(self):
+        return self.observe()["image_primary"]
+
+    def close(self):
+        pass
+
+@dataclass
+class _Space:
+    shape: tuple
+
+@dataclass
+class _Spaces:
+    spaces: dict
+
+@dataclass(frozen=True)
+class LineSettings(SimulatorSettings):
+    simulator: ClassVar[Simulator] = Simulator(
+        env=f"{__name__}:Line",
+        skills=f"{__name__}:SKILLS",
+        splits=f"{__name__}:SPLITS",
+        tasks_of=f"{__name__}:tasks_of",
+        collect_episode="octolike.envs.adapters:no_demonstrations",
+        goal=f"{__name__}:goal",
+        robots=f"{__name__}:ROBOTS",
+    )
+    length: int = option(5, "steps to the end", low=1)
+
+PLUGINS = {"environments": {"line": LineSettings}}
+"""
 # name: the file, the option to change, and its component
 KINDS = {
     "head": (HEAD, "model.heads", {"action": {"kind": "halved"}}),
     "tokenizer": (TOKENIZER, "model.tokenizers.proprio", {"kind": "gripper"}),
     "encoder": (ENCODER, "model.tokenizers.primary.encoder", {"kind": "mean"}),
     "sampler": (SAMPLER, "data.sampling", {"kind": "first"}),
+    "environment": (ENVIRONMENT, "environment", {"kind": "line", "length": 3}),
 }
 CONFIG = """
 from octolike.config import Config, stored_config
@@ -89,6 +159,9 @@ def get_config(arg=""):
     config.model.tokenizers["primary"]["film"] = False
     config.train.steps, config.train.validate_every, config.optim.warmup = 2, 0, 0
     config.train.init_from = {init_from!r}
+    config.evaluate.splits, config.evaluate.skills = ("train",), ()
+    config.evaluate.episodes, config.evaluate.workers, config.evaluate.videos = 1, 1, 0
+    config.evaluate.execute, config.evaluate.untrained = 1, False
     return config
 """
 ACT = """
@@ -96,12 +169,12 @@ import sys
 import numpy as np
 from octolike.config import ConfigError
 from octolike.policy import Policy
-run, name = sys.argv[1:]
+run, *names = sys.argv[1:]
 try:
     Policy.load(run)
 except ConfigError as error:
     print(error)
-policy = Policy.load(run, plugins=(name,))
+policy = Policy.load(run, plugins=names)
 observation = {"image_primary": np.zeros((16, 16, 3), np.uint8), "proprio": np.zeros(7, np.float32)}
 actions = policy.sample_actions(observation, policy.create_task("go to the red square"))
 print(np.isfinite(actions).all(), actions.shape)
@@ -109,7 +182,7 @@ print(np.isfinite(actions).all(), actions.shape)
 
 
 def run(*command, cwd=ROOT) -> str:
-    """Run Python in a fresh process and return what it printed."""
+    """Run Python in a fresh process and return its output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *map(str, command)],
@@ -132,40 +205,83 @@ def write_config(folder: Path, workdir: str, stored: Path, init_from: str = "") 
     return path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
-def test_a_plug_in_trains_and_acts_in_fresh_processes(name, tmp_path):
-    text, option, component = KINDS[name]
-    file = tmp_path / f"my_{name}.py"
-    file.write_text(text)
-    config = write_config(tmp_path, "trained", FIXTURE / "run")
-    command = ["scripts/train.py", f"--config={config}", f"--config.{option}={component}"]
-    command.append(f"--config.plugins={file}")
-    output = run(*command)
-    assert "trained 2 steps" in output, output
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("plugins")
 
-    moved = tmp_path / "elsewhere" / "run"
-    shutil.copytree(tmp_path / "trained", moved)
-    file.unlink()
-    lines = run("-c", ACT, moved, file.name, cwd=tmp_path / "elsewhere").splitlines()
-    allowed = f"--plugins={moved / 'plugins' / file.name}"
+
+@pytest.fixture(scope="module")
+def train(folder):
+    """Return the command that trains a run in which each kind of `KINDS` is a plug-in's."""
+    config = write_config(folder, "trained", FIXTURE / "run")
+    command = ["scripts/train.py", f"--config={config}"]
+    command += [f"--config.{option}={component}" for _, option, component in KINDS.values()]
+    return command
+
+
+@pytest.fixture(scope="module")
+def moved(folder, train):
+    """Return the run, trained, moved elsewhere, the files of its plug-ins deleted."""
+    files = [folder / f"my_{name}.py" for name in KINDS]
+    for file, (text, _, _) in zip(files, KINDS.values()):
+        file.write_text(text)
+    output = run(*train, *(f"--config.plugins={file}" for file in files))
+    assert "trained 2 steps" in output, output
+    moved = folder / "elsewhere" / "run"
+    shutil.copytree(folder / "trained", moved)
+    for file in files:
+        file.unlink()
+    return moved
+
+
+def copies(moved, flag="--plugins"):
+    return [f"{flag}={moved / 'plugins' / f'my_{name}.py'}" for name in sorted(KINDS)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_run_is_trained_with_a_plug_in_of_each_open_set(name, moved):
+    _, option, component = KINDS[name]
+    node = json.loads((moved / "config.json").read_text())
+    assert f"my_{name}.py" in node["plugins"]
+    for part in option.split("."):
+        node = node[part]
+    kind = component if "kind" in component else component["action"]
+    node = node if "kind" in component else node["action"]
+    assert kind.items() <= node.items()
+
+
+def test_a_policy_with_plug_ins_acts_in_a_fresh_process(moved):
+    names = [f"my_{name}.py" for name in KINDS]
+    lines = run("-c", ACT, moved, *names, cwd=moved.parent).splitlines()
     assert lines[0].startswith(f"{moved} was trained with plug-ins, and their code is not executed")
-    assert allowed in lines[0]
+    assert " ".join(copies(moved)) in lines[0]
     assert lines[1] == "True (2, 7)", lines
 
-    if name != "head":
-        return
-    command = command[:2] + [
-        f"--config.{option}={component}",
-        f"--config.plugins={moved}/plugins/{file.name}",
-    ]
-    assert "all 2 steps are done" in run(*command)  # naming the plug-in again is consent enough
-    checked = run("scripts/check_policy.py", moved, allowed, "--demonstrations=0", "--frames=2")
-    assert "figure: " in checked, checked
-    config = write_config(tmp_path, "tuned", moved, init_from=str(moved))
+
+def test_naming_the_copies_of_plug_ins_resumes_the_run(moved, train):
+    assert "all 2 steps are done" in run(*train, *copies(moved, "--config.plugins"))
+
+
+def test_a_run_with_plug_ins_is_evaluated_in_the_simulator_of_a_plug_in(moved):
+    command = ["scripts/evaluate.py", f"--run={moved}", "--embodiment=all"]
+    output = run(*command, *copies(moved))
+    assert "report: " in output, output
+    rows = [json.loads(x) for x in (moved / "evaluation" / "results.jsonl").read_text().splitlines()]
+    assert [(row["skill"], row["steps"], row["success"]) for row in rows[-1:]] == [("walk", 3, True)]
+
+
+def test_a_run_with_plug_ins_is_checked(moved):
+    options = ["--demonstrations=0", "--frames=2"]
+    output = run("scripts/check_policy.py", moved, *copies(moved), *options)
+    assert "figure: " in output, output
+
+
+def test_a_run_with_plug_ins_is_finetuned_once_they_are_allowed(moved, folder):
+    config = write_config(folder, "tuned", moved, init_from=str(moved))
     command = ["scripts/finetune.py", f"--config={config}"]
-    assert f"not executed unless you allow it: --config.plugins={moved}/plugins" in run(*command)
-    output = run(*command, f"--config.plugins={moved / 'plugins' / file.name}")
+    refusal = f"not executed unless you allow it: --config.plugins={moved}/plugins"
+    assert refusal in run(*command)
+    output = run(*command, *copies(moved, "--config.plugins"))
     assert "trained 2 steps" in output, output
 
 
@@ -174,7 +290,7 @@ def file(tmp_path, monkeypatch):
     """Return a plug-in that adds an entry to a table of this test, and forget it afterwards."""
     table = {"l1": object}
     monkeypatch.setattr(plugins.OpenSet, "load", lambda self: table)
-    monkeypatch.setattr(plugins, "_loaded", set())
+    monkeypatch.setattr(plugins, "_loaded", {})
     monkeypatch.setattr(plugins, "_owners", {})
     path = tmp_path / "mine.py"
     path.write_text("class Mine: pass\nPLUGINS = {'heads': {'mine': Mine}}")

@@ -29,7 +29,7 @@ FOLDER = "plugins"  # in a run directory
 # Dataset specs are not components, but plug-ins may add them as well.
 EXTENSIBLE = {**OPEN_SETS, "datasets": OpenSet("octolike.data.specs.catalog:DATASETS")}
 
-_loaded: set[str] = set()  # digests
+_loaded: dict[str, str] = {}  # {digest: path}
 _owners: dict[tuple[str, str], str] = {}  # (open set, kind): the plug-in's path
 
 
@@ -41,8 +41,16 @@ def load(paths: Iterable[str]) -> None:
     """
     for path, digest in zip(paths, digests(paths).values(), strict=True):
         if digest not in _loaded:
-            _add(path)
-            _loaded.add(digest)
+            _add(path, digest)
+            _loaded[digest] = path
+
+
+def loaded() -> tuple[str, ...]:
+    """Return the absolute paths of the plug-ins that this process has loaded.
+
+    A process that it starts loads these before it unpickles an object of theirs.
+    """
+    return tuple(os.path.abspath(path) for path in _loaded.values())
 
 
 def load_of(config: Config) -> None:
@@ -156,8 +164,10 @@ def _check_digest(path: Path, digest: str, run_dir: str | os.PathLike[str], flag
         )
 
 
-def _add(path: str) -> None:
-    additions = getattr(load_module(path), "PLUGINS", None)
+def _add(path: str, digest: str) -> None:
+    # The same name in each process: what a plug-in defines is pickled and imported by it.
+    name = f"octolike_plugin_{Path(path).stem}_{digest[:12]}".replace(".", "_")
+    additions = getattr(load_module(path, name=name), "PLUGINS", None)
     if not isinstance(additions, dict) or not additions:
         example = "PLUGINS = {'heads': {'my_head': MyHead}}"
         raise ConfigError(f"{path} defines no PLUGINS; expected e.g. {example}")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,28 @@ def shipped_config(name: str) -> str:
     return f"{candidates[0]}{colon}{arguments}"
 
 
-def load_module(path: str, *, relative_to: str = "") -> types.ModuleType:
-    """Return the module of a Python file; ConfigError where there is none or it does not run.
+def load_module(path: str, *, relative_to: str = "", name: str = "") -> types.ModuleType:
+    """Return the module of a Python file; ConfigError if there is none or it does not run.
 
-    relative_to: a file whose folder the path starts from.
+    Args:
+        path: of the file.
+        relative_to: a file whose folder the path starts from.
+        name: makes the module importable by this name, so that its classes can be pickled; "": not.
     """
     path = os.path.join(os.path.dirname(relative_to), path)
-    spec = importlib.util.spec_from_file_location(f"octolike_file_{abs(hash(path))}", path)
+    spec = importlib.util.spec_from_file_location(name or f"octolike_file_{abs(hash(path))}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    if name:
+        sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except FileNotFoundError:
+        sys.modules.pop(name, None)
         raise ConfigError(f"there is no file {path}") from None
     except Exception as error:
+        sys.modules.pop(name, None)
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     return module
 

@@ -20,11 +20,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
+
+from octolike.config import ConfigError, plugins
 
 TIMEOUT = 120.0  # seconds per command
 
@@ -183,11 +186,15 @@ class _ProcessWorker:
         # spawn: a forked child would inherit locks of jax's threads and a foreign GL context
         context = multiprocessing.get_context("spawn")
         self._pipe, child_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(child_end, self._make), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(child_end, plugins.loaded()), daemon=True
+        )
         with _sigint_blocked_for_children():
             self._process.start()
         self._ready = False
         child_end.close()
+        with contextlib.suppress(BrokenPipeError):  # the worker died; `receive` reports it
+            self._pipe.send(self._make)
 
     def send(self, commands: Mapping[int, Command]) -> None:
         with contextlib.suppress(OSError):  # the worker died; `receive` reports it
@@ -250,9 +257,16 @@ def _sigint_blocked_for_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
-    """Run commands from the pipe until it closes: the main function of a worker process."""
-    envs = _WorkerEnvs(make)
+def _serve(pipe: Connection, plugin_paths: Sequence[str]) -> None:
+    """Run commands from the pipe until it closes: the main function of a worker process.
+
+    The first object in the pipe builds an environment. It, and later commands, may be of a plug-in.
+    """
+    try:
+        plugins.load(plugin_paths)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    envs = _WorkerEnvs(pipe.recv())
     try:
         pipe.send(True)
         while (commands := pipe.recv()) is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from octolike import files
 from octolike.config import Config, ConfigError
+from octolike.config import plugins as plug_ins
 from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import report, rollouts, suites
@@ -42,14 +43,14 @@ class DemonstratedEpisode:
 
 
 def robots_to_evaluate(
-    run_dir: str | Path, embodiment: str | None = None
+    run_dir: str | Path, embodiment: str | None = None, plugins: Sequence[str] = ()
 ) -> tuple[list[str | None], list[str]]:
     """Return (robots to evaluate one after the other, why others are skipped).
 
     `embodiment` names one robot, or 'all' of the run's; default: the run's setting
     evaluate.embodiment. [None] if that is empty, or if there is no run (`Evaluation` reports it).
     With 'all', robots that the simulator does not support are skipped, a sentence each; ConfigError
-    if it supports none of them.
+    if it supports none of them. `plugins`: plug-ins of the run whose code may be executed.
     """
     files = [Path(run_dir) / name for name in ("config.json", "names.json")]
     if not all(path.is_file() for path in files):
@@ -58,6 +59,7 @@ def robots_to_evaluate(
     embodiment = embodiment or config["evaluate"]["embodiment"]
     if embodiment != ALL:
         return [embodiment or None], []
+    plug_ins.allow(run_dir, plugins)  # the simulator may be a plug-in's
     kind_of(config["environment"])
     supported, skipped = [], []
     for name in names["embodiments"]:

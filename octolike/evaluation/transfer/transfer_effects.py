@@ -200,15 +200,19 @@ def _demonstrated_episode(episode: Any) -> DemonstratedEpisode:
     return DemonstratedEpisode(observation, episode.action, episode.instruction, episode.label)
 
 
-def measure_errors(run: Path, held_out: Mapping[str, Sequence[DemonstratedEpisode]]) -> None:
+def measure_errors(
+    run: Path,
+    held_out: Mapping[str, Sequence[DemonstratedEpisode]],
+    plugins: Sequence[str] = (),
+) -> None:
     """Write a run's errors on held-out demonstrations, for the groups in its training mix.
 
     The error is the mean absolute difference between sampled and demonstrated actions at a few
     frames per demonstration, in standard deviations of the group's own held-out actions: runs with
     other mixes normalise differently. Noise is the same for all runs. Does nothing if the errors of
-    the same step and demonstrations exist.
+    the same step and demonstrations exist. `plugins`: those of the run whose code may be executed.
     """
-    loaded = load_run(run)
+    loaded = load_run(run, plugin_files=plugins)
     actions = b"".join(d.action.tobytes() for episodes in held_out.values() for d in episodes)
     key = {
         "step": loaded.step,
