@@ -32,9 +32,7 @@ def main(_: list[str]) -> None:
     plan = {"splits": SPLITS.value, "skills": SKILLS.value, "episodes": EPISODES.value}
     plan = {k: tuple(v) if k != "episodes" else v for k, v in plan.items() if v is not None}
     try:
-        robots, skipped = evaluate.robots_to_evaluate(
-            RUN.value, EMBODIMENT.value, PLUGINS.value
-        )
+        robots, skipped = evaluate.robots_to_evaluate(RUN.value, EMBODIMENT.value, PLUGINS.value)
         for reason in skipped:
             print(f"skipped: {reason}")
         for robot in robots:

@@ -28,7 +28,10 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, default="all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each variant")
     parser.add_argument(
-        "--plugins", action="append", default=[], help="plug-in of every run, in place of the config's"
+        "--plugins",
+        action="append",
+        default=[],
+        help="plug-in of every run, in place of the config's",
     )
     parser.add_argument("--episodes", type=int, default=300, help="read of each dataset")
     args = parser.parse_args()

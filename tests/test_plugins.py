@@ -266,8 +266,12 @@ def test_a_run_with_plug_ins_is_evaluated_in_the_simulator_of_a_plug_in(moved):
     command = ["scripts/evaluate.py", f"--run={moved}", "--embodiment=all"]
     output = run(*command, *copies(moved))
     assert "report: " in output, output
-    rows = [json.loads(x) for x in (moved / "evaluation" / "results.jsonl").read_text().splitlines()]
-    assert [(row["skill"], row["steps"], row["success"]) for row in rows[-1:]] == [("walk", 3, True)]
+    rows = [
+        json.loads(x) for x in (moved / "evaluation" / "results.jsonl").read_text().splitlines()
+    ]
+    assert [(row["skill"], row["steps"], row["success"]) for row in rows[-1:]] == [
+        ("walk", 3, True)
+    ]
 
 
 def test_a_run_with_plug_ins_is_checked(moved):

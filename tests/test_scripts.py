@@ -55,7 +55,7 @@ def run(script, monkeypatch, *arguments):
     script.main()
 
 
-def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkeypatch):
+def test_a_transfer_study_hands_its_root_and_plug_ins_on(load, monkeypatch, tmp_path):
     from octolike.data.pipeline import decoded_episodes
     from octolike.evaluation.transfer import group_sample, study, transfer_effects
 
@@ -64,10 +64,11 @@ def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkey
     for module, name in (
         (group_sample, "group_samples"),
         (study, "write_comparison"),
-        (transfer_effects, "measure_errors"),
         (transfer_effects, "demonstrated_episodes"),
     ):
         monkeypatch.setattr(module, name, lambda *_: None)
+    measured = []
+    monkeypatch.setattr(transfer_effects, "measure_errors", lambda *values: measured.append(values))
     monkeypatch.setattr(study, "write_report", lambda *_: None)
     monkeypatch.setattr(study.transfer_report, "summary", lambda _: [])
     script = load("transfer")
@@ -82,6 +83,14 @@ def test_a_transfer_study_reads_all_of_its_data_where_it_is_told_to(load, monkey
     run(script, monkeypatch, *arguments)
     assert roots[2] != "elsewhere"
     assert all(len(command) == 2 for command in commands)
+    commands.clear()
+    file = tmp_path / "my_head.py"
+    file.write_text(HEAD)
+    run(script, monkeypatch, *arguments, "--plugins", file)
+    for name, *further in commands:
+        flag = "--plugins" if name == "evaluate.py" else "--config.plugins"
+        assert further[1:] == [f"{flag}={file}"]
+    assert {plugins for *_, plugins in measured[-2:]} == {(str(file),)}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +118,37 @@ def test_a_comparison_hands_arguments_on(load, monkeypatch, config, argument, ru
         )
     ]
     assert written == [runs]
+
+
+HEAD = """
+from octolike.model.heads import L1
+
+class Mine(L1): ...
+
+PLUGINS = {"heads": {"mine": Mine}}
+"""
+
+
+def test_a_comparison_allows_the_plug_ins_that_its_user_or_its_config_names(
+    load, monkeypatch, tmp_path
+):
+    script = load("compare")
+    commands = started(script, monkeypatch)
+    monkeypatch.setattr(script, "write", lambda directory: None)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from octolike.config import Config\nVARIANTS = ('default',)\n"
+        "def get_config(arg):\n    return Config(workdir='runs/x/y', plugins=('of_config.py',))\n"
+    )
+    run(script, monkeypatch, "--config", config, "--seeds", 1)
+    assert len(commands[0]) == 3
+    assert commands[1][3:] == ["--plugins=of_config.py"]
+    commands.clear()
+    run(
+        script, monkeypatch, "--config", config, "--seeds", 1, "--plugins", "a.py", "--plugins=b.py"
+    )
+    assert commands[0][3:] == ["--config.plugins=a.py", "--config.plugins=b.py"]
+    assert commands[1][3:] == ["--plugins=a.py", "--plugins=b.py"]
 
 
 def test_a_comparison_that_cannot_be_made_is_one_line(load, monkeypatch):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import model_fakes
 import numpy as np
 import pytest
-import train_fakes
 from train_fakes import SPEC, FakeSource, Tiny, config, make_batch
 
 from octolike.config import ConfigError, OptimConfig
@@ -13,12 +12,6 @@ from octolike.model.network import build_network, named_rows
 from octolike.train import checkpoint, gradients, initial_state, loop, lora, optimizer
 from octolike.train import state as states
 from octolike.types import Names
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with train_fakes.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-import train_fakes
 from train_fakes import (
     ACTION,
     HORIZON,
@@ -37,12 +36,6 @@ from octolike.train import (
 )
 from octolike.train import initial_state as starts
 from octolike.train import step as steps
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with train_fakes.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 class Signalled(Stream):
