@@ -10,13 +10,12 @@ Expect <comparison>/comparison.md and comparison.png. An interrupted command can
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
-from octolike import files
+from _children import add_plugins, call, flags
 
-HERE = Path(__file__).parent
+from octolike import files
 
 
 def main() -> None:
@@ -27,12 +26,7 @@ def main() -> None:
     parser.add_argument("--config", help="configs/x.py or configs/x.py:arguments")
     parser.add_argument("--variants", default="", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each variant")
-    parser.add_argument(
-        "--plugins",
-        action="append",
-        default=[],
-        help="plug-in of every run, in place of the config's",
-    )
+    add_plugins(parser)
     parser.add_argument("--table", default="", help="print only the table of this directory")
     args = parser.parse_args()
     if bool(args.config) == bool(args.table):
@@ -42,9 +36,6 @@ def main() -> None:
         write(directory)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    except subprocess.CalledProcessError as error:
-        command = " ".join(map(str, error.cmd[1:]))
-        sys.exit(f"error: {command} ended with exit code {error.returncode}; its output is above")
 
 
 def run_all(args: argparse.Namespace) -> Path:
@@ -64,14 +55,11 @@ def run_all(args: argparse.Namespace) -> Path:
             arg = ",".join(filter(None, (further, f"variant={name},seed={seed}")))
             config = module.get_config(arg)
             run = files.local_path(config.workdir, "run")
-            train = ["train.py", "--config", f"{path}:{arg}"]
-            train += [f"--config.plugins={file}" for file in args.plugins]
-            evaluate = ["evaluate.py", "--run", str(run)]
-            evaluate += [f"--plugins={file}" for file in args.plugins or config.plugins]
             # Both resume an interrupted run and do nothing for a finished one.
-            for command in (train, evaluate):
-                print(f"--- {' '.join(command)}", flush=True)
-                subprocess.run([sys.executable, HERE / command[0], *command[1:]], check=True)
+            overrides = flags("config.plugins", args.plugins)
+            call("train.py", "--config", f"{path}:{arg}", *overrides)
+            allowed = flags("plugins", args.plugins or config.plugins)
+            call("evaluate.py", "--run", str(run), *allowed)
     return run.parent
 
 

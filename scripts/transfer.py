@@ -11,9 +11,10 @@ last two takes variant=… and seed=…, and names its workdir <runs>/<variant>-
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
+
+from _children import add_plugins, call, flags
 
 STAGES = ("before", "during", "after", "all", "report")
 
@@ -27,17 +28,12 @@ def main() -> None:
     parser.add_argument("--root", default="", help="of the datasets, instead of data.root")
     parser.add_argument("--stage", choices=STAGES, default="all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each variant")
-    parser.add_argument(
-        "--plugins",
-        action="append",
-        default=[],
-        help="plug-in of every run, in place of the config's",
-    )
+    add_plugins(parser)
     parser.add_argument("--episodes", type=int, default=300, help="read of each dataset")
     args = parser.parse_args()
     try:
         transfer(args)
-    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -57,8 +53,7 @@ def transfer(args: argparse.Namespace) -> None:
     config.plugins = tuple(args.plugins) or config.plugins
     plugins.load_of(config)
     overrides = [f"--config.data.root={args.root}"] if args.root else []
-    overrides += [f"--config.plugins={file}" for file in args.plugins]
-    allowed = [f"--plugins={file}" for file in config.plugins]
+    overrides += flags("config.plugins", args.plugins)
     for run in runs:  # the run of a group alone collects the group's data
         is_single = run.variant.startswith(transfer_effects.ONLY) and not run.seed
         if is_single and config.environment and args.stage != "report":
@@ -71,20 +66,15 @@ def transfer(args: argparse.Namespace) -> None:
         for run in study.runs_of_stage(runs, args.stage):
             call("train.py", f"--config={path}:{run.arg}", *overrides)
             if run.config.environment and args.stage != "during":
-                call("evaluate.py", f"--run={run.config.workdir}", *allowed)
+                call(
+                    "evaluate.py", f"--run={run.config.workdir}", *flags("plugins", config.plugins)
+                )
             demonstrations = transfer_effects.demonstrated_episodes(held_out)
-            transfer_effects.measure_errors(
-                Path(run.config.workdir), demonstrations, config.plugins
-            )
+            workdir = Path(run.config.workdir)
+            transfer_effects.measure_errors(workdir, demonstrations, config.plugins)
     content = study.write_report(directory)
     print("\n".join(study.transfer_report.summary(content)))
     print(f"\nreport: {directory / study.FOLDER / 'report.html'}")
-
-
-def call(script: str, *flags: str) -> None:
-    """Run another script in its own process: simulators and tensorflow must not share one."""
-    print(f"--- {script} {' '.join(flags)}", flush=True)
-    subprocess.run([sys.executable, Path(__file__).with_name(script), *flags], check=True)
 
 
 if __name__ == "__main__":

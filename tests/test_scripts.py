@@ -25,6 +25,7 @@ CONFIGS = sorted((SCRIPTS.parent / "configs").rglob("*.py"))
 def load():
     """Return what imports a script by its name, once: absl's flags can be defined only once."""
     loaded = {}
+    sys.path.append(str(SCRIPTS))
 
     def script(name):
         if name not in loaded:
@@ -33,7 +34,8 @@ def load():
             spec.loader.exec_module(loaded[name])
         return loaded[name]
 
-    return script
+    yield script
+    sys.path.remove(str(SCRIPTS))
 
 
 def started(script, monkeypatch, code=0):
@@ -46,7 +48,7 @@ def started(script, monkeypatch, code=0):
             raise subprocess.CalledProcessError(code, command)
 
     fake = types.SimpleNamespace(run=note, CalledProcessError=subprocess.CalledProcessError)
-    monkeypatch.setattr(script, "subprocess", fake)
+    monkeypatch.setattr(sys.modules["_children"], "subprocess", fake)
     return commands
 
 

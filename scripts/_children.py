@@ -1,0 +1,31 @@
+"""Shared by compare.py and transfer.py: other scripts in processes of their own, with plug-ins."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Add the option --plugins, a list of files."""
+    text = "plug-in of every run, in place of those that the config names"
+    parser.add_argument("--plugins", action="append", default=[], help=text)
+
+
+def flags(name: str, values: Iterable[str]) -> list[str]:
+    """Return a flag for each value."""
+    return [f"--{name}={value}" for value in values]
+
+
+def call(script: str, *arguments: str) -> None:
+    """Run a script in its own process: simulators and tensorflow must not share one."""
+    print(f"--- {script} {' '.join(arguments)}", flush=True)
+    path = Path(__file__).with_name(script)
+    try:
+        subprocess.run([sys.executable, path, *arguments], check=True)
+    except subprocess.CalledProcessError as error:
+        sys.exit(
+            f"error: {path} {' '.join(arguments)} ended with exit code {error.returncode}; its "
+            "output is above"
+        )
