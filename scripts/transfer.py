@@ -21,9 +21,8 @@ STAGES = ("before", "during", "after", "all", "report")
 
 def main() -> None:
     """Run the chosen stages, then write the report of all results so far."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    text_format = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=text_format)
     parser.add_argument("--config", required=True, help="configs/x.py or configs/x.py:arguments")
     parser.add_argument("--root", default="", help="of the datasets, instead of data.root")
     parser.add_argument("--stage", choices=STAGES, default="all")
@@ -52,8 +51,9 @@ def transfer(args: argparse.Namespace) -> None:
     config.data.move(args.root)
     config.plugins = tuple(args.plugins) or config.plugins
     plugins.load_of(config)
-    overrides = [f"--config.data.root={args.root}"] if args.root else []
-    overrides += flags("config.plugins", args.plugins)
+    root = [args.root] if args.root else []
+    overrides = [*flags("config.data.root", root), *flags("config.plugins", args.plugins)]
+    allowed = flags("plugins", config.plugins)
     for run in runs:  # the run of a group alone collects the group's data
         is_single = run.variant.startswith(transfer_effects.ONLY) and not run.seed
         if is_single and config.environment and args.stage != "report":
@@ -66,15 +66,13 @@ def transfer(args: argparse.Namespace) -> None:
         for run in study.runs_of_stage(runs, args.stage):
             call("train.py", f"--config={path}:{run.arg}", *overrides)
             if run.config.environment and args.stage != "during":
-                call(
-                    "evaluate.py", f"--run={run.config.workdir}", *flags("plugins", config.plugins)
-                )
+                call("evaluate.py", f"--run={run.config.workdir}", *allowed)
             demonstrations = transfer_effects.demonstrated_episodes(held_out)
-            workdir = Path(run.config.workdir)
-            transfer_effects.measure_errors(workdir, demonstrations, config.plugins)
+            run_dir = Path(run.config.workdir)
+            transfer_effects.measure_errors(run_dir, demonstrations, config.plugins)
     content = study.write_report(directory)
-    print("\n".join(study.transfer_report.summary(content)))
-    print(f"\nreport: {directory / study.FOLDER / 'report.html'}")
+    print("\n".join(study.transfer_report.summary(content)), end="\n\n")
+    print(f"report: {directory / study.FOLDER / 'report.html'}")
 
 
 if __name__ == "__main__":
