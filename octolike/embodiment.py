@@ -99,6 +99,7 @@ class Embodiment:
             [−1, 1], "minmax" the extremes; both clip when normalising. A layout may choose another
             way for a dimension. The first two are widened for rarely used dimensions (`REACH`).
         datasets: the source of the statistics.
+        inferred: fields of the dataset specs that were inferred and not verified.
         action_statistics, proprio_statistics: of their training steps.
     """
 
@@ -110,6 +111,7 @@ class Embodiment:
     proprio: Layout | None
     normalization: str = "normal"
     datasets: tuple[str, ...] = ()
+    inferred: tuple[str, ...] = ()
     action_statistics: Statistics | None = None
     proprio_statistics: Statistics | None = None
 
@@ -203,7 +205,7 @@ def is_rare(s: Statistics) -> np.ndarray:
 
 # Fields that older records lack. They are stored unless empty: old records stay as they are.
 OPTIONAL: dict[type, set[str]] = {
-    Embodiment: set(),
+    Embodiment: {"inferred"},
     Layout: {"normalization"},
     Statistics: {"low", "high"},
 }
@@ -219,7 +221,8 @@ def embodiments_from_json(data: Sequence[Mapping[str, Any]]) -> list[Embodiment]
     records = []
     for record in data:
         values = dict(_strict(Embodiment, record, "embodiment"))
-        values["datasets"] = tuple(values["datasets"])
+        for name in values.keys() & {"datasets", "inferred"}:
+            values[name] = tuple(values[name])
         for part in ("action", "proprio"):
             if values[part] is not None:
                 layout = _strict(Layout, values[part], f"{values['name']}.{part}")

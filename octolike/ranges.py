@@ -18,7 +18,7 @@ PARTS = ("action", "proprio")
 TOLERANCE = 0.1  # beyond [-1, 1]: measured shares overshoot
 SMALL = 0.25  # unnormalised actions that move, but stay below it, are no shares: metres, perhaps
 BINARY = 0.9  # of the largest variance that values between the extremes can have
-OUTSIDE = 0.25  # of the recorded range: how far a robot may leave it without a warning
+OUTSIDE = 0.5  # of the recorded range: how far a robot may leave it without a warning
 
 
 def misfits(layout: Layout, s: Statistics, part: str) -> list[str]:
@@ -131,6 +131,19 @@ def middles(record: Embodiment) -> np.ndarray:
     if s is None:
         return np.full(len(record.action), 0.5, np.float32)
     return record.normalize_action((s.min + s.max)[None] / 2)[0]
+
+
+def far_outside(x: np.ndarray, record: Embodiment) -> np.ndarray:
+    """Return bool like proprio [..., P]: farther outside the recorded range than `OUTSIDE` of it.
+
+    False for dimensions that were constant in the data, or are not normalised: nothing is known of
+    their range.
+    """
+    s = record.proprio_statistics
+    if s is None or record.proprio is None:
+        return np.zeros(x.shape, bool)
+    has_range = (s.max - s.min > MIN_SPREAD) & np.asarray(record.proprio.normalized, bool)
+    return has_range & (outside(x, s) > OUTSIDE)
 
 
 def outside(x: np.ndarray, s: Statistics) -> np.ndarray:

@@ -36,7 +36,19 @@ def train(config: Config, data: DataSource) -> None:
     from octolike.train import loop
 
     print(data.describe())
+    print(*describe_reach(config, data), sep="", end="")
     loop.train(config, data, success=closed_loop(config, data))
+
+
+def describe_reach(config: Config, data: DataSource) -> list[str]:
+    """Return lines on the actions that a head of the config cannot output."""
+    from octolike.model import heads
+
+    describe = getattr(data, "describe_reach", None)  # data workers hold no distributions
+    lines: list[str] = []
+    for name, component in config.model.heads.items() if describe else ():
+        lines += describe(*heads.reach(component, f"model.heads.{name}"))
+    return [f"{line}\n" for line in dict.fromkeys(lines)]
 
 
 def closed_loop(config: Config, data: DataSource) -> Callable[[Any, int], dict[str, float]] | None:

@@ -41,8 +41,7 @@ def inspect(args: argparse.Namespace) -> None:
     for problem in problems:
         print(f"  - {problem}")
     print("\ninferred spec:")
-    for name in spec.__dataclass_fields__:
-        print(f"  {name}: {getattr(spec, name)}")
+    print(infer_spec.describe_spec(spec))
     folder = args.pictures or Path(f"{survey.name}_pictures")
     histograms = survey_figures.histograms(survey, spec)
     paths = [survey_figures.save(histograms, folder / "histograms.png")]

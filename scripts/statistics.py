@@ -25,9 +25,11 @@ from octolike.tables import text_table
 def main(config: configs.Config) -> None:
     """Compute and print; unusable data give a one-line error."""
     from octolike.data.pipeline.dataset_split import embodiment_records
+    from octolike.data.pipeline.reach import describe_reach
     from octolike.data.rlds.reader import Reader
     from octolike.data.rlds.statistics import index_episodes
     from octolike.data.specs import catalog, mixes
+    from octolike.model import heads
 
     d = config.data
     settings = {
@@ -56,7 +58,11 @@ def main(config: configs.Config) -> None:
                     print(f"  {part}\n{statistics_table(layout, getattr(index, part))}")
             # After the table, so that it shows what a refused dimension has.
             (record,), _ = embodiment_records([spec], [index], d.normalization, d.range_check)
-            print(*(f"  {line}" for line in ranges.describe([record])), sep="\n")
+            lines = ranges.describe([record])
+            for head, component in config.model.heads.items():
+                limits = heads.reach(component, f"model.heads.{head}")
+                lines += describe_reach(record, [index.sketches["action"]], *limits)
+            print("".join(f"  {line}\n" for line in dict.fromkeys(lines)), end="")
     except (ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
 

@@ -300,3 +300,46 @@ def test_the_script_prints_differences_and_fails(opened, tmp_path):
     assert "no replay: no simulator is known for fake" in done.stdout
     assert "DIFFERENT: fake: observation.proprio" in done.stdout
     assert (tmp_path / "check_policy" / "check_policy.png").exists()
+
+
+# Sides and ranges
+
+
+def test_sides_are_reported_next_to_the_more_frequent_side(compared, opened):
+    _, _, frames, _ = opened
+    (name,) = compared.meaning.sides
+    assert name == "gripper"
+    right, upper, total = compared.meaning.sides[name]
+    mask = np.concatenate([f.batch["action_mask"][:, -1, :, 6] for f in frames])
+    gripper = np.concatenate([f.actions[..., 6] for f in frames])
+    assert total == mask.sum() * frame_check.SAMPLES
+    assert upper == (gripper[mask] > 0.5).sum() * frame_check.SAMPLES
+    assert 0 <= right <= total
+    assert "always the more frequent side" in frame_check.frame_table(compared)
+    assert compared.to_json()["sides"]["gripper"]["right"] == pytest.approx(right / total)
+
+
+def test_proprio_in_other_units_than_the_record_is_a_fault(opened):
+    run, _, frames, policy = opened
+    samples = np.stack([f.actions for f in frames[:1]])[0][:, None]
+    (robot,) = run.embodiments
+    s = robot.proprio_statistics
+    degrees = {n: getattr(s, n) / 57.3 for n in ("mean", "std", "min", "max", "p01", "p99")}
+    robot = dataclasses.replace(robot, proprio_statistics=dataclasses.replace(s, **degrees))
+    check = frame_check.MeaningCheck()
+    check.add(robot, frames[0], samples)
+    assert any("far outside the record's range" in fault for fault in check.faults)
+    sound = frame_check.MeaningCheck()
+    sound.add(policy.embodiment, frames[0], samples)
+    assert sound.faults == []
+    right, _, total = sound.sides["gripper"]
+    assert right == total  # the demonstrated actions themselves
+
+
+def test_commands_outside_the_demonstrated_range_are_counted(opened):
+    _, _, frames, policy = opened
+    samples = np.stack([frames[0].actions, frames[0].actions], axis=1).copy()
+    samples[:, 1, :, 0] += 10
+    check = frame_check.MeaningCheck()
+    check.add(policy.embodiment, frames[0], samples)
+    assert "commands outside the demonstrated range: dx 50.0%" in "\n".join(check.lines())

@@ -9,6 +9,7 @@ from data_fakes import numbered, write
 
 from octolike.data.onboarding import infer_spec, survey_figures
 from octolike.data.onboarding.convert.conversion import ConversionPlan, convert
+from octolike.data.onboarding.infer_layout import infer_layout
 from octolike.data.onboarding.survey import describe_survey, survey_dataset
 from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.synthetic import fake_episodes, write_fake_dataset
@@ -126,8 +127,93 @@ def test_targets_and_changes_are_distinguished():
     state = np.cumsum(np.random.default_rng(0).normal(0, 0.1, (50, 3)), axis=0) + 1
     change = np.diff(state, axis=0, append=state[-1:])
     target = state + change
-    assert infer_spec._absolute([target], [state]) == (True,) * 3
-    assert infer_spec._absolute([change], [state]) == (False,) * 3
+    layout = infer_layout("action", {"action": 3}, [target], state=[state]).layout
+    assert layout.absolute == (True,) * 3
+    changes = infer_layout("action", {"action": 3}, [change], state=[state])
+    assert changes.layout.absolute == (False,) * 3
+    assert "closer to the next state than to its change" in changes.evidence["absolute"]
+
+
+def columns(*functions, steps=200):
+    """Return one episode [T, dims] of functions of the step."""
+    t = np.arange(steps)
+    return [np.stack([np.broadcast_to(f(t), t.shape) for f in functions], axis=1).astype(float)]
+
+
+SLOW = [lambda t, i=i: np.sin(t / 40 + i) for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("closed", "open_", "normalized", "unit"),
+    [
+        (0, 1, False, ""),
+        (-1, 1, False, ""),
+        (3, 62, True, "%"),
+        (0, 255, True, ""),
+        (0, 0.08, True, "m"),
+    ],
+)
+def test_a_gripper_is_left_as_it_is_only_if_it_is_a_share(closed, open_, normalized, unit):
+    x = columns(*SLOW, lambda t: np.where(t % 60 < 30, closed, open_))
+    for names in ((), tuple("abcdef") + ("gripper",)):
+        inferred = infer_layout("action", {"action": 7}, x, names)
+        assert inferred.grippers == (6,)
+        assert inferred.layout.normalized[6] == normalized
+        assert inferred.layout.units[6] == unit
+        assert f"{closed} to {open_}" in inferred.evidence["gripper"]
+        assert bool(inferred.doubts) == normalized
+
+
+def test_seven_absolute_columns_without_names_are_not_called_a_pose():
+    inferred = infer_layout("action", {"action": 7}, columns(*SLOW, SLOW[0]))
+    assert inferred.layout.names == tuple(f"action_{i}" for i in range(7))
+    assert inferred.grippers == ()
+    assert "joints or of a pose, the data do not say" in inferred.evidence["names"]
+    field = {"observation.tcp_pose": 6}
+    assert infer_layout("proprio", field, columns(*SLOW)).layout.names[0] == "x"
+    field = {"observation.qpos": 6}
+    assert infer_layout("proprio", field, columns(*SLOW)).layout.names[5] == "joint_5"
+
+
+def test_angles_beyond_a_full_turn_are_degrees():
+    x = columns(*(lambda t, f=f: 57 * f(t) for f in SLOW))
+    named = infer_layout("action", {"action": 6}, x, [f"shoulder_{i}.pos" for i in range(6)])
+    assert set(named.layout.units) == {"deg"}
+    unnamed = infer_layout("action", {"action": 6}, x)
+    for inferred in (named, unnamed):
+        assert "exceed 2π" in inferred.doubts[0]
+    assert infer_layout("action", {"action": 6}, columns(*SLOW)).doubts == ()
+
+
+def test_columns_of_several_fields_are_named_after_them_in_the_order_of_their_names(tmp_path):
+    rng, t = np.random.default_rng(0), 30
+    episode = numbered(0, t, ["image_primary"])
+    episode["steps"]["action"] = {
+        "translation": rng.normal(size=(t, 3)).astype(np.float32),
+        "gripper": (np.arange(t) > 15).astype(np.float32)[:, None],
+        "rotation": rng.normal(size=(t, 3)).astype(np.float32),
+    }
+    survey = survey_dataset(write(tmp_path, "dict", {"train": [episode]}))
+    spec = infer_spec.infer(survey)
+    assert spec.action == ("action.gripper", "action.rotation", "action.translation")
+    assert spec.action_names == (
+        "gripper",
+        *(f"rotation_{i}" for i in range(3)),
+        *(f"translation_{i}" for i in range(3)),
+    )
+    assert spec.grippers == (0,)
+    assert spec.action_layout.layout.normalized == (False, *(True,) * 6)
+
+
+def test_what_was_inferred_is_marked_with_its_evidence(survey, tmp_path, capsys):
+    spec = infer_spec.infer(survey)
+    assert "inferred action.names: 7 columns without names in the file" in (
+        infer_spec.describe_spec(spec)
+    )
+    path = infer_spec.write_spec(tmp_path / "my_robot.py", survey, spec)
+    (written,) = runpy.run_path(str(path))["DATASETS"]
+    assert {"action.names", "action.units", "control_hz", "gripper"} <= written.inferred.keys()
+    assert "inferred: fake: control_hz: not in the data" in catalog.describe_uncertain([written])
 
 
 def test_directories_that_are_not_datasets_are_rejected(tmp_path):

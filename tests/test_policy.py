@@ -351,3 +351,33 @@ def test_a_policy_loads_and_acts_if_tensorflow_cannot_be_imported(policy, tmp_pa
         observation(), policy.create_task(instruction="lift the cube"), seed=3
     )
     np.testing.assert_allclose(actions, expected, atol=1e-4)
+
+
+def with_ranges(run, low, high):
+    """Return the run with proprio recorded from low to high, and mean and deviation of 1."""
+    (arm,) = run.embodiments
+    s = dataclasses.replace(
+        arm.proprio_statistics, min=np.full(P, low, np.float32), max=np.full(P, high, np.float32)
+    )
+    return dataclasses.replace(run, embodiments=[dataclasses.replace(arm, proprio_statistics=s)])
+
+
+def test_proprio_in_other_units_than_the_record_is_a_warning_once_per_dimension():
+    policy = Policy(with_ranges(run_of(), -1, 1))
+    task = policy.create_task(instruction="go")
+    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    proprio = np.zeros(P, np.float32)
+    policy.inputs([{"image_primary": image, "proprio": proprio}], [task])
+    proprio[2] = 57.3  # degrees
+    with pytest.warns(UserWarning, match=r"z is 57\.3 \(recorded -1 to 1 m\).*units and the order"):
+        policy.inputs([{"image_primary": image, "proprio": proprio}], [task])
+    policy.inputs([{"image_primary": image, "proprio": proprio}], [task])
+
+
+def test_a_run_with_an_unnormalised_gripper_in_percent_is_loaded_with_a_warning():
+    run = run_of()
+    (arm,) = run.embodiments
+    s = dataclasses.replace(arm.action_statistics, max=np.full(A, 62, np.float32))
+    arm = dataclasses.replace(arm, action_statistics=s)
+    with pytest.warns(UserWarning, match=r"action 'gripper' is not normalised.* 0 to 62"):
+        Policy(dataclasses.replace(run, embodiments=[arm]))

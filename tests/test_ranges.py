@@ -1,6 +1,7 @@
 """Ranges of a record: shares, rarely used dimensions, sides of a gripper, values outside."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from octolike import ranges
 from octolike.config import ConfigError
 from octolike.data import open_data
 from octolike.data.arrays import _statistics
+from octolike.data.pipeline.dataset_split import _check_conventions, embodiment_records
+from octolike.data.pipeline.reach import describe_reach
+from octolike.data.rlds.quantile_sketch import QuantileSketch
+from octolike.data.specs.catalog import DATASETS, find_spec
+from octolike.data.specs.spec import EEF_DELTA
 from octolike.embodiment import REACH, Embodiment, Layout
+from octolike.model import heads
 
 
 def record(x, normalized=True, normalization="normal", names=None, ways=()) -> Embodiment:
@@ -151,3 +158,86 @@ def test_values_outside_the_recorded_range_are_measured_in_lengths_of_it():
     np.testing.assert_allclose(
         ranges.outside(np.float32([[0], [4], [-3]]), s)[:, 0], [0, 0.25, 0.5]
     )
+
+
+# The reach of heads
+
+
+def sketch(x):
+    result = QuantileSketch(x.shape[1])
+    result.update(np.float32(x))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("component", "expected"),
+    [
+        ({"kind": "l1", "limit": 2.0}, (-2, 2)),
+        ({"kind": "diffusion", "clip": 3.0}, (-3, 3)),
+        ({"kind": "flow"}, (-5, 5)),
+        ({"kind": "bins", "bin_kind": "uniform", "low": -1.0, "high": 2.0}, (-1, 2)),
+        ({"kind": "bins"}, (-4.75, 4.75)),
+        ({"kind": "per_group", "head": {"kind": "l1", "limit": 1.5}}, (-1.5, 1.5)),
+    ],
+)
+def test_a_head_states_the_range_of_its_outputs(component, expected):
+    assert heads.reach(component, "model.heads.action") == pytest.approx(expected, abs=0.01)
+
+
+def test_actions_that_the_head_cannot_output_are_counted_with_the_remedy():
+    x = np.random.default_rng(0).normal(size=(10_000, 2))
+    x[:, 1] = np.random.default_rng(1).uniform(-1, 1, 10_000)
+    arm = record(x, names=("wide", "flat"))
+    assert describe_reach(arm, [sketch(x)], -5, 5) == []
+    (line,) = describe_reach(arm, [sketch(x[:5000]), sketch(x[5000:])], -2, 2)
+    assert line.startswith("warning: the head outputs -2 to 2")
+    share = np.mean(np.abs(arm.normalize_action(np.float32(x))[:, 0]) > 2)
+    assert f"wide {share:.2%}" in line
+    assert "flat" not in line
+    assert "Layout.normalization='minmax'" in line
+
+
+def test_values_that_the_bounds_clip_are_counted():
+    x = np.random.default_rng(0).normal(size=(10_000, 1))
+    (line,) = describe_reach(record(x, normalization="bounds"), [sketch(x)], -5, 5)
+    assert line == "clipped by the normalisation of arm: a0 2.00%"
+    assert describe_reach(record(x, normalization="minmax"), [sketch(x)], -5, 5) == []
+    before = ranges.as_before(record(rare(), normalization="bounds"))
+    lines = describe_reach(before, [sketch(rare())], -5, 5)
+    assert "rarely used actions of arm" in lines[-1]
+    assert "a0 1.00%" in lines[-1]
+
+
+# Datasets that share a record
+
+
+def spec_of(name, **change):
+    return replace(find_spec("fake"), name=name, embodiment="shared", **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gripper": "absolute, 1 = closed"}, "gripper 'absolute, 1 = open' and 'absolute, 1 = cl"),
+        ({"control_hz": 15}, "control_hz 5 and 15"),
+        (
+            {"action": replace(EEF_DELTA, units=("mm",) * 7)},
+            r"action.units \('m', 'm', .* and \('mm'",
+        ),
+        ({"action": replace(EEF_DELTA, absolute=(True,) * 7)}, "action.absolute"),
+        ({"proprio": None}, "only one has a proprio"),
+    ],
+)
+def test_datasets_of_one_record_must_share_its_conventions(change, message):
+    specs = [spec_of("a"), spec_of("b", **change)]
+    with pytest.raises(ConfigError, match=message) as caught:
+        embodiment_records(specs, [None, None], "normal")
+    assert "datasets a and b both name the embodiment 'shared'" in str(caught.value)
+    assert "Give one its own name" in str(caught.value)
+
+
+def test_the_specs_of_the_package_that_share_a_record_share_its_conventions():
+    first = {}
+    for spec in DATASETS.values():
+        other = first.setdefault(spec.embodiment or spec.name, spec)
+        _check_conventions(other.embodiment, other, spec, strict=True)

@@ -1,9 +1,12 @@
 """Starting from another run: parameter transfer, LoRA, freezing, gradient accumulation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import model_fakes
 import numpy as np
+import policy_fakes
 import pytest
 from train_fakes import SPEC, FakeSource, Tiny, config, make_batch
 
@@ -232,3 +235,21 @@ def test_a_batch_size_that_accumulate_does_not_divide_is_an_error(tmp_path):
     run_config.optim = OptimConfig(accumulate=3, warmup=0)
     with pytest.raises(ConfigError, match=r"batch_size 4 does not divide into optim\.accumulate 3"):
         run_config.check()
+
+
+def test_the_conventions_of_two_robots_are_compared_field_by_field():
+    old = policy_fakes.robot()
+    layout = dataclasses.replace(
+        old.action, names=tuple(f"joint_{i}" for i in range(7)), absolute=(True,) * 7
+    )
+    new = dataclasses.replace(
+        old, name="mine", control_hz=30.0, action=layout, inferred=("control_hz",)
+    )
+    lines = initial_state.describe_conventions([old], new, reinit=())
+    text = "\n".join(lines)
+    assert lines[0] == "conventions of the robot that differ (arm -> mine):"
+    assert "control_hz: 5.0 -> 30.0 (inferred, not verified)" in text
+    assert 'action.names: ["x", ' in text
+    assert "the head is taken over although action.names, action.absolute differ" in lines[-1]
+    assert "warning" not in "\n".join(initial_state.describe_conventions([old], new, ["heads_*"]))
+    assert initial_state.describe_conventions([old], old, ())[-1] == "none"

@@ -19,6 +19,7 @@ import numpy as np
 from octolike import types
 from octolike.embodiment import Embodiment
 from octolike.evaluation import figures
+from octolike.evaluation.meaning_check import MeaningCheck
 from octolike.policy import Policy, Task
 from octolike.tables import text_table
 from octolike.train.checkpoint import Run
@@ -61,7 +62,7 @@ class FrameComparison:
     [n, SAMPLES, H, A], of the policy's chunks in normalised units; masks: bool [n, H, A]. units:
     largest difference between recorded actions and the un-normalised ones of the batch, as a share
     of each dimension's scale; clipped: share of action values beyond the record's bounds, which no
-    policy can learn; validation: the action error of validation.
+    policy can learn; validation: the action error of validation; meaning: sides and ranges.
     """
 
     dataset: str
@@ -74,6 +75,7 @@ class FrameComparison:
     units: float = 0.0
     clipped: float = 0.0
     validation: float = float("nan")
+    meaning: MeaningCheck = field(default_factory=MeaningCheck)
 
     @property
     def frames(self) -> int:
@@ -112,7 +114,7 @@ class FrameComparison:
                 f"{self.dataset}: un-normalised actions differ from the recorded ones by "
                 f"{self.units:.2g} of their scale; rounding explains {UNIT_TOLERANCE:.0e}"
             )
-        return sentences
+        return sentences + [f"{self.dataset}: {x}" for x in self.meaning.faults]
 
     def error_per(self, axis: str) -> np.ndarray:
         """Return the error per 'dimension' [A] or per 'step' of the chunk [H]."""
@@ -137,6 +139,7 @@ class FrameComparison:
             ),
             "actions_there_and_back": self.units,
             "clipped": self.clipped,
+            **self.meaning.to_json(),
         }
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -168,6 +171,7 @@ def compare_frames(
             policy.sample_batch(observations, tasks, range(first + s, first + s + n))
             for s in range(0, SAMPLES * n, n)
         ]
+        comparison.meaning.add(policy.embodiment, frames, np.stack(samples, axis=1))
         actions = policy.unnormalize(frames.batch["action"][:, -1])
         mask = frames.batch["action_mask"][:, -1, :, :width]
         comparison.errors.append(np.abs(np.stack(samples, axis=1) - actions[:, None]) / scale)
@@ -252,10 +256,8 @@ def _scale(embodiment: Embodiment) -> np.ndarray:
 
 def clipped_actions(embodiment: Embodiment, actions: np.ndarray) -> np.ndarray:
     """Return a bool array like actions: True for values that the record's bounds clip."""
-    if embodiment.normalization != "bounds":
-        return np.zeros(actions.shape, bool)
-    is_normalized = np.asarray(embodiment.action.normalized)
-    return is_normalized & (np.abs(embodiment.normalize_action(actions)) >= 1)
+    is_clipped = np.isin(embodiment.kinds("action"), ("bounds", "minmax"))
+    return is_clipped & (np.abs(embodiment.normalize_action(actions)) >= 1)
 
 
 def frame_table(c: FrameComparison) -> str:
@@ -272,6 +274,7 @@ def frame_table(c: FrameComparison) -> str:
         f"explains a difference of {c.allowed:.4f}",
         f"  error of normalised and un-normalised actions: {c.units:.1e} of their scale",
     ]
+    lines += [f"  {line}" for line in c.meaning.lines()]
     if c.clipped:
         lines.append(f"  clipped by the record's bounds: {c.clipped:.1%} of the action values")
     return "\n".join(lines)

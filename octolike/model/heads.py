@@ -25,6 +25,7 @@ rates carry over.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -68,6 +69,10 @@ class Head(nn.Module):
     def tokens(self) -> int:
         """The number of tokens that attention pooling returns."""
         return 1
+
+    def reach(self) -> tuple[float, float]:
+        """Return the least and the greatest normalised action that the head can output."""
+        return -math.inf, math.inf
 
     def reads(self) -> tuple[str, ...]:
         """Return the batch paths that the head needs in addition to its readout."""
@@ -117,6 +122,9 @@ class Denoising(Head):
         self.score = denoisers.build(
             self.network, "network", horizon=self.horizon, dtype=self.dtype
         )
+
+    def reach(self) -> tuple[float, float]:
+        return -self.clip, self.clip
 
     def bind_network(self, group: TokenGroup) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """Return the network over (x [B, F], time scalar) for the last timestep."""
@@ -285,6 +293,9 @@ class Regression(Head):
 
     limit: float = option(5.0, "normalised actions are bounded to ±limit")
 
+    def reach(self) -> tuple[float, float]:
+        return -self.limit, self.limit
+
     def setup(self) -> None:
         super().setup()
         self.out = nn.Dense(self.horizon * self.action_dim, dtype=self.dtype)
@@ -377,6 +388,10 @@ class Bins(Head):
         index = binning.encode(action, self.edges, self.outside)
         return -jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
 
+    def reach(self) -> tuple[float, float]:
+        edges = self._edges()
+        return float(edges[0]), float(edges[-1])
+
     def _edges(self) -> np.ndarray:
         return binning.edges(self.bin_kind, self.bins, self.low, self.high, self.tail)
 
@@ -445,6 +460,15 @@ def build(
         network = component["network"]
         denoisers.build(network, f"{path}.network", horizon=context["horizon"], dtype=dtype)
     return build_component(HEADS, component, path, **context)
+
+
+def reach(component: Mapping[str, Any], path: str) -> tuple[float, float]:
+    """Return the range of normalised actions that the head of a config's component can output."""
+    while component.get("kind") in WRAPPERS and "head" in component:
+        component, path = component["head"], f"{path}.head"
+    spec: BatchSpec = {"action": ((1, 1, 1), "float32")}
+    head = build(component, path, spec, names=Names((), ()), dtype=jnp.float32)
+    return head.reach() if isinstance(head, Head) else (-math.inf, math.inf)
 
 
 WRAPPERS = {"per_group": PerGroup, "hypernet": Hypernet}

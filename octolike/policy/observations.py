@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from octolike import types
+from octolike import ranges, types
 from octolike.config import unknown
 from octolike.embodiment import Embodiment
 from octolike.images import resize
@@ -30,6 +31,7 @@ class ObservationEncoder:
         self.window = spec["action"][0][0]
         self.image_shapes = image_shapes(spec, "observation")
         self._embodiment = embodiment
+        self._warned: set[int] = set()
         self._spec = {k: v for k, v in spec.items() if k.startswith("observation.")}
         proprio = embodiment.proprio if "observation.proprio" in spec else None
         self._proprio_width = len(proprio.names) if proprio else 0
@@ -45,6 +47,7 @@ class ObservationEncoder:
             if key == "timestep_mask":
                 continue
             if key == "proprio":
+                self._warn_outside(value)
                 value = np.asarray(self._embodiment.normalize_proprio(value), np.float32)
                 value = np.pad(value, ((0, 0), (0, inputs[key].shape[-1] - value.shape[-1])))
             else:
@@ -54,6 +57,27 @@ class ObservationEncoder:
         mask = arrays.get("timestep_mask", np.ones(frames, bool))
         inputs["timestep_mask"] = np.concatenate([np.zeros(padding, bool), mask])
         return inputs
+
+    def _warn_outside(self, proprio: np.ndarray) -> None:
+        """Warn, once per dimension, of proprio [frames, P] far outside the recorded range."""
+        is_outside = ranges.far_outside(proprio, self._embodiment)
+        new = sorted(set(np.flatnonzero(is_outside.any(axis=0)).tolist()) - self._warned)
+        if not new:
+            return
+        self._warned |= set(new)
+        layout, s = self._embodiment.proprio, self._embodiment.proprio_statistics
+        assert layout is not None  # else nothing is outside
+        assert s is not None
+        texts = [
+            f"{layout.names[d]} is {proprio[is_outside[:, d], d][-1]:.4g} (recorded "
+            f"{s.min[d]:.4g} to {s.max[d]:.4g} {layout.units[d]})"
+            for d in new
+        ]
+        warnings.warn(
+            f"observation['proprio'] of {self._embodiment.name} is far outside the training data: "
+            f"{', '.join(texts)}; give it in the units and the order of the record",
+            stacklevel=5,
+        )
 
     def _check(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return the arrays with a frame axis in front, without the sensors given as None."""

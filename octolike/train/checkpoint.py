@@ -64,6 +64,9 @@ FILES = {
 }
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 COSTS = "costs.json"
+# Conventions of an embodiment record, compared when a run starts from another one.
+RECORD_FIELDS = ("robot", "control_hz", "gripper", "normalization")
+LAYOUT_FIELDS = ("names", "units", "absolute", "normalized", "normalization")
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Settings that may change when a run is resumed; a change of any other makes it another run.
@@ -203,6 +206,8 @@ def check_same_run(
             old = resolved(from_json(json.dumps(stored), str(directory / name)), directory)
             changes = differences(aligned(old, config), config)
             changes = [c for c in changes if not c.startswith(MAY_CHANGE)]
+        elif name == "embodiments.json":
+            changes = _differences(_verified(stored), _verified(json.loads(text)))
         else:
             changes = _differences(stored, json.loads(text))
         if changes:
@@ -223,6 +228,30 @@ def differences(old: Config, new: Config) -> list[str]:
     changes = _differences(json.loads(to_json(old)), json.loads(to_json(new)))
     if names[0] != names[1]:
         changes.append(f"plugins: {json.dumps(names[0])} -> {json.dumps(names[1])}")
+    return changes
+
+
+def record_differences(old: Embodiment, new: Embodiment) -> list[str]:
+    """Return 'path: old -> new' for conventions that differ between two embodiment records.
+
+    Fields that the new record's specs only infer are marked. Statistics are not compared.
+    """
+    changes = []
+    for part in ("", "action", "proprio"):
+        a, b = (getattr(e, part) if part else e for e in (old, new))
+        names = LAYOUT_FIELDS if part else RECORD_FIELDS
+        for name in names if a is not None and b is not None else ():
+            values = getattr(a, name), getattr(b, name)
+            path = f"{part}.{name}" if part else name
+            if values[0] != values[1]:
+                mark = " (inferred, not verified)" if path in new.inferred else ""
+                shown = " -> ".join(json.dumps(x) for x in values)
+                changes.append(f"{path}: {shown}{mark}")
+        if (a is None) != (b is None):
+            changes.append(
+                f"{part}: {'absent' if a is None else 'present'} -> "
+                f"{'absent' if b is None else 'present'}"
+            )
     return changes
 
 
@@ -330,6 +359,13 @@ def _nested(x: Any) -> Any:
     if isinstance(x, list) and not all(isinstance(y, (int, float)) for y in x):
         x = {str(i): y for i, y in enumerate(x)}
     return {k: _nested(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+
+def _verified(records: Any) -> Any:
+    """Return embodiments.json without the marks of what nobody has verified yet."""
+    if not isinstance(records, list):
+        return records
+    return [{k: v for k, v in record.items() if k != "inferred"} for record in records]
 
 
 def _read_json(path: Path) -> Any:

@@ -18,12 +18,14 @@ from jax.sharding import Mesh
 from octolike import types
 from octolike.config import Config, ConfigError, OptimConfig
 from octolike.config.paths import aligned
+from octolike.embodiment import Embodiment
 from octolike.model import pretrained
 from octolike.model.network import NamedRows, named_rows
 from octolike.train import checkpoint, lora, optimizer, sharding
 from octolike.train import state as states
 from octolike.train.state import Params, TrainState
 
+MEANING = ("action.names", "action.units", "action.absolute")  # of a head's outputs
 FEW = 8  # parameters whose paths fit on a line or two
 
 
@@ -57,7 +59,11 @@ def make_init(
 
 
 def load_params(
-    config: Config, settings: Mapping[str, Any], shapes: Params, names: types.Names
+    config: Config,
+    settings: Mapping[str, Any],
+    shapes: Params,
+    names: types.Names,
+    embodiments: Sequence[Embodiment] = (),
 ) -> Params:
     """Return the parameters that are loaded: those of train.init_from, and pretrained encoders.
 
@@ -67,15 +73,20 @@ def load_params(
             run's parameters take its place.
         shapes: of all parameters.
         names: of this run.
+        embodiments: of this run, compared with the other run's.
     """
-    transferred = params_from_run(config, shapes, names) if config.train.init_from else {}
+    transferred: Params = {}
+    if config.train.init_from:
+        transferred = params_from_run(config, shapes, names, embodiments)
     missing = optimizer.flatten(shapes).keys() - optimizer.flatten(transferred).keys()
     parts = {path.partition("/")[0] for path in missing if "/encoder/" in path}
     encoders = pretrained.read(settings, {part: shapes[part] for part in sorted(parts)})
     return optimizer.merge(encoders, transferred)
 
 
-def params_from_run(config: Config, shapes: Params, names: types.Names) -> Params:
+def params_from_run(
+    config: Config, shapes: Params, names: types.Names, embodiments: Sequence[Embodiment] = ()
+) -> Params:
     """Return the parameters taken over from train.init_from; print how the two runs differ.
 
     names: of this run; parameters of a robot or task go to the robot or task of the same name.
@@ -86,6 +97,8 @@ def params_from_run(config: Config, shapes: Params, names: types.Names) -> Param
     print(f"starting from the parameters of {source}")
     changes = checkpoint.differences(aligned(run.config, config), config)
     print("settings that differ (there -> here):", *(changes or ["none"]), sep="\n  ")
+    for embodiment in embodiments:
+        print("\n  ".join(describe_conventions(run.embodiments, embodiment, options.reinit)))
     source_rows = named_rows(dataclasses.asdict(run.config.model), run.names)
     rows = named_rows(dataclasses.asdict(config.model), names)
     params = reorder_named_rows(run.params, source_rows, rows, options.reinit, source)
@@ -93,6 +106,30 @@ def params_from_run(config: Config, shapes: Params, names: types.Names) -> Param
     transfer = states.transfer_params(shapes, params, options.reinit, source)
     print(states.describe_transfer(transfer))
     return optimizer.unflatten(transfer.taken)
+
+
+def describe_conventions(
+    others: Sequence[Embodiment], embodiment: Embodiment, reinit: Sequence[str]
+) -> list[str]:
+    """Return lines: how a robot's conventions differ from those of another run's robot.
+
+    That robot is the one of the same name, or else the first. A head that is taken over acts in the
+    other robot's conventions until it has learned the new ones, which a last line states.
+    """
+    if not others:
+        return [f"robot {embodiment.name}: the other run holds no embodiment record to compare"]
+    other = next((e for e in others if e.name == embodiment.name), others[0])
+    changes = checkpoint.record_differences(other, embodiment)
+    lines = [f"conventions of the robot that differ ({other.name} -> {embodiment.name}):"]
+    lines += changes or ["none"]
+    is_reinitialized = any(fnmatch.fnmatch("heads_action/out/kernel", p) for p in reinit)
+    meaning = [c.partition(":")[0] for c in changes if c.startswith(MEANING)]
+    if meaning and not is_reinitialized:
+        lines.append(
+            f"warning: the head is taken over although {', '.join(meaning)} differ: its outputs "
+            "mean other motions at first. For a new head: --config.train.reinit=\"('heads_*',)\""
+        )
+    return lines
 
 
 def reorder_named_rows(

@@ -141,7 +141,7 @@ def _train_as_owner(
         state, position = checkpoints.restore(abstract_state)
         print(f"resuming {config.workdir} at step {int(state.step)}")
     else:
-        loaded = initial_state.load_params(config, settings, shapes, names)
+        loaded = initial_state.load_params(config, settings, shapes, names, data.embodiments)
         state = initializer.create(init, init_key, loaded)
     if int(state.step) >= config.train.steps:
         print(f"all {config.train.steps} steps are done; raise train.steps to continue")

@@ -6,20 +6,24 @@ the user to verify.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from octolike import files
+from octolike.data.onboarding.infer_layout import InferredLayout, infer_layout
 from octolike.data.onboarding.survey import Survey
 from octolike.data.rlds.fields import ACTION
+from octolike.embodiment import Layout
+from octolike.tables import text_table
 
 LANGUAGE = ("language_instruction", "natural_language_instruction", "instruction", "language")
 PROPRIO = ("state", "proprio", "qpos", "joint_positions", "robot_state", "eef_state", "cartesian")
 WRIST = ("wrist", "hand", "gripper", "eye_in_hand")
+DEFAULT_HZ = 10.0
 SECOND = ("secondary", "side", "low", "left", "right", "image_1", "2", "back", "overhead")
-POSE = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class InferredSpec:
         absolute: per action dimension.
         grippers: indices of the gripper's action dimensions.
         control_hz: 0 if unknown.
+        action_layout, proprio_layout: names, units and more of the dimensions.
+        evidence: {"action.names", "control_hz", …: the reason for what was inferred}.
     """
 
     cameras: dict[str, str]
@@ -45,29 +51,57 @@ class InferredSpec:
     absolute: tuple[bool, ...]
     grippers: tuple[int, ...]
     control_hz: float
+    action_layout: InferredLayout
+    proprio_layout: InferredLayout
+    evidence: Mapping[str, str]
 
 
 def infer(survey: Survey) -> InferredSpec:
     """Return the most likely keys; missing ones stay empty."""
     language = [k for n in LANGUAGE for k in survey.texts if k.rpartition(".")[2] == n]
-    actions = [k for k in survey.numbers if k == ACTION or k.startswith(f"{ACTION}.")]
+    # Sorted: the order of a dict's fields on disk differs between processes.
+    actions = sorted(k for k in survey.numbers if k == ACTION or k.startswith(f"{ACTION}."))
     actions = actions or [k for k in survey.numbers if k.rpartition(".")[2].startswith(ACTION)][:1]
-    proprio = _proprio(survey)
-    action = join_fields(survey, tuple(actions))
+    proprio = sorted(_proprio(survey))
     state = join_fields(survey, tuple(proprio))
-    absolute = _absolute(action, state)
-    grippers = _grippers(action, _names(survey, actions, action, absolute))
+    layouts = {
+        "action": _layout(survey, "action", actions, state),
+        "proprio": _layout(survey, "proprio", proprio, []),
+    }
+    evidence = {
+        f"{part}.{name}" if name != "gripper" else name: text
+        for part, layout in layouts.items()
+        for name, text in layout.evidence.items()
+    }
+    if not survey.control_hz:
+        evidence["control_hz"] = f"not in the data: {DEFAULT_HZ:g} is a default"
+    action_layout, proprio_layout = layouts["action"], layouts["proprio"]
     return InferredSpec(
         cameras=_cameras(list(survey.images)),
         language=language[0] if language else "",
         action=tuple(actions),
         proprio=tuple(proprio),
-        action_names=_names(survey, actions, action, absolute),
-        proprio_names=_names(survey, proprio, state, (True,) * 7),
-        absolute=tuple(a or i in grippers for i, a in enumerate(absolute)),
-        grippers=grippers,
+        action_names=action_layout.layout.names,
+        proprio_names=proprio_layout.layout.names,
+        absolute=action_layout.layout.absolute,
+        grippers=action_layout.grippers,
         control_hz=survey.control_hz,
+        action_layout=action_layout,
+        proprio_layout=proprio_layout,
+        evidence=evidence,
     )
+
+
+def _layout(
+    survey: Survey, part: str, fields: list[str], state: list[np.ndarray]
+) -> InferredLayout:
+    """Return the inferred layout of concatenated fields."""
+    if not fields:
+        return InferredLayout(Layout(names=(), units=(), absolute=(), normalized=()))
+    widths = {f: survey.numbers[f][0].shape[1] for f in fields}
+    stored = survey.about.get("names", {})
+    names = [n for f in fields for n in stored.get(f.removeprefix("observation."), [])]
+    return infer_layout(part, widths, join_fields(survey, tuple(fields)), names, state)
 
 
 def join_fields(survey: Survey, fields: tuple[str, ...]) -> list[np.ndarray]:
@@ -105,6 +139,7 @@ def find_problems(survey: Survey, spec: InferredSpec) -> list[str]:
     problems += _camera_problems(survey)
     for field in (*spec.action, *spec.proprio):
         problems += _field_problems(field, survey.numbers[field])
+    problems += [*spec.action_layout.doubts, *spec.proprio_layout.doubts]
     return problems + _action_problems(
         spec, join_fields(survey, spec.action) if spec.action else []
     )
@@ -129,6 +164,26 @@ def _camera_problems(survey: Survey) -> list[str]:
     return problems
 
 
+def describe_spec(spec: InferredSpec) -> str:
+    """Return the inferred fields, a row per dimension, and the evidence."""
+    lines = [
+        f"  {name}: {getattr(spec, name)}"
+        for name in ("cameras", "language", "action", "proprio", "grippers", "control_hz")
+    ]
+    for part, inferred in (("action", spec.action_layout), ("proprio", spec.proprio_layout)):
+        layout = inferred.layout
+        rows = [
+            (n, u or "-", "target" if a else "change", "normalised" if z else "as it is")
+            for n, u, a, z in zip(
+                layout.names, layout.units, layout.absolute, layout.normalized, strict=True
+            )
+        ]
+        if rows:
+            lines.append(text_table(rows, (part, "unit", "", ""), indent=2))
+    lines += [f"  inferred {name}: {text}" for name, text in spec.evidence.items()]
+    return "\n".join(lines)
+
+
 def write_spec(path: Path, survey: Survey, spec: InferredSpec) -> Path:
     """Write a Python file with the spec in DATASETS; return its path.
 
@@ -147,14 +202,12 @@ def spec_text(survey: Survey, spec: InferredSpec) -> str:
         f"StandardSteps(np.float32({action}), {f'np.float32({proprio})' if proprio else None})"
     )
     gripper = "unverified: state whether 1 is open" if spec.grippers else "none"
-    hz = spec.control_hz or 10.0
+    hz = spec.control_hz or DEFAULT_HZ
     rate_note = "" if spec.control_hz else "  # a default: the data do not contain the rate"
-    normalized = tuple(i not in spec.grippers for i in range(len(spec.action_names)))
     state = (
-        _layout_code(spec.proprio_names, (True,) * len(spec.proprio_names), None)
-        if spec.proprio
-        else "    proprio=None,"
+        _layout_code("proprio", spec.proprio_layout.layout) if spec.proprio else "    proprio=None,"
     )
+    inferred = "".join(f"        {k!r}: {v!r},\n" for k, v in spec.evidence.items())
     return f'''"""Spec of {survey.name}, inferred by octolike inspect_data: verify and correct it.
 
     --config.data.specs=my_robot.py --config.data.mix={survey.name}     (the path of this file)
@@ -165,6 +218,7 @@ import numpy as np
 from octolike.data.specs.catalog import DatasetSpec
 from octolike.data.specs.standardize import StandardSteps
 from octolike.embodiment import Layout
+from octolike.tables import text_table
 
 
 def standardize(steps):
@@ -177,12 +231,16 @@ SPEC = DatasetSpec(
     version={survey.version!r},
     cameras={spec.cameras!r},
     language={spec.language!r},
-{_layout_code(spec.action_names, spec.absolute, normalized)}
+{_layout_code("action", spec.action_layout.layout)}
 {state}
     gripper={gripper!r},
     control_hz={hz:g},{rate_note}
     robot={survey.name!r},
     standardize=standardize,
+    # Inferred, with the evidence. Delete an entry when you have verified it: the remaining ones are
+    # printed at the start of each run.
+    inferred={{
+{inferred}    }},
 )
 
 DATASETS = [SPEC]
@@ -266,73 +324,13 @@ def _proprio(survey: Survey) -> list[str]:
     return named[:1] or [k for k in fields if np.concatenate(survey.numbers[k]).dtype.kind == "f"]
 
 
-def _absolute(action: list[np.ndarray], state: list[np.ndarray]) -> tuple[bool, ...]:
-    """Return whether actions are targets, per dimension: closer to the next state than its change.
-
-    Without a state of as many dimensions: whether they change slowly relative to their spread.
-    """
-    if not action:
-        return ()
-    dims = action[0].shape[1]
-    long = [i for i, x in enumerate(action) if len(x) > 1]
-    if not long:
-        return (False,) * dims
-    if state and state[0].shape[1] == dims:
-        target = np.concatenate([np.abs(action[i][:-1] - state[i][1:]) for i in long])
-        change = np.concatenate([np.abs(action[i][:-1] - np.diff(state[i], axis=0)) for i in long])
-        return tuple((np.nanmedian(target, 0) < np.nanmedian(change, 0)).tolist())
-    spread = np.nanstd(np.concatenate(action), axis=0) + 1e-12
-    moves = np.concatenate([np.abs(np.diff(action[i], axis=0)) for i in long])
-    return tuple((np.nanmedian(moves, 0) < 0.1 * spread).tolist())
-
-
-def _grippers(action: list[np.ndarray], names: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the dimensions named gripper, or the last one if it has two values in [-1, 1]."""
-    named = tuple(i for i, n in enumerate(names) if "gripper" in n.lower())
-    if named or not action or action[0].shape[1] < 2:
-        return named
-    last = np.concatenate(action)[:, -1]
-    last = last[np.isfinite(last)]
-    is_gripper = len(np.unique(last)) <= 2 and len(last) and np.abs(last).max() <= 1
-    return (action[0].shape[1] - 1,) if is_gripper else ()
-
-
-def _names(
-    survey: Survey, fields: list[str], x: list[np.ndarray], absolute: tuple[bool, ...]
-) -> tuple[str, ...]:
-    """Return the names of the dimensions: of the converter, of a pose, or numbered."""
-    if not x:
-        return ()
-    dims, converter_names = x[0].shape[1], survey.about.get("names", {})
-    names = [n for f in fields for n in converter_names.get(f.removeprefix("observation."), [])]
-    if len(names) == dims == len(set(names)):
-        return tuple(names)
-    if dims == 14:
-        arm = (*(f"joint_{i}" for i in range(6)), "gripper")
-        return tuple(f"{side}_{n}" for side in ("left", "right") for n in arm)
-    if dims == 7:
-        return POSE if all(absolute[:6]) else (*(f"d{n}" for n in POSE[:6]), POSE[6])
-    return tuple(f"dim_{i}" for i in range(dims))
-
-
-def _layout_code(
-    names: tuple[str, ...], absolute: tuple[bool, ...], normalized: tuple | None
-) -> str:
-    part = "proprio" if normalized is None else "action"
-    units = tuple(_unit(n) for n in names)
+def _layout_code(part: str, layout: Layout) -> str:
     return f"""    {part}=Layout(
-        names={names!r},
-        units={units!r},
-        absolute={absolute!r},
-        normalized={normalized or (True,) * len(names)!r},
+        names={layout.names!r},
+        units={layout.units!r},
+        absolute={layout.absolute!r},
+        normalized={layout.normalized!r},
     ),"""
-
-
-def _unit(name: str) -> str:
-    axis = name.removeprefix("d")
-    if axis in ("x", "y", "z"):
-        return "m"
-    return "rad" if axis in ("roll", "pitch", "yaw") or "joint" in name else ""
 
 
 def _join_expression(fields: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ an instruction, a label or a dataset, as config.data.tasks defines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from octolike.data.rlds import statistics
 from octolike.data.rlds.index import EpisodeIndex
 from octolike.data.rlds.reader import Episode, Reader
 from octolike.data.specs.spec import DatasetSpec
-from octolike.embodiment import Embodiment
+from octolike.embodiment import Embodiment, Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,8 @@ def embodiment_records(
 
     range_check: config.data.range_check.
 
-    Raises ConfigError if two specs name the same embodiment with different layouts, and for an
-    unnormalised dimension that is not a share.
+    Raises ConfigError if two specs name the same embodiment with different layouts, grippers or
+    rates, and for an unnormalised dimension that is not a share.
     """
     members: dict[str, list[int]] = {}
     for i, spec in enumerate(specs):
@@ -118,12 +118,7 @@ def embodiment_records(
     for name, group in members.items():
         first = specs[group[0]]
         for i in group:
-            for part in ("action", "proprio"):
-                if getattr(specs[i], part) != getattr(first, part):
-                    raise ConfigError(
-                        f"datasets {first.name} and {specs[i].name} both name the embodiment "
-                        f"{name!r}, but their {part} layouts differ; give one its own name"
-                    )
+            _check_conventions(name, first, specs[i], range_check == "strict")
             record[i] = len(result)
         action, proprio = _pooled([indices[i] for i in group])
         new = Embodiment(
@@ -135,6 +130,7 @@ def embodiment_records(
             proprio=first.proprio,
             normalization=normalization,
             datasets=tuple(specs[i].name for i in group),
+            inferred=tuple(dict.fromkeys(key for i in group for key in specs[i].inferred)),
             action_statistics=action,
             proprio_statistics=proprio,
         )
@@ -161,6 +157,34 @@ def task_names(
 
 def _embodiment(spec: DatasetSpec) -> str:
     return spec.embodiment or spec.name
+
+
+def _check_conventions(name: str, a: DatasetSpec, b: DatasetSpec, strict: bool) -> None:
+    """Raise ConfigError if two specs that share an embodiment differ in their conventions.
+
+    strict: compare grippers and rates, too; runs before format 3 did not.
+    """
+    differences = []
+    for part in ("action", "proprio"):
+        layouts = getattr(a, part), getattr(b, part)
+        if layouts[0] != layouts[1] and None not in layouts:
+            differences += [
+                f"{part}.{f.name} {getattr(layouts[0], f.name)} and {getattr(layouts[1], f.name)}"
+                for f in fields(Layout)
+                if getattr(layouts[0], f.name) != getattr(layouts[1], f.name)
+            ]
+        elif layouts[0] != layouts[1]:
+            differences.append(f"only one has a {part}")
+    if strict and a.gripper != b.gripper:
+        differences.append(f"gripper {a.gripper!r} and {b.gripper!r}")
+    if strict and a.control_hz and b.control_hz and a.control_hz != b.control_hz:
+        differences.append(f"control_hz {a.control_hz:g} and {b.control_hz:g}")
+    if differences:
+        raise ConfigError(
+            f"datasets {a.name} and {b.name} both name the embodiment {name!r}, but they differ: "
+            f"{'; '.join(differences)}. Give one its own name in its spec (embodiment=...), or "
+            "convert it to the convention of the first"
+        )
 
 
 def _check_ranges(

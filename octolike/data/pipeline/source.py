@@ -28,7 +28,7 @@ import numpy as np
 
 from octolike import ranges
 from octolike.config import Config, ConfigError, build_component, unknown
-from octolike.data.pipeline import goals, sampling
+from octolike.data.pipeline import goals, reach, sampling
 from octolike.data.pipeline.batch_builder import BatchBuilder, EpisodeRef
 from octolike.data.pipeline.dataset_split import (
     DatasetSplit,
@@ -202,6 +202,15 @@ class RldsSource:
             count = sum(task in self._builder.paraphrases for task in self._instructions)
             lines.append(f"paraphrases: {count} of {len(self._instructions)} distinct instructions")
         return "\n".join(lines)
+
+    def describe_reach(self, low: float, high: float) -> list[str]:
+        """Return lines on actions outside [low, high], normalised: those that a head can output."""
+        sketches = [
+            [s.index.sketches["action"] for s in self._sources if s.record == i]
+            for i in range(len(self.embodiments))
+        ]
+        pairs = zip(self.embodiments, sketches, strict=True)
+        return [line for e, x in pairs for line in reach.describe_reach(e, x, low, high)]
 
     @cached_property
     def _held_out(self) -> list[DatasetSplit]:

@@ -136,10 +136,13 @@ def load_specs(paths: Sequence[str]) -> dict[str, DatasetSpec]:
 
 
 def describe_uncertain(specs: Iterable[DatasetSpec]) -> str:
-    """Return a line per dataset with open questions; "" if no dataset has any."""
-    return "\n".join(
-        f"uncertain: {spec.name}: {'; '.join(spec.uncertain)}" for spec in specs if spec.uncertain
-    )
+    """Return a line per dataset with open questions, and per inferred field; "" without any."""
+    lines = []
+    for spec in specs:
+        if spec.uncertain:
+            lines.append(f"uncertain: {spec.name}: {'; '.join(spec.uncertain)}")
+        lines += [f"inferred: {spec.name}: {k}: {v}" for k, v in spec.inferred.items()]
+    return "\n".join(lines)
 
 
 def describe_binarised(specs: Iterable[DatasetSpec]) -> list[str]:

@@ -46,6 +46,8 @@ class DatasetSpec:
         embodiment: name of the record shared by datasets of one robot and convention; "": the
             dataset's own.
         uncertain: open questions about the dataset, printed at the start of a run.
+        inferred: {"action.units", "control_hz", …: evidence} of what inspect_data inferred and
+            nobody has verified yet, printed likewise.
         steps, episodes: size of the complete dataset; 0 if unknown.
     """
 
@@ -72,6 +74,7 @@ class DatasetSpec:
     end_effector: str = ""
     embodiment: str = ""
     uncertain: tuple[str, ...] = ()
+    inferred: Mapping[str, str] = field(default_factory=dict)
     steps: int = 0
     episodes: int = 0
 
