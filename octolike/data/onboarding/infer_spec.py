@@ -58,10 +58,10 @@ class InferredSpec:
 
 def infer(survey: Survey) -> InferredSpec:
     """Return the most likely keys; missing ones stay empty."""
-    language = [k for n in LANGUAGE for k in survey.texts if k.rpartition(".")[2] == n]
     # Sorted: the order of a dict's fields on disk differs between processes.
+    language = [k for n in LANGUAGE for k in sorted(survey.texts) if k.rpartition(".")[2] == n]
     actions = sorted(k for k in survey.numbers if k == ACTION or k.startswith(f"{ACTION}."))
-    actions = actions or [k for k in survey.numbers if k.rpartition(".")[2].startswith(ACTION)][:1]
+    actions = actions or sorted(k for k in survey.numbers if _is_action(k))[:1]
     proprio = sorted(_proprio(survey))
     state = join_fields(survey, tuple(proprio))
     layouts = {
@@ -90,6 +90,10 @@ def infer(survey: Survey) -> InferredSpec:
         proprio_layout=proprio_layout,
         evidence=evidence,
     )
+
+
+def _is_action(field: str) -> bool:
+    return field.rpartition(".")[2].startswith(ACTION)
 
 
 def _layout(
@@ -306,7 +310,7 @@ def _action_problems(spec: InferredSpec, episodes: list[np.ndarray]) -> list[str
 
 def _cameras(keys: list[str]) -> dict[str, str]:
     """Return up to three cameras: the wrist camera by its name, then the others in order."""
-    names = [k.removeprefix("observation.") for k in keys if k.startswith("observation.")]
+    names = sorted(k.removeprefix("observation.") for k in keys if k.startswith("observation."))
     names = [n for n in names if "depth" not in n.lower()]
     wrist = [n for n in names if any(w in n.lower() for w in WRIST)]
     others = [n for n in names if n not in wrist]
