@@ -12,7 +12,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from octolike.embodiment import MIN_SPREAD, RARE, REACH, Embodiment, Layout, Statistics, is_rare
+from octolike.embodiment import (
+    MIN_SPREAD,
+    RARE,
+    REACH,
+    STATISTICS,
+    Embodiment,
+    Layout,
+    Statistics,
+    is_rare,
+)
+from octolike.tables import text_table
 
 PARTS = ("action", "proprio")
 TOLERANCE = 0.1  # beyond [-1, 1]: measured shares overshoot
@@ -97,6 +107,17 @@ def describe(records: Sequence[Embodiment]) -> list[str]:
             if names:
                 lines.append(f"two-valued actions of {record.name}: {names}")
     return lines
+
+
+def statistics_table(layout: Layout, statistics: Statistics) -> str:
+    """Return a row per dimension: its unit, its statistics, and "constant" if it hardly varies."""
+    values = np.stack([getattr(statistics, name) for name in STATISTICS], axis=1)
+    rows = []
+    for name, unit, numbers in zip(layout.names, layout.units, values, strict=True):
+        constant = "constant" if numbers[STATISTICS.index("std")] < MIN_SPREAD else ""
+        rows.append((name, unit or "-", *(f"{x:.4g}" for x in numbers), constant))
+    align = "l" + "r" * (len(STATISTICS) + 1) + "l"
+    return text_table(rows, ("", "unit", *STATISTICS, ""), align, indent=4)
 
 
 def is_binary(s: Statistics) -> np.ndarray:

@@ -13,13 +13,9 @@ import os
 import sys
 import time
 
-import numpy as np
-
 from octolike import config as configs
 from octolike import ranges
-from octolike.embodiment import MIN_SPREAD, STATISTICS, Layout, Statistics
 from octolike.errors import ConfigError, DataError
-from octolike.tables import text_table
 
 
 def main(config: configs.Config) -> None:
@@ -55,7 +51,7 @@ def main(config: configs.Config) -> None:
                     print(f"  {camera}: {black:,} black frames; absent in {absent:,} episodes")
             for part, layout in (("action", spec.action), ("proprio", spec.proprio)):
                 if layout is not None:
-                    print(f"  {part}\n{statistics_table(layout, getattr(index, part))}")
+                    print(f"  {part}\n{ranges.statistics_table(layout, getattr(index, part))}")
             # After the table, so that it shows what a refused dimension has.
             (record,), _ = embodiment_records([spec], [index], d.normalization, d.range_check)
             lines = ranges.describe([record])
@@ -65,17 +61,6 @@ def main(config: configs.Config) -> None:
             print("".join(f"  {line}\n" for line in dict.fromkeys(lines)), end="")
     except (ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
-
-
-def statistics_table(layout: Layout, statistics: Statistics) -> str:
-    """Return a row per dimension: its unit, its statistics, and "constant" if it hardly varies."""
-    values = np.stack([getattr(statistics, name) for name in STATISTICS], axis=1)
-    rows = []
-    for name, unit, numbers in zip(layout.names, layout.units, values, strict=True):
-        constant = "constant" if numbers[STATISTICS.index("std")] < MIN_SPREAD else ""
-        rows.append((name, unit or "-", *(f"{x:.4g}" for x in numbers), constant))
-    align = "l" + "r" * (len(STATISTICS) + 1) + "l"
-    return text_table(rows, ("", "unit", *STATISTICS, ""), align, indent=4)
 
 
 if __name__ == "__main__":
