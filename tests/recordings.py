@@ -85,19 +85,34 @@ def npz(root: Path, count: int = 4, **more) -> Path:
     return root
 
 
-def video(path: Path, pictures: np.ndarray) -> None:
-    """Write a small mp4."""
+def video(path: Path, pictures: np.ndarray, fps: float = FPS, **options) -> None:
+    """Write a small mp4, or another file by the options of imageio-ffmpeg."""
     path.parent.mkdir(parents=True, exist_ok=True)
     side = pictures.shape[1]
-    writer = imageio_ffmpeg.write_frames(str(path), (side, side), fps=FPS, macro_block_size=1)
+    writer = imageio_ffmpeg.write_frames(
+        str(path), (side, side), fps=fps, macro_block_size=1, **options
+    )
     writer.send(None)
     for picture in pictures:
         writer.send(np.ascontiguousarray(picture))
     writer.close()
 
 
-def lerobot(root: Path, version: int, count: int = 4, *, images: bool = False) -> Path:
-    """Write LeRobot's layout 2.1 or 3.0, with videos or with images in the parquet."""
+def lerobot(
+    root: Path,
+    version: int,
+    count: int = 4,
+    *,
+    images: bool = False,
+    first_row: int = 0,
+    repeat: int = 1,
+    late: float = 0.0,
+) -> Path:
+    """Write LeRobot's layout 2.1 or 3.0, with videos or with images in the parquet.
+
+    first_row: rows before it are cut, as a filter of idle steps does; the video remains.
+    repeat: frames of the video per row. late: seconds added to the timestamps.
+    """
     (root / "meta").mkdir(parents=True)
     camera = {"dtype": "image" if images else "video", "shape": [SIDE, SIDE, 3], "names": None}
     info = {
@@ -124,32 +139,32 @@ def lerobot(root: Path, version: int, count: int = 4, *, images: bool = False) -
             "action": numbers(i, 3).tolist(),
             "observation.state": numbers(i, 3).tolist(),
             "next.done": [False] * (STEPS - 1) + [True],
-            "timestamp": [t / FPS for t in range(STEPS)],
+            "timestamp": [np.float32(t / FPS + late) for t in range(STEPS)],
             "episode_index": [i] * STEPS,
             "frame_index": list(range(STEPS)),
             "task_index": [i % 2] * STEPS,
         }
         if images:
             columns["observation.images.top"] = [{"bytes": b, "path": ""} for b in jpegs(i)]
-        tables.append(pa.table(columns))
-    (_write_v2 if version == 2 else _write_v3)(root, tables, tasks, images)
+        tables.append(pa.table(columns).slice(first_row))
+    (_write_v2 if version == 2 else _write_v3)(root, tables, tasks, 0 if images else repeat)
     return root
 
 
-def _write_v2(root: Path, tables: list[pa.Table], tasks: list[str], images: bool) -> None:
+def _write_v2(root: Path, tables: list[pa.Table], tasks: list[str], repeat: int) -> None:
     lines = [json.dumps({"task_index": i, "task": t}) for i, t in enumerate(tasks)]
     (root / "meta/tasks.jsonl").write_text("\n".join(lines))
-    rows = [{"episode_index": i, "length": STEPS} for i in range(len(tables))]
+    rows = [{"episode_index": i, "length": len(table)} for i, table in enumerate(tables)]
     (root / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (root / "data/chunk-000").mkdir(parents=True)
     for i, table in enumerate(tables):
         pq.write_table(table, root / f"data/chunk-000/episode_{i:06d}.parquet")
-        if not images:
-            key = "observation.images.top"
-            video(root / f"videos/chunk-000/{key}/episode_{i:06d}.mp4", frames(i))
+        if repeat:
+            path = root / f"videos/chunk-000/observation.images.top/episode_{i:06d}.mp4"
+            video(path, np.repeat(frames(i), repeat, 0), FPS * repeat)
 
 
-def _write_v3(root: Path, tables: list[pa.Table], tasks: list[str], images: bool) -> None:
+def _write_v3(root: Path, tables: list[pa.Table], tasks: list[str], repeat: int) -> None:
     """Two episodes per file, their videos one behind the other."""
     pq.write_table(
         pa.table({"task_index": [0, 1], "__index_level_0__": tasks}), root / "meta/tasks.parquet"
@@ -159,7 +174,7 @@ def _write_v3(root: Path, tables: list[pa.Table], tasks: list[str], images: bool
         rows.append(
             {
                 "episode_index": i,
-                "length": STEPS,
+                "length": len(tables[i]),
                 "data/chunk_index": 0,
                 "data/file_index": i // 2,
                 f"videos/{key}/chunk_index": 0,
@@ -175,6 +190,7 @@ def _write_v3(root: Path, tables: list[pa.Table], tasks: list[str], images: bool
     for i in range(0, len(tables), 2):
         both = pa.concat_tables(tables[i : i + 2])
         pq.write_table(both, root / f"data/chunk-000/file-{i // 2:03d}.parquet")
-        if not images:
+        if repeat:
             pictures = np.concatenate([frames(e) for e in range(i, min(i + 2, len(tables)))])
-            video(root / f"videos/{key}/chunk-000/file-{i // 2:03d}.mp4", pictures)
+            path = root / f"videos/{key}/chunk-000/file-{i // 2:03d}.mp4"
+            video(path, np.repeat(pictures, repeat, 0), FPS * repeat)

@@ -19,9 +19,9 @@ import tensorflow_datasets as tfds
 from recordings import STEPS, frames, numbers
 
 from octolike.config import ConfigError
-from octolike.data.onboarding.convert import conversion, recording
+from octolike.data.onboarding.convert import conversion, frame_encoding
 from octolike.data.onboarding.convert.conversion import ConversionPlan, convert, detect
-from octolike.data.onboarding.convert.recording import ConvertOptions
+from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
 from octolike.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +90,7 @@ def test_robomimic_files_are_converted(tmp_path):
 def test_lerobot_datasets_are_converted(tmp_path, version, images):
     path = recordings.lerobot(tmp_path / "in", version, images=images)
     assert detect(path) == "lerobot"
-    directory, _ = convert(path, str(tmp_path / "out"), "mine", plan())
+    directory, *_ = convert(path, str(tmp_path / "out"), "mine", plan())
     episodes = read(directory)
     assert len(episodes) == 4
     for i in range(4):
@@ -119,15 +119,15 @@ def test_npz_files_are_converted_with_success(tmp_path):
 def test_large_frames_become_jpeg_and_small_ones_png():
     rng = np.random.default_rng(0)
     big = np.repeat(rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8), 8, 1).repeat(8, 2)
-    jpeg = recording.encode(big, ConvertOptions(), "here")
+    jpeg = frame_encoding.encode(big, ConvertOptions(), "here")
     assert jpeg.format == "jpeg"
-    assert jpeg.frames[0].startswith(recording.JPEG)
-    exact = recording.encode(big, ConvertOptions(jpeg=0), "here")
+    assert jpeg.frames[0].startswith(frame_encoding.JPEG)
+    exact = frame_encoding.encode(big, ConvertOptions(jpeg=0), "here")
     assert exact.format == "png"
     np.testing.assert_array_equal(tf.io.decode_image(exact[0]), big[0])
-    swapped = recording.encode(big, ConvertOptions(jpeg=0, bgr=True), "here")
+    swapped = frame_encoding.encode(big, ConvertOptions(jpeg=0, bgr=True), "here")
     np.testing.assert_array_equal(tf.io.decode_image(swapped[0]), big[0, ..., ::-1])
-    assert recording.encode(recordings.frames(0), ConvertOptions(), "here").format == "png"
+    assert frame_encoding.encode(recordings.frames(0), ConvertOptions(), "here").format == "png"
 
 
 # Bad recordings
@@ -147,7 +147,11 @@ def _replace(path, key, value=None):
             lambda f: _replace(f, "action"),
             "episode_2.hdf5 has no action; found: .*observation.qvel",
         ),
-        (lambda f: _replace(f, "action", numbers(2)[:-1]), "lengths action 5, .* expected one"),
+        (
+            lambda f: _replace(f, "action", numbers(2)[:-1]),
+            "length is one row more than the action",
+        ),
+        (lambda f: _replace(f, "action", numbers(2)[:-2]), "lengths action 4, .* expected one"),
         (lambda f: _replace(f, "action", numbers(2) * np.nan), "action at step 0 is not finite"),
         (lambda f: _replace(f, "observations/images/cam_high"), "lacks observation.cam_high"),
         (lambda f: _replace(f, "action", numbers(2, 7)), r"action is float32 \(7,\), in the first"),
@@ -165,7 +169,7 @@ def test_a_bad_episode_is_named_or_left_out(tmp_path, damage, message):
         convert(path, str(tmp_path / "out"), "mine", plan(validation=0))
     assert not (tmp_path / "out/mine/1.0.0").exists()
     dropping = plan(validation=0, drop_bad=True)
-    directory, dropped = convert(path, str(tmp_path / "other"), "mine", dropping)
+    directory, dropped, *_ = convert(path, str(tmp_path / "other"), "mine", dropping)
     assert len(dropped) == 1
     assert "episode_2.hdf5" in dropped[0]
     assert len(read(directory)) == 2
@@ -182,8 +186,8 @@ def test_folders_of_unknown_formats_are_rejected(tmp_path):
         detect(tmp_path / "empty")
     with h5py.File(tmp_path / "odd.hdf5", "w") as file:
         file["poses"] = [1.0]
-    with pytest.raises(DataError, match="has poses: neither 'observations' "):
-        detect(tmp_path / "odd.hdf5")
+    with pytest.raises(DataError, match=r"no action; found: .*poses.*--field action="):
+        convert(tmp_path / "odd.hdf5", str(tmp_path), "mine", plan())
     with pytest.raises(DataError, match=r"no meta/info.json"):
         convert(tmp_path / "empty", str(tmp_path), "mine", plan(format="lerobot"))
     with pytest.raises(ConfigError, match="unknown format: 'lerobt'; did you mean 'lerobot'"):
@@ -236,7 +240,7 @@ def test_a_partial_conversion_does_not_resume_with_other_settings(tmp_path):
     other = plan(validation=0, episodes_per_shard=1, options=ConvertOptions(instruction="else"))
     with pytest.raises(DataError, match=r"was started with .*'instruction': ''.*now it is .*else"):
         convert(path, str(tmp_path), "mine", other)
-    directory, _ = convert(path, str(tmp_path), "mine", plan(validation=0, episodes_per_shard=1))
+    directory, *_ = convert(path, str(tmp_path), "mine", plan(validation=0, episodes_per_shard=1))
     assert len(read(directory)) == 4
     with pytest.raises(DataError, match="was started with"):
         convert(path, str(tmp_path), "mine", other)

@@ -45,13 +45,15 @@ class EncodedImage:
 
     Attributes:
         frames: T byte strings, stored unchanged.
-        shape: (h, w, 3) of every frame.
+        shape: (h, w, 3) of every frame; (h, w, 1) of depth.
         format: "jpeg" or "png".
+        pixels: type of a pixel: uint8; uint16 or float32 of depth.
     """
 
     frames: tuple[bytes, ...]
     shape: tuple[int, int, int]
     format: str
+    pixels: str = "uint8"
 
     ndim = 4
     dtype = np.dtype(object)
@@ -293,9 +295,9 @@ def infer_features(example: Mapping[str, Any]) -> tfds.features.FeaturesDict:
 
 def _serialize(features: tfds.features.FeaturesDict, example: dict[str, Any], place: str) -> bytes:
     t = len(example[STEPS][IS_FIRST])
-    steps = [_map(example[STEPS], lambda x, i=i: x[i]) for i in range(t)]
+    steps = [_map(example[STEPS], lambda x, i=i: _at(x, i)) for i in range(t)]
     try:
-        record = features.serialize_example(features.encode_example({**example, STEPS: steps}))
+        record = features.serialize_example({**example, STEPS: steps})
     # TFDS raises a RuntimeError for a missing or unknown key.
     except (ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
         raise DataError(
@@ -306,9 +308,17 @@ def _serialize(features: tfds.features.FeaturesDict, example: dict[str, Any], pl
     return tf.train.Example.FromString(record).SerializeToString(deterministic=True)
 
 
+def _at(x: np.ndarray | EncodedImage, i: int) -> Any:
+    """Return step i; float depth decoded, because TFDS encodes floats itself."""
+    if isinstance(x, EncodedImage) and x.pixels == "float32":
+        return tf.io.decode_png(x[i], channels=4).numpy().view(np.float32)
+    return x[i]
+
+
 def _step_feature(x: np.ndarray | EncodedImage) -> Any:
     if isinstance(x, EncodedImage):
-        return tfds.features.Image(shape=x.shape, encoding_format=x.format)
+        dtype = np.dtype(x.pixels).type
+        return tfds.features.Image(shape=x.shape, dtype=dtype, encoding_format=x.format)
     return _feature(np.asarray(x[0]))
 
 

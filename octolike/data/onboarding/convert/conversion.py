@@ -1,6 +1,7 @@
 """Convert recordings to an RLDS dataset, in parallel and verified.
 
-    directory = convert(Path("recordings"), "data", "my_robot", ConversionPlan())
+    conversion = convert(Path("recordings"), "data", "my_robot", ConversionPlan())
+    conversion.directory, conversion.dropped, conversion.left_out
 
 1. The format is detected, the episodes are listed and assigned to splits and shards: a pure
    function of the recording and the plan, so an interrupted conversion resumes.
@@ -22,7 +23,7 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -30,22 +31,24 @@ import tensorflow_datasets as tfds
 
 from octolike.config import ConfigError, unknown
 from octolike.data.onboarding.convert import recording as sources
+from octolike.data.onboarding.convert.frame_encoding import JPEG, PNG, ConvertOptions
 from octolike.data.onboarding.convert.hdf5 import (
     SUFFIXES,
-    AlohaRecording,
+    Hdf5Recording,
     RobomimicRecording,
     hdf5_files,
     open_hdf5,
 )
 from octolike.data.onboarding.convert.lerobot import LeRobotRecording
 from octolike.data.onboarding.convert.npz import NpzRecording
-from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation, Recording
+from octolike.data.onboarding.convert.recording import EpisodeLocation, Recording
 from octolike.data.rlds.fields import STEPS
 from octolike.data.rlds.writer import EncodedImage, Writer, rlds_episode
 from octolike.errors import DataError
 from octolike.progress import progress
 
 VERSION = "1.0.0"
+PROBES = 9  # episodes that decide which fields are usual, if bad episodes are to be left out
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,22 @@ class ConversionPlan:
     drop_bad: bool = False
 
 
+class Conversion(NamedTuple):
+    """The result of a conversion.
+
+    Attributes:
+        directory: of the dataset.
+        dropped: reasons of the episodes that were left out.
+        left_out: {column: reason} of the columns that were left out of every or of some episodes.
+        changed: {column: how it is stored}, for columns that are not stored as recorded.
+    """
+
+    directory: Path
+    dropped: list[str]
+    left_out: dict[str, str]
+    changed: dict[str, str]
+
+
 @dataclass(frozen=True)
 class ShardJob:
     """A shard for a worker process to write; expected: the signature of every episode."""
@@ -84,8 +103,8 @@ class ShardJob:
     drop_bad: bool
 
 
-def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> tuple[Path, list[str]]:
-    """Convert a recording to <root>/<name>/1.0.0; return (directory, reasons of dropped episodes).
+def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> Conversion:
+    """Convert a recording to <root>/<name>/1.0.0.
 
     Raises DataError for an unusable recording, ConfigError for a bad option, OSError for a full
     disk, RuntimeError if a process is killed. Finished shards stay, and the same call resumes.
@@ -105,6 +124,8 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> tuple[Pat
         options = dataclasses.replace(plan.options, control_hz=about["control_hz"])
         source = FORMATS[kind](path, options)
     shards = assign_splits(locations, plan)
+    first = _typical_episode(source, locations, plan.drop_bad)
+    about = {**about, "left_out": first["left_out"], "changed": first["changed"]}
     settings = {
         "converted_from": kind,
         "source": digest(path, locations),
@@ -117,8 +138,8 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> tuple[Pat
     writer = Writer(root, name, VERSION, {s: len(x) for s, x in shards.items()}, settings)
     if writer.finished:
         print(f"{writer.directory} exists; remove it to convert again", file=sys.stderr)
-        return writer.directory, []
-    expected = _first_signature(source, locations, plan.drop_bad)
+        return Conversion(writer.directory, [], first["left_out"], first["changed"])
+    expected = sources.signature(first)
     jobs = [
         ShardJob(
             kind, path, source.options, writer, split, i, tuple(shard), expected, plan.drop_bad
@@ -129,12 +150,16 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> tuple[Pat
     _write_all(jobs, plan.workers or os.cpu_count() or 1)
     notes = [writer.shard_note(j.split, j.index) for j in jobs]
     directory = writer.finish()  # raises if a note is missing
-    dropped = [r for note in notes if note is not None for r in note["dropped"]]
+    finished = [note for note in notes if note is not None]
+    dropped = [reason for note in finished for reason in note["dropped"]]
     splits = tfds.builder_from_directory(directory).info.splits
     count = sum(splits[s].num_examples for s in shards)
     if count + len(dropped) != len(locations):
         raise DataError(f"{directory} has {count} episodes, the recording has {len(locations)}")
-    return directory, dropped
+    remarks = [
+        {k: v for note in finished for k, v in note[part].items()} for part in sources.REMARKS
+    ]
+    return Conversion(directory, dropped, *remarks)
 
 
 def detect(path: Path) -> str:
@@ -146,15 +171,9 @@ def detect(path: Path) -> str:
     if path.suffix in SUFFIXES or (path.is_dir() and any(_hdf5(path))):
         first = path if path.is_file() else path / hdf5_files(path)[0]
         with open_hdf5(first) as file:
-            if "data" in file:
+            if "data" in file and any("actions" in demo for demo in file["data"].values()):
                 return "hdf5-robomimic"
-            if "observations" in file:
-                return "hdf5-aloha"
-            keys = ", ".join(file) or "nothing"
-        raise DataError(
-            f"{first} has {keys}: neither 'observations' (ALOHA) nor 'data' (robomimic); write "
-            "one npz file per episode instead (octolike/data/onboarding/convert/npz.py)"
-        )
+            return "hdf5-aloha" if "observations" in file and "action" in file else "hdf5"
     if not path.exists():
         raise DataError(f"{path} does not exist")
     names = sorted(p.name for p in path.iterdir())[:10] if path.is_dir() else [path.name]
@@ -195,14 +214,14 @@ def digest(path: Path, locations: list[EpisodeLocation]) -> str:
 def write_shard(job: ShardJob) -> int:
     """Write and verify one shard; return its number of episodes, dropped ones included."""
     source = FORMATS[job.kind](job.path, job.options)
-    dropped: list[str] = []
+    notes: dict[str, Any] = {"dropped": [], "left_out": {}, "changed": {}}
     prints: list[list[dict[str, str]]] = []
     job.writer.write(
         job.split,
         job.index,
-        _episodes(source, job, dropped, prints),
+        _episodes(source, job, notes, prints),
         check=lambda path, features: verify(path, features, prints),
-        dropped=dropped,
+        **notes,
     )
     return len(job.locations)
 
@@ -248,18 +267,21 @@ def fingerprints(steps: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _episodes(
-    source: Recording, job: ShardJob, dropped: list[str], prints: list[Any]
+    source: Recording, job: ShardJob, notes: dict[str, Any], prints: list[Any]
 ) -> Iterator[dict[str, Any]]:
     for location in job.locations:
         try:
             episode = source.read(location)
             _check_signature(sources.signature(episode), job.expected, str(location))
+            remarks = {part: episode[part] for part in sources.REMARKS}
             episode = rlds_episode(episode, str(location))
         except DataError as error:
             if not job.drop_bad:
                 raise DataError(f"{job.path}: {error}") from None
-            dropped.append(str(error))
+            notes["dropped"].append(str(error))
             continue
+        for part, columns in remarks.items():
+            notes[part].update(columns)
         prints.append(fingerprints(episode[STEPS]))
         yield episode
 
@@ -276,19 +298,30 @@ def _check_signature(signature: Mapping[str, str], expected: Mapping[str, str], 
             raise DataError(f"{place}: {key} is {signature[key]}, in the first episode {kind}")
 
 
-def _first_signature(
+def _typical_episode(
     source: Recording, locations: list[EpisodeLocation], drop_bad: bool
-) -> dict[str, str]:
-    """Return the signature of the first good episode."""
-    reasons = []
-    for location in locations:
+) -> dict[str, Any]:
+    """Return the first episode; with drop_bad, the first of the most common signature of several.
+
+    The first one could be the odd one, and all others would be left out.
+    """
+    episodes, reasons = [], []
+    count = min(len(locations), PROBES) if drop_bad else 1
+    for i in np.linspace(0, len(locations) - 1, count).round().astype(int):
         try:
-            return sources.signature(source.read(location))
+            episodes.append(source.read(locations[i]))
         except DataError as error:
             reasons.append(str(error))
-            if not drop_bad:
-                break
-    raise DataError(f"{source.path}: {reasons[0]}")
+    if not episodes and drop_bad:
+        for location in locations:
+            try:
+                return source.read(location)
+            except DataError as error:
+                reasons.append(str(error))
+    if not episodes:
+        raise DataError(f"{source.path}: {reasons[0]}")
+    signatures = [sources.signature(episode) for episode in episodes]
+    return episodes[max(range(len(episodes)), key=lambda i: signatures.count(signatures[i]))]
 
 
 def _write_all(jobs: list[ShardJob], workers: int) -> None:
@@ -338,7 +371,7 @@ def _end_with_parent() -> None:
 
 def _encoded(x: Any) -> bool:
     first = x[0] if len(x) else b""
-    return isinstance(first, bytes) and first.startswith((sources.JPEG, sources.PNG))
+    return isinstance(first, bytes) and first.startswith((JPEG, PNG))
 
 
 def _decode(frames: Any, place: str) -> None:
@@ -362,7 +395,8 @@ def _hdf5(path: Path) -> Iterator[Path]:
 
 
 FORMATS: dict[str, Callable[[Path, ConvertOptions], Recording]] = {
-    "hdf5-aloha": AlohaRecording,
+    "hdf5": Hdf5Recording,
+    "hdf5-aloha": Hdf5Recording,
     "hdf5-robomimic": RobomimicRecording,
     "lerobot": LeRobotRecording,
     "npz": NpzRecording,

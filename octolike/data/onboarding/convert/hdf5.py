@@ -1,17 +1,19 @@
-"""HDF5 recordings in the layouts of ALOHA and robomimic (also LIBERO and RoboCasa).
+"""HDF5 recordings: ALOHA, DROID and one's own layouts (`Hdf5Recording`), robomimic.
 
-ALOHA, one file per episode (h5py paths):
-    action [T, A]; observations/qpos [T, P] → observation.state; observations/qvel, effort;
-    observations/images/<camera>: uint8 [T, h, w, 3], or encoded frames, uint8 [T, bytes] padded
-    with zeros or of varying length (compress_len is not needed); base_action.
-robomimic, one file for all episodes, or a folder of such files:
-    data/demo_<i>/actions [T, A]; obs/<key>, images [T, h, w, 3] among them; rewards, dones;
-    mask/train and mask/valid, lists of demos. next_obs (a copy) and states (of the simulator) are
-    left out. The instruction of a file may be an attribute of data: language_instruction, or
+One episode per file, or one per numbered group of a file (h5py paths in the file or group):
+    action or actions [T, A], or a group of arrays; observations, observation or obs and their
+    groups → observation; qpos → observation.state; images: uint8 or floats [T, h, w, 3],
+    [T, 3, h, w], or encoded frames, uint8 [T, bytes] padded with zeros or of varying length;
+    depth [T, h, w] or [T, h, w, 1]; rewards, dones; any other array of T rows belongs to the
+    observation. --field NAME=PATH names fields of a layout of one's own.
+DROID: <episode>/trajectory.h5 with recordings/MP4/<serial>.mp4 next to it.
+robomimic (also LIBERO, RoboCasa, Isaac Lab), one file for all episodes, or a folder of such files:
+    data/demo_<i>/actions [T, A]; obs and its groups; rewards, dones; mask/train and mask/valid,
+    lists of demos. The instruction of a file may be an attribute of data: language_instruction, or
     problem_info (JSON).
 
-The instruction of an episode is an attribute or string named in `recording.INSTRUCTIONS`, at the
-root or in the demo. Neither format records success; rewards are kept.
+The instruction of an episode is an attribute or text named in `recording.INSTRUCTIONS`, at the root
+or in the episode. No format records success; rewards are kept.
 """
 
 from __future__ import annotations
@@ -27,47 +29,82 @@ import h5py
 import numpy as np
 
 from octolike.data.onboarding.convert import recording
-from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation
+from octolike.data.onboarding.convert.columns import Columns, is_encoded, short_names
+from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
+from octolike.data.onboarding.convert.recording import EpisodeLocation
+from octolike.data.onboarding.convert.video import list_frames, read_frames
 from octolike.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
 SPLITS = {"train": "train", "valid": "val"}
+ACTIONS = ("action", "actions")
+OBSERVATIONS = ("observation", "observations", "obs")
+STEPS = {
+    "reward": "reward",
+    "rewards": "reward",
+    "done": "is_terminal",
+    "dones": "is_terminal",
+    "terminals": "is_terminal",
+    "is_terminal": "is_terminal",
+}
+NOT_READ = {
+    "next_obs": "the observation of the next step, a copy",
+    "states": "the simulator's state, which no robot has",
+    "compress_len": "lengths of encoded frames, which are not needed",
+}
 
 
 @dataclass(frozen=True)
-class AlohaRecording:
-    """One file per episode."""
+class Hdf5Recording:
+    """One episode per file, or per numbered group of a file."""
 
     path: Path
     options: ConvertOptions
 
     def episodes(self) -> list[EpisodeLocation]:
-        """Return one episode per file, episode_2 before episode_10."""
-        return [EpisodeLocation(f) for f in hdf5_files(self.path)]
+        """Return the episodes, episode_2 before episode_10."""
+        result = []
+        for name in hdf5_files(self.path):
+            try:
+                with open_hdf5(_file(self.path, name)) as file:
+                    groups = self._episode_groups(file)
+            except DataError:  # read() reports it
+                groups = []
+            result += [EpisodeLocation(name, group) for group in groups or [""]]
+        return result
 
     def metadata(self) -> dict[str, Any]:
         """Return {}: the files have no metadata."""
         return {}
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
-        """Return the episode of a file."""
-        source = str(location)
-        with open_hdf5(self.path / location.file if self.path.is_dir() else self.path) as file:
-            if "observations" not in file:
-                raise DataError(f"{source} has no observations; found: {', '.join(file) or 'none'}")
-            observations = file["observations"]
-            numbers = {k: v[()] for k, v in observations.items() if _is_numbers(v)}
-            if "qpos" in numbers:
-                numbers["state"] = numbers.pop("qpos")
-            cameras = {}
-            for name, frames in observations.get("images", {}).items():
-                camera = f"{source}, camera {name}"
-                cameras[name] = recording.encode(_frames(frames, camera), self.options, camera)
-            steps = {k: v[()] for k, v in file.items() if _is_numbers(v) and v.ndim <= 2}
-            steps.pop("compress_len", None)
-            steps["observation"] = numbers
-            instruction = _instruction(file)
-            return recording.episode(steps, cameras, instruction, self.options, {}, source)
+        """Return an episode."""
+        path = _file(self.path, location.file)
+        with open_hdf5(path) as file:
+            group = file[location.key] if location.key else file
+            reader = _GroupReader(group, self.options, str(location))
+            reader.add_all({p: _role(p) for p in reader.paths})
+            if path.name.startswith("trajectory."):
+                _add_droid_videos(reader.columns, path.parent, reader.length)
+            instruction = _instruction(group, reader.length) or _instruction(file, reader.length)
+            return reader.episode(instruction or _droid_task(path.parent))
+
+    def _episode_groups(self, file: h5py.File) -> list[str]:
+        """Return the numbered groups that hold an action; [] if the file is one episode."""
+        action = dict(self.options.fields).get("action", "")
+        if action in file if action else any(a in file for a in ACTIONS):
+            return []
+        groups: list[str] = []
+
+        def visit(name: str, node: Any) -> None:
+            has_action = isinstance(node, h5py.Group) and (
+                action in node if action else any(a in node for a in ACTIONS)
+            )
+            if has_action and re.search(r"\d$", name):
+                groups.append(name)
+
+        file.visititems(visit)
+        return sorted(groups, key=natural_key)
 
 
 @dataclass(frozen=True)
@@ -81,7 +118,7 @@ class RobomimicRecording:
         """Return the demos of all files, with their split in the masks of the file."""
         result = []
         for name in hdf5_files(self.path):
-            with open_hdf5(self._file(name)) as file:
+            with open_hdf5(_file(self.path, name)) as file:
                 if "data" not in file:
                     raise DataError(f"{name} has no group 'data'; found: {', '.join(file)}")
                 splits: dict[str, str] = {}
@@ -100,7 +137,7 @@ class RobomimicRecording:
 
     def metadata(self) -> dict[str, Any]:
         """Return the control rate if the file has the settings of the simulator."""
-        with open_hdf5(self._file(hdf5_files(self.path)[0])) as file:
+        with open_hdf5(_file(self.path, hdf5_files(self.path)[0])) as file:
             try:
                 settings = json.loads(file["data"].attrs["env_args"])
                 return {"control_hz": float(settings["env_kwargs"]["control_freq"])}
@@ -109,28 +146,102 @@ class RobomimicRecording:
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return one demo."""
-        source = str(location)
-        with open_hdf5(self._file(location.file)) as file:
+        with open_hdf5(_file(self.path, location.file)) as file:
             demo = file["data"][location.key]
-            cameras, numbers = {}, {}
-            for name, x in demo.get("obs", {}).items():
-                if recording.is_video(x):
-                    camera = f"{source}, camera {name}"
-                    cameras[name] = recording.encode(recording.blocks(x), self.options, camera)
-                elif _is_numbers(x):
-                    numbers[name] = x[()]
-            steps: dict[str, Any] = {"observation": numbers}
-            for name, key in (("actions", "action"), ("rewards", "reward")):
-                steps |= {key: demo[name][()]} if name in demo else {}
-            if "dones" in demo:
-                steps["is_terminal"] = demo["dones"][()].astype(bool)
-            instruction = _instruction(demo) or _instruction(file["data"]) or _instruction(file)
-            if "reward" in steps:
-                steps["reward"] = steps["reward"].astype(np.float32)
-            return recording.episode(steps, cameras, instruction, self.options, {}, source)
+            reader = _GroupReader(demo, self.options, str(location))
+            reader.add_all({p: _robomimic_role(p) for p in reader.paths})
+            length = reader.length
+            instruction = _instruction(demo, length) or _instruction(file["data"], length)
+            return reader.episode(instruction or _instruction(file, length))
 
-    def _file(self, name: str) -> Path:
-        return self.path / name if self.path.is_dir() else self.path
+
+class _GroupReader:
+    """Reads the arrays of one episode's group into steps and columns."""
+
+    def __init__(self, group: Any, options: ConvertOptions, source: str) -> None:
+        self._group, self.columns = group, Columns(options, source)
+        self.steps: dict[str, Any] = {}
+        self.length = 0
+        self.paths: list[str] = []
+        group.visititems(
+            lambda name, node: self.paths.append(name) if isinstance(node, h5py.Dataset) else None
+        )
+        self._fields = {path: field for field, path in options.fields}
+        for path in self._fields:
+            if path not in group:
+                raise DataError(
+                    f"{source} has no {path!r} (--field); it has {', '.join(self.paths) or 'none'}"
+                )
+
+    def add_all(self, roles: dict[str, tuple[str, str]]) -> None:
+        """Add every array by its (role, name); the role "" has the reason to leave it out."""
+        for prefix, field in self._fields.items():
+            for path in roles:
+                if path == prefix or path.startswith(f"{prefix}/"):
+                    roles[path] = _role(f"{field}{path.removeprefix(prefix)}")
+        if not any(role == "action" for role, _ in roles.values()):
+            self._find_action(roles)
+        actions = [p for p, (role, _) in roles.items() if role == "action"]
+        self.length = len(self._group[actions[0]]) if actions else 0
+        observation = [p for p, (role, _) in roles.items() if role == "observation"]
+        targets = {p: self._target(p) for p in observation}
+        short = short_names(targets.values(), "/")
+        longer = self._are_one_longer(observation)
+        for path, (role, name) in roles.items():
+            x = self._group[path]
+            if role == "":
+                self.columns.left_out[path] = name
+            elif role == "instruction":
+                continue
+            elif role == "observation":
+                self._add_observation(path, _state_name(short[targets[path]]), x, longer)
+            elif not x.shape or x.dtype.kind not in "fiub" or len(x) != self.length:
+                self.columns.left_out[path] = f"{x.dtype} {list(x.shape)} is not {self.length} rows"
+            elif role == "action" and name:
+                self.steps.setdefault("action", {})[name] = x[()]
+            else:
+                self.steps[name or role] = x[()]
+
+    def episode(self, instruction: Any) -> dict[str, Any]:
+        """Return the episode, with rewards as float32 and ends as bool."""
+        for key, dtype in (("reward", np.float32), ("is_terminal", bool)):
+            if key in self.steps:
+                self.steps[key] = self.steps[key].reshape(self.length).astype(dtype)
+        return recording.episode(self.steps, self.columns, instruction, {})
+
+    def _find_action(self, roles: dict[str, tuple[str, str]]) -> None:
+        """Use the only array named action, in whatever group it is."""
+        named = [p for p in roles if p.rpartition("/")[2] in ACTIONS]
+        if len(named) == 1:
+            roles[named[0]] = ("action", "")
+            self.columns.changed[named[0]] = "used as the action"
+
+    def _target(self, path: str) -> str:
+        """Return the path of an array after the renaming of --field."""
+        for prefix, field in self._fields.items():
+            if path == prefix or path.startswith(f"{prefix}/"):
+                return f"{field}{path.removeprefix(prefix)}"
+        return path
+
+    def _are_one_longer(self, paths: list[str]) -> bool:
+        """Return whether all observations have one more row than the action (ManiSkill)."""
+        lengths = {len(self._group[p]) for p in paths if self._group[p].shape}
+        if self.length and lengths == {self.length + 1}:
+            self.columns.changed["observation"] = (
+                "one row more than the action, the last is not used"
+            )
+            return True
+        return False
+
+    def _add_observation(self, path: str, name: str, x: Any, longer: bool) -> None:
+        in_group = path.partition("/")[0] in OBSERVATIONS or path in self._fields
+        if x.shape and longer:
+            self.columns.add(name, x[: self.length])
+        elif x.shape and (len(x) == self.length or in_group):
+            self.columns.add(name, x)
+        else:
+            shape = list(x.shape) or "one value"
+            self.columns.left_out[path] = f"{shape} is not one entry per step ({self.length})"
 
 
 def hdf5_files(path: Path) -> list[str]:
@@ -157,30 +268,88 @@ def natural_key(name: str) -> list[Any]:
     return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)]
 
 
-def _is_numbers(x: Any) -> bool:
-    return isinstance(x, h5py.Dataset) and x.dtype.kind in "fiub" and 1 <= x.ndim <= 3
+def _file(path: Path, name: str) -> Path:
+    return path / name if path.is_dir() else path
 
 
-def _frames(x: h5py.Dataset, source: str) -> Iterator[np.ndarray | bytes]:
-    """Yield pixels, or encoded frames without their padding."""
-    if recording.is_video(x):
-        yield from recording.blocks(x)
-    elif x.ndim in (1, 2):
-        for row in recording.blocks(x):
-            # JPEG and PNG never end in a zero byte.
-            data = np.asarray(row)
-            yield (data.tobytes() if data.dtype != object else bytes(data.item())).rstrip(b"\0")
-    else:
-        raise DataError(f"{source}: {x.dtype} {x.shape} is neither frames nor encoded frames")
+def _role(path: str) -> tuple[str, str]:
+    """Return (role, name) of an array; for the role "", the name is the reason to leave it out."""
+    head, _, tail = path.partition("/")
+    leaf = path.rpartition("/")[2]
+    if leaf in recording.INSTRUCTIONS:
+        return "instruction", ""
+    if path in NOT_READ:
+        return "", NOT_READ[path]
+    if head in ACTIONS:
+        return "action", tail.replace("/", "_")
+    if path in STEPS:
+        return STEPS[path], ""
+    if "action" in head and head not in OBSERVATIONS:
+        return "extra", path.replace("/", "_")
+    return "observation", ""
 
 
-def _instruction(group: Any) -> str:
+def _robomimic_role(path: str) -> tuple[str, str]:
+    head = path.partition("/")[0]
+    if head in NOT_READ:
+        return "", NOT_READ[head]
+    if head == "obs" or head in ACTIONS or path in STEPS or "action" in head:
+        return _role(path)
+    if path.rpartition("/")[2] in recording.INSTRUCTIONS:
+        return "instruction", ""
+    return "", f"not part of obs; read it with --field {path.rpartition('/')[2]}={path}"
+
+
+def _state_name(name: str) -> str:
+    return "state" if name == "qpos" else name
+
+
+def _instruction(group: Any, length: int) -> Any:
+    """Return the instruction of a group, "" for none, or a list of one per step."""
     for name in recording.INSTRUCTIONS:
         if name in group.attrs:
             return recording.text(group.attrs[name])
-        if name in group and isinstance(group[name], h5py.Dataset) and group[name].size:
-            return recording.text(np.ravel(group[name][()])[0])
+        for path in _datasets_named(group, name):
+            values = np.ravel(group[path][()])
+            if len(values) == length and length > 1:
+                return list(values)
+            if len(values):
+                return recording.text(values[0])
     if "problem_info" in group.attrs:
         text = json.loads(group.attrs["problem_info"]).get("language_instruction", "")
         return " ".join(text) if isinstance(text, list) else text
+    return ""
+
+
+def _datasets_named(group: Any, name: str) -> Iterator[str]:
+    """Yield the paths of texts with a name, at the group itself or in its observation."""
+    for path in (name, *(f"{parent}/{name}" for parent in OBSERVATIONS)):
+        node = group.get(path)
+        is_text = isinstance(node, h5py.Dataset) and node.dtype.kind in "OSU"
+        if is_text and not is_encoded(np.atleast_1d(node[()])):
+            yield path
+
+
+def _add_droid_videos(columns: Columns, directory: Path, length: int) -> None:
+    """Add the videos that DROID keeps next to a trajectory, one frame per step."""
+    for path in sorted((directory / "recordings" / "MP4").glob("*.mp4")):
+        name = f"camera_{path.stem}"
+        try:
+            listing = list_frames(path)
+        except DataError as error:
+            raise DataError(f"{columns.source}, {name}: {error}") from None
+        if len(listing.times) == length:
+            frames = read_frames(listing, range(length), f"{columns.source}, {name}")
+            columns.add_frames(name, frames)
+        else:
+            columns.left_out[name] = f"{path.name} does not have one frame per step"
+
+
+def _droid_task(directory: Path) -> str:
+    """Return the task in the metadata that DROID keeps next to a trajectory, "" for none."""
+    for path in sorted(directory.glob("metadata_*.json")):
+        try:
+            return str(json.loads(path.read_text()).get("current_task") or "")
+        except ValueError:
+            return ""
     return ""

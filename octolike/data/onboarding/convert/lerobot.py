@@ -5,10 +5,13 @@ v2: data/chunk-*/episode_*.parquet and videos/chunk-*/<key>/episode_*.mp4, one p
 v3: several episodes per parquet file and per video, with their ranges in meta/episodes/*.parquet;
     meta/tasks.parquet.
 
-observation.images.<camera> → observation.<camera>; observation.<key> → observation.<key>; action;
-next.reward → reward; next.done → is_terminal; next.success → episode_metadata.success (at any
-step). The task is the instruction; fps the control rate. Videos are decoded by the ffmpeg of
-imageio-ffmpeg, frame by frame, AV1 included.
+observation.images.<camera> → observation.<camera>; observation.<key> → observation.<key>; action or
+actions → action, action.<part> → a dict of parts; next.reward → reward; next.done → is_terminal;
+next.success → episode_metadata.success (at any step); any other column, such as openpi's image and
+state, belongs to the observation. The task is the instruction; fps the control rate.
+
+A row has the video frame at its timestamp (`video`), wherever it stands among the rows. Depth is
+stored as depth if its scale is known, or left out.
 """
 
 from __future__ import annotations
@@ -20,13 +23,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from octolike.data.onboarding.convert import recording
-from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation
+from octolike.data.onboarding.convert.columns import Columns, is_depth_name, short_names
+from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
+from octolike.data.onboarding.convert.recording import EpisodeLocation
+from octolike.data.onboarding.convert.video import VideoListing, list_frames, read_frames
 from octolike.errors import DataError
 
 # Paths if meta/info.json has none.
@@ -38,9 +43,20 @@ VIDEO = {
     2: "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
     3: "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
 }
-RENAMED = {"action": "action", "next.reward": "reward", "next.done": "is_terminal"}
+STEPS = {
+    "action": "action",
+    "actions": "action",
+    "next.reward": "reward",
+    "reward": "reward",
+    "next.done": "is_terminal",
+    "done": "is_terminal",
+    "next.success": "success",
+    "success": "success",
+}
 # Columns without measurements.
-COUNTERS = {"timestamp", "frame_index", "episode_index", "index", "task_index", "next.success"}
+COUNTERS = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+# Keys of a depth video's scale in meta/info.json, which this reader does not undo.
+SCALES = ("depth_min", "depth_max", "shift", "use_log")
 
 
 @dataclass(frozen=True)
@@ -69,50 +85,132 @@ class LeRobotRecording:
         """Return the control rate, and the names of the dimensions of action and observation."""
         names = {}
         for key, feature in self._features.items():
-            if key == "action" or key.startswith("observation."):
-                flat = _names(feature.get("names"))
-                if flat and feature["dtype"] not in ("image", "video"):
-                    names[key.removeprefix("observation.").replace(".", "_")] = flat
+            flat = _names(feature.get("names"))
+            if flat and feature["dtype"] not in ("image", "video", "string"):
+                role, name = self._roles[key]
+                names[name if role == "observation" else f"{role}.{name}".rstrip(".")] = flat
         return {"control_hz": float(self._info["fps"]), "names": names}
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return one episode."""
         source, index = str(location), int(location.key)
         table = self._table(index, source)
-        steps: dict[str, Any] = {"observation": {}}
-        cameras, metadata = {}, {}
-        frames: Iterator[np.ndarray | bytes]
+        columns = Columns(self.options, source)
+        times = self._times(table, columns)
+        steps: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
+        instructions = self._instructions(table, index)
         for key, feature in self._features.items():
-            name = key.removeprefix("observation.").removeprefix("images.").replace(".", "_")
-            if feature["dtype"] == "video":
-                frames = self._video(key, feature, index, table.num_rows, source)
-                cameras[name] = recording.encode(frames, self.options, f"{source}, camera {name}")
+            role, name = self._roles[key]
+            if role == "":
+                columns.left_out[key] = name
+            elif role == "counter":
                 continue
-            if key in COUNTERS - {"next.success"}:
-                continue
-            if key not in table.column_names:
+            elif feature["dtype"] == "video":
+                self._add_video(columns, key, name, index, times)
+            elif key not in table.column_names:
                 raise DataError(
                     f"{source}: column {key} of meta/info.json is not in its parquet file, which "
                     f"has {', '.join(table.column_names)}"
                 )
-            if feature["dtype"] == "image":
-                frames = self._images(table[key], source)
-                cameras[name] = recording.encode(frames, self.options, f"{source}, camera {name}")
+            elif feature["dtype"] == "image":
+                columns.add_frames(name, self._images(table[key], source))
             elif feature["dtype"] == "string":
-                continue
-            elif key == "next.success":
-                metadata["success"] = bool(_numbers(table[key], key, source).any())
-            elif key in RENAMED:
-                steps[RENAMED[key]] = _numbers(table[key], key, source)
-            elif key.startswith("observation."):
-                steps["observation"][name] = _numbers(table[key], key, source)
-        for key in ("reward", "is_terminal"):
-            if key in steps:
-                steps[key] = steps[key].reshape(table.num_rows)
-        if "is_terminal" in steps:
-            steps["is_terminal"] = steps["is_terminal"].astype(bool)
-        instructions = [self._tasks.get(i, "") for i in table["task_index"].to_pylist()]
-        return recording.episode(steps, cameras, instructions, self.options, metadata, source)
+                texts = [recording.text(x) for x in table[key].to_pylist()]
+                if role == "instruction":
+                    instructions = [a or b for a, b in zip(instructions, texts, strict=True)]
+                else:
+                    steps[name] = np.array(texts, np.str_)
+            elif role == "observation":
+                numbers = _numbers(table[key])
+                if numbers is None:
+                    columns.left_out[key] = "not one array of numbers per step"
+                else:
+                    columns.add(name, numbers)
+            else:
+                _add_step(steps, metadata, role, name, table[key], source)
+        for key in set(table.column_names) - set(self._features) - COUNTERS:
+            columns.left_out[key] = "not in meta/info.json"
+        return recording.episode(steps, columns, instructions, metadata)
+
+    def _add_video(
+        self, columns: Columns, key: str, name: str, index: int, times: np.ndarray
+    ) -> None:
+        """Add the frames of a video at the times of the rows, seconds in the episode."""
+        place = f"{columns.source}, camera {name}"
+        row, feature = self._episodes[index], self._features[key]
+        try:
+            listing = list_frames(self._episode_path(VIDEO, "video_path", index, key))
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+        start = float(row.get(f"videos/{key}/from_timestamp") or 0.0)
+        end = float(row.get(f"videos/{key}/to_timestamp") or np.inf)
+        if reason := _unusable_depth(name, feature, listing):
+            columns.left_out[key] = reason
+            return
+        if (np.diff(times) <= 0).any():
+            step = int(np.argmax(np.diff(times) <= 0))
+            raise DataError(
+                f"{place}: timestamp {times[step]:.3f} s of step {step} is followed by "
+                f"{times[step + 1]:.3f} s, so its frames cannot be found"
+            )
+        numbers = listing.nearest(start + times, place, start, end)
+        add = columns.add_depth if listing.is_depth else columns.add_frames
+        add(name, read_frames(listing, numbers, place))
+        first, last = np.searchsorted(listing.times, [start - 1e-3, end - listing.interval / 2])
+        rate, fps = 1 / listing.interval, float(self._info["fps"])
+        if np.isfinite(listing.interval) and abs(rate - fps) > 0.01 * fps:
+            columns.changed[name] = (
+                f"a video of {rate:.3g} frames per second for rows of {fps:g}: each row has the "
+                "frame nearest in time"
+            )
+        elif len(np.unique(numbers)) < last - first:
+            columns.changed[name] = "frames without a row: each row has the frame at its timestamp"
+
+    def _times(self, table: pa.Table, columns: Columns) -> np.ndarray:
+        """Return the seconds of the rows since the start of the episode's video: float64 [T]."""
+        fps = float(self._info["fps"])
+        for key, scale in (("timestamp", 1.0), ("frame_index", fps)):
+            if key in table.column_names:
+                times = np.array(table[key].to_pylist(), np.float64).reshape(-1) / scale
+                break
+        else:
+            times = np.arange(table.num_rows) / fps
+        if "timestamp" not in table.column_names:
+            columns.changed["timestamp"] = f"missing: computed from {fps:g} rows per second"
+        elif len(times) > 1 and abs(np.median(np.diff(times)) * fps - 1) > 0.01:
+            columns.changed["timestamp"] = (
+                f"{1 / np.median(np.diff(times)):.3g} rows per second by their timestamps, but "
+                f"meta/info.json has {fps:g}, which becomes the control rate; see --hz"
+            )
+        elif len(times) > 1 and (np.diff(times) * fps > 1.5).any():
+            columns.changed["timestamp"] = "gaps between rows, from cut rows: actions jump there"
+        return times
+
+    def _instructions(self, table: pa.Table, index: int) -> list[str]:
+        """Return the task of every row."""
+        if "task_index" in table.column_names:
+            return [self._tasks.get(i, "") for i in table["task_index"].to_pylist()]
+        tasks = list(self._episodes[index].get("tasks") or [""])
+        return [str(tasks[0])] * table.num_rows
+
+    @cached_property
+    def _roles(self) -> dict[str, tuple[str, str]]:
+        """Return {column: (role, name)}; the role "" has the reason why the column is left out."""
+        renamed = {path: field for field, path in self.options.fields}
+        if missing := sorted(set(renamed) - set(self._features)):
+            raise DataError(
+                f"{self.path} has no column {missing[0]!r} (--field); it has "
+                f"{', '.join(self._features)}"
+            )
+        keys = {key: renamed.get(key, key) for key in self._features}
+        roles = {key: _role(target, set(keys.values())) for key, target in keys.items()}
+        observation = [keys[k] for k, (role, _) in roles.items() if role == "observation"]
+        names = short_names(observation, ".")
+        return {
+            key: (role, names[keys[key]] if role == "observation" else name)
+            for key, (role, name) in roles.items()
+        }
 
     @cached_property
     def version(self) -> int:
@@ -203,54 +301,75 @@ class LeRobotRecording:
                 raise DataError(f"{source}: no image at step {t}")
             yield data
 
-    def _video(
-        self, key: str, feature: Mapping[str, Any], index: int, steps: int, source: str
-    ) -> Iterator[np.ndarray]:
-        path = self._episode_path(VIDEO, "video_path", index, key)
-        if not path.is_file():
-            raise DataError(f"{source}: its video {path} is missing")
-        start = float(self._episodes[index].get(f"videos/{key}/from_timestamp") or 0.0)
-        yield from video_frames(path, start, steps, float(self._info["fps"]), source)
+
+def _role(key: str, keys: set[str]) -> tuple[str, str]:
+    """Return (role, name) of a column; for the role "", the name is the reason to leave it out."""
+    parent, _, part = key.partition(".")
+    if key in COUNTERS:
+        return "counter", ""
+    if key in recording.INSTRUCTIONS:
+        return "instruction", ""
+    if key in STEPS:
+        return STEPS[key], ""
+    if parent in ("action", "actions"):
+        name = part.replace(".", "_")
+        whole = keys & {"action", "actions"}
+        return ("extra", f"action_{name}") if whole else ("action", name)
+    if parent in ("observation", "observations"):
+        return "observation", ""
+    if parent == "next":
+        return "", "of the next step; rewards, done and success are read"
+    if parent == "annotation" or key.endswith("_index"):
+        return "", "an index into a table of annotations"
+    if key.startswith(recording.INSTRUCTIONS):
+        return "extra", key.replace(".", "_")
+    return "observation", ""
 
 
-def video_frames(
-    path: Path, start: float, count: int, fps: float, source: str
-) -> Iterator[np.ndarray]:
-    """Yield `count` frames, uint8 [h, w, 3], of a video from `start` seconds.
+def _add_step(
+    steps: dict[str, Any],
+    metadata: dict[str, Any],
+    role: str,
+    name: str,
+    column: pa.ChunkedArray,
+    source: str,
+) -> None:
+    """Add a column to the steps, or the success to the metadata."""
+    x = _numbers(column)
+    if x is None:
+        raise DataError(f"{source}: {name or role} is not one array of numbers per step")
+    if role == "success":
+        metadata["success"] = bool(x.any())
+    elif role in ("reward", "is_terminal"):
+        x = x.reshape(len(x))
+        steps[role] = x.astype(bool) if role == "is_terminal" else x.astype(np.float32)
+    elif role == "extra":
+        steps[name] = x
+    elif name:
+        steps.setdefault(role, {})[name] = x
+    else:
+        steps[role] = x
 
-    Raises DataError for a video that cannot be decoded or has fewer frames.
-    """
-    # Half a frame early, so that rounding does not skip the frame at `start`.
-    seek = ["-ss", f"{max(start - 0.5 / fps, 0):.6f}"] if start else []
-    output = ["-frames:v", str(count), "-fps_mode", "passthrough"]
-    frames = 0
-    stream = imageio_ffmpeg.read_frames(str(path), input_params=seek, output_params=output)
+
+def _unusable_depth(name: str, feature: Mapping[str, Any], listing: VideoListing) -> str:
+    """Return why a video is depth whose scale is unknown; "" for any other video."""
+    info = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    scaled = [k for k in info if k.rpartition(".")[2] in SCALES]
+    if listing.is_depth and not scaled:
+        return ""
+    if listing.is_depth or info.get("video.is_depth_map") or is_depth_name(name):
+        kind = f"scaled by {', '.join(scaled)}" if scaled else f"in 8 bits ({listing.pixel_format})"
+        return f"a depth video {kind}, not a camera; its metres cannot be recovered"
+    return ""
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray | None:
+    """Return a column as an array [T, ...]; None if it is not one array of numbers per step."""
     try:
-        width, height = next(stream)["size"]
-        for data in stream:
-            frames += 1
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-            if frames == count:
-                break
-    except (OSError, RuntimeError, ValueError, StopIteration) as error:
-        reason = str(error).strip().splitlines()[-1:] or ["no frames"]
-        raise DataError(f"{source}: {path} cannot be decoded: {reason[0]}") from None
-    finally:
-        stream.close()
-    if frames < count:
-        raise DataError(f"{source}: {path} has {frames} frames from {start:.3f} s, not {count}")
-
-
-def _numbers(column: pa.ChunkedArray, key: str, source: str) -> np.ndarray:
-    """Return a column as an array [T, ...]."""
-    values = column.to_pylist()
-    try:
-        x = np.array(values)
+        x = np.array(column.to_pylist())
     except ValueError:
-        x = np.array(values, dtype=object)
-    if x.dtype.kind not in "fiub":
-        raise DataError(f"{source}: {key} is not one array of numbers per step")
-    return x
+        return None
+    return x if x.dtype.kind in "fiub" else None
 
 
 def _names(names: Any) -> list[str]:

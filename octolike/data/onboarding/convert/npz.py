@@ -4,7 +4,7 @@
 
 Keys: action [T, A]; language_instruction, a string or T of them; success (bool) and control_hz, if
 known; reward, is_terminal [T]; all other keys with T entries belong to the observation: images
-uint8 [T, h, w, 3], numbers. Keys may have the prefix "observation." or "observation/".
+uint8 [T, h, w, 3], depth, numbers. Keys may have the prefix "observation." or "observation/".
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from octolike.data.onboarding.convert import recording
+from octolike.data.onboarding.convert.columns import Columns
+from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
 from octolike.data.onboarding.convert.hdf5 import natural_key
-from octolike.data.onboarding.convert.recording import ConvertOptions, EpisodeLocation
+from octolike.data.onboarding.convert.recording import EpisodeLocation
 from octolike.errors import DataError
 
 STEP_KEYS = ("action", "reward", "is_terminal", "discount")
@@ -48,38 +50,60 @@ class NpzRecording:
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return the episode of a file."""
-        source, cameras = str(location), {}
-        numbers: dict[str, Any] = {}
+        source = str(location)
+        columns = Columns(self.options, source)
         steps: dict[str, Any] = {}
         instruction: Any = ""
         metadata = {}
         with _open_npz(self._file(location)) as file:
-            for key in file.files:
-                try:
-                    x = file[key]
-                except (ValueError, OSError, zipfile.BadZipFile) as error:
-                    raise DataError(f"{source}: {key} cannot be read: {error}") from None
-                name = key.removeprefix("observation.").removeprefix("observation/")
-                if name in recording.INSTRUCTIONS:
-                    instruction = list(x) if x.ndim else x
-                elif name == "success":
-                    metadata["success"] = bool(x)
-                elif name == "control_hz":
-                    continue
-                elif recording.is_video(x):
-                    cameras[name] = recording.encode(x, self.options, f"{source}, camera {name}")
-                elif x.ndim == 0 or x.dtype.kind not in "fiub":
-                    raise DataError(
-                        f"{source}: {key} is {x.dtype} {x.shape}; expected numbers or images of T "
-                        f"steps, or one of success, control_hz, {', '.join(recording.INSTRUCTIONS)}"
-                    )
-                else:
-                    (steps if name in STEP_KEYS else numbers)[name] = x
-        steps["observation"] = numbers
-        return recording.episode(steps, cameras, instruction, self.options, metadata, source)
+            arrays = {key: _read(file, key, source) for key in file.files}
+        names = self._names(arrays, source)
+        length = len(arrays[names["action"]]) if "action" in names else 0
+        for name, key in names.items():
+            x = arrays[key]
+            if name in recording.INSTRUCTIONS:
+                instruction = list(x) if x.ndim else x
+            elif name == "success":
+                metadata["success"] = bool(x)
+            elif name == "control_hz":
+                continue
+            elif name in STEP_KEYS:
+                steps[name] = x
+            elif x.ndim == 0 or (length and x.ndim < 4 and len(x) != length):
+                columns.left_out[key] = (
+                    f"{x.dtype} {list(x.shape)} is not one entry per step ({length})"
+                )
+            elif "action" in name:
+                steps[name] = x
+            else:
+                columns.add(name, x)
+        return recording.episode(steps, columns, instruction, metadata)
+
+    def _names(self, arrays: dict[str, np.ndarray], source: str) -> dict[str, str]:
+        """Return {field: key of the file}."""
+        fields = {path: field for field, path in self.options.fields}
+        if missing := sorted(set(fields) - set(arrays)):
+            raise DataError(f"{source} has no {missing[0]!r} (--field); it has {', '.join(arrays)}")
+        names: dict[str, str] = {}
+        for key in arrays:
+            name = fields.get(key, key)
+            name = name.removeprefix("observation.").removeprefix("observation/")
+            name = "action" if name == "actions" and "action" not in arrays else name
+            name = name.replace("/", "_").replace(".", "_")
+            if name in names:
+                raise DataError(f"{source}: {names[name]} and {key} would both be {name}")
+            names[name] = key
+        return names
 
     def _file(self, location: EpisodeLocation) -> Path:
         return self.path / location.file if self.path.is_dir() else self.path
+
+
+def _read(file: Any, key: str, source: str) -> np.ndarray:
+    try:
+        return file[key]
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{source}: {key} cannot be read: {error}") from None
 
 
 def _open_npz(path: Path) -> Any:
