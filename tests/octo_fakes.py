@@ -144,7 +144,8 @@ def write(
     where = folder / str(STEP) / "default"
     where.parent.mkdir(parents=True)
     if orbax:
-        ocp.PyTreeCheckpointer().save(where.absolute(), tree)
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        checkpointer.save(where.absolute(), args=ocp.args.PyTreeSave(tree))
     else:
         where.mkdir()
         (where / "checkpoint").write_bytes(flax.serialization.msgpack_serialize(tree))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
+import chex
 import numpy as np
 import pytest
 from train_fakes import FakeSource
@@ -146,8 +146,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_its_policy_acts(tmp_path):
 
     resumed = train(config)
     whole = train(bridge_debug(tmp_path / "whole", cache))
-    same = jax.tree.map(lambda a, b: np.array_equal(a, b), resumed, whole)
-    assert all(jax.tree.leaves(same)), f"stopped at {stopped}"
+    chex.assert_trees_all_equal(resumed, whole)
 
     policy = Policy.load(config.workdir)
     observation = {
@@ -174,8 +173,7 @@ def test_fake_data_train_stop_resume_and_act(tmp_path):
     whole = train(fake("whole", 6))
     train(fake("parts", 3))
     resumed = train(fake("parts", 6))
-    same = jax.tree.map(lambda a, b: np.array_equal(a, b), resumed, whole)
-    assert all(jax.tree.leaves(same))
+    chex.assert_trees_all_equal(resumed, whole)
 
     policy = Policy.load(tmp_path / "parts")
     observation = {

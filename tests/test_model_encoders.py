@@ -1,5 +1,6 @@
 """Image encoders: shapes, sizes, FiLM, published weights in both layouts, errors."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import model_fakes as fakes
@@ -333,7 +334,7 @@ def test_all_big_vision_layouts_are_read(layout, tmp_path):
     params = fakes.parameters(encoder.init, x)["params"]
     np.savez(file, **big_vision(params, **layout))
     got = encoders.load_weights(component("vit", weights=str(file)), fresh(encoder, x))
-    jax.tree.map(np.testing.assert_array_equal, got, params)
+    chex.assert_trees_all_equal(got, params)
 
 
 def test_positions_are_interpolated_and_additional_channels_start_at_zero(tmp_path):

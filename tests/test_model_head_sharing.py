@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import model_fakes as fakes
@@ -97,7 +98,7 @@ def test_heads_ignore_masked_actions_and_are_traced_once(kind):
     assert out.dtype == jnp.float32
     assert not np.abs(gradient[1][3]).any(), "an example without actions teaches nothing"
     assert np.abs(gradient[1][:3]).max(axis=(1, 2, 3)).all()
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient[0]))
+    chex.assert_tree_all_finite(gradient[0])
     dims = np.ones((B, A), bool)
     dims[1, 2] = False
     key = jax.random.key(2)

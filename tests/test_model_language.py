@@ -5,6 +5,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import chex
 import flax.serialization
 import flax.traverse_util
 import jax
@@ -340,7 +341,7 @@ def test_finetuning_needs_only_the_directory_of_the_other_run(folder, tmp_path, 
     settings = dataclasses.asdict(checkpoint.readable(config).model)
     assert language.source(settings)[0] == str(tmp_path / "run" / checkpoint.TEXT_ENCODER)
     params = starts.load_params(config, settings, run.params, run.names)
-    assert jax.tree.all(jax.tree.map(np.array_equal, params, run.params))
+    chex.assert_trees_all_equal(params, run.params)
     checkpoint.write_run_files(config, run.embodiments, run.spec, run.names)
     settings = dataclasses.asdict(checkpoint.readable(config).model)
     assert language.source(settings)[0] == str(tmp_path / "next" / checkpoint.TEXT_ENCODER)

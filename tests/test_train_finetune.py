@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import model_fakes
@@ -38,13 +39,9 @@ def tuned(directory, source, **optim):
     return run_config
 
 
-def same(a, b):
-    return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
-
-
 def test_lora_is_initially_zero_and_adds_a_scaled_product(params):
     change = lora.init(params, ["stem/kernel"], 2, jax.random.key(1))
-    assert same(lora.merge(params | change, 1.0), params)
+    chex.assert_trees_all_equal(lora.merge(params | change, 1.0), params)
     a = change["lora"]["stem"]["kernel"]["a"]
     b = jnp.ones_like(change["lora"]["stem"]["kernel"]["b"])
     change["lora"]["stem"]["kernel"]["b"] = b
@@ -52,7 +49,7 @@ def test_lora_is_initially_zero_and_adds_a_scaled_product(params):
     np.testing.assert_allclose(
         merged["stem"]["kernel"], params["stem"]["kernel"] + 0.5 * a @ b, rtol=1e-5, atol=1e-6
     )
-    assert same(merged["head"], params["head"])
+    chex.assert_trees_all_equal(merged["head"], params["head"])
 
 
 def test_lora_of_a_convolution_factors_the_flattened_kernel():
@@ -115,7 +112,7 @@ def test_lora_trains_only_its_factors_resumes_and_is_merged_on_loading(source, t
     assert sorted(x.size for x in moments) == sorted(2 * [x.size for x in factors])
 
     before, after = checkpoint.load_run(source).params, checkpoint.load_run(tmp_path).params
-    assert same(after["head"], before["head"])
+    chex.assert_trees_all_equal(after["head"], before["head"])
     change = after["stem"]["kernel"] - before["stem"]["kernel"]
     assert np.linalg.matrix_rank(change, tol=1e-7) == 2
     a, b = (last.params["lora"]["stem"]["kernel"][k] for k in "ab")
@@ -181,7 +178,7 @@ def test_rows_of_robots_and_tasks_are_transferred_by_name(by, capsys):
     with pytest.raises(ConfigError, match=r"in runs/a, but none for (hand|fold); reinitialise it"):
         initial_state.reorder_named_rows(params, named_rows(model, there), other, (), "runs/a")
     fresh = ("heads_action/*", "tokenizers_which/*")
-    assert same(
+    chex.assert_trees_all_equal(
         initial_state.reorder_named_rows(params, named_rows(model, there), other, fresh, "runs/a"),
         params,
     )
@@ -192,7 +189,7 @@ def test_reinitialising_the_head_takes_over_the_rest(source, tmp_path, capsys):
     run_config.train.reinit, run_config.seed = ("head/*",), 7
     last = loop.train(run_config, FakeSource(), model=Tiny())
     before = checkpoint.load_run(source).params
-    assert same(last.params["stem"], before["stem"])
+    chex.assert_trees_all_equal(last.params["stem"], before["stem"])
     assert not np.array_equal(last.params["head"]["kernel"], before["head"]["kernel"])
     output = capsys.readouterr().out
     assert "settings that differ (there -> here):" in output

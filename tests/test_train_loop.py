@@ -5,6 +5,7 @@ import os
 import re
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -49,12 +50,6 @@ class Signalled(Stream):
         return super().__next__()
 
 
-def equal(a, b) -> bool:
-    """Return whether two trees have the same structure and bits."""
-    same = jax.tree.map(lambda x, y: np.array_equal(x, y), a, b)
-    return all(jax.tree.leaves(same))
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """Return (directory, last state, indices of its batches) of an uninterrupted run."""
@@ -87,7 +82,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     last = loop.train(run(tmp_path), resumed, model=Tiny())
     assert f"resuming {tmp_path} at step {saved}" in capsys.readouterr().out
     _, expected, indices = uninterrupted
-    assert equal(last, expected)
+    chex.assert_trees_all_equal(last, expected)
     assert int(last.step) == 6
     # Prefetched batches that were not trained on are repeated.
     assert interrupted.streams[0].indices[:saved] + resumed.streams[0].indices == indices
@@ -98,7 +93,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 def test_training_a_finished_run_again_does_nothing(uninterrupted, capsys):
     directory, last, _ = uninterrupted
     second = loop.train(run(directory), FakeSource(), model=Tiny())
-    assert equal(second, last)
+    chex.assert_trees_all_equal(second, last)
     assert "all 6 steps are done" in capsys.readouterr().out
 
 
@@ -113,8 +108,9 @@ def test_a_run_is_completely_on_disk(uninterrupted):
     assert loaded.spec == SPEC
     assert loaded.names == NAMES
     assert loaded.embodiments[0].action == robot().action
-    assert equal(loaded.params, last.ema)  # the policy uses the averaged parameters
-    assert not equal(loaded.params, last.params)
+    chex.assert_trees_all_equal(loaded.params, last.ema)  # the policy uses the averaged parameters
+    with pytest.raises(AssertionError, match="differ in leaves"):
+        chex.assert_trees_all_equal(loaded.params, last.params)
 
 
 def test_metrics_rows_hold_losses_shares_and_rates(uninterrupted):
@@ -198,7 +194,7 @@ def test_a_run_can_start_from_the_parameters_of_another_run(uninterrupted, tmp_p
     run_config.train.steps = 1
     last = loop.train(run_config, FakeSource(), model=Tiny())
     expected = checkpoint.load_run(uninterrupted[0]).params
-    assert equal(last.all_params(), expected)
+    chex.assert_trees_all_equal(last.all_params(), expected)
 
     run_config = run(tmp_path / "wide")
     run_config.train.init_from = str(uninterrupted[0])

@@ -223,7 +223,8 @@ def _read_params(folder: Path) -> dict[str, np.ndarray]:
     if not leaves or any(not isinstance(x, np.ndarray) for x in leaves.values()):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is missing; it should hold the parameters")
-        tree = ocp.PyTreeCheckpointer().restore(folder.absolute())
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        tree = checkpointer.restore(folder.absolute(), args=ocp.args.PyTreeRestore())
         leaves = flax.traverse_util.flatten_dict(tree, sep="/")
     return {path: np.asarray(x) for path, x in leaves.items()}
 
