@@ -1,11 +1,15 @@
 """Every command of README and docs names a script, a config, arguments and options that exist.
 
 The commands are extracted from the ```bash blocks. Those with --config are parsed as the command
-line parses them, overrides included; the flags of the others must be defined by their script.
+line parses them, overrides included; the flags of the others must be defined by their script. The
+commands that take seconds also run, on small recordings of this test.
 """
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +88,91 @@ def _parse(arguments, command):
 
 def test_the_pages_have_commands():
     assert len(CASES) > 25
+
+
+# Each command in a child of one process that has imported what all of them need.
+HELP = """
+import os, sys
+from absl import app, flags
+from ml_collections import config_flags
+from octolike import commands
+
+for arguments in eval(sys.argv[1]):
+    sys.stdout.flush()
+    if child := os.fork():
+        print("CODE", *arguments, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        continue
+    try:
+        commands.main(arguments)
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1 if end.code else 0)
+    os._exit(0)
+"""
+
+
+def run(*command, cwd=ROOT) -> tuple[int, str]:
+    """Run Python in a fresh process; return (exit code, output)."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_every_command_prints_its_help():
+    names = sorted(path.stem for path in (ROOT / "scripts").glob("[a-z]*.py"))
+    helps = [[name, "--helpshort" if _is_absl(name) else "--help"] for name in names]
+    code, output = run("-c", HELP, [["--version"], [], *helps])
+    assert code == 0, output
+    codes = dict(line.rsplit(" ", 1) for line in output.splitlines() if line.startswith("CODE"))
+    assert codes.pop("CODE") == "0"
+    assert codes.pop("CODE --version") == "0"
+    assert len(codes) == len(names)
+    for name, flag in helps:  # absl ends with code 1 after it has printed its help
+        assert codes[f"CODE {name} {flag}"] == ("1" if _is_absl(name) else "0"), output
+
+
+def _is_absl(name):
+    source = (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8")
+    return "argparse" not in source
+
+
+SHORT = ("convert", "inspect_data", "statistics")
+# One process imports tensorflow once; a command that ends the process must be the last one.
+COMMANDS = """
+import sys
+from octolike import commands
+
+for arguments in eval(sys.argv[1]):
+    print("COMMAND", *arguments, flush=True)
+    commands.main(arguments)
+"""
+
+
+def test_the_short_commands_run(tmp_path):
+    """Recordings of a robot of one's own are converted, inspected and read."""
+    h5py = pytest.importorskip("h5py", reason="converting needs the extra 'convert'")
+    import recordings
+
+    for file in recordings.aloha(tmp_path / "recordings").glob("*.hdf5"):
+        with h5py.File(file, "r+") as content:  # grippers from 0 to 1
+            content["action"][:] = content["action"][:] / 10
+            content["observations/qpos"][:] = content["observations/qpos"][:] / 10
+    lines = dict.fromkeys(" ".join(words[1:]) for page in PAGES for words in commands(page))
+    short = [shlex.split(line) for line in lines if line.split()[:1] and line.split()[0] in SHORT]
+    assert [words[0] for words in short] == [*SHORT], "each once, in the order of the walk"
+    convert, inspect, statistics = short
+    convert = [{"DIR": "recordings"}.get(word, word) for word in [*convert, "--workers=1"]]
+    statistics = [word for word in statistics if not word.startswith("--config.")]
+    settings = ("root=data", "mix=my_robot", "specs=my_robot.py", "cache=cache", "cameras={}")
+    statistics += [f"--config.data.{setting}" for setting in settings]
+    code, output = run("-c", COMMANDS, [convert, inspect, statistics], cwd=tmp_path)
+    assert code == 0, output
+    assert "Traceback" not in output
+    assert "my_robot.py: verify and correct it" in output
+    assert "my_robot: 3 episodes, 18 steps" in output.partition("COMMAND statistics")[2]
