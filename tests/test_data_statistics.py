@@ -262,7 +262,7 @@ def test_a_change_of_the_spec_recomputes_the_statistics_and_reports_it(tmp_path,
     settings = {"threads": 1, "cache": str(tmp_path / "cache"), "drop_bad": False}
     first = statistics.index_episodes(reader, **settings)
     assert "recomputing" not in capsys.readouterr().err
-    reader.spec = dataclasses.replace(reader.spec, every=2)
+    reader = Reader(dataclasses.replace(reader.spec, every=2), str(tmp_path), "train")
     second = statistics.index_episodes(reader, **settings)
     expected = "statistics of fake/train: the spec's computation changed, recomputing\n"
     assert expected in capsys.readouterr().err

@@ -21,10 +21,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from octolike.data.rlds import decode, record_fields
+from octolike.data.rlds import decode, record_fields, record_files
 from octolike.data.rlds.fields import DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL, OBSERVATION, STEPS
-from octolike.data.rlds.reader import error_summary, to_numpy
+from octolike.data.rlds.reader import to_numpy
 from octolike.data.rlds.record_fields import ParsedEpisode
+from octolike.data.rlds.record_files import PARSE_ERRORS, error_summary, one_line
 from octolike.data.rlds.writer import SETTINGS
 from octolike.errors import DataError
 from octolike.tables import text_table
@@ -82,7 +83,9 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
     try:
         info = tfds.builder_from_directory(path).info
     except Exception as error:  # tfds raises the errors of its parsers
-        raise DataError(f"{path} cannot be opened: {error}; copy the dataset again") from error
+        reason = one_line(error)
+        raise DataError(f"{path} cannot be opened: {reason}; copy the dataset again") from error
+    record_files.check_format(info, path.parent.name, str(path))
     splits = {k: v for k, v in info.splits.items() if v.num_examples}
     if not splits:
         raise DataError(f"{path} has no episodes")
@@ -220,19 +223,21 @@ def _episodes(info: Any, split: str, most: int, cameras: Sequence[str]) -> Itera
     parse = tf.function(
         record_fields.graph_parser(info.features, wanted, paths, {}, 1),
         input_signature=[tf.TensorSpec((), tf.string)],
+        autograph=False,
     )
     remaining = most or info.splits[split].num_examples
     for path in files:
         if not Path(path).is_file():
             raise DataError(f"{path} is missing; copy the dataset again")
+        record_files.check_lengths(path, Path(path).stat().st_size)
         try:
             for raw in tf.data.TFRecordDataset(path).take(min(share, remaining)):
                 yield parse(raw)
                 remaining -= 1
-        except tf.errors.OpError as error:
-            raise DataError(
-                f"{path} cannot be read: {error_summary(error)}; copy it again"
-            ) from None
+        except PARSE_ERRORS as error:
+            problem = record_files.container_problem(path)
+            reason = f"cannot be read: {error_summary(error)}; copy it again"
+            raise DataError(f"{path} {problem or reason}") from None
         if remaining <= 0:
             return
 

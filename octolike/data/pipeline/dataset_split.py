@@ -47,7 +47,8 @@ class DatasetSplit:
         """Read one episode; actions and proprio are normalised."""
         i = self.index
         record = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
-        result = self.reader.read_episode(*record, self.cameras, self.depth)
+        content = int(i.content[episode])
+        result = self.reader.read_episode(*record, self.cameras, self.depth, content)
         result.action = self.embodiment.normalize_action(result.action)
         if result.proprio is not None:
             result.proprio = self.embodiment.normalize_proprio(result.proprio)

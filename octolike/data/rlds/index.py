@@ -34,7 +34,7 @@ from octolike.embodiment import Statistics
 FORMAT = 5  # of the cache file
 ALGORITHM = 1  # increase it if the pass over the records computes an index or sketches differently
 PARTS = ("action", "proprio")
-COLUMNS = ("shard", "offset", "length", "steps", "task", "label")
+COLUMNS = ("shard", "offset", "length", "content", "steps", "task", "label")
 CAMERA_COLUMNS = ("image_bytes", "black_frames", "depth_bytes")
 _TEXTS = ("tasks", "labels", "bad")
 
@@ -45,6 +45,7 @@ class EpisodeIndex:
 
     Attributes:
         shard, offset, length, steps: int64 [episodes]; offset and length in bytes.
+        content: int64 [episodes], a fingerprint of the record (record_files.content_fingerprint).
         task: int64 [episodes], index into `tasks`: the stored instructions, "" for none.
         label: int64 [episodes], index into `labels`: texts of the spec's label field, "" for none.
         image_bytes: int64 [episodes, C], bytes of the encoded images of each camera of the spec, in
@@ -59,6 +60,7 @@ class EpisodeIndex:
     shard: np.ndarray
     offset: np.ndarray
     length: np.ndarray
+    content: np.ndarray
     steps: np.ndarray
     task: np.ndarray
     label: np.ndarray
@@ -88,15 +90,16 @@ class EpisodeIndex:
 
     def first_episodes(self, count: int) -> EpisodeIndex:
         """Return the index of the first episodes (0: all); the statistics remain those of all."""
-        count = count or len(self.steps)
-        return replace(self, **{k: getattr(self, k)[:count] for k in COLUMNS + CAMERA_COLUMNS})
+        return self.take(slice(count or len(self.steps)))
+
+    def take(self, episodes: np.ndarray | slice) -> EpisodeIndex:
+        """Return the index of some episodes (numbers, mask or slice); the statistics remain."""
+        return replace(self, **{k: getattr(self, k)[episodes] for k in COLUMNS + CAMERA_COLUMNS})
 
 
 def data_digest(reader: Reader) -> str:
     """Return a digest of everything but the spec that an index depends on: the files, the code."""
-    stats = [tf.io.gfile.stat(f) for f in reader.files]
-    files = [[Path(f).name, s.length, s.mtime_nsec] for f, s in zip(reader.files, stats)]
-    values = [FORMAT, ALGORITHM, files, reader.counts, repr(reader.features)]
+    values = [FORMAT, ALGORITHM, reader.stamps, reader.counts, repr(reader.features)]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 

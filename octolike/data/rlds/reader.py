@@ -7,8 +7,6 @@ Images remain encoded, as stored. A `Reader` opens one split of one dataset. The
 from __future__ import annotations
 
 import functools
-import re
-import struct
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,18 +16,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from octolike.data.rlds import decode, record_fields
+from octolike.data.rlds import decode, record_fields, record_files
 from octolike.data.rlds.fields import IS_FIRST, OBSERVATION, STEPS
 from octolike.data.rlds.record_fields import EPISODE, ParsedEpisode
+from octolike.data.rlds.record_files import PARSE_ERRORS, error_summary, one_line
 from octolike.data.specs import expressions
 from octolike.data.specs.spec import DatasetSpec
 from octolike.data.specs.standardize import StandardSteps
 from octolike.errors import DataError
-
-# A TFRecord consists of its length (8 bytes), a checksum (4), the data, and a checksum (4).
-RECORD_HEADER, RECORD_FOOTER = 12, 4
-# TensorFlow's messages quote the record, and decoding them fails if it is not UTF-8.
-PARSE_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
 class MissingSplitError(DataError):
@@ -81,8 +75,9 @@ class Reader:
         except Exception as error:  # tfds raises whatever its parsers raise
             raise DataError(
                 f"{spec.name}: features.json or dataset_info.json in {self.directory} cannot be "
-                f"read: {error}; copy the dataset again"
+                f"read: {one_line(error)}; copy the dataset again"
             ) from error
+        record_files.check_format(info, spec.name, self.directory)
         if split not in info.splits:
             raise MissingSplitError(
                 f"{spec.name}: no split {split!r} in {self.directory} "
@@ -90,12 +85,16 @@ class Reader:
             )
         self.files = [str(f) for f in info.splits[split].filepaths]
         self.counts = list(info.splits[split].shard_lengths)
-        missing = [f for f in self.files if not tf.io.gfile.exists(f)]
+        listing = record_files.list_directory(self.directory)
+        names = [f.rpartition("/")[2] for f in self.files]
+        missing = [f for f, name in zip(self.files, names, strict=True) if name not in listing]
         if missing:
             raise DataError(
                 f"{spec.name}: {len(missing)} of {len(self.files)} shards of split {split!r} are "
                 f"missing, the first is {missing[0]}; copy the dataset again"
             )
+        # (name, bytes, time of the last change) of each shard: what an index of them depends on.
+        self.stamps = [(name, *listing[name]) for name in names]
         self.features = info.features
         self.fields = record_fields.field_tree(info.features)
         self._camera_paths, self._depth_paths = self._check_features()
@@ -103,25 +102,37 @@ class Reader:
 
     def read_records(self, shard: int) -> Iterator[bytes]:
         """Yield the raw records of a shard in order; DataError for a truncated or corrupted one."""
-        count = 0
-        stream = iter(tf.data.TFRecordDataset(self.files[shard], buffer_size=1 << 20))
+        count, path = 0, self.files[shard]
+        self.check_shard(shard)
+        stream = iter(tf.data.TFRecordDataset(path, buffer_size=1 << 20))
         while True:
             try:
                 record = next(stream).numpy()
             except StopIteration:
                 break
             except tf.errors.OpError as error:
+                if count == 0 and (problem := record_files.container_problem(path)):
+                    raise DataError(f"{path} {problem}") from None
                 raise DataError(
-                    f"{self.files[shard]}: record {count} is truncated, corrupted or unreadable "
+                    f"{path}: record {count} is truncated, corrupted or unreadable "
                     f"({error_summary(error)}); copy the file again"
                 ) from None
+            if count == self.counts[shard]:
+                raise DataError(
+                    f"{path}: more records than dataset_info.json lists, {count}; copy the dataset "
+                    "again"
+                )
             yield record
             count += 1
         if count != self.counts[shard]:
             raise DataError(
-                f"{self.files[shard]}: {count} records, but dataset_info.json lists "
-                f"{self.counts[shard]}; copy the file again"
+                f"{path}: {count} records, but dataset_info.json lists {self.counts[shard]}; copy "
+                "the file again"
             )
+
+    def check_shard(self, shard: int) -> None:
+        """Raise DataError for a shard whose records claim more bytes than it has."""
+        record_files.check_lengths(self.files[shard], self.stamps[shard][1])
 
     def read_episode(
         self,
@@ -130,29 +141,24 @@ class Reader:
         length: int,
         cameras: Collection[str] | None = None,
         depth: Collection[str] = (),
+        content: int | None = None,
     ) -> Episode:
         """Return the episode of the record of `length` bytes at byte `offset`.
 
-        cameras, depth: cameras to return images and depth images of; cameras None: all.
+        cameras, depth: cameras to return images and depth images of; cameras None: all. content:
+        the fingerprint that the record should have.
         """
-        record = self.read_record(shard, offset, length)
+        record = self.read_record(shard, offset, length, content)
         return self.parse_episode(record, f"{self.files[shard]}, byte {offset}", cameras, depth)
 
-    def read_record(self, shard: int, offset: int, length: int) -> bytes:
-        """Return the raw record of `length` bytes at byte `offset`."""
-        path = self.files[shard]
-        try:
-            with tf.io.gfile.GFile(path, "rb") as f:
-                f.seek(offset)
-                block = f.read(RECORD_HEADER + length)
-        except tf.errors.OpError as error:
-            raise DataError(f"{path} could not be read: {error_summary(error)}") from None
-        if len(block) < RECORD_HEADER + length or struct.unpack("<Q", block[:8])[0] != length:
-            raise DataError(
-                f"{path}: no record of {length} bytes at {offset}; the file has changed since it "
-                "was indexed: restore it, or delete the index to recompute it"
-            )
-        return block[RECORD_HEADER:]
+    def read_record(
+        self, shard: int, offset: int, length: int, content: int | None = None
+    ) -> bytes:
+        """Return the raw record of `length` bytes at byte `offset`, its checksums verified.
+
+        content: the fingerprint that the record should have (EpisodeIndex.content).
+        """
+        return record_files.read_record(self.files[shard], offset, length, content)
 
     def graph_parse(
         self, cameras: Collection[str] | None = None, depth: Collection[str] = ()
@@ -247,7 +253,9 @@ class Reader:
     def _concrete(self, key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
         """Return a function for eager use, traced once: tracing takes a tenth of a second."""
         if key not in self._parsers:
-            function = tf.function(build(), input_signature=[tf.TensorSpec((), tf.string)])
+            function = tf.function(
+                build(), input_signature=[tf.TensorSpec((), tf.string)], autograph=False
+            )
             self._parsers[key] = function.get_concrete_function()
         return self._parsers[key]
 
@@ -407,15 +415,3 @@ def _only_version(directory: str) -> str:
     names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
     versions = [v.rstrip("/") for v in names if v[:1].isdigit() and "incomplete" not in v]
     return versions[0] if len(versions) == 1 else "<version>"
-
-
-def error_summary(error: tf.errors.OpError | UnicodeDecodeError) -> str:
-    """Return the sentence of a TensorFlow error, without the names of graph nodes."""
-    if isinstance(error, UnicodeDecodeError):
-        # The message quotes the record, and TensorFlow fails to decode it.
-        return "the record cannot be parsed"
-    lines = [x.strip() for x in error.message.splitlines()]
-    if lines and lines[0] == "Graph execution error:":  # then Python's stack, then the sentence
-        lines = [x for x in lines if x and not x.startswith(("[[", "Detected at", "File "))][-1:]
-    sentence = re.sub(r"^.*\}\} |^.*Iterator::[\w:]+: | \[Op:\w+\].*$", "", (lines or [""])[0])
-    return sentence[:300]

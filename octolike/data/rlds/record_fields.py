@@ -125,6 +125,7 @@ def graph_parser(
     stored = field_tree(features)
     skip = {STEPS: tfds.decode.SkipDecoding()}
 
+    @tf.autograph.experimental.do_not_convert  # converting Python takes seconds
     def parse(record: tf.Tensor) -> ParsedEpisode:
         example = reduced.deserialize_example(record, decoders=skip)
         steps = _copy(example[STEPS])
@@ -135,9 +136,13 @@ def graph_parser(
         depths = {c: _value(steps, path) for c, path in depth.items()}
         for path in {*cameras.values(), *depth.values()}:
             _drop(steps, path)
+        # TensorFlow splits a field that has another shape than features.json says.
+        lengths = list(map(_length, [*tf.nest.flatten(steps), *images.values(), *depths.values()]))
+        tf.debugging.assert_equal(
+            lengths, lengths[0], message="the fields of the steps have different lengths"
+        )
         if IS_FIRST not in steps:
-            leaves = [*tf.nest.flatten(steps), *images.values(), *depths.values()]
-            steps[IS_FIRST] = tf.range(_length(leaves[0])) == 0
+            steps[IS_FIRST] = tf.range(lengths[0]) == 0
         images, depths = tf.nest.map_structure(lambda x: x[::every], (images, depths))
         steps = thin_steps(steps, every)
         steps[EPISODE] = {k: v for k, v in example.items() if k != STEPS}
@@ -224,7 +229,7 @@ def _value(steps: Mapping[str, Any], path: Path) -> Any:
 
 
 def _length(x: Any) -> tf.Tensor:
-    return x.nrows() if isinstance(x, tf.RaggedTensor) else tf.shape(x)[0]
+    return x.nrows(tf.int32) if isinstance(x, tf.RaggedTensor) else tf.shape(x)[0]
 
 
 def _copy(tree: Any) -> Any:

@@ -13,8 +13,8 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -28,17 +28,20 @@ from octolike.data.rlds.index import (
 )
 from octolike.data.rlds.quantile_sketch import QuantileSketch
 from octolike.data.rlds.reader import (
-    PARSE_ERRORS,
-    RECORD_FOOTER,
-    RECORD_HEADER,
     ExcludedEpisodeError,
     Reader,
     decode_texts,
-    error_summary,
     to_numpy,
     value_at,
 )
 from octolike.data.rlds.record_fields import ParsedEpisode
+from octolike.data.rlds.record_files import (
+    PARSE_ERRORS,
+    RECORD_FOOTER,
+    RECORD_HEADER,
+    content_fingerprint,
+    error_summary,
+)
 from octolike.embodiment import Statistics
 from octolike.errors import DataError
 from octolike.progress import LogLines, TerminalBar, progress
@@ -99,7 +102,8 @@ def scan_split(reader: Reader, threads: int, drop_bad: bool, cache: IndexCache) 
     pool = ThreadPoolExecutor(threads)
     try:
         with bar:
-            index = _join(pool.map(load_or_scan, range(len(reader.files))))
+            shards = pool.map(load_or_scan, range(len(reader.files)))
+            index = _join(_without_copies(reader, shards, drop_bad))
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, no further shard is started
     if not len(index.steps):
@@ -118,7 +122,7 @@ def _join(shards: Iterable[EpisodeIndex]) -> EpisodeIndex:
     filtered = 0
     for shard in shards:
         filtered += shard.filtered
-        for k in ("shard", "offset", "length", "steps", *CAMERA_COLUMNS):
+        for k in ("shard", "offset", "length", "content", "steps", *CAMERA_COLUMNS):
             columns[k].append(getattr(shard, k))
         for k, numbers in texts.items():
             mapping = [numbers.setdefault(x, len(numbers)) for x in getattr(shard, f"{k}s")]
@@ -136,6 +140,28 @@ def _join(shards: Iterable[EpisodeIndex]) -> EpisodeIndex:
     )
 
 
+def _without_copies(
+    reader: Reader, shards: Iterable[EpisodeIndex], drop_bad: bool
+) -> Iterator[EpisodeIndex]:
+    """Yield the indices of the shards; DataError for a shard that is a copy of an earlier one.
+
+    With `drop_bad`, the episodes of the copy are bad ones.
+    """
+    first: dict[bytes, int] = {}
+    for number, index in enumerate(shards):
+        original = first.setdefault(index.content.tobytes(), number)
+        if original == number or not len(index.content):
+            yield index
+            continue
+        reason = (
+            f"{reader.files[number]} is a copy of {reader.files[original]}; copy the dataset again"
+        )
+        if not drop_bad:
+            raise DataError(reason)
+        copies = index.take(np.zeros(len(index.steps), bool))
+        yield replace(copies, bad=index.bad + (reason,) * len(index.steps), sketches={})
+
+
 @dataclass
 class _ShardIndexBuilder:
     """Collects the index of one shard."""
@@ -151,8 +177,13 @@ class _ShardIndexBuilder:
     bad: list[str] = field(default_factory=list)
     filtered: int = 0
 
-    def add(self, offset: int, length: int, episode: ParsedEpisode, place: str) -> None:
+    def add(self, offset: int, record: ScannedRecord, place: str) -> None:
         """Add a parsed episode; raise DataError if it is bad."""
+        episode = record.episode
+        if isinstance(episode, str):
+            raise DataError(
+                f"{self.reader.spec.name}: {place} does not match features.json: {episode}"
+            )
         reader, steps = self.reader, to_numpy(episode.steps)
         standard = reader.standardize(steps, place)
         t = len(standard.action)
@@ -173,7 +204,7 @@ class _ShardIndexBuilder:
             numbers.setdefault(_first_text(steps, paths[k]), len(numbers))
             for k, numbers in self.texts.items()
         ]
-        self.rows.append((self.shard, offset, length, t, *numbers))
+        self.rows.append((self.shard, offset, record.length, record.content, t, *numbers))
         for k, column in counts.items():
             self.cameras[k].append(column)
 
@@ -213,21 +244,17 @@ def _scan_shard(
     """Return the index of one shard."""
     builder, offset, count = _ShardIndexBuilder(reader, shard), 0, 0
     try:
-        for length, episode in parser.episodes(shard):
+        for record in parser.records(shard):
             place = f"{reader.files[shard]}, episode {count}"
             try:
-                if isinstance(episode, str):
-                    raise DataError(
-                        f"{reader.spec.name}: {place} does not match features.json: {episode}"
-                    )
-                builder.add(offset, length, episode, place)
+                builder.add(offset, record, place)
             except ExcludedEpisodeError:
                 builder.filtered += 1
             except DataError as error:
                 builder.bad.append(str(error))
                 if not drop_bad:
                     raise
-            offset += RECORD_HEADER + length + RECORD_FOOTER
+            offset += RECORD_HEADER + record.length + RECORD_FOOTER
             count += 1
             bar.update()
     except DataError as error:
@@ -245,35 +272,54 @@ class _ParallelParser:
         self._parallel_calls = max(threads // len(reader.files), 1)
         self._parse = reader.parser(None, tuple(reader.spec.depth))
 
-    def episodes(self, shard: int) -> Iterator[tuple[int, ParsedEpisode | str]]:
-        """Yield (bytes, parsed episode) of each record; for a bad record, (bytes, error message).
+    def records(self, shard: int) -> Iterator[ScannedRecord]:
+        """Yield the records of a shard in order.
 
         TensorFlow's threads parse until the first error; from there, records are parsed one by one
         to find the bad ones. Raises DataError for a truncated or corrupted file, and for one with
         another number of records.
         """
+        self._reader.check_shard(shard)
         stream = tf.data.TFRecordDataset(self._reader.files[shard], buffer_size=1 << 20)
         stream = stream.map(
-            lambda record: (tf.strings.length(record), self._parse(record)),
+            tf.autograph.experimental.do_not_convert(
+                lambda record: (*_size_and_content(record), self._parse(record))
+            ),
             num_parallel_calls=self._parallel_calls,
             deterministic=True,
         )
-        count = 0
+        count, listed = 0, self._reader.counts[shard]
         try:
-            for length, episode in stream:
-                yield int(length), episode
+            for length, content, episode in stream.take(listed + 1):
+                if count == listed:
+                    break  # `read_records` raises the error
+                yield ScannedRecord(int(length), int(content), episode)
                 count += 1
+            else:
+                if count == listed:
+                    return
         except PARSE_ERRORS:
             pass
-        else:
-            if count == self._reader.counts[shard]:
-                return
-        for record in itertools.islice(self._reader.read_records(shard), count, None):
+        for raw in itertools.islice(self._reader.read_records(shard), count, None):
+            record = tf.constant(raw)
             try:
-                episode = self._parse(tf.constant(record))
+                episode = self._parse(record)
             except PARSE_ERRORS as error:
                 episode = error_summary(error)
-            yield len(record), episode
+            length, content = map(int, _size_and_content(record))
+            yield ScannedRecord(length, content, episode)
+
+
+class ScannedRecord(NamedTuple):
+    """A record of a shard: its bytes, its fingerprint, and its episode or the error of parsing."""
+
+    length: int
+    content: int
+    episode: ParsedEpisode | str
+
+
+def _size_and_content(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.strings.length(record), content_fingerprint(record)
 
 
 def _first_text(steps: Mapping[str, Any], path: str) -> str:
