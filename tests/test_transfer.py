@@ -598,7 +598,7 @@ def test_held_out_errors_are_repeated_after_a_change(runs, monkeypatch):
     config = stored_config(run)
     arm = SimpleNamespace(name="arm", datasets=["t_touch"])
     loaded = SimpleNamespace(step=100, config=config, names=arm, embodiments=[arm])
-    monkeypatch.setattr(transfer_effects, "load_run", lambda run: loaded)
+    monkeypatch.setattr(transfer_effects, "load_run", lambda run, plugin_files: loaded)
     monkeypatch.setattr(transfer_effects, "Policy", lambda *args: None)
     monkeypatch.setattr(transfer_effects, "_error", lambda *args: calls.append(args) or 0.25)
     held_out = {

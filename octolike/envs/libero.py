@@ -14,6 +14,7 @@ from octolike.config import ConfigError
 from octolike.envs import adapters
 from octolike.envs.environment import episode_info, parse_reset_options
 from octolike.envs.simulators import LiberoSettings
+from octolike.envs.spaces import observation_space
 from octolike.envs.task_tables import choose_tasks
 
 CONTROL_HZ = 20
@@ -59,16 +60,10 @@ class LiberoEnv(gymnasium.Env):
         self._paths = adapters.import_simulator("libero.libero", "LIBERO", REMEDY)
         self._sizes = primary_size, wrist_size = settings.primary_size, settings.wrist_size
         self._settle_steps = settings.settle_steps
-        box = gymnasium.spaces.Box
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "image_primary": box(0, 255, (primary_size, primary_size, 3), np.uint8),
-                "image_wrist": box(0, 255, (wrist_size, wrist_size, 3), np.uint8),
-                "proprio": box(-10, 10, (8,), np.float32),
-            }
-        )
+        images = {"primary": (primary_size, primary_size), "wrist": (wrist_size, wrist_size)}
+        self.observation_space = observation_space(images, (8, 10))
         low = np.array([-1] * 6 + [0], np.float32)
-        self.action_space = box(low, np.ones(7, np.float32))
+        self.action_space = gymnasium.spaces.Box(low, np.ones(7, np.float32))
         self.render_mode = "rgb_array"
         self.skill, self.instruction, self.steps = "", "", 0
         self._env: Any = None

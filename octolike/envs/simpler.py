@@ -12,6 +12,7 @@ import numpy as np
 from octolike.envs import adapters
 from octolike.envs.environment import episode_info, parse_reset_options
 from octolike.envs.simulators import SimplerSettings
+from octolike.envs.spaces import observation_space
 from octolike.envs.task_tables import choose_tasks
 
 REMEDY = (
@@ -72,12 +73,8 @@ class SimplerEnv(gymnasium.Env):
         )
         self._image = utils.get_image_from_maniskill2_obs_dict
         self._size = settings.primary_size
-        box = gymnasium.spaces.Box
-        pixels = (self._size, self._size, 3)
-        self.observation_space = gymnasium.spaces.Dict(
-            {"image_primary": box(0, 255, pixels, np.uint8)}
-        )
-        self.action_space = box(
+        self.observation_space = observation_space({"primary": (self._size, self._size)})
+        self.action_space = gymnasium.spaces.Box(
             np.array([-1] * 3 + [-np.pi] * 3 + [0], np.float32),
             np.array([1] * 3 + [np.pi] * 3 + [1], np.float32),
         )

@@ -58,7 +58,34 @@ class RMSNorm(nn.Module):
         return (x * scale).astype(self.dtype)
 
 
-class T5(nn.Module):
+class _TextTransformer(nn.Module):
+    """The parts that the text encoders share; `dtype` and `attention_heads` are theirs."""
+
+    use_bias: ClassVar[bool]
+
+    def _dense(self, width: int, name: str) -> nn.Dense:
+        return nn.Dense(width, use_bias=self.use_bias, dtype=self.dtype, name=name)
+
+    def _attend(
+        self,
+        i: int,
+        x: jax.Array,
+        width: int,
+        mask: jax.Array,
+        bias: jax.Array | float = 0.0,
+        divisor: float | None = None,
+    ) -> jax.Array:
+        """Return the attention of block i; queries, keys and values have `width` in all heads.
+
+        divisor: of the queries; None: they are used as they are.
+        """
+        q, k, v = (self._dense(width, f"block_{i}_{name}")(x) for name in ("query", "key", "value"))
+        q = q if divisor is None else q / divisor
+        attended = attend(q, k, v, self.attention_heads, mask, bias)
+        return self._dense(x.shape[-1], f"block_{i}_out")(attended)
+
+
+class T5(_TextTransformer):
     """The encoder of T5 (Raffel et al. 2019): v1.0 (relu), v1.1 and its relatives (gated).
 
     Positions are a bias on the attention logits, learned per bucket of distances and shared by all
@@ -80,6 +107,7 @@ class T5(nn.Module):
     max_distance: int = option(128, "distance from which on all share the last bucket", low=1)
     epsilon: float = option(1e-6, "epsilon of the norms", low=0)
     dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
+    use_bias: ClassVar[bool] = False
 
     @property
     def max_length(self) -> int | None:
@@ -95,22 +123,12 @@ class T5(nn.Module):
         bias_1xNxLxL = bias.transpose(2, 0, 1)[None].astype(jnp.float32)
         for i in range(self.layers):
             norm = RMSNorm(self.epsilon, self.dtype, name=f"block_{i}_attention_norm")
-            x = x + self._attend(i, norm(x), bias_1xNxLxL, mask[:, None, None, :])
+            # No division by √head_width: T5's initialisation contains it.
+            width = self.attention_heads * self.head_width
+            x = x + self._attend(i, norm(x), width, mask[:, None, None, :], bias_1xNxLxL)
             norm = RMSNorm(self.epsilon, self.dtype, name=f"block_{i}_mlp_norm")
             x = x + self._mlp(i, norm(x))
         return RMSNorm(self.epsilon, self.dtype, name="norm")(x)
-
-    def _dense(self, width: int, name: str) -> nn.Dense:
-        return nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
-
-    def _attend(self, i: int, x: jax.Array, bias: jax.Array, mask: jax.Array) -> jax.Array:
-        q, k, v = (
-            self._dense(self.attention_heads * self.head_width, f"block_{i}_{name}")(x)
-            for name in ("query", "key", "value")
-        )
-        # No division by √head_width: T5's initialisation contains it.
-        x = attend(q, k, v, self.attention_heads, mask, bias)
-        return self._dense(self.width, f"block_{i}_out")(x)
 
     def _mlp(self, i: int, x: jax.Array) -> jax.Array:
         activate = ACTIVATIONS[self.activation]
@@ -122,7 +140,7 @@ class T5(nn.Module):
         return self._dense(self.width, f"block_{i}_mlp_out")(hidden)
 
 
-class ClipText(nn.Module):
+class ClipText(_TextTransformer):
     """The text encoder of CLIP (Radford et al. 2021): a causal pre-norm transformer.
 
     With a path, its config.json gives the sizes.
@@ -140,6 +158,7 @@ class ClipText(nn.Module):
     max_length: int = option(77, "maximum number of tokens", low=1)
     epsilon: float = option(1e-5, "epsilon of the norms", low=0)
     dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
+    use_bias: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
@@ -150,7 +169,9 @@ class ClipText(nn.Module):
         x = x + positions(jnp.arange(length))
         visible = mask[:, None, None, :] & jnp.tril(jnp.ones((length, length), bool))
         for i in range(self.layers):
-            x = x + self._attend(i, self._norm(f"block_{i}_attention_norm")(x), visible)
+            hidden = self._norm(f"block_{i}_attention_norm")(x)
+            divisor = math.sqrt(self.width // self.attention_heads)
+            x = x + self._attend(i, hidden, self.width, visible, divisor=divisor)
             hidden = self._norm(f"block_{i}_mlp_norm")(x)
             hidden = self._dense(self.mlp_width, f"block_{i}_mlp_in")(hidden)
             hidden = ACTIVATIONS[self.activation](hidden)
@@ -159,17 +180,6 @@ class ClipText(nn.Module):
 
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
-
-    def _dense(self, width: int, name: str) -> nn.Dense:
-        return nn.Dense(width, dtype=self.dtype, name=name)
-
-    def _attend(self, i: int, x: jax.Array, mask: jax.Array) -> jax.Array:
-        q, k, v = (
-            self._dense(self.width, f"block_{i}_{name}")(x) for name in ("query", "key", "value")
-        )
-        q = q / math.sqrt(self.width // self.attention_heads)
-        x = attend(q, k, v, self.attention_heads, mask)
-        return self._dense(self.width, f"block_{i}_out")(x)
 
 
 ENCODERS = {"t5": T5, "clip": ClipText}

@@ -19,6 +19,7 @@ from octolike.config import ConfigError
 from octolike.envs.environment import check_action, episode_info, parse_reset_options
 from octolike.envs.rendering import OffscreenRenderer, load_mujoco
 from octolike.envs.simulators import AlohaSettings
+from octolike.envs.spaces import observation_space
 from octolike.envs.task_tables import choose_tasks
 
 CONTROL_HZ = 50
@@ -70,13 +71,7 @@ class AlohaEnv(gymnasium.Env):
         self._size = settings.primary_size
         self._scenes: dict[str, AlohaScene] = {}
         self.render_mode = "rgb_array"
-        pixels = (self._size, self._size, 3)
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "image_primary": gymnasium.spaces.Box(0, 255, pixels, np.uint8),
-                "proprio": gymnasium.spaces.Box(-4, 4, (14,), np.float32),
-            }
-        )
+        self.observation_space = observation_space({"primary": (self._size, self._size)}, (14, 4))
         high = np.array(([np.pi] * 6 + [1]) * 2, np.float32)
         low = np.array(([-np.pi] * 6 + [0]) * 2, np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)

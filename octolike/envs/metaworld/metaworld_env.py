@@ -13,6 +13,7 @@ from octolike.envs.environment import check_action, episode_info, parse_reset_op
 from octolike.envs.metaworld.metaworld_tasks import phrasings, tasks_of
 from octolike.envs.rendering import OffscreenRenderer, load_mujoco
 from octolike.envs.simulators import MetaworldSettings
+from octolike.envs.spaces import observation_space
 
 CONTROL_HZ = 80
 STEP_LIMIT = 500  # as in the benchmark
@@ -44,13 +45,7 @@ class MetaworldEnv(gymnasium.Env):
         self._size = settings.primary_size
         self._scenes: OrderedDict[str, _MetaworldScene] = OrderedDict()
         self.render_mode = "rgb_array"
-        pixels = (self._size, self._size, 3)
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "image_primary": gymnasium.spaces.Box(0, 255, pixels, np.uint8),
-                "proprio": gymnasium.spaces.Box(-2, 2, (4,), np.float32),
-            }
-        )
+        self.observation_space = observation_space({"primary": (self._size, self._size)}, (4, 2))
         self.action_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
         self.skill, self.instruction, self.steps = "", "", 0
         self._state = np.zeros(0)

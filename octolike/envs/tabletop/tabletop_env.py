@@ -9,6 +9,7 @@ from octolike.config import ConfigError
 from octolike.envs.environment import check_action
 from octolike.envs.rendering import OffscreenRenderer
 from octolike.envs.simulators import TabletopSettings
+from octolike.envs.spaces import observation_space
 from octolike.envs.tabletop import conventions
 from octolike.envs.tabletop import tabletop_tasks as tasks
 from octolike.envs.tabletop.scene import FINGER_OPENING, SIZE, TIMESTEP, TabletopScene
@@ -61,17 +62,13 @@ class TabletopEnv(gymnasium.Env):
     def __init__(self, settings: TabletopSettings | None = None) -> None:
         self.settings = settings = settings or TabletopSettings()
         size = settings.primary_size
-        self._size = (size, size) if isinstance(size, int) else tuple(size)
+        height, width = (size, size) if isinstance(size, int) else size
+        self._size = height, width
         self.render_mode = "rgb_array"
         self._scenes: dict[int, tuple[TabletopScene, OffscreenRenderer]] = {}
         self._select_scene(2 + settings.num_distractors)
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "image_primary": _image_space(*self._size),
-                "image_wrist": _image_space(settings.wrist_size, settings.wrist_size),
-                "proprio": gymnasium.spaces.Box(-np.pi, np.pi, (7,), np.float32),
-            }
-        )
+        images = {"primary": self._size, "wrist": (settings.wrist_size, settings.wrist_size)}
+        self.observation_space = observation_space(images, (7, np.pi))
         high = np.array([MAX_MOVE] * 3 + [MAX_TURN] * 3 + [1], np.float32)
         high = np.abs(conventions.to_robot(high, settings.action_convention))
         low = np.append(-high[:6], np.float32(0))
@@ -318,10 +315,6 @@ class TabletopEnv(gymnasium.Env):
         if self.original:
             info |= {"original": self.original.name, "instead": instead}
         return info
-
-
-def _image_space(height: int, width: int) -> gymnasium.spaces.Box:
-    return gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
 
 
 def _separation(a: TableObject, b: TableObject) -> float:

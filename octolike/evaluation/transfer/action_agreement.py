@@ -23,28 +23,22 @@ MIN_SHARED_TEXT = 0.2  # share of steps with a common instruction or task, to ma
 
 
 def mean_agreement(
-    a: GroupSample,
-    b: GroupSample,
-    names: Sequence[str],
-    centre: np.ndarray,
-    scale: np.ndarray,
-    rng: np.random.Generator,
+    a: GroupSample, b: GroupSample, actions: Sequence[np.ndarray], rng: np.random.Generator
 ) -> dict[str, Any]:
     """Return the agreement seen from both groups, averaged.
 
     Args:
         a: first group.
         b: second group.
-        names: the common action dimensions, D of them.
-        centre: [D], subtracted from the actions.
-        scale: [D], divides the actions.
+        actions: of a and of b, [n, D]: their common dimensions in a common scale.
         rng: draws the probed states.
 
     Returns:
         overlap, probes, states, cosine_within and cosine_across of `GroupComparison`; and dims
         [D, 4]: within, across, ratio and offset of `DimensionComparison`.
     """
-    first, second = (_agreement(x, y, names, centre, scale, rng) for x, y in ((a, b), (b, a)))
+    first = _agreement(a, b, actions, rng)
+    second = _agreement(b, a, actions[::-1], rng)
     dims = second["dims"].copy()  # ratio and offset, seen from a
     dims[:, 2], dims[:, 3] = 1 / np.maximum(dims[:, 2], CONSTANT), -dims[:, 3]
     if first["probes"] < MIN_PROBES or second["probes"] < MIN_PROBES:
@@ -68,12 +62,7 @@ def common_share(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _agreement(
-    a: GroupSample,
-    b: GroupSample,
-    names: Sequence[str],
-    centre: np.ndarray,
-    scale: np.ndarray,
-    rng: np.random.Generator,
+    a: GroupSample, b: GroupSample, actions: Sequence[np.ndarray], rng: np.random.Generator
 ) -> dict[str, Any]:
     """Return the agreement of a's actions with b's at states of a that b has too.
 
@@ -81,12 +70,11 @@ def _agreement(
     each wording is too rare for that.
     """
     state_names, features = _states(a, b)
+    dimensions = actions[0].shape[1]
     unknown = {"overlap": np.nan, "probes": 0, "states": state_names, "cosine_within": np.nan}
-    unknown |= {"cosine_across": np.nan, "dims": np.full((len(names), 4), np.nan)}
-    if not names or features is None:
+    unknown |= {"cosine_across": np.nan, "dims": np.full((dimensions, 4), np.nan)}
+    if not dimensions or features is None:
         return unknown
-    columns = [[s.traits.action.index(d) for d in names] for s in (a, b)]
-    actions = [(s.action[:, c] - centre) / scale for s, c in zip((a, b), columns, strict=True)]
     shared = [
         name
         for name in ("instruction", "task")

@@ -145,10 +145,10 @@ def compare_groups(a: GroupSample, b: GroupSample, seed: int = 0) -> GroupCompar
     actions = [s.action[:, c].astype(np.float64) for s, c in zip((a, b), columns, strict=True)]
     absolute = np.array([a.traits.absolute[i] for i in columns[0]], bool)
     centre, scale = _centre_and_scale(actions, absolute)
-    agreement = mean_agreement(a, b, names, centre, scale, rng)
+    scaled = [(x - centre) / scale for x in actions]
+    agreement = mean_agreement(a, b, scaled, rng)
     dims = agreement.pop("dims")
     units = [a.traits.units[i] for i in columns[0]]
-    scaled = [(x - centre) / scale for x in actions]
     normalised = [(x - x.mean(axis=0)) / np.maximum(x.std(axis=0), CONSTANT) for x in actions]
     halves = [half_distance(s, x, wasserstein) for s, x in zip((a, b), scaled, strict=True)]
     distances = [wasserstein(*x) for x in (actions, scaled, normalised)]
