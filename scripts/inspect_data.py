@@ -31,6 +31,7 @@ def main() -> None:
 def inspect(args: argparse.Namespace) -> None:
     """Print the survey, save its figures, write the spec file."""
     from octolike.data.onboarding import infer_spec, survey_figures
+    from octolike.data.onboarding.spec_fields import describe_unused
     from octolike.data.onboarding.survey import describe_survey, survey_dataset
 
     survey = survey_dataset(args.directory, args.episodes, args.split)
@@ -42,12 +43,15 @@ def inspect(args: argparse.Namespace) -> None:
         print(f"  - {problem}")
     print("\ninferred spec:")
     print(infer_spec.describe_spec(spec))
+    print(describe_unused(spec.unused, survey.about))
     folder = args.pictures or Path(f"{survey.name}_pictures")
     histograms = survey_figures.histograms(survey, spec)
     paths = [survey_figures.save(histograms, folder / "histograms.png")]
     for key in survey.images:
-        sheet = survey_figures.contact_sheet(survey, key)
-        paths.append(survey_figures.save(sheet, folder / f"{key.rpartition('.')[2]}.png"))
+        if survey.images[key]:
+            sheet = survey_figures.contact_sheet(survey, key)
+            name = key.removeprefix("observation.").replace(".", "_")
+            paths.append(survey_figures.save(sheet, folder / f"{name}.png"))
     print("\npictures: " + ", ".join(map(str, paths)))
     path = args.spec or Path(f"{survey.name}.py")
     if path.exists() and not args.overwrite:

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from octolike import files
+from octolike.data.onboarding import spec_fields
 from octolike.data.onboarding.infer_layout import InferredLayout, infer_layout
 from octolike.data.onboarding.survey import Survey
 from octolike.data.rlds.fields import ACTION
 from octolike.embodiment import Layout
 from octolike.tables import text_table
 
-LANGUAGE = ("language_instruction", "natural_language_instruction", "instruction", "language")
-PROPRIO = ("state", "proprio", "qpos", "joint_positions", "robot_state", "eef_state", "cartesian")
 WRIST = ("wrist", "hand", "gripper", "eye_in_hand")
 DEFAULT_HZ = 10.0
 SECOND = ("secondary", "side", "low", "left", "right", "image_1", "2", "back", "overhead")
@@ -32,7 +31,10 @@ class InferredSpec:
 
     Attributes:
         cameras: {camera: key under steps.observation}.
-        language: key under steps, or "".
+        language: key under steps or "episode.<path>", several keys, or "".
+        depth: {camera: key of its depth under steps.observation}.
+        depth_unit: metres per stored unit.
+        unused: {field under steps: why the spec does not read it}.
         action, proprio: dotted fields under steps, to be concatenated; proprio may be empty.
         action_names, proprio_names: of the dimensions.
         absolute: per action dimension.
@@ -43,7 +45,7 @@ class InferredSpec:
     """
 
     cameras: dict[str, str]
-    language: str
+    language: str | tuple[str, ...]
     action: tuple[str, ...]
     proprio: tuple[str, ...]
     action_names: tuple[str, ...]
@@ -54,15 +56,27 @@ class InferredSpec:
     action_layout: InferredLayout
     proprio_layout: InferredLayout
     evidence: Mapping[str, str]
+    depth: Mapping[str, str]
+    depth_unit: float
+    unused: Mapping[str, str]
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The fields of the instruction; () for none."""
+        if isinstance(self.language, tuple):
+            return self.language
+        return (self.language,) if self.language else ()
 
 
 def infer(survey: Survey) -> InferredSpec:
     """Return the most likely keys; missing ones stay empty."""
     # Sorted: the order of a dict's fields on disk differs between processes.
-    language = [k for n in LANGUAGE for k in sorted(survey.texts) if k.rpartition(".")[2] == n]
+    language = spec_fields.instruction_fields(survey)
+    cameras = _cameras(list(survey.images))
+    depth = spec_fields.depth_fields(survey, cameras)
     actions = sorted(k for k in survey.numbers if k == ACTION or k.startswith(f"{ACTION}."))
     actions = actions or sorted(k for k in survey.numbers if _is_action(k))[:1]
-    proprio = sorted(_proprio(survey))
+    proprio = sorted(spec_fields.proprio_fields(survey))
     state = join_fields(survey, tuple(proprio))
     layouts = {
         "action": _layout(survey, "action", actions, state),
@@ -75,10 +89,12 @@ def infer(survey: Survey) -> InferredSpec:
     }
     if not survey.control_hz:
         evidence["control_hz"] = f"not in the data: {DEFAULT_HZ:g} is a default"
+    if depth:
+        evidence["depth_unit"] = "by the type of the pixels: uint16 millimetres, float32 metres"
     action_layout, proprio_layout = layouts["action"], layouts["proprio"]
     return InferredSpec(
-        cameras=_cameras(list(survey.images)),
-        language=language[0] if language else "",
+        cameras=cameras,
+        language=language if len(language) > 1 else "".join(language),
         action=tuple(actions),
         proprio=tuple(proprio),
         action_names=action_layout.layout.names,
@@ -89,6 +105,9 @@ def infer(survey: Survey) -> InferredSpec:
         action_layout=action_layout,
         proprio_layout=proprio_layout,
         evidence=evidence,
+        depth=depth,
+        depth_unit=spec_fields.depth_unit(survey, depth),
+        unused=spec_fields.unused_fields(survey, (*actions, *proprio, *language), cameras, depth),
     )
 
 
@@ -126,7 +145,8 @@ def find_problems(survey: Survey, spec: InferredSpec) -> list[str]:
     if not spec.language:
         problems.append("no instruction field: condition on goal images, or convert with one")
     else:
-        missing = sum(not any(t.strip() for t in texts) for texts in survey.texts[spec.language])
+        texts = zip(*(survey.texts[k] for k in spec.instructions), strict=True)
+        missing = sum(not any(t.strip() for t in set().union(*sets)) for sets in texts)
         if missing:
             problems.append(
                 f"{missing} of {survey.count} episodes have no instruction (unlabelled)"
@@ -172,7 +192,7 @@ def describe_spec(spec: InferredSpec) -> str:
     """Return the inferred fields, a row per dimension, and the evidence."""
     lines = [
         f"  {name}: {getattr(spec, name)}"
-        for name in ("cameras", "language", "action", "proprio", "grippers", "control_hz")
+        for name in ("cameras", "depth", "language", "action", "proprio", "grippers", "control_hz")
     ]
     for part, inferred in (("action", spec.action_layout), ("proprio", spec.proprio_layout)):
         layout = inferred.layout
@@ -212,6 +232,8 @@ def spec_text(survey: Survey, spec: InferredSpec) -> str:
         _layout_code("proprio", spec.proprio_layout.layout) if spec.proprio else "    proprio=None,"
     )
     inferred = "".join(f"        {k!r}: {v!r},\n" for k, v in spec.evidence.items())
+    depth = f"    depth={dict(spec.depth)!r},\n    depth_unit={spec.depth_unit:g},\n"
+    depth = depth if spec.depth else ""
     return f'''"""Spec of {survey.name}, inferred by octolike inspect_data: verify and correct it.
 
     --config.data.specs=my_robot.py --config.data.mix={survey.name}     (the path of this file)
@@ -222,7 +244,6 @@ import numpy as np
 from octolike.data.specs.catalog import DatasetSpec
 from octolike.data.specs.standardize import StandardSteps
 from octolike.embodiment import Layout
-from octolike.tables import text_table
 
 
 def standardize(steps):
@@ -234,7 +255,7 @@ SPEC = DatasetSpec(
     name={survey.name!r},
     version={survey.version!r},
     cameras={spec.cameras!r},
-    language={spec.language!r},
+{depth}    language={spec.language!r},
 {_layout_code("action", spec.action_layout.layout)}
 {state}
     gripper={gripper!r},
@@ -319,13 +340,6 @@ def _cameras(keys: list[str]) -> dict[str, str]:
         others, wrist = wrist[:1], wrist[1:]
     result = dict(zip(("primary", "secondary"), others, strict=False))
     return result | ({"wrist": wrist[0]} if wrist else {})
-
-
-def _proprio(survey: Survey) -> list[str]:
-    """Return the state field by its name, or all float fields of the observation."""
-    fields = [k for k in survey.numbers if k.startswith("observation.")]
-    named = [k for n in PROPRIO for k in fields if k == f"observation.{n}"]
-    return named[:1] or [k for k in fields if np.concatenate(survey.numbers[k]).dtype.kind == "f"]
 
 
 def _layout_code(part: str, layout: Layout) -> str:

@@ -46,7 +46,8 @@ class Survey:
         features: {field under steps: description of its type}.
         lengths: int64 [E].
         numbers: {field: one float64 [T, dims] per episode}.
-        texts: {field: one set of texts per episode}.
+        texts: {field: one set of texts per episode}; fields of the episode: "episode.<path>".
+        depth: {field: type of its pixels}.
         images: {camera field: SAMPLE_EPISODES lists of SAMPLE_FRAMES encoded images}.
         frozen: {camera field: number of episodes with identical first and last images}.
         black: {camera field: number of black or empty frames in each episode}.
@@ -65,6 +66,7 @@ class Survey:
     lengths: np.ndarray
     numbers: Mapping[str, list[np.ndarray]]
     texts: Mapping[str, list[set[str]]]
+    depth: Mapping[str, str]
     images: Mapping[str, list[list[bytes]]]
     frozen: Mapping[str, int]
     black: Mapping[str, list[int]]
@@ -96,7 +98,8 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
         raise DataError(f"{path} is not an RLDS dataset: it lacks steps.observation")
     fields = record_fields.field_tree(info.features)
     leaves = _leaves({k: v for k, v in fields.items() if k != record_fields.EPISODE})
-    collector = SurveyCollector(leaves)
+    episode_leaves = _leaves({record_fields.EPISODE: fields[record_fields.EPISODE]})
+    collector = SurveyCollector(leaves, episode_leaves)
     parsed = _episodes(info, split, episodes, collector.cameras)
     metadata = [collector.add(episode) for episode in parsed]
     if not sum(collector.lengths):
@@ -115,6 +118,7 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
         lengths=np.array(collector.lengths, np.int64),
         numbers=collector.numbers,
         texts=collector.texts,
+        depth={k: np.dtype(f.np_dtype).name for k, f in leaves.items() if _is_depth(k, f)},
         images=collector.images,
         frozen=collector.frozen,
         black=collector.black,
@@ -151,15 +155,17 @@ def describe_survey(survey: Survey) -> str:
         f"{survey.control_hz:g} steps per second" if survey.control_hz else "control rate unknown"
     )
     rows = []
-    for key, type_name in sorted(survey.features.items()):
+    episode = {k: "text" for k in survey.texts if k.startswith("episode.")}
+    for key, type_name in sorted({**survey.features, **episode}.items()):
         values = ""
         if key in survey.numbers:
             x = np.concatenate(survey.numbers[key])
             values = f"{np.nanmin(x):.3g} to {np.nanmax(x):.3g}" if np.isfinite(x).any() else ""
         if key in survey.texts:
             texts = set().union(*survey.texts[key])
-            values = f"{len(texts)} texts, e.g. {sorted(texts, key=len)[-1][:60]!r}"
-        rows.append((f"steps.{key}", type_name, values))
+            longest = max(texts, key=len, default="")
+            values = f"{len(texts)} texts, e.g. {longest[:60]!r}"
+        rows.append((key if key in episode else f"steps.{key}", type_name, values))
     return "\n".join(
         [
             f"{survey.name} {survey.version}: episodes {splits}; {rate}",
@@ -173,13 +179,14 @@ def describe_survey(survey: Survey) -> str:
 class SurveyCollector:
     """Collects the values of a `Survey`, one episode at a time."""
 
-    def __init__(self, leaves: Mapping[str, Any]) -> None:
+    def __init__(self, leaves: Mapping[str, Any], episode: Mapping[str, Any]) -> None:
         self.lengths: list[int] = []
-        self.cameras = [k for k, f in leaves.items() if _is_camera(f)]
+        depth = {k for k, f in leaves.items() if _is_depth(k, f)}
+        self.cameras = [k for k, f in leaves.items() if _is_camera(f) and k not in depth]
         self.texts: dict[str, list[set[str]]] = {
-            k: [] for k, f in leaves.items() if isinstance(f, tfds.features.Text)
+            k: [] for k, f in {**leaves, **episode}.items() if isinstance(f, tfds.features.Text)
         }
-        skip = BOOKKEEPING | {*self.cameras, *self.texts}
+        skip = BOOKKEEPING | depth | {*self.cameras, *self.texts}
         self.numbers: dict[str, list[np.ndarray]] = {
             k: [] for k, f in leaves.items() if k not in skip and _is_number(f)
         }
@@ -191,14 +198,16 @@ class SurveyCollector:
     def add(self, episode: ParsedEpisode) -> Mapping[str, Any]:
         """Add the values of an episode; return its metadata."""
         parsed = to_numpy(episode.steps)
-        metadata = parsed.pop(record_fields.EPISODE).get("episode_metadata", {})
+        of_episode = parsed.pop(record_fields.EPISODE)
         steps, t = _leaves(parsed), len(parsed[IS_FIRST])
+        steps |= _leaves({record_fields.EPISODE: of_episode})
         self.lengths.append(t)
         for key, arrays in self.numbers.items():
             x = np.asarray(steps[key], np.float64)
             arrays.append(x.reshape(t, math.prod(x.shape[1:])))
         for key, texts in self.texts.items():
-            texts.append({x.decode("utf-8", "replace") for x in steps[key]})
+            values = np.reshape(steps[key], -1)
+            texts.append({x.decode("utf-8", "replace") for x in values.tolist()})
         for key in self.cameras if t else ():
             frames = episode.images[key].numpy()
             try:
@@ -210,7 +219,7 @@ class SurveyCollector:
             if len(self.images[key]) < SAMPLE_EPISODES:
                 sampled = np.linspace(0, t - 1, SAMPLE_FRAMES).round().astype(int)
                 self.images[key].append([frames[i] for i in sampled])
-        return metadata
+        return of_episode.get("episode_metadata", {})
 
 
 def _episodes(info: Any, split: str, most: int, cameras: Sequence[str]) -> Iterator[ParsedEpisode]:
@@ -252,6 +261,16 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_camera(feature: Any) -> bool:
     return record_fields.is_picture(feature) or record_fields.is_image_array(feature)
+
+
+def _is_depth(name: str, feature: Any) -> bool:
+    """Return whether a feature is one channel of more than 8 bits: [h, w, 1], or depth by name."""
+    shape = tuple(getattr(feature, "shape", None) or ())
+    if feature is None or len(shape) < 2 or None in shape[-1:]:
+        return False
+    wide = np.dtype(feature.np_dtype).kind in "fiu" and np.dtype(feature.np_dtype).itemsize > 1
+    is_plane = (len(shape) == 3 and shape[-1] == 1) or (len(shape) == 2 and "depth" in name.lower())
+    return wide and is_plane and (isinstance(feature, tfds.features.Image) or min(shape[:2]) > 4)
 
 
 def _is_number(feature: Any) -> bool:

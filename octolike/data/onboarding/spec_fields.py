@@ -1,0 +1,120 @@
+"""The fields that a spec reads of a surveyed dataset: instructions, depth, proprio; and the others.
+
+Fields are chosen by their names. Every field that the inferred spec does not read is listed with
+the reason (`unused_fields`), for the user to add it by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from octolike.data.onboarding.survey import BOOKKEEPING, Survey
+
+LANGUAGE = ("language_instruction", "natural_language_instruction", "instruction", "language")
+TASK_GROUPS = ("task", "instruction", "language", *LANGUAGE)
+TASK_LEAVES = ("text", "task", "description", "instruction")
+PROPRIO = ("state", "proprio", "qpos", "joint_positions", "robot_state", "eef_state", "cartesian")
+# What only a simulator knows: the poses of objects.
+PRIVILEGED = re.compile(
+    r"(^|[._])(objects?|object_states?|privileged|sim_states?|env_states?|environment_states?)($|_)"
+)
+UNIT_OF_DEPTH = {"uint16": 0.001, "float32": 1.0}
+
+
+def instruction_fields(survey: Survey) -> tuple[str, ...]:
+    """Return the fields of the instruction: of the steps or the episode; () for none.
+
+    Several of one name, language_instruction_2 next to language_instruction, are all instructions.
+    """
+    texts = sorted(survey.texts)
+    for name in LANGUAGE:
+        numbered = re.compile(rf"{name}(_\d+)?")
+        fields = [k for k in texts if numbered.fullmatch(k.rpartition(".")[2])]
+        if fields:
+            of_steps = [k for k in fields if not k.startswith("episode.")] or fields
+            parent = min((k.rpartition(".")[0] for k in of_steps), key=len)
+            return tuple(k for k in of_steps if k.rpartition(".")[0] == parent)
+    for key in texts:
+        *groups, leaf = key.split(".")
+        if leaf in TASK_LEAVES and (set(groups) & set(TASK_GROUPS) or leaf != "text"):
+            return (key,)
+    return ()
+
+
+def proprio_fields(survey: Survey) -> list[str]:
+    """Return the state field by its name, or all float fields that a robot can measure."""
+    fields = [k for k in survey.numbers if k.startswith("observation.")]
+    fields = [k for k in fields if not PRIVILEGED.search(k)]
+    for name in PROPRIO:
+        named = [k for k in fields if k.rpartition(".")[2] == name]
+        if named:
+            return [min(named, key=lambda k: (len(k), k))]
+    return [k for k in fields if survey.features[k].startswith("float")]
+
+
+def depth_fields(survey: Survey, cameras: Mapping[str, str]) -> dict[str, str]:
+    """Return {camera: key of its depth under steps.observation}, matched by their names."""
+    stems = {_stem(key): camera for camera, key in cameras.items()}
+    keys = [k.removeprefix("observation.") for k in sorted(survey.depth)]
+    result = {stems[_stem(key)]: key for key in keys if _stem(key) in stems}
+    if not result and len(keys) == len(cameras) == 1:
+        return {next(iter(cameras)): keys[0]}
+    return result
+
+
+def unused_fields(
+    survey: Survey,
+    used: Iterable[str],
+    cameras: Mapping[str, str],
+    depth: Mapping[str, str],
+) -> dict[str, str]:
+    """Return {field: why the spec does not read it}.
+
+    used: fields under steps of the action, the proprio and the instruction.
+    """
+    keys = {f"observation.{k}" for k in (*cameras.values(), *depth.values())}
+    result = {}
+    for field in sorted({*survey.features, *survey.texts} - {*used} - keys - BOOKKEEPING):
+        if not field.startswith("episode."):
+            result[field] = _reason(field, survey)
+    return result
+
+
+def depth_unit(survey: Survey, depth: Mapping[str, str]) -> float:
+    """Return metres per stored unit: of uint16 millimetres, of float32 metres."""
+    types = {survey.depth[f"observation.{key}"] for key in depth.values()}
+    return UNIT_OF_DEPTH.get(next(iter(types), ""), 0.001)
+
+
+def _reason(field: str, survey: Survey) -> str:
+    if field in survey.depth:
+        return "depth without a camera of its name: name it in depth"
+    if field in survey.images:
+        return "a further camera: name it in cameras"
+    if field in survey.texts:
+        return "a text that is not named as the instruction: name it in language"
+    if PRIVILEGED.search(field):
+        return "the state of objects or the simulator, which no robot measures"
+    if "action" in field:
+        return "another action: add it in standardize, or use it in place of the action"
+    if field in survey.numbers:
+        return "numbers that are not part of the proprio: add them in standardize"
+    return f"{survey.features.get(field, 'a field')} is no measurement that a spec reads by itself"
+
+
+def _stem(key: str) -> str:
+    """Return the name of a camera without the words for its kind of picture."""
+    words = re.split(r"[._]", key.lower())
+    kinds = {"image", "images", "rgb", "color", "depth", "img", "observation"}
+    return "_".join(w for w in words if w not in kinds)
+
+
+def describe_unused(unused: Mapping[str, str], about: Mapping[str, object]) -> str:
+    """Return a line per field that the spec or the conversion left out; "" for none."""
+    lines = [f"  not in the spec: steps.{k}: {reason}" for k, reason in unused.items()]
+    for title, part in (("left out by convert", "left_out"), ("stored otherwise", "changed")):
+        columns = about.get(part, {})
+        if isinstance(columns, Mapping):
+            lines += [f"  {title}: {k}: {reason}" for k, reason in sorted(columns.items())]
+    return "\n".join(lines)
