@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from octolike.representation import Representation
 
 NORMALIZATIONS = ("normal", "bounds", "minmax")
 STATISTICS = ("mean", "std", "min", "max", "p01", "p99")
@@ -100,7 +103,9 @@ class Embodiment:
             way for a dimension. The first two are widened for rarely used dimensions (`REACH`).
         datasets: the source of the statistics.
         inferred: fields of the dataset specs that were inferred and not verified.
-        action_statistics, proprio_statistics: of their training steps.
+        representation: what of the actions is learned (octolike.representation); "": as stored.
+        action_statistics, proprio_statistics: of their training steps; those of the actions are of
+            the learned chunks.
     """
 
     name: str
@@ -112,6 +117,7 @@ class Embodiment:
     normalization: str = "normal"
     datasets: tuple[str, ...] = ()
     inferred: tuple[str, ...] = ()
+    representation: str = ""
     action_statistics: Statistics | None = None
     proprio_statistics: Statistics | None = None
 
@@ -122,20 +128,82 @@ class Embodiment:
                 f"{', '.join(NORMALIZATIONS)}"
             )
         for part in ("action", "proprio"):
-            layout, statistics = getattr(self, part), getattr(self, f"{part}_statistics")
-            for name in STATISTICS if layout is not None and statistics is not None else ():
+            layout, statistics = self.layout(part), getattr(self, f"{part}_statistics")
+            if layout is None or statistics is None:
+                continue
+            for name in STATISTICS:
                 if getattr(statistics, name).shape != (len(layout),):
                     raise ValueError(
                         f"embodiment {self.name!r}: {part}_statistics.{name} has shape "
                         f"{getattr(statistics, name).shape}, expected ({len(layout)},)"
                     )
 
+    @cached_property
+    def transform(self) -> Representation | None:
+        """The transform of action chunks to what is learned; None if they are learned as stored."""
+        if not self.representation:
+            return None
+        states = self.proprio.names if self.proprio else ()
+        a = self.action
+        result = Representation(self.representation, a.names, a.absolute, a.normalized, states)
+        turned = [(a.names[d], a.units[d]) for d in result.angles if a.units[d] != "rad"]
+        if turned:
+            raise ValueError(
+                f"representation {self.representation!r} needs angles in radians; the unit of "
+                f"{', '.join(name for name, _ in turned)} is {turned[0][1]!r}: convert them in the "
+                "spec"
+            )
+        return result
+
+    def layout(self, part: str) -> Layout | None:
+        """Return the layout of the learned actions ("action"), or of the proprio."""
+        if part == "action" and self.transform is not None:
+            return self._learned
+        return self.action if part == "action" else self.proprio
+
+    @cached_property
+    def _learned(self) -> Layout:
+        assert self.transform is not None  # see `layout`
+        a, source = self.action, self.transform.source
+        is_angle = [name in a.names for name in self.transform.names]
+        units = tuple(a.units[d] if same else "" for d, same in zip(source, is_angle, strict=True))
+        return Layout(
+            names=self.transform.names,
+            units=units,
+            absolute=self.transform.absolute,
+            normalized=tuple(a.normalized[d] for d in source),
+            normalization=tuple(a.normalization[d] for d in source) if a.normalization else (),
+        )
+
+    @property
+    def learned(self) -> Layout:
+        """The layout of the actions as the network predicts them."""
+        layout = self.layout("action")
+        assert layout is not None
+        return layout
+
+    def represent(self, chunk: np.ndarray, proprio: np.ndarray | None) -> np.ndarray:
+        """Return action chunks float [..., H, A] as learned, [..., H, A'], not yet normalised.
+
+        proprio: float [..., P] in robot units at the first action; None if nothing depends on it.
+        """
+        return chunk if self.transform is None else self.transform.encode(chunk, proprio)
+
+    def encode(self, chunk: np.ndarray, proprio: np.ndarray | None) -> np.ndarray:
+        """Return chunks [..., H, A] in robot units as the network's, float32 [..., H, A']."""
+        return self.normalize_action(self.represent(chunk, proprio))
+
+    def decode(self, x: np.ndarray, proprio: np.ndarray | None) -> np.ndarray:
+        """Return the network's chunks [..., H, A'] in robot units, float32 [..., H, A]."""
+        learned = self.unnormalize_action(x)
+        return learned if self.transform is None else self.transform.decode(learned, proprio)
+
     def normalize_action(self, x: np.ndarray) -> np.ndarray:
-        """Return actions float [..., A] in robot units as normalised float32."""
+        """Return learned actions float [..., A'] as normalised float32."""
         return self._normalize(x, "action")
 
     def unnormalize_action(self, x: np.ndarray) -> np.ndarray:
-        """Return normalised actions float [..., A] in robot units, float32."""
+        """Return normalised actions float [..., A'] in the units of the learned ones, float32."""
         shift, scale = self._checked_affine("action", x)
         return (x * scale + shift).astype(np.float32)
 
@@ -145,13 +213,14 @@ class Embodiment:
 
     def kinds(self, part: str) -> np.ndarray:
         """Return how each dimension of "action" or "proprio" is normalised, "" for not at all."""
-        layout = getattr(self, part)
+        layout = self.layout(part)
+        assert layout is not None  # callers check it
         kinds = [kind or self.normalization for kind in layout.normalization or [""] * len(layout)]
         return np.where(layout.normalized, kinds, "")
 
     def affine(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (shift, scale), float32 [dims], of a part: x = normalised · scale + shift."""
-        layout, statistics = getattr(self, part), getattr(self, f"{part}_statistics")
+        layout, statistics = self.layout(part), getattr(self, f"{part}_statistics")
         if layout is None or statistics is None:
             raise ValueError(
                 f"embodiment {self.name!r} has no {part} statistics; compute them "
@@ -171,7 +240,7 @@ class Embodiment:
         return np.where(is_clipped, np.clip(y, -1, 1), y) if is_clipped.any() else y
 
     def _checked_affine(self, part: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        layout = getattr(self, part)
+        layout = self.layout(part)
         if layout is not None and x.shape[-1] != len(layout):
             raise ValueError(
                 f"embodiment {self.name!r}: {part} has {x.shape[-1]} dimensions, expected "
@@ -205,7 +274,7 @@ def is_rare(s: Statistics) -> np.ndarray:
 
 # Fields that older records lack. They are stored unless empty: old records stay as they are.
 OPTIONAL: dict[type, set[str]] = {
-    Embodiment: {"inferred"},
+    Embodiment: {"inferred", "representation"},
     Layout: {"normalization"},
     Statistics: {"low", "high"},
 }
@@ -252,11 +321,8 @@ def _strict(cls: type, values: Mapping[str, Any], path: str) -> Mapping[str, Any
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         optional = set().union(*OPTIONAL.values()) & value.keys()
-        empty = {
-            k
-            for k in optional
-            if value[k] is None or (isinstance(value[k], tuple) and not value[k])
-        }
+        empty = {k for k in optional if isinstance(value[k], (tuple, str)) and not value[k]}
+        empty |= {k for k in optional if value[k] is None}
         return {k: _plain(v) for k, v in value.items() if k not in empty}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]

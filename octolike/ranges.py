@@ -60,7 +60,7 @@ def record_misfits(record: Embodiment) -> list[str]:
     """Return a sentence for each unnormalised dimension of a record that is not a share."""
     sentences = []
     for part in PARTS:
-        layout, statistics = getattr(record, part), getattr(record, f"{part}_statistics")
+        layout, statistics = record.layout(part), getattr(record, f"{part}_statistics")
         if layout is not None and statistics is not None:
             names = ", ".join(record.datasets) or record.name
             sentences += [f"{names}: {x}" for x in misfits(layout, statistics, part)]
@@ -78,7 +78,7 @@ def describe_widened(record: Embodiment) -> list[str]:
     """Return a sentence for each part of a record with rarely used, hence widened, dimensions."""
     sentences = []
     for part in PARTS:
-        layout, s = getattr(record, part), getattr(record, f"{part}_statistics")
+        layout, s = record.layout(part), getattr(record, f"{part}_statistics")
         if layout is None or s is None or s.low is None or s.high is None:
             continue
         beyond = np.maximum(s.high - s.mean, s.mean - s.low) > REACH * np.maximum(s.std, MIN_SPREAD)
@@ -103,7 +103,7 @@ def describe(records: Sequence[Embodiment]) -> list[str]:
         lines += describe_widened(record)
         if record.action_statistics is not None:
             binary = np.flatnonzero(is_binary(record.action_statistics))
-            names = ", ".join(record.action.names[d] for d in binary)
+            names = ", ".join(record.learned.names[d] for d in binary)
             if names:
                 lines.append(f"two-valued actions of {record.name}: {names}")
     return lines
@@ -135,7 +135,7 @@ def sided(record: Embodiment) -> np.ndarray:
 
     Dimensions that never move have no sides. Without statistics: the unnormalised ones.
     """
-    layout, s = record.action, record.action_statistics
+    layout, s = record.learned, record.action_statistics
     is_normalized = np.asarray(layout.normalized, bool)
     if s is None:
         return ~is_normalized
@@ -150,7 +150,7 @@ def middles(record: Embodiment) -> np.ndarray:
     """Return the middle of the range of each action dimension, normalised, float32 [A]."""
     s = record.action_statistics
     if s is None:
-        return np.full(len(record.action), 0.5, np.float32)
+        return np.full(len(record.learned), 0.5, np.float32)
     return record.normalize_action((s.min + s.max)[None] / 2)[0]
 
 

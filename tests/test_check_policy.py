@@ -327,10 +327,10 @@ def test_proprio_in_other_units_than_the_record_is_a_fault(opened):
     degrees = {n: getattr(s, n) / 57.3 for n in ("mean", "std", "min", "max", "p01", "p99")}
     robot = dataclasses.replace(robot, proprio_statistics=dataclasses.replace(s, **degrees))
     check = frame_check.MeaningCheck()
-    check.add(robot, frames[0], samples)
+    check.add(robot, frames[0], samples, samples)
     assert any("far outside the record's range" in fault for fault in check.faults)
     sound = frame_check.MeaningCheck()
-    sound.add(policy.embodiment, frames[0], samples)
+    sound.add(policy.embodiment, frames[0], samples, samples)
     assert sound.faults == []
     right, _, total = sound.sides["gripper"]
     assert right == total  # the demonstrated actions themselves
@@ -341,5 +341,5 @@ def test_commands_outside_the_demonstrated_range_are_counted(opened):
     samples = np.stack([frames[0].actions, frames[0].actions], axis=1).copy()
     samples[:, 1, :, 0] += 10
     check = frame_check.MeaningCheck()
-    check.add(policy.embodiment, frames[0], samples)
+    check.add(policy.embodiment, frames[0], samples, samples)
     assert "commands outside the demonstrated range: dx 50.0%" in "\n".join(check.lines())

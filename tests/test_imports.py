@@ -25,10 +25,11 @@ MAY_SEE = {
     "tables": set(),
     "progress": set(),
     "images": set(),
-    "embodiment": GROUND,
+    "representation": GROUND,
+    "embodiment": {*GROUND, "representation"},
     "ranges": {*GROUND, "embodiment"},
     "text": GROUND,
-    "data": {*GROUND, "embodiment", "ranges", "text", "data"},
+    "data": {*GROUND, "embodiment", "ranges", "representation", "text", "data"},
     "model": {*GROUND, "model"},
     "train": {*GROUND, "embodiment", "ranges", "text", "model", "train"},
     "octo_import": {*GROUND, "embodiment", "ranges", "text", "model", "train", "octo_import"},
@@ -74,7 +75,7 @@ def test_frameworks_stay_in_their_rooms(path):
     assert not roots & {"scripts", "configs", "notebooks"}
     if room(path) != "data":
         assert not roots & TENSORFLOW, "tensorflow belongs to octolike/data alone"
-    if room(path) in GROUND | {"__init__", "embodiment", "ranges", "envs"}:
+    if room(path) in GROUND | {"__init__", "embodiment", "ranges", "representation", "envs"}:
         assert not roots & FRAMEWORKS
 
 

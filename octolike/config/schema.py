@@ -325,6 +325,11 @@ class Config:
             self.evaluate.execute <= d.horizon,
             f"evaluate.execute {self.evaluate.execute} exceeds the chunk, data.horizon {d.horizon}",
         )
+        require(
+            d.representation.split()[:1] == ["as_stored"] or d.use_proprio,
+            f"data.representation {d.representation!r} needs the robot's state; set "
+            "data.use_proprio, or 'as_stored'",
+        )
         for address in d.service:
             host, _, port = address.rpartition(":")
             require(

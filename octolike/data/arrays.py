@@ -321,8 +321,10 @@ class ArrayBatchBuilder:
         texts = [x if keep else "" for x, keep in zip(texts, task.language.tolist())]
         leaves = {
             "observation.timestep_mask": in_episode,
-            "action": self._robot.normalize_action(frames.action[chunk_frames]),
-            "action_mask": np.repeat(valid[..., None], frames.action.shape[1], axis=-1),
+            "action": self._robot.encode(
+                frames.action[chunk_frames], frames.proprio[window_frames]
+            ),
+            "action_mask": np.repeat(valid[..., None], len(self._robot.learned), axis=-1),
             "dataset": np.zeros(size, np.int32),
             "embodiment": np.zeros(size, np.int32),
             "task.task_id": task_ids,
@@ -417,11 +419,17 @@ def _check_config(config: Config, frames: ArrayFrames, robot: Embodiment) -> Non
 
 def _with_statistics(robot: Embodiment, frames: ArrayFrames, config: DataConfig) -> Embodiment:
     """Return the record with the statistics of frames; ConfigError for ranges that do not fit."""
+    episodes = len(frames.instructions)
+    text = "" if config.representation == "as_stored" else config.representation
+    plain = dataclasses.replace(robot, normalization=config.normalization, representation=text)
+    try:
+        learned = _learned_actions(plain, frames, config.horizon)
+    except ValueError as error:  # the representation does not apply to this robot
+        raise ConfigError(str(error)) from None
     record = dataclasses.replace(
-        robot,
-        normalization=config.normalization,
-        action_statistics=_statistics(frames.action, len(frames.instructions)),
-        proprio_statistics=_statistics(frames.proprio, len(frames.instructions)),
+        plain,
+        action_statistics=_statistics(learned, episodes),
+        proprio_statistics=_statistics(frames.proprio, episodes),
     )
     if config.range_check == "warn":
         return ranges.as_before(record)
@@ -429,6 +437,16 @@ def _with_statistics(robot: Embodiment, frames: ArrayFrames, config: DataConfig)
     if faults:
         raise ConfigError("; ".join(faults))
     return record
+
+
+def _learned_actions(robot: Embodiment, frames: ArrayFrames, horizon: int) -> np.ndarray:
+    """Return what is learned of the actions, [n, A']: of all valid steps of all chunks."""
+    if robot.transform is None:
+        return frames.action
+    last = np.repeat(frames.starts[1:] - 1, np.diff(frames.starts))[:, None]
+    steps = np.arange(len(frames.action))[:, None] + np.arange(horizon)
+    chunk = frames.action[np.minimum(steps, last)]
+    return np.asarray(robot.represent(chunk, frames.proprio)[steps <= last])
 
 
 def _statistics(x: np.ndarray, episodes: int) -> Statistics:

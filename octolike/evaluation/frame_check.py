@@ -27,6 +27,7 @@ from octolike.train.validation import validate_run
 
 ROUNDING = 1e-3  # normalised units; compilation for another batch size rounds differently
 UNIT_TOLERANCE = 1e-5  # of an action's scale; float32 round trip
+TRANSFORM_TOLERANCE = 1e-3  # the same of a representation: rotations, and sums of a chunk
 SIGMAS = 4.5
 SAMPLES = 4  # chunks per frame, to estimate the noise
 
@@ -60,9 +61,10 @@ class FrameComparison:
     keys: {key: number of compared values}; different: {key: its first difference}; unread: keys
     that the network does not read; names: of the A action dimensions. errors: per batch, float
     [n, SAMPLES, H, A], of the policy's chunks in normalised units; masks: bool [n, H, A]. units:
-    largest difference between recorded actions and the un-normalised ones of the batch, as a share
+    largest difference between recorded actions and those of the batch, as a share
     of each dimension's scale; clipped: share of action values beyond the record's bounds, which no
-    policy can learn; validation: the action error of validation; meaning: sides and ranges.
+    policy can learn; validation: the action error of validation; tolerance: of units; meaning:
+    sides and ranges.
     """
 
     dataset: str
@@ -75,6 +77,7 @@ class FrameComparison:
     units: float = 0.0
     clipped: float = 0.0
     validation: float = float("nan")
+    tolerance: float = UNIT_TOLERANCE
     meaning: MeaningCheck = field(default_factory=MeaningCheck)
 
     @property
@@ -109,10 +112,10 @@ class FrameComparison:
                 f"{self.dataset}: the action error is {self.error:.4f} as on a robot, "
                 f"{self.validation:.4f} in validation; noise explains {self.allowed:.4f}"
             )
-        if not self.units <= UNIT_TOLERANCE:
+        if not self.units <= self.tolerance:
             sentences.append(
                 f"{self.dataset}: un-normalised actions differ from the recorded ones by "
-                f"{self.units:.2g} of their scale; rounding explains {UNIT_TOLERANCE:.0e}"
+                f"{self.units:.2g} of their scale; rounding explains {self.tolerance:.0e}"
             )
         return sentences + [f"{self.dataset}: {x}" for x in self.meaning.faults]
 
@@ -157,9 +160,13 @@ def compare_frames(
 
     on_batch: called after each batch.
     """
-    comparison = FrameComparison(dataset, names=tuple(policy.embodiment.action.names))
+    record = policy.embodiment
+    comparison = FrameComparison(dataset, names=record.learned.names)
+    if record.transform is not None:
+        comparison.tolerance = TRANSFORM_TOLERANCE
     training_batches, clipped = [], []
-    width, scale = len(comparison.names), _scale(policy.embodiment)
+    width = len(comparison.names)
+    _, scale = record.affine("action")
     for number, frames in enumerate(batches):
         training_batches.append(frames.batch)
         observations = [{k: o[k] for k in policy.observation_keys} for o in frames.observations]
@@ -167,17 +174,26 @@ def compare_frames(
         compare_inputs(comparison, policy, observations, tasks, frames)
         n = len(tasks)
         first = number * SAMPLES * n
-        samples = [
-            policy.sample_batch(observations, tasks, range(first + s, first + s + n))
-            for s in range(0, SAMPLES * n, n)
-        ]
-        comparison.meaning.add(policy.embodiment, frames, np.stack(samples, axis=1))
-        actions = policy.unnormalize(frames.batch["action"][:, -1])
+        states = policy.states(observations)
+        inputs = policy.inputs(observations, tasks)
+        normalized = np.stack(
+            [
+                policy.sample_normalized(*inputs, range(k, k + n))
+                for k in range(first, first + SAMPLES * n, n)
+            ],
+            axis=1,
+        )[..., :width]
+        samples = np.stack([policy.unnormalize(x, states) for x in normalized.swapaxes(0, 1)], 1)
+        repeated = None if states is None else states[:, None]
+        comparison.meaning.add(record, frames, samples, record.represent(samples, repeated))
+        batch_actions = frames.batch["action"][:, -1, :, :width]
         mask = frames.batch["action_mask"][:, -1, :, :width]
-        comparison.errors.append(np.abs(np.stack(samples, axis=1) - actions[:, None]) / scale)
+        comparison.errors.append(np.abs(normalized - batch_actions[:, None]))
         comparison.masks.append(mask)
-        difference = np.abs(actions - frames.actions) / scale
-        is_clipped = clipped_actions(policy.embodiment, frames.actions) & mask
+        learned = record.represent(frames.actions, states)
+        there_and_back = record.represent(policy.unnormalize(batch_actions, states), states)
+        difference = np.abs(there_and_back - learned) / scale
+        is_clipped = clipped_actions(record, learned) & mask
         clipped.append(is_clipped.sum() / mask.sum())
         largest = float(np.where(mask & ~is_clipped, difference, 0).max())
         comparison.units = max(comparison.units, largest)
@@ -246,12 +262,6 @@ def first_difference(
     place = f"{places[index[0]]}: {key.rpartition('.')[2]}{list(index[1:])}"
     values = str(policy[index]), str(training[index])
     return InputDifference(key, place, *values, len(indices), training.size)
-
-
-def _scale(embodiment: Embodiment) -> np.ndarray:
-    """Return the robot's units per normalised unit, [A]."""
-    ones = np.ones((1, len(embodiment.action)), np.float32)
-    return (embodiment.unnormalize_action(ones) - embodiment.unnormalize_action(0 * ones))[0]
 
 
 def clipped_actions(embodiment: Embodiment, actions: np.ndarray) -> np.ndarray:

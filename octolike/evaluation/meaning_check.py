@@ -32,20 +32,29 @@ class MeaningCheck:
     commands: dict[str, np.ndarray] = field(default_factory=dict)
     proprio: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, record: Embodiment, frames: Any, samples: np.ndarray) -> None:
-        """Add frames (frame_check.FrameBatch) and sampled actions [n, S, H, A] in robot units."""
-        mask = frames.batch["action_mask"][:, -1, :, : len(record.action)]
-        valid = np.broadcast_to(mask[:, None], samples.shape)
+    def add(
+        self, record: Embodiment, frames: Any, samples: np.ndarray, learned: np.ndarray
+    ) -> None:
+        """Add frames (frame_check.FrameBatch) and their sampled actions.
+
+        samples: [n, S, H, A] in robot units; learned: the same as they are learned, [n, S, H, A'].
+        """
+        names = record.learned.names
+        mask = frames.batch["action_mask"][:, -1, :, : len(names)]
+        valid = np.broadcast_to(mask[:, None], learned.shape)
         middle = record.unnormalize_action(ranges.middles(record)[None])[0]
-        right = (samples > middle) == (frames.actions[:, None] > middle)
-        upper = np.broadcast_to(frames.actions[:, None] > middle, samples.shape)
+        stored = set(record.action.names if record.transform is None else record.transform.stored)
         for d in np.flatnonzero(ranges.sided(record)).tolist():
-            inside = valid[..., d]
-            counts = [right[..., d][inside].sum(), upper[..., d][inside].sum(), inside.sum()]
-            _add(self.sides, record.action.names[d], counts)
+            if names[d] not in stored:
+                continue  # a change of something two-valued has no sides
+            robot, inside = record.action.names.index(names[d]), valid[..., d]
+            above = samples[..., robot] > middle[d]
+            expected = np.broadcast_to(frames.actions[:, None, :, robot] > middle[d], above.shape)
+            counts = [(above == expected)[inside].sum(), expected[inside].sum(), inside.sum()]
+            _add(self.sides, names[d], counts)
         if record.action_statistics is not None:
-            excess = ranges.outside(samples, record.action_statistics) > ROUNDING
-            for d, name in enumerate(record.action.names):
+            excess = ranges.outside(learned, record.action_statistics) > ROUNDING
+            for d, name in enumerate(names):
                 inside = valid[..., d]
                 _add(self.commands, name, [excess[..., d][inside].sum(), inside.sum()])
         self._add_proprio(record, frames)

@@ -96,7 +96,9 @@ def replay_demonstrations(
 
 def _calls(d: ReplayableEpisode, embodiment: Embodiment) -> list[CallCommand]:
     options = {"split": d.split, "skills": [d.skill]}
-    round_trip = embodiment.unnormalize_action(embodiment.normalize_action(d.actions))
+    states = d.observation.get("proprio")
+    chunk = embodiment.encode(d.actions[:, None], states)
+    round_trip = embodiment.decode(chunk, states)[:, 0]
     return [
         CallCommand(replay, (d.seed, options, actions, dict(d.observation)))
         for actions in (d.actions, round_trip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -76,7 +77,7 @@ class ObservationEncoder:
         warnings.warn(
             f"observation['proprio'] of {self._embodiment.name} is far outside the training data: "
             f"{', '.join(texts)}; give it in the units and the order of the record",
-            stacklevel=5,
+            stacklevel=user_level(),
         )
 
     def _check(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -107,6 +108,14 @@ class ObservationEncoder:
                 image = check_image(f"observation[{key!r}]", value, (3, 4))
                 arrays[key] = image if image.ndim == 4 else image[None]
         return arrays
+
+
+def user_level() -> int:
+    """Return the stacklevel of a warning of the caller that names the code that uses octolike."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("octolike"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def image_shapes(spec: types.BatchSpec, part: str) -> dict[str, tuple[int, ...]]:

@@ -32,7 +32,7 @@ import numpy as np
 from octolike import ranges, types
 from octolike.config import unknown
 from octolike.embodiment import Embodiment
-from octolike.policy.observations import ObservationEncoder
+from octolike.policy.observations import ObservationEncoder, user_level
 from octolike.policy.sampler import ActionSampler
 from octolike.policy.tasks import Task, TaskEncoder
 from octolike.train.checkpoint import Run, load_run
@@ -85,7 +85,7 @@ class Policy:
         reads = parts.sampler.tokenizer_reads | parts.sampler.head_reads
         self.reads = frozenset(reads | {"observation.timestep_mask"})
         for sentence in ranges.record_misfits(self.embodiment):
-            warnings.warn(f"{sentence}, and train again", stacklevel=2)
+            warnings.warn(f"{sentence}, and train again", stacklevel=user_level())
 
     @classmethod
     def load(
@@ -194,7 +194,7 @@ class Policy:
                 "expected equal numbers"
             )
         actions = self.sample_normalized(*self.inputs(observations, tasks), seeds)
-        return self.unnormalize(actions)
+        return self.unnormalize(actions, self.states(observations))
 
     def inputs(
         self, observations: Sequence[Mapping[str, Any]], tasks: Sequence[Task]
@@ -213,17 +213,34 @@ class Policy:
         task = self._parts.tasks.with_states(task)
         return self._parts.sampler.sample(self._params, observation, task, seeds)
 
-    def unnormalize(self, actions: np.ndarray) -> np.ndarray:
-        """Return normalised actions [..., A of the run] as float32 [..., A] in robot units."""
-        robot_actions = actions[..., : len(self.embodiment.action.names)]
-        return np.asarray(self.embodiment.unnormalize_action(robot_actions), np.float32)
+    def states(self, observations: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+        """Return the newest proprio [B, P] of observations; None if the actions do not need it."""
+        transform = self.embodiment.transform
+        if transform is None or not transform.needs_state:
+            return None
+        values: list[Any] = [o.get("proprio") for o in observations]
+        if any(value is None for value in values):
+            raise ValueError(
+                f"the actions of {self.embodiment.name} are learned as {transform.text!r}, so "
+                "observation['proprio'] must not be None"
+            )
+        width = len(self.embodiment.proprio or ())
+        return np.stack([np.reshape(value, (-1, width))[-1] for value in values])
+
+    def unnormalize(self, actions: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
+        """Return normalised chunks [B, H, A of the run] as float32 [B, H, A] in robot units.
+
+        states: proprio [B, P] at the first actions, in robot units (`states`).
+        """
+        robot_actions = actions[..., : len(self.embodiment.learned)]
+        return np.asarray(self.embodiment.decode(robot_actions, states), np.float32)
 
 
 def _build_parts(run: Run, embodiment: str | None, batch_size: int) -> PolicyParts:
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     record = _choose_embodiment(run.embodiments, embodiment)
-    sampler = ActionSampler(run, record.name, len(record.action.names), batch_size)
+    sampler = ActionSampler(run, record.name, len(record.learned), batch_size)
     observations = ObservationEncoder(run.spec, record)
     return PolicyParts(record, observations, TaskEncoder(run, sampler), sampler)
 

@@ -48,7 +48,7 @@ class ActionChunk(NamedTuple):
         valid: np.ndarray,
         titles: Sequence[str],
     ) -> ActionChunk:
-        """Return the chunk in the robot's units.
+        """Return the chunk in the units of the learned actions.
 
         Args:
             robot: of these actions.
@@ -57,7 +57,7 @@ class ActionChunk(NamedTuple):
             valid: bool [H].
             titles: dataset, task.
         """
-        layout, units = robot.action, robot.action.units
+        layout, units = robot.learned, robot.learned.units
         pair = np.stack([demonstrated, predicted])[..., : len(layout)].astype(np.float32)
         if robot.action_statistics is not None:
             pair = robot.unnormalize_action(pair)

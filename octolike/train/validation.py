@@ -245,7 +245,7 @@ def action_dims(
     dims, gripper = np.zeros((2, len(embodiments), width), bool)
     middle = np.zeros((len(embodiments), width), np.float32)
     for i, embodiment in enumerate(embodiments):
-        count = len(embodiment.action)
+        count = len(embodiment.learned)
         dims[i, :count] = True
         gripper[i, :count] = ranges.sided(embodiment)
         middle[i, :count] = ranges.middles(embodiment)

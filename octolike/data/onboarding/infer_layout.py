@@ -22,6 +22,7 @@ GRIPPER = ("gripper", "finger", "jaw", "claw")
 JOINT = ("joint", "qpos", "shoulder", "elbow", "wrist", "waist", "forearm", "axis", "motor")
 CARTESIAN = ("pose", "eef", "ee_", "tcp", "cartesian", "end_effector")
 FULL_TURN = 2 * np.pi
+SHARE = 0.5  # the least range of a gripper that is left as it is
 METRES = 5.0  # no arm reaches farther
 METRES_PER_STEP = 0.3  # no arm moves farther in a step
 
@@ -192,7 +193,9 @@ def _grippers(names: Sequence[str], s: Statistics) -> tuple[int, ...]:
 
 
 def _is_share(layout: Layout, s: Statistics, d: int) -> bool:
-    """Return whether a column may be learned as it is (`ranges.misfits`)."""
+    """Return whether a column may be learned as it is: also `ranges.misfits` accepts less."""
+    if 0 < s.max[d] - s.min[d] < SHARE:
+        return False
     single = dataclasses.replace(layout, normalized=tuple(i != d for i in range(len(layout))))
     return not ranges.misfits(single, s, "action")
 

@@ -35,7 +35,7 @@ class BatchBuilder:
 
     def __init__(self, config: DataConfig, embodiments: Sequence[Embodiment]) -> None:
         self._config = config
-        self._action_dim = max(len(e.action) for e in embodiments)
+        self._action_dim = max(len(e.learned) for e in embodiments)
         self._proprio_dim = max((len(e.proprio) for e in embodiments if e.proprio), default=0)
         self.paraphrases: Mapping[str, tuple[str, ...]] = {}
         if config.paraphrases:
@@ -92,7 +92,9 @@ class BatchBuilder:
         dims = np.arange(self._action_dim) < widths[:, None]
         leaves = {
             "observation.timestep_mask": in_episode,
-            "action": _gather([e.episode.action for e in episodes], which, chunk, self._action_dim),
+            "action": _gather(
+                [e.episode.action for e in episodes], which, chunk, self._action_dim, steps
+            ),
             "action_mask": valid[..., None] & dims[:, None, None],
             "dataset": np.array([e.source.number for e in episodes], np.int32)[which],
             "embodiment": np.array([e.source.record for e in episodes], np.int32)[which],
@@ -225,11 +227,20 @@ class BatchBuilder:
 
 
 def _gather(
-    values: Sequence[np.ndarray | None], which: np.ndarray, steps: np.ndarray, width: int
+    values: Sequence[np.ndarray | None],
+    which: np.ndarray,
+    steps: np.ndarray,
+    width: int,
+    chunk_starts: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return float32 [*steps.shape, width]: values[which[i]][steps[i]], padded with 0."""
+    """Return float32 [*steps.shape, width]: values[which[i]][steps[i]], padded with 0.
+
+    Values [T, H, n] are chunks already, of which those at chunk_starts[i] are taken.
+    """
     result = np.zeros((*steps.shape, width), np.float32)
     for i, j in enumerate(which.tolist()):
-        if values[j] is not None:
-            result[i, ..., : values[j].shape[-1]] = values[j][steps[i]]
+        x = values[j]
+        if x is not None:
+            index = chunk_starts if x.ndim == 3 and chunk_starts is not None else steps
+            result[i, ..., : x.shape[-1]] = x[index[i]]
     return result

@@ -44,12 +44,20 @@ class DatasetSplit:
     has_task: np.ndarray
 
     def load(self, episode: int) -> Episode:
-        """Read one episode; actions and proprio are normalised."""
+        """Read one episode; actions and proprio are normalised.
+
+        With a representation, its actions are the chunks of all steps: [T, H, A'].
+        """
         i = self.index
         record = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
         content = int(i.content[episode])
         result = self.reader.read_episode(*record, self.cameras, self.depth, content)
-        result.action = self.embodiment.normalize_action(result.action)
+        if self.embodiment.transform is None:
+            result.action = self.embodiment.normalize_action(result.action)
+        else:
+            steps = np.arange(len(result))[:, None] + np.arange(self.reader.horizon)
+            chunk = result.action[np.minimum(steps, len(result) - 1)]
+            result.action = self.embodiment.encode(chunk, result.proprio)
         if result.proprio is not None:
             result.proprio = self.embodiment.normalize_proprio(result.proprio)
         return result
@@ -103,10 +111,11 @@ def embodiment_records(
     indices: Sequence[EpisodeIndex],
     normalization: str,
     range_check: str = "strict",
+    representation: str = "as_stored",
 ) -> tuple[list[Embodiment], list[int]]:
     """Return the embodiment records, and the record index of each dataset.
 
-    range_check: config.data.range_check.
+    range_check, representation: of config.data.
 
     Raises ConfigError if two specs name the same embodiment with different layouts, grippers or
     rates, and for an unnormalised dimension that is not a share.
@@ -131,10 +140,15 @@ def embodiment_records(
             proprio=first.proprio,
             normalization=normalization,
             datasets=tuple(specs[i].name for i in group),
+            representation="" if representation == "as_stored" else representation,
             inferred=tuple(dict.fromkeys(key for i in group for key in specs[i].inferred)),
-            action_statistics=action,
-            proprio_statistics=proprio,
+            action_statistics=None,
+            proprio_statistics=None,
         )
+        try:
+            new = replace(new, action_statistics=action, proprio_statistics=proprio)
+        except ValueError as error:  # the representation does not apply to this robot
+            raise ConfigError(f"{', '.join(new.datasets)}: {error}") from None
         if range_check == "strict":
             _check_ranges(new, [specs[i] for i in group], [indices[i] for i in group])
         else:

@@ -55,5 +55,5 @@ def describe_reach(
 
 def _listed(record: Embodiment, shares: np.ndarray) -> str:
     return ", ".join(
-        f"{record.action.names[d]} {shares[d]:.2%}" for d in np.flatnonzero(shares > 0)
+        f"{record.learned.names[d]} {shares[d]:.2%}" for d in np.flatnonzero(shares > 0)
     )

@@ -268,7 +268,7 @@ class RldsSource:
         readers = [self._reader(spec, d.train_split) for spec in specs]
         indices = [self._index(reader) for reader in readers]
         self.embodiments, record = embodiment_records(
-            specs, indices, d.normalization, d.range_check
+            specs, indices, d.normalization, d.range_check, d.representation
         )
         limits = [d.limit_of(spec.name) for spec in specs]
         indices = [i.first_episodes(n) for i, n in zip(indices, limits, strict=True)]
@@ -319,7 +319,14 @@ class RldsSource:
     def _reader(self, spec: catalog.DatasetSpec, split: str) -> Reader:
         d = self._config
         root = d.root_of(spec.name)
-        return Reader(spec, root, split, uninformative=d.uninformative_language)
+        return Reader(
+            spec,
+            root,
+            split,
+            uninformative=d.uninformative_language,
+            representation=d.representation,
+            horizon=d.horizon,
+        )
 
     def _tasks_of(self, spec: catalog.DatasetSpec, index: EpisodeIndex, kind: str) -> list[str]:
         return task_names(spec, index, kind, self._config.uninformative_language)

@@ -105,7 +105,11 @@ def data_digest(reader: Reader) -> str:
 
 def index_digest(reader: Reader) -> str:
     """Return the digest of everything that an index depends on: the files, the code, the spec."""
-    return f"{data_digest(reader)}-{reader.spec.fingerprint()}"
+    spec = reader.spec.fingerprint()
+    if reader.representation != "as_stored":
+        values = json.dumps([spec, reader.representation, reader.horizon])
+        spec = hashlib.sha256(values.encode()).hexdigest()[:16]
+    return f"{data_digest(reader)}-{spec}"
 
 
 class IndexCache:

@@ -60,14 +60,24 @@ class Reader:
     """Reads one split of one dataset on disk."""
 
     def __init__(
-        self, spec: DatasetSpec, root: str, split: str, *, uninformative: bool = False
+        self,
+        spec: DatasetSpec,
+        root: str,
+        split: str,
+        *,
+        uninformative: bool = False,
+        representation: str = "as_stored",
+        horizon: int = 1,
     ) -> None:
         """Open <root>/<name>/<version> (local or gs://).
 
         uninformative: keep instructions that the spec marks as uninformative.
+        representation, horizon: what of the actions is learned, and in chunks of how many; the
+            statistics of the actions are those of what is learned.
         Raises DataError if the directory, the version, the split, a shard or a feature is missing.
         """
         self.spec, self.split = spec, split
+        self.representation, self.horizon = representation, horizon
         self._use_instructions = spec.language_informative or uninformative
         self.directory = find_directory(spec, root)
         try:

@@ -42,9 +42,11 @@ from octolike.data.rlds.record_files import (
     content_fingerprint,
     error_summary,
 )
+from octolike.data.specs.standardize import StandardSteps
 from octolike.embodiment import Statistics
-from octolike.errors import DataError
+from octolike.errors import ConfigError, DataError
 from octolike.progress import LogLines, TerminalBar, progress
+from octolike.representation import Representation
 
 
 def index_episodes(reader: Reader, *, threads: int, cache: str, drop_bad: bool) -> EpisodeIndex:
@@ -197,6 +199,8 @@ class _ShardIndexBuilder:
         }
         for part in PARTS:
             x = getattr(standard, part)
+            if part == "action" and reader.representation != "as_stored":
+                x = learned_actions(reader, standard)
             if x is not None:
                 self.sketches.setdefault(part, QuantileSketch(x.shape[1])).update(x)
         paths = {"task": next(iter(reader.spec.language_paths), ""), "label": reader.spec.label}
@@ -225,6 +229,23 @@ class _ShardIndexBuilder:
             bad=tuple(self.bad),
             filtered=self.filtered,
         )
+
+
+def learned_actions(reader: Reader, standard: StandardSteps) -> np.ndarray:
+    """Return what is learned of the valid actions of all chunks of an episode, float32 [n, A'].
+
+    Raises ConfigError if the representation does not apply to the dataset.
+    """
+    spec, t = reader.spec, len(standard.action)
+    a, states = spec.action, spec.proprio.names if spec.proprio else ()
+    try:
+        transform = Representation(reader.representation, a.names, a.absolute, a.normalized, states)
+    except ValueError as error:
+        raise ConfigError(f"{spec.name}: {error}") from None
+    steps = np.arange(t)[:, None] + np.arange(reader.horizon)
+    chunk = standard.action[np.minimum(steps, t - 1)]
+    learned = transform.encode(chunk, standard.proprio)
+    return np.asarray(learned[steps < t], np.float32)
 
 
 def _stored_bytes(x: tf.Tensor) -> int:
