@@ -101,6 +101,12 @@ def describe(records: Sequence[Embodiment]) -> list[str]:
     for record in records:
         lines += [f"warning: {x}" for x in record_misfits(record)]
         lines += describe_widened(record)
+        if record.transform is not None:
+            stored = ", ".join(record.transform.stored) or "none"
+            lines.append(
+                f"actions of {record.name} are learned as {record.representation!r}: "
+                f"{', '.join(record.learned.names)}; as stored: {stored}"
+            )
         if record.action_statistics is not None:
             binary = np.flatnonzero(is_binary(record.action_statistics))
             names = ", ".join(record.learned.names[d] for d in binary)
