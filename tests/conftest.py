@@ -29,6 +29,17 @@ def pytest_collection_modifyitems(config, items):
         )
 
 
+@pytest.fixture
+def optimized():
+    """Compile with all of XLA's optimizations: for values that were recorded with them."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The golden arrays and real episodes that lie beside the checkout."""

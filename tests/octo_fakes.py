@@ -101,6 +101,9 @@ def statistics() -> dict:
         mask = [True] * (ACTION - 1) + [False]
         counts = {"num_transitions": 90, "num_trajectories": 3}
         action = {**vector(ACTION, shift), "mask": mask}
+        gripper = {"mean": 0.5, "std": 0.5, "min": 0.0, "max": 1.0, "p01": 0.0, "p99": 1.0}
+        for name, value in gripper.items():
+            action[name][-1] = value
         return {"action": action, "proprio": vector(PROPRIO, shift), **counts}
 
     return {"one": dataset(0.0), "two": dataset(1.0)}

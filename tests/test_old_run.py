@@ -10,6 +10,11 @@ from octolike.config import stored_config
 from octolike.policy import Policy
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run_format_1"
+# The observation of the stored actions lies outside the fixture's few frames.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:observation.*far outside the training data"),
+    pytest.mark.usefixtures("optimized"),
+]
 
 
 @pytest.fixture
