@@ -305,7 +305,7 @@ def test_resolving_fills_every_field_and_changes_nothing_else():
         ({"limit": 1.0}, "model.heads.action has no 'kind'"),
     ],
 )
-def test_resolving_names_what_is_not_allowed(component, message):
+def test_resolving_names_values_that_are_not_allowed(component, message):
     config = c.Config()
     config.model.heads["action"] = c.Component(component)
     with pytest.raises(c.ConfigError, match=message):

@@ -60,7 +60,7 @@ def room(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_room_sees_only_what_it_may(path):
+def test_a_room_imports_only_the_rooms_that_it_may(path):
     if room(path) == "__init__":
         assert not imports(path)
         return

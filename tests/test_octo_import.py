@@ -1,4 +1,4 @@
-"""Octo's checkpoints become runs that act and finetune; what cannot be represented is refused.
+"""Octo's checkpoints become runs that act and finetune; unsupported parts are refused.
 
 The golden checkpoints and arrays are Octo's own (shared/golden/README.md). The variants that they
 lack are tiny checkpoints with random parameters: octo_fakes.py.
@@ -58,10 +58,10 @@ def imported(tmp_path_factory):
 
 @needs_golden
 @pytest.mark.parametrize("name", ["octo_small_shape", "octo_l1_map"])
-def test_computes_what_octo_computes(imported, name):
+def test_outputs_equal_those_of_octo(imported, name):
     rows = golden.compare(imported(name), GOLDEN / name)
     table = golden.table(rows)
-    # a whole sampling run amplifies rounding: a few values may differ more, and the table says so
+    # a whole sampling run amplifies rounding: a few values may differ more, and the table shows it
     assert all(row.good or row.output == "ddpm/actions" for row in rows), table
     assert max(row.difference for row in rows) < 5e-4, table
     outputs = set(np.load(GOLDEN / name / "outputs.npz").files)
@@ -86,7 +86,7 @@ def test_golden_comparison_sees_a_changed_parameter(imported):
 @needs_golden
 @pytest.mark.parametrize("repeat", [False, True])
 def test_attention_of_first_releases(repeat):
-    """A register is what the first releases make of a readout: the recorded masks say so."""
+    """The first releases treat a readout as a register, as the recorded masks show."""
     parts = np.load(GOLDEN / "octo_parts" / "outputs.npz")
     expected = np.load(GOLDEN / "octo_parts" / "variants.npz")[
         f"repeat{repeat:d}_correct0/attention_mask"
@@ -147,10 +147,10 @@ def test_other_heads(name):
     made = heads.build(component, "head", spec, names=Names((), ()), dtype=np.float32)
     bound = made.bind({"params": params["heads_action"]})
     # The recorded heads with attention pooling read all observations.
-    where = "readout_action" if name == "continuous_mean" else "obs"
+    prefix = "readout_action" if name == "continuous_mean" else "obs"
     outputs = np.load(GOLDEN / "octo_parts" / "outputs.npz")
-    x, seen = (outputs[f"transformer/{where}/{part}"] for part in ("tokens", "mask"))
-    group = TokenGroup(x, seen.astype(bool))
+    x, mask = (outputs[f"transformer/{prefix}/{part}"] for part in ("tokens", "mask"))
+    group = TokenGroup(x, mask.astype(bool))
     got = bound.sample(group)
     np.testing.assert_allclose(got, parts[f"{name}/predict_argmax"], atol=1e-5, rtol=0)
 
@@ -275,7 +275,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_fit(tmp_path, name):
-    """Every parameter has its place and the settings say what Octo's say."""
+    """Every parameter has its place, and the settings equal Octo's."""
     model, cameras, expected = VARIANTS[name]
     imported = import_fake(tmp_path, fakes.config(**model), fakes.batch(cameras))
     assert imported.run.step == fakes.STEP
@@ -313,8 +313,8 @@ def test_film_follows_the_embedded_instruction():
     assert importer.target_path(f"{theirs}/Dense_1/bias") == f"{ours}/shift/bias"
 
 
-def test_what_the_data_lack_is_left_out(tmp_path):
-    """Octo drops a tokenizer whose camera is not in the data; so does the import, and says so."""
+def test_parts_that_the_data_lack_are_left_out(tmp_path):
+    """Octo drops a tokenizer whose camera is not in the data; the import does, too."""
     both = {c: fakes.image(f"image_{c}") for c in ("primary", "wrist")}
     imported = import_fake(tmp_path, fakes.config(observation_tokenizers=both))
     assert set(imported.run.config.model.tokenizers) == {"primary"}
@@ -335,7 +335,7 @@ def test_first_releases_have_other_names(tmp_path):
     assert run.config.model.registers == ("action",)
 
 
-def test_orbax_is_read_where_there_is_no_file_of_flax(tmp_path):
+def test_orbax_is_read_if_there_is_no_file_of_flax(tmp_path):
     stored, example = fakes.config(), fakes.batch()
     leaves = fakes.params(stored, example)
     kept = [
@@ -485,7 +485,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_cannot_be_represented_is_named(name):
+def test_parts_that_octolike_does_not_have_are_named(name):
     stored, match = ERRORS[name]
     with pytest.raises(ConfigError, match=match):
         octo_config.translate(stored, fakes.batch(("primary", "wrist")))
@@ -530,7 +530,7 @@ def test_missing_files(tmp_path):
 
 
 def test_script(tmp_path, monkeypatch, capsys):
-    """The command prints what was imported; what is wrong is one line and exit code 1."""
+    """The command prints the imported parts; an error is one line and exit code 1."""
     path = ROOT / "scripts" / "import_octo.py"
     script = importlib.util.module_from_spec(
         spec := importlib.util.spec_from_file_location("import_octo", path)

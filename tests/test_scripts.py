@@ -270,7 +270,9 @@ def mistaken(kind):
         (full_disk, r"^error: checkpoint 2 could not be written$"),
     ],
 )
-def test_what_training_cannot_read_or_write_is_one_line(load, monkeypatch, tmp_path, fault, match):
+def test_files_that_training_cannot_read_or_write_are_one_line(
+    load, monkeypatch, tmp_path, fault, match
+):
     script = load("_launch")
     config = data_fakes.config(tmp_path)
     monkeypatch.setattr(script, "open_source", lambda config: None)

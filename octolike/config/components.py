@@ -193,12 +193,12 @@ def _bounds(low: float | None, high: float | None) -> str:
     return f"be at least {low:g}" if high is None else f"be at most {high:g}"
 
 
-def unknown(what: str, name: Any, choices: Iterable[Any]) -> str:
+def unknown(noun: str, name: Any, choices: Iterable[Any]) -> str:
     """Return the sentence for an unknown name: the nearest name, and the choices."""
     choices = sorted(map(str, choices))
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what}: {name!r}{hint} (choices: {_listed(choices)})"
+    return f"unknown {noun}: {name!r}{hint} (choices: {_listed(choices)})"
 
 
 def require(good: bool, message: str) -> None:

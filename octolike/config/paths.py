@@ -75,7 +75,7 @@ def resolved(config: Config, run_dir: str | os.PathLike[str]) -> Config:
 
 
 def aligned(stored: Config, config: Config) -> Config:
-    """Return a stored, resolved config that spells paths as `config` does where they are the same.
+    """Return a stored, resolved config that spells paths as `config` does if they are the same.
 
     For comparing the two.
     """
@@ -127,7 +127,7 @@ def _replace_fields(value: Any, place: Callable[[str], str]) -> None:
 
 
 def _start_directories(run: str, workdir: str) -> list[str]:
-    """Return where training may have been started, if the stored workdir is relative."""
+    """Return directories in which training may have been started; workdir is as stored."""
     if not workdir or _is_absolute(workdir) or _is_absolute_uri(run):
         return []
     parts = posixpath.normpath(workdir).split("/")

@@ -16,7 +16,7 @@ from octolike.errors import ConfigError
 FORMAT = 3  # of the config.json that this version writes
 Json = dict[str, Any]
 
-# Where format 1 has components: sections and option -> open set; "*": one per name.
+# Places of components in format 1: sections and option -> open set; "*": one per name.
 OPTIONS = {
     ("data", "text"): "text_tokenizers",
     ("data", "sampling"): "samplings",

@@ -371,27 +371,27 @@ def _layout_and_statistics(
 ) -> tuple[Layout, Statistics]:
     """Return layout and statistics of a dataset's action or proprio."""
     stored = entry.get(part)
-    where = f"dataset_statistics.json: {name}.{part}"
+    field = f"dataset_statistics.json: {name}.{part}"
     if stored is None and part == "action":
-        raise ValueError(f"{where} is missing; without it, actions cannot be un-normalised")
+        raise ValueError(f"{field} is missing; without it, actions cannot be un-normalised")
     if stored is None:
         notes.append(
-            f"{where} is missing: the policy expects {part} as the network gets it, normalised"
+            f"{field} is missing: the policy expects {part} as the network gets it, normalised"
         )
         stored = {k: [0] * width for k in STATISTICS} | {"mask": [False] * width}
     values = {k: np.asarray(stored[k], np.float32) for k in STATISTICS if k in stored}
     required = {"mean", "std"} | ({"p01", "p99"} if normalization == "bounds" else set())
     missing = required - values.keys()
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+        raise ValueError(f"{field} lacks {', '.join(sorted(missing))}")
     for key, value in values.items():
         if value.shape != values["mean"].shape or value.ndim != 1 or len(value) > width:
-            raise ValueError(f"{where}.{key} has shape {value.shape}, expected ({width},)")
+            raise ValueError(f"{field}.{key} has shape {value.shape}, expected ({width},)")
     is_normalized = np.asarray(stored.get("mask", np.ones(len(values["mean"]))), bool)
     tiny = np.flatnonzero(is_normalized & (values["std"] < MIN_SPREAD)).tolist()
     if tiny:
         notes.append(
-            f"{where}.std of dimensions {tiny} is below {MIN_SPREAD}; {MIN_SPREAD} is used"
+            f"{field}.std of dimensions {tiny} is below {MIN_SPREAD}; {MIN_SPREAD} is used"
         )
     for key, substitutes in _SUBSTITUTES.items():
         if key not in values:

@@ -40,7 +40,7 @@ from octolike.train.state import Params
 
 
 class PolicyParts(NamedTuple):
-    """What policies of one run and robot share, whatever their parameters."""
+    """The parts that policies of one run and robot share; they do not depend on parameters."""
 
     embodiment: Embodiment
     observations: ObservationEncoder

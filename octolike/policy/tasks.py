@@ -95,7 +95,7 @@ class TaskEncoder:
             )
 
     def _arguments(self) -> dict[str, str]:
-        """Return {what the network was conditioned on: the argument of `create_task`}."""
+        """Return {kind of conditioning of the network: the argument of `create_task`}."""
         arguments = {
             "an instruction": "instruction=…" if self._tokenizer else "",
             "a goal image": "goal_images={…}" if self.goal_shapes else "",

@@ -64,7 +64,7 @@ class LiberoSuite:
 @pytest.fixture
 def libero_env(monkeypatch):
     modules = {
-        "libero.libero": types.SimpleNamespace(get_libero_path=lambda what: f"assets/{what}"),
+        "libero.libero": types.SimpleNamespace(get_libero_path=lambda name: f"assets/{name}"),
         "libero.libero.envs": types.SimpleNamespace(OffScreenRenderEnv=LiberoSim),
         "libero.libero.benchmark": types.SimpleNamespace(
             get_benchmark_dict=lambda: {"libero_spatial": LiberoSuite}

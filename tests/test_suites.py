@@ -1,0 +1,61 @@
+"""Evaluation suites: the episodes that they plan."""
+
+import dataclasses
+
+import pytest
+
+from octolike.config import CollectConfig, ConfigError, EvaluateConfig
+from octolike.evaluation import suites
+from octolike.evaluation.suites import EpisodePlan, Suite
+
+
+def test_a_plan_repeats_pairs_of_split_and_skill_and_omits_empty_ones():
+    plan = Suite("tabletop", "", ("train", "held_out_family"), ("touch", "lift"), 2, seed=7).plan()
+    pairs = [("train", "touch"), ("train", "lift"), ("held_out_family", "lift")]
+    assert plan == [EpisodePlan(*pair, seed) for seed in (7, 8) for pair in pairs]
+    assert plan[0].options == {"split": "train", "skills": ["touch"]}
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_every_suite_has_a_plan(name):
+    plan = suites.SUITES[name].plan()
+    assert len(set(plan)) == len(plan) > 0
+    assert min(e.seed for e in plan) >= suites.FIRST_SEED
+
+
+@pytest.mark.parametrize(
+    ("suite", "match"),
+    [
+        (Suite("tabletop", "", ("trian",)), "unknown split: 'trian'; did you mean 'train'"),
+        (Suite("tabletop", "", (), ("tuch",)), "unknown skill: 'tuch'; did you mean 'touch'"),
+        (Suite("tabletop", "", ("held_out_family",), ("stack",)), "none of the splits"),
+        (Suite("tabletop", "", episodes=0), "0 episodes"),
+    ],
+)
+def test_invalid_suites_are_rejected(suite, match):
+    with pytest.raises(ConfigError, match=match):
+        suite.plan()
+
+
+def test_caveats_name_splits_that_contradict_the_demonstrations():
+    collect = CollectConfig(skills={"touch": 3, "lift": 3})
+    table = suites.suite_by_name("tabletop", {"kind": "tabletop"})
+    (note,) = suites.caveats(table.plan(), collect)
+    assert "no demonstrations of push, put, stack: unless" in note
+    known = dataclasses.replace(table, skills=("touch", "lift"))
+    assert suites.caveats(known.plan(), collect) == []
+    collect.split = "held_out_family"
+    assert "of the split 'held_out_family'" in suites.caveats(known.plan(), collect)[0]
+    early = dataclasses.replace(known, seed=5).plan()
+    assert "Seeds below 1,000,000" in suites.caveats(early, collect)[1]
+    ml10 = suites.suite_by_name("metaworld_ml10", {"kind": "metaworld"})
+    collect = CollectConfig(skills=dict.fromkeys((*ml10.skills, "drawer-open"), 1))
+    assert "the held-out tasks: drawer-open." in suites.caveats(ml10.plan(), collect)[0]
+
+
+def test_suites_come_from_a_name_or_a_config():
+    with pytest.raises(ConfigError, match="unknown suite: 'tabletop_quik'; did you mean"):
+        suites.suite_by_name("tabletop_quik", {"kind": "tabletop"})
+    config = EvaluateConfig(episodes=3, splits=("train",))
+    plan = suites.suite_from_config({"kind": "tabletop"}, config, ["push"]).plan()
+    assert plan == [EpisodePlan("train", "push", config.seed + i) for i in range(3)]
