@@ -126,6 +126,16 @@ def statistics_table(layout: Layout, statistics: Statistics) -> str:
     return text_table(rows, ("", "unit", *STATISTICS, ""), align, indent=4)
 
 
+def statistics_tables(record: Embodiment) -> str:
+    """Return the tables of a record's learned actions and of its proprio."""
+    tables = []
+    for part in PARTS:
+        layout, s = record.layout(part), getattr(record, f"{part}_statistics")
+        if layout is not None and s is not None:
+            tables.append(f"  {part}\n{statistics_table(layout, s)}")
+    return "\n".join(tables)
+
+
 def is_binary(s: Statistics) -> np.ndarray:
     """Return bool [dims]: nearly all values are at one of the two extremes.
 

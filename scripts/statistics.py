@@ -12,6 +12,7 @@ continues with the remaining shards.
 import os
 import sys
 import time
+from functools import partial
 
 from octolike import config as configs
 from octolike import ranges
@@ -37,7 +38,8 @@ def main(config: configs.Config) -> None:
         specs = catalog.load_specs(d.specs)
         for name in mixes.parse(d.mix, d.mix_weights, specs).weights:
             spec, begin = catalog.find_spec(name, specs), time.monotonic()
-            reader = Reader(spec, d.root_of(spec.name), d.train_split)
+            learned = {"representation": d.representation, "horizon": d.horizon}
+            reader = Reader(spec, d.root_of(spec.name), d.train_split, **learned)
             index = index_episodes(reader, **settings)
             instructions = len(set(index.tasks) - {""})
             print(
@@ -49,11 +51,10 @@ def main(config: configs.Config) -> None:
                 if black := int(index.black_frames[:, c].sum()):
                     absent = int((~index.has_image[:, c]).sum())
                     print(f"  {camera}: {black:,} black frames; absent in {absent:,} episodes")
-            for part, layout in (("action", spec.action), ("proprio", spec.proprio)):
-                if layout is not None:
-                    print(f"  {part}\n{ranges.statistics_table(layout, getattr(index, part))}")
-            # After the table, so that it shows what a refused dimension has.
-            (record,), _ = embodiment_records([spec], [index], d.normalization, d.range_check)
+            # The check follows the tables, so that they show the values of a refused dimension.
+            make = partial(embodiment_records, [spec], [index], representation=d.representation)
+            print(ranges.statistics_tables(make(d.normalization, "warn")[0][0]))
+            record = make(d.normalization, d.range_check)[0][0]
             lines = ranges.describe([record])
             for head, component in config.model.heads.items():
                 limits = heads.reach(component, f"model.heads.{head}")

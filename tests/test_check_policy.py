@@ -302,6 +302,25 @@ def test_the_script_prints_differences_and_fails(opened, tmp_path):
     assert (tmp_path / "check_policy" / "check_policy.png").exists()
 
 
+@pytest.mark.parametrize("text", ["relative tool_frame rotation_6d", "absolute"])
+def test_policy_and_training_agree_in_another_representation(opened, tmp_path, text):
+    config = config_for(tmp_path, "fake")
+    config.data.root, config.data.representation = opened[0].config.data.root, text
+    data = open_data(config)
+    run = run_for(config, data)
+    frames = list(recorded_frames.sample_frames(data, config.data, "fake", 16))
+    policy = Policy(run, batch_size=recorded_frames.BATCH)
+    comparison = frame_check.compare_frames(policy, "fake", frames, run)
+    assert faults(comparison) == []
+    assert comparison.names == run.embodiments[0].learned.names
+    assert list(comparison.meaning.sides) == ["gripper"]
+    assert policy.sample_batch(
+        [{k: o[k] for k in policy.observation_keys} for o in frames[0].observations[:1]],
+        [frame_check.create_task(policy, frames[0].conditionings[0])],
+        [0],
+    ).shape == (1, 3, 7)
+
+
 # Sides and ranges
 
 

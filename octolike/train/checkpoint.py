@@ -65,7 +65,7 @@ FILES = {
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 COSTS = "costs.json"
 # Conventions of an embodiment record, compared when a run starts from another one.
-RECORD_FIELDS = ("robot", "control_hz", "gripper", "normalization")
+RECORD_FIELDS = ("robot", "control_hz", "gripper", "normalization", "representation")
 LAYOUT_FIELDS = ("names", "units", "absolute", "normalized", "normalization")
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 

@@ -25,7 +25,8 @@ from octolike.train import checkpoint, lora, optimizer, sharding
 from octolike.train import state as states
 from octolike.train.state import Params, TrainState
 
-MEANING = ("action.names", "action.units", "action.absolute")  # of a head's outputs
+# Conventions that give a head's outputs their meaning.
+MEANING = ("action.names", "action.units", "action.absolute", "representation")
 FEW = 8  # parameters whose paths fit on a line or two
 
 

@@ -85,6 +85,44 @@ def test_recorded_actions_reproduce_their_episode(demonstrations, robot):
         assert r.recorded.proprio.max() == r.recorded.pixels.max() == 0
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "relative",
+        "absolute",
+        "absolute rotation_6d",
+        "relative tool_frame rotation_6d",
+        "delta tool_frame",
+    ],
+)
+def test_actions_reproduce_their_episode_in_every_representation(demonstrations, robot, text):
+    names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    proprio = dataclasses.replace(
+        robot.action, names=names, absolute=(True,) * 7, normalized=(True,) * 7
+    )
+    action = dataclasses.replace(robot.action, units=("m",) * 3 + ("rad",) * 3 + ("",))
+    plain = dataclasses.replace(
+        robot, action=action, proprio=proprio, representation=text, action_statistics=None
+    )
+    learned = np.concatenate(
+        [
+            plain.represent(d.actions[:, None], d.observation["proprio"])[:, 0]
+            for d in demonstrations
+        ]
+    )
+    learned = learned.astype(np.float32)
+    numbers = {"mean": learned.mean(0), "std": learned.std(0)}
+    numbers |= dict.fromkeys(("min", "p01"), learned.min(0))
+    numbers |= dict.fromkeys(("max", "p99"), learned.max(0))
+    statistics = Statistics(**numbers, steps=len(learned), episodes=4)
+    arm = dataclasses.replace(plain, action_statistics=statistics)
+    result = report(demonstrations, arm)
+    assert result.faults == []
+    for r in result.replays:
+        assert r.round_trip.success
+        assert r.round_trip.proprio.max() < 1e-3
+
+
 def test_another_start_diverges_at_the_first_step(env, demonstrations):
     d = demonstrations[0]
     options = {"split": d.split, "skills": [d.skill]}
