@@ -28,6 +28,8 @@ PARTS = ("action", "proprio")
 TOLERANCE = 0.1  # beyond [-1, 1]: measured shares overshoot
 SMALL = 0.25  # unnormalised actions that move, but stay below it, are no shares: metres, perhaps
 BINARY = 0.9  # of the largest variance that values between the extremes can have
+# {unit: (the largest plausible value, what larger ones are)}
+LARGEST = {"rad": (2.02 * np.pi, "degrees"), "m": (20.0, "millimetres")}
 OUTSIDE = 0.5  # of the recorded range: how far a robot may leave it without a warning
 
 
@@ -95,11 +97,34 @@ def describe_widened(record: Embodiment) -> list[str]:
     return sentences
 
 
+def doubtful_units(record: Embodiment) -> list[str]:
+    """Return a sentence for each part with values that are too large for their units."""
+    sentences = []
+    for part in PARTS:
+        layout, s = record.layout(part), getattr(record, f"{part}_statistics")
+        if layout is None or s is None:
+            continue
+        low, high = (s.min, s.max) if s.low is None or s.high is None else (s.low, s.high)
+        for unit, (limit, guess) in LARGEST.items():
+            names = [
+                f"{layout.names[d]} ({low[d]:.3g} to {high[d]:.3g})"
+                for d in range(len(layout))
+                if layout.units[d] == unit and max(abs(low[d]), abs(high[d])) > limit
+            ]
+            if names:
+                sentences.append(
+                    f"{part} of {record.name}: the unit of {', '.join(names)} is {unit!r}, but the "
+                    f"values look like {guess}; correct the units or the values in the spec"
+                )
+    return sentences
+
+
 def describe(records: Sequence[Embodiment]) -> list[str]:
     """Return a line for each misfit and for each widened or two-valued group of dimensions."""
     lines = []
     for record in records:
         lines += [f"warning: {x}" for x in record_misfits(record)]
+        lines += [f"warning: {x}" for x in doubtful_units(record)]
         lines += describe_widened(record)
         if record.transform is not None:
             stored = ", ".join(record.transform.stored) or "none"

@@ -160,6 +160,16 @@ def test_values_outside_the_recorded_range_are_measured_in_lengths_of_it():
     )
 
 
+def test_values_too_large_for_their_unit_are_a_warning():
+    arm = record(column(-62, 62))
+    for unit, guess in (("rad", "degrees"), ("m", "millimetres"), ("deg", ""), ("", "")):
+        units = replace(arm, action=replace(arm.action, units=(unit,)))
+        text = "\n".join(ranges.describe([units]))
+        assert ("a0 (-62 to 62) is" in text) == bool(guess)
+        assert guess in text
+    assert ranges.doubtful_units(record(column(-3, 3))) == []
+
+
 # The reach of heads
 
 
