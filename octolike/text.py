@@ -52,6 +52,11 @@ class TextTokenizer:
     def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         if text not in self._cache:
             tokens = self._ids(text)
+            if not tokens and text.strip():
+                warnings.warn(
+                    f"the instruction {text!r} has no token: the policy does not see it",
+                    stacklevel=3,
+                )
             if len(tokens) > self.length:
                 warnings.warn(
                     f"the instruction {text!r} has {len(tokens)} tokens and is truncated to "
@@ -77,17 +82,34 @@ class TextTokenizer:
         return tokens[: self.length]
 
 
+# Chinese, Japanese and Thai write no spaces between words.
+_SPACELESS = "\u0e01-\u0e4e\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORDS = {
+    "words": re.compile(r"\w+"),
+    "characters": re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+"),
+}
+
+
 @dataclass
 class HashTokenizer(TextTokenizer):
     """Hashes words to ids: needs no download and no fitting, and works for any language.
 
-    Case and punctuation are ignored. Two words collide with probability 1 / vocabulary.
+    Case and punctuation are ignored; a text of nothing else has one token per sign. Two words
+    collide with probability 1 / vocabulary.
     """
 
     vocabulary: int = option(4096, "number of ids; id 0 is padding", low=2)
+    segmentation: str = option(
+        "characters",
+        "characters: one token per character of a script without spaces, and per sign of a text "
+        "without words; words: as runs before format 3",
+        choices=tuple(_WORDS),
+    )
 
     def _ids(self, text: str) -> list[int]:
-        words = re.findall(r"\w+", text.lower())
+        words = _WORDS[self.segmentation].findall(text.lower())
+        if not words and self.segmentation == "characters":
+            words = re.findall(r"\S", text)
         return [zlib.crc32(w.encode()) % (self.vocabulary - 1) + 1 for w in words]
 
 

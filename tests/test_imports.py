@@ -14,7 +14,7 @@ FRAMEWORKS = {"jax", "flax", "optax", "orbax", "tensorflow", "tensorflow_dataset
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "rlds"}
 
 # The ground floor: modules without a framework that every room may import.
-GROUND = {"types", "errors", "config", "files", "tables", "progress"}
+GROUND = {"types", "errors", "config", "files", "tables", "progress", "plain_figure"}
 # room: the rooms of octolike that it may import
 MAY_SEE = {
     "types": set(),
@@ -23,6 +23,7 @@ MAY_SEE = {
     "files": {"errors"},
     "commands": GROUND,
     "tables": set(),
+    "plain_figure": set(),
     "progress": set(),
     "images": set(),
     "representation": GROUND,

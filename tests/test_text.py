@@ -1,6 +1,7 @@
 """Instructions to token ids."""
 
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,29 @@ def test_hashing_is_stable_and_ignores_case_and_punctuation():
     assert ids[0].tolist() == ids[1].tolist() == [227, 775, 913, 118, 729, 0]
     assert mask.sum(1).tolist() == [5, 5, 0]
     assert ids[2].tolist() == [0] * 6
+
+
+def test_scripts_without_spaces_have_a_token_per_character():
+    text = HashTokenizer()
+    ids, mask = text.encode(["把红色的块放进碗", "把绿色的块放进碗", "カップを取る"])
+    assert mask.sum(1).tolist() == [8, 8, 6]
+    assert (ids[0] != ids[1]).sum() == 1
+    assert len(text._ids("grip the 杯 now")) == 4
+
+
+def test_a_text_without_words_still_has_tokens():
+    text = HashTokenizer()
+    mask = text.encode(["?!", "🤖", " "])[1]
+    assert mask.sum(1).tolist() == [2, 1, 0]
+
+
+def test_runs_before_format_3_keep_their_ids():
+    old = HashTokenizer(segmentation="words")
+    assert old._ids("把红色的块放进碗") == [zlib.crc32("把红色的块放进碗".encode()) % 4095 + 1]
+    for words in ("put the RED cube", "öffne die Tür", "открой ящик 3"):
+        assert HashTokenizer()._ids(words) == old._ids(words)
+    with pytest.warns(UserWarning, match=r"'\?!' has no token: the policy does not see it"):
+        old.encode(["?!"])
 
 
 def test_ids_are_in_range_and_zero_is_padding():

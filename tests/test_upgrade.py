@@ -97,6 +97,13 @@ def test_runs_before_format_3_keep_their_statistics_and_actions_as_stored():
     assert c.Config().data.range_check == "strict"
 
 
+def test_runs_before_format_3_keep_the_ids_of_their_texts():
+    data = stored()
+    del data["data"]["text"]["segmentation"]
+    assert read({**data, "format": 2}).data.text["segmentation"] == "words"
+    assert read(format_1()).data.text["segmentation"] == "words"
+
+
 def test_every_value_is_stored():
     data = stored()
     assert data["format"] == upgrade.FORMAT

@@ -98,10 +98,19 @@ def add_representation(config: Json) -> Json:
     return _default(config, "data", "representation", "as_stored")
 
 
+def add_text_segmentation(config: Json) -> Json:
+    """Add the hash tokenizer's segmentation: before format 3, it split texts into words alone."""
+    data = config.get("data")
+    text = data.get("text") if isinstance(data, dict) else None
+    if not isinstance(text, dict) or text.get("kind") != "hash":
+        return config
+    return {**config, "data": {**data, "text": {"segmentation": "words", **text}}}
+
+
 # CHANGES[n - 1] turns format n into format n + 1.
 CHANGES = (
     (fill_options, fill_components, rename_options, add_plugins),
-    (add_range_check, add_representation),
+    (add_range_check, add_representation, add_text_segmentation),
 )
 
 

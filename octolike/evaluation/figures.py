@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from octolike import files
 from octolike.evaluation.success import SuccessRate, split_name
+from octolike.plain_figure import PlainFigure
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -182,7 +183,7 @@ def film_strips(path: Path, clips: Sequence[VideoClip], title: str, frames: int 
     side, gap, above = 1.7, 0.08, 0.62  # inches: an image, between images, above a row
     width, height = frames * (side + gap) + gap, len(clips) * (side + above) + 0.45
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), facecolor="white")
+        figure = PlainFigure(figsize=(width, height), facecolor="white")
         figure.text(gap / width, 1 - 0.12 / height, title, weight="bold", size=13, va="top")
         for i, clip in enumerate(clips):
             indices = np.unique(np.linspace(0, len(clip.images) - 1, frames).round().astype(int))
@@ -291,7 +292,7 @@ def duration(seconds: float) -> str:
 def new(width: float, height: float, rows: int, columns: int = 1) -> tuple[Figure, list[Any]]:
     """Return a white figure with the given size in inches, and its axes row by row."""
     # pyplot would keep the figure alive and might need a display
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure = PlainFigure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 

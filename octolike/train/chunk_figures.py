@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from octolike import files
 from octolike.embodiment import Embodiment
+from octolike.plain_figure import PlainFigure
 
 FOLDER = "pictures"
 DEMONSTRATED, PREDICTED = "0.25", "C1"  # colours
@@ -71,7 +72,7 @@ def draw_chunks(chunks: Sequence[ActionChunk], step: int) -> Figure:
     """Return the figure of chunks, one per row."""
     columns = max(len(c.names) for c in chunks)
     size = (1.9 * columns + 0.6, 1.7 * len(chunks) + 0.7)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = PlainFigure(figsize=size, layout="constrained")
     grid = figure.subplots(len(chunks), columns, squeeze=False)
     robots = {c.titles[0] for c in chunks}
     limits = {r: _limits([c for c in chunks if c.titles[0] == r]) for r in robots}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -117,7 +118,10 @@ class ChunkFigureHook:
         """Draw."""
         if sharding.is_first():
             assert event.validation is not None
-            chunk_figures.save_figure(event.validation.chunks, event.step, self._workdir)
+            try:
+                chunk_figures.save_figure(event.validation.chunks, event.step, self._workdir)
+            except Exception as error:  # a picture must not end a run
+                print(f"the figure of step {event.step} was not drawn: {error}", file=sys.stderr)
 
 
 class FeedbackHook:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from octolike import files
 from octolike.data.onboarding.infer_spec import InferredSpec, join_fields
 from octolike.data.onboarding.survey import Survey
+from octolike.plain_figure import PlainFigure
 
 
 def histograms(survey: Survey, spec: InferredSpec) -> Figure:
@@ -19,7 +20,7 @@ def histograms(survey: Survey, spec: InferredSpec) -> Figure:
     count = 1 + action.shape[1]
     columns = min(4, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
+    figure = PlainFigure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     axes[0].hist(survey.lengths, bins=30, color="0.35")
     axes[0].set_title("steps per episode", fontsize=9)
@@ -39,7 +40,7 @@ def contact_sheet(survey: Survey, key: str) -> Figure:
     """Return a figure of a camera's frames: an episode per row, time to the right."""
     rows = survey.images[key]
     columns = max(len(r) for r in rows)
-    figure = Figure(figsize=(1.8 * columns, 1.8 * len(rows)), layout="constrained")
+    figure = PlainFigure(figsize=(1.8 * columns, 1.8 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, frames in zip(axes, rows, strict=True):
         for axis, frame in zip(line, frames, strict=True):

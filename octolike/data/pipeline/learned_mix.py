@@ -86,19 +86,16 @@ def average_shares(notes: Path) -> dict[str, float]:
 
 def write_mix(learned: Mapping[str, float], directory: Path) -> str:
     """Write shares as a line for data.mix, as JSON and as a figure; return the line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from octolike.plain_figure import PlainFigure
 
     line = ",".join(f"{name}={share:.4f}" for name, share in learned.items())
     files.write_text(directory / "mix.txt", line + "\n")
     files.write_json(directory / "mix.json", dict(learned))
     names = sorted(learned, key=learned.__getitem__)[-40:]
-    figure, axes = pyplot.subplots(figsize=(7, 1 + 0.25 * len(names)), layout="constrained")
+    figure = PlainFigure(figsize=(7, 1 + 0.25 * len(names)), layout="constrained")
+    axes = figure.subplots()
     axes.barh(names, [learned[name] for name in names])
     axes.set_xlabel("learned share of the examples (group DRO)")
     with files.replacing(directory / "mix.png") as part:
         figure.savefig(part, dpi=150)
-    pyplot.close(figure)
     return line

@@ -91,7 +91,8 @@ class Reader:
         if split not in info.splits:
             raise MissingSplitError(
                 f"{spec.name}: no split {split!r} in {self.directory} "
-                f"(splits: {', '.join(sorted(info.splits)) or 'none'})"
+                f"(splits: {', '.join(sorted(info.splits)) or 'none'}); set data.train_split and "
+                "data.validation_split to whole splits; data.validation_split='' holds nothing out"
             )
         self.files = [str(f) for f in info.splits[split].filepaths]
         self.counts = list(info.splits[split].shard_lengths)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from octolike.config import ConfigError, load_module, unknown
@@ -116,7 +117,7 @@ def load_specs(paths: Sequence[str]) -> dict[str, DatasetSpec]:
     """
     files: dict[str, str] = {}
     specs = dict(DATASETS)
-    for path in paths:
+    for path in {Path(path).resolve(): path for path in paths}.values():  # a file given twice
         datasets = getattr(load_module(path), "DATASETS", None)
         items: Iterable[Any] = (
             datasets.values() if isinstance(datasets, Mapping) else datasets or ()
