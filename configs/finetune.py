@@ -27,9 +27,9 @@ from octolike.config import (
 
 MODES = ("full", "head", "readouts", "frozen_vision", "frozen_language", "lora")
 HEADS, READOUTS = ("!heads_*",), ("!heads_*", "!readout_*")
-# The data settings that shape the network are taken from the run.
+# The data settings that shape the network and its inputs are taken from the run.
 SHAPING = ("cameras", "depth", "window", "horizon", "use_proprio", "text", "goal")
-SHAPING += ("normalization", "representation")
+SHAPING += ("normalization", "representation", "resize")
 
 
 def get_config(arg: str = "") -> Config:

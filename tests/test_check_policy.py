@@ -118,10 +118,25 @@ def test_frames_include_the_start_and_the_end_of_an_episode(opened):
         assert batch.observations[2]["image_primary"].shape[1:] == (40, 40, 3)
 
 
+@pytest.mark.parametrize("kernel", images.KERNELS)
+def test_every_kernel_of_the_data_is_that_of_the_policy(tmp_path, kernel):
+    write_fake_dataset(tmp_path / "data", side=40)
+    config = config_for(tmp_path, "fake")
+    config.data.resize = kernel
+    data = open_data(config)
+    frames = next(iter(recorded_frames.sample_frames(data, config.data, "fake", 16)))
+    run = run_for(config, data)
+    assert differences(Policy(run, batch_size=recorded_frames.BATCH), frames) == {}
+    next_kernel = {"area": "bilinear", "bilinear": "lanczos3", "lanczos3": "area"}[kernel]
+    run.config.data.resize = next_kernel
+    different = differences(Policy(run, batch_size=recorded_frames.BATCH), frames)
+    assert "observation.image_primary" in different
+
+
 def test_a_wrong_resize_is_detected_with_its_place(opened, monkeypatch):
     run, _, frames, policy = opened
 
-    def nearest(image, height, width):
+    def nearest(image, height, width, kernel):
         rows = np.arange(height) * len(image) // height
         columns = np.arange(width) * image.shape[1] // width
         return image[rows][:, columns]
@@ -139,8 +154,8 @@ def test_a_wrong_resize_is_detected_with_its_place(opened, monkeypatch):
 def test_a_difference_of_one_in_one_pixel_is_detected(opened, monkeypatch):
     _, _, frames, policy = opened
 
-    def off_by_one(image, height, width):
-        out = images.resize(image, height, width).copy()
+    def off_by_one(image, height, width, kernel):
+        out = images.resize(image, height, width, kernel).copy()
         out[3, 5, 1] ^= 1
         return out
 

@@ -279,6 +279,7 @@ def test_variants_fit(tmp_path, name):
     model, cameras, expected = VARIANTS[name]
     imported = import_fake(tmp_path, fakes.config(**model), fakes.batch(cameras))
     assert imported.run.step == fakes.STEP
+    assert imported.run.config.data.resize == "lanczos3"  # as Octo's data pipeline
     assert imported.run.config.model.max_window == 4  # Octo's max_horizon, wider than the window
     for part, components in expected.items():
         for key, fields in components.items():

@@ -13,7 +13,7 @@ from policy_fakes import SIDE, A, H, P, W, robot, run_of, save_run, spec
 
 from octolike import types
 from octolike.config import Component
-from octolike.images import resize
+from octolike.images import KERNELS, resize
 from octolike.policy import Policy
 
 ROOT = Path(__file__).parents[1]
@@ -294,30 +294,17 @@ def test_actions_that_are_not_finite_are_refused():
 # Images
 
 
-@pytest.mark.parametrize(
-    ("size", "new"), [((64, 48), (16, 16)), ((9, 9), (16, 16)), ((30, 41), (24, 31))]
-)
-def test_resizing_equals_tensorflows(size, new):
-    tf = pytest.importorskip("tensorflow")
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    theirs = tf.image.resize(image, new, method="bilinear", antialias=True)
-    theirs = tf.cast(tf.clip_by_value(tf.round(theirs), 0, 255), tf.uint8).numpy()
-    ours = resize(image, *new)
-    assert ours.shape == (*new, 3)
-    np.testing.assert_array_equal(ours, theirs)
-
-
-def test_an_image_of_the_right_size_is_left_alone():
-    image = observation()["image_primary"]
-    assert resize(image, SIDE, SIDE) is image
-
-
-def test_another_size_is_resized(policy):
-    task = policy.create_task(instruction="go")
-    big = np.repeat(np.repeat(observation()["image_primary"], 4, 0), 4, 1)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_another_size_is_resized_as_in_the_run(kernel):
+    run = run_of(goal=True)
+    run.config.data.resize = kernel
+    policy = Policy(run)
+    big = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    expected = resize(big, SIDE, SIDE, kernel)
     inputs = encode(policy, observation() | {"image_primary": big})
-    small = inputs["image_primary"][-1].astype(int)
-    assert small.shape == (SIDE, SIDE, 3)
+    np.testing.assert_array_equal(inputs["image_primary"][-1], expected)
+    task = policy.create_task(instruction="go", goal_images={"primary": big})
+    np.testing.assert_array_equal(task.inputs["image_primary"], expected)
     assert policy.sample_actions(observation() | {"image_primary": big}, task).shape == (H, A)
 
 

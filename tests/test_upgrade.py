@@ -88,12 +88,15 @@ def test_every_kind_of_format_1_is_complete_after_the_upgrade(name):
         open_sets.complete(table, filled, f"{name}.{kind}", defaults=False)
 
 
-def test_runs_before_format_3_keep_their_statistics_and_actions_as_stored():
+def test_runs_before_format_3_keep_their_statistics_actions_and_resizing():
     data = stored()
-    del data["data"]["range_check"], data["data"]["representation"]
+    for name in ("range_check", "representation", "resize"):
+        del data["data"][name]
     config = read({**data, "format": 2})
     assert (config.data.range_check, config.data.representation) == ("warn", "as_stored")
+    assert config.data.resize == "bilinear"
     assert read(format_1()).data.range_check == "warn"
+    assert read(format_1()).data.resize == "bilinear"
     assert c.Config().data.range_check == "strict"
 
 

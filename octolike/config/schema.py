@@ -27,6 +27,12 @@ class DataConfig:
     cameras: dict[str, int] = option(
         lambda: {"primary": 128}, "{camera: side of its images in pixels}; {}: none", low=1
     )
+    resize: str = option(
+        "area",
+        "kernel that resizes images of another size: 'area', the mean over each pixel (bilinear "
+        "where a side grows); 'bilinear', antialiased, as before format 3; 'lanczos3', as in Octo",
+        choices=("area", "bilinear", "lanczos3"),
+    )
     depth: dict[str, int] = option(
         dict, "{camera: side of its depth images in pixels}; {}: none", low=1
     )

@@ -98,6 +98,11 @@ def add_representation(config: Json) -> Json:
     return _default(config, "data", "representation", "as_stored")
 
 
+def add_resize(config: Json) -> Json:
+    """Add data.resize: before format 3, images were resized bilinearly."""
+    return _default(config, "data", "resize", "bilinear")
+
+
 def add_text_segmentation(config: Json) -> Json:
     """Add the hash tokenizer's segmentation: before format 3, it split texts into words alone."""
     data = config.get("data")
@@ -110,7 +115,7 @@ def add_text_segmentation(config: Json) -> Json:
 # CHANGES[n - 1] turns format n into format n + 1.
 CHANGES = (
     (fill_options, fill_components, rename_options, add_plugins),
-    (add_range_check, add_representation, add_text_segmentation),
+    (add_range_check, add_representation, add_resize, add_text_segmentation),
 )
 
 

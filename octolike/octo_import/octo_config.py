@@ -214,6 +214,7 @@ def _values(tree: Any, name: str) -> list[Any]:
 
 def _set_images(config: Config, example: ExampleBatch) -> None:
     tokenizers = [t for t in config.model.tokenizers.values() if t["kind"] == "image"]
+    config.data.resize = "lanczos3"  # of dlimp, which Octo's data pipeline uses
     config.data.goal = "uniform" if any(t["goal"] for t in tokenizers) else "none"
     config.data.cameras = {}
     for camera in sorted({c for t in tokenizers for c in t["cameras"]}):

@@ -24,11 +24,13 @@ class ObservationEncoder:
     Attributes:
         keys: those that an observation must have: image_<camera>, …, proprio.
         image_shapes: {image_<camera>: (height, width, 3)} of the network's input.
+        resize: data.resize of the run, a name in images.KERNELS.
         window: W, the longest history.
     """
 
-    def __init__(self, spec: types.BatchSpec, embodiment: Embodiment) -> None:
+    def __init__(self, spec: types.BatchSpec, embodiment: Embodiment, resize: str) -> None:
         """spec: of the run's batches."""
+        self.resize = resize
         self.window = spec["action"][0][0]
         self.image_shapes = image_shapes(spec, "observation")
         self._embodiment = embodiment
@@ -52,7 +54,9 @@ class ObservationEncoder:
                 value = np.asarray(self._embodiment.normalize_proprio(value), np.float32)
                 value = np.pad(value, ((0, 0), (0, inputs[key].shape[-1] - value.shape[-1])))
             else:
-                value = np.stack([resize(v, *self.image_shapes[key][:2]) for v in value])
+                value = np.stack(
+                    [resize(v, *self.image_shapes[key][:2], self.resize) for v in value]
+                )
             inputs[key] = np.concatenate([np.repeat(value[:1], padding, axis=0), value])
             set_present(inputs, key, np.ones(self.window, bool))
         mask = arrays.get("timestep_mask", np.ones(frames, bool))

@@ -241,7 +241,7 @@ def _build_parts(run: Run, embodiment: str | None, batch_size: int) -> PolicyPar
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     record = _choose_embodiment(run.embodiments, embodiment)
     sampler = ActionSampler(run, record.name, len(record.learned), batch_size)
-    observations = ObservationEncoder(run.spec, record)
+    observations = ObservationEncoder(run.spec, record, run.config.data.resize)
     return PolicyParts(record, observations, TaskEncoder(run, sampler), sampler)
 
 

@@ -50,6 +50,7 @@ class TaskEncoder:
         goals = image_shapes(run.spec, "task") if "goal" in self.conditioning else {}
         self.goal_shapes = {k: v for k, v in goals.items() if f"task.{k}" in reads}
         self._task_ids = run.names.tasks if "task_id" in self.conditioning else ()
+        self._resize = run.config.data.resize
         self._tokenizer = self._encoder = None
         if "language" in self.conditioning:
             settings = dataclasses.asdict(run.config.model)
@@ -133,7 +134,7 @@ class TaskEncoder:
             cameras = [name.removeprefix(IMAGE) for name in self.goal_shapes]
             raise ValueError(unknown("camera of a goal image", camera, cameras))
         image = check_image(f"goal image {camera!r}", image, (3,))
-        inputs[key] = resize(image, *self.goal_shapes[key][:2])
+        inputs[key] = resize(image, *self.goal_shapes[key][:2], self._resize)
         set_present(inputs, key, np.True_)
 
     def _set_task_id(self, inputs: dict[str, Any], task_id: str) -> None:

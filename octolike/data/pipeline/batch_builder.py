@@ -42,7 +42,7 @@ class BatchBuilder:
             self.paraphrases = load_paraphrases(config.paraphrases)
         self._decode = {
             (side, bgr): tf.function(
-                lambda x, side=side, bgr=bgr: decode.decode_images(x, side)[
+                lambda x, side=side, bgr=bgr: decode.decode_images(x, side, config.resize)[
                     ..., :: -1 if bgr else 1
                 ],
                 input_signature=[tf.TensorSpec([None], tf.string)],

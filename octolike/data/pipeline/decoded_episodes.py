@@ -87,15 +87,19 @@ def decode_episodes(
                 if config.bad_episodes != "drop":
                     raise
                 continue
-            result.append(
-                _decode_episode(episode, reader.parse_label(raw, place), spec, cameras, steps)
-            )
+            label = reader.parse_label(raw, place)
+            result.append(_decode_episode(episode, label, spec, cameras, steps, config.resize))
             remaining -= 1
     return result
 
 
 def _decode_episode(
-    episode: Episode, label: str, spec: DatasetSpec, cameras: dict[str, int], steps: int
+    episode: Episode,
+    label: str,
+    spec: DatasetSpec,
+    cameras: dict[str, int],
+    steps: int,
+    resize: str,
 ) -> DecodedEpisode:
     count = min(steps or len(episode), len(episode))
     indices = (
@@ -103,7 +107,7 @@ def _decode_episode(
     )
     images = {}
     for camera, frames in episode.images.items():
-        pixels = _pixels(list(np.array(frames, object)[indices]), cameras[camera])
+        pixels = _pixels(list(np.array(frames, object)[indices]), cameras[camera], resize)
         images[camera] = pixels[..., :: -1 if camera in spec.bgr else 1]
     instruction = episode.instructions[0]
     return DecodedEpisode(
@@ -115,8 +119,8 @@ def _decode_episode(
     )
 
 
-def _pixels(frames: list[bytes], side: int) -> np.ndarray:
+def _pixels(frames: list[bytes], side: int, resize: str) -> np.ndarray:
     if side:
-        return decode.decode_images(tf.constant(frames, tf.string), side).numpy()
+        return decode.decode_images(tf.constant(frames, tf.string), side, resize).numpy()
     images = [tf.io.decode_image(f, channels=3, expand_animations=False) for f in frames]
     return np.stack([x.numpy() for x in images])

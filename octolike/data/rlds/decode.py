@@ -12,14 +12,14 @@ BLACK_BYTES, BLACK_BYTES_PER_PIXEL = 1000, 0.05
 _RGBA = b"\x08\x06"
 
 
-def decode_images(encoded: tf.Tensor, side: int) -> tf.Tensor:
+def decode_images(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
     """Return uint8 [N, side, side, 3] of N JPEG or PNG images; empty bytes give a black image.
 
-    An image of another size is resized bilinearly with antialiasing, and rounded. The policy does
-    the same with camera images.
+    An image of another size is resized with one of `KERNELS` and rounded. The policy does the same
+    with camera images, bit for bit (`octolike.images`).
     """
     return tf.map_fn(
-        lambda x: _decode_or_black(x, side),
+        lambda x: _decode_or_black(x, side, resize),
         encoded,
         fn_output_signature=tf.TensorSpec((side, side, 3), tf.uint8),
         parallel_iterations=8,
@@ -97,21 +97,42 @@ def _is_black(image: np.ndarray) -> bool:
     return image.size <= image.shape[-1] or not image.any()
 
 
-def _decode_or_black(encoded: tf.Tensor, side: int) -> tf.Tensor:
-    black = tf.zeros((side, side, 3), tf.uint8)
+def _decode_or_black(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
     return tf.cond(
-        tf.strings.length(encoded) == 0, lambda: black, lambda: _decode_resized(encoded, side)
+        tf.strings.length(encoded) == 0,
+        lambda: tf.zeros((side, side, 3), tf.uint8),
+        lambda: _decode_resized(encoded, side, resize),
     )
 
 
-def _decode_resized(encoded: tf.Tensor, side: int) -> tf.Tensor:
+def _decode_resized(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image.set_shape((None, None, 3))
     fits = tf.reduce_all(tf.shape(image)[:2] == side)
-    image = tf.cond(fits, lambda: image, lambda: _resize(image, side))
+    image = tf.cond(fits, lambda: image, lambda: _rounded(KERNELS[resize](image, side)))
     return tf.ensure_shape(image, (side, side, 3))
 
 
-def _resize(image: tf.Tensor, side: int) -> tf.Tensor:
-    resized = tf.image.resize(image, (side, side), method="bilinear", antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+def _rounded(image: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+
+def _resize_area(image: tf.Tensor, side: int) -> tf.Tensor:
+    shrinks = tf.reduce_all(tf.shape(image)[:2] >= side)
+    return tf.cond(
+        shrinks,
+        lambda: tf.image.resize(image, (side, side), "area"),
+        lambda: _resize_bilinear(image, side),
+    )
+
+
+def _resize_bilinear(image: tf.Tensor, side: int) -> tf.Tensor:
+    return tf.image.resize(image, (side, side), "bilinear", antialias=True)
+
+
+def _resize_lanczos3(image: tf.Tensor, side: int) -> tf.Tensor:
+    return tf.image.resize(image, (side, side), "lanczos3", antialias=True)
+
+
+# The values of data.resize: functions of an image uint8 [h, w, 3]; float32 [side, side, 3].
+KERNELS = {"area": _resize_area, "bilinear": _resize_bilinear, "lanczos3": _resize_lanczos3}
