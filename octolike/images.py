@@ -19,8 +19,7 @@ def resize(image: np.ndarray, height: int, width: int, kernel: str) -> np.ndarra
     """
     if image.shape[:2] == (height, width):
         return image
-    out = KERNELS[kernel](image.astype(np.float32), height, width)
-    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+    return np.rint(KERNELS[kernel](image.astype(np.float32), height, width)).astype(np.uint8)
 
 
 def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -30,9 +29,9 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_lanczos3(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize with a windowed sinc of three lobes: sharp, and it may overshoot at edges."""
+    """Resize with a windowed sinc of three lobes: sharp; overshoot at edges is clipped."""
     rows, columns = (_kernel_taps(*x, _lanczos3, 3) for x in _sizes(image, height, width))
-    return _resize_columns(_resize_rows(image, *rows), *columns)
+    return np.clip(_resize_columns(_resize_rows(image, *rows), *columns), 0, 255)
 
 
 def resize_area(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -45,7 +44,7 @@ def resize_area(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return out * np.float32(1 / np.float64(steps[0] * steps[1]))
 
 
-# The values of data.resize.
+# The values of data.resize: functions of an image float32 [h, w, 3], in [0, 255] and not rounded.
 KERNELS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
     "area": resize_area,
     "bilinear": resize_bilinear,

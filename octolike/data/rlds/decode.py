@@ -109,12 +109,12 @@ def _decode_resized(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image.set_shape((None, None, 3))
     fits = tf.reduce_all(tf.shape(image)[:2] == side)
-    image = tf.cond(fits, lambda: image, lambda: _rounded(KERNELS[resize](image, side)))
+    image = tf.cond(fits, lambda: image, lambda: _resize(image, side, resize))
     return tf.ensure_shape(image, (side, side, 3))
 
 
-def _rounded(image: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+def _resize(image: tf.Tensor, side: int, kernel: str) -> tf.Tensor:
+    return tf.cast(tf.round(KERNELS[kernel](image, side)), tf.uint8)
 
 
 def _resize_area(image: tf.Tensor, side: int) -> tf.Tensor:
@@ -131,8 +131,9 @@ def _resize_bilinear(image: tf.Tensor, side: int) -> tf.Tensor:
 
 
 def _resize_lanczos3(image: tf.Tensor, side: int) -> tf.Tensor:
-    return tf.image.resize(image, (side, side), "lanczos3", antialias=True)
+    resized = tf.image.resize(image, (side, side), "lanczos3", antialias=True)
+    return tf.clip_by_value(resized, 0, 255)  # it overshoots at edges; the others are averages
 
 
-# The values of data.resize: functions of an image uint8 [h, w, 3]; float32 [side, side, 3].
+# The values of data.resize: uint8 [h, w, 3] to float32 [side, side, 3], not rounded.
 KERNELS = {"area": _resize_area, "bilinear": _resize_bilinear, "lanczos3": _resize_lanczos3}
