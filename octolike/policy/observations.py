@@ -54,9 +54,8 @@ class ObservationEncoder:
                 value = np.asarray(self._embodiment.normalize_proprio(value), np.float32)
                 value = np.pad(value, ((0, 0), (0, inputs[key].shape[-1] - value.shape[-1])))
             else:
-                value = np.stack(
-                    [resize(v, *self.image_shapes[key][:2], self.resize) for v in value]
-                )
+                height, width, _ = self.image_shapes[key]
+                value = np.stack([resize(v, height, width, self.resize) for v in value])
             inputs[key] = np.concatenate([np.repeat(value[:1], padding, axis=0), value])
             set_present(inputs, key, np.ones(self.window, bool))
         mask = arrays.get("timestep_mask", np.ones(frames, bool))

@@ -134,7 +134,8 @@ class TaskEncoder:
             cameras = [name.removeprefix(IMAGE) for name in self.goal_shapes]
             raise ValueError(unknown("camera of a goal image", camera, cameras))
         image = check_image(f"goal image {camera!r}", image, (3,))
-        inputs[key] = resize(image, *self.goal_shapes[key][:2], self._resize)
+        height, width, _ = self.goal_shapes[key]
+        inputs[key] = resize(image, height, width, self._resize)
         set_present(inputs, key, np.True_)
 
     def _set_task_id(self, inputs: dict[str, Any], task_id: str) -> None:
