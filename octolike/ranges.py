@@ -43,6 +43,8 @@ def misfits(layout: Layout, s: Statistics, part: str) -> list[str]:
         begin, end = low[d], high[d]
         if max(abs(begin), abs(end)) > 1 + TOLERANCE:
             reason = "heads clip what lies outside"
+            if part == "proprio":
+                reason = "the network's other inputs are of that size"
         elif part == "action" and MIN_SPREAD < s.max[d] - s.min[d] <= 2 * SMALL:
             begin, end = s.min[d], s.max[d]
             if max(abs(begin), abs(end)) > SMALL:
