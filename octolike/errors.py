@@ -9,9 +9,5 @@ class DataError(ValueError):
     """Unusable data; the message names the dataset, file or episode and the remedy."""
 
 
-class ServiceError(ConnectionError):
-    """All workers of data.service are lost; the message names them and the reasons."""
-
-
 class RunError(ValueError):
     """An unreadable file of a run; the message names the file and the remedy."""

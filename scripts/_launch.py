@@ -25,10 +25,9 @@ def launch(config: Config) -> None:
 def open_source(config: Config) -> DataSource:
     """Return the data of a config; text files are read from the run's directory if it has them."""
     from octolike.data import open_data
-    from octolike.train import checkpoint, sharding
+    from octolike.train import checkpoint
 
-    local_config = config if config.data.service else checkpoint.readable(config)
-    return open_data(local_config, sharding.process()[1])
+    return open_data(checkpoint.readable(config))
 
 
 def train(config: Config, data: DataSource) -> None:

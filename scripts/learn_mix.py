@@ -32,10 +32,6 @@ def main(config: configs.Config) -> None:
             raise configs.ConfigError(
                 "learning a mixture needs data.validation_split and train.validate_every"
             )
-        if config.data.service:
-            raise configs.ConfigError(
-                "data.service cannot serve two runs with different sampling; leave it empty here"
-            )
         workdir.mkdir(parents=True, exist_ok=True)
         train(config, "proportional", over, lambda b: learned_mix.ReferenceStream(b, over, errors))
         reference = json.loads(errors.read_text())

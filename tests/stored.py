@@ -83,7 +83,7 @@ def write(
             path = template.sharded_filepath(shard_index=number, num_shards=len(shards))
             with tf.io.TFRecordWriter(str(path)) as file:
                 for episode in episodes:
-                    record = features.serialize_example(features.encode_example(episode))
+                    record = features.serialize_example(episode)
                     file.write(record)
                     size += len(record)
         infos.append(

@@ -142,7 +142,8 @@ def test_dropped_conditioning_is_masked_in_the_batch(tmp_path):
 def test_without_cameras_there_are_no_goals(tmp_path):
     write_numbered(tmp_path, "fake", [5, 5])
     for cameras in ({}, {"primary": 8}):
-        batch = next(opened(tmp_path, goal="last", keep_language=0.0, cameras=cameras).train())
+        settings = {"goal": "last", "keep_language": 0.0, "batch_size": 10}
+        batch = next(opened(tmp_path, cameras=cameras, **settings).train())
         assert batch["task"]["present"]["language"].all() == (not cameras)
         assert batch["action_mask"][:, 0, 0].all() == (not cameras)
 

@@ -4,26 +4,20 @@ import inspect
 
 import numpy as np
 import pytest
-from data_fakes import config, opened, write_numbered
+from data_fakes import opened, write_numbered
 from test_data_arrays import opened as opened_arrays
 
 from octolike import types
-from octolike.data.service import service_source, worker
 
-SOURCES = ("RldsSource", "ServiceSource", "ArraySource")
+SOURCES = ("RldsSource", "ArraySource")
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """Return {class name: source}; the service's worker runs in this process."""
+    """Return {class name: source}."""
     root = tmp_path_factory.mktemp("data")
     write_numbered(root, "fake", [3, 4, 5])
-    rlds = opened(root)
-    server = worker.BatchServer(config(root), rlds, "127.0.0.1", 0)
-    served = service_source.ServiceSource(config(root, service=(f"127.0.0.1:{server.port}",)))
-    yield {type(source).__name__: source for source in (rlds, served, opened_arrays())}
-    served.close()
-    server.stop()
+    return {type(source).__name__: source for source in (opened(root), opened_arrays())}
 
 
 def methods(protocol):

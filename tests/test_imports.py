@@ -99,7 +99,6 @@ def test_scripts_are_thin(path):
         ("octolike.files", ["numpy", "jax", "tensorflow"]),
         ("octolike.policy", ["tensorflow", "tensorflow_datasets"]),
         ("octolike.train.loop", ["tensorflow", "tensorflow_datasets"]),
-        ("octolike.data.service.service_source", ["tensorflow", "tensorflow_datasets", "jax"]),
         ("octolike.evaluation.rollouts", ["tensorflow", "mujoco"]),
     ],
 )

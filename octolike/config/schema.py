@@ -93,13 +93,23 @@ class DataConfig:
     batch_size: int = option(64, "B: examples per step", low=1)
     episodes: int = option(0, "use only the first episodes of each training split; 0: all", low=0)
     limits: Component = option(Component, "{dataset: number} that overrides data.episodes")
-    pool: int = option(512, "episodes, of all datasets together, whose frames are mixed", low=1)
-    memory: float = option(4.0, "GiB for buffered episodes and batches; limits the pool")
-    threads: int = option(0, "threads that read episodes; 0: one per core", low=0)
-    prefetch: int = option(2, "batches prepared ahead", low=0)
-    service: tuple[str, ...] = option(
-        (), "'host:port' of data workers (octolike serve_data); (): this process makes batches"
+    pool: int = option(
+        0,
+        "episodes, of all datasets and hosts, whose frames are mixed; 0: twice batch_size, at "
+        "least 512",
+        low=0,
     )
+    memory: float = option(
+        4.0, "GiB for buffered episodes and batches, of all hosts together; limits the pool"
+    )
+    lanes: int = option(
+        0,
+        "parts of a batch with episodes of their own: a divisor of batch_size, and a multiple of "
+        "the number of hosts; 0: chosen from batch_size and pool",
+        low=0,
+    )
+    threads: int = option(0, "threads that decode images; 0: one per core", low=0)
+    prefetch: int = option(2, "batches prepared ahead", low=0)
     train_split: str = option("train", "training split")
     validation_split: str = option("val", "held-out split; '': none")
     bad_episodes: str = option(
@@ -336,13 +346,6 @@ class Config:
             f"data.representation {d.representation!r} needs the robot's state; set "
             "data.use_proprio, or 'as_stored'",
         )
-        for address in d.service:
-            host, _, port = address.rpartition(":")
-            require(
-                bool(host) and port.isdecimal() and d.service.count(address) == 1,
-                f"data.service contains {address!r}; expected different 'host:port', for several "
-                "--config.data.service=\"('host1:7070', 'host2:7070')\"",
-            )
         for name, tokenizer in m.tokenizers.items():
             self._check_tokenizer(f"model.tokenizers.{name}", tokenizer)
         require(

@@ -106,16 +106,36 @@ def add_resize(config: Json) -> Json:
 def add_text_segmentation(config: Json) -> Json:
     """Add the hash tokenizer's segmentation: before format 3, it split texts into words alone."""
     data = config.get("data")
-    text = data.get("text") if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        return config  # an error that reading it reports
+    text = data.get("text")
     if not isinstance(text, dict) or text.get("kind") != "hash":
         return config
     return {**config, "data": {**data, "text": {"segmentation": "words", **text}}}
 
 
+def drop_service(config: Json) -> Json:
+    """Drop data.service: every host reads its own part of the episodes since format 3."""
+    data = {k: v for k, v in config.get("data", {}).items() if k != "service"}
+    return {**config, "data": data}
+
+
+def add_lanes(config: Json) -> Json:
+    """Add data.lanes: before format 3, each host read a part of every batch."""
+    return _default(config, "data", "lanes", 0)
+
+
 # CHANGES[n - 1] turns format n into format n + 1.
 CHANGES = (
     (fill_options, fill_components, rename_options, add_plugins),
-    (add_range_check, add_representation, add_resize, add_text_segmentation),
+    (
+        add_range_check,
+        add_representation,
+        add_resize,
+        add_text_segmentation,
+        drop_service,
+        add_lanes,
+    ),
 )
 
 

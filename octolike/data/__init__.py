@@ -16,22 +16,14 @@ from octolike.types import DataSource
 # before the log level is read; oneDNN is not used in reading, decoding or resizing.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# gRPC as well: data/service/worker_pool.py reports lost connections itself.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
-def open_data(config: Config, processes: int = 1) -> DataSource:
-    """Return the DataSource of a config: local datasets, or the workers of data.service.
-
-    processes: the number of training processes, for the checks of data.service.
+def open_data(config: Config) -> DataSource:
+    """Return the DataSource of a config's datasets.
 
     Raises ConfigError or DataError for an unknown dataset or camera, a wrong directory, a missing
-    or truncated file, a bad episode; ServiceError if no worker answers.
+    or truncated file, a bad episode.
     """
-    if config.data.service:
-        from octolike.data.service.service_source import ServiceSource  # without tensorflow
-
-        return ServiceSource(config, processes)
     from octolike.data.pipeline.source import RldsSource
 
     return RldsSource(config)

@@ -386,7 +386,6 @@ def _check_config(config: Config, frames: ArrayFrames, robot: Embodiment) -> Non
         ("data.goal", d.goal, "none"),
         ("data.paraphrases", d.paraphrases, ""),
         ("data.depth", d.depth, {}),
-        ("data.service", d.service, ()),
         ("data.episodes", d.episodes, 0),
         ("data.limits", d.limits, {}),
         ("data.sampling.kind", "mix" if kind == "proportional" else kind, "mix"),

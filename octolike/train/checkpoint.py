@@ -72,7 +72,6 @@ LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 # Settings that may change when a run is resumed; a change of any other makes it another run.
 MAY_CHANGE = (
     "workdir",
-    "data.service",
     "data.root",  # and data.roots: the statistics show whether it is the same data
     "data.cache",
     "train.steps",

@@ -50,6 +50,7 @@ def episodes(seed: int, count: int, steps: int) -> Iterator[dict[str, Any]]:
             for camera, side in SIDES.items()
         }
         numbers = rng.normal(size=(2, steps, 7)).astype(np.float32)
+        numbers[..., 6] = numbers[..., 6] > 0  # the gripper
         yield {
             "steps": {
                 "observation": pictures | {"state": numbers[0]},

@@ -6,12 +6,15 @@
 
 Rows: the measurement, a number with its unit, and the goal if there is one.
 
-decode      CPU time per example of the pipeline, relative to decoding each JPEG once with
-            tf.io.decode_jpeg, in as many threads, alternating in one process: goal ≤ 1.4
+decode      CPU time per example of the pipeline, relative to decoding each distinct JPEG of a batch
+            once with tf.io.decode_jpeg, in as many threads, alternating in one process
 memory      resident memory over the batches of 25 datasets
 first       seconds to open 1, 25 and 60 datasets and get the first batch
 statistics  episodes per second of the pass over the records
-order       exact resume, two processes against one, distinct episodes per batch
+order       exact resume, 2 and 4 processes against one
+hosts       episodes read and held by each of 1 to 64 hosts, computed from the order
+mixing      distinct episodes per batch for Bridge, the soup and DROID-like episodes, expected and
+            computed from the order
 """
 
 from __future__ import annotations
@@ -32,9 +35,15 @@ from benchmarks import _episodes
 from octolike import types
 from octolike.config import DataConfig
 from octolike.data import open_data
-from octolike.data.pipeline.batch_builder import BatchBuilder
-from octolike.data.pipeline.order import EpisodeTable, Order
-from octolike.data.pipeline.source import VALIDATION
+from octolike.data.pipeline import mixing
+from octolike.data.pipeline.order import BLOCKS, EpisodeTable, FrameOrder
+from octolike.data.pipeline.source import (
+    LANE_ROWS,
+    MAX_LANES,
+    MIN_POOL,
+    VALIDATION,
+    RldsSource,
+)
 from octolike.data.rlds import statistics
 from octolike.data.rlds.index import IndexCache
 from octolike.data.rlds.reader import Reader
@@ -45,6 +54,13 @@ FAKES = Path(__file__).parents[2] / "tests" / "fake_oxe.py"
 Row = dict[str, Any]
 # Numbers of episodes for the computed times.
 BRIDGE, SOUP = 60_096, 800_000
+# (episodes, mean steps, bytes of a step in memory) of the datasets in `mixing` and `hosts`.
+SIZES = {
+    "Bridge-like": (BRIDGE, 36, 20_000),
+    "soup-like": (SOUP, 60, 15_000),
+    "DROID-like": (76_000, 280, 13_000),
+}
+HOSTS = (1, 4, 16, 64)
 CORES = (2, 16, 96)
 DRAIN = 1.0  # seconds to finish the batches in progress
 
@@ -81,49 +97,50 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 
 def decode(args: argparse.Namespace, root: Path) -> list[Row]:
-    """Measure one epoch of batches, and decoding of the same JPEGs, in CPU and wall time."""
+    """Measure batches, and decoding of the distinct JPEGs of each, in CPU and wall time."""
     data = open_data(_episodes.config(root, "fake", args))
-    epoch = args.episodes * args.steps // args.batch
-    images, pixels = [], BatchBuilder._pixels
-
-    def record_images(self, camera, episodes, frames):
-        images.extend(episodes[j].episode.images[camera][s] for j, s in frames)
-        return pixels(self, camera, episodes, frames)
-
+    count = max(args.episodes * args.steps // args.batch, 1)
     ratios, pipeline, floor = [], [], []
-    for i in range(args.rounds + 1):
-        stream = data.train()
-        next(stream)  # the first batch traces and fills the pool
-        time.sleep(DRAIN)  # finish prefetched batches, so that the counts match
-        BatchBuilder._pixels = record_images
-        total = timed(lambda s=stream: ([next(s) for _ in range(epoch)], time.sleep(DRAIN)))
+    stream = data.train()
+    for _ in range(count):  # traces the graph, and lets the allocator grow
+        next(stream)
+    for _ in range(args.rounds):
+        images = distinct_images(data, stream.state(), count)
+        total = timed(lambda s=stream: ([next(s) for _ in range(count)], time.sleep(DRAIN)))
         total = total[0], total[1] - DRAIN
-        BatchBuilder._pixels = pixels
-        stream.close()
         with ThreadPoolExecutor(args.threads) as pool:
             chunks = [tf.constant(images[i : i + 64]) for i in range(0, len(images), 64)]
             only_decode(chunks[0])
             decoding = timed(lambda s=chunks, p=pool: list(p.map(only_decode, s)))
-        count, size = len(images), sum(map(len, images))
-        images.clear()
-        if i:  # the first round warms up
-            ratios.append(total[0] / decoding[0])
-            pipeline.append(total)
-            floor.append(decoding)
-    examples = epoch * args.batch
+        ratios.append(total[0] / decoding[0])
+        pipeline.append(total)
+        floor.append(decoding)
+    stream.close()
+    examples = count * args.batch
     cpu, wall = np.median(pipeline, axis=0)
     rows = [
-        row("decode", "pipeline / decoding, CPU", float(np.median(ratios)), "ratio", "≤ 1.4"),
+        row("decode", "pipeline / decoding, CPU", float(np.median(ratios)), "ratio", "≤ 1.2"),
         row("decode", "pipeline / decoding, largest of the rounds", max(ratios), "ratio"),
         row("decode", "pipeline", cpu / examples * 1e3, "CPU ms per example"),
         row("decode", "decoding", np.median(floor, 0)[0] / examples * 1e3, "CPU ms per example"),
-        row("decode", "JPEGs decoded", count / examples, "per example"),
-        row("decode", "JPEG", size / count / 1e3, "kB on average"),
+        row("decode", "distinct JPEGs", len(images) / examples, "per example"),
+        row("decode", "JPEG", sum(map(len, images)) / len(images) / 1e3, "kB on average"),
         row("decode", f"measured, {args.threads} threads", examples / wall, "examples/s"),
     ]
     return rows + [
         row("decode", f"computed, {n} cores", n * examples / cpu, "examples/s") for n in CORES
     ]
+
+
+def distinct_images(data: RldsSource, state: dict[str, Any], count: int) -> list[bytes]:
+    """Return the distinct encoded images of each of the next `count` batches."""
+    encoded = data.dataset(state, decode=False).take(count)
+    result = []
+    for batch in encoded.as_numpy_iterator():
+        frames, firsts = np.unique(batch["frames"], return_index=True)
+        flat = batch["images"].reshape(-1, batch["images"].shape[-1])
+        result += flat[firsts[frames >= 0]].reshape(-1).tolist()
+    return result
 
 
 @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
@@ -199,7 +216,7 @@ def scan(args: argparse.Namespace, root: Path) -> list[Row]:
 
 
 def order(args: argparse.Namespace, root: Path) -> list[Row]:
-    """Check that resuming and hosts are exact; measure how mixed a batch is."""
+    """Check that resuming and hosts are exact."""
     data = open_data(_episodes.config(root, "fake", args))
     stream, digests, states = data.train(), [], []
     for _ in range(40):
@@ -211,40 +228,96 @@ def order(args: argparse.Namespace, root: Path) -> list[Row]:
         resumed = data.train(states[at])
         exact += [digest(next(resumed)) for _ in digests[at : at + 3]] == digests[at : at + 3]
         resumed.close()
-    streams = [data.train(), *(data.train(process=(i, 2)) for i in range(2))]
-    equal = 0
-    for _ in range(10):
-        batch, *halves = (dict(types.flatten(next(s))) for s in streams)
-        joined = {k: np.concatenate([h[k] for h in halves]) for k in batch}
-        equal += all(np.array_equal(joined[k], batch[k]) for k in batch)
-    for s in streams:
-        s.close()
-    return [
-        row("order", "resumed batches that are exact, of 10", exact, "batches", "10"),
-        row("order", "two processes joined are one's, of 10", equal, "batches", "10"),
-        *_mixing(args.batch),
-    ]
+    rows = [row("order", "resumed batches that are exact, of 10", exact, "batches", "10")]
+    for count in (2, 4):
+        streams = [data.train(process=(i, count)) for i in range(count)]
+        equal = 0
+        for i in range(10):
+            parts = [dict(types.flatten(next(s))) for s in streams]
+            joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+            equal += digest(types.unflatten(joined)) == digests[i]
+        for s in streams:
+            s.close()
+        rows.append(row("order", f"{count} processes joined are one's", equal, "batches", "10"))
+    return rows
 
 
-def _mixing(size: int) -> list[Row]:
-    """Measure distinct episodes per batch at the size of Bridge V2 with default settings."""
-    rng, config = np.random.default_rng(0), DataConfig()
-    steps = rng.integers(25, 50, BRIDGE)
-    budget = int(config.memory * 2**30 * (1 - VALIDATION) / 2)
-    order_ = Order(
-        EpisodeTable(steps=steps, sizes=steps * 35_000, groups=np.zeros(BRIDGE, np.int64)),
-        np.ones(1),
-        seed=0,
-        pool=config.pool,
-        budget=budget,
-    )
-    batches = (order_.take(i * size, size)[1][:, 0] for i in range(0, 10_000, 50))
-    distinct = float(np.mean([len(np.unique(episodes)) for episodes in batches]))
-    ideal = float((1 - (1 - steps / steps.sum()) ** size).sum())
-    return [
-        row("order", f"distinct episodes per batch of {size}", distinct, "episodes"),
-        row("order", "drawn from all frames at random", ideal, "episodes"),
-    ]
+def hosts(args: argparse.Namespace, root: Path) -> list[Row]:
+    """Compute the episodes that each host reads in an epoch, and the bytes that it holds."""
+    rows = []
+    for name in ("Bridge-like", "DROID-like"):
+        table, size = _table(name), 2048
+        order_, settings = _order(table, size, memory=64.0)
+        segment, sections = order_.segment(0, np.ones(1)), []
+        for lane in range(order_.lanes):
+            section = order_.lane_epoch(
+                segment, tf.constant(0, tf.int64), tf.constant(lane, tf.int64)
+            )
+            splits = section.splits.numpy()
+            episodes = section.episodes.numpy()
+            # the older blocks of the first phase are loaded before it, and once more at the end
+            again = episodes[splits[max(len(splits) - BLOCKS, 0)] :]
+            sections.append(table.sizes[episodes].sum() + table.sizes[again].sum())
+        held = table.sizes.mean() * settings["pool"] * mixing.OVERHEAD
+        for count in HOSTS:
+            per_host = np.reshape(sections, (count, -1)).sum(1)
+            share = table.sizes.sum() / count
+            title = f"{name}, {count} hosts"
+            rows += [
+                row("hosts", f"{title}: read", per_host.max() / share, "of its share", "≤ 1.1"),
+                row("hosts", f"{title}: held", held / count / 2**20, "MiB per host"),
+            ]
+    return rows
+
+
+def mix(args: argparse.Namespace, root: Path) -> list[Row]:
+    """Compute distinct episodes per batch of 256 at the default memory and pool."""
+    rows = []
+    for name in SIZES:
+        table = _table(name)
+        order_, settings = _order(table, 256, memory=DataConfig().memory)
+        report = mixing.report(table, np.ones(len(table.steps)), table.sizes, **settings)
+        actual = _distinct_episodes(order_)
+        part = "mixing"
+        rows += [
+            row(part, f"{name}: distinct episodes of 256, expected", report.distinct, "episodes"),
+            row(part, f"{name}: computed from the order", actual, "episodes"),
+            row(part, f"{name}: without a pool", report.ideal_distinct, "episodes"),
+            row(part, f"{name}: share", actual / report.ideal_distinct * 100, "%", "≥ 80"),
+            row(part, f"{name}: shared with the previous batch", report.overlap * 100, "%"),
+        ]
+    return rows
+
+
+def _table(name: str) -> EpisodeTable:
+    count, mean, size = SIZES[name]
+    steps = np.random.default_rng(0).integers(mean * 2 // 3, mean * 4 // 3, count)
+    return EpisodeTable(steps=steps, sizes=steps * size, groups=np.zeros(count, np.int64))
+
+
+def _order(table: EpisodeTable, size: int, memory: float) -> tuple[FrameOrder, dict[str, Any]]:
+    """Return the order with the default settings for a batch size, and these settings."""
+    settings = {
+        "batch_size": size,
+        "lanes": min(size // LANE_ROWS, MAX_LANES),
+        "pool": max(MIN_POOL, 2 * size),
+        "budget": memory * 2**30 * (1 - VALIDATION) / mixing.OVERHEAD,
+    }
+    return FrameOrder(table, seed=0, **settings), settings
+
+
+def _distinct_episodes(order_: FrameOrder, phase: int = 8) -> float:
+    """Return the distinct episodes of a batch: those of the rows of each lane in a phase."""
+    segment, total = order_.segment(0, np.ones(1)), 0.0
+    rng = np.random.default_rng(0)
+    for lane in range(order_.lanes):
+        section = order_.lane_epoch(segment, tf.constant(0, tf.int64), tf.constant(lane, tf.int64))
+        splits = section.splits.numpy()
+        used = slice(splits[phase + 1 - BLOCKS], splits[phase + 1])
+        weights = section.count.numpy()[used]
+        drawn = [rng.choice(len(weights), order_.rows, p=weights / weights.sum()) for _ in range(9)]
+        total += float(np.mean([len(np.unique(x)) for x in drawn]))
+    return total
 
 
 def digest(batch: types.Batch) -> bytes:
@@ -276,4 +349,6 @@ MEASUREMENTS = {
     "first": first,
     "statistics": scan,
     "order": order,
+    "hosts": hosts,
+    "mixing": mix,
 }

@@ -20,6 +20,9 @@ from octolike.data.rlds.reader import Episode, Reader
 from octolike.data.specs.spec import DatasetSpec
 from octolike.embodiment import Embodiment, Layout
 
+# Numbers, instruction and pointers of one step in memory.
+STEP_BYTES = 256
+
 
 @dataclass(frozen=True, eq=False)
 class DatasetSplit:
@@ -62,6 +65,20 @@ class DatasetSplit:
             result.proprio = self.embodiment.normalize_proprio(result.proprio)
         return result
 
+    def bytes_in_memory(self) -> np.ndarray:
+        """Return the bytes of each episode in the pipeline, int64 [episodes].
+
+        The encoded images of the chosen cameras, and about STEP_BYTES for the rest of a step.
+        """
+        total = STEP_BYTES * self.index.steps
+        for chosen, names, sizes in (
+            (self.cameras, self.spec.cameras, self.index.image_bytes),
+            (self.depth, self.spec.depth, self.index.depth_bytes),
+        ):
+            columns = [i for i, name in enumerate(names) if name in chosen]
+            total = total + sizes[:, columns].sum(axis=1)
+        return total
+
     def name_of(self, episode: int) -> str:
         """Return the location of an episode, for messages."""
         i = self.index
@@ -75,11 +92,11 @@ class JoinedSplits:
         """groups: int [episodes] per split, the sampling group of each episode."""
         self.sources = list(sources)
         self._ends = np.cumsum([len(s.index.steps) for s in sources])
-        steps, sizes = (
-            np.concatenate([getattr(s.index, name) for s in sources])
-            for name in ("steps", "length")
+        self.table = EpisodeTable(
+            steps=np.concatenate([s.index.steps for s in sources]),
+            sizes=np.concatenate([s.bytes_in_memory() for s in sources]),
+            groups=np.concatenate(groups),
         )
-        self.table = EpisodeTable(steps=steps, sizes=sizes, groups=np.concatenate(groups))
 
     def find(self, episode: int) -> tuple[DatasetSplit, int]:
         """Return the split of an episode, and its number in that split."""

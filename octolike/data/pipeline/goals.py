@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,24 +20,25 @@ class TaskChoice(NamedTuple):
     bool, whether the example is conditioned on it.
     """
 
-    step: np.ndarray
-    goal: np.ndarray
-    language: np.ndarray
-    task_id: np.ndarray
+    step: Any
+    goal: Any
+    language: Any
+    task_id: Any
 
 
 def choose(
-    draws: np.ndarray,
-    t: np.ndarray,
-    length: np.ndarray,
+    draws: Any,
+    t: Any,
+    length: Any,
     *,
     strategy: str,
     keep_language: float,
     keep_goal: float,
     keep_task_id: float,
-    has_language: np.ndarray,
-    has_goal: np.ndarray,
-    has_task_id: np.ndarray,
+    has_language: Any,
+    has_goal: Any,
+    has_task_id: Any,
+    xp: Any = np,
 ) -> TaskChoice:
     """Return the conditioning of frames t [B] of episodes of `length` [B] steps.
 
@@ -45,13 +46,14 @@ def choose(
     example keeps the first available one of: goal image, instruction, task id.
 
     draws: float [B, DRAWS] in [0, 1). strategy: "uniform": a goal drawn from the steps after t;
-    "last": the last step; "none": no goal images. has_*: bool [B], which kinds are available.
+    "last": the last step; "none": no goal images. has_*: bool [B], which kinds are available. xp:
+    the module of the arrays, numpy or tensorflow.experimental.numpy.
     """
     has_goal = has_goal & (strategy != "none")
     step = length - 1
     if strategy == "uniform":
-        later = t + 1 + (draws[:, _GOAL] * (length - t - 1)).astype(np.int64)
-        step = np.where(t + 1 < length, later, step)
+        ahead = xp.asarray(xp.floor(xp.multiply(draws[:, _GOAL], length - t - 1)), np.int64)
+        step = xp.where(t + 1 < length, t + 1 + ahead, step)
     goal = has_goal & (draws[:, _KEEP_GOAL] < keep_goal)
     language = has_language & (draws[:, LANGUAGE] < keep_language)
     task_id = has_task_id & (draws[:, TASK_ID] < keep_task_id)

@@ -1,39 +1,38 @@
-"""The order of frames, a pure function of (seed, epoch, position), and the cache of its episodes.
+"""The order of frames: an endless, resumable sequence, computed by TensorFlow ops in the graph.
 
-`Order` is the endless order of frames under constant shares. Each epoch permutes the episodes of
-all datasets, repeated in proportion to the shares of their groups. Consecutive episodes form a
-pool, and the frames of a pool are shuffled together. Only indices are permuted: `EpisodeCache`
-holds each encoded image once, and images are decoded after shuffling.
+Each epoch permutes the episodes of all datasets, repeated in proportion to the shares of their
+groups; the frames of the permuted episodes form one line. A fixed number of lanes, owned by hosts,
+share it: in each batch, a lane supplies the same number of rows, and in an epoch it walks along its
+own section of the line. So the batches are equal for any number of hosts, and each host reads only
+the episodes of its lanes.
 
-    epoch:  e7 e2 e9 | e1 e4 e7 e8 | ...    pools of at most `pool` episodes and `budget` bytes
-    frames: (e9,3) (e7,0) (e2,5) (e7,1) ... | (e8,2) ...
+    epoch line:  e7 e2 e9 e1 | e4 e7 e8 e3 | ...     one section per lane
+    a lane:      [e4 e7] [e8 e3] [e5 e6] ...         blocks of consecutive episodes
+    a phase:     frames drawn from the newest block and the BLOCKS − 1 blocks before it
+
+In each phase, a lane mixes the frames of its newest blocks: each frame of a block belongs to one of
+the BLOCKS phases in which the block is in memory. Blocks are cyclic within an epoch, so a lane
+visits each frame of its section exactly once per epoch. Shares are constant within a segment of the
+batches. Batch n is a pure function of (seed, segment, n): resuming is arithmetic.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
-from octolike.data.rlds.reader import Episode
-
-_Result = TypeVar("_Result")
-
+# A lane mixes the frames of this many blocks; one more is loaded ahead.
+BLOCKS = 4
+# A section is one block if it fits, with the next epoch's, into the memory of all these blocks.
+WHOLE = (BLOCKS + 1) / (2 * BLOCKS)
 # Separate random streams.
-_EPISODES, _FRAMES, _PHASES, _TASKS = range(4)
+_PHASES, _EPISODES, _FRAMES, _MIX, _DRAWS = range(5)
 
-
-class PoolKey(NamedTuple):
-    """A pool: its number in an epoch of the order that begins with batch `start`."""
-
-    start: int
-    epoch: int
-    number: int
+# Of the hash that derives seeds: odd, so that the product modulo 2^64 keeps all differences.
+_MULTIPLIER = 6364136223846793005
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,223 +47,208 @@ class EpisodeTable:
     groups: np.ndarray
 
 
-class Order:
-    """The endless order of frames under constant shares."""
+class LaneEpoch(NamedTuple):
+    """The section of one lane in one epoch: n episodes in m blocks, tensors int64.
+
+    episodes, first, count: [n], the first step and the number of steps of each episode that belong
+        to the section (its first and last episode may be shared with a neighbour).
+    splits: [m + 1], the episodes of block i are splits[i] to splits[i + 1].
+    rows: [m], the rows of each phase; blocks: [], the blocks that a phase mixes.
+    """
+
+    episodes: tf.Tensor
+    first: tf.Tensor
+    count: tf.Tensor
+    splits: tf.Tensor
+    rows: tf.Tensor
+    blocks: tf.Tensor
+
+
+class Segment(NamedTuple):
+    """Consecutive batches with constant shares.
+
+    start: int64 [], their first batch; a different start gives a different order.
+    repeats: float64 [G], the repetitions of the episodes of each group in an epoch.
+    """
+
+    start: tf.Tensor
+    repeats: tf.Tensor
+
+
+class FrameOrder:
+    """The endless order of frames."""
 
     def __init__(
         self,
         table: EpisodeTable,
-        shares: np.ndarray,
         *,
         seed: int,
-        start: int = 0,
+        batch_size: int,
+        lanes: int,
         pool: int,
-        budget: int,
-        part: tuple[int, int, int] = (0, 1, 1),
+        budget: float,
     ) -> None:
-        """Compute how often each episode is repeated.
+        """Set the sizes of lanes and blocks.
 
         Args:
             table: the episodes.
-            shares: of the groups, float64 [G].
             seed: of the run.
-            start: the first batch of these shares; a different start gives a different order.
-            pool: maximum number of episodes in a pool.
-            budget: maximum bytes of a pool, except for a pool of one episode.
-            part: (a, b, n): this host uses the positions a ≤ p < b of every n.
+            batch_size: rows of a batch over all hosts, a multiple of `lanes`.
+            lanes: over all hosts.
+            pool: maximum number of episodes that are mixed, over all lanes.
+            budget: maximum bytes of these episodes, over all lanes.
         """
-        self.start, self._table, self._pool, self._budget = start, table, pool, budget
-        self._part = part
-        self._key = (seed, start)
-        self._repeats = _repeats(table, shares)
-        self._phases = self._spread_phases()
-        self._total = float((self._repeats * table.steps).sum())
-        self._entries_of = lru_cache(maxsize=2)(self._permute)
-        self._frames_of = lru_cache(maxsize=3)(self._mix)
-        self._first_of = lru_cache(maxsize=8)(self._first)
+        self.lanes, self.rows = lanes, batch_size // lanes
+        self._batch_size, self._seed, self._table = batch_size, seed, table
+        cost = np.maximum(lanes / pool, table.sizes * (lanes / budget))
+        self.steps = tf.constant(table.steps, tf.int64)
+        self._cost = tf.constant(cost, tf.float64)
+        self._groups = tf.constant(table.groups, tf.int64)
+        self._phases = tf.constant(_spread_phases(table.groups, seed), tf.float64)
 
-    def take(self, position: int, count: int) -> tuple[list[PoolKey], np.ndarray]:
-        """Return (pools, in order; frames int [count, 2]: episode, step) from a position."""
-        keys, parts = [], []
-        while count:
-            epoch = self._epoch(position)
-            _, ends = self._entries_of(epoch)
-            offset = position - self._first_of(epoch)
-            number = int(np.searchsorted(ends, offset, side="right"))
-            begin = int(ends[number - 1]) if number else 0
-            frames = self._frames_of(epoch, number)[offset - begin : offset - begin + count]
-            keys.append(PoolKey(self.start, epoch, number))
-            parts.append(frames)
-            position, count = position + len(frames), count - len(frames)
-        return keys, np.concatenate(parts)
+    def segment(self, start: int, shares: np.ndarray) -> Segment:
+        """Return the segment from batch `start` with the shares of the groups, float64 [G]."""
+        repeats = repeats_of_groups(self._table, shares)
+        return Segment(tf.constant(start, tf.int64), tf.constant(repeats, tf.float64))
 
-    def progress(self, position: int) -> tuple[PoolKey, float]:
-        """Return the pool at a position, and the used share of its frames."""
-        epoch = self._epoch(position)
-        _, ends = self._entries_of(epoch)
-        offset = position - self._first_of(epoch)
-        number = int(np.searchsorted(ends, offset, side="right"))
-        begin = int(ends[number - 1]) if number else 0
-        return PoolKey(self.start, epoch, number), (offset - begin) / (int(ends[number]) - begin)
+    def first_batch(self, segment: Segment, epoch: tf.Tensor | int) -> tf.Tensor:
+        """Return the batch with which an epoch begins, counted from the start, int64 []."""
+        frames = tf.reduce_sum(self._repeats_before(segment, epoch) * self.steps)
+        return -(-frames // self._batch_size)
 
-    def episodes(self, key: PoolKey) -> np.ndarray:
-        """Return this host's distinct episodes of a pool in the order of use, int [≤ pool]."""
-        frames = self._frames_of(key.epoch, key.number)[:, 0]
-        _, ends = self._entries_of(key.epoch)
-        begin = self._first_of(key.epoch) + (int(ends[key.number - 1]) if key.number else 0)
-        low, high, size = self._part
-        row = (begin + np.arange(len(frames))) % size
-        frames = frames[(low <= row) & (row < high)]
-        _, firsts = np.unique(frames, return_index=True)
-        return frames[np.sort(firsts)]
+    def epoch_at(self, segment: Segment, batch: int) -> int:
+        """Return the epoch of a batch, counted from the start of the segment."""
+        low, high = 0, 1
+        while int(self.first_batch(segment, high)) <= batch:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (
+                (middle, high) if int(self.first_batch(segment, middle)) <= batch else (low, middle)
+            )
+        return low
 
-    def following(self, key: PoolKey) -> PoolKey:
-        """Return the next pool."""
-        pools, _ = self._entries_of(key.epoch)
-        if key.number + 1 < len(pools):
-            return key._replace(number=key.number + 1)
-        epoch = key.epoch + 1
-        while self._first_of(epoch) == self._first_of(epoch + 1):
-            epoch += 1
-        return PoolKey(self.start, epoch, 0)
+    def lane_epoch(self, segment: Segment, epoch: tf.Tensor, lane: tf.Tensor) -> LaneEpoch:
+        """Return the section of a lane in an epoch; no episode if the epoch has no batch."""
+        before = self._repeats_before(segment, epoch)
+        repeats = self._repeats_before(segment, epoch + 1) - before
+        entries = tf.repeat(tf.range(tf.size(self.steps)), repeats)
+        entries = _shuffle(entries, self._derive(_EPISODES, segment.start, epoch))
+        batches = self.first_batch(segment, epoch + 1) - self.first_batch(segment, epoch)
+        length = batches * self.rows
+        entries = _extend(entries, self.steps, length * self.lanes)
+        ends = tf.cumsum(tf.gather(self.steps, entries))
+        low, high = lane * length, (lane + 1) * length
+        first = tf.searchsorted(ends, [low], side="right", out_type=tf.int64)[0]
+        last = tf.searchsorted(ends, [high], side="left", out_type=tf.int64)[0]
+        section = slice(first, tf.where(length > 0, last + 1, first))
+        episodes, ends = tf.cast(entries[section], tf.int64), ends[section]
+        steps = tf.gather(self.steps, episodes)
+        skipped = tf.maximum(low - (ends - steps), 0)
+        count = tf.minimum(ends, high) - (ends - steps) - skipped
+        return self._divide(episodes, skipped, count)
 
-    def _epoch(self, position: int) -> int:
-        epoch = int(position / self._total)
-        while self._first_of(epoch) > position:
-            epoch -= 1
-        while self._first_of(epoch + 1) <= position:
-            epoch += 1
-        return epoch
+    def block_frames(
+        self, place: tuple[tf.Tensor, tf.Tensor, tf.Tensor], block: tf.Tensor, count: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return (episode of the block, step within its section) in the order of use, int64 [F].
 
-    def _first(self, epoch: int) -> int:
-        """Return the position of an epoch's first frame."""
-        return int((self._repeats_before(epoch) * self._table.steps).sum())
+        place: (start of the segment, epoch, lane).
+        """
+        episode = tf.repeat(tf.range(tf.size(count, tf.int64)), count)
+        step = tf.range(tf.size(episode, tf.int64)) - tf.gather(tf.cumsum(count) - count, episode)
+        order = _shuffle(tf.range(tf.size(episode)), self._derive(_FRAMES, *place, block))
+        return tf.gather(episode, order), tf.gather(step, order)
 
-    def _repeats_before(self, epoch: int) -> np.ndarray:
+    def mix(
+        self,
+        place: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+        phase: tf.Tensor,
+        rows: tf.Tensor,
+        draws: int,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return (permutation of the rows of a phase [rows], draws in [0, 1) [rows, draws])."""
+        order = _shuffle(tf.range(rows), self._derive(_MIX, *place, phase))
+        seed = self._derive(_DRAWS, *place, phase)
+        return order, tf.random.stateless_uniform(
+            [rows, draws], seed, dtype=tf.float64, alg="philox"
+        )
+
+    def _divide(self, episodes: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> LaneEpoch:
+        """Divide a section into blocks of similar cost, each of at least one episode."""
+        ends = tf.cumsum(tf.gather(self._cost, episodes))
+        total = tf.reduce_max(tf.concat([ends, [0.0]], 0))
+        whole = total <= WHOLE
+        one = tf.ones_like(total)
+        number = tf.where(whole, one, tf.maximum(tf.math.ceil(total * BLOCKS), BLOCKS + one))
+        middle = ends - tf.gather(self._cost, episodes) / 2
+        block = tf.cast(tf.minimum(middle / total * number, number - 1), tf.int64)
+        _, block = tf.unique(block, out_idx=tf.int64)
+        frames = tf.math.segment_sum(count, block)
+        splits = tf.concat([[0], tf.cumsum(tf.math.segment_sum(tf.ones_like(count), block))], 0)
+        blocks = tf.minimum(tf.size(frames, tf.int64), BLOCKS)
+        parts = [
+            tf.where(use < blocks, tf.roll(_part(frames, use, blocks), use, 0), 0)
+            for use in range(BLOCKS)
+        ]
+        return LaneEpoch(episodes, first, count, splits, tf.add_n(parts), blocks)
+
+    def _repeats_before(self, segment: Segment, epoch: tf.Tensor | int) -> tf.Tensor:
         """Return the repetitions of each episode before an epoch, int64 [E].
 
         The phases make the rounding fair: an episode with 0.3 repetitions per epoch appears in
         every third or fourth epoch, and each epoch has nearly as many episodes of each group.
         """
-        return np.floor(self._repeats * epoch + self._phases).astype(np.int64)
+        repeats = tf.gather(segment.repeats, self._groups)
+        value = repeats * tf.cast(epoch, tf.float64) + self._phases
+        return tf.cast(tf.floor(value), tf.int64)
 
-    def _spread_phases(self) -> np.ndarray:
-        """Return a phase in [0, 1) per episode, evenly spread within each group."""
-        rng = np.random.default_rng((*self._key, _PHASES))
-        groups = self._table.groups
-        shuffled = rng.permutation(len(groups))
-        order = shuffled[np.argsort(groups[shuffled], kind="stable")]
-        counts = np.bincount(groups)
-        rank = np.arange(len(groups)) - (np.cumsum(counts) - counts)[groups[order]]
-        phases = np.empty(len(groups))
-        phases[order] = (rank + rng.random(len(counts))[groups[order]]) / counts[groups[order]]
-        return phases
-
-    def _permute(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return (each pool's episodes, position in the epoch at which each pool ends)."""
-        rng = np.random.default_rng((*self._key, _EPISODES, epoch))
-        times = self._repeats_before(epoch + 1) - self._repeats_before(epoch)
-        entries = rng.permutation(np.repeat(np.arange(len(times)), times))
-        ends = np.cumsum(self._table.sizes[entries])
-        pools, begin = [], 0
-        while begin < len(entries):
-            before = int(ends[begin - 1]) if begin else 0
-            fits = int(np.searchsorted(ends, before + self._budget, side="right"))
-            end = max(min(fits, begin + self._pool), begin + 1)
-            pools.append(entries[begin:end])
-            begin = end
-        return pools, np.cumsum([self._table.steps[p].sum() for p in pools], dtype=np.int64)
-
-    def _mix(self, epoch: int, number: int) -> np.ndarray:
-        """Return (episode, step) of a pool's frames in their order, int [frames, 2]."""
-        pools, _ = self._entries_of(epoch)
-        steps = self._table.steps[pools[number]]
-        firsts = np.repeat(np.cumsum(steps) - steps, steps)
-        frames = np.stack(
-            [np.repeat(pools[number], steps), np.arange(steps.sum()) - firsts], axis=1
-        )
-        rng = np.random.default_rng((*self._key, _FRAMES, epoch, number))
-        return frames[rng.permutation(len(frames))]
+    def _derive(self, stream: int, *numbers: tf.Tensor) -> tf.Tensor:
+        """Return the seed of a random stream, int64 [2]: (the run's, a hash of the numbers)."""
+        value = tf.constant(stream, tf.int64)
+        for number in numbers:
+            value = (value + tf.cast(number, tf.int64)) * _MULTIPLIER
+        return tf.stack([tf.constant(self._seed, tf.int64), value])
 
 
-class EpisodeCache:
-    """The episodes in memory: all of the pools in use and, progressively, those of the next one."""
-
-    def __init__(
-        self, load: Callable[[int], Episode], sizes: np.ndarray, executor: ThreadPoolExecutor
-    ) -> None:
-        self._load, self._sizes, self._executor = load, sizes, executor
-        self._pools: dict[PoolKey, tuple[np.ndarray, int]] = {}  # episodes, number requested
-        self._episodes: dict[int, tuple[Future[Episode], int]] = {}  # episode, number of users
-        self.bytes = 0
-
-    def keep(
-        self,
-        episodes_of: Callable[[PoolKey], np.ndarray],
-        pools: list[PoolKey],
-        ahead: tuple[PoolKey, float],
-    ) -> None:
-        """Hold the episodes of `pools` and a share of the episodes of the next pool, `ahead`."""
-        shares = dict.fromkeys(pools, 1.0)
-        shares.setdefault(*ahead)
-        unused = [key for key in self._pools if key not in shares]
-        for key, share in shares.items():
-            episodes, requested = self._pools.get(key) or (episodes_of(key), 0)
-            target = max(requested, int(np.ceil(min(share, 1.0) * len(episodes))))
-            for e in episodes[requested:target].tolist():
-                self._request(e)
-            self._pools[key] = episodes, target
-        for key in unused:  # last, so that data that fit into one pool are read once
-            episodes, requested = self._pools.pop(key)
-            for e in episodes[:requested].tolist():
-                self._release(e)
-
-    def get(self, episode: int) -> Future[Episode]:
-        """Return the future of a requested episode."""
-        return self._episodes[episode][0]
-
-    def close(self) -> None:
-        """Release all episodes and cancel those that are not loaded yet."""
-        for future, _ in self._episodes.values():
-            future.cancel()
-        self._episodes, self._pools, self.bytes = {}, {}, 0
-
-    def _request(self, episode: int) -> None:
-        if episode in self._episodes:
-            future, users = self._episodes[episode]
-            self._episodes[episode] = future, users + 1
-            return
-        self._episodes[episode] = self._executor.submit(run_unless_exiting, self._load, episode), 1
-        self.bytes += int(self._sizes[episode])
-
-    def _release(self, episode: int) -> None:
-        future, users = self._episodes[episode]
-        if users > 1:
-            self._episodes[episode] = future, users - 1
-            return
-        future.cancel()
-        del self._episodes[episode]
-        self.bytes -= int(self._sizes[episode])
-
-
-def run_unless_exiting(work: Callable[..., _Result], *args: object) -> _Result:
-    """Return work(*args); raise CancelledError if the interpreter is waiting for its threads."""
-    if not threading.main_thread().is_alive():
-        raise CancelledError
-    return work(*args)
-
-
-def task_draws(seed: int, batch: int, size: int, width: int) -> np.ndarray:
-    """Return the draws for goals, wordings and dropout of a batch, float64 [size, width]."""
-    return np.random.default_rng((seed, _TASKS, batch)).random((size, width))
-
-
-def _repeats(table: EpisodeTable, shares: np.ndarray) -> np.ndarray:
-    """Return the repetitions of each episode in an epoch, float64 [E].
+def repeats_of_groups(table: EpisodeTable, shares: np.ndarray) -> np.ndarray:
+    """Return the repetitions of the episodes of each group in an epoch, float64 [G].
 
     An epoch has as many frames as the groups with a share > 0 have steps.
     """
     steps = np.bincount(table.groups, table.steps, minlength=len(shares))
     per_step = np.divide(shares, steps, out=np.zeros(len(shares)), where=steps > 0)
     # rounded, so that one repetition per epoch is exactly one
-    return np.round(per_step * steps[shares > 0].sum(), 9)[table.groups]
+    return np.round(per_step * steps[shares > 0].sum(), 9)
+
+
+def part_of_block(frames: tf.Tensor, use: tf.Tensor, blocks: tf.Tensor) -> tuple:
+    """Return (begin, end) of the frames of a block of F frames in its use-th phase, int64."""
+    return frames * use // blocks, frames * (use + 1) // blocks
+
+
+def _part(frames: tf.Tensor, use: int, blocks: tf.Tensor) -> tf.Tensor:
+    begin, end = part_of_block(frames, tf.constant(use, tf.int64), blocks)
+    return end - begin
+
+
+def _shuffle(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_shuffle(values, seed, alg="philox")
+
+
+def _extend(entries: tf.Tensor, steps: tf.Tensor, frames: tf.Tensor) -> tf.Tensor:
+    """Return the entries, repeated until they have at least as many frames."""
+    total = tf.maximum(tf.reduce_sum(tf.gather(steps, entries)), 1)
+    return tf.tile(entries, [tf.maximum(tf.cast(-(-frames // total), tf.int32), 1)])
+
+
+def _spread_phases(groups: np.ndarray, seed: int) -> np.ndarray:
+    """Return a phase in [0, 1) per episode, evenly spread within each group, float64 [E]."""
+    rng = np.random.default_rng((seed, _PHASES))
+    shuffled = rng.permutation(len(groups))
+    order = shuffled[np.argsort(groups[shuffled], kind="stable")]
+    counts = np.bincount(groups)
+    rank = np.arange(len(groups)) - (np.cumsum(counts) - counts)[groups[order]]
+    phases = np.empty(len(groups))
+    phases[order] = (rank + rng.random(len(counts))[groups[order]]) / counts[groups[order]]
+    return phases

@@ -3,10 +3,13 @@
 The steps of a batch:
 
 1. its frames are the next ones in the order of episodes and frames, in which each dataset or task
-   has its share of the sampling strategy (sampling.SamplingSchedule, order.Order);
-2. its episodes are loaded, unless the cache has them already (order.EpisodeCache);
-3. windows, chunks and goals are computed as indices, numbers padded, images decoded (BatchBuilder);
-4. instructions become token ids.
+   has its share of the sampling strategy (sampling.SamplingSchedule, order.FrameOrder);
+2. its episodes are read by offset, verified, parsed and standardised (episode_graph);
+3. windows, chunks and goals are computed as indices, numbers normalised, images decoded
+   (example_graph);
+4. instructions become token ids (stream.Wording).
+
+Steps 1 to 3 are one tf.data graph (graph.BatchGraph), which `RldsSource.dataset` returns.
 
 A batch is a pure function of the config and of `state()`: the number of batches, and the memory of
 the feedback. Resuming is arithmetic.
@@ -17,19 +20,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from octolike import ranges
-from octolike.config import Config, ConfigError, build_component, unknown
-from octolike.data.pipeline import goals, reach, sampling
-from octolike.data.pipeline.batch_builder import BatchBuilder, EpisodeRef
+from octolike.config import Config, ConfigError, DataConfig, build_component, unknown
+from octolike.data.pipeline import mixing, reach, sampling
 from octolike.data.pipeline.dataset_split import (
     DatasetSplit,
     JoinedSplits,
@@ -37,8 +40,11 @@ from octolike.data.pipeline.dataset_split import (
     embodiment_records,
     task_names,
 )
+from octolike.data.pipeline.example_graph import BAD
+from octolike.data.pipeline.graph import GRAPH_LEAVES, BatchGraph, StreamSettings
+from octolike.data.pipeline.order import repeats_of_groups
 from octolike.data.pipeline.sampling import SamplingGroups, SamplingSchedule
-from octolike.data.pipeline.stream import EpisodeStream, PipelineThreads, RldsStream
+from octolike.data.pipeline.stream import BadRows, RldsStream, Wording, segment_spans
 from octolike.data.rlds import statistics
 from octolike.data.rlds.index import EpisodeIndex
 from octolike.data.rlds.reader import MissingSplitError, Reader
@@ -46,11 +52,15 @@ from octolike.data.specs import catalog, mixes
 from octolike.embodiment import Embodiment
 from octolike.errors import DataError
 from octolike.tables import text_table
-from octolike.text import TOKENIZERS
-from octolike.types import Batch, BatchSpec, Names, batch_spec, unflatten
+from octolike.text import TOKENIZERS, load_paraphrases
+from octolike.types import Batch, BatchSpec, Names, flatten, unflatten
 
 # Share of the memory budget for validation, during which the training episodes stay in memory.
 VALIDATION = 1 / 4
+# By default: rows of a batch per lane, and the largest number of lanes.
+LANE_ROWS, MAX_LANES = 4, 128
+# The smallest pool by default, in episodes.
+MIN_POOL = 512
 
 
 class RldsSource:
@@ -82,18 +92,13 @@ class RldsSource:
         self._strategy = build_component(sampling.SAMPLING, d.sampling, "data.sampling")
         self._groups, self._supply = self._group()
         self.shares = self._dataset_shares(SamplingSchedule(self._strategy, self._groups).shares(0))
-        self._text = build_component(TOKENIZERS, d.text, "data.text")
-        self._builder = BatchBuilder(d, self.embodiments)
-        self.spec = self._spec()
-        self._work = PipelineThreads(
-            builder=self._builder,
-            text=self._text,
-            loaders=ThreadPoolExecutor(self._threads),
-            builders=ThreadPoolExecutor(max(1, min(d.prefetch, self._threads))),
-            prefetch=d.prefetch,
-            batch_bytes=self._batch_bytes(),
-        )
+        paraphrases = load_paraphrases(d.paraphrases) if d.paraphrases else {}
+        self._wording = Wording(build_component(TOKENIZERS, d.text, "data.text"), paraphrases)
+        self._lanes = _number_of_lanes(d)
+        self._graphs: dict[str, BatchGraph] = {}
         self._budgets = self._budget()
+        self._mixing_report = self._mixing()
+        self.spec = self._spec()
 
     def train(
         self, start: Mapping[str, Any] | None = None, process: tuple[int, int] = (0, 1)
@@ -103,19 +108,37 @@ class RldsSource:
         process: (index, count) of this host, which gets a contiguous part of each batch and reads
         only the episodes of that part.
         """
-        beginning: dict[str, Any] = {"sampling": ()}
-        saved = _checked(start, self.datasets) if start is not None else beginning
-        schedule = SamplingSchedule(self._strategy, self._groups, saved["sampling"])
-        stream = EpisodeStream(
-            supply=self._supply,
-            size=self._config.batch_size,
-            part=_part(self._config.batch_size, process),
-            seed=self._seed,
-            dropout=True,
-            pool=self._config.pool,
-            budget=self._budgets[0],
+        schedule, first = self._position(start)
+        graph = self._training_graph(process)
+        return RldsStream(
+            graph,
+            schedule,
+            self._wording,
+            BadRows(self._supply, self._config.bad_episodes == "drop"),
+            datasets=self.datasets,
+            start=first,
+            process=process,
+            memory=int(self._mixing_report.episode_bytes)
+            + self._batch_bytes() * (self._config.prefetch + 1),
         )
-        return RldsStream(self._work, stream, schedule, self.datasets, saved.get("batches", 0))
+
+    def dataset(
+        self,
+        start: Mapping[str, Any] | None = None,
+        process: tuple[int, int] = (0, 1),
+        *,
+        decode: bool = True,
+    ) -> tf.data.Dataset:
+        """Return the training batches as a tf.data.Dataset, e.g. to look at, chain or profile it.
+
+        Its elements are the batches of `train`, except that instructions are strings [B] under
+        "text", next to "paraphrase_draw" [B], the "batch_number" [] and "bad" [B]: for replaced
+        rows, the number of the bad one, else −1. decode: else they are those before decoding, with
+        leaves [lanes, rows, ...].
+        """
+        schedule, first = self._position(start)
+        spans = segment_spans(schedule, first)
+        return self._training_graph(process).dataset(spans, first, process, decode=decode)
 
     def validation(self) -> dict[str, Callable[[], Iterator[Batch]]]:
         """Return {dataset: function that iterates over its validation batches}.
@@ -136,12 +159,18 @@ class RldsSource:
         """Return the batch of the given frames, without dropout.
 
         frames: int [B, 2], episode of the source and step; draws: float [B, goals.DRAWS].
+        Raises DataError for a bad record or image.
         """
-        distinct, which = np.unique(frames[:, 0], return_inverse=True)
-        episodes = [EpisodeRef(source, e, source.load(e)) for e in distinct.tolist()]
-        leaves, texts = self._builder.batch(episodes, which, frames[:, 1], draws, False)
-        leaves["task.language.ids"], leaves["task.language.mask"] = self._text.encode(texts)
-        return unflatten(leaves)
+        supply = JoinedSplits([source], [np.zeros(len(source.index.steps), np.int64)])
+        key = f"examples of {source.spec.name}/{source.reader.split}"
+        graph = self._graphs.setdefault(
+            key, BatchGraph(self._config, supply, self.embodiments, self._settings(1, 1, 0, False))
+        )
+        leaves = {k: x.numpy() for k, x in graph.examples(frames, draws).items()}
+        BadRows(supply, drop=False).check(leaves.pop(BAD), masked=False)
+        batch = unflatten(leaves)
+        self._wording.encode(batch)
+        return batch
 
     @property
     def names(self) -> Names:
@@ -163,7 +192,7 @@ class RldsSource:
                 f"{digest.hexdigest()[:16]}"
             )
         texts = json.dumps(
-            {k: list(v) for k, v in self._builder.paraphrases.items()}, sort_keys=True
+            {k: list(v) for k, v in self._wording.paraphrases.items()}, sort_keys=True
         )
         summary["paraphrases"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
         return summary
@@ -195,11 +224,12 @@ class RldsSource:
             *catalog.describe_binarised([s.spec for s in self._sources]),
             *ranges.describe(self.embodiments),
         ]
+        lines.append(self._mixing_report.describe())
         if self._strategy.over == "task":
             task_shares = SamplingSchedule(self._strategy, self._groups).shares(0)
             lines.append(sampling.describe_shares(self._groups, task_shares, "task"))
         if self._config.paraphrases:
-            count = sum(task in self._builder.paraphrases for task in self._instructions)
+            count = sum(task in self._wording.paraphrases for task in self._instructions)
             lines.append(f"paraphrases: {count} of {len(self._instructions)} distinct instructions")
         return "\n".join(lines)
 
@@ -235,33 +265,73 @@ class RldsSource:
     def _held_out_batches(self, source: DatasetSplit) -> Iterator[Batch]:
         steps = source.index.steps
         size = min(self._config.batch_size, int(steps.sum()))
-        supply = JoinedSplits([source], [np.zeros(len(steps), np.int64)])
-        self._check_budget(supply, self._budgets[1], VALIDATION)
-        groups = SamplingGroups((source.spec.name,), steps.sum(keepdims=True))
-        stream = EpisodeStream(
-            supply=supply,
-            size=size,
-            part=slice(0, size),
-            seed=0,
-            dropout=False,
-            pool=self._config.pool,
-            budget=self._budgets[1],
+        supply = JoinedSplits([source], [np.full(len(steps), source.number)])
+        sizes = np.bincount([source.number], [steps.sum()], minlength=len(self.datasets))
+        groups = SamplingGroups(tuple(self.datasets), sizes)
+        key = f"held out of {source.spec.name}"
+        if key not in self._graphs:
+            lanes = math.gcd(size, 8)
+            self._check_budget(supply, self._budgets[1], VALIDATION, lanes)
+            settings = self._settings(size, lanes, 1, False)
+            self._graphs[key] = BatchGraph(self._config, supply, self.embodiments, settings)
+        stream = RldsStream(
+            self._graphs[key],
+            SamplingSchedule(sampling.ProportionalSampling(), groups),
+            self._wording,
+            BadRows(supply, self._config.bad_episodes == "drop"),
+            datasets=self.datasets,
             batches=self._validation_batches,
         )
-        schedule = SamplingSchedule(sampling.ProportionalSampling(), groups)
-        batches = RldsStream(self._work, stream, schedule, self.datasets, 0)
         try:
-            yield from batches
+            yield from stream
         finally:  # also when the caller stops early
-            batches.close()
+            stream.close()
+
+    def _position(self, start: Mapping[str, Any] | None) -> tuple[SamplingSchedule, int]:
+        """Return the sampling schedule and the number of the next batch of a saved position."""
+        beginning: dict[str, Any] = {"sampling": ()}
+        saved = _checked(start, self.datasets) if start is not None else beginning
+        schedule = SamplingSchedule(self._strategy, self._groups, saved["sampling"])
+        return schedule, saved.get("batches", 0)
+
+    def _training_graph(self, process: tuple[int, int]) -> BatchGraph:
+        d = self._config
+        index, count = process
+        if not 0 <= index < count or self._lanes % count:
+            raise ConfigError(
+                f"process {index} of {count} has no part of the {self._lanes} lanes of a batch of "
+                f"{d.batch_size}; expected a number of processes that divides data.lanes, which "
+                "divides data.batch_size"
+            )
+        if "training" not in self._graphs:
+            settings = self._settings(d.batch_size, self._lanes, 0, True)
+            self._graphs["training"] = BatchGraph(d, self._supply, self.embodiments, settings)
+        return self._graphs["training"]
+
+    def _settings(self, size: int, lanes: int, part: int, dropout: bool) -> StreamSettings:
+        """part: 0 for training, 1 for validation."""
+        d = self._config
+        return StreamSettings(
+            batch_size=size,
+            lanes=lanes,
+            seed=self._seed if dropout else 0,
+            dropout=dropout,
+            pool=d.pool or max(MIN_POOL, 2 * size),
+            budget=self._budgets[part],
+            threads=self._threads,
+            prefetch=d.prefetch,
+        )
 
     def _spec(self) -> BatchSpec:
-        """Return the batch spec, from one episode."""
-        source, zero = self._sources[0], np.zeros(1, np.int64)
-        episode = [EpisodeRef(source, 0, source.load(0))]
-        leaves, texts = self._builder.batch(episode, zero, zero, np.zeros((1, goals.DRAWS)), False)
-        leaves["task.language.ids"], leaves["task.language.mask"] = self._text.encode(texts)
-        return batch_spec(unflatten(leaves))
+        """Return the batch spec, from the shapes of the graph."""
+        spec = {
+            path: (tuple(x.shape[1:]), x.dtype.name)
+            for path, x in flatten(self.dataset().element_spec)
+            if path not in GRAPH_LEAVES
+        }
+        for name, x in zip(("ids", "mask"), self._wording.text.encode([""]), strict=True):
+            spec[f"task.language.{name}"] = (tuple(x.shape[1:]), x.dtype.name)
+        return dict(sorted(spec.items()))
 
     def _open(self, specs: Sequence[catalog.DatasetSpec]) -> list[DatasetSplit]:
         d = self._config
@@ -350,46 +420,77 @@ class RldsSource:
                 raise ConfigError(unknown(option, camera, depth or {"none"}))
 
     def _batch_bytes(self) -> int:
-        size = sum(int(np.prod(s)) * np.dtype(t).itemsize for s, t in self.spec.values())
-        return size * self._config.batch_size
+        """Return the bytes of the images of a batch, which are nearly all of it."""
+        d = self._config
+        frames = d.window + (d.goal != "none")
+        example = sum(3 * side**2 * frames for side in d.cameras.values())
+        example += sum(4 * side**2 * d.window for side in d.depth.values())
+        return example * d.batch_size
 
-    def _budget(self) -> tuple[int, int]:
-        """Return the maximum bytes of a pool in training and in validation.
-
-        Two pools are in memory at a time.
-        """
+    def _budget(self) -> tuple[float, float]:
+        """Return the maximum bytes of the mixed episodes in training and in validation."""
         ahead = self._batch_bytes() * (self._config.prefetch + 1)
-        left = int(self._config.memory * 2**30) - ahead
-        budget = int(left * (1 - VALIDATION) / 2), int(left * VALIDATION / 2)
-        self._check_budget(self._supply, budget[0], 1 - VALIDATION)
+        left = self._config.memory * 2**30 - ahead
+        budget = left * (1 - VALIDATION) / mixing.OVERHEAD, left * VALIDATION / mixing.OVERHEAD
+        self._check_budget(self._supply, budget[0], 1 - VALIDATION, self._lanes)
         return budget
 
-    def _check_budget(self, supply: JoinedSplits, budget: int, part: float) -> None:
-        """Raise ConfigError with the required data.memory if the largest episode is too large."""
+    def _check_budget(self, supply: JoinedSplits, budget: float, part: float, lanes: int) -> None:
+        """Raise ConfigError with the required data.memory if a lane cannot mix one episode."""
         largest = int(np.argmax(supply.table.sizes))
         size = int(supply.table.sizes[largest])
-        if size <= budget:
+        if size <= budget / lanes or lanes * supply.table.sizes.mean() <= budget >= size:
             return
         source, number = supply.find(largest)
         ahead = self._batch_bytes() * (self._config.prefetch + 1)
-        need = (ahead + 2 * (size + 1) / part) / 2**30
+        need = (
+            ahead + mixing.OVERHEAD * max(size, lanes * supply.table.sizes.mean()) / part
+        ) / 2**30
         raise ConfigError(
             f"data.memory is {self._config.memory:g} GiB and prefetched batches take "
             f"{ahead / 2**30:.3g} GiB of it; the largest episode of {source.spec.name} "
-            f"({source.name_of(number)}) has {size / 2**20:.3g} MiB, and two of that size must fit "
-            f"in the memory for {source.reader.split!r}: set data.memory to at least {need:.3g}"
+            f"({source.name_of(number)}) has {size / 2**20:.3g} MiB, and one episode in each of "
+            f"{lanes} lanes must fit in the memory for {source.reader.split!r}: set data.memory to "
+            f"at least {need:.3g}, or data.lanes to a smaller number"
+        )
+
+    def _mixing(self) -> mixing.MixingReport:
+        """Return the mixing of the training batches under the initial shares."""
+        settings, table = (
+            self._settings(self._config.batch_size, self._lanes, 0, True),
+            self._supply.table,
+        )
+        shares = SamplingSchedule(self._strategy, self._groups).shares(0)
+        return mixing.report(
+            table,
+            repeats_of_groups(table, shares)[table.groups],
+            np.concatenate([s.index.length for s in self._sources]),
+            batch_size=settings.batch_size,
+            lanes=settings.lanes,
+            pool=settings.pool,
+            budget=settings.budget,
         )
 
 
-def _part(size: int, process: tuple[int, int]) -> slice:
-    """Return the rows of a batch that belong to a host."""
-    index, count = process
-    if not 0 <= index < count or size % count:
-        raise ConfigError(
-            f"data.batch_size {size} cannot be divided for process {index} of {count}; expected a "
-            "multiple of the number of processes, and an index below it"
-        )
-    return slice(index * size // count, (index + 1) * size // count)
+def _number_of_lanes(config: DataConfig) -> int:
+    """Return data.lanes, or a power of two that divides the batch size.
+
+    By default, a lane has at least LANE_ROWS rows of a batch and one episode of data.pool. The
+    number must not depend on the hosts, or the batches would.
+    """
+    size, lanes = config.batch_size, config.lanes
+    if lanes:
+        if size % lanes:
+            raise ConfigError(
+                f"data.lanes is {lanes}; expected a divisor of data.batch_size, {size}"
+            )
+        return lanes
+    lanes = 1
+    while size % (2 * lanes) == 0 and 2 * lanes <= min(
+        size // LANE_ROWS, MAX_LANES, config.pool or size
+    ):
+        lanes *= 2
+    return lanes
 
 
 def _checked(start: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:

@@ -1,108 +1,153 @@
-"""A resumable stream of batches, planned from the order and built ahead in threads."""
+"""A resumable stream of numpy batches: the consumer of the tf.data graph."""
 
 from __future__ import annotations
 
-from collections import deque
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from octolike.data.pipeline import goals
-from octolike.data.pipeline.batch_builder import BatchBuilder, EpisodeRef
-from octolike.data.pipeline.dataset_split import DatasetSplit, JoinedSplits
-from octolike.data.pipeline.order import (
-    EpisodeCache,
-    Order,
-    PoolKey,
-    run_unless_exiting,
-    task_draws,
-)
+from octolike.data.pipeline.dataset_split import JoinedSplits
+from octolike.data.pipeline.example_graph import BAD, MAX_STEPS, PARAPHRASE_DRAW, TEXT
+from octolike.data.pipeline.graph import NUMBER, BatchGraph, SegmentSpan
 from octolike.data.pipeline.sampling import SamplingSchedule
+from octolike.data.rlds import decode
+from octolike.data.rlds.reader import error_summary
+from octolike.errors import DataError
 from octolike.text import TextTokenizer
-from octolike.types import Batch, unflatten
+from octolike.types import Batch
+
+_LAST_BATCH = 1 << 40
+_REPORTED = 5  # bad episodes of a dataset that are printed one by one
 
 
 @dataclass(frozen=True)
-class PipelineThreads:
-    """The batch builder and thread pools that all streams of a source share."""
+class Wording:
+    """How instructions become token ids; paraphrases: {instruction: other wordings}."""
 
-    builder: BatchBuilder
     text: TextTokenizer
-    loaders: ThreadPoolExecutor
-    builders: ThreadPoolExecutor
-    prefetch: int
-    batch_bytes: int
+    paraphrases: Mapping[str, Sequence[str]]
+
+    def encode(self, leaves: dict[str, Any]) -> None:
+        """Replace the instructions of a batch by `task.language.ids` and `mask`."""
+        texts = [x.decode("utf-8", errors="replace") for x in leaves.pop(TEXT).tolist()]
+        draws = leaves.pop(PARAPHRASE_DRAW).tolist()
+        if self.paraphrases:
+            options = [(x, *self.paraphrases.get(x, ())) for x in texts]
+            texts = [x[int(draw * len(x))] for x, draw in zip(options, draws, strict=True)]
+        ids, mask = self.text.encode(texts)
+        leaves["task"]["language"] = {"ids": ids, "mask": mask}
 
 
-@dataclass(frozen=True)
-class EpisodeStream:
-    """The settings of one stream.
+@dataclass
+class BadRows:
+    """Reports the rows that the graph replaced.
 
     Attributes:
         supply: the episodes.
-        size: examples of a batch over all hosts; part: the examples of this host.
-        batches: length of the stream; 0: endless.
+        drop: count and print them; else the first one raises DataError.
+        counts: rows replaced so far, by dataset.
     """
 
     supply: JoinedSplits
-    size: int
-    part: slice
-    seed: int
-    dropout: bool
-    pool: int
-    budget: int
-    batches: int = 0
+    drop: bool
+    counts: Counter[str] = field(default_factory=Counter)
+    _episodes: dict[str, set[int]] = field(default_factory=dict)
 
+    def check(self, bad: np.ndarray, masked: bool) -> None:
+        """Report the rows of a batch; bad: int64 [B], −1 for none; masked: no row has an action.
 
-class _PendingBatch(NamedTuple):
-    """A batch in progress, the groups of its examples, and the pools that it reads."""
+        Raises DataError for a bad row unless they are dropped, and if no good row is left.
+        """
+        for row in bad[bad >= 0].tolist():
+            episode, step = divmod(row, MAX_STEPS)
+            name = self.supply.find(episode)[0].spec.name
+            self.counts[name] += 1
+            episodes = self._episodes.setdefault(name, set())
+            if episode in episodes and self.drop:
+                continue
+            episodes.add(episode)
+            fault = self._fault(episode, step)
+            if not self.drop:
+                raise fault
+            if len(episodes) <= _REPORTED:
+                print(f"replaced in training: {fault}", file=sys.stderr)
+            if len(episodes) == _REPORTED:
+                print(f"{name}: further bad episodes are counted, not printed", file=sys.stderr)
+        if masked and (bad >= 0).all():  # rows without bad ones may be last steps
+            raise DataError(
+                f"a batch has no usable row; bad rows so far: {self.describe()}; copy the datasets "
+                "again"
+            )
 
-    result: Future
-    groups: np.ndarray
-    pools: list[PoolKey]
+    def describe(self) -> str:
+        """Return the counts in words; "" for none."""
+        return ", ".join(
+            f"{name}: {count} rows of {len(self._episodes[name])} episodes replaced"
+            for name, count in sorted(self.counts.items())
+        )
+
+    def _fault(self, episode: int, step: int) -> DataError:
+        """Return the error of a bad row, found by reading its episode once more."""
+        source, number = self.supply.find(episode)
+        try:
+            loaded = source.load(number)
+        except DataError as error:
+            return error
+        place = f"{source.spec.name}: {source.name_of(number)}"
+        steps = [step, *range(len(loaded))]
+        for camera, frames in [*loaded.images.items(), *loaded.depth.items()]:
+            for t in steps:
+                try:
+                    if isinstance(frames[t], bytes):
+                        decode.check_image(frames[t])
+                except tf.errors.OpError as error:
+                    return DataError(
+                        f"{place}: {camera} image of step {t} cannot be decoded: "
+                        f"{error_summary(error)}; set data.bad_episodes='drop' to replace it"
+                    )
+        return DataError(f"{place}, step {step}: could not be read a moment ago, but can be now")
 
 
 class RldsStream(Iterator[Batch]):
-    """Batches built ahead in threads; `state()` is the position after the last one returned."""
+    """Batches of the graph as numpy arrays; `state()` is the position after the last one."""
 
     def __init__(
         self,
-        work: PipelineThreads,
-        stream: EpisodeStream,
+        graph: BatchGraph,
         schedule: SamplingSchedule,
+        wording: Wording,
+        bad_rows: BadRows,
+        *,
         datasets: Sequence[str],
-        start: int,
+        start: int = 0,
+        process: tuple[int, int] = (0, 1),
+        batches: int = 0,
+        memory: int = 0,
     ) -> None:
-        self._work, self._stream, self._schedule = work, stream, schedule
-        self._datasets, self._count = list(datasets), start
-        self._orders: dict[int, Order] = {}
-        self._ahead: deque[_PendingBatch] = deque()
-        self._cache = EpisodeCache(stream.supply.load, stream.supply.table.sizes, work.loaders)
+        """batches: length of the stream, 0: endless; memory: bytes that the graph holds."""
+        self._graph, self._schedule, self._wording = graph, schedule, wording
+        self._bad_rows, self._datasets, self._process = bad_rows, list(datasets), process
+        self._count, self._batches, self._memory = start, batches, memory
+        self._elements: Iterator[Any] | None = None
         self._group_counts = np.zeros(len(schedule.groups.names), np.int64)
         self._fault: Exception | None = None
 
     def __next__(self) -> Batch:
         if self._fault is not None:
             raise self._fault
-        self._fill(1)
-        if not self._ahead:
+        if self._batches and self._count >= self._batches:
             raise StopIteration
-        ahead = self._ahead[0]
         try:
-            leaves, texts = ahead.result.result()
+            return self._next()
         except Exception as error:
             self.close()
             self._fault = error
             raise
-        self._ahead.popleft()
-        self._count += 1
-        self._group_counts += np.bincount(ahead.groups, minlength=len(self._group_counts))
-        self._fill(self._work.prefetch)
-        leaves["task.language.ids"], leaves["task.language.mask"] = self._work.text.encode(texts)
-        return unflatten(leaves)
 
     def state(self) -> dict[str, Any]:
         """Return the position after the last returned batch, for `RldsSource.train(start=...)`."""
@@ -129,8 +174,7 @@ class RldsStream(Iterator[Batch]):
         else:
             results = {k: v for k, v in (tasks or {}).items() if k in self._schedule.names}
         if self._schedule.feedback(self._count, results):
-            self._orders.pop(self._count, None)
-            self._ahead.clear()
+            self._elements = None
 
     def shares(self) -> dict[str, float]:
         """Return the planned share of each dataset or task in the next batch."""
@@ -142,88 +186,69 @@ class RldsStream(Iterator[Batch]):
         shares = (self._group_counts / max(int(self._group_counts.sum()), 1)).tolist()
         return dict(zip(self._schedule.groups.names, shares, strict=True))
 
+    def replaced(self) -> dict[str, int]:
+        """Return the number of bad rows that were replaced so far, by dataset."""
+        return dict(self._bad_rows.counts)
+
     def memory(self) -> int:
-        """Return the bytes in memory: encoded episodes, and batches built ahead."""
-        return self._cache.bytes + len(self._ahead) * self._work.batch_bytes
+        """Return the bytes that the graph holds: encoded episodes, and batches made ahead."""
+        return self._memory if self._elements is not None else 0
 
     def close(self) -> None:
-        """Stop building batches and release the episodes."""
-        for ahead in self._ahead:
-            ahead.result.cancel()
-        self._ahead.clear()
-        self._cache.close()
+        """Stop the threads of the graph and release the episodes."""
+        counts = self._bad_rows.describe() if self._bad_rows.drop else ""
+        if self._elements is not None and counts:
+            print(counts, file=sys.stderr)
+        self._elements = None
         self._fault = StopIteration()
 
-    def _fill(self, count: int) -> None:
-        """Start building batches until `count` are in progress."""
-        if self._stream.batches:
-            count = min(count, self._stream.batches - self._count)
-        while len(self._ahead) < count:
-            number = self._count + len(self._ahead)
-            order, position = self._order(number)
-            stream, supply = self._stream, self._stream.supply
-            begin = position + stream.part.start
-            pools, frames = order.take(begin, stream.part.stop - stream.part.start)
-            used = [key for ahead in self._ahead for key in ahead.pools] + pools
-            self._cache.keep(self._episodes, used, self._next_pool())
-            distinct, which = np.unique(frames[:, 0], return_inverse=True)
-            result = self._work.builders.submit(
-                run_unless_exiting,
-                _build,
-                self._work.builder,
-                [(*supply.find(e), self._cache.get(e)) for e in distinct.tolist()],
-                which,
-                frames[:, 1],
-                task_draws(stream.seed, number, stream.size, goals.DRAWS)[stream.part],
-                stream.dropout,
-            )
-            groups = supply.table.groups[frames[:, 0]]
-            self._ahead.append(_PendingBatch(result, groups, pools))
-
-    def _next_pool(self) -> tuple[PoolKey, float]:
-        """Return the pool after the current one, and the share of it to load.
-
-        It is loaded progressively, a little faster than the current one is used up.
-        """
-        order, position = self._order(self._count)
-        pool, progress = order.progress(position)
-        return order.following(pool), 0.05 + 1.25 * progress
-
-    def _order(self, batch: int) -> tuple[Order, int]:
-        """Return the order of a batch, and the position of the batch in it."""
-        start = self._schedule.since(batch)
-        if start not in self._orders:
-            s = self._stream
-            self._orders[start] = Order(
-                s.supply.table,
-                self._schedule.shares(batch),
-                seed=s.seed,
-                start=start,
-                pool=s.pool,
-                budget=s.budget,
-                part=(s.part.start, s.part.stop, s.size),
-            )
-            for old in sorted(self._orders)[:-3]:
-                del self._orders[old]
-        return self._orders[start], (batch - start) * self._stream.size
-
-    def _episodes(self, key: PoolKey) -> np.ndarray:
-        """Return the episodes of a pool that the stream uses."""
-        order, s = self._orders[key.start], self._stream
-        episodes = order.episodes(key)
-        if s.batches:
-            episodes = episodes[np.isin(episodes, order.take(0, s.batches * s.size)[1][:, 0])]
-        return episodes
+    def _next(self) -> Batch:
+        if self._elements is None:
+            spans = segment_spans(self._schedule, self._count)
+            self._elements = iter(self._graph.dataset(spans, self._count, self._process))
+        try:
+            batch = tf.nest.map_structure(_as_numpy, next(self._elements))
+        except tf.errors.OpError as error:
+            raise DataError(
+                f"batch {self._count} could not be made: {error_summary(error)}"
+            ) from None
+        number = int(batch.pop(NUMBER))
+        assert number == self._count, (number, self._count)
+        masked = not batch["action_mask"].any()
+        self._bad_rows.check(batch.pop(BAD), masked)
+        self._wording.encode(batch)
+        by_task = self._schedule.over == "task"
+        groups = batch["task"]["task_id"] if by_task else batch["dataset"]
+        self._group_counts += np.bincount(groups, minlength=len(self._group_counts))
+        self._count += 1
+        return batch
 
 
-def _build(
-    builder: BatchBuilder,
-    requests: list[tuple[DatasetSplit, int, Future]],
-    which: np.ndarray,
-    t: np.ndarray,
-    draws: np.ndarray,
-    dropout: bool,
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Wait for the episodes; return the leaves of a batch and its instructions."""
-    episodes = [EpisodeRef(source, number, future.result()) for source, number, future in requests]
-    return builder.batch(episodes, which, t, draws, dropout)
+def segment_spans(schedule: SamplingSchedule, batch: int) -> list[SegmentSpan]:
+    """Return the segments of constant shares from the one of `batch` on; the last is endless."""
+    spans, first = [], schedule.since(batch)
+    while True:
+        end = _end_of_segment(schedule, first)
+        spans.append(SegmentSpan(first, -1 if end is None else end - first, schedule.shares(first)))
+        if end is None:
+            return spans
+        first = end
+
+
+def _end_of_segment(schedule: SamplingSchedule, first: int) -> int | None:
+    """Return the first batch with other shares than at `first`; None if they stay."""
+    low, step = first, 1
+    while low + step < _LAST_BATCH and schedule.since(low + step) == first:
+        low, step = low + step, 2 * step
+    if low + step >= _LAST_BATCH:
+        return None
+    high = low + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if schedule.since(middle) == first else (low, middle)
+    return high
+
+
+def _as_numpy(x: tf.Tensor) -> np.ndarray:
+    """Return a tensor as an array, without a copy unless it holds strings."""
+    return x.numpy() if x.dtype == tf.string else np.asarray(memoryview(x))

@@ -18,12 +18,32 @@ def decode_images(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
     An image of another size is resized with one of `KERNELS` and rounded. The policy does the same
     with camera images, bit for bit (`octolike.images`).
     """
-    return tf.map_fn(
-        lambda x: _decode_or_black(x, side, resize),
-        encoded,
-        fn_output_signature=tf.TensorSpec((side, side, 3), tf.uint8),
-        parallel_iterations=8,
+    return decode_array(encoded, side, resize).stack()
+
+
+def decode_array(
+    encoded: tf.Tensor, side: int, resize: str, *, depth: bool = False, threads: int = 1
+) -> tf.TensorArray:
+    """Return the array of N decoded images or depth images: `gather` copies each image once.
+
+    resize: the kernel of images; depth is resized by nearest neighbour. threads: images that are
+    decoded at the same time.
+    """
+
+    def decode_one(x: tf.Tensor) -> tf.Tensor:
+        return _decode_depth_or_zero(x, side) if depth else _decode_or_black(x, side, resize)
+
+    array = tf.TensorArray(
+        tf.float32 if depth else tf.uint8,
+        size=tf.size(encoded),
+        element_shape=(side, side, 1 if depth else 3),
     )
+    return tf.while_loop(
+        lambda i, _: i < tf.size(encoded),
+        lambda i, array: (i + 1, array.write(i, decode_one(encoded[i]))),
+        (0, array),
+        parallel_iterations=threads,
+    )[1]
 
 
 def decode_depth(stored: bytes | np.ndarray, side: int) -> np.ndarray:
@@ -95,6 +115,25 @@ def _decoded_frame(encoded: bytes, step: int) -> np.ndarray:
 
 def _is_black(image: np.ndarray) -> bool:
     return image.size <= image.shape[-1] or not image.any()
+
+
+def _decode_depth_or_zero(encoded: tf.Tensor, side: int) -> tf.Tensor:
+    """Return float32 [side, side, 1], in the stored unit: the same as `decode_depth`."""
+
+    def decode_resized() -> tf.Tensor:
+        depth = tf.cond(
+            tf.strings.substr(encoded, 24, 2) == _RGBA,
+            lambda: tf.bitcast(tf.io.decode_png(encoded, channels=4), tf.float32)[..., None],
+            lambda: tf.cast(tf.io.decode_png(encoded, channels=1, dtype=tf.uint16), tf.float32),
+        )
+        centers = tf.range(side, dtype=tf.float64) + 0.5
+        size = tf.cast(tf.shape(depth)[:2], tf.float64)
+        rows, columns = (tf.cast(centers * size[i] / side, tf.int64) for i in range(2))
+        return tf.gather(tf.gather(depth, rows), columns, axis=1)
+
+    zeros = tf.zeros((side, side, 1))
+    image = tf.cond(tf.strings.length(encoded) == 0, lambda: zeros, decode_resized)
+    return tf.ensure_shape(image, (side, side, 1))
 
 
 def _decode_or_black(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:

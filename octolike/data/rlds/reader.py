@@ -78,7 +78,7 @@ class Reader:
         """
         self.spec, self.split = spec, split
         self.representation, self.horizon = representation, horizon
-        self._use_instructions = spec.language_informative or uninformative
+        self.uses_instructions = spec.language_informative or uninformative
         self.directory = find_directory(spec, root)
         try:
             info = tfds.builder_from_directory(self.directory).info
@@ -216,7 +216,7 @@ class Reader:
                 images[camera] = list(frames[:t].numpy())
         depth_images = {c: list(x[:t].numpy()) for c, x in parsed.depth.items()}
         texts = [self.texts_at(steps, path)[:t] for path in self.spec.language_paths]
-        if not self._use_instructions or not texts:
+        if not self.uses_instructions or not texts:
             texts = [[""] * t]
         instructions = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
         return Episode(standard.action, standard.proprio, instructions, images, depth_images)

@@ -1,0 +1,248 @@
+"""Episodes in the graph: a record is read by offset, verified, parsed and standardised.
+
+`EpisodeLoader.load` is TensorFlow graph code. A record that cannot be read, has changed or does not
+match its dataset spec becomes a blank episode marked as bad, so that one record never ends
+the stream; the batch carries the mark (example_graph), and the consumer reports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow.experimental.numpy as tnp
+
+from octolike.data.pipeline.dataset_split import DatasetSplit, JoinedSplits
+from octolike.data.rlds import record_files
+from octolike.data.rlds.graph_expressions import graph_standard_steps
+
+
+class EpisodeTensors(NamedTuple):
+    """T steps of one episode, or S steps of several ones, one after the other.
+
+    Attributes:
+        images: string [S, C + D], the encoded images of the run's cameras and depth cameras; "" for
+            a camera that the episode lacks.
+        action: float32 [S, A] as stored or, with a representation (octolike.representation), the
+            learned chunk of each step [S, H, A']; proprio: float32 [S, P]. Not normalised, padded
+            with 0 to the widest.
+        texts: string [S, K], the instructions of each step; "" for none.
+        good: bool [S], False for a blank episode in place of a bad record.
+    """
+
+    images: tf.Tensor
+    action: tf.Tensor
+    proprio: tf.Tensor
+    texts: tf.Tensor
+    good: tf.Tensor
+
+
+class EpisodeLoader:
+    """Reads the episodes of several splits, numbered through (`JoinedSplits`)."""
+
+    def __init__(
+        self,
+        supply: JoinedSplits,
+        cameras: Sequence[str],
+        depth: Sequence[str],
+        *,
+        action_dim: int,
+        proprio_dim: int,
+        chunks: int = 0,
+    ) -> None:
+        """Load chunks of learned actions, or the stored actions if `chunks` is 0.
+
+        action_dim, proprio_dim: A and P of the batch.
+        """
+        self._chunks = (chunks,) if chunks else ()
+        self._cameras, self._depth = tuple(cameras), tuple(depth)
+        self._action_dim, self._proprio_dim = action_dim, proprio_dim
+        self._texts = max(len(s.spec.language_paths) for s in supply.sources) or 1
+        self.steps = tf.constant(supply.table.steps, tf.int64)
+        self.has_image = tf.constant(_presence(supply.sources, self._cameras))
+        self.has_depth = tf.constant(
+            np.concatenate(
+                [
+                    np.tile([c in s.depth for c in self._depth], (len(s.index.steps), 1))
+                    for s in supply.sources
+                ]
+            ).astype(bool)
+        )
+        files = [f for s in supply.sources for f in s.reader.files]
+        firsts = np.cumsum([0, *(len(s.reader.files) for s in supply.sources)])
+        counts = [len(s.index.steps) for s in supply.sources]
+        shards = [s.index.shard + first for s, first in zip(supply.sources, firsts, strict=False)]
+        self._files = tf.constant(files)
+        self._shard = tf.constant(np.concatenate(shards), tf.int64)
+        self._source = tf.constant(np.repeat(np.arange(len(counts)), counts), tf.int32)
+        self._offset = tf.constant(np.concatenate([s.index.offset for s in supply.sources]))
+        self._length = tf.constant(np.concatenate([s.index.length for s in supply.sources]))
+        self._content = tf.constant(np.concatenate([s.index.content for s in supply.sources]))
+        self._parsers = [_traced(self._parser(s)) for s in supply.sources]
+
+    def load(self, episode: tf.Tensor) -> EpisodeTensors:
+        """Return an episode by its number, int64 []."""
+        return first_without_error(episode, self._read, self._blank)
+
+    def no_steps(self) -> EpisodeTensors:
+        """Return tensors of no step."""
+        return EpisodeTensors(*(x[:0] for x in self._blank(tf.constant(0, tf.int64))))
+
+    def _read(self, episode: tf.Tensor) -> EpisodeTensors:
+        record = self._record(episode)
+        source = tf.gather(self._source, episode)
+        branches = [partial(parse, record) for parse in self._parsers]
+        result = branches[0]() if len(branches) == 1 else tf.switch_case(source, branches)
+        has = tf.concat(
+            [tf.gather(self.has_image, episode), tf.gather(self.has_depth, episode)], axis=0
+        )
+        images, action, proprio, texts, good = result
+        steps = tf.gather(self.steps, episode)
+        tf.debugging.assert_equal(tf.size(good, tf.int64), steps)
+        tf.debugging.assert_all_finite(action, "action")
+        tf.debugging.assert_all_finite(proprio, "proprio")
+        return EpisodeTensors(tf.where(has, images, ""), action, proprio, texts, good)
+
+    def _record(self, episode: tf.Tensor) -> tf.Tensor:
+        """Return the record of an episode; its checksums and its fingerprint are verified."""
+        path = tf.gather(self._files, tf.gather(self._shard, episode))
+        record = record_files.graph_record(
+            path, tf.gather(self._offset, episode), tf.gather(self._length, episode)
+        )
+        content = record_files.content_fingerprint(record)
+        tf.debugging.assert_equal(content, tf.gather(self._content, episode))
+        return record
+
+    def _blank(self, episode: tf.Tensor) -> EpisodeTensors:
+        steps = tf.gather(self.steps, episode)
+        return EpisodeTensors(
+            images=tf.fill([steps, len(self._cameras) + len(self._depth)], ""),
+            action=tf.zeros([steps, *self._chunks, self._action_dim]),
+            proprio=tf.zeros([steps, self._proprio_dim]),
+            texts=tf.fill([steps, self._texts], ""),
+            good=tf.zeros([steps], tf.bool),
+        )
+
+    def _parser(self, source: DatasetSplit) -> Any:
+        """Return the function of a record of one dataset that gives the standard episode."""
+        spec = source.spec
+        cameras = [c for c in self._cameras if c in spec.cameras]
+        parse = source.reader.graph_parse(cameras, source.depth)
+        paths = spec.language_paths if source.reader.uses_instructions else ()
+
+        def standard_episode(record: tf.Tensor) -> EpisodeTensors:
+            parsed = parse(record)
+            action, proprio = graph_standard_steps(spec, parsed.steps)
+            steps = tf.shape(action)[0]
+            missing = tf.fill([steps], "")
+            columns = [parsed.images[c][:steps] if c in cameras else missing for c in self._cameras]
+            columns += [
+                _encoded_depth(parsed.depth[c][:steps]) if c in source.depth else missing
+                for c in self._depth
+            ]
+            texts = [graph_texts(parsed.steps, path, steps) for path in paths]
+            texts += [missing] * (self._texts - len(texts))
+            if self._chunks:
+                ahead = tf.range(steps)[:, None] + tf.range(*self._chunks)
+                action = tf.gather(action, tf.minimum(ahead, steps - 1))
+                if source.embodiment.transform is not None:
+                    action = source.embodiment.transform.encode(action, proprio, tnp)
+            if proprio is None:
+                proprio = tf.zeros([steps, 0])
+            return EpisodeTensors(
+                images=tf.stack(columns, axis=1) if columns else tf.fill([steps, 0], ""),
+                action=_widen(action, self._action_dim),
+                proprio=_widen(proprio[:, : self._proprio_dim], self._proprio_dim),
+                texts=tf.stack(texts, axis=1),
+                good=tf.ones([steps], tf.bool),
+            )
+
+        return standard_episode
+
+
+def graph_texts(steps: Mapping[str, Any], path: str, count: tf.Tensor) -> tf.Tensor:
+    """Return the texts at a dotted path of parsed steps, string [count].
+
+    Stored as strings [T], as code points [T, n] terminated by a zero, or as one text of the
+    episode, which is repeated.
+    """
+    value: Any = steps
+    for key in path.split("."):
+        value = value[key]
+    if value.dtype != tf.string:
+        value = tf.strings.unicode_encode(tf.cast(value, tf.int32), "UTF-8")
+        value = tf.strings.regex_replace(value, r"(?s)\x00.*", "")
+    value = tf.reshape(value, [-1])
+    if path.startswith("episode."):
+        value = tf.repeat(value[:1], count)
+    return tf.strings.strip(value[:count])
+
+
+def _encoded_depth(depth: tf.Tensor) -> tf.Tensor:
+    """Return depth images as PNG [T]: as stored, or from arrays [T, h, w] or [T, h, w, 1].
+
+    float32 is stored as RGBA, the four bytes of each number, as TFDS does.
+    """
+    if depth.dtype == tf.string:
+        return depth
+    if depth.dtype == tf.uint16:
+        images = depth if depth.shape.rank == 4 else depth[..., None]
+    else:
+        flat = depth[..., 0] if depth.shape.rank == 4 else depth
+        images = tf.bitcast(tf.cast(flat, tf.float32), tf.uint8)
+    return tf.map_fn(tf.io.encode_png, images, fn_output_signature=tf.TensorSpec((), tf.string))
+
+
+def _presence(sources: Sequence[DatasetSplit], cameras: Sequence[str]) -> np.ndarray:
+    """Return bool [E, C]: which of the run's cameras each episode has."""
+    rows = []
+    for source in sources:
+        names = list(source.spec.cameras)
+        columns = [
+            source.index.has_image[:, names.index(c)]
+            if c in names
+            else np.zeros(len(source.index.steps), bool)
+            for c in cameras
+        ]
+        rows.append(
+            np.stack(columns, axis=1) if columns else np.zeros((len(source.index.steps), 0))
+        )
+    return np.concatenate(rows).astype(bool)
+
+
+def _widen(x: tf.Tensor, width: int) -> tf.Tensor:
+    """Return float32 [T, ..., n], padded with zeros to [T, ..., width]."""
+    padding = [[0, 0]] * (x.shape.rank - 1) + [[0, width - x.shape[-1]]]
+    padded = tf.pad(tf.cast(x, tf.float32), padding)
+    return tf.ensure_shape(padded, (None, *x.shape[1:-1], width))
+
+
+def _traced(function: Any) -> Any:
+    """Return a function of a record, traced once for all datasets and hosts that use it."""
+    signature = [tf.TensorSpec((), tf.string)]
+    return tf.function(function, signature, autograph=False).get_concrete_function()
+
+
+def first_without_error(values: Any, *functions: Any) -> Any:
+    """Return functions[0](*values), or the result of the first function that runs without error.
+
+    TensorFlow cannot catch an error within a graph, but a dataset can ignore one.
+    """
+    single = tf.data.Dataset.from_tensors(values)
+    results = [single.map(plain(called(f))).ignore_errors() for f in functions]
+    for result in results[1:]:
+        results[0] = results[0].concatenate(result)
+    return results[0].take(1).get_single_element()
+
+
+def called(function: Any) -> Any:
+    """Return a function that tf.data instantiates quickly: its graph is one call."""
+    return tf.function(function, autograph=False)
+
+
+def plain(function: Any) -> Any:
+    """Return a function that tf.data traces as it is, without AutoGraph."""
+    return tf.autograph.experimental.do_not_convert(function)

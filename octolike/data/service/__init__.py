@@ -1,1 +1,0 @@
-"""Batches from worker processes on other machines."""
