@@ -33,6 +33,9 @@ class DataConfig:
         "where a side grows); 'bilinear', antialiased, as before format 3; 'lanczos3', as in Octo",
         choices=("area", "bilinear", "lanczos3"),
     )
+    absent_cameras: tuple[str, ...] = option(
+        (), "cameras of the network that no dataset of the mix has: their input is masked"
+    )
     depth: dict[str, int] = option(
         dict, "{camera: side of its depth images in pixels}; {}: none", low=1
     )

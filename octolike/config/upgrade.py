@@ -103,6 +103,11 @@ def add_resize(config: Json) -> Json:
     return _default(config, "data", "resize", "bilinear")
 
 
+def add_absent_cameras(config: Json) -> Json:
+    """Add data.absent_cameras: before format 3, some dataset had every camera."""
+    return _default(config, "data", "absent_cameras", [])
+
+
 def add_text_segmentation(config: Json) -> Json:
     """Add the hash tokenizer's segmentation: before format 3, it split texts into words alone."""
     data = config.get("data")
@@ -133,6 +138,7 @@ CHANGES = (
         add_representation,
         add_resize,
         add_text_segmentation,
+        add_absent_cameras,
         drop_service,
         add_lanes,
     ),

@@ -411,8 +411,9 @@ class RldsSource:
     def _check_cameras(self) -> None:
         cameras = {c for s in self._sources for c in s.spec.cameras}
         for camera in self._config.cameras:
-            if camera not in cameras:
-                raise ConfigError(unknown("camera of this mix in data.cameras", camera, cameras))
+            if camera not in (*cameras, *self._config.absent_cameras):
+                reason = unknown("camera of this mix in data.cameras", camera, cameras)
+                raise ConfigError(f"{reason}; a robot without it: data.absent_cameras={camera}")
         depth = {c for s in self._sources for c in s.spec.depth}
         for camera in self._config.depth:
             if camera not in depth:
