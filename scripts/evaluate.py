@@ -58,14 +58,14 @@ def predict_chunks(evaluation):
         spec = catalog.find_spec(policy.embodiment.datasets[0], catalog.load_specs(config.specs))
         cameras = {key.removeprefix("image_"): 0 for key in policy.image_shapes}  # 0: as stored
         demonstrations = []
-        for e in decode_episodes(spec, config, config.validation_split, cameras, episodes=4):
+        for e in decode_episodes(spec, config, cameras, episodes=4, held_out=True):
             arrays = {"proprio": e.proprio} | {f"image_{k}": v for k, v in e.images.items()}
             observation = {key: arrays[key] for key in policy.observation_keys}
             demonstrations.append(
                 DemonstratedEpisode(observation, e.action, e.instruction, e.label)
             )
         if not demonstrations:
-            raise LookupError(f"{config.validation_split!r} of {spec.name} contains no episode")
+            raise LookupError(f"{spec.name} has no held-out episode")
         return evaluation.predict_chunks(demonstrations)
     except ModuleNotFoundError as error:
         reason = f"{error.name} is not installed"

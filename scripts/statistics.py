@@ -21,9 +21,8 @@ from octolike.errors import ConfigError, DataError
 
 def main(config: configs.Config) -> None:
     """Compute and print; unusable data give a one-line error."""
-    from octolike.data.pipeline.dataset_split import embodiment_records
+    from octolike.data.pipeline.dataset_split import embodiment_records, open_training
     from octolike.data.pipeline.reach import describe_reach
-    from octolike.data.rlds.reader import Reader
     from octolike.data.rlds.statistics import index_episodes
     from octolike.data.specs import catalog, mixes
     from octolike.model import heads
@@ -38,8 +37,7 @@ def main(config: configs.Config) -> None:
         specs = catalog.load_specs(d.specs)
         for name in mixes.parse(d.mix, d.mix_weights, specs).weights:
             spec, begin = catalog.find_spec(name, specs), time.monotonic()
-            learned = {"representation": d.representation, "horizon": d.horizon}
-            reader = Reader(spec, d.root_of(spec.name), d.train_split, **learned)
+            reader = open_training(d, spec)
             index = index_episodes(reader, **settings)
             instructions = len(set(index.tasks) - {""})
             print(

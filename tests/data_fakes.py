@@ -61,7 +61,7 @@ def config(root: Path, mix: str = "fake", **data) -> Config:
     result.data.cameras, result.data.goal = {"primary": SIDE}, "none"
     result.data.text = Component(kind="hash", length=8, vocabulary=64)
     result.data.batch_size, result.data.cache = 4, str(root / "cache")
-    result.train.validation_batches = 2
+    result.train.validation_batches, result.data.held_out = 2, 0.0
     for name, value in data.items():
         setattr(result.data, name, value)
     result.check()

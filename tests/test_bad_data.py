@@ -275,3 +275,15 @@ def test_spaces_in_a_mixture_are_ignored():
     assert weights == {"fake": 1.0} | {name: 2 * w for name, w in soup.items()}
     with pytest.raises(ConfigError, match="weights of 'magic_soup' are multipliers"):
         mixes.parse("fake,magic_soup", "shares")
+
+
+def test_an_image_that_the_pass_cannot_decode_is_named(complete, tmp_path):
+    picture = opened(tmp_path)._sources[0].load(0).images["primary"][0]
+    stored = [record.numpy() for record in tf.data.TFRecordDataset(str(shard(complete)))]
+    with tf.io.TFRecordWriter(str(shard(complete))) as file:
+        for record in stored:
+            file.write(record.replace(picture[:8], b"\0" * 8))
+    with pytest.raises(
+        DataError, match=r"fake: .*: primary image of step 0 cannot be decoded: Unkn"
+    ):
+        opened(tmp_path)

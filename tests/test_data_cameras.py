@@ -246,3 +246,35 @@ def test_episodes_of_no_or_one_step_can_be_inspected(tmp_path, lengths):
     describe_survey(survey)
     survey_figures.histograms(survey, infer_spec.infer(survey))
     survey_figures.contact_sheet(survey, "observation.image")
+
+
+def red_first(encode) -> bytes:
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[..., 0] = 200
+    return encode(pixels).numpy()
+
+
+@pytest.mark.parametrize(
+    ("encode", "order", "swapped"),
+    [
+        (tf.io.encode_png, "", True),
+        (tf.io.encode_jpeg, "", False),
+        (tf.io.encode_png, "rgb", False),
+        (tf.io.encode_jpeg, "bgr", True),
+        (tf.io.encode_jpeg, "spec", True),
+    ],
+)
+def test_red_and_blue_are_swapped_as_the_images_on_disk_need(tmp_path, encode, order, swapped):
+    """Copies as JPEG by prepare_open_x are swapped already; the raw releases are PNG."""
+    text = tfds.features.Tensor(shape=(), dtype=np.str_)
+    image = red_first(encode)
+    episodes = [stored.example(3, lambda t, rng: {"image": image if t else b""})]
+    stored.write(tmp_path, "robot", {"image": text}, {"train": [episodes]})
+    spec = stored.spec("robot", bgr=("primary",))
+    reader = Reader(spec, str(tmp_path), "train", channel_order=order)
+    assert reader.bgr == (("primary",) if swapped else ())
+    line = reader.describe_channel_order()
+    assert ("primary swapped" if swapped else "no camera swapped") in line
+    assert "data.channel_orders.robot" in line
+    plain = Reader(stored.spec("robot"), str(tmp_path), "train")
+    assert (plain.bgr, plain.describe_channel_order()) == ((), "")

@@ -16,7 +16,7 @@ KEY = "image_primary"
 def take(config, spec=None, cameras=None, episodes=4):
     cameras = {"primary": data_fakes.SIDE} if cameras is None else cameras
     spec = spec or catalog.find_spec("fake")
-    return decoded_episodes.decode_episodes(spec, config.data, "train", cameras, episodes=episodes)
+    return decoded_episodes.decode_episodes(spec, config.data, cameras, episodes=episodes)
 
 
 def test_a_dataset_is_read_from_a_root_of_its_own(tmp_path):

@@ -11,6 +11,8 @@ from typing import Any
 
 from octolike.errors import ConfigError
 
+MANY, NEAREST = 40, 8  # choices in an error: at most 40, or else the nearest 8
+
 
 class Component(dict):
     """One choice out of an open set: {"kind": name, field: value, ...}.
@@ -194,10 +196,16 @@ def _bounds(low: float | None, high: float | None) -> str:
 
 
 def unknown(noun: str, name: Any, choices: Iterable[Any]) -> str:
-    """Return the sentence for an unknown name: the nearest name, and the choices."""
+    """Return the sentence for an unknown name: the nearest name, and the choices.
+
+    Of more than `MANY` choices, only the nearest.
+    """
     choices = sorted(map(str, choices))
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if len(choices) > MANY:
+        nearest = difflib.get_close_matches(str(name), choices, n=NEAREST, cutoff=0)
+        return f"unknown {noun}: {name!r}{hint} (nearest of {len(choices)}: {', '.join(nearest)})"
     return f"unknown {noun}: {name!r}{hint} (choices: {_listed(choices)})"
 
 

@@ -114,7 +114,29 @@ class DataConfig:
     threads: int = option(0, "threads that decode images; 0: one per core", low=0)
     prefetch: int = option(2, "batches prepared ahead", low=0)
     train_split: str = option("train", "training split")
-    validation_split: str = option("val", "held-out split; '': none")
+    validation_split: str = option(
+        "val", "held-out split, or a slice such as 'train[95%:]' that training leaves out; '': none"
+    )
+    validation_splits: Component = option(
+        Component, "{dataset: split} that overrides data.validation_split"
+    )
+    held_out: float = option(
+        0.05,
+        "share of the training episodes held out, by a hash of their records, of datasets without "
+        "the validation split; 0: none",
+        low=0,
+        high=0.9,
+    )
+    channel_orders: Component = option(
+        Component,
+        "{dataset: 'rgb' or 'bgr'}: order in which its images are stored; 'spec': as the dataset "
+        "spec says; '*': all other datasets; {}: by dataset spec and encoding",
+        choices=("rgb", "bgr", "spec"),
+    )
+    filters: Component = option(
+        Component,
+        "episodes to use: fields of data/specs/episode_filter.py, such as {'min_steps': 5}",
+    )
     bad_episodes: str = option(
         "error",
         "stop at a bad episode, or drop it, count it and report it",
@@ -125,6 +147,14 @@ class DataConfig:
     def root_of(self, dataset: str) -> str:
         """Return the directory that holds a dataset's folder."""
         return self.roots.get(dataset, self.root)
+
+    def validation_split_of(self, dataset: str) -> str:
+        """Return the held-out split of a dataset; "": none."""
+        return self.validation_splits.get(dataset, self.validation_split)
+
+    def channel_order_of(self, dataset: str) -> str:
+        """Return how the channels of a dataset are stored; "": by dataset spec and encoding."""
+        return self.channel_orders.get(dataset, self.channel_orders.get("*", ""))
 
     def move(self, root: str | None) -> None:
         """Read every dataset from one directory, if one is given."""

@@ -130,6 +130,19 @@ def add_lanes(config: Json) -> Json:
     return _default(config, "data", "lanes", 0)
 
 
+def keep_all_episodes(config: Json) -> Json:
+    """Hold nothing out, filter nothing, and swap red and blue as the dataset specs say."""
+    options: Json = {
+        "held_out": 0.0,
+        "validation_splits": {},
+        "filters": {},
+        "channel_orders": {"*": "spec"},
+    }
+    for name, value in options.items():
+        config = _default(config, "data", name, value)
+    return config
+
+
 # CHANGES[n - 1] turns format n into format n + 1.
 CHANGES = (
     (fill_options, fill_components, rename_options, add_plugins),
@@ -141,6 +154,7 @@ CHANGES = (
         add_absent_cameras,
         drop_service,
         add_lanes,
+        keep_all_episodes,
     ),
 )
 

@@ -12,13 +12,17 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from octolike import ranges
-from octolike.config import ConfigError
+from octolike.config import ConfigError, DataConfig
 from octolike.data.pipeline.order import EpisodeTable
 from octolike.data.rlds import statistics
+from octolike.data.rlds.dataset_directory import MissingDatasetError
 from octolike.data.rlds.index import EpisodeIndex
-from octolike.data.rlds.reader import Episode, Reader
+from octolike.data.rlds.reader import NOTHING_HELD_OUT, Episode, Reader
+from octolike.data.rlds.split_records import HeldOut
+from octolike.data.specs.episode_filter import build_filter
 from octolike.data.specs.spec import DatasetSpec
 from octolike.embodiment import Embodiment, Layout
+from octolike.errors import DataError
 
 # Numbers, instruction and pointers of one step in memory.
 STEP_BYTES = 256
@@ -109,6 +113,58 @@ class JoinedSplits:
         return source.load(number)
 
 
+def open_training(config: DataConfig, spec: DatasetSpec) -> Reader:
+    """Return the reader of a dataset's training split; its method `held_out` opens the held-out."""
+    return Reader(
+        spec,
+        config.root_of(spec.name),
+        config.train_split,
+        uninformative=config.uninformative_language,
+        representation=config.representation,
+        horizon=config.horizon,
+        held_out=HeldOut(config.validation_split_of(spec.name), config.held_out)
+        if config.validation_split_of(spec.name)
+        else NOTHING_HELD_OUT,
+        filters=build_filter(config.filters, title="data.filters"),
+        channel_order=config.channel_order_of(spec.name),
+    )
+
+
+def open_all(config: DataConfig, specs: Sequence[DatasetSpec]) -> list[Reader]:
+    """Return the readers of all datasets; DataError lists those that do not exist."""
+    readers, missing = [], []
+    for spec in specs:
+        try:
+            readers.append(open_training(config, spec))
+        except MissingDatasetError as error:
+            missing.append((spec.name, error))
+    if len(missing) == 1:
+        raise missing[0][1]
+    if missing:
+        roots = sorted({config.root_of(name) for name, _ in missing})
+        raise DataError(
+            f"{len(missing)} of {len(specs)} datasets of the mix do not exist in "
+            f"{', '.join(roots)}: {', '.join(name for name, _ in missing)}; download them, name "
+            "their directories in data.roots, or choose another data.mix. The first: "
+            f"{missing[0][1]}"
+        )
+    return readers
+
+
+def describe_filtered(source: DatasetSplit) -> list[str]:
+    """Return the number of episodes that filters exclude, by reason, and of exact copies."""
+    i, lines = source.index, []
+    if i.filtered:
+        reasons = ", ".join(f"{n:,} ({reason})" for reason, n in sorted(i.filtered_by.items()))
+        lines.append(f"filtered: {source.reader.title}: {reasons}")
+    if i.idle_steps:
+        lines.append(f"idle: {i.idle_steps:,} steps of {source.reader.title} are dropped")
+    copies = len(i.content) - len(np.unique(i.content))
+    if copies:
+        lines.append(f"copies: {copies:,} episodes of {source.reader.title} equal another one")
+    return lines
+
+
 def describe_black_frames(source: DatasetSplit) -> list[str]:
     """Return a line per camera with black frames: how many, and whether it counts as absent."""
     i, lines = source.index, []
@@ -116,7 +172,7 @@ def describe_black_frames(source: DatasetSplit) -> list[str]:
         black, absent = i.black_frames[:, c], int((~i.has_image[:, c]).sum())
         if black.any():
             lines.append(
-                f"black frames: {source.spec.name}/{source.reader.split}, {camera}: "
+                f"black frames: {source.reader.title}, {camera}: "
                 f"{black.sum():,} of {i.steps.sum():,}, in {np.count_nonzero(black):,} episodes; "
                 f"the camera counts as absent in the {absent:,} where most frames are black"
             )

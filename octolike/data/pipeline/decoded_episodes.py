@@ -8,8 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from octolike.config import DataConfig
+from octolike.data.pipeline.dataset_split import open_training
 from octolike.data.rlds import decode
-from octolike.data.rlds.reader import Episode, ExcludedEpisodeError, MissingSplitError, Reader
+from octolike.data.rlds.reader import Episode, ExcludedEpisodeError
+from octolike.data.rlds.split_records import MissingSplitError
 from octolike.data.specs import catalog, mixes
 from octolike.data.specs.spec import DatasetSpec
 from octolike.errors import DataError
@@ -39,13 +41,14 @@ def decode_mix(
     """
     specs = catalog.load_specs(config.specs)
     mix = mixes.parse(config.mix, config.mix_weights, specs)
-    split = config.validation_split if held_out else config.train_split
     cameras = {next(iter(config.cameras)): side} if side else dict(config.cameras)
     result = []
     for name in mix.weights:
         spec = catalog.find_spec(name, specs)
         try:
-            decoded = decode_episodes(spec, config, split, cameras, episodes=episodes, steps=steps)
+            decoded = decode_episodes(
+                spec, config, cameras, episodes=episodes, steps=steps, held_out=held_out
+            )
         except MissingSplitError:
             if not held_out:
                 raise
@@ -57,25 +60,27 @@ def decode_mix(
 def decode_episodes(
     spec: DatasetSpec,
     config: DataConfig,
-    split: str,
     cameras: dict[str, int],
     *,
     episodes: int,
     steps: int = 0,
+    held_out: bool = False,
 ) -> list[DecodedEpisode]:
     """Return at most `episodes` episodes, spread over the shards.
+
+    held_out: from the held-out episodes, instead of those for training.
 
     cameras: {name: side in pixels; 0: as stored}. steps: number of evenly spaced steps per episode;
     0: all. Skips episodes that the spec excludes, and bad ones if data.bad_episodes is "drop";
     otherwise a bad episode raises DataError.
     """
-    root, uninformative = config.root_of(spec.name), config.uninformative_language
-    reader = Reader(spec, root, split, uninformative=uninformative)
+    reader = open_training(config, spec)
+    reader = reader.held_out() if held_out else reader
     share = -(-episodes // len(reader.files))
     result: list[DecodedEpisode] = []
     for shard, path in enumerate(reader.files):
         remaining = min(share, episodes - len(result))
-        for number, raw in enumerate(reader.read_records(shard)):
+        for number, raw in reader.selected_records(shard):
             if not remaining:
                 break
             place = f"{path}, record {number}"
@@ -88,7 +93,9 @@ def decode_episodes(
                     raise
                 continue
             label = reader.parse_label(raw, place)
-            result.append(_decode_episode(episode, label, spec, cameras, steps, config.resize))
+            result.append(
+                _decode_episode(episode, label, reader.bgr, cameras, steps, config.resize)
+            )
             remaining -= 1
     return result
 
@@ -96,7 +103,7 @@ def decode_episodes(
 def _decode_episode(
     episode: Episode,
     label: str,
-    spec: DatasetSpec,
+    bgr: tuple[str, ...],
     cameras: dict[str, int],
     steps: int,
     resize: str,
@@ -108,7 +115,7 @@ def _decode_episode(
     images = {}
     for camera, frames in episode.images.items():
         pixels = _pixels(list(np.array(frames, object)[indices]), cameras[camera], resize)
-        images[camera] = pixels[..., :: -1 if camera in spec.bgr else 1]
+        images[camera] = pixels[..., :: -1 if camera in bgr else 1]
     instruction = episode.instructions[0]
     return DecodedEpisode(
         episode.action[indices],

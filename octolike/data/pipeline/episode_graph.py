@@ -80,6 +80,13 @@ class EpisodeLoader:
         self._source = tf.constant(np.repeat(np.arange(len(counts)), counts), tf.int32)
         self._offset = tf.constant(np.concatenate([s.index.offset for s in supply.sources]))
         self._length = tf.constant(np.concatenate([s.index.length for s in supply.sources]))
+        kept_ends = np.cumsum([0, *(len(s.index.kept) for s in supply.sources)])
+        kept_starts = [
+            np.where(s.index.kept_start < 0, -1, s.index.kept_start + first)
+            for s, first in zip(supply.sources, kept_ends, strict=False)
+        ]
+        self._kept_start = tf.constant(np.concatenate(kept_starts), tf.int64)
+        self._kept = tf.constant(np.concatenate([s.index.kept for s in supply.sources]), tf.int64)
         self._content = tf.constant(np.concatenate([s.index.content for s in supply.sources]))
         self._parsers = [_traced(self._parser(s)) for s in supply.sources]
 
@@ -94,7 +101,8 @@ class EpisodeLoader:
     def _read(self, episode: tf.Tensor) -> EpisodeTensors:
         record = self._record(episode)
         source = tf.gather(self._source, episode)
-        branches = [partial(parse, record) for parse in self._parsers]
+        positions = self._positions(episode)
+        branches = [partial(parse, record, positions) for parse in self._parsers]
         result = branches[0]() if len(branches) == 1 else tf.switch_case(source, branches)
         has = tf.concat(
             [tf.gather(self.has_image, episode), tf.gather(self.has_depth, episode)], axis=0
@@ -116,6 +124,13 @@ class EpisodeLoader:
         tf.debugging.assert_equal(content, tf.gather(self._content, episode))
         return record
 
+    def _positions(self, episode: tf.Tensor) -> tf.Tensor:
+        """Return the positions of an episode's steps among its standard steps, int64 [steps]."""
+        start, steps = tf.gather(self._kept_start, episode), tf.gather(self.steps, episode)
+        return tf.cond(
+            start < 0, lambda: tf.range(steps), lambda: self._kept[start : start + steps]
+        )
+
     def _blank(self, episode: tf.Tensor) -> EpisodeTensors:
         steps = tf.gather(self.steps, episode)
         return EpisodeTensors(
@@ -133,7 +148,7 @@ class EpisodeLoader:
         parse = source.reader.graph_parse(cameras, source.depth)
         paths = spec.language_paths if source.reader.uses_instructions else ()
 
-        def standard_episode(record: tf.Tensor) -> EpisodeTensors:
+        def standard_episode(record: tf.Tensor, positions: tf.Tensor) -> EpisodeTensors:
             parsed = parse(record)
             action, proprio = graph_standard_steps(spec, parsed.steps)
             steps = tf.shape(action)[0]
@@ -145,6 +160,12 @@ class EpisodeLoader:
             ]
             texts = [graph_texts(parsed.steps, path, steps) for path in paths]
             texts += [missing] * (self._texts - len(texts))
+            if len(source.index.kept):  # without idle steps
+                proprio = None if proprio is None else tf.gather(proprio, positions)
+                action = tf.gather(action, positions)
+                columns = [tf.gather(x, positions) for x in columns]
+                texts = [tf.gather(x, positions) for x in texts]
+                steps = tf.size(positions)
             if self._chunks:
                 ahead = tf.range(steps)[:, None] + tf.range(*self._chunks)
                 action = tf.gather(action, tf.minimum(ahead, steps - 1))
@@ -221,8 +242,8 @@ def _widen(x: tf.Tensor, width: int) -> tf.Tensor:
 
 
 def _traced(function: Any) -> Any:
-    """Return a function of a record, traced once for all datasets and hosts that use it."""
-    signature = [tf.TensorSpec((), tf.string)]
+    """Return a function of a record and positions, traced once for all hosts that use it."""
+    signature = [tf.TensorSpec((), tf.string), tf.TensorSpec((None,), tf.int64)]
     return tf.function(function, signature, autograph=False).get_concrete_function()
 
 

@@ -109,7 +109,7 @@ class ExampleGraph:
         self._proprio_dims, self._affine_proprio, self._proprio_limit = _affine(
             embodiments, "proprio"
         )
-        self._swapped = np.array([[c in s.spec.bgr for c in config.cameras] for s in sources])
+        self._swapped = np.array([[c in s.reader.bgr for c in config.cameras] for s in sources])
         self._depth_unit = tf.constant([s.spec.depth_unit for s in sources], tf.float32)
 
     def gather(self, pool: Pool, rows: Rows) -> dict[str, tf.Tensor]:

@@ -184,7 +184,7 @@ def _images(
             for x in episode.images[camera][first:end]
         ]
     )
-    return images[..., ::-1] if camera in source.spec.bgr else images
+    return images[..., ::-1] if camera in source.reader.bgr else images
 
 
 def _recorded_episode(source: DatasetSplit, number: int) -> RecordedEpisode:

@@ -37,7 +37,9 @@ from octolike.data.pipeline.dataset_split import (
     DatasetSplit,
     JoinedSplits,
     describe_black_frames,
+    describe_filtered,
     embodiment_records,
+    open_all,
     task_names,
 )
 from octolike.data.pipeline.example_graph import BAD
@@ -47,7 +49,8 @@ from octolike.data.pipeline.sampling import SamplingGroups, SamplingSchedule
 from octolike.data.pipeline.stream import BadRows, RldsStream, Wording, segment_spans
 from octolike.data.rlds import statistics
 from octolike.data.rlds.index import EpisodeIndex
-from octolike.data.rlds.reader import MissingSplitError, Reader
+from octolike.data.rlds.reader import Reader
+from octolike.data.rlds.split_records import MissingSplitError
 from octolike.data.specs import catalog, mixes
 from octolike.embodiment import Embodiment
 from octolike.errors import DataError
@@ -84,8 +87,8 @@ class RldsSource:
         rows = catalog.load_specs(d.specs)
         self._mix = mixes.parse(d.mix, d.mix_weights, rows)
         self.datasets = list(self._mix.weights)
-        for option, names in (("roots", d.roots), ("limits", d.limits)):
-            for name in names.keys() - self._mix.weights.keys():
+        for option in ("roots", "limits", "validation_splits", "channel_orders"):
+            for name in getattr(d, option).keys() - self._mix.weights.keys() - {"*"}:
                 raise ConfigError(unknown(f"dataset in data.{option}", name, self.datasets))
         self._sources = self._open([catalog.find_spec(name, rows) for name in self.datasets])
         self._check_cameras()
@@ -187,7 +190,7 @@ class RldsSource:
         for s in self._sources + self._held_out:
             columns = (s.index.steps, s.index.length, s.tasks, s.has_task)
             digest = hashlib.sha256(b"".join(np.asarray(x, "<i8").tobytes() for x in columns))
-            summary[f"{s.spec.name}/{s.reader.split}"] = (
+            summary[s.reader.title] = (
                 f"{len(s.index.steps)} episodes, {s.index.steps.sum()} steps, "
                 f"{digest.hexdigest()[:16]}"
             )
@@ -214,11 +217,15 @@ class RldsSource:
         for bad in (s.index.bad for s in sources):
             lines += [f"left out: {reason}" for reason in bad[:5]]
             lines += [f"left out: {len(bad) - 5} more"] if len(bad) > 5 else []
-        lines += itertools.chain.from_iterable(map(describe_black_frames, sources))
+        for source in sources:
+            lines += describe_filtered(source) + describe_black_frames(source)
+        for reader in (s.reader for s in self._sources):
+            lines += filter(None, [reader.describe_held_out(), reader.describe_channel_order()])
         held_out = {s.spec.name for s in self._held_out}
-        training_only = [name for name in self.datasets if name not in held_out]
-        if self._config.validation_split and training_only:
-            lines.append(f"no split {self._config.validation_split!r}: {', '.join(training_only)}")
+        of, names = self._config.validation_split_of, self.datasets
+        training_only = [name for name in names if of(name) and name not in held_out]
+        if training_only:
+            lines.append(f"no held-out episode: {', '.join(training_only)}")
         lines += filter(None, [catalog.describe_uncertain([s.spec for s in self._sources])])
         lines += [
             *catalog.describe_binarised([s.spec for s in self._sources]),
@@ -246,14 +253,18 @@ class RldsSource:
     def _held_out(self) -> list[DatasetSplit]:
         """Return the validation splits, opened on first use."""
         result, numbers = [], {name: i for i, name in enumerate(self.tasks)}
-        for source in self._sources if self._config.validation_split else ():
+        for source in self._sources:
+            if not self._config.validation_split_of(source.spec.name):
+                continue
             try:
-                reader = self._reader(source.spec, self._config.validation_split)
+                reader = source.reader.held_out()
             except MissingSplitError:
                 if len(self._sources) == 1:
                     raise
                 continue  # validate the other datasets of the mix; `describe` lists this one
             index = self._index(reader)
+            if not len(index.steps):
+                continue  # a few episodes, and the hash holds none of them out
             names = self._tasks_of(source.spec, index, self._config.tasks)
             # A task that is not in training gets the id after the last one.
             tasks = np.array([numbers.get(name, len(numbers)) for name in names])
@@ -335,7 +346,7 @@ class RldsSource:
 
     def _open(self, specs: Sequence[catalog.DatasetSpec]) -> list[DatasetSplit]:
         d = self._config
-        readers = [self._reader(spec, d.train_split) for spec in specs]
+        readers = open_all(d, specs)
         indices = [self._index(reader) for reader in readers]
         self.embodiments, record = embodiment_records(
             specs, indices, d.normalization, d.range_check, d.representation
@@ -385,18 +396,6 @@ class RldsSource:
         per_step = (shares / self._groups.steps)[self._supply.table.groups]
         which = np.repeat(np.arange(len(self._sources)), [len(s.tasks) for s in self._sources])
         return np.bincount(which, per_step * self._supply.table.steps)
-
-    def _reader(self, spec: catalog.DatasetSpec, split: str) -> Reader:
-        d = self._config
-        root = d.root_of(spec.name)
-        return Reader(
-            spec,
-            root,
-            split,
-            uninformative=d.uninformative_language,
-            representation=d.representation,
-            horizon=d.horizon,
-        )
 
     def _tasks_of(self, spec: catalog.DatasetSpec, index: EpisodeIndex, kind: str) -> list[str]:
         return task_names(spec, index, kind, self._config.uninformative_language)

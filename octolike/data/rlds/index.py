@@ -20,7 +20,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,12 +29,13 @@ import tensorflow as tf
 
 from octolike.data.rlds.quantile_sketch import QuantileSketch
 from octolike.data.rlds.reader import Reader
+from octolike.data.specs.episode_filter import EpisodeFilter
 from octolike.embodiment import Statistics
 
-FORMAT = 5  # of the cache file
+FORMAT = 6  # of the cache file
 ALGORITHM = 1  # increase it if the pass over the records computes an index or sketches differently
 PARTS = ("action", "proprio")
-COLUMNS = ("shard", "offset", "length", "content", "steps", "task", "label")
+COLUMNS = ("shard", "offset", "length", "content", "steps", "kept_start", "task", "label")
 CAMERA_COLUMNS = ("image_bytes", "black_frames", "depth_bytes")
 _TEXTS = ("tasks", "labels", "bad")
 
@@ -46,6 +47,9 @@ class EpisodeIndex:
     Attributes:
         shard, offset, length, steps: int64 [episodes]; offset and length in bytes.
         content: int64 [episodes], a fingerprint of the record (record_files.content_fingerprint).
+        kept_start, kept: if the filter drops idle steps, an episode consists of the standard steps
+            at the positions kept[kept_start : kept_start + steps] (int32); of all of them where
+            kept_start, int64 [episodes], is -1. `positions` returns them.
         task: int64 [episodes], index into `tasks`: the stored instructions, "" for none.
         label: int64 [episodes], index into `labels`: texts of the spec's label field, "" for none.
         image_bytes: int64 [episodes, C], bytes of the encoded images of each camera of the spec, in
@@ -54,7 +58,8 @@ class EpisodeIndex:
         depth_bytes: int64 [episodes, D], the same as image_bytes, in the order of `spec.depth`.
         sketches: "action" and, if the dataset has it, "proprio": over all steps.
         bad: a reason for each episode that cannot be used.
-        filtered: number of episodes that the spec excludes by its `keep` flag.
+        filtered_by: number of episodes that filters exclude, by reason.
+        idle_steps: number of idle steps dropped.
     """
 
     shard: np.ndarray
@@ -62,6 +67,7 @@ class EpisodeIndex:
     length: np.ndarray
     content: np.ndarray
     steps: np.ndarray
+    kept_start: np.ndarray
     task: np.ndarray
     label: np.ndarray
     image_bytes: np.ndarray
@@ -71,7 +77,14 @@ class EpisodeIndex:
     labels: tuple[str, ...]
     sketches: Mapping[str, QuantileSketch]
     bad: tuple[str, ...]
-    filtered: int = 0
+    filtered_by: Mapping[str, int] = field(default_factory=dict)
+    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    idle_steps: int = 0
+
+    @property
+    def filtered(self) -> int:
+        """The number of episodes that filters exclude."""
+        return sum(self.filtered_by.values())
 
     @cached_property
     def action(self) -> Statistics:
@@ -82,6 +95,11 @@ class EpisodeIndex:
     def proprio(self) -> Statistics | None:
         """The statistics of the proprio; None for a dataset without it."""
         return self.sketches["proprio"].statistics() if "proprio" in self.sketches else None
+
+    def positions(self, episode: int) -> np.ndarray:
+        """Return the positions of an episode's steps among its standard steps, int [steps]."""
+        start, steps = int(self.kept_start[episode]), int(self.steps[episode])
+        return np.arange(steps) if start < 0 else self.kept[start : start + steps]
 
     @property
     def has_image(self) -> np.ndarray:
@@ -100,6 +118,13 @@ class EpisodeIndex:
 def data_digest(reader: Reader) -> str:
     """Return a digest of everything but the spec that an index depends on: the files, the code."""
     values = [FORMAT, ALGORITHM, reader.stamps, reader.counts, repr(reader.features)]
+    # What differs from the default: an index of a whole split does not depend on new options.
+    if not all(mask.all() for mask in reader.selected):
+        values.append([np.flatnonzero(mask).tolist() for mask in reader.selected])
+    if reader.share:
+        values.append(["share", reader.share])
+    if reader.filters != EpisodeFilter():
+        values.append(asdict(reader.filters))
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
@@ -125,7 +150,8 @@ class IndexCache:
     @classmethod
     def for_reader(cls, reader: Reader, cache: str) -> IndexCache:
         """Return the cache next to a reader's data, else in `cache` or the user's directory."""
-        name = f"{reader.spec.name}-{reader.split}-{index_digest(reader)}.npz"
+        split = re.sub(r"[^\w+]", "_", reader.split)
+        name = f"{reader.spec.name}-{split}-{index_digest(reader)}.npz"
         return cls([f"{reader.directory}/.octolike", cache or _user_cache()], name)
 
     def load(self) -> EpisodeIndex | None:
@@ -150,6 +176,13 @@ class IndexCache:
             if tf.io.gfile.isdir(shards) and not _is_read_only(directory):
                 tf.io.gfile.rmtree(shards)
 
+    def lock_path(self) -> str:
+        """Return the path of the lock of a pass, in the first directory that can be written."""
+        for directory in self._directories:
+            if not _is_read_only(directory):
+                return f"{directory}/{self._name}.lock"
+        return ""
+
     def outdated_reason(self) -> str:
         """Return why an existing cache of the same split does not apply; "" without one."""
         split, data, _ = self._name.removesuffix(".npz").rsplit("-", 2)
@@ -172,7 +205,12 @@ def _save(index: EpisodeIndex, directories: list[str], name: str) -> list[str]:
     """Write to the first directory that accepts the file; else return the reasons of all."""
     arrays = {k: getattr(index, k) for k in COLUMNS + CAMERA_COLUMNS}
     # Texts as JSON: a numpy array would give each text the size of the longest.
-    texts = json.dumps({k: getattr(index, k) for k in (*_TEXTS, "filtered")})
+    values = {k: getattr(index, k) for k in _TEXTS} | {
+        "filtered_by": dict(index.filtered_by),
+        "idle_steps": index.idle_steps,
+    }
+    arrays["kept"] = index.kept
+    texts = json.dumps(values)
     arrays["texts"] = np.frombuffer(texts.encode(), np.uint8)
     for part, sketch in index.sketches.items():
         arrays |= {f"{part}.{k}": x for k, x in sketch.to_arrays().items()}
@@ -219,7 +257,7 @@ def _load(path: str) -> EpisodeIndex:
             sketches[part] = QuantileSketch.from_arrays(sketch)
     texts = json.loads(arrays["texts"].tobytes())
     texts |= {k: tuple(texts[k]) for k in _TEXTS}
-    columns = {k: arrays[k] for k in COLUMNS + CAMERA_COLUMNS}
+    columns = {k: arrays[k] for k in (*COLUMNS, *CAMERA_COLUMNS, "kept")}
     return EpisodeIndex(**columns, **texts, sketches=sketches)
 
 

@@ -6,6 +6,8 @@ Images remain encoded, as stored. A `Reader` opens one split of one dataset. The
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,24 +16,42 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from octolike.data.rlds import decode, record_fields, record_files
+from octolike.data.rlds.dataset_directory import find_directory, read_info, stamp_shards
 from octolike.data.rlds.fields import IS_FIRST, OBSERVATION, STEPS
 from octolike.data.rlds.record_fields import EPISODE, ParsedEpisode
-from octolike.data.rlds.record_files import PARSE_ERRORS, error_summary, one_line
+from octolike.data.rlds.record_files import PARSE_ERRORS, error_summary
+from octolike.data.rlds.split_records import (
+    HELD_OUT,
+    TRAINING,
+    HeldOut,
+    MissingSplitError,
+    SplitRecords,
+    find_records,
+    has_split,
+    is_held_out,
+)
 from octolike.data.specs import expressions
+from octolike.data.specs.episode_filter import EpisodeFilter, build_filter
 from octolike.data.specs.spec import DatasetSpec
 from octolike.data.specs.standardize import StandardSteps
 from octolike.errors import DataError
 
-
-class MissingSplitError(DataError):
-    """The dataset does not have the split."""
+JPEG = b"\xff\xd8"  # the first bytes of a JPEG image
+NOTHING_HELD_OUT, NO_FILTER = HeldOut(), EpisodeFilter()
 
 
 class ExcludedEpisodeError(DataError):
-    """The dataset spec excludes the episode by its `keep` flag."""
+    """A filter excludes the episode.
+
+    Attributes:
+        reason: in a few words, the same for all episodes that this filter excludes.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass
@@ -68,48 +88,161 @@ class Reader:
         uninformative: bool = False,
         representation: str = "as_stored",
         horizon: int = 1,
+        held_out: HeldOut = NOTHING_HELD_OUT,
+        filters: EpisodeFilter = NO_FILTER,
+        channel_order: str = "",
     ) -> None:
         """Open <root>/<name>/<version> (local or gs://).
 
+        split: a split or slice, such as "train[:1000]".
         uninformative: keep instructions that the spec marks as uninformative.
+        held_out: what this split leaves out: the method `held_out` opens it.
+        filters: of the config; those of the spec apply as well.
         representation, horizon: what of the actions is learned, and in chunks of how many; the
             statistics of the actions are those of what is learned.
+        channel_order: "rgb" or "bgr", of the images on disk; "spec": as in the spec; "": see
+            `bgr`.
+
         Raises DataError if the directory, the version, the split, a shard or a feature is missing.
         """
-        self.spec, self.split = spec, split
+        self.spec, self.split, self.part = spec, split, TRAINING
+        self.filters = build_filter(
+            spec.filters, _changed(filters), title=f"the filters of {spec.name}"
+        )
         self.representation, self.horizon = representation, horizon
         self.uses_instructions = spec.language_informative or uninformative
+        self._channel_order = channel_order
+        self._open = functools.partial(  # another split of the same dataset
+            Reader,
+            spec,
+            root,
+            uninformative=uninformative,
+            representation=representation,
+            horizon=horizon,
+            filters=filters,
+            channel_order=channel_order,
+        )
         self.directory = find_directory(spec, root)
-        try:
-            info = tfds.builder_from_directory(self.directory).info
-        except Exception as error:  # tfds raises whatever its parsers raise
-            raise DataError(
-                f"{spec.name}: features.json or dataset_info.json in {self.directory} cannot be "
-                f"read: {one_line(error)}; copy the dataset again"
-            ) from error
-        record_files.check_format(info, spec.name, self.directory)
-        if split not in info.splits:
-            raise MissingSplitError(
-                f"{spec.name}: no split {split!r} in {self.directory} "
-                f"(splits: {', '.join(sorted(info.splits)) or 'none'}); set data.train_split and "
-                "data.validation_split to whole splits; data.validation_split='' holds nothing out"
-            )
-        self.files = [str(f) for f in info.splits[split].filepaths]
-        self.counts = list(info.splits[split].shard_lengths)
-        listing = record_files.list_directory(self.directory)
-        names = [f.rpartition("/")[2] for f in self.files]
-        missing = [f for f, name in zip(self.files, names, strict=True) if name not in listing]
-        if missing:
-            raise DataError(
-                f"{spec.name}: {len(missing)} of {len(self.files)} shards of split {split!r} are "
-                f"missing, the first is {missing[0]}; copy the dataset again"
-            )
-        # (name, bytes, time of the last change) of each shard: what an index of them depends on.
-        self.stamps = [(name, *listing[name]) for name in names]
+        info = read_info(spec.name, self.directory)
+        self._splits, self._rule = info.splits, held_out
+        self.share, self._slice = 0.0, ""  # what is held out: a share, or a slice
+        records = self._find_records()
+        self.files, self.counts, self.selected = records.files, records.counts, records.selected
+        # What an index depends on: the name, bytes and last change of each shard.
+        self.stamps = stamp_shards(spec.name, self.directory, self.files, split)
         self.features = info.features
         self.fields = record_fields.field_tree(info.features)
         self._camera_paths, self._depth_paths = self._check_features()
         self._parsers: dict[tuple[Any, ...], Any] = {}
+
+    def _find_records(self) -> SplitRecords:
+        """Return the records of the split without a slice that is held out; note what is."""
+        split, held_out = self.split, self._rule
+        title = f"{self.spec.name}: no split {{!r}} in {self.directory}"
+        records = find_records(self._splits, split, title)
+        if held_out.split and not has_split(self._splits, held_out.split):
+            self.share = held_out.share
+        elif held_out.split:
+            remaining = records.without(find_records(self._splits, held_out.split, title))
+            self._slice = held_out.split if _count(remaining) < _count(records) else ""
+            records = remaining
+        if not _count(records):
+            raise DataError(
+                f"{self.spec.name}: all episodes of {split!r} are held out by {held_out.split!r}; "
+                "choose another data.train_split or data.validation_split"
+            )
+        return records
+
+    @property
+    def title(self) -> str:
+        """The dataset, its split and its part."""
+        suffix = f" ({self.part})" if self.part != TRAINING else ""
+        return f"{self.spec.name}/{self.split}{suffix}"
+
+    def held_out(self) -> Reader:
+        """Return a reader of what is held out; MissingSplitError if nothing is."""
+        split = self._rule.split
+        if self.share:
+            reader = copy.copy(self)
+            reader.part = HELD_OUT
+            return reader
+        if not split or not has_split(self._splits, split):
+            names = ", ".join(sorted(self._splits))
+            raise MissingSplitError(
+                f"{self.spec.name}: no split {split!r} in {self.directory} (splits: {names}); set "
+                f"data.validation_splits.{self.spec.name} to one of them or to a slice such as "
+                "'train[95%:]', or data.held_out=0.05 to hold out a share of the training "
+                "episodes, or data.validation_split='' for no validation"
+            )
+        return self._open(split)
+
+    @functools.cached_property
+    def bgr(self) -> tuple[str, ...]:
+        """The cameras whose images are stored with blue first: red and blue must be swapped.
+
+        The raw releases of the datasets in question are PNG. Their public copies by prepare_open_x
+        are JPEG, and their channels are swapped already, so what is on disk decides.
+        """
+        if self._channel_order == "spec":
+            return self.spec.bgr
+        if self._channel_order:
+            cameras = self.spec.bgr or tuple(self.spec.cameras)
+            return cameras if self._channel_order == "bgr" else ()
+        return tuple(c for c in self.spec.bgr if not self._encodings[c].startswith(JPEG))
+
+    def describe_channel_order(self) -> str:
+        """Return a line on the order of red and blue, where it is in question; else ""."""
+        if not self.spec.bgr and self._channel_order in ("", "spec"):
+            return ""
+        swapped = ", ".join(self.bgr) or "no camera"
+        reason = f"data.channel_orders.{self.spec.name}={self._channel_order}"
+        if not self._channel_order:
+            formats = ", ".join(
+                f"{c} is {'JPEG, so already swapped' if x.startswith(JPEG) else 'not JPEG, so raw'}"
+                for c, x in self._encodings.items()
+            )
+            reason = f"{formats}; to override, set data.channel_orders.{self.spec.name}"
+        return f"red and blue of {self.spec.name}: {swapped} swapped ({reason})"
+
+    @functools.cached_property
+    def _encodings(self) -> dict[str, bytes]:
+        """The first bytes of an image of each camera in spec.bgr."""
+        parser = self.parser(self.spec.bgr)
+        found: dict[str, bytes] = {}
+        for shard in range(len(self.files)):
+            for record in self.read_records(shard):
+                parsed = self._parse(record, self.files[shard], parser)
+                for camera, frames in parsed.images.items():
+                    frame = next((x for x in frames.numpy() if x), b"")
+                    if frame:
+                        found.setdefault(camera, frame[:2])
+                if len(found) == len(self.spec.bgr):
+                    return found
+        return {camera: found.get(camera, b"") for camera in self.spec.bgr}
+
+    def describe_held_out(self) -> str:
+        """Return a line on what is left out of a training split; "" for nothing."""
+        if self.share:
+            names = ", ".join(sorted(self._splits))
+            return (
+                f"held out: {self.share:.4g} of the episodes of {self.spec.name}/{self.split}, by "
+                f"a hash of their records: no split {self._rule.split!r} (splits: {names})"
+            )
+        if self._slice:
+            return f"held out: {self._slice} of {self.spec.name}, left out of {self.split}"
+        return ""
+
+    def in_part(self, content: np.ndarray) -> np.ndarray:
+        """Return bool: which records, given by their fingerprints, belong to this reader's part."""
+        held_out = is_held_out(content, self.share)
+        return held_out if self.part == HELD_OUT else ~held_out
+
+    def selected_records(self, shard: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (number in the file, raw record) of the split's and part's records of a shard."""
+        for number, record in enumerate(self.read_records(shard)):
+            content = np.array(record_files.content_fingerprint(tf.constant(record)))
+            if self.selected[shard][number] and self.in_part(content):
+                yield number, record
 
     def read_records(self, shard: int) -> Iterator[bytes]:
         """Yield the raw records of a shard in order; DataError for a truncated or corrupted one."""
@@ -180,7 +313,8 @@ class Reader:
         fields that the dataset spec reads.
         """
         spec = self.spec
-        paths = [self._path(x) for x in (*spec.language_paths, spec.label, spec.keep) if x]
+        names = (*spec.language_paths, spec.label, spec.keep, self.filters.keep)
+        paths = [self._path(x) for x in names if x]
         paths.append((IS_FIRST,))
         expressions_read = expressions.fields_read(spec.action_from + spec.proprio_from)
         chosen = record_fields.under([*paths, *expressions_read])
@@ -209,13 +343,18 @@ class Reader:
         parsed = self._parse(record, place, self.parser(cameras, depth))
         steps = to_numpy(parsed.steps)
         standard = self.standardize(steps, place)
-        t = len(standard.action)
+        kept = self.kept_steps(steps, standard, place)
+        standard, t = take_steps(standard, kept), len(kept)
         images = {}
         for camera, frames in parsed.images.items():
-            if 2 * self.black_frames(frames[:t], camera, place).sum() <= t:
-                images[camera] = list(frames[:t].numpy())
-        depth_images = {c: list(x[:t].numpy()) for c, x in parsed.depth.items()}
-        texts = [self.texts_at(steps, path)[:t] for path in self.spec.language_paths]
+            frames = tf.gather(frames, kept)
+            if 2 * self.black_frames(frames, camera, place).sum() <= t:
+                images[camera] = list(frames.numpy())
+        depth_images = {c: list(tf.gather(x, kept).numpy()) for c, x in parsed.depth.items()}
+        texts = [
+            [step_texts[i] for i in kept]
+            for step_texts in (self.texts_at(steps, path) for path in self.spec.language_paths)
+        ]
         if not self.uses_instructions or not texts:
             texts = [[""] * t]
         instructions = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
@@ -285,11 +424,14 @@ class Reader:
     def standardize(self, steps: Mapping[str, Any], place: str) -> StandardSteps:
         """Return the checked actions and proprio of parsed steps.
 
-        Raises ExcludedEpisodeError if the spec excludes the episode, and DataError if it lacks a
+        Raises ExcludedEpisodeError if a filter excludes the episode, and DataError if it lacks a
         field, has no usable steps, another width or non-finite numbers.
         """
-        if self.spec.keep and not np.all(value_at(steps, self.spec.keep)):
-            raise ExcludedEpisodeError(f"{self.spec.name}: {place}: {self.spec.keep} is false")
+        for flag in filter(None, (self.spec.keep, self.filters.keep)):
+            if not np.all(value_at(steps, flag)):
+                raise ExcludedEpisodeError(
+                    f"{self.spec.name}: {place}: {flag} is false", f"{flag} is false"
+                )
         if len(steps[IS_FIRST]) == 0:
             raise DataError(f"{self.spec.name}: {place} has no steps")
         try:
@@ -328,6 +470,21 @@ class Reader:
             None if proprio is None else proprio.astype(np.float32),
         )
 
+    def kept_steps(
+        self, steps: Mapping[str, Any], standard: StandardSteps, place: str
+    ) -> np.ndarray:
+        """Return the positions of the standard steps to use, int64 [T']: all but the idle ones.
+
+        Raises ExcludedEpisodeError if a filter excludes the episode.
+        """
+        positions = self.filters.kept_steps(standard.action, self.spec.action)
+        texts: list[str] = []
+        if self.filters.labelled and self.spec.language_paths:
+            texts = self.texts_at(steps, self.spec.language_paths[0])
+        if reason := self.filters.reason_to_exclude(standard.action[positions], texts):
+            raise ExcludedEpisodeError(f"{self.spec.name}: {place}: {reason}", reason)
+        return positions
+
     def _check_features(self) -> tuple[dict[str, record_fields.Path], ...]:
         """Return the paths of cameras and depth; DataError for a field that does not exist."""
         observation = self.fields[OBSERVATION]
@@ -349,7 +506,8 @@ class Reader:
                         "uint8 arrays [height, width, 1, 3 or 4]: convert the dataset"
                     )
                 paths[camera] = (OBSERVATION, *path)
-        for name in filter(None, (*self.spec.language_paths, self.spec.label, self.spec.keep)):
+        flags = (self.spec.label, self.spec.keep, self.filters.keep)
+        for name in filter(None, (*self.spec.language_paths, *flags)):
             node: Any = self.fields
             for key in self._path(name):
                 if not isinstance(node, Mapping) or key not in node:
@@ -365,6 +523,23 @@ class Reader:
                     )
                 node = node[key]
         return result
+
+
+def _count(records: SplitRecords) -> int:
+    return sum(int(mask.sum()) for mask in records.selected)
+
+
+def _changed(filters: EpisodeFilter) -> dict[str, Any]:
+    """Return the fields of a filter that differ from their defaults."""
+    return {k: v for k, v in dataclasses.asdict(filters).items() if v != getattr(NO_FILTER, k)}
+
+
+def take_steps(standard: StandardSteps, positions: np.ndarray) -> StandardSteps:
+    """Return some of the standard steps."""
+    proprio = standard.proprio
+    return StandardSteps(
+        standard.action[positions], None if proprio is None else proprio[positions]
+    )
 
 
 def to_numpy(tree: Any) -> Any:
@@ -393,36 +568,3 @@ def decode_texts(x: Any) -> list[str]:
 def _shown(name: str) -> str:
     """Return a path under steps, or of the episode, as users know it."""
     return name if name.startswith(f"{EPISODE}.") else f"{STEPS}.{name}"
-
-
-def find_directory(spec: DatasetSpec, root: str) -> str:
-    """Return the directory of a dataset's version; DataError lists the existing ones."""
-    parent = f"{root.rstrip('/')}/{spec.name}"
-    if spec.folder and tf.io.gfile.isdir(released := f"{root.rstrip('/')}/{spec.folder}"):
-        parent = released
-    directory = f"{parent}/{spec.version or _only_version(parent)}"
-    if tf.io.gfile.exists(f"{directory}/features.json"):
-        return directory
-    if not root or not tf.io.gfile.isdir(root):
-        raise DataError(
-            f"data.root {root!r} is not a directory; set it to the one that holds {spec.name}/"
-        )
-    for unfinished in (directory, f"{directory}.incomplete"):
-        if tf.io.gfile.isdir(unfinished):
-            raise DataError(
-                f"{spec.name}: {unfinished} is incomplete; run the program that writes it to the "
-                "end"
-            )
-    existing = parent if tf.io.gfile.isdir(parent) else root
-    names = ", ".join(sorted(x.rstrip("/") for x in tf.io.gfile.listdir(existing))[:20])
-    raise DataError(
-        f"{spec.name}: {directory} does not exist; {existing} has: {names or 'nothing'}. Set "
-        f"data.root to the directory that holds {spec.name}/{spec.version}"
-    )
-
-
-def _only_version(directory: str) -> str:
-    """Return the only version on disk, for a spec without one; a placeholder if there are more."""
-    names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
-    versions = [v.rstrip("/") for v in names if v[:1].isdigit() and "incomplete" not in v]
-    return versions[0] if len(versions) == 1 else "<version>"

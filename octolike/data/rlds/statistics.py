@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from octolike.data.rlds import pass_lock
 from octolike.data.rlds.index import (
     CAMERA_COLUMNS,
     COLUMNS,
@@ -31,6 +33,7 @@ from octolike.data.rlds.reader import (
     ExcludedEpisodeError,
     Reader,
     decode_texts,
+    take_steps,
     to_numpy,
     value_at,
 )
@@ -42,6 +45,7 @@ from octolike.data.rlds.record_files import (
     content_fingerprint,
     error_summary,
 )
+from octolike.data.rlds.split_records import HELD_OUT, is_held_out
 from octolike.data.specs.standardize import StandardSteps
 from octolike.embodiment import Statistics
 from octolike.errors import ConfigError, DataError
@@ -50,21 +54,39 @@ from octolike.representation import Representation
 
 
 def index_episodes(reader: Reader, *, threads: int, cache: str, drop_bad: bool) -> EpisodeIndex:
-    """Return the split's index, from the cache or by a pass over the records with a progress bar.
+    """Return the index of the reader's part, cached or by a pass over the records.
+
+    The statistics are those of the training part.
 
     Raises DataError for the first bad episode unless `drop_bad`, and if no episode is usable.
     """
     files = IndexCache.for_reader(reader, cache)
-    index = files.load()
-    if index is None:
+    title = f"statistics of {reader.spec.name}/{reader.split}"
+
+    def make() -> EpisodeIndex:
         if reason := files.outdated_reason():
-            title = f"statistics of {reader.spec.name}/{reader.split}"
             print(f"{title}: {reason}, recomputing", file=sys.stderr)
         index = scan_split(reader, threads, drop_bad, files)
         files.save(index)
+        return index
+
+    index = files.load()
+    if index is None:
+        lock = files.lock_path()
+        index = pass_lock.make_once(lock, files.load, make, title) if lock else make()
     if index.bad and not drop_bad:
         raise DataError(f"{index.bad[0]} ({len(index.bad)} bad episodes in all)")
-    return index
+    if not reader.share:
+        return index
+    part = index.take(reader.in_part(index.content))
+    if reader.part == HELD_OUT:
+        return replace(part, bad=(), filtered_by={})
+    if not len(part.steps):
+        raise DataError(
+            f"{reader.title}: all {len(index.steps)} usable episodes are held out; set "
+            f"data.held_out below {reader.share:g}"
+        )
+    return part
 
 
 def pool_statistics(indices: Sequence[EpisodeIndex]) -> tuple[Statistics, Statistics | None]:
@@ -109,7 +131,7 @@ def scan_split(reader: Reader, threads: int, drop_bad: bool, cache: IndexCache) 
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, no further shard is started
     if not len(index.steps):
-        reasons = index.bad
+        reasons = index.bad or tuple(f"{n} filtered: {k}" for k, n in index.filtered_by.items())
         first = f"; the first of {len(reasons)} reasons: {reasons[0]}" if reasons else ""
         raise DataError(f"{reader.spec.name}/{reader.split}: no usable episode{first}")
     return index
@@ -121,9 +143,15 @@ def _join(shards: Iterable[EpisodeIndex]) -> EpisodeIndex:
     bad: list[str] = []
     texts: dict[str, dict[str, int]] = {"task": {}, "label": {}}
     sketches: dict[str, QuantileSketch] = {}
-    filtered = 0
+    filtered: Counter[str] = Counter()
+    kept: list[np.ndarray] = [np.zeros(0, np.int32)]
+    idle = 0
     for shard in shards:
-        filtered += shard.filtered
+        filtered.update(shard.filtered_by)
+        start = shard.kept_start
+        columns["kept_start"].append(np.where(start < 0, -1, start + sum(map(len, kept))))
+        kept.append(shard.kept)
+        idle += shard.idle_steps
         for k in ("shard", "offset", "length", "content", "steps", *CAMERA_COLUMNS):
             columns[k].append(getattr(shard, k))
         for k, numbers in texts.items():
@@ -138,7 +166,9 @@ def _join(shards: Iterable[EpisodeIndex]) -> EpisodeIndex:
         labels=tuple(texts["label"]),
         sketches=sketches,
         bad=tuple(bad),
-        filtered=filtered,
+        filtered_by=dict(filtered),
+        kept=np.concatenate(kept),
+        idle_steps=idle,
     )
 
 
@@ -177,7 +207,9 @@ class _ShardIndexBuilder:
     texts: dict[str, dict[str, int]] = field(default_factory=lambda: {"task": {}, "label": {}})
     sketches: dict[str, QuantileSketch] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
-    filtered: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
+    kept: list[int] = field(default_factory=list)
+    idle: int = 0
 
     def add(self, offset: int, record: ScannedRecord, place: str) -> None:
         """Add a parsed episode; raise DataError if it is bad."""
@@ -188,17 +220,21 @@ class _ShardIndexBuilder:
             )
         reader, steps = self.reader, to_numpy(episode.steps)
         standard = reader.standardize(steps, place)
-        t = len(standard.action)
+        kept, available = reader.kept_steps(steps, standard, place), len(standard.action)
+        standard, t = take_steps(standard, kept), len(kept)
+        images = {c: tf.gather(x, kept) for c, x in episode.images.items()}
         counts = {
-            "image_bytes": [_stored_bytes(x[:t]) for x in episode.images.values()],
+            "image_bytes": [_stored_bytes(x) for x in images.values()],
             "black_frames": [
-                int(reader.black_frames(x[:t], camera, place).sum())
-                for camera, x in episode.images.items()
+                int(reader.black_frames(x, c, place).sum()) for c, x in images.items()
             ],
-            "depth_bytes": [_stored_bytes(x[:t]) for x in episode.depth.values()],
+            "depth_bytes": [_stored_bytes(tf.gather(x, kept)) for x in episode.depth.values()],
         }
+        in_training = not is_held_out(np.array(record.content), reader.share)
         for part in PARTS:
             x = getattr(standard, part)
+            if not in_training:
+                continue
             if part == "action" and reader.representation != "as_stored":
                 x = learned_actions(reader, standard)
             if x is not None:
@@ -208,7 +244,11 @@ class _ShardIndexBuilder:
             numbers.setdefault(_first_text(steps, paths[k]), len(numbers))
             for k, numbers in self.texts.items()
         ]
-        self.rows.append((self.shard, offset, record.length, record.content, t, *numbers))
+        start = -1
+        if t < available:
+            start, self.idle = len(self.kept), self.idle + available - t
+            self.kept += kept.tolist()
+        self.rows.append((self.shard, offset, record.length, record.content, t, start, *numbers))
         for k, column in counts.items():
             self.cameras[k].append(column)
 
@@ -227,7 +267,9 @@ class _ShardIndexBuilder:
             labels=tuple(self.texts["label"]),
             sketches=self.sketches,
             bad=tuple(self.bad),
-            filtered=self.filtered,
+            filtered_by=dict(self.filtered),
+            kept=np.array(self.kept, np.int32),
+            idle_steps=self.idle,
         )
 
 
@@ -268,9 +310,10 @@ def _scan_shard(
         for record in parser.records(shard):
             place = f"{reader.files[shard]}, episode {count}"
             try:
-                builder.add(offset, record, place)
-            except ExcludedEpisodeError:
-                builder.filtered += 1
+                if reader.selected[shard][count]:
+                    builder.add(offset, record, place)
+            except ExcludedEpisodeError as excluded:
+                builder.filtered[excluded.reason] += 1
             except DataError as error:
                 builder.bad.append(str(error))
                 if not drop_bad:
@@ -281,7 +324,8 @@ def _scan_shard(
     except DataError as error:
         if not drop_bad:
             raise
-        builder.bad += [str(error)] * max(reader.counts[shard] - count, 1)
+        missing = int(reader.selected[shard][count:].sum())
+        builder.bad += [str(error)] * max(missing, 1)
     return builder.build()
 
 

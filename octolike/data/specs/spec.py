@@ -9,6 +9,7 @@ from typing import Any
 
 from octolike.config import ConfigError, unknown
 from octolike.data.specs import expressions
+from octolike.data.specs.episode_filter import build_filter
 from octolike.data.specs.expressions import NUMPY, Operations
 from octolike.data.specs.fingerprint import code_digest
 from octolike.data.specs.standardize import StandardSteps
@@ -27,7 +28,8 @@ class DatasetSpec:
             version on disk is read.
         cameras: camera name (primary, secondary, wrist, ...): key under steps.observation; "a.b"
             for a nested key, "observation" for an observation that is a picture itself.
-        bgr: cameras stored with their channels in the order blue, green, red.
+        bgr: cameras stored with their channels in the order blue, green, red, unless they are
+            JPEG: those are copies in the order red, green, blue.
         depth: camera name: key of its depth image under steps.observation.
         depth_unit: metres per stored unit of depth.
         language: path of the instruction under steps, or "". With several paths, an episode has
@@ -39,6 +41,7 @@ class DatasetSpec:
         action_from, proprio_from: expressions over raw fields (`expressions`) that compute them, or
         standardize: a function of the raw steps that does.
         every: keep every k-th step, starting with the first.
+        filters: fields of EpisodeFilter (episode_filter): which episodes to use.
         keep: "episode.<field>" of a flag; episodes with a false flag are excluded and counted.
         gripper: its convention in words.
         control_hz: steps per second, after `every`; 0 if the sources disagree.
@@ -68,6 +71,7 @@ class DatasetSpec:
     standardize: Callable[[Mapping[str, Any]], StandardSteps] | None = None
     every: int = 1
     keep: str = ""
+    filters: Mapping[str, Any] = field(default_factory=dict)
     gripper: str
     control_hz: float = 0.0
     robot: str
@@ -92,6 +96,7 @@ class DatasetSpec:
         for camera in (*self.bgr, *self.depth):
             if camera not in self.cameras:
                 raise ConfigError(unknown(f"camera in {title}", camera, self.cameras))
+        build_filter(self.filters, title=f"filters of {title}")
         if self.every < 1:
             raise ConfigError(f"{title}: every is {self.every}; expected at least 1")
 
