@@ -48,6 +48,7 @@ from octolike.data.pipeline.order import repeats_of_groups
 from octolike.data.pipeline.sampling import SamplingGroups, SamplingSchedule
 from octolike.data.pipeline.stream import BadRows, RldsStream, Wording, segment_spans
 from octolike.data.rlds import statistics
+from octolike.data.rlds.graph_expressions import runs_in_python
 from octolike.data.rlds.index import EpisodeIndex
 from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.split_records import MissingSplitError
@@ -231,6 +232,12 @@ class RldsSource:
             *catalog.describe_binarised([s.spec for s in self._sources]),
             *ranges.describe(self.embodiments),
         ]
+        in_python = [s.spec.name for s in self._sources if runs_in_python(s.spec)]
+        if in_python:
+            lines.append(
+                f"Python functions of specs in the stream (slower, one at a time): "
+                f"{', '.join(in_python)}"
+            )
         lines.append(self._mixing_report.describe())
         if self._strategy.over == "task":
             task_shares = SamplingSchedule(self._strategy, self._groups).shares(0)
