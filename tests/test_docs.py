@@ -164,9 +164,8 @@ def test_the_short_commands_run(tmp_path):
             content["action"][:] = content["action"][:] / 10
             content["observations/qpos"][:] = content["observations/qpos"][:] / 10
     lines = dict.fromkeys(" ".join(words[1:]) for page in PAGES for words in commands(page))
-    short = [shlex.split(line) for line in lines if line.split()[:1] and line.split()[0] in SHORT]
-    assert [words[0] for words in short] == [*SHORT], "each once, in the order of the walk"
-    convert, inspect, statistics = short
+    short = {line.split()[0]: shlex.split(line) for line in reversed(lines) if line.strip()}
+    convert, inspect, statistics = (short[name] for name in SHORT)  # the first of each
     convert = [{"DIR": "recordings"}.get(word, word) for word in [*convert, "--workers=1"]]
     statistics = [word for word in statistics if not word.startswith("--config.")]
     settings = ("root=data", "mix=my_robot", "specs=my_robot.py", "cache=cache", "cameras={}")

@@ -51,7 +51,9 @@ def results(process: subprocess.Popen) -> tuple[list[dict], str]:
     lines = out.splitlines()
     rows = [json.loads(x.removeprefix("RUN ")) for x in lines if x.startswith("RUN ")]
     # lines of gloo's threads may be interleaved
-    return rows, "\n".join(x for x in lines if not re.search(r"^RUN |Gloo|peer ranks", x))
+    return rows, "\n".join(
+        x for x in lines if not re.search(r"^RUN |Gloo|peer ranks|^\s*\d*\s*$", x)
+    )
 
 
 def curve(workdir: Path) -> list[dict[str, float]]:

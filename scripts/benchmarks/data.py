@@ -7,7 +7,9 @@
 Rows: the measurement, a number with its unit, and the goal if there is one.
 
 decode      CPU time per example of the pipeline, relative to decoding each distinct JPEG of a batch
-            once with tf.io.decode_jpeg, in as many threads, alternating in one process
+            once with tf.io.decode_jpeg, in as many threads, alternating in one process; and the
+            share of the thread that runs Python, the most that the GIL can be held
+concurrency images decoded at a time if decoding takes no CPU time, for 2, 16 and 96 threads
 memory      resident memory over the batches of 25 datasets
 first       seconds to open 1, 25 and 60 datasets and get the first batch
 statistics  episodes per second of the pass over the records
@@ -44,6 +46,7 @@ from octolike.data.pipeline.source import (
     VALIDATION,
     RldsSource,
 )
+from octolike.data.rlds import decode as image_decoding
 from octolike.data.rlds import statistics
 from octolike.data.rlds.index import IndexCache
 from octolike.data.rlds.reader import Reader
@@ -100,14 +103,16 @@ def decode(args: argparse.Namespace, root: Path) -> list[Row]:
     """Measure batches, and decoding of the distinct JPEGs of each, in CPU and wall time."""
     data = open_data(_episodes.config(root, "fake", args))
     count = max(args.episodes * args.steps // args.batch, 1)
-    ratios, pipeline, floor = [], [], []
+    ratios, pipeline, floor, python = [], [], [], []
     stream = data.train()
     for _ in range(count):  # traces the graph, and lets the allocator grow
         next(stream)
     for _ in range(args.rounds):
         images = distinct_images(data, stream.state(), count)
+        begin = time.thread_time()
         total = timed(lambda s=stream: ([next(s) for _ in range(count)], time.sleep(DRAIN)))
         total = total[0], total[1] - DRAIN
+        python.append((time.thread_time() - begin) / total[0])
         with ThreadPoolExecutor(args.threads) as pool:
             chunks = [tf.constant(images[i : i + 64]) for i in range(0, len(images), 64)]
             only_decode(chunks[0])
@@ -123,6 +128,7 @@ def decode(args: argparse.Namespace, root: Path) -> list[Row]:
         row("decode", "pipeline / decoding, largest of the rounds", max(ratios), "ratio"),
         row("decode", "pipeline", cpu / examples * 1e3, "CPU ms per example"),
         row("decode", "decoding", np.median(floor, 0)[0] / examples * 1e3, "CPU ms per example"),
+        row("decode", "Python thread", float(np.median(python)) * 100, "% of CPU time", "≤ 10"),
         row("decode", "distinct JPEGs", len(images) / examples, "per example"),
         row("decode", "JPEG", sum(map(len, images)) / len(images) / 1e3, "kB on average"),
         row("decode", f"measured, {args.threads} threads", examples / wall, "examples/s"),
@@ -132,7 +138,38 @@ def decode(args: argparse.Namespace, root: Path) -> list[Row]:
     ]
 
 
-def distinct_images(data: RldsSource, state: dict[str, Any], count: int) -> list[bytes]:
+def concurrency(args: argparse.Namespace, root: Path) -> list[Row]:
+    """Measure how many images are decoded at a time if decoding is a pause."""
+    pause, rows, original = 0.02, [], image_decoding.decode_image_or_black
+
+    def wait(_: tf.Tensor, side: int, resize: str) -> tf.Tensor:
+        def black() -> np.ndarray:
+            time.sleep(pause)
+            return np.zeros((side, side, 3), np.uint8)
+
+        return tf.ensure_shape(tf.numpy_function(black, [], tf.uint8), (side, side, 3))
+
+    for threads in CORES:
+        config = _episodes.config(root, "fake", args)
+        config.data.threads = threads
+        image_decoding.decode_image_or_black = wait
+        try:
+            stream = open_data(config).train()
+            next(stream)
+            count, begin = max(4, threads // 4), time.perf_counter()
+            for _ in range(count):
+                next(stream)
+            seconds = time.perf_counter() - begin
+            stream.close()
+        finally:
+            image_decoding.decode_image_or_black = original
+        images = len(distinct_images(open_data(config), None, count))
+        value = images * pause / seconds
+        rows.append(row("concurrency", f"{threads} threads", value, "images at a time"))
+    return rows
+
+
+def distinct_images(data: RldsSource, state: Any, count: int) -> list[bytes]:
     """Return the distinct encoded images of each of the next `count` batches."""
     encoded = data.dataset(state, decode=False).take(count)
     result = []
@@ -345,6 +382,7 @@ def row(part: str, what: str, value: float, unit: str, goal: str = "") -> Row:
 
 MEASUREMENTS = {
     "decode": decode,
+    "concurrency": concurrency,
     "memory": memory,
     "first": first,
     "statistics": scan,

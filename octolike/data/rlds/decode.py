@@ -31,7 +31,7 @@ def decode_array(
     """
 
     def decode_one(x: tf.Tensor) -> tf.Tensor:
-        return _decode_depth_or_zero(x, side) if depth else _decode_or_black(x, side, resize)
+        return _decode_depth_or_zero(x, side) if depth else decode_image_or_black(x, side, resize)
 
     array = tf.TensorArray(
         tf.float32 if depth else tf.uint8,
@@ -136,7 +136,8 @@ def _decode_depth_or_zero(encoded: tf.Tensor, side: int) -> tf.Tensor:
     return tf.ensure_shape(image, (side, side, 1))
 
 
-def _decode_or_black(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
+def decode_image_or_black(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
+    """Return uint8 [side, side, 3] of one encoded image; empty bytes give a black image."""
     return tf.cond(
         tf.strings.length(encoded) == 0,
         lambda: tf.zeros((side, side, 3), tf.uint8),

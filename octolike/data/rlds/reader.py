@@ -140,6 +140,8 @@ class Reader:
         split, held_out = self.split, self._rule
         title = f"{self.spec.name}: no split {{!r}} in {self.directory}"
         records = find_records(self._splits, split, title)
+        if not _count(records):
+            raise DataError(f"{split!r} of {self.spec.name} contains no episodes")
         if held_out.split and not has_split(self._splits, held_out.split):
             self.share = held_out.share
         elif held_out.split:
