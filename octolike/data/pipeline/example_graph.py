@@ -85,14 +85,9 @@ class ExampleGraph:
         embodiments: Sequence[Embodiment],
         *,
         dropout: bool,
-        threads: int,
     ) -> None:
-        """dropout: drop conditioning and vary the wording of instructions, as in training.
-
-        threads: images that are decoded at the same time.
-        """
+        """dropout: drop conditioning and vary the wording of instructions, as in training."""
         self._config, self._loader, self._dropout = config, loader, dropout
-        self._threads = threads
         self._has_goals = config.goal != "none"
         sources = supply.sources
         counts = [len(s.index.steps) for s in sources]
@@ -268,16 +263,14 @@ class ExampleGraph:
         window = tf.reshape(inverse[:, : d.window], [-1])
         leaves: dict[str, tf.Tensor] = {}
         for i, (camera, side) in enumerate(d.cameras.items()):
-            array = decode.decode_array(encoded[:, i], side, d.resize, threads=self._threads)
+            array = decode.decode_array(encoded[:, i], side, d.resize)
             pixels = tf.reshape(array.gather(window), [rows, d.window, side, side, 3])
             leaves[f"observation.image_{camera}"] = self._in_rgb(pixels, i, source)
             if self._has_goals:
                 goal = array.gather(inverse[:, d.window])
                 leaves[f"task.image_{camera}"] = self._in_rgb(goal, i, source)
         for i, (camera, side) in enumerate(d.depth.items(), start=len(d.cameras)):
-            array = decode.decode_array(
-                encoded[:, i], side, d.resize, depth=True, threads=self._threads
-            )
+            array = decode.decode_array(encoded[:, i], side, d.resize, depth=True)
             depth = tf.reshape(array.gather(window), [rows, d.window, side, side, 1])
             unit = tf.reshape(tf.gather(self._depth_unit, source), [-1, 1, 1, 1, 1])
             leaves[f"observation.depth_{camera}"] = depth * unit

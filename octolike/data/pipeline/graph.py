@@ -139,7 +139,6 @@ class BatchGraph:
             self._loader,
             embodiments,
             dropout=settings.dropout,
-            threads=settings.threads,
         )
 
     def dataset(
@@ -181,15 +180,18 @@ class BatchGraph:
         rows = tf.data.Dataset.range(first_lane, first_lane + lanes).interleave(
             plain(lambda lane: self._lane(segments, lane)), cycle_length=lanes, block_length=1
         )
-        encoded = rows.batch(lanes, drop_remainder=True)
         if not decode:
-            return encoded
-        numbered = tf.data.Dataset.zip((tf.data.Dataset.range(start, _ENDLESS), encoded))
-        return numbered.map(
-            plain(called(self._batch)),
-            num_parallel_calls=min(max(2, self._settings.threads // 8), 8),
-            deterministic=True,
+            return rows.batch(lanes, drop_remainder=True)
+        threads = self._settings.threads
+        parts = _parts(lanes, threads)
+        decoded = rows.batch(lanes // parts, drop_remainder=True).map(
+            plain(called(self._decode)), num_parallel_calls=threads, deterministic=True
         )
+        if parts > 1:
+            joined = decoded.batch(parts, drop_remainder=True, num_parallel_calls=2)
+            decoded = joined.map(plain(called(_join_leading_axes)))
+        numbered = tf.data.Dataset.zip((tf.data.Dataset.range(start, _ENDLESS), decoded))
+        return numbered.map(plain(lambda number, leaves: unflatten(leaves | {NUMBER: number})))
 
     def examples(self, frames: np.ndarray, draws: np.ndarray) -> dict[str, tf.Tensor]:
         """Return the leaves of the given frames.
@@ -325,13 +327,32 @@ class BatchGraph:
         block = Block((zero,) * 3, zero, zero, zero - 1, zero, none, none, none)
         return ((block, self._loader.no_steps()),) * (BLOCKS - 1)
 
-    def _batch(self, number: tf.Tensor, encoded: dict[str, tf.Tensor]) -> dict[str, Any]:
-        """Return the batch of encoded rows [lanes, rows, ...], as a nested dict."""
-        rows = {}
-        for path, x in encoded.items():
-            rows[path] = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0))
-            rows[path].set_shape((x.shape[0] * self.order.rows, *x.shape[2:]))
-        return unflatten(self._examples.decode(rows, self.order.rows) | {NUMBER: number})
+    def _decode(self, encoded: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Return the examples of encoded rows [lanes, rows, ...]."""
+        return self._examples.decode(_join_leading_axes(encoded), self.order.rows)
+
+
+def _parts(lanes: int, threads: int) -> int:
+    """Return in how many parts a batch is decoded: about two batches are decoded at a time.
+
+    Each part has the same number of lanes. With few threads, a batch is decoded as a whole, which
+    saves the copy that joins the parts.
+    """
+    return next(
+        n for n in range(1, lanes + 1) if lanes % n == 0 and (2 * n >= threads or n == lanes)
+    )
+
+
+def _join_leading_axes(leaves: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Return leaves [n, m, ...] as [n · m, ...]."""
+    joined = {}
+    for path, x in leaves.items():
+        joined[path] = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0))
+        if x.shape[0] and x.shape[1]:
+            joined[path].set_shape((x.shape[0] * x.shape[1], *x.shape[2:]))
+        else:
+            joined[path].set_shape((None, *x.shape[2:]))
+    return joined
 
 
 def _push(state: Any, element: Any) -> tuple[Any, Any]:

@@ -22,12 +22,11 @@ def decode_images(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
 
 
 def decode_array(
-    encoded: tf.Tensor, side: int, resize: str, *, depth: bool = False, threads: int = 1
+    encoded: tf.Tensor, side: int, resize: str, *, depth: bool = False
 ) -> tf.TensorArray:
     """Return the array of N decoded images or depth images: `gather` copies each image once.
 
-    resize: the kernel of images; depth is resized by nearest neighbour. threads: images that are
-    decoded at the same time.
+    resize: the kernel of images; depth is resized by nearest neighbour.
     """
 
     def decode_one(x: tf.Tensor) -> tf.Tensor:
@@ -42,7 +41,7 @@ def decode_array(
         lambda i, _: i < tf.size(encoded),
         lambda i, array: (i + 1, array.write(i, decode_one(encoded[i]))),
         (0, array),
-        parallel_iterations=threads,
+        parallel_iterations=1,  # the graph decodes several parts of batches at a time
     )[1]
 
 
