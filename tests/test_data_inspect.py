@@ -169,6 +169,10 @@ def test_seven_absolute_columns_without_names_are_not_called_a_pose():
     assert inferred.layout.names == tuple(f"action_{i}" for i in range(7))
     assert inferred.grippers == ()
     assert "joints or of a pose, the data do not say" in inferred.evidence["names"]
+    states = tuple(f"state_{i}" for i in range(7))
+    named = infer_layout("action", {"action": 7}, columns(*SLOW, SLOW[0]), state_names=states)
+    assert named.layout.names == states
+    assert "named after the state" in named.evidence["names"]
     field = {"observation.tcp_pose": 6}
     assert infer_layout("proprio", field, columns(*SLOW)).layout.names[0] == "x"
     field = {"observation.qpos": 6}

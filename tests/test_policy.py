@@ -361,6 +361,27 @@ def test_proprio_in_other_units_than_the_record_is_a_warning_once_per_dimension(
     policy.inputs([{"image_primary": image, "proprio": proprio}], [task])
 
 
+def test_two_valued_targets_are_not_averaged_whether_normalised_or_not():
+    run = run_of()
+    (arm,) = run.embodiments
+    layout = dataclasses.replace(arm.action, absolute=(True,) * A, normalized=(True,) * A)
+    s, ends = arm.action_statistics, np.zeros(A, np.float32)
+    two_valued = np.arange(A) == 6
+    s = dataclasses.replace(
+        s,
+        mean=np.full(A, 31, np.float32),
+        std=np.where(two_valued, 31, 5).astype(np.float32),
+        **dict.fromkeys(("min", "low"), ends),
+        **dict.fromkeys(("max", "high"), ends + 62),
+    )
+    arm = dataclasses.replace(arm, action=layout, action_statistics=s)
+    policy = Policy(dataclasses.replace(run, embodiments=[arm]))
+    assert policy.gripper == tuple(two_valued)
+    old = dataclasses.replace(s, low=None, high=None)
+    arm = dataclasses.replace(arm, action_statistics=old)
+    assert not any(Policy(dataclasses.replace(run, embodiments=[arm])).gripper)
+
+
 def test_a_run_with_an_unnormalised_gripper_in_percent_is_loaded_with_a_warning():
     run = run_of()
     (arm,) = run.embodiments

@@ -120,9 +120,19 @@ class Policy:
 
     @property
     def gripper(self) -> tuple[bool, ...]:
-        """Per action dimension: True for a target that must not be averaged or scaled."""
-        layout = self.embodiment.action
-        return tuple(a and not n for a, n in zip(layout.absolute, layout.normalized))
+        """Per action dimension: True for a target that must not be averaged or scaled.
+
+        These are unnormalised and two-valued targets; the latter only in records since format 3.
+        """
+        layout, s = self.embodiment.action, self.embodiment.action_statistics
+        two_valued: set[str] = set()
+        if s is not None and s.low is not None:
+            names = self.embodiment.learned.names
+            two_valued = {names[d] for d in np.flatnonzero(ranges.is_binary(s))}
+        return tuple(
+            a and (not n or name in two_valued)
+            for name, a, n in zip(layout.names, layout.absolute, layout.normalized, strict=True)
+        )
 
     @property
     def parameter_count(self) -> int:

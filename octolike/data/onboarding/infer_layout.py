@@ -50,6 +50,7 @@ def infer_layout(
     episodes: Sequence[np.ndarray],
     names: Sequence[str] = (),
     state: Sequence[np.ndarray] = (),
+    state_names: Sequence[str] = (),
 ) -> InferredLayout:
     """Return the layout of the columns of `episodes`, float [T, dims] each.
 
@@ -59,6 +60,7 @@ def infer_layout(
         episodes: the columns of all fields, for each episode.
         names: of the columns, from the file.
         state: for actions: the proprio of each episode.
+        state_names: of its columns; targets without names of their own get those of the state.
     """
     dims = sum(widths.values())
     s = _statistics(episodes, dims)
@@ -68,6 +70,10 @@ def infer_layout(
         absolute, reason = _absolute(episodes, state, dims)
         evidence["absolute"] = reason
     columns, evidence["names"] = _names(part, widths, names, absolute, s)
+    is_named = not evidence["names"] or len(widths) > 1
+    if not is_named and part == "action" and len(state_names) == dims and sum(absolute) >= dims - 1:
+        columns = tuple(state_names)
+        evidence["names"] = f"{dims} targets without names in the file: named after the state"
     grippers = _grippers(columns, s)
     absolute = tuple(a or i in grippers for i, a in enumerate(absolute))
     units, reasons = zip(

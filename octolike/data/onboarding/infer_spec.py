@@ -6,7 +6,7 @@ the user to verify.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +78,10 @@ def infer(survey: Survey) -> InferredSpec:
     actions = actions or sorted(k for k in survey.numbers if _is_action(k))[:1]
     proprio = sorted(spec_fields.proprio_fields(survey))
     state = join_fields(survey, tuple(proprio))
+    state_layout = _layout(survey, "proprio", proprio)
     layouts = {
-        "action": _layout(survey, "action", actions, state),
-        "proprio": _layout(survey, "proprio", proprio, []),
+        "action": _layout(survey, "action", actions, state, state_layout.layout.names),
+        "proprio": state_layout,
     }
     evidence = {
         f"{part}.{name}" if name != "gripper" else name: text
@@ -116,15 +117,20 @@ def _is_action(field: str) -> bool:
 
 
 def _layout(
-    survey: Survey, part: str, fields: list[str], state: list[np.ndarray]
+    survey: Survey,
+    part: str,
+    fields: list[str],
+    state: Sequence[np.ndarray] = (),
+    state_names: Sequence[str] = (),
 ) -> InferredLayout:
-    """Return the inferred layout of concatenated fields."""
+    """Return the inferred layout of concatenated fields; state: of an action (`infer_layout`)."""
     if not fields:
         return InferredLayout(Layout(names=(), units=(), absolute=(), normalized=()))
     widths = {f: survey.numbers[f][0].shape[1] for f in fields}
     stored = survey.about.get("names", {})
     names = [n for f in fields for n in stored.get(f.removeprefix("observation."), [])]
-    return infer_layout(part, widths, join_fields(survey, tuple(fields)), names, state)
+    columns = join_fields(survey, tuple(fields))
+    return infer_layout(part, widths, columns, names, state, state_names)
 
 
 def join_fields(survey: Survey, fields: tuple[str, ...]) -> list[np.ndarray]:
