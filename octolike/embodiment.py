@@ -28,6 +28,7 @@ MIN_SPREAD = 1e-4
 EXTREME = 0.0005
 REACH = 5.0
 RARE = 3.0
+LARGEST = 1e9  # of any statistic, in any unit: larger ones are no measurement of a robot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +287,78 @@ def embodiments_to_json(embodiments: Sequence[Embodiment]) -> list[dict[str, Any
 
 
 def embodiments_from_json(data: Sequence[Mapping[str, Any]]) -> list[Embodiment]:
-    """Return the records that `embodiments_to_json` wrote; ValueError for other fields."""
+    """Return the records that `embodiments_to_json` wrote; ValueError, in one line, for others."""
+    try:
+        records = _records(data)
+    except (TypeError, AttributeError, KeyError, OverflowError) as error:
+        raise ValueError(
+            f"the embodiment records have another structure ({type(error).__name__}: {error})"
+        ) from None
+    for record in records:
+        check_record(record)
+    return records
+
+
+def check_record(record: Embodiment) -> None:
+    """Raise ValueError, naming the value, for a record that would give impossible actions."""
+    title = f"embodiment {record.name!r}"
+    texts = (record.name, record.robot, record.gripper, *record.datasets, *record.inferred)
+    if not all(isinstance(x, str) for x in texts):
+        raise ValueError(f"{title}: its names are not all texts")
+    if not (isinstance(record.control_hz, (int, float)) and 0 < record.control_hz < 1e5):
+        raise ValueError(f"{title}: control_hz is {record.control_hz!r}; expected actions per s")
+    for part in ("action", "proprio"):
+        layout, statistics = record.layout(part), getattr(record, f"{part}_statistics")
+        if layout is None:
+            continue
+        if not all(isinstance(x, str) for x in (*layout.names, *layout.units)):
+            raise ValueError(f"{title}: the names and units of {part} are not all texts")
+        if not layout.names or len(set(layout.names)) < len(layout.names):
+            raise ValueError(f"{title}: the names of {part} are not distinct: {layout.names}")
+        if not all(isinstance(x, bool) for x in (*layout.absolute, *layout.normalized)):
+            raise ValueError(f"{title}: absolute and normalized of {part} are not all booleans")
+        if statistics is not None:
+            _check_statistics(f"{title}: {part}", layout, statistics)
+
+
+def _check_statistics(title: str, layout: Layout, s: Statistics) -> None:
+    """Raise ValueError for statistics that no data can have."""
+    optional = [x for x in ("low", "high") if getattr(s, x) is not None]
+    for name in (*STATISTICS, *optional):
+        values = getattr(s, name)
+        for d in np.flatnonzero(~np.isfinite(values)):
+            raise ValueError(f"{title} {layout.names[d]!r} has the {name} {values[d]}")
+        for d in np.flatnonzero(np.abs(values) > LARGEST):
+            raise ValueError(
+                f"{title} {layout.names[d]!r} has the {name} {values[d]:.4g} {layout.units[d]}"
+            )
+    pairs = [("min", "max"), ("p01", "p99"), *([("low", "high")] if len(optional) == 2 else [])]
+    for low, high in pairs:
+        for d in np.flatnonzero(getattr(s, low) > getattr(s, high)):
+            raise ValueError(
+                f"{title} {layout.names[d]!r} has {low} {getattr(s, low)[d]:.6g} > {high} "
+                f"{getattr(s, high)[d]:.6g}"
+            )
+    # No spread can exceed the largest value; a rounding error is allowed.
+    largest = np.maximum(np.abs(s.min), np.abs(s.max)) * 1.01 + MIN_SPREAD
+    bad = (s.std < 0) | ((s.std > largest) & np.asarray(layout.normalized, bool))
+    for d in np.flatnonzero(bad):
+        raise ValueError(
+            f"{title} {layout.names[d]!r} has the std {s.std[d]:.4g}, which no values between "
+            f"{s.min[d]:.4g} and {s.max[d]:.4g} can have"
+        )
+    slack = 0.01 * (s.max - s.min) + 1e-3 * np.maximum(np.abs(s.min), np.abs(s.max)) + MIN_SPREAD
+    outside = ((s.mean < s.min - slack) | (s.mean > s.max + slack)) & np.asarray(layout.normalized)
+    for d in np.flatnonzero(outside):
+        raise ValueError(
+            f"{title} {layout.names[d]!r} has the mean {s.mean[d]:.4g}, outside its values "
+            f"{s.min[d]:.4g} to {s.max[d]:.4g}"
+        )
+    if not all(type(n) is int and n >= 0 for n in (s.steps, s.episodes)):
+        raise ValueError(f"{title} statistics: steps {s.steps!r}, episodes {s.episodes!r}")
+
+
+def _records(data: Sequence[Mapping[str, Any]]) -> list[Embodiment]:
     records = []
     for record in data:
         values = dict(_strict(Embodiment, record, "embodiment"))

@@ -33,6 +33,7 @@ marked False under `present`, and the model masks it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -40,6 +41,8 @@ import numpy as np
 
 Batch = dict[str, Any]
 BatchSpec = dict[str, tuple[tuple[int, ...], str]]
+DTYPES = ("uint8", "bool", "int32", "int64", "float16", "float32", "float64")
+MOST_ELEMENTS = 2**31  # of one example of an array: more is a corrupted or hostile batch spec
 
 
 class TokenGroup(NamedTuple):
@@ -176,9 +179,48 @@ def spec_to_json(spec: BatchSpec) -> dict[str, Any]:
     return {k: {"shape": list(s), "dtype": d} for k, (s, d) in spec.items()}
 
 
-def spec_from_json(data: Mapping[str, Any]) -> BatchSpec:
-    """Return the spec that `spec_to_json` wrote."""
-    return {k: (tuple(v["shape"]), v["dtype"]) for k, v in data.items()}
+def spec_from_json(data: Any) -> BatchSpec:
+    """Return the spec that `spec_to_json` wrote; ValueError, in one line, for any other data."""
+    if not isinstance(data, Mapping) or not data:
+        raise ValueError(f"a batch spec is {_short(data)}; expected {{path: shape and dtype}}")
+    spec: BatchSpec = {}
+    for path, entry in data.items():
+        if not isinstance(entry, Mapping) or entry.keys() != {"shape", "dtype"}:
+            raise ValueError(f"batch spec {path!r:.80} is {_short(entry)}; expected shape, dtype")
+        shape, dtype = entry["shape"], entry["dtype"]
+        if dtype not in DTYPES:
+            raise ValueError(f"batch spec {path!r:.80}: unknown dtype {_short(dtype)}")
+        is_shape = isinstance(shape, (list, tuple)) and all(type(n) is int and n > 0 for n in shape)
+        if not is_shape or math.prod(shape) > MOST_ELEMENTS:
+            raise ValueError(f"batch spec {path!r:.80}: impossible shape {_short(shape)}")
+        spec[path] = tuple(shape), dtype
+    try:
+        unflatten(spec)
+    except (AttributeError, TypeError):
+        raise ValueError("a batch spec has an array at the path of a group") from None
+    if len(spec.get("action", ((),))[0]) != 3:
+        raise ValueError("a batch spec lacks 'action' [W, H, A]")
+    return spec
+
+
+def names_from_json(data: Any) -> Names:
+    """Return the names of names.json; ValueError, in one line, for any other data."""
+    if not isinstance(data, Mapping) or not {"datasets", "embodiments"} <= data.keys():
+        raise ValueError(f"the names are {_short(data)}; expected datasets, embodiments, tasks")
+    if unknown := data.keys() - set(Names._fields):
+        raise ValueError(f"unknown kinds of names: {_short(sorted(unknown))}")
+    for kind, names in data.items():
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
+            raise ValueError(f"the names of {kind} are {_short(names)}; expected a list of texts")
+        if len(set(names)) < len(names):
+            raise ValueError(f"the names of {kind} are not distinct: {_short(names)}")
+    return Names(**{kind: tuple(names) for kind, names in data.items()})
+
+
+def _short(value: Any) -> str:
+    """Return a value as text of at most 80 characters, for errors."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _show(leaf: tuple[tuple[int, ...], str]) -> str:

@@ -9,7 +9,12 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples each time, without time limits and without files of their own.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
 
 # Before JAX is imported; the processes that xdist and the tests start inherit these.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -14,13 +14,25 @@ FRAMEWORKS = {"jax", "flax", "optax", "orbax", "tensorflow", "tensorflow_dataset
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "rlds"}
 
 # The ground floor: modules without a framework that every room may import.
-GROUND = {"types", "errors", "config", "files", "tables", "progress", "plain_figure"}
+GROUND = {
+    "types",
+    "errors",
+    "config",
+    "files",
+    "manifest",
+    "owner_file",
+    "tables",
+    "progress",
+    "plain_figure",
+}
 # room: the rooms of octolike that it may import
 MAY_SEE = {
     "types": set(),
     "errors": set(),
     "config": {"config", "errors", "files", "tables"},
     "files": {"errors"},
+    "manifest": {"errors", "files"},
+    "owner_file": {"files"},
     "commands": GROUND,
     "tables": set(),
     "plain_figure": set(),

@@ -169,12 +169,14 @@ def test_a_missing_run_directory_or_checkpoint_lists_the_existing_files(director
 
 
 def test_a_run_file_that_is_not_json_is_named(directory):
+    (directory / "manifest.json").unlink()
     (directory / "batch_spec.json").write_text('{"action"')
     with pytest.raises(RunError, match=r"batch_spec.json is not JSON"):
         checkpoint.load_run(directory)
 
 
 def test_an_unknown_setting_in_the_stored_config_is_named(directory):
+    (directory / "manifest.json").unlink()
     path = directory / "config.json"
     path.write_text(path.read_text().replace('"clip"', '"clipp"'))
     with pytest.raises(ValueError, match="'clipp'; did you mean 'clip'"):

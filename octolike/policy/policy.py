@@ -241,9 +241,17 @@ class Policy:
         """Return normalised chunks [B, H, A of the run] as float32 [B, H, A] in robot units.
 
         states: proprio [B, P] at the first actions, in robot units (`states`).
+
+        Raises FloatingPointError if they are not finite.
         """
         robot_actions = actions[..., : len(self.embodiment.learned)]
-        return np.asarray(self.embodiment.decode(robot_actions, states), np.float32)
+        decoded = np.asarray(self.embodiment.decode(robot_actions, states), np.float32)
+        if not np.isfinite(decoded).all():
+            raise FloatingPointError(
+                f"un-normalised actions of {self.embodiment.name} are not finite; do not execute "
+                "them. Check the observed proprio and the statistics in embodiments.json"
+            )
+        return decoded
 
 
 def _build_parts(run: Run, embodiment: str | None, batch_size: int) -> PolicyParts:

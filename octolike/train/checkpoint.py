@@ -12,9 +12,10 @@
       text_encoder/      config.json of a pretrained one, and its weights if it stays frozen
       scores.json        validation scores at each checkpoint (octolike.train.retention)
       checkpoints/       octolike.train.checkpoint_store
+      manifest.json      sha256 of the files above that do not change (octolike.train.run_manifest)
 
-All but the last two are written before the first step, so a run can be loaded from its directory
-alone.
+All but the scores and checkpoints are written before the first step, so a run can be loaded from
+its directory alone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from octolike import files, types
 from octolike.config import (
@@ -47,15 +48,16 @@ from octolike.errors import RunError
 from octolike.files import Path, PathLike
 from octolike.model import language
 from octolike.text import TOKENIZERS
-from octolike.train import lora, optimizer
+from octolike.train import lora, run_manifest
 from octolike.train.checkpoint_store import (
     CHECKPOINTS,
     checkpoint_steps,
     first_line,
-    read_arrays,
+    read_policy_params,
 )
 from octolike.train.state import Params
 
+_Value = TypeVar("_Value")
 FILES = {
     "config.json": "the run's config",
     "embodiments.json": "the robots' action and proprio layouts with their statistics",
@@ -134,8 +136,9 @@ def write_run_files(
         build_component(TOKENIZERS, source.data.text, "data.text").save(directory / TOKENIZER)
     if not (directory / TEXT_ENCODER).is_dir():
         language.write(dataclasses.asdict(source.model), directory / TEXT_ENCODER)
-    for name, text in _contents(config, embodiments, spec, names).items():
-        files.write_text(directory / name, text)
+    run_manifest.write_with(
+        directory, _contents(config, embodiments, spec, names), config.data.specs
+    )
 
 
 def with_own_files(config: Config, directory: PathLike) -> Config:
@@ -196,6 +199,7 @@ def check_same_run(
                 "directory (--config.workdir=...) for a new one, or move the old directory away."
             )
         return False
+    run_manifest.check(directory, run_manifest.KEPT)
     for name, text in _contents(config, embodiments, spec, names).items():
         if name == "versions.json" or not (directory / name).exists():
             continue
@@ -264,35 +268,71 @@ def load_run(run_dir: PathLike, step: int | None = None, plugin_files: Sequence[
 
     Raises:
         FileNotFoundError: a missing file or checkpoint; the message lists the existing ones.
-        ValueError: a corrupted file or checkpoint.
+        RunError: a file or checkpoint that is corrupted or differs from its manifest.
+        ConfigError: a config of another version, or plug-ins that are not allowed.
     """
     directory = files.as_path(run_dir)
     if not directory.is_dir():
         raise FileNotFoundError(f"no run directory {directory}; {_listing(directory.parent)}")
-    texts = {}
     for name, purpose in FILES.items():
-        path = directory / name
-        if not path.is_file():
+        if not (directory / name).is_file():
             raise FileNotFoundError(
                 f"{directory} has no {name} ({purpose}; written by octolike train before the "
                 f"first step): {_listing(directory)}"
             )
-        texts[name] = _read_json(path)
+    run_manifest.check(directory)
+    texts = {name: _read_json(directory / name) for name in FILES}
     copies = plugins.allow(directory, plugin_files)
     config = from_json(json.dumps(texts["config.json"]), str(directory / "config.json"))
     config = dataclasses.replace(resolved(config, directory), plugins=copies)
-    step, params = _read_policy_params(directory, step)
+    step, params = load_params(directory, step)
+    embodiments = _parsed(directory, "embodiments.json", embodiments_from_json, texts)
+    names = _parsed(directory, "names.json", types.names_from_json, texts)
+    if (records := tuple(e.name for e in embodiments)) != names.embodiments:
+        raise RunError(
+            f"{directory}: embodiments.json has the robots {records}, but names.json "
+            f"{names.embodiments}; restore the files that training wrote"
+        )
+    spec = _parsed(directory, "batch_spec.json", types.spec_from_json, texts)
+    widest, width = max((len(e.learned) for e in embodiments), default=0), spec["action"][0][-1]
+    if widest > width:
+        raise RunError(
+            f"{directory}: a robot of embodiments.json has {widest} action dimensions, but "
+            f"batch_spec.json {width}; restore the files that training wrote"
+        )
     return Run(
         config=with_own_files(config, directory),
-        embodiments=embodiments_from_json(texts["embodiments.json"]),
-        spec=types.spec_from_json(texts["batch_spec.json"]),
-        names=types.Names(**{k: tuple(v) for k, v in texts["names.json"].items()}),
+        embodiments=embodiments,
+        spec=spec,
+        names=names,
         params=lora.merge(params, config.optim.lora_scale),
         step=step,
     )
 
 
-def _read_policy_params(directory: Path, step: int | None) -> tuple[int, Params]:
+def _parsed(
+    directory: Path, name: str, parse: Callable[[Any], _Value], texts: Mapping[str, Any]
+) -> _Value:
+    """Return the parsed content of a JSON file of a run; RunError names the file."""
+    try:
+        return parse(texts[name])
+    except ValueError as error:
+        raise RunError(
+            f"{directory / name} is malformed: {error}. Restore the file that training wrote"
+        ) from error
+
+
+def load_params(run_dir: PathLike, step: int | None = None) -> tuple[int, Params]:
+    """Return (step, parameters of the policy) of a checkpoint, its files checked before.
+
+    The one way to parameters for inference: `load_run`, and a server that follows a run. LoRA's
+    updates are not merged. step: default: the newest.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint; the message lists the existing ones.
+        RunError: the checkpoint is corrupted or differs from its manifest.
+    """
+    directory = files.as_path(run_dir)
     folder = directory / CHECKPOINTS
     steps = checkpoint_steps(folder)
     if not steps:
@@ -303,9 +343,7 @@ def _read_policy_params(directory: Path, step: int | None) -> tuple[int, Params]
         raise FileNotFoundError(f"{folder} has no checkpoint {step}; it has {steps}")
     step = steps[-1] if step is None else step
     try:
-        params = read_arrays(folder / str(step), "params")
-        if (folder / str(step) / "ema").is_dir():
-            params = optimizer.merge(params, read_arrays(folder / str(step), "ema"))
+        params = read_policy_params(folder, step)
     except Exception as error:  # orbax passes on ValueError, KeyError, …
         remaining = [s for s in steps if s != step]
         remedy = f"; load another checkpoint with step=, one of {remaining}" if remaining else ""

@@ -1,6 +1,7 @@
 """The checkpoints of a run: workdir/checkpoints/<step>/{params, ema, optimizer, data}.
 
-They are written in the background; a checkpoint gets its name <step> only once it is complete.
+They are written in the background; a checkpoint gets its name <step> only once it is complete and
+has a manifest of its files (checkpoint_manifest), which is checked before they are used.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import itertools
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,11 +22,12 @@ import orbax.checkpoint as ocp
 from octolike import files
 from octolike.errors import RunError
 from octolike.files import Path, PathLike
-from octolike.train import optimizer, sharding
+from octolike.train import checkpoint_manifest, optimizer, sharding
 from octolike.train.retention import RetentionPolicy
 from octolike.train.state import Params, TrainState, merge_strictly
 
 CHECKPOINTS = "checkpoints"
+LONGEST = 600  # characters of a library's error
 
 
 class SaveError(OSError):
@@ -51,10 +54,12 @@ class CheckpointStore:
         self.directory = files.absolute(workdir) / CHECKPOINTS
         self._policy = RetentionPolicy(self.directory.parent, keep, keep_every, keep_best)
         self._saving: tuple[int, int] | None = None  # step and bytes
+        self._started, self._cost_shown = 0.0, False
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            temporary_path_class=checkpoint_manifest.temporary_path_class(self.directory),
         )
         with _quiet_orbax():
             self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -113,7 +118,7 @@ class CheckpointStore:
             items["ema"] = ocp.args.StandardSave(state.ema)
         size = sum(x.nbytes for x in jax.tree.leaves((state.all_params(), state.opt_state)))
         size += sum(x.nbytes for x in jax.tree.leaves(state.ema))
-        self._saving = step, size
+        self._saving, self._started = (step, size), time.perf_counter()
         try:
             if scores:
                 self._policy.record(step, scores, write=sharding.is_first())
@@ -145,6 +150,10 @@ class CheckpointStore:
                 self._manager.wait_until_finished()
         except Exception as error:  # orbax passes on whatever its storage raises
             raise self._save_error(step, size, error) from error
+        if not self._cost_shown:
+            self._cost_shown = True
+            if cost := checkpoint_manifest.describe_cost(self.directory, self._started):
+                print(cost)
 
     def close(self) -> None:
         """Wait for the save under way, and close; raise SaveError if it failed."""
@@ -183,6 +192,7 @@ class CheckpointStore:
         errors: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
+                self._check_step(step)
                 stored = read_shapes(self.directory / str(step), "params")
             except Exception as error:  # orbax passes on ValueError, KeyError, …
                 errors[step] = error
@@ -202,6 +212,17 @@ class CheckpointStore:
             f"no checkpoint can be read. {self.directory}:{lines}\n"
             "Move that folder away to start again from step 0."
         )
+
+    def _check_step(self, step: int) -> None:
+        """Raise RunError in all processes if the first one finds a checkpoint damaged."""
+        fault = ""
+        if sharding.is_first():
+            try:
+                checkpoint_manifest.check(self.directory / str(step))
+            except RunError as error:
+                fault = str(error)
+        if sharding.agree_on_fault(bool(fault)):
+            raise RunError(fault or "the first process finds its files damaged")
 
     def _restore_step(
         self, step: int, abstract_state: TrainState
@@ -250,6 +271,19 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in paths if path.name.isdigit())
 
 
+def read_policy_params(folder: Path, step: int) -> Params:
+    """Return the parameters of a checkpoint that a policy uses: averaged ones if it has them.
+
+    numpy arrays. Its files are checked against their manifest first. Raises RunError, or whatever
+    orbax raises.
+    """
+    checkpoint_manifest.check(folder / str(step))
+    params = read_arrays(folder / str(step), "params")
+    if (folder / str(step) / "ema").is_dir():
+        params = optimizer.merge(params, read_arrays(folder / str(step), "ema"))
+    return params
+
+
 def read_shapes(checkpoint: Path, item: str) -> Params:
     """Return the nested dict of array metadata (shape, dtype) of a checkpoint's item."""
     # The handler raises the reason for unreadable metadata. `Checkpointer.metadata` and orbax's v1
@@ -269,8 +303,9 @@ def read_arrays(checkpoint: Path, item: str) -> Params:
 
 
 def first_line(error: Exception) -> str:
-    """Return the type and the first line of an error."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    """Return the type and the first line of an error; of an error of a run, only the line."""
+    name = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+    return f"{name}{error}".splitlines()[0][:LONGEST]
 
 
 @contextlib.contextmanager

@@ -103,6 +103,13 @@ def agree_on_signal(signum: int | None, step: int) -> int | None:
     return int(multihost_utils.process_allgather(np.int32(signum or 0)).max()) or None
 
 
+def agree_on_fault(fault: bool) -> bool:
+    """Return whether any process has found a fault, in all of them."""
+    if jax.process_count() == 1:
+        return fault
+    return bool(multihost_utils.process_allgather(np.bool_(fault)).any())
+
+
 def make_mesh(fsdp: int = 1) -> Mesh:
     """Return the mesh of all devices of all processes, axes "data" and "fsdp"; fsdp 0: all.
 
