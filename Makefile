@@ -20,6 +20,7 @@ RUN := runs/quickstart
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock \
 	  || $(BIN)/python -m pip install --quiet -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps openpi-client==0.1.2  # for tests; it pins numpy < 2 but runs with 2
 	@touch $@
 
 quickstart: gl .venv/ready

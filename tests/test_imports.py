@@ -109,7 +109,8 @@ def test_scripts_are_thin(path):
         ("octolike.config", ["numpy", "jax", "tensorflow", "ml_collections"]),
         ("octolike.types", ["jax", "tensorflow"]),
         ("octolike.files", ["numpy", "jax", "tensorflow"]),
-        ("octolike.policy", ["tensorflow", "tensorflow_datasets"]),
+        ("octolike.policy.policy", ["tensorflow", "tensorflow_datasets"]),
+        ("octolike.policy.client", ["jax", "flax", "tensorflow", "ml_collections", "PIL"]),
         ("octolike.train.loop", ["tensorflow", "tensorflow_datasets"]),
         ("octolike.evaluation.rollouts", ["tensorflow", "mujoco"]),
     ],
@@ -120,6 +121,19 @@ def test_import_stays_light(module, forbidden):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+CLIENT = ("octolike.policy.client", "octolike.policy.wire")
+
+
+@pytest.mark.parametrize("module", CLIENT)
+def test_a_client_needs_numpy_msgpack_websockets_and_python_3_10(module):
+    path = PACKAGE.parent / f"{module.replace('.', '/')}.py"
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+    roots = {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names
+    assert roots <= {"numpy", "msgpack", "websockets", "PIL", "octolike"}
+    inside = {name for name in imports(path) if name.startswith("octolike.")}
+    assert inside <= {"octolike.policy", *CLIENT}
 
 
 # Rooms inside octolike/data: its sub-folders and single files.
