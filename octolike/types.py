@@ -115,6 +115,19 @@ class DataSource(Protocol):
         """Return a table that describes the data."""
 
 
+class Prefix(NamedTuple):
+    """The actions that a robot plans for the first steps of a chunk, for real-time chunking.
+
+    action: float32 [B, H, A], normalised. known: bool [B, H], True for actions that the robot will
+    certainly have executed when the chunk arrives. weight: float32 [B, H] in [0, 1], how closely
+    the chunk must follow an action; 0: not at all.
+    """
+
+    action: Any
+    known: Any
+    weight: Any
+
+
 class Context(NamedTuple):
     """The task and robot that a head predicts a chunk for.
 

@@ -108,6 +108,11 @@ def add_absent_cameras(config: Json) -> Json:
     return _default(config, "data", "absent_cameras", [])
 
 
+def add_real_time_chunking(config: Json) -> Json:
+    """Add guidance and prefix to denoising heads: before format 3, they had no such prefix."""
+    return _apply(config, ("model", "heads", "*"), _add_prefix)
+
+
 def add_text_segmentation(config: Json) -> Json:
     """Add the hash tokenizer's segmentation: before format 3, it split texts into words alone."""
     data = config.get("data")
@@ -151,6 +156,7 @@ CHANGES = (
         add_representation,
         add_resize,
         add_text_segmentation,
+        add_real_time_chunking,
         add_absent_cameras,
         drop_service,
         add_lanes,
@@ -197,6 +203,14 @@ def _fill_component(open_set: str, component: Any) -> Any:
         if inner:
             component = {**component, name: _fill_component(inner, value)}
     return component
+
+
+def _add_prefix(head: Any) -> Any:
+    if not isinstance(head, dict):
+        return head  # an error that reading it reports
+    if head.get("kind") in ("diffusion", "flow"):
+        return {"guidance": 5.0, "prefix": 0, **head}
+    return {k: _add_prefix(v) if k == "head" else v for k, v in head.items()}
 
 
 def _rename(config: Json, section: str, old: str, new: str) -> Json:

@@ -89,6 +89,10 @@ def attend(
         return nn.DenseGeneral(shape, dtype=dtype, kernel_init=init, name=name)(tokens)
 
     query, key, value = project("query", x), project("key", context), project("value", context)
+    if mask is not None:
+        # Under vmap (heads with parameters per example) jax's batching of the cuDNN call reshapes
+        # the mask to all heads, so it must have them.
+        mask = jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:]))
     heads_BxnxHxDh = dot_product(query, key, value, mask)
     out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=dtype, kernel_init=init, name="out")
     return out(heads_BxnxHxDh)

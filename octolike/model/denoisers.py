@@ -1,9 +1,11 @@
 """Networks of diffusion and flow heads: noised chunk, time and readout embedding to a chunk.
 
-    network(embedding [..., D], x [..., F], time [..., 1], train=) → float32 [..., F]
+    network(embedding [..., D], x [..., F], time [..., 1], known, train=) → float32 [..., F]
 
 A chunk is flattened to F = H · A values, action dimensions innermost; the leading axes are
-arbitrary but equal. Dropout uses the stream "dropout", in training only.
+arbitrary but equal. known: bool [..., H], True for actions of x that are clean (real-time
+chunking); None without such a prefix. Its weights start at zero: a network that had none keeps its
+function. Dropout uses the stream "dropout", in training only.
 
     mlp          a residual MLP over the concatenated inputs, as in Octo
     unet         convolutions along the chunk at several scales (Diffusion Policy, Chi et al. 2023)
@@ -38,6 +40,14 @@ class Denoiser(nn.Module):
         t = nn.swish(nn.Dense(2 * self.time_width, dtype=self.dtype, name="time_in")(t))
         return nn.Dense(self.time_width, dtype=self.dtype, name="time_out")(t)
 
+    def add_known(self, h: jax.Array, known: jax.Array) -> jax.Array:
+        """Return h [..., D] plus a linear map of flags known [..., n] to its width."""
+        init = nn.initializers.zeros
+        dense = nn.Dense(
+            h.shape[-1], use_bias=False, dtype=self.dtype, kernel_init=init, name="known"
+        )
+        return h + dense(known.astype(self.dtype))
+
 
 class MLP(Denoiser):
     """Blocks of h + down(swish(up(norm(drop(h))))) over (time, embedding, noised actions)."""
@@ -50,7 +60,13 @@ class MLP(Denoiser):
 
     @nn.compact
     def __call__(
-        self, embedding: jax.Array, x: jax.Array, time: jax.Array, *, train: bool = False
+        self,
+        embedding: jax.Array,
+        x: jax.Array,
+        time: jax.Array,
+        known: jax.Array | None = None,
+        *,
+        train: bool = False,
     ) -> jax.Array:
         def dense(width: int, name: str) -> nn.Dense:
             return nn.Dense(width, dtype=self.dtype, name=name)
@@ -58,6 +74,8 @@ class MLP(Denoiser):
         t = self.time_features(time)
         h = jnp.concatenate([t, embedding.astype(t.dtype), x.astype(t.dtype)], axis=-1)
         h = dense(self.hidden, "in")(h)
+        if known is not None:
+            h = self.add_known(h, known)
         for i in range(self.blocks):
             y = nn.Dropout(self.dropout, deterministic=not train)(h)
             if self.layer_norm:
@@ -89,7 +107,13 @@ class UNet(Denoiser):
 
     @nn.compact
     def __call__(
-        self, embedding: jax.Array, x: jax.Array, time: jax.Array, *, train: bool = False
+        self,
+        embedding: jax.Array,
+        x: jax.Array,
+        time: jax.Array,
+        known: jax.Array | None = None,
+        *,
+        train: bool = False,
     ) -> jax.Array:
         t = self.time_features(time)
         condition = jnp.concatenate([t, embedding.astype(t.dtype)], axis=-1)
@@ -110,6 +134,8 @@ class UNet(Denoiser):
             if i:
                 h = conv(features, 3, f"shrink_{i}", stride=2)(h)
             h = block(h, features, f"down_{i}")
+            if known is not None and not i:
+                h = self.add_known(h, known.reshape(len(condition), self.horizon, 1))
             skips.append(h)
         h = block(h, self.features[-1], "middle")
         for i, features in reversed(list(enumerate(self.features))):
@@ -140,18 +166,27 @@ class TransformerDenoiser(Denoiser):
 
     @nn.compact
     def __call__(
-        self, embedding: jax.Array, x: jax.Array, time: jax.Array, *, train: bool = False
+        self,
+        embedding: jax.Array,
+        x: jax.Array,
+        time: jax.Array,
+        known: jax.Array | None = None,
+        *,
+        train: bool = False,
     ) -> jax.Array:
         def token(parts: jax.Array, name: str) -> jax.Array:
             tokens = nn.Dense(self.width, dtype=self.dtype, name=name)(parts)
             return tokens.reshape(-1, tokens.shape[-2], self.width)
 
         actions = x.reshape(*x.shape[:-1], self.horizon, -1)
+        action_tokens = token(actions, "in")
+        if known is not None:
+            action_tokens = self.add_known(action_tokens, known.reshape(-1, self.horizon, 1))
         h = jnp.concatenate(
             [
                 token(self.time_features(time)[..., None, :], "time"),
                 token(embedding[..., None, :], "embedding"),
-                token(actions, "in"),
+                action_tokens,
             ],
             axis=1,
         )

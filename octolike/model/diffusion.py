@@ -8,15 +8,23 @@ A sampler takes its initial and added noise as arguments: the same noise gives t
 all) is False for dimensions that an embodiment lacks: they had x_0 = 0 in training, so they are
 kept at the noise level of a zero action. With `path`, samplers return all iterates,
 [1 + steps, ..., F], starting with the noise.
+
+`guided_noise` and `guided_velocity` steer a sampler towards given actions (`types.Prefix`), for
+real-time chunking (Black et al. 2025, "Real-time execution of action chunking flow policies"): the
+gradient of the weighted error of the estimated clean chunk, through the network, is added with a
+clipped factor. A weight of 0 everywhere changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+UNROLL = 20  # steps of a sampler per iteration of its loop; more only lengthen the compilation
 
 
 def cosine_betas(steps: int, offset: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
@@ -61,7 +69,7 @@ def ddpm(
         return y, y if path else None
 
     inputs = (times, scale, noise_scale, sigma, level, z)
-    return _end_or_path(x, *jax.lax.scan(step, x, jax.tree.map(jnp.asarray, inputs)))
+    return _end_or_path(x, *_steps(step, x, jax.tree.map(jnp.asarray, inputs)))
 
 
 def ddim(
@@ -93,7 +101,7 @@ def ddim(
         return y, y if path else None
 
     inputs = jax.tree.map(jnp.asarray, (times, bars, next_bars))
-    return _end_or_path(x, *jax.lax.scan(step, x, inputs))
+    return _end_or_path(x, *_steps(step, x, inputs))
 
 
 def euler(
@@ -112,7 +120,63 @@ def euler(
         y = y if valid is None else jnp.where(valid, y, (1 - (i + 1) / steps) * start)
         return y, y if path else None
 
-    return _end_or_path(x, *jax.lax.scan(step, x, jnp.arange(steps)))
+    return _end_or_path(x, *_steps(step, x, jnp.arange(steps)))
+
+
+def _steps(step: Callable[..., Any], x: jax.Array, inputs: Any) -> Any:
+    """Scan over the steps of a sampler, unrolled: a loop costs an accelerator a launch per step."""
+    return jax.lax.scan(step, x, inputs, unroll=UNROLL)
+
+
+def guided_velocity(
+    velocity_at: Callable[[jax.Array, jax.Array], jax.Array],
+    target: jax.Array,
+    weight: jax.Array,
+    limit: float,
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Return velocity_at, guided to the target [..., F]; weight: like it; limit: the paper's β."""
+
+    def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        def clean_at(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            velocity = velocity_at(x, t)
+            return x + (1 - t) * velocity, velocity
+
+        clean, pull_back, velocity = jax.vjp(clean_at, x, has_aux=True)
+        (gradient,) = pull_back(weight * (target - clean))
+        # (1 − t) / (t · r²) with r² = (1 − t)² / (t² + (1 − t)²)
+        ideal = (t**2 + (1 - t) ** 2) / jnp.maximum(t * (1 - t), 1e-6)
+        return velocity + jnp.minimum(limit, ideal) * gradient
+
+    return guided
+
+
+def guided_noise(
+    noise_at: Callable[[jax.Array, jax.Array], jax.Array],
+    betas: np.ndarray,
+    target: jax.Array,
+    weight: jax.Array,
+    limit: float,
+    clip: float,
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Return noise_at, guided to the target [..., F] with weights like it.
+
+    With x = x_t / (√ᾱ + √(1 − ᾱ)) at the time √ᾱ / (√ᾱ + √(1 − ᾱ)), a diffusion is a flow; the
+    factors of `guided_velocity` become min(limit · √ᾱ, 1 / √(1 − ᾱ)) for the noise.
+    """
+    bars = jnp.asarray(alpha_bars(betas))
+
+    def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        signal, level = jnp.sqrt(bars[t]), jnp.sqrt(1 - bars[t])
+
+        def clean_at(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            noise = noise_at(x, t)
+            return (x - level * noise) / signal, noise
+
+        clean, pull_back, noise = jax.vjp(clean_at, x, has_aux=True)
+        (gradient,) = pull_back(weight * (target - jnp.clip(clean, -clip, clip)))
+        return noise - jnp.minimum(limit * signal, 1 / level) * gradient
+
+    return guided
 
 
 def _end_or_path(start: jax.Array, end: jax.Array, iterates: jax.Array | None) -> jax.Array:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from flax.core import freeze
 
 from octolike.config import ConfigError, option, unknown
-from octolike.types import Context, Names, TokenGroup
+from octolike.types import Context, Names, Prefix, TokenGroup
 
 BY = {"embodiment": "embodiments", "task": "tasks"}
 
@@ -66,12 +66,28 @@ class PerGroup(nn.Module):
     def __call__(self, group: TokenGroup, action: jax.Array, context: Context) -> jax.Array:
         return self._run("__call__", group, action, context)
 
-    def sample(self, group: TokenGroup, dims: jax.Array | None, context: Context) -> jax.Array:
-        return self._run("sample", group, dims, context)
+    def sample(
+        self,
+        group: TokenGroup,
+        dims: jax.Array | None,
+        context: Context,
+        *,
+        noise: dict[str, jax.Array] | None = None,
+        prefix: Prefix | None = None,
+    ) -> jax.Array:
+        return self._run("sample", group, dims, context, noise=noise, prefix=prefix)
+
+    def draw(self, batch: int) -> dict[str, jax.Array]:
+        return inner_draw(self, batch)
 
     @nn.compact
     def _run(
-        self, method: str, group: TokenGroup, values: jax.Array | None, context: Context
+        self,
+        method: str,
+        group: TokenGroup,
+        values: jax.Array | None,
+        context: Context,
+        **options: Any,
     ) -> jax.Array:
         """Call the inner head's `method` with the parameters of each example's group."""
         head = self.head.clone(parent=None, name=None)  # a function of parameters, owning none
@@ -85,8 +101,10 @@ class PerGroup(nn.Module):
 
         def run(group_of_tile: jax.Array, example: jax.Array, rngs: dict[str, jax.Array]):
             params = jax.tree.map(lambda x: jnp.asarray(x)[group_of_tile], stacked)
-            inputs = jax.tree.map(lambda x: jnp.asarray(x)[example], (group, values, context))
-            return head.apply({"params": params}, *inputs, rngs=rngs, method=method)
+            *inputs, own = jax.tree.map(
+                lambda x: jnp.asarray(x)[example], (group, values, context, options)
+            )
+            return head.apply({"params": params}, *inputs, **own, rngs=rngs, method=method)
 
         out = jax.vmap(run)(tiles.group, tiles.example, keys)
         return out.reshape(-1, *out.shape[2:])[tiles.place]
@@ -142,6 +160,17 @@ def inner_init(key: jax.Array, head: nn.Module, group: TokenGroup, context: Cont
     shape = (*group.tokens.shape[:2], head.horizon, head.action_dim)
     rngs = dict(zip(("params", "noise"), jax.random.split(key), strict=True))
     return head.init(rngs, group, jnp.zeros(shape), context)["params"]
+
+
+def inner_draw(wrapper: Any, batch: int) -> dict[str, jax.Array]:
+    """Return the noise of a wrapped head's chunks, each from a key of its own (`Head.draw`)."""
+    head = wrapper.head.clone(parent=None, name=None)
+
+    def draw_one(key: jax.Array) -> dict[str, jax.Array]:
+        noise = head.apply({}, 1, rngs={"noise": key}, method="draw")
+        return jax.tree.map(lambda x: x[0], noise)
+
+    return jax.vmap(draw_one)(jax.random.split(wrapper.make_rng("noise"), batch))
 
 
 def membership(

@@ -7,6 +7,7 @@ A head predicts a chunk per timestep of the window in training, and for the last
                                        → errors float32 [B, W, H, A]: their masked mean is the loss
     head.sample(group, dims, context)  dims: bool [B, A], False: the embodiment lacks it; or None
                                        → float32 [B, H, A], normalised actions
+    head.draw(batch)                   → the noise that `sample` takes as `noise`, [B, ...] per leaf
 
 `context` (`Context`) identifies the robot and the task, for heads that differ between them:
 `groups.PerGroup` and `hypernet.Hypernet` wrap any other head.
@@ -15,6 +16,11 @@ Masked actions have no influence: their errors are left out of the loss, and no 
 errors of different values. The network zeros them first, because denoising heads feed the noised
 chunk to their network; in inference these heads keep the dimensions absent in `dims` at the noise
 level of a zero action.
+
+Real-time chunking: the robot executes the first actions of the next chunk (`types.Prefix`) while
+that chunk is computed. Denoising heads make the new chunk continue them: by guidance (`diffusion`),
+or, if they were trained with a `prefix`, with these actions as a clean input, which they return
+unchanged. Other heads refuse a prefix.
 
 Random streams: "noise", and "dropout" in training only.
 
@@ -41,7 +47,7 @@ from octolike.model import denoisers, diffusion
 from octolike.model.groups import PerGroup, membership
 from octolike.model.hypernet import Hypernet
 from octolike.model.pooling import AttentionPooling
-from octolike.types import BatchSpec, Context, Names, TokenGroup
+from octolike.types import BatchSpec, Context, Names, Prefix, TokenGroup
 
 POOLINGS = ("mean", "attention")
 PREDICTIONS = ("noise", "sample")
@@ -84,6 +90,22 @@ class Head(nn.Module):
             return pooled(group)
         return self.pool(*group)[..., 0, :]
 
+    def draw(self, batch: int) -> dict[str, jax.Array]:
+        """Return the noise of `batch` chunks from the stream "noise"; {} if sampling needs none.
+
+        It depends on no parameter.
+        """
+        return {}
+
+    def refuse_prefix(self, prefix: Prefix | None) -> None:
+        """Raise ConfigError if there is a prefix."""
+        if prefix is not None:
+            raise ConfigError(
+                f"real-time chunking needs a diffusion or flow head; the head {type(self).__name__}"
+                " predicts a chunk in one pass and cannot continue a prefix: execute its chunks "
+                "without real_time, or smooth them with an ensemble"
+            )
+
     def check(self, action: jax.Array) -> None:
         """Raise ConfigError for actions of another size than this head's."""
         if action.shape[-2:] != (self.horizon, self.action_dim):
@@ -116,6 +138,23 @@ class Denoising(Head):
         1, "(time, noise) draws per readout in training: a cheap way to a calmer gradient", low=1
     )
     clip: float = option(5.0, "normalised actions are clipped to ±clip", low=0)
+    guidance: float = option(
+        5.0, "largest factor of the guidance of real-time chunking (β of Black et al. 2025)", low=0
+    )
+    prefix: int = option(
+        0,
+        "real-time chunking learned in training: the largest delay, in actions at the front of a "
+        "chunk that are given clean and have no loss; it must be below the horizon. 0: guidance",
+        low=0,
+    )
+
+    def __post_init__(self) -> None:
+        if self.prefix and self.prefix >= self.horizon:
+            raise ConfigError(
+                f"prefix is {self.prefix}; it must be below the chunk's {self.horizon} actions "
+                "(data.horizon)"
+            )
+        super().__post_init__()
 
     def setup(self) -> None:
         super().setup()
@@ -126,14 +165,75 @@ class Denoising(Head):
     def reach(self) -> tuple[float, float]:
         return -self.clip, self.clip
 
-    def bind_network(self, group: TokenGroup) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """Return the network over (x [B, F], time scalar) for the last timestep."""
+    def bind_network(
+        self, group: TokenGroup, prefix: Prefix | None = None
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """Return the network over (x [B, F], time scalar) for the last timestep.
+
+        A head trained with a `prefix` sees the known actions instead of those of x.
+        """
         embedding = self.embed(_last(group))[:, 0]
         score, variables = self.score.unbind()  # a scan must not touch a bound module
-        return lambda x, t: cast(
-            jax.Array,
-            score.apply(variables, embedding, x, jnp.broadcast_to(t, (*x.shape[:-1], 1))),
-        )
+        known = None
+        if self.prefix:
+            none = jnp.zeros((len(embedding), self.horizon), bool)
+            known = none if prefix is None else prefix.known
+
+        def network(x: jax.Array, t: jax.Array) -> jax.Array:
+            x = self.keep_known(x, prefix)
+            time = jnp.broadcast_to(t, (*x.shape[:-1], 1))
+            return cast(jax.Array, score.apply(variables, embedding, x, time, known))
+
+        return network
+
+    def keep_known(self, x: jax.Array, prefix: Prefix | None) -> jax.Array:
+        """Return chunks x [..., F] with the known actions, if the head was trained with them."""
+        if prefix is None or not self.prefix:
+            return x
+        known = jnp.repeat(prefix.known, self.action_dim, axis=-1)
+        return jnp.where(known, _flat(prefix.action), x)
+
+    def guidance_of(
+        self, prefix: Prefix | None, valid: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array] | None:
+        """Return (target, weight), [B, F], of the guidance; None for none."""
+        if prefix is None or self.prefix:
+            return None
+        weight = jnp.repeat(prefix.weight, self.action_dim, axis=-1)
+        weight = weight if valid is None else weight * valid
+        return jnp.clip(_flat(prefix.action), -self.clip, self.clip), weight
+
+    def draw_prefix(self, shape: tuple[int, ...]) -> jax.Array | None:
+        """Return known, bool [*shape, H], of simulated delays 0 to `prefix`; None without."""
+        if not self.prefix:
+            return None
+        key = jax.random.fold_in(self.make_rng("noise"), 1)
+        delay = jax.random.randint(key, (*shape, 1), 0, self.prefix + 1)
+        return jnp.arange(self.horizon) < delay
+
+    def training_errors(
+        self,
+        embedding: jax.Array,
+        x: jax.Array,
+        clean: jax.Array,
+        target: jax.Array,
+        time: jax.Array,
+        known: jax.Array | None,
+    ) -> jax.Array:
+        """Return squared errors [B, W, H, A], the mean over K draws, of the network's output.
+
+        x, target: [K, B, W, F]; clean: [B, W, F]; known: bool [K, B, W, H], those actions are given
+        clean and have no error, and the others count as much more as makes their mean that of H.
+        """
+        if known is not None:
+            x = jnp.where(jnp.repeat(known, self.action_dim, axis=-1), clean, x)
+        embedding = _repeat(embedding, len(time))
+        out = self.score(embedding, x, time, known, train=self.has_rng("dropout"))
+        errors = _chunk((out - target) ** 2, self.action_dim)
+        if known is not None:
+            count = self.horizon - known.sum(axis=-1, keepdims=True)
+            errors = errors * (~known * self.horizon / count)[..., None]
+        return errors.mean(axis=0) * self.action_dim
 
 
 class Diffusion(Denoising):
@@ -173,33 +273,46 @@ class Diffusion(Denoising):
         key_time, key_noise = jax.random.split(self.make_rng("noise"))
         time = jax.random.randint(key_time, (*shape, 1), 0, self.steps)
         noise = jax.random.normal(key_noise, (*shape, self.horizon * self.action_dim))
-        return self.errors(group, action, time, noise)
+        return self.errors(group, action, time, noise, self.draw_prefix(shape))
 
     def errors(
-        self, group: TokenGroup, action: jax.Array, time: jax.Array, noise: jax.Array
+        self,
+        group: TokenGroup,
+        action: jax.Array,
+        time: jax.Array,
+        noise: jax.Array,
+        known: jax.Array | None = None,
     ) -> jax.Array:
-        """Return errors for given draws: integer time [K, B, W, 1] and noise [K, B, W, F]."""
+        """Return errors for given draws: integer time [K, B, W, 1] and noise [K, B, W, F].
+
+        known: bool [K, B, W, H], the prefix of each chunk that is given clean.
+        """
         self.check(action)
         x0 = jnp.clip(_flat(action), -self.clip, self.clip)
         bar = jnp.asarray(diffusion.alpha_bars(self.betas))[time]
         x = jnp.sqrt(bar) * x0 + jnp.sqrt(1 - bar) * noise
-        embedding = _repeat(self.embed(group), len(time))
-        out = self.score(embedding, x, time, train=self.has_rng("dropout"))
-        target = noise if self.prediction == "noise" else x0
-        return ((out - target) ** 2).mean(axis=0).reshape(action.shape) * self.action_dim
+        target = noise if self.prediction == "noise" else jnp.broadcast_to(x0, noise.shape)
+        return self.training_errors(self.embed(group), x, x0, target, time, known)
 
     def sample(
         self,
         group: TokenGroup,
         dims: jax.Array | None = None,
         context: Context | None = None,
+        *,
+        noise: dict[str, jax.Array] | None = None,
+        prefix: Prefix | None = None,
     ) -> jax.Array:
-        shape = (group.tokens.shape[0], self.horizon * self.action_dim)
+        noise = noise or self.draw(len(group.tokens))
+        z = jnp.moveaxis(noise["z"], 1, 0)
+        return self.denoise(group, noise["x"], z, dims, prefix)
+
+    def draw(self, batch: int) -> dict[str, jax.Array]:
+        shape = (batch, self.horizon * self.action_dim)
         key_x, key_z = jax.random.split(self.make_rng("noise"))
         steps = self.steps if self.sampler == "ddpm" else 0
-        x = jax.random.normal(key_x, shape)
         z = jax.random.normal(key_z, (steps, *shape))
-        return self.denoise(group, x, z, dims)
+        return {"x": jax.random.normal(key_x, shape), "z": jnp.moveaxis(z, 0, 1)}
 
     def denoise(
         self,
@@ -207,6 +320,7 @@ class Diffusion(Denoising):
         x: jax.Array,
         z: jax.Array,
         dims: jax.Array | None = None,
+        prefix: Prefix | None = None,
         *,
         path: bool = False,
     ) -> jax.Array:
@@ -214,7 +328,7 @@ class Diffusion(Denoising):
 
         path: return all iterates of the sampler, [1 + steps, B, H, A].
         """
-        network = self.bind_network(group)
+        network = self.bind_network(group, prefix)
         bars = jnp.asarray(diffusion.alpha_bars(self.betas))
 
         def noise_at(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -225,13 +339,19 @@ class Diffusion(Denoising):
             return (x - jnp.sqrt(bars[t]) * x0) / jnp.sqrt(1 - bars[t])
 
         valid = self.valid(dims)
+        guidance = self.guidance_of(prefix, valid)
+        estimate: Callable[[jax.Array, jax.Array], jax.Array] = noise_at
+        if guidance:
+            estimate = diffusion.guided_noise(
+                noise_at, self.betas, *guidance, self.guidance, self.clip
+            )
         options: dict[str, Any] = {"clip": self.clip, "valid": valid, "path": path}
         if self.sampler == "ddpm":
-            x = diffusion.ddpm(noise_at, self.betas, x, z, **options)
+            x = diffusion.ddpm(estimate, self.betas, x, z, **options)
         else:
             steps = self.inference_steps or self.steps
-            x = diffusion.ddim(noise_at, self.betas, x, steps, **options)
-        return _chunk(x, self.action_dim)
+            x = diffusion.ddim(estimate, self.betas, x, steps, **options)
+        return _chunk(self.keep_known(x, prefix), self.action_dim)
 
 
 class Flow(Denoising):
@@ -248,44 +368,64 @@ class Flow(Denoising):
         key_time, key_noise = jax.random.split(self.make_rng("noise"))
         time = jax.random.uniform(key_time, (*shape, 1))
         noise = jax.random.normal(key_noise, (*shape, self.horizon * self.action_dim))
-        return self.errors(group, action, time, noise)
+        return self.errors(group, action, time, noise, self.draw_prefix(shape))
 
     def errors(
-        self, group: TokenGroup, action: jax.Array, time: jax.Array, noise: jax.Array
+        self,
+        group: TokenGroup,
+        action: jax.Array,
+        time: jax.Array,
+        noise: jax.Array,
+        known: jax.Array | None = None,
     ) -> jax.Array:
-        """Return errors for given draws: time in [0, 1], [K, B, W, 1], and noise [K, B, W, F]."""
+        """Return errors for given draws: time in [0, 1], [K, B, W, 1], and noise [K, B, W, F].
+
+        known: as in `Diffusion`.
+        """
         self.check(action)
         x1 = jnp.clip(_flat(action), -self.clip, self.clip)
         x = (1 - time) * noise + time * x1
-        embedding = _repeat(self.embed(group), len(time))
-        out = self.score(embedding, x, time * self.time_scale, train=self.has_rng("dropout"))
-        return ((out - (x1 - noise)) ** 2).mean(axis=0).reshape(action.shape) * self.action_dim
+        scaled = time * self.time_scale
+        return self.training_errors(self.embed(group), x, x1, x1 - noise, scaled, known)
 
     def sample(
         self,
         group: TokenGroup,
         dims: jax.Array | None = None,
         context: Context | None = None,
+        *,
+        noise: dict[str, jax.Array] | None = None,
+        prefix: Prefix | None = None,
     ) -> jax.Array:
-        shape = (group.tokens.shape[0], self.horizon * self.action_dim)
-        return self.denoise(group, jax.random.normal(self.make_rng("noise"), shape), dims)
+        noise = noise or self.draw(len(group.tokens))
+        return self.denoise(group, noise["x"], dims, prefix)
+
+    def draw(self, batch: int) -> dict[str, jax.Array]:
+        shape = (batch, self.horizon * self.action_dim)
+        return {"x": jax.random.normal(self.make_rng("noise"), shape)}
 
     def denoise(
         self,
         group: TokenGroup,
         x: jax.Array,
         dims: jax.Array | None = None,
+        prefix: Prefix | None = None,
         *,
         path: bool = False,
     ) -> jax.Array:
         """Return actions [B, H, A] for the given noise x [B, F]; path: as in `Diffusion`."""
-        network = self.bind_network(group)
+        network, valid = self.bind_network(group, prefix), self.valid(dims)
 
         def velocity_at(x: jax.Array, t: jax.Array) -> jax.Array:
             return network(x, t * self.time_scale)
 
-        x = diffusion.euler(velocity_at, x, self.steps, valid=self.valid(dims), path=path)
-        return _chunk(jnp.clip(x, -self.clip, self.clip), self.action_dim)
+        guidance = self.guidance_of(prefix, valid)
+        estimate: Callable[[jax.Array, jax.Array], jax.Array] = velocity_at
+        if guidance:
+            estimate = diffusion.guided_velocity(velocity_at, *guidance, self.guidance)
+        x = diffusion.euler(estimate, x, self.steps, valid=valid, path=path)
+        x = self.keep_known(jnp.clip(x, -self.clip, self.clip), prefix)
+        return _chunk(x, self.action_dim)
 
 
 class Regression(Head):
@@ -316,8 +456,12 @@ class Regression(Head):
         group: TokenGroup,
         dims: jax.Array | None = None,
         context: Context | None = None,
+        *,
+        noise: dict[str, jax.Array] | None = None,
+        prefix: Prefix | None = None,
     ) -> jax.Array:
         self.valid(dims)
+        self.refuse_prefix(prefix)
         return self.predict(self.embed(_last(group)))[:, 0]
 
     def error(self, difference: jax.Array) -> jax.Array:
@@ -417,15 +561,23 @@ class Bins(Head):
         group: TokenGroup,
         dims: jax.Array | None = None,
         context: Context | None = None,
+        *,
+        noise: dict[str, jax.Array] | None = None,
+        prefix: Prefix | None = None,
     ) -> jax.Array:
         self.valid(dims)
+        self.refuse_prefix(prefix)
         logits = self.logits(_last(group))[:, 0]
         if self.temperature:
-            key = self.make_rng("noise")
-            index = jax.random.categorical(key, logits / self.temperature)
-        else:
-            index = logits.argmax(axis=-1)
-        return binning.decode(index, self.edges)
+            noise = noise or self.draw(len(logits))
+            logits = logits / self.temperature + noise["gumbel"]
+        return binning.decode(logits.argmax(axis=-1), self.edges)
+
+    def draw(self, batch: int) -> dict[str, jax.Array]:
+        if not self.temperature:
+            return {}
+        shape = (batch, self.horizon, self.action_dim, self.bins)
+        return {"gumbel": jax.random.gumbel(self.make_rng("noise"), shape)}
 
 
 def build(

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from octolike.config import ConfigError, option
-from octolike.model.groups import inner_init
-from octolike.types import Context, TokenGroup
+from octolike.model.groups import inner_draw, inner_init
+from octolike.types import Context, Prefix, TokenGroup
 
 TARGETS = ("head", "adapter")
 
@@ -65,16 +65,32 @@ class Hypernet(nn.Module):
     def __call__(self, group: TokenGroup, action: jax.Array, context: Context) -> jax.Array:
         return self._run("__call__", group, action, context)
 
-    def sample(self, group: TokenGroup, dims: jax.Array | None, context: Context) -> jax.Array:
-        return self._run("sample", group, dims, context)
+    def sample(
+        self,
+        group: TokenGroup,
+        dims: jax.Array | None,
+        context: Context,
+        *,
+        noise: dict[str, jax.Array] | None = None,
+        prefix: Prefix | None = None,
+    ) -> jax.Array:
+        return self._run("sample", group, dims, context, noise=noise, prefix=prefix)
+
+    def draw(self, batch: int) -> dict[str, jax.Array]:
+        return self.head.draw(batch) if self.target == "adapter" else inner_draw(self, batch)
 
     @nn.compact
     def _run(
-        self, method: str, group: TokenGroup, values: jax.Array | None, context: Context
+        self,
+        method: str,
+        group: TokenGroup,
+        values: jax.Array | None,
+        context: Context,
+        **options: Any,
     ) -> jax.Array:
         z = self._code(context)
         if self.target == "adapter":
-            return getattr(self.head, method)(self._adapt(group, z), values, context)
+            return getattr(self.head, method)(self._adapt(group, z), values, context, **options)
         head = self.head.clone(parent=None, name=None)  # a function of parameters, owning none
         base = self.param("base", inner_init, head, group, context)
         names = [name for name in ("noise", "dropout") if self.has_rng(name)]
@@ -86,10 +102,10 @@ class Hypernet(nn.Module):
         params = jax.tree.map(jnp.add, base, flax.traverse_util.unflatten_dict(changes))
 
         def run(params: Any, inputs: Any, rngs: dict[str, jax.Array]) -> jax.Array:
-            inputs = jax.tree.map(lambda x: x[None], inputs)
-            return head.apply({"params": params}, *inputs, rngs=rngs, method=method)[0]
+            *inputs, own = jax.tree.map(lambda x: x[None], inputs)
+            return head.apply({"params": params}, *inputs, **own, rngs=rngs, method=method)[0]
 
-        return jax.vmap(run)(params, (group, values, context), keys)
+        return jax.vmap(run)(params, (group, values, context, options), keys)
 
     def _code(self, context: Context) -> jax.Array:
         if context is None or context.task is None:

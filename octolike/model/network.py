@@ -37,7 +37,7 @@ from octolike.model import experts, heads, tokenizers, tokens
 from octolike.model.groups import PerGroup, membership
 from octolike.model.heads import masked_losses
 from octolike.model.transformer import Transformer
-from octolike.types import BatchSpec, Context, Names, TokenGroup
+from octolike.types import BatchSpec, Context, Names, Prefix, TokenGroup
 
 
 class EncodedTokens(NamedTuple):
@@ -51,6 +51,13 @@ class EncodedTokens(NamedTuple):
     groups: dict[str, TokenGroup]
     task: jax.Array | None
     metrics: dict[str, jax.Array]
+
+
+class Readout(NamedTuple):
+    """What a head reads of an observation: a TokenGroup [B, 1, N, D] and the Context."""
+
+    group: TokenGroup
+    context: Context
 
 
 class PolicyNetwork(nn.Module):
@@ -108,13 +115,47 @@ class PolicyNetwork(nn.Module):
         dims: bool [B, A], False for action dimensions that the embodiment lacks; None: all True.
         embodiment: int [B], index into the run's embodiments; None: 0.
         """
+        readout = self.read_out(observation, task, head=head, embodiment=embodiment)
+        return self.decode(readout, head=head, dims=dims)
+
+    def read_out(
+        self,
+        observation: Mapping[str, Any],
+        task: Mapping[str, Any],
+        *,
+        head: str = "action",
+        embodiment: jax.Array | None = None,
+    ) -> Readout:
+        """Return the input of a head for the last timestep: all that depends on the observation."""
         if head not in self.heads:
             raise ValueError(unknown("head", head, self.heads))
         encoded = self._encode(observation, task, train=False)
         if embodiment is None:
             embodiment = jnp.zeros(observation["timestep_mask"].shape[0], jnp.int32)
-        context = _context(encoded, embodiment, task["task_id"])
-        return self.heads[head].sample(encoded.groups[self.heads[head].readout], dims, context)
+        group = jax.tree.map(lambda x: x[:, -1:], encoded.groups[self.heads[head].readout])
+        return Readout(group, _context(encoded, embodiment, task["task_id"]))
+
+    def decode(
+        self,
+        readout: Readout,
+        *,
+        head: str = "action",
+        dims: jax.Array | None = None,
+        noise: dict[str, jax.Array] | None = None,
+        prefix: Prefix | None = None,
+    ) -> jax.Array:
+        """Return normalised action chunks, float32 [B, H, A], of a head alone.
+
+        noise: of `draw`, by default from the stream "noise"; prefix: for real-time chunking.
+        """
+        options = {"noise": noise, "prefix": prefix}
+        options = {name: value for name, value in options.items() if value}
+        return self.heads[head].sample(readout.group, dims, readout.context, **options)
+
+    def draw(self, *, head: str = "action") -> dict[str, jax.Array]:
+        """Return a head's noise for one chunk from the stream "noise"; it needs no parameters."""
+        draw = getattr(self.heads[head], "draw", None)  # heads of plug-ins may not have it
+        return jax.tree.map(lambda x: x[0], draw(1)) if draw else {}
 
     def encode(
         self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool

@@ -32,6 +32,7 @@ import numpy as np
 from octolike import ranges, types
 from octolike.config import unknown
 from octolike.embodiment import Embodiment
+from octolike.policy.execution import ActionPrefix, check_prefix, prefix_weights
 from octolike.policy.observations import ObservationEncoder, user_level
 from octolike.policy.sampler import ActionSampler
 from octolike.policy.tasks import Task, TaskEncoder
@@ -56,7 +57,7 @@ class Policy:
         spec: of the run's batches.
         step: of the checkpoint.
         embodiment: the robot's action and proprio layout with their statistics.
-        batch_size: examples per compiled call.
+        batch_sizes: examples per compiled call, in ascending order; batch_size: the largest.
         window: W, frames of history.
         horizon: H, actions per chunk.
         image_shapes: {image_<camera>: (height, width, 3)} of the network's input.
@@ -69,16 +70,18 @@ class Policy:
         self,
         run: Run,
         embodiment: str | None = None,
-        batch_size: int = 1,
+        batch_size: int | Sequence[int] = 1,
         *,
         parts: PolicyParts | None = None,
     ) -> None:
         """Build the policy of a loaded run; see `load`. parts: of a policy of the same run."""
         parts = parts or _build_parts(run, embodiment, batch_size)
-        self._parts, self._params = parts, jax.device_put(run.params)
+        self._parts, self._params = parts, parts.sampler.load(run.params)
         self._run = dataclasses.replace(run, params={})  # keeps no second copy of the parameters
         self.config, self.spec, self.step = run.config, run.spec, run.step
-        self.embodiment, self.batch_size = parts.embodiment, parts.sampler.batch_size
+        self.embodiment, self.batch_sizes = parts.embodiment, parts.sampler.batch_sizes
+        self.batch_size = self.batch_sizes[-1]
+        self._is_delay_reported = False
         self.window, self.horizon, _ = run.spec["action"][0]
         self.image_shapes = parts.observations.image_shapes
         self.goal_shapes, self.conditioning = parts.tasks.goal_shapes, parts.tasks.conditioning
@@ -93,7 +96,7 @@ class Policy:
         run_dir: str | os.PathLike[str],
         embodiment: str | None = None,
         step: int | None = None,
-        batch_size: int = 1,
+        batch_size: int | Sequence[int] = 1,
         plugins: Sequence[str] = (),
     ) -> Policy:
         """Load the policy of a run.
@@ -103,7 +106,7 @@ class Policy:
             embodiment: name of the robot; required if the run has several.
             step: of the checkpoint; default: the newest.
             batch_size: examples per compiled call: 1 on a robot, the number of environments in a
-                simulator.
+                simulator; or several sizes, of which a call takes the smallest that suffices.
             plugins: files of the run whose code may be executed, by name or path.
 
         Raises:
@@ -135,6 +138,44 @@ class Policy:
         )
 
     @property
+    def real_time(self) -> str:
+        """How chunks continue a prefix: 'guided', 'trained', or '' if the head cannot."""
+        sampler = self._parts.sampler
+        return "trained" if sampler.trained_prefix else "guided" if sampler.is_denoising else ""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a robot must know to use the policy, as JSON data."""
+        action, proprio = self.embodiment.action, self.embodiment.proprio
+        shapes: dict[str, Any] = {k: list(s) for k, s in self.image_shapes.items()}
+        if proprio is not None and "proprio" in self.observation_keys:
+            shapes["proprio"] = [len(proprio)]
+        return {
+            "run": str(self.config.workdir),
+            "step": self.step,
+            "embodiment": self.embodiment.name,
+            "robot": self.embodiment.robot,
+            "control_hz": self.embodiment.control_hz,
+            "gripper": self.embodiment.gripper,
+            "action": {
+                "names": list(action.names),
+                "units": list(action.units),
+                "absolute": list(action.absolute),
+                "not_averaged": list(self.gripper),
+            },
+            "proprio": {"names": list(proprio.names), "units": list(proprio.units)}
+            if "proprio" in shapes and proprio
+            else None,
+            "observation": shapes,
+            "goal_images": {k: list(s) for k, s in self.goal_shapes.items()},
+            "conditioning": sorted(self.conditioning),
+            "task_ids": list(self._run.names.tasks) if "task_id" in self.conditioning else [],
+            "window": self.window,
+            "horizon": self.horizon,
+            "real_time": self.real_time,
+        }
+
+    @property
     def parameter_count(self) -> int:
         """The number of parameters."""
         return sum(x.size for x in jax.tree.leaves(self._params))
@@ -147,6 +188,11 @@ class Policy:
         """Return this policy with the parameters of another step, without compiling again."""
         run = dataclasses.replace(self._run, params=params, step=step)
         return type(self)(run, parts=self._parts)
+
+    def __reduce__(self) -> Any:
+        """Pickle the run with its parameters: the copy compiles for itself."""
+        run = dataclasses.replace(self._run, params=jax.tree.map(np.asarray, self._params))
+        return type(self), (run, self.embodiment.name, self.batch_sizes)
 
     def create_task(
         self,
@@ -167,8 +213,19 @@ class Policy:
         """
         return self._parts.tasks.encode(instruction, goal_images, task_id)
 
+    def warmup(self) -> None:
+        """Compile every batch size, for real-time chunking too if the head supports it.
+
+        Otherwise the first calls compile, for seconds each.
+        """
+        self._parts.sampler.warmup(self._params, prefix=bool(self.real_time))
+
     def sample_actions(
-        self, observation: Mapping[str, Any], task: Task, seed: int = 0
+        self,
+        observation: Mapping[str, Any],
+        task: Task,
+        seed: int = 0,
+        prefix: ActionPrefix | None = None,
     ) -> np.ndarray:
         """Return an action chunk float32 [H, A] in the robot's units; A: of this robot.
 
@@ -180,31 +237,83 @@ class Policy:
                 timestep_mask: optional bool [w], False for frames before the episode's first step.
             task: from `create_task`.
             seed: of the sampling noise; the same seed gives the same actions.
+            prefix: actions that the chunk must continue, for real-time chunking (`real_time`).
 
         Raises:
-            ValueError: the observation does not fit the run's batch spec.
+            ValueError: the observation or the prefix does not fit the run's batch spec.
+            ConfigError: a prefix, and a head that cannot continue it.
             FloatingPointError: the network sampled NaN or infinite actions.
         """
-        return self.sample_batch([observation], [task], [seed])[0]
+        return self.sample_batch([observation], [task], [seed], [prefix])[0]
+
+    def sample_chunks(
+        self, observation: Mapping[str, Any], task: Task, seeds: Sequence[int]
+    ) -> np.ndarray:
+        """Return a chunk per seed for one observation, float32 [K, H, A]; see `sample_actions`.
+
+        The observation passes through the network once, only the head samples K times.
+        """
+        sampler, states = self._parts.sampler, self.states([observation])
+        inputs, task_inputs = self.inputs([observation], [task])
+        task_inputs = self._parts.tasks.with_states(task_inputs)
+        arguments = self._params, inputs, task_inputs, seeds
+        actions = sampler.sample(*arguments, repeats=len(seeds))
+        states = None if states is None else np.repeat(states, len(seeds), axis=0)
+        return self.unnormalize(actions, states)
 
     def sample_batch(
         self,
         observations: Sequence[Mapping[str, Any]],
         tasks: Sequence[Task],
         seeds: Sequence[int],
+        prefixes: Sequence[ActionPrefix | None] | None = None,
     ) -> np.ndarray:
         """Return action chunks float32 [B, H, A] for B robots at once; see `sample_actions`.
 
-        The noise of an example depends on its seed alone, not on the batch. B may differ from
-        `batch_size`: the examples are padded, or split.
+        A chunk depends on its own observation, task, seed and prefix, not on the batch. B may
+        differ from `batch_sizes`: the examples are padded, or split.
         """
         if not len(observations) == len(tasks) == len(seeds):
             raise ValueError(
                 f"{len(observations)} observations, {len(tasks)} tasks and {len(seeds)} seeds; "
                 "expected equal numbers"
             )
-        actions = self.sample_normalized(*self.inputs(observations, tasks), seeds)
-        return self.unnormalize(actions, self.states(observations))
+        inputs, states = self.inputs(observations, tasks), self.states(observations)
+        prefix = self.encode_prefixes(prefixes or [], states)
+        return self.unnormalize(self.sample_normalized(*inputs, seeds, prefix), states)
+
+    def encode_prefixes(
+        self, prefixes: Sequence[ActionPrefix | None], states: np.ndarray | None
+    ) -> types.Prefix | None:
+        """Return prefixes in robot units as the network's; None if there are none.
+
+        states: proprio [B, P] at the chunks' first actions (`states`).
+        """
+        if not any(prefixes):
+            return None
+        encoded = self._parts.sampler.no_prefix(len(prefixes))
+        for b, prefix in enumerate(prefixes):
+            if prefix is None or not len(prefix.actions):
+                continue
+            check_prefix(prefix, self.horizon, len(self.embodiment.action))
+            state = None if states is None else states[b : b + 1]
+            actions = self.embodiment.encode(np.asarray(prefix.actions)[None], state)[0]
+            encoded.action[b, : len(actions), : actions.shape[-1]] = actions
+            encoded.known[b, : self._longest_known(prefix.delay)] = True
+            encoded.weight[b] = prefix_weights(prefix.delay, len(actions), self.horizon)
+        return encoded
+
+    def _longest_known(self, delay: int) -> int:
+        longest = self._parts.sampler.trained_prefix
+        if longest and delay > longest and not self._is_delay_reported:
+            self._is_delay_reported = True
+            warnings.warn(
+                f"the chunk arrives {delay} actions late, but the head was trained with a prefix "
+                f"of at most {longest} actions; only {longest} are given to it. Train with a "
+                "longer heads.action.prefix, or make inference faster",
+                stacklevel=user_level(),
+            )
+        return min(delay, longest) if longest else delay
 
     def inputs(
         self, observations: Sequence[Mapping[str, Any]], tasks: Sequence[Task]
@@ -217,11 +326,15 @@ class Policy:
         return stack(*encoded), stack(*[t.inputs for t in tasks])
 
     def sample_normalized(
-        self, observation: types.Batch, task: types.Batch, seeds: Sequence[int]
+        self,
+        observation: types.Batch,
+        task: types.Batch,
+        seeds: Sequence[int],
+        prefix: types.Prefix | None = None,
     ) -> np.ndarray:
         """Return normalised chunks float32 [B, H, A] for two parts of a batch (octolike.types)."""
         task = self._parts.tasks.with_states(task)
-        return self._parts.sampler.sample(self._params, observation, task, seeds)
+        return self._parts.sampler.sample(self._params, observation, task, seeds, prefix)
 
     def states(self, observations: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
         """Return the newest proprio [B, P] of observations; None if the actions do not need it."""
@@ -254,11 +367,12 @@ class Policy:
         return decoded
 
 
-def _build_parts(run: Run, embodiment: str | None, batch_size: int) -> PolicyParts:
-    if batch_size < 1:
+def _build_parts(run: Run, embodiment: str | None, batch_size: int | Sequence[int]) -> PolicyParts:
+    sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
+    if not sizes or min(sizes) < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     record = _choose_embodiment(run.embodiments, embodiment)
-    sampler = ActionSampler(run, record.name, len(record.learned), batch_size)
+    sampler = ActionSampler(run, record.name, len(record.learned), sizes)
     observations = ObservationEncoder(run.spec, record, run.config.data.resize)
     return PolicyParts(record, observations, TaskEncoder(run, sampler), sampler)
 

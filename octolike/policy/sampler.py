@@ -1,18 +1,29 @@
-"""ActionSampler: the network of a run, compiled to sample action chunks for one robot."""
+"""ActionSampler: the network of a run, compiled to sample action chunks for one robot.
+
+A call has two compiled parts:
+
+    read_out   observation and task → what the head reads            once per observation
+    decode     readout, seeds and a prefix → chunks, by the head     once per chunk
+
+Both apply the network once to a whole batch of a fixed size. Only the noise is drawn per example,
+so that a chunk depends on its own observation, seed and prefix, not on the batch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from octolike import types
-from octolike.model import language
-from octolike.model.network import build_network
+from octolike.model import heads, language
+from octolike.model.network import Readout, build_network
+from octolike.policy.weights import cast_once
 from octolike.train.checkpoint import Run
 from octolike.train.state import Params, init_params
 
@@ -23,51 +34,107 @@ class ActionSampler:
     Attributes:
         network: the linen module.
         spec: of its input, including the states of a frozen text encoder.
+        batch_sizes: examples per compiled call, in ascending order.
         tokenizer_reads: the dotted paths of its input that the tokenizers read.
+        is_denoising: whether chunks can continue a prefix; trained_prefix: the longest one that
+            the head was trained with, 0 for none.
         head_reads: those that the heads read, e.g. "task.task_id" for a head per task.
     """
 
-    def __init__(self, run: Run, embodiment: str, action_width: int, batch_size: int) -> None:
+    def __init__(
+        self, run: Run, embodiment: str, action_width: int, batch_sizes: Sequence[int]
+    ) -> None:
         """embodiment: name of the robot; action_width: its number of action dimensions."""
         settings = dataclasses.asdict(run.config.model)
-        self.batch_size = batch_size
+        self.batch_sizes = tuple(sorted(set(batch_sizes)))
         self.spec = language.extend_spec(settings, run.spec)
         self.network = build_network(settings, self.spec, run.names)
         self.head_reads = {key for head in self.network.heads.values() for key in head.reads()}
         tokenizers = self.network.tokenizers.values()
         self.tokenizer_reads = {key for tokenizer in tokenizers for key in tokenizer.reads()}
-        dims = np.arange(run.spec["action"][0][-1]) < action_width
+        _, self.horizon, width = run.spec["action"][0]
+        dims = np.arange(width) < action_width
         index = run.names.embodiments.index(embodiment)
-        self._sample = jax.jit(functools.partial(_sample, self.network, dims, index))
+        head: Any = self.network.heads.get("action")
+        while isinstance(head, (heads.PerGroup, heads.Hypernet)):
+            head = head.head
+        self.is_denoising = isinstance(head, heads.Denoising)
+        self.trained_prefix = head.prefix if isinstance(head, heads.Denoising) else 0
+        self._dtype = settings["dtype"]
+        self._read_out = jax.jit(functools.partial(_read_out, self.network, index))
+        self._decode = jax.jit(functools.partial(_decode, self.network, dims))
+        self._compiled: set[tuple[int, bool]] = set()
+        self._compiling = threading.Lock()
 
     @property
     def compilations(self) -> int:
         """The number of input shapes that were compiled."""
-        return self._sample._cache_size()  # type: ignore[attr-defined]  # private in jax
+        return self._read_out._cache_size()  # type: ignore[attr-defined]  # private in jax
 
     def init_params(self, seed: int) -> Params:
         """Return freshly initialised parameters."""
         init = jax.jit(functools.partial(init_params, self.network, self.spec))
         return init(jax.random.key(seed))
 
-    def sample(
-        self, params: Params, observation: types.Batch, task: types.Batch, seeds: Sequence[int]
-    ) -> np.ndarray:
-        """Return normalised chunks float32 [B, H, A] for two parts of a batch.
+    def load(self, params: Params) -> Params:
+        """Return parameters on the device, those in the compute type that are only used in it."""
+        if np.dtype(self._dtype) != np.float32:
+            batch = types.zeros(self.spec, 1)
+            inputs = batch["observation"], batch.get("task", {})
 
-        The noise of an example depends on its seed alone. B may differ from `batch_size`: the
-        examples are padded, or split.
+            def sample(params: Any) -> jax.Array:
+                readout = self._read_out(params, *inputs)
+                return self._decode(params, readout, np.zeros(1, int), np.zeros(1, np.uint32), None)
+
+            params = cast_once(sample, params)
+        return jax.device_put(params)
+
+    def warmup(self, params: Params, prefix: bool) -> None:
+        """Compile for every batch size; prefix: for real-time chunking too."""
+        for size in self.batch_sizes:
+            batch = types.zeros(self.spec, size)
+            inputs = batch["observation"], batch.get("task", {})
+            self.sample(params, *inputs, [0] * size)
+            if prefix:
+                self.sample(params, *inputs, [0] * size, self.no_prefix(size))
+
+    def no_prefix(self, batch: int) -> types.Prefix:
+        """Return prefixes without any action: chunks are those of no prefix."""
+        shape = batch, self.horizon
+        action = np.zeros((*shape, self.spec["action"][0][-1]), np.float32)
+        return types.Prefix(action, np.zeros(shape, bool), np.zeros(shape, np.float32))
+
+    def sample(
+        self,
+        params: Params,
+        observation: types.Batch,
+        task: types.Batch,
+        seeds: Sequence[int],
+        prefix: types.Prefix | None = None,
+        repeats: int = 1,
+    ) -> np.ndarray:
+        """Return normalised chunks float32 [B · repeats, H, A] for two parts of a batch [B].
+
+        The noise of a chunk depends on its seed alone. B may differ from `batch_sizes`: the
+        examples are padded, or split. prefix: of each chunk. repeats: chunks per example,
+        consecutive, of one readout.
 
         Raises:
             FloatingPointError: a sampled action is NaN or infinite.
         """
         total, chunks = len(seeds), []
-        for start in range(0, total, self.batch_size):
-            rows = np.minimum(np.arange(start, start + self.batch_size), total - 1)
-            inputs = jax.tree.map(lambda x, rows=rows: x[rows], (observation, task))
-            keys = (np.asarray(seeds, dtype=np.int64)[rows] & 0xFFFFFFFF).astype(np.uint32)
-            chunks.append(np.asarray(self._sample(params, *inputs, keys)))
-        actions = np.concatenate(chunks)[:total]
+        keys = (np.asarray(seeds, dtype=np.int64) & 0xFFFFFFFF).astype(np.uint32)
+        for examples in self._batches(total // repeats):
+            inputs = jax.tree.map(lambda x, rows=examples: x[rows], (observation, task))
+            with self._once(len(examples), prefix is not None):
+                readout = self._read_out(params, *inputs)
+                first, count = examples[0], len(np.unique(examples))
+                for rows in self._batches(count * repeats):
+                    own = rows + first * repeats
+                    given = jax.tree.map(lambda x, own=own: x[own], prefix)
+                    chunk = self._decode(params, readout, rows // repeats, keys[own], given)
+                    chunks.append(np.asarray(chunk)[: len(np.unique(rows))])
+        actions = np.concatenate(chunks)
         if not np.isfinite(actions).all():
             bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2))).tolist()
             raise FloatingPointError(
@@ -76,25 +143,72 @@ class ActionSampler:
             )
         return actions
 
+    def _batches(self, total: int) -> Iterator[np.ndarray]:
+        """Yield the rows of each compiled call; the last row is repeated as padding."""
+        start, largest = 0, self.batch_sizes[-1]
+        while start < total:
+            size = next((s for s in self.batch_sizes if s >= total - start), largest)
+            yield np.minimum(np.arange(start, start + size), total - 1)
+            start += size
 
-def _sample(
+    def _once(self, size: int, has_prefix: bool) -> Any:
+        """Return a context in which only one thread compiles a batch size."""
+        return _FirstCall(self, (size, has_prefix))
+
+
+class _FirstCall:
+    """Holds the sampler's lock during the first call of a kind; later ones run in parallel."""
+
+    def __init__(self, sampler: ActionSampler, kind: tuple[int, bool]) -> None:
+        self._sampler, self._kind, self._is_first = sampler, kind, False
+
+    def __enter__(self) -> None:
+        if self._kind not in self._sampler._compiled:
+            self._sampler._compiling.acquire()
+            self._is_first = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_first:
+            self._sampler._compiled.add(self._kind)
+            self._sampler._compiling.release()
+
+
+def _read_out(
+    network: Any, embodiment: int, params: Params, observation: Any, task: Any
+) -> Readout:
+    batch = observation["timestep_mask"].shape[0]
+    return network.apply(
+        {"params": params},
+        observation,
+        task,
+        embodiment=np.full(batch, embodiment),
+        method="read_out",
+    )
+
+
+def _decode(
     network: Any,
     dims: np.ndarray,
-    embodiment: int,
     params: Params,
-    observation: Any,
-    task: Any,
+    readout: Readout,
+    rows: jax.Array,
     seeds: jax.Array,
+    prefix: types.Prefix | None,
 ) -> jax.Array:
-    """Return normalised chunks [B, H, A]; vmapped, so that each example draws its own noise.
+    """Return normalised chunks [B, H, A].
 
-    dims: bool [A], True for the robot's own action dimensions; seeds: uint32 [B].
+    dims: bool [A], True for the robot's own action dimensions; rows: int [B], the readout of each
+    chunk; seeds: uint32 [B].
     """
 
-    def sample_one(observation: Any, task: Any, seed: jax.Array) -> jax.Array:
-        inputs = jax.tree.map(lambda x: x[None], (observation, task))
-        robot = {"dims": dims[None], "embodiment": np.full(1, embodiment)}
-        sample = functools.partial(network.apply, {"params": params}, method="sample_actions")
-        return sample(*inputs, **robot, rngs={"noise": jax.random.key(seed)})[0]
+    def draw(seed: jax.Array) -> Any:
+        return network.apply({}, rngs={"noise": jax.random.key(seed)}, method="draw")
 
-    return jax.vmap(sample_one)(observation, task, seeds)
+    return network.apply(
+        {"params": params},
+        jax.tree.map(lambda x: x[rows], readout),
+        dims=np.broadcast_to(dims, (len(seeds), len(dims))),
+        noise=jax.vmap(draw)(seeds),  # only the noise: an application is never vmapped
+        prefix=prefix,
+        method="decode",
+    )
