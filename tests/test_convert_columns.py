@@ -51,8 +51,8 @@ def demos(path, observation, count=1):
         (frames(0).astype(np.float32), "floats in 0 to 255: rounded to 8 bits"),
         (frames(0).transpose(0, 3, 1, 2), "channels first"),
         (frames(0).transpose(0, 3, 1, 2) / 255.0, "channels first.*; floats in 0 to 1"),
-        (np.concatenate([frames(0), frames(0)[..., :1]], -1), None),  # with transparency
-        (frames(0)[..., 0], None),  # one channel
+        (np.concatenate([frames(0), frames(0)[..., :1]], -1), "the fourth, transparency or depth"),
+        (frames(0)[..., 0], "one channel: repeated"),
     ],
 )
 def test_pictures_in_any_form_become_a_camera(tmp_path, stored, form):
@@ -61,7 +61,7 @@ def test_pictures_in_any_form_become_a_camera(tmp_path, stored, form):
     camera = decoded(first_episode(result)["observation"]["table_cam"])
     np.testing.assert_array_equal(camera, frames(0))
     changed = result.changed.get("table_cam", "")
-    assert re.search(form, changed) if form else not changed
+    assert re.search(form, changed)
     assert not result.left_out
 
 
@@ -92,7 +92,7 @@ def test_what_is_no_camera_is_named_with_the_reason(tmp_path):
     assert "values from -0.922 to -0.725" in result.left_out["normals"]
     assert "its scale is not recorded" in result.left_out["depth_colours"]
     assert "2 pictures per step" in result.left_out["stack"]
-    assert "neither numbers nor pictures" in result.left_out["names"]
+    assert "a text: use it as the instruction" in result.left_out["names"]
     assert "kept as numbers" in result.changed["segmentation"]
     assert set(first_episode(result)["observation"]) == {"segmentation"}
 
@@ -178,6 +178,32 @@ def test_fields_of_a_layout_of_ones_own_are_named_by_the_user(tmp_path):
     assert set(steps["observation"]) == {"front", "state"}
     assert steps["language_instruction"][0] == b"do 1"
     assert "not one entry per step" in result.left_out["calibration"]
+
+
+def test_every_wording_of_an_instruction_is_stored_or_named(tmp_path):
+    path = tmp_path / "log.h5"
+    with h5py.File(path, "w") as file:
+        for i in range(2):
+            run = file.create_group(f"run_{i}")
+            run["action"] = numbers(i, 6)
+            run["observation/state"] = numbers(i, 6)
+            run["language_instruction"] = "put it down"
+            run["language_instruction_2"] = "place it"
+            run["annotation/human/task"] = "set it on the table"
+            run["notes"] = ["a", "b", "c"]
+    result = convert(path, str(tmp_path), "mine", PLAN)
+    steps = first_episode(result)
+    assert set(steps["language_instruction"]) == {b"put it down"}
+    assert set(steps["language_instruction_2"]) == {b"place it"}
+    reason = "a text: use it as the instruction with --field language_instruction="
+    assert result.left_out["annotation/human/task"] == f"{reason}annotation/human/task"
+    assert reason in result.left_out["notes"]
+    for field, expected in (("annotation/human/task", b"set it on the table"), ("notes", b"a")):
+        options = ConvertOptions(fields=(("language_instruction", field),))
+        plan = ConversionPlan(workers=1, validation=0, options=options)
+        result = convert(path, str(tmp_path), f"by_{field[:5]}", plan)
+        assert set(first_episode(result)["language_instruction"]) == {expected}
+    assert "3 texts for 6 steps: the first one is used" in result.changed["notes"]
 
 
 def test_a_trajectory_of_droid_is_read_with_its_videos(tmp_path):

@@ -93,6 +93,22 @@ def test_problems_are_found(tmp_path):
     )
 
 
+def test_a_camera_that_shows_nothing_is_named(tmp_path):
+    rng, t = np.random.default_rng(0), 6
+    episodes = [numbered(i, t, ["image_cap", "image_blue", "image_good"]) for i in range(3)]
+    for episode in episodes:
+        observation = episode["steps"]["observation"]
+        shape = observation["image_cap"].shape
+        observation["image_cap"] = rng.integers(0, 6, shape).astype(np.uint8)
+        observation["image_blue"] = np.full(shape, (0, 0, 255), np.uint8)
+        observation["image_good"] = rng.integers(0, 255, shape).astype(np.uint8)
+    survey = survey_dataset(write(tmp_path, "dark", {"train": episodes}))
+    problems = "\n".join(infer_spec.find_problems(survey, infer_spec.infer(survey)))
+    assert "image_cap: the middle frame is nearly black in 3 of 3 episodes" in problems
+    assert "image_blue: the middle frame is of nearly one colour in 3 of 3" in problems
+    assert "image_good" not in problems
+
+
 def test_a_jump_and_numbers_that_are_not_finite():
     smooth = np.cumsum(np.full((300, 2), 0.01), axis=0)
     assert infer_spec._field_problems("state", [smooth]) == []
@@ -170,7 +186,8 @@ def test_seven_absolute_columns_without_names_are_not_called_a_pose():
     assert inferred.grippers == ()
     assert "joints or of a pose, the data do not say" in inferred.evidence["names"]
     states = tuple(f"state_{i}" for i in range(7))
-    named = infer_layout("action", {"action": 7}, columns(*SLOW, SLOW[0]), state_names=states)
+    layout = infer_layout("proprio", {"state": 7}, columns(*SLOW, SLOW[0]), states).layout
+    named = infer_layout("action", {"action": 7}, columns(*SLOW, SLOW[0]), state_layout=layout)
     assert named.layout.names == states
     assert "named after the state" in named.evidence["names"]
     field = {"observation.tcp_pose": 6}

@@ -80,7 +80,7 @@ def infer(survey: Survey) -> InferredSpec:
     state = join_fields(survey, tuple(proprio))
     state_layout = _layout(survey, "proprio", proprio)
     layouts = {
-        "action": _layout(survey, "action", actions, state, state_layout.layout.names),
+        "action": _layout(survey, "action", actions, state, state_layout.layout),
         "proprio": state_layout,
     }
     evidence = {
@@ -121,7 +121,7 @@ def _layout(
     part: str,
     fields: list[str],
     state: Sequence[np.ndarray] = (),
-    state_names: Sequence[str] = (),
+    state_layout: Layout | None = None,
 ) -> InferredLayout:
     """Return the inferred layout of concatenated fields; state: of an action (`infer_layout`)."""
     if not fields:
@@ -130,7 +130,7 @@ def _layout(
     stored = survey.about.get("names", {})
     names = [n for f in fields for n in stored.get(f.removeprefix("observation."), [])]
     columns = join_fields(survey, tuple(fields))
-    return infer_layout(part, widths, columns, names, state, state_names)
+    return infer_layout(part, widths, columns, names, state, state_layout)
 
 
 def join_fields(survey: Survey, fields: tuple[str, ...]) -> list[np.ndarray]:
@@ -186,6 +186,15 @@ def _camera_problems(survey: Survey) -> list[str]:
                 f"{sum(n > 0 for n in black)} of {survey.count} episodes; where most are black, "
                 "the camera counts as absent"
             )
+        for count, kind in (
+            (survey.dark[key], "nearly black"),
+            (survey.uniform[key], "of nearly one colour"),
+        ):
+            if count:
+                problems.append(
+                    f"{key}: the middle frame is {kind} in {count} of {survey.count} episodes: a "
+                    "camera that shows nothing still counts as present"
+                )
         if survey.undecodable[key]:
             problems.append(
                 f"{key}: images of {survey.undecodable[key]} of {survey.count} episodes cannot be "

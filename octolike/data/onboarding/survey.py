@@ -32,6 +32,7 @@ from octolike.tables import text_table
 
 BOOKKEEPING = {IS_FIRST, IS_LAST, IS_TERMINAL, DISCOUNT, "reward"}
 SAMPLE_EPISODES, SAMPLE_FRAMES = 4, 5  # images kept: episodes, frames of each
+DARK, CONTRAST = 16, 8  # of 255: a darker frame, or one with less contrast, shows nothing
 WIDEST = 256  # fields with more dimensions are embeddings, not measurements
 
 
@@ -52,6 +53,8 @@ class Survey:
         frozen: {camera field: number of episodes with identical first and last images}.
         black: {camera field: number of black or empty frames in each episode}.
         undecodable: {camera field: number of episodes with a frame that cannot be decoded}.
+        dark, uniform: {camera field: number of episodes whose middle frame is nearly black, or has
+            nearly one colour}; black ones are not counted again.
         control_hz: 0 if unknown.
         about: metadata of the converter.
     """
@@ -71,6 +74,8 @@ class Survey:
     frozen: Mapping[str, int]
     black: Mapping[str, list[int]]
     undecodable: Mapping[str, int]
+    dark: Mapping[str, int]
+    uniform: Mapping[str, int]
     control_hz: float
     about: Mapping[str, Any]
 
@@ -123,6 +128,8 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
         frozen=collector.frozen,
         black=collector.black,
         undecodable=collector.undecodable,
+        dark=collector.dark,
+        uniform=collector.uniform,
         control_hz=rates[0] if rates else 0.0,
         about=about,
     )
@@ -194,6 +201,8 @@ class SurveyCollector:
         self.frozen = dict.fromkeys(self.cameras, 0)
         self.black: dict[str, list[int]] = {k: [] for k in self.cameras}
         self.undecodable = dict.fromkeys(self.cameras, 0)
+        self.dark = dict.fromkeys(self.cameras, 0)
+        self.uniform = dict.fromkeys(self.cameras, 0)
 
     def add(self, episode: ParsedEpisode) -> Mapping[str, Any]:
         """Add the values of an episode; return its metadata."""
@@ -211,8 +220,11 @@ class SurveyCollector:
         for key in self.cameras if t else ():
             frames = episode.images[key].numpy()
             try:
-                self.black[key].append(int(decode.black_frames(episode.images[key]).sum()))
-            except decode.UndecodableFrameError:
+                black = decode.black_frames(episode.images[key])
+                self.black[key].append(int(black.sum()))
+                if not black[t // 2]:
+                    self._add_contrast(key, frames[t // 2])
+            except (decode.UndecodableFrameError, tf.errors.OpError):
                 self.undecodable[key] += 1
                 continue
             self.frozen[key] += t > 1 and frames[0] == frames[-1]
@@ -220,6 +232,14 @@ class SurveyCollector:
                 sampled = np.linspace(0, t - 1, SAMPLE_FRAMES).round().astype(int)
                 self.images[key].append([frames[i] for i in sampled])
         return of_episode.get("episode_metadata", {})
+
+    def _add_contrast(self, key: str, encoded: bytes) -> None:
+        """Count a frame that shows nothing, such as that of a camera with its cap on."""
+        pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+        self.dark[key] += int(pixels.max() < DARK)
+        self.uniform[key] += int(
+            pixels.max() >= DARK and np.ptp(pixels, axis=(0, 1)).max() < CONTRAST
+        )
 
 
 def _episodes(info: Any, split: str, most: int, cameras: Sequence[str]) -> Iterator[ParsedEpisode]:

@@ -20,6 +20,7 @@ from octolike.data.onboarding.convert.frame_encoding import (
     JPEG,
     PNG,
     ConvertOptions,
+    describe_form,
     encode,
     encode_depth,
     is_depth_image,
@@ -58,6 +59,10 @@ class Columns:
         shape, kind = tuple(x.shape), np.dtype(x.dtype).kind
         if is_encoded(x):
             self.add_frames(name, encoded_frames(x))
+        elif kind in "OSU":
+            self.left_out[name] = (
+                f"a text: use it as the instruction with --field language_instruction={name}"
+            )
         elif kind not in "fiub" or not shape:
             self.left_out[name] = f"{x.dtype} {list(shape)} is neither numbers nor pictures"
         elif len(shape) == 4 and _is_channels_first(shape):
@@ -84,6 +89,8 @@ class Columns:
                 "camera"
             )
         else:
+            if form := describe_form(first, place):
+                self._change(name, form)
             self._set(self.cameras, name, encode(_chain(first, frames), self.options, place))
 
     def add_depth(self, name: str, frames: Iterable[np.ndarray | bytes]) -> None:

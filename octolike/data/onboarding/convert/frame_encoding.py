@@ -109,6 +109,18 @@ def encode_depth(frames: Iterable[np.ndarray | bytes], source: str) -> tuple[Enc
     return EncodedImage(tuple(result), shape, "png", pixels), replaced
 
 
+def describe_form(frame: np.ndarray | bytes, place: str) -> str:
+    """Return what becomes of a frame that is not RGB; "" for one that is."""
+    if isinstance(frame, bytes):
+        mode = _header(frame, place).mode
+        return "" if mode == "RGB" else f"{mode} images: stored as RGB, without transparency"
+    channels = 1 if frame.ndim == 2 else frame.shape[-1]
+    return {
+        1: "one channel: repeated three times",
+        4: "four channels: the fourth, transparency or depth, is left out",
+    }.get(channels, "")
+
+
 def is_depth_image(encoded: bytes, place: str) -> bool:
     """Return whether an encoded image has one channel of more than 8 bits."""
     return _header(encoded, place).mode in ("I", "F", "I;16", "I;16B", "I;16L")

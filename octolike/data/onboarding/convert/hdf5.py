@@ -161,6 +161,7 @@ class _GroupReader:
     def __init__(self, group: Any, options: ConvertOptions, source: str) -> None:
         self._group, self.columns = group, Columns(options, source)
         self.steps: dict[str, Any] = {}
+        self.instruction: Any = None  # named by --field
         self.length = 0
         self.paths: list[str] = []
         group.visititems(
@@ -192,7 +193,7 @@ class _GroupReader:
             if role == "":
                 self.columns.left_out[path] = name
             elif role == "instruction":
-                continue
+                self._add_instruction(path, name)
             elif role == "observation":
                 self._add_observation(path, _state_name(short[targets[path]]), x, longer)
             elif not x.shape or x.dtype.kind not in "fiub" or len(x) != self.length:
@@ -204,10 +205,25 @@ class _GroupReader:
 
     def episode(self, instruction: Any) -> dict[str, Any]:
         """Return the episode, with rewards as float32 and ends as bool."""
+        if self.instruction is not None:
+            instruction = list(recording.texts(self.instruction, self.length))
         for key, dtype in (("reward", np.float32), ("is_terminal", bool)):
             if key in self.steps:
                 self.steps[key] = self.steps[key].reshape(self.length).astype(dtype)
         return recording.episode(self.steps, self.columns, instruction, {})
+
+    def _add_instruction(self, path: str, name: str) -> None:
+        """Add a further wording of the instruction; the first one is read by `_instruction`."""
+        values = np.ravel(self._group[path][()])
+        if name:
+            self.steps[name] = recording.texts(values, self.length)
+        elif path in self._fields:
+            self.instruction = values
+        if len(values) not in (1, self.length):
+            self.columns.changed[path] = (
+                f"{len(values)} texts for {self.length} steps: the first one is used; name each in "
+                "a field of its own, such as language_instruction_2"
+            )
 
     def _find_action(self, roles: dict[str, tuple[str, str]]) -> None:
         """Use the only array named action, in whatever group it is."""
@@ -239,6 +255,10 @@ class _GroupReader:
             self.columns.add(name, x[: self.length])
         elif x.shape and (len(x) == self.length or in_group):
             self.columns.add(name, x)
+        elif x.dtype.kind in "OSU":
+            self.columns.left_out[path] = (
+                f"a text: use it as the instruction with --field language_instruction={path}"
+            )
         else:
             shape = list(x.shape) or "one value"
             self.columns.left_out[path] = f"{shape} is not one entry per step ({self.length})"
@@ -278,6 +298,8 @@ def _role(path: str) -> tuple[str, str]:
     leaf = path.rpartition("/")[2]
     if leaf in recording.INSTRUCTIONS:
         return "instruction", ""
+    if recording.FURTHER.fullmatch(leaf):
+        return "instruction", leaf
     if path in NOT_READ:
         return "", NOT_READ[path]
     if head in ACTIONS:
@@ -295,9 +317,10 @@ def _robomimic_role(path: str) -> tuple[str, str]:
         return "", NOT_READ[head]
     if head == "obs" or head in ACTIONS or path in STEPS or "action" in head:
         return _role(path)
-    if path.rpartition("/")[2] in recording.INSTRUCTIONS:
-        return "instruction", ""
-    return "", f"not part of obs; read it with --field {path.rpartition('/')[2]}={path}"
+    leaf = path.rpartition("/")[2]
+    if leaf in recording.INSTRUCTIONS or recording.FURTHER.fullmatch(leaf):
+        return _role(path)
+    return "", f"not part of obs; read it with --field {leaf}={path}"
 
 
 def _state_name(name: str) -> str:

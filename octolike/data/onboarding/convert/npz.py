@@ -63,6 +63,8 @@ class NpzRecording:
             x = arrays[key]
             if name in recording.INSTRUCTIONS:
                 instruction = list(x) if x.ndim else x
+            elif recording.FURTHER.fullmatch(name):
+                steps[name] = recording.texts(x, length)
             elif name == "success":
                 metadata["success"] = bool(x)
             elif name == "control_hz":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from octolike.errors import DataError
 REMARKS = ("left_out", "changed")  # keys of an episode: {column: reason or form}
 # Keys of the instruction in recordings.
 INSTRUCTIONS = ("language_instruction", "instruction", "natural_language_instruction", "language")
+FURTHER = re.compile(rf"({'|'.join(INSTRUCTIONS)})_\d+")  # of a second and third wording
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,12 @@ def text(x: Any) -> str:
     """Return a string from a string, bytes, an array of one element, or None."""
     x = x.item() if isinstance(x, np.ndarray | np.generic) and np.size(x) == 1 else x
     return x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x or "")
+
+
+def texts(values: Any, steps: int) -> np.ndarray:
+    """Return a text of each step, str [steps], from one text of the episode or one of each step."""
+    items = [text(x) for x in np.ravel(values)]
+    return np.array(items if len(items) == steps else items[:1] * steps, np.str_)
 
 
 def signature(episode: Mapping[str, Any]) -> dict[str, str]:
