@@ -1,0 +1,366 @@
+"""PolicyServer and RemotePolicy: answers, batches, history, seeds, limits, reload, stopping."""
+
+import functools
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from serving_fakes import SIDE, A, H, NumpyPolicy, P, get, observation, serving, until
+from websockets.sync.client import connect
+
+from octolike.errors import ConfigError
+from octolike.policy import wire
+from octolike.policy.client import RemotePolicy, ServerBusyError, ServerError
+from octolike.policy.serving.options import ServeOptions
+
+
+def address(server):
+    return f"ws://127.0.0.1:{server.port}"
+
+
+def ask(socket, **request):
+    """Return the reply to one observation of a plain client of openpi's protocol."""
+    socket.send(wire.pack({**observation(), "prompt": "lift", **request}))
+    reply = socket.recv(timeout=10)
+    return reply if isinstance(reply, str) else wire.unpack(reply)
+
+
+def test_a_remote_policy_has_the_interface_of_a_local_one():
+    policy = NumpyPolicy()
+    with serving(policy) as server, RemotePolicy(address(server)) as remote:
+        assert policy.warm
+        assert (remote.window, remote.horizon, remote.step) == (2, H, 7)
+        assert remote.observation_keys == policy.observation_keys
+        assert remote.image_shapes == policy.image_shapes
+        assert remote.conditioning == policy.conditioning
+        assert remote.embodiment.name == "arm"
+        assert remote.embodiment.action.names == policy.embodiment.action.names
+        task = remote.create_task(instruction="lift")
+        actions = remote.sample_actions(observation(30), task, seed=5)
+        assert actions.shape == (H, A)
+        assert actions.dtype == np.float32
+        np.testing.assert_allclose(actions[0, :5], [5, 30, 1, 0, 4])
+        assert actions.flags.writeable
+        both = remote.sample_actions(observation(30, frames=2), task)
+        assert both[0, 2] == 2
+        assert {"queue_ms", "preprocess_ms", "model_ms", "total_ms"} <= remote.timing.keys()
+        batch = remote.sample_batch([observation(i) for i in range(3)], [task] * 3, range(3))
+        np.testing.assert_allclose(batch[:, 0, 1], [0, 1, 2])
+        prefix = (np.zeros((2, A), np.float32), 1)
+        assert remote.sample_actions(observation(), task, prefix=prefix).shape == (H, A)
+
+
+def test_bad_requests_raise_on_the_robot_and_keep_the_connection():
+    with serving(NumpyPolicy()) as server, RemotePolicy(address(server)) as remote:
+        with pytest.raises(ValueError, match="lacks an instruction"):
+            remote.create_task()
+        task = remote.create_task(instruction="lift")
+        for bad, message in (
+            ({"image_primary": np.zeros((SIDE, SIDE, 3))}, "image_primary is float64"),
+            ({"proprio": np.full(P, np.nan, np.float32)}, "not finite"),
+            ({"image_wrist": np.zeros((SIDE, SIDE, 3), np.uint8)}, "unknown key"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                remote.sample_actions({**observation(), **bad}, task)
+        prefix = (np.zeros((H + 1, A), np.float32), 1)
+        with pytest.raises(ValueError, match="the prefix has actions"):
+            remote.sample_actions(observation(), task, prefix=prefix)
+        assert remote.sample_actions(observation(), task).shape == (H, A)
+        assert 'outcome="accepted"} 1' in get(server, "/metrics")[1]
+
+
+def test_requests_of_several_robots_are_one_batch_on_one_thread():
+    gate = threading.Event()
+    policy = NumpyPolicy(wait=gate)
+    with serving(policy) as server, ThreadPoolExecutor(7) as pool:
+        remotes = [RemotePolicy(address(server)) for _ in range(7)]
+        task = remotes[0].create_task(instruction="lift")
+
+        def call(i):
+            return remotes[i].sample_actions(observation(i), task, seed=i)
+
+        first = pool.submit(call, 0)
+        until(policy.started.is_set)
+        others = [pool.submit(call, i) for i in range(1, 7)]
+        until(lambda: server._batcher.waiting == 6)  # while the first is computed
+        gate.set()
+        for i, future in enumerate([first, *others]):
+            np.testing.assert_allclose(future.result(10)[0, :2], [i, i])
+        assert policy.batches == [1, 6]
+        assert len(policy.threads) == 1
+        for remote in remotes:
+            remote.close()
+
+
+def test_one_robots_failure_is_not_the_others():
+    gate = threading.Event()
+    policy = NumpyPolicy(wait=gate)
+    policy.broken_seed = 3
+    with serving(policy) as server, ThreadPoolExecutor(4) as pool:
+        remotes = [RemotePolicy(address(server)) for _ in range(4)]
+        task = remotes[0].create_task(instruction="lift")
+        ask_for = [functools.partial(r.sample_actions, observation(), task) for r in remotes]
+        calls = [pool.submit(ask_for[0], seed=0)]
+        until(policy.started.is_set)
+        calls += [pool.submit(ask_for[i], seed=i) for i in range(1, 4)]
+        until(lambda: server._batcher.waiting == 3)
+        gate.set()
+        for call in calls[:3]:
+            assert call.result(10).shape == (H, A)
+        with pytest.raises(ServerError, match="not finite"):
+            calls[3].result(10)
+        for remote in remotes:
+            remote.close()
+
+
+def test_a_full_queue_answers_busy():
+    gate = threading.Event()
+    policy = NumpyPolicy(wait=gate)
+    with serving(policy, queue=2) as server, ThreadPoolExecutor(4) as pool:
+        remotes = [RemotePolicy(address(server)) for _ in range(4)]
+        task = remotes[0].create_task(instruction="lift")
+        first = pool.submit(remotes[0].sample_actions, observation(), task)
+        until(policy.started.is_set)
+        waiting = [pool.submit(r.sample_actions, observation(), task) for r in remotes[1:3]]
+        until(lambda: server._batcher.waiting == 2)
+        with pytest.raises(ServerBusyError, match="2 requests are waiting"):
+            remotes[3].sample_actions(observation(), task)
+        gate.set()
+        for call in (first, *waiting):
+            call.result(10)
+        for remote in remotes:
+            remote.close()
+
+
+def test_the_server_keeps_a_history_per_connection_until_it_is_reset():
+    policy = NumpyPolicy()
+    server_of = serving(policy, history="server")
+    with server_of as server, connect(address(server)) as a, connect(address(server)) as b:
+        assert wire.unpack(a.recv())["history"] == "server"
+        b.recv()
+        frames = [ask(a)["actions"][0, 2] for _ in range(3)]
+        assert frames == [1, 2, 2]
+        assert ask(b)["actions"][0, 2] == 1
+        assert ask(a, reset=True)["actions"][0, 2] == 1
+        newest = ask(a, image_primary=np.full((SIDE, SIDE, 3), 90, np.uint8))
+        assert newest["actions"][0, 1] == 45  # the mean of 0 and 90
+        assert "frames" not in ask(a, **observation(frames=2))  # an error: it is text
+    with serving(policy) as server, connect(address(server)) as a:
+        a.recv()
+        assert [ask(a)["actions"][0, 2] for _ in range(2)] == [1, 1]
+        assert [ask(a, history="server")["actions"][0, 2] for _ in range(2)] == [1, 2]
+
+
+def test_seeds_differ_between_calls_and_connections_and_repeat_between_servers():
+    def seeds():
+        running = serving(NumpyPolicy())
+        with running as server, connect(address(server)) as a, connect(address(server)) as b:
+            a.recv()
+            b.recv()
+            return [ask(s)["actions"][0, 0] for s in (a, a, b)]
+
+    first = seeds()
+    assert len(set(first)) == 3
+    assert first == seeds()
+
+
+def test_an_image_may_be_larger_or_a_jpeg():
+    with serving(NumpyPolicy()) as server:
+        for jpeg, size in ((0, SIDE), (90, SIDE)):
+            with RemotePolicy(address(server), jpeg=jpeg) as remote:
+                task = remote.create_task(instruction="lift")
+                image = np.full((size, size, 3), 90, np.uint8)
+                actions = remote.sample_actions({**observation(), "image_primary": image}, task)
+                assert abs(actions[0, 1] - 90) < 2
+                history = np.stack([image, image])
+                both = {"image_primary": history, "proprio": np.zeros((2, P), np.float32)}
+                assert remote.sample_actions(both, task)[0, 2] == 2
+
+
+def test_a_clients_keys_are_mapped_to_the_policys():
+    keys = {"image_primary": "observation/image", "proprio": "observation/joints+observation/hand"}
+    with serving(NumpyPolicy(), keys=keys) as server, connect(address(server)) as socket:
+        socket.recv()
+        image = np.full((SIDE, SIDE, 3), 30, np.uint8)
+        request = {"observation/image": image, "observation/joints": np.ones(6), "prompt": "lift"}
+        socket.send(wire.pack({**request, "observation/hand": np.float32(0.5), "else": 1}))
+        assert wire.unpack(socket.recv())["actions"][0, 1] == 30
+        socket.send(wire.pack(request))
+        assert "invalid: " in socket.recv()
+    with (
+        pytest.raises(ConfigError, match="image_side"),
+        serving(NumpyPolicy(), keys={"image_side": "x"}),
+    ):
+        pass
+
+
+# Limits
+
+
+def test_actions_beyond_a_limit_are_refused_or_clipped(tmp_path):
+    file = tmp_path / "limits.json"
+    file.write_text(json.dumps({"y": {"low": -1, "high": 50, "step": 0.002}}))
+    with serving(NumpyPolicy(), limits=str(file)) as server:
+        remote = RemotePolicy(address(server))
+        task = remote.create_task(instruction="lift")
+        with pytest.raises(ServerError, match=r"y from 30 to 30\.03 .*limits -1 to 50"):
+            remote.sample_actions(observation(30), task)
+        remote.close()
+    clipping = serving(NumpyPolicy(), limits=str(file), on_limit="clip")
+    with clipping as server, connect(address(server)) as socket:
+        socket.recv()
+        reply = ask(socket, **observation(60))
+        np.testing.assert_allclose(reply["actions"][:, 1], 50)
+        assert reply["clipped"] == {"y": H}
+        reply = ask(socket, **observation(30))
+        np.testing.assert_allclose(np.diff(reply["actions"][:, 1]), 0.002, atol=1e-5)
+        assert 'limited_actions_total{dimension="y"} 7' in get(server, "/metrics")[1]
+
+
+def test_limits_come_from_the_record(monkeypatch):
+    from octolike.policy.serving.limits import action_limits
+
+    record = NumpyPolicy().embodiment
+    limits = action_limits(ServeOptions(limit_range=0.1, limit_step=0.2), record)
+    s = record.action_statistics
+    np.testing.assert_allclose(limits.low, s.min - 0.1 * (s.max - s.min))
+    assert np.isinf(limits.step).all()  # changes and the gripper have none
+    assert limits.apply(np.stack([s.min, s.max]))[1] == {}
+    assert not action_limits(ServeOptions(), record).sentence()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "cannot be read as JSON"),
+        ("[]", "is a list"),
+        ('{"elbow": {"low": 0}}', "unknown action dimension"),
+        ('{"x": {"lowest": 0}}', "unknown field"),
+        ('{"x": {"low": "a"}}', "expected a finite number"),
+        ('{"x": {"low": 2, "high": 1}}', "low is above high"),
+    ],
+)
+def test_a_bad_file_of_limits_is_one_line(tmp_path, text, message):
+    file = tmp_path / "limits.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message), serving(NumpyPolicy(), limits=str(file)):
+        pass
+
+
+def test_actions_that_are_not_finite_never_leave():
+    class Broken(NumpyPolicy):
+        def unnormalize(self, actions, states=None):
+            return np.full(actions.shape, np.nan, np.float32)
+
+    with serving(Broken()) as server, RemotePolicy(address(server)) as remote:
+        task = remote.create_task(instruction="lift")
+        with pytest.raises(ServerError, match="not finite"):
+            remote.sample_actions(observation(), task)
+
+
+# Reload, health, stopping
+
+
+class Checkpoints:
+    """A watcher without files: `found` is what the next looks find."""
+
+    def __init__(self, *found):
+        self.found = list(found)
+
+    async def watch(self, seconds, current, replace, fail):
+        for item in self.found:
+            (fail if isinstance(item, Exception) else replace)(item)
+
+
+def test_a_newer_checkpoint_replaces_the_policy_and_a_bad_one_does_not():
+    watcher = Checkpoints(OSError("checkpoint 8 has vanished"), NumpyPolicy(step=9))
+    with serving(NumpyPolicy(), watcher, reload_seconds=0.1) as server:
+        with RemotePolicy(address(server)) as remote:
+            task = remote.create_task(instruction="lift")
+            remote.sample_actions(observation(), task)
+            assert remote.step == 9
+        assert "a newer checkpoint cannot be loaded, 7 stays: checkpoint 8 has vanished" in (
+            server.lines
+        )
+        assert 'reloads_total{outcome="failed"} 1' in get(server, "/metrics")[1]
+
+
+def test_clients_wait_while_the_policy_compiles():
+    gate = threading.Event()
+
+    class Compiling(NumpyPolicy):
+        def warmup(self):
+            gate.wait(10)
+            super().warmup()
+
+    import asyncio
+
+    from octolike.policy.serving.server import PolicyServer
+
+    server = PolicyServer(Compiling(), ServeOptions(port=0), None, lambda line: None)
+    thread = threading.Thread(target=lambda: asyncio.run(server.run()))
+    thread.start()
+    with ThreadPoolExecutor(1) as pool:
+        until(lambda: server.port)
+        assert get(server, "/healthz") == (503, "warming up\n")
+        call = pool.submit(RemotePolicy, address(server))
+        until(lambda: server._sessions)
+        assert not call.done()
+        gate.set()
+        call.result(10).close()
+    assert get(server, "/healthz") == (200, "ok\n")
+    assert get(server, "/health")[0] == 200
+    assert get(server, "/else")[0] == 404
+    server.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_stopping_finishes_what_waits_and_refuses_what_comes():
+    gate = threading.Event()
+    policy = NumpyPolicy(wait=gate)
+    with serving(policy) as server, ThreadPoolExecutor(3) as pool:
+        remotes = [RemotePolicy(address(server)) for _ in range(3)]
+        task = remotes[0].create_task(instruction="lift")
+        calls = [pool.submit(remotes[0].sample_actions, observation(), task)]
+        until(policy.started.is_set)
+        calls.append(pool.submit(remotes[1].sample_actions, observation(), task))
+        until(lambda: server._batcher.waiting == 1)
+        server.stop()
+        until(lambda: not server.is_healthy)
+        with pytest.raises(ServerBusyError, match="stopping"):
+            remotes[2].sample_actions(observation(), task)
+        gate.set()
+        for call in calls:
+            assert call.result(10).shape == (H, A)
+        server.thread.join(10)
+        assert not server.thread.is_alive()
+        assert server.lines[-1] == "stopped after 3 answers"  # one of them checked a task
+
+
+def test_a_client_reconnects_to_a_server_that_was_started_again():
+    with serving(NumpyPolicy()) as server:
+        port = server.port
+        remote = RemotePolicy(address(server), connect_timeout=10)
+        task = remote.create_task(instruction="lift")
+    with serving(NumpyPolicy(step=8), port=port):
+        assert remote.sample_actions(observation(), task).shape == (H, A)
+        assert remote.step == 8
+        remote.close()
+    with pytest.raises(ConnectionError, match="no policy server at"):
+        RemotePolicy(f"127.0.0.1:{port}", connect_timeout=0.2)
+
+
+def test_a_late_reply_is_never_taken_for_the_next_one():
+    gate = threading.Event()
+    policy = NumpyPolicy(wait=gate)
+    with serving(policy) as server:
+        remote = RemotePolicy(address(server), timeout=0.2)
+        task = remote.create_task(instruction="lift")
+        with pytest.raises(TimeoutError, match=r"within 0\.2 s"):
+            remote.sample_actions(observation(), task, seed=1)
+        gate.set()
+        assert remote.sample_actions(observation(), task, seed=2)[0, 0] == 2
+        remote.close()
