@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     sys.argv = [str(script), *_with_config_paths(arguments[1:])]
     try:
         runpy.run_path(str(script), run_name="__main__")
+    except KeyboardInterrupt:
+        print("interrupted; what is on disk stays", flush=True)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:

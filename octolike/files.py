@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
+import hashlib
 import io
 import json
 import os
@@ -28,6 +30,25 @@ PathLike = str | os.PathLike[str]
 Path: TypeAlias = epath.Path
 REMOTE = ("gs://", "s3://", "az://", "hf://")  # what epath can open
 PART = ".part-"  # prefix of the temporary directories
+LONGEST_CAUSE = 1000  # characters; errors of libraries can quote whole arrays
+LONGEST_NAME = 100  # bytes of a file name that is made from a text
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "the quota is used up: free some space",
+    errno.EFBIG: "the limit on file sizes is reached (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files: close some programs",
+    errno.EACCES: "give this user the permission to write there",
+    errno.EPERM: "give this user the permission to write there",
+    errno.EROFS: "the file system is read-only: mount it for writing, or use another directory",
+    errno.ENOENT: "the directory was removed or unmounted: put it back",
+    errno.ENOTDIR: "a file stands where a directory should be: move it away",
+    errno.EIO: "the disk or its connection fails: check it (dmesg), or use another directory",
+    errno.ESTALE: "the network file system lost its connection: mount it again",
+    errno.ETIMEDOUT: "the network file system does not answer: check the connection",
+    errno.ENAMETOOLONG: "use a shorter directory name",
+    errno.ENOMEM: "free some memory",
+}
 
 
 def as_path(path: PathLike) -> Path:
@@ -82,6 +103,63 @@ def check_writable(path: PathLike, name: str) -> None:
     # the mode too: root may write to a directory that was marked read-only on purpose
     if not (os.access(parent, os.W_OK | os.X_OK) and parent.stat().st_mode & 0o222):
         raise ConfigError(f"{name} {directory} cannot be written: {parent} is read-only")
+
+
+def cause(error: BaseException) -> str:
+    """Return the type and the whole message of an error in one line, and of what caused it."""
+    texts: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(texts) < 4:
+        message = " ".join(str(current).split())
+        if not any(message and message in text for text in texts):
+            texts.append(f"{type(current).__name__}: {message}" if message else repr(current))
+        current = current.__cause__
+    text = "; caused by ".join(texts)
+    return text if len(text) <= LONGEST_CAUSE else f"{text[:LONGEST_CAUSE]}…"
+
+
+def remedy(error: BaseException) -> str:
+    """Return what to do about an error of the storage; "" if its number is unknown.
+
+    Libraries pass on the number of the operating system's error as text: "OS error 28", "Errno 28".
+    """
+    current: BaseException | None = error
+    while current is not None:
+        number = getattr(current, "errno", None)
+        match = re.search(r"(?i)(?:os error|errno|os_error_code)\W{1,4}(\d+)", str(current))
+        number = number or (int(match[1]) if match else None)
+        if number in _REMEDIES:
+            return _REMEDIES[number]
+        current = current.__cause__ or current.__context__
+    return ""
+
+
+def file_name(text: str) -> str:
+    """Return a text as one file name: it stays unless it could be a path or something special.
+
+    Texts that are changed get a hash, so that different ones stay different.
+    """
+    plain = re.sub(r"[^\w.+ -]", "_", text)
+    if text == plain and text.strip(". ") == text and 0 < len(text.encode()) <= LONGEST_NAME:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain.strip('. ')[:40]}-{digest}"
+
+
+def child(directory: PathLike, name: str) -> Path:
+    """Return directory/name; ValueError for a name that leaves the directory.
+
+    For names out of files that somebody else may have written.
+    """
+    root = as_path(directory)
+    parts = pathlib.PurePosixPath(name).parts
+    leaves = not parts or ".." in parts or parts[0] == "/" or "\\" in name or "\0" in name
+    if not leaves and not is_remote(root):
+        inside = pathlib.Path(root / name).resolve()
+        leaves = not inside.is_relative_to(pathlib.Path(root).resolve())
+    if leaves:
+        raise ValueError(f"{name!r:.200} is not a file below {os.fspath(directory)}")
+    return root / name
 
 
 def local_path(path: PathLike, name: str) -> pathlib.Path:

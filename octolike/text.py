@@ -54,12 +54,12 @@ class TextTokenizer:
             tokens = self._ids(text)
             if not tokens and text.strip():
                 warnings.warn(
-                    f"the instruction {text!r} has no token: the policy does not see it",
+                    f"the instruction {text!r:.200} has no token: the policy does not see it",
                     stacklevel=3,
                 )
             if len(tokens) > self.length:
                 warnings.warn(
-                    f"the instruction {text!r} has {len(tokens)} tokens and is truncated to "
+                    f"the instruction {text!r:.200} has {len(tokens)} tokens and is truncated to "
                     f"{self.length}; raise data.text.length",
                     stacklevel=3,
                 )

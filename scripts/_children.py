@@ -13,6 +13,13 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plugins", action="append", default=[], help=text)
 
 
+def positive(text: str) -> int:
+    """Return the number of an argument that must be at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+    return int(text)
+
+
 def flags(name: str, values: Iterable[str]) -> list[str]:
     """Return a flag for each value."""
     return [f"--{name}={value}" for value in values]

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _children import add_plugins, call, flags
+from _children import add_plugins, call, flags, positive
 
 from octolike import files
 
@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--config", help="configs/x.py or configs/x.py:arguments")
     parser.add_argument("--variants", default="", help="comma-separated; default: all")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each variant")
+    parser.add_argument("--seeds", type=positive, default=3, help="seeds 0, 1, … of each variant")
     add_plugins(parser)
     parser.add_argument("--table", default="", help="print only the table of this directory")
     args = parser.parse_args()

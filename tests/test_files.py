@@ -1,5 +1,6 @@
 """Paths and atomic writes."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -165,3 +166,51 @@ def test_a_bucket_is_refused_where_local_files_are_needed(tmp_path, monkeypatch)
         with pytest.raises(ConfigError, match="bucket"):
             files.output_directory(path, "data.root")
     assert not entries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["../../x", "/etc/passwd", "a/b", "..", ".", "", ".hidden", "a\\b", "x\0y", "ä" * 400, "CON:1"],
+)
+def test_any_text_becomes_one_name_inside_the_directory(tmp_path, text):
+    name = files.file_name(text)
+    (tmp_path / name).write_text("here")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert name != text
+    assert files.file_name(name) == name
+
+
+def test_plain_names_stay_and_different_texts_stay_different():
+    assert files.file_name("trained-train-open drawer-3") == "trained-train-open drawer-3"
+    assert len({files.file_name(x) for x in ("a/b", "a:b", "a_b", "../a/b")}) == 4
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "", "a\\..\\x", "link/x"])
+def test_a_stored_name_must_stay_below_its_directory(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="is not a file below"):
+        files.child(tmp_path / "run", name)
+    assert files.child(tmp_path / "run", "a/b.npy") == tmp_path / "run" / "a" / "b.npy"
+
+
+def test_a_cause_is_one_line_with_what_caused_it():
+    inner = ValueError("first\n  second line" + " and more" * 30)
+    outer = RuntimeError("")
+    outer.__cause__ = inner
+    text = files.cause(outer)
+    assert "\n" not in text
+    assert text.startswith("RuntimeError")
+    assert "caused by ValueError: first second line and more" in text
+    assert len(files.cause(ValueError("x" * 10**6))) < 1100
+
+
+def test_a_remedy_follows_the_number_of_the_error():
+    assert "free some space" in files.remedy(OSError(errno.ENOSPC, "No space left"))
+    assert "permission" in files.remedy(PermissionError(errno.EACCES, "denied"))
+    library = ValueError("UNKNOWN: Error writing local file [OS error 24: Too many open files]")
+    assert "ulimit -n" in files.remedy(library)
+    wrapped = RuntimeError("save failed")
+    wrapped.__cause__ = OSError(errno.EROFS, "Read-only file system")
+    assert "read-only" in files.remedy(wrapped)
+    assert files.remedy(ValueError("something else")) == ""

@@ -224,16 +224,25 @@ from test_wrappers import Counter, EnvCrash, Interrupt, EnvPool, ResetCommand
 with Interrupt() as interrupt:
     pool = EnvPool(Counter, 2, workers=2)
     pool.run({s: ResetCommand(s, {}) for s in range(2)})
-    os.killpg(0, signal.SIGINT)
+    os.killpg(0, int(sys.argv[1]))
     replies = pool.run({s: ResetCommand(s, {}) for s in range(2)})
     print([isinstance(reply, EnvCrash) for reply in replies.values()], flush=True)
-    os.kill(os.getpid(), int(sys.argv[1]))
+    if sys.argv[2] != "0":
+        os.kill(os.getpid(), int(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGKILL])
-def test_workers_that_survive_ctrl_c_end_with_their_parent(second):
-    run = [sys.executable, "-c", PARENT, str(int(second))]
+@pytest.mark.parametrize(
+    ("group", "second"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGINT, signal.SIGKILL),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGTERM, 0),  # the program ends by itself, with the pool open
+    ],
+)
+def test_workers_survive_a_signal_to_the_group_and_end_with_their_parent(group, second):
+    run = [sys.executable, "-c", PARENT, str(int(group)), str(int(second))]
     places = os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 1))
     environment = {**os.environ, "PYTHONPATH": places}
     # `run` returns when the last process that could still write has ended

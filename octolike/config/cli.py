@@ -15,6 +15,7 @@ component may get a field that the config file leaves at its default:
 import ast
 import dataclasses
 import re
+import signal
 import sys
 import types
 import typing
@@ -76,7 +77,11 @@ def run(main: Callable[[Config], Any]) -> None:
 
     def start(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # the libraries' notes would drown our own
-        main(flag.value)
+        try:
+            main(flag.value)
+        except KeyboardInterrupt:  # a second one, while the first is being handled
+            print("interrupted; what is on disk stays, and the same command resumes", flush=True)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(start, argv=argv, flags_parser=parse)
 

@@ -335,7 +335,9 @@ class EvaluateConfig:
     untrained: bool = option(True, "also evaluate the untrained network, as a baseline")
     batch: int = option(16, "environments stepped together with one policy call", low=1)
     workers: int = option(0, "processes; 0: one per core", low=0)
-    seed: int = option(1_000_000, "seed of the first episode; collection starts at 0")
+    seed: int = option(
+        1_000_000, "seed of the first episode; collection starts at 0", low=0, high=2**31 - 1
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -343,7 +345,9 @@ class Config:
     """One run."""
 
     workdir: str = option("", "directory of the run")
-    seed: int = option(0, "seed of parameters, data order, augmentation and noise")
+    seed: int = option(
+        0, "seed of parameters, data order, augmentation and noise", low=0, high=2**32 - 1
+    )
     plugins: tuple[str, ...] = option(
         (), "Python files of your own that add kinds to the open sets: octolike.config.plugins"
     )

@@ -10,8 +10,9 @@ of workers.
 If an environment raises, or a worker dies or hangs, the reply is an `EnvCrash`, and the slot gets a
 new environment at its next command. An environment that cannot be built raises an error at once.
 
-Ctrl-C reaches the workers too. It ends them if it ends this process; they continue if this process
-handles the signal itself (octolike.train.interrupt), for example to save a checkpoint.
+Ctrl-C reaches the workers too, as does SIGTERM to the process group. Both end them if they end this
+process; they continue if this process handles the signal itself (octolike.train.interrupt), for
+example to save a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ import os
 import signal
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
+from octolike import files
 from octolike.config import ConfigError, plugins
 
 TIMEOUT = 120.0  # seconds per command
+QUIET = 15.0  # seconds of waiting for a reply before a line says so
 
 
 class ResetCommand(NamedTuple):
@@ -139,8 +144,10 @@ class _WorkerEnvs:
                 self._envs[slot] = self._make()
             except ImportError as error:  # a missing library; the message names it
                 return _BuildFailure(str(error))
-            except Exception:
-                return _BuildFailure("\n" + traceback.format_exc())
+            except Exception as error:
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{frame.filename}, line {frame.lineno}"
+                return _BuildFailure(f"{files.cause(error)} ({place})")
         env = self._envs[slot]
         try:
             if isinstance(command, ResetCommand):
@@ -189,8 +196,10 @@ class _ProcessWorker:
         self._process = context.Process(
             target=_serve, args=(child_end, plugins.loaded()), daemon=True
         )
-        with _sigint_blocked_for_children():
+        with _signals_blocked_for_children():
             self._process.start()
+        # The exit handler of multiprocessing only sends SIGTERM, which the worker may block.
+        weakref.finalize(self, _kill, self._process)
         self._ready = False
         child_end.close()
         with contextlib.suppress(BrokenPipeError):  # the worker died; `receive` reports it
@@ -205,7 +214,7 @@ class _ProcessWorker:
             return {}
         replies: dict[int, Any] = {}
         try:
-            while self._pipe.poll(TIMEOUT):
+            while self._wait():
                 if not self._ready:
                     self._ready = self._pipe.recv()
                     continue
@@ -224,6 +233,17 @@ class _ProcessWorker:
         # Slots that had already replied are included, since their environments are lost too.
         return {slot: EnvCrash(f"the worker process {outcome}") for slot in commands}
 
+    def _wait(self) -> bool:
+        """Return whether a reply is there within TIMEOUT."""
+        quiet = min(QUIET, TIMEOUT)
+        if self._pipe.poll(quiet):
+            return True
+        print(
+            f"an environment has not answered for {quiet:.0f} s; waiting up to {TIMEOUT:.0f} s",
+            file=sys.stderr,
+        )
+        return self._pipe.poll(TIMEOUT - quiet)
+
     def close(self) -> None:
         try:
             self._pipe.send(None)
@@ -239,18 +259,26 @@ class _ProcessWorker:
         self._pipe.close()
 
 
+def _kill(process: BaseProcess) -> None:
+    with contextlib.suppress(ValueError):  # closed
+        if process.is_alive():
+            process.kill()
+
+
 @contextlib.contextmanager
-def _sigint_blocked_for_children() -> Iterator[None]:
-    """Start processes with SIGINT blocked, unless SIGINT ends this process.
+def _signals_blocked_for_children() -> Iterator[None]:
+    """Start processes with those of SIGINT and SIGTERM blocked that do not end this process.
 
     Blocking takes effect from the child's first instruction; a handler set by the child itself
     would come after its imports.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    ends = (signal.default_int_handler, signal.SIG_DFL)
+    handled = {s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) not in ends}
+    if not handled:
         yield
         return
     resource_tracker.ensure_running()  # otherwise `start` does this, and unblocks SIGINT after it
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     try:
         yield
     finally:  # a signal that arrived meanwhile is delivered now

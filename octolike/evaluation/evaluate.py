@@ -124,7 +124,7 @@ class Evaluation:
         robot = self.policy.embodiment.name
         check_robot(environment, robot, run.config.collect.dataset)
         self.environment = environment_of(environment, robot)
-        self._subdirectory = robot if len(run.embodiments) > 1 else ""
+        self._subdirectory = files.file_name(robot) if len(run.embodiments) > 1 else ""
         self.setup = {
             "checkpoint": self.policy.step,
             "embodiment": robot,

@@ -198,7 +198,7 @@ def film_strips(path: Path, clips: Sequence[VideoClip], title: str, frames: int 
                 for spine in axis.spines.values():
                     spine.set(visible=index == indices[-1], color=colour, linewidth=3)
             line = (bottom + side + 0.07) / height
-            words = f"“{clip.row['instruction']}”"
+            words = f"“{shorten(clip.row['instruction'])}”"
             figure.text(gap / width, line, words, size=10.5, weight="bold")
             verdict = f"{clip.verdict} · {split_name(clip.row['split'])}"
             figure.text(1 - gap / width, line, verdict, size=9, color=colour, ha="right")
@@ -225,7 +225,7 @@ def action_chunks(path: Path, chunks: ChunkComparison) -> Path:
             row[0].imshow(chunks.images[i], interpolation="lanczos")
             row[0].set(xticks=[], yticks=[])
             row[0].spines[:].set_visible(False)
-            words = textwrap.fill(chunks.instructions[i] or "(no instruction)", 24)
+            words = textwrap.fill(shorten(chunks.instructions[i]) or "(no instruction)", 24)
             row[0].set_xlabel(words, fontsize=8, labelpad=3)
             for axis, dim, limit in zip(row[1:], moving, limits):
                 predicted = chunks.predicted[i, :, :, dim].T
@@ -249,7 +249,7 @@ def video(path: Path, clip: VideoClip, fps: float = 5.0, size: int = 224) -> Pat
     """Write a GIF with the instruction above, the outcome below, and a pause at the end."""
     font = ImageFont.truetype(findfont("DejaVu Sans"), 12)
     verdict = ImageFont.truetype(findfont("DejaVu Sans:bold"), 11)
-    words = textwrap.wrap(f"“{clip.row['instruction']}”", 32)
+    words = textwrap.wrap(f"“{shorten(clip.row['instruction'])}”", 32)
     top, bottom = 8 + 15 * len(words), 22
     colour = SUCCESS if clip.row["success"] else FAILURE
     frames = []
@@ -278,6 +278,11 @@ def video(path: Path, clip: VideoClip, fps: float = 5.0, size: int = 224) -> Pat
             part, save_all=True, append_images=paletted[1:], duration=durations, loop=0
         )
     return path
+
+
+def shorten(text: str, longest: int = 200) -> str:
+    """Return a text that fits into a figure."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def duration(seconds: float) -> str:

@@ -8,9 +8,10 @@ whether success carries over to held-out tasks; and videos of failures as well a
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from octolike.evaluation.success import (
     split_name,
     steps_to_success,
 )
+from octolike.pictures import PictureAttempts
 from octolike.tables import text_table
 
 STRIP_EPISODES = 4  # per film strip
@@ -77,7 +79,10 @@ def write(content: ReportContent, directory: Path, page: Path) -> Path:
     if "trained" not in table:
         raise ValueError("there are no results of the trained policy; run the evaluation first")
     directory.mkdir(parents=True, exist_ok=True)
-    images = _draw(content, table, directory)
+    attempts = PictureAttempts()
+    images = _draw(content, table, directory, attempts)
+    if failures := attempts.summary():
+        content = dataclasses.replace(content, remarks=[*content.remarks, f"{failures}."])
     text = json.dumps(to_json(content), indent=2, allow_nan=False) + "\n"
     files.write_text(directory / "report.json", text)
     files.write_text(page, _page(content, table, images))
@@ -182,24 +187,34 @@ def success_table(rows: Sequence[ResultRow], groups: Mapping[str, str] | None = 
     return "\n".join([*lines, *(f"- {sentence}" for sentence in success.verdicts(rows))])
 
 
-def _draw(content: ReportContent, table: RateTable, directory: Path) -> dict[str, list[Path]]:
-    """Draw every image that the content allows; return {name: paths}."""
-    bars = figures.success_bars(directory / "success.png", table)
-    images: dict[str, list[Path]] = {"bars": [bars]}
+def _draw(
+    content: ReportContent, table: RateTable, directory: Path, attempts: PictureAttempts
+) -> dict[str, list[Path]]:
+    """Draw every image that the content allows; return {name: paths} of those that succeed."""
+    images: dict[str, list[Path]] = {}
+
+    def draw(name: str, function: Callable[..., Path], path: Path, *arguments: Any) -> None:
+        drawn = attempts.draw(f"{path.name} of the report", function, path, *arguments)
+        images.setdefault(name, []).extend([drawn] if drawn else [])
+
+    draw("bars", figures.success_bars, directory / "success.png", table)
     curves = content.curves
     if curves.train or curves.validation:
-        images["loss"] = [figures.learning_curves(directory / "loss.png", **vars(curves))]
+        values = (curves.train, curves.validation, curves.action_error, curves.seconds)
+        draw("loss", figures.learning_curves, directory / "loss.png", *values)
     if content.chunks:
-        images["chunks"] = [figures.action_chunks(directory / "chunks.png", content.chunks)]
+        draw("chunks", figures.action_chunks, directory / "chunks.png", content.chunks)
     for name, successful in (("successes", True), ("failures", False)):
         clips = _diverse_first([c for c in content.clips if c.row["success"] is successful])
         if clips:
             path = directory / f"{name}.png"
             title = "Successful episodes" if successful else "Failed episodes"
-            images[name] = [figures.film_strips(path, clips[:STRIP_EPISODES], title)]
-        files = ["{split}-{skill}-{seed}.gif".format(**c.row) for c in clips]
-        videos = [figures.video(directory / file, c) for file, c in zip(files, clips)]
-        images[f"{name} videos"] = videos[: MAX_VIDEOS // 2]
+            draw(name, figures.film_strips, path, clips[:STRIP_EPISODES], title)
+        videos = f"{name} videos"
+        for clip in clips:
+            stem = files.file_name("{split}-{skill}-{seed}".format(**clip.row))
+            draw(videos, figures.video, directory / f"{stem}.gif", clip)
+        images[videos] = images.get(videos, [])[: MAX_VIDEOS // 2]
     return images
 
 

@@ -31,6 +31,7 @@ from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, Ste
 from octolike.envs.registry import make_wrapped_env
 from octolike.envs.replays import render_replay
 from octolike.envs.wrappers import spaces
+from octolike.errors import RunError
 from octolike.evaluation.success import ResultRow
 from octolike.evaluation.suites import EpisodePlan
 from octolike.policy import Policy, Task
@@ -73,7 +74,8 @@ class ResultsFile:
         stored = [r for r in self.rows if r["actions"] and all(r[k] == row[k] for k in kind)]
         row["actions"] = ""
         if row["success"] is not None and len(stored) < self.videos:
-            row["actions"] = "actions/{policy}-{split}-{skill}-{seed}.npy".format(**row)
+            name = files.file_name("{policy}-{split}-{skill}-{seed}".format(**row))
+            row["actions"] = f"actions/{name}.npy"
             path = self.directory / row["actions"]
             path.parent.mkdir(exist_ok=True)
             np.save(path, np.concatenate(actions))
@@ -85,13 +87,35 @@ class ResultsFile:
         """Read the rows; return False if they belong to another setup."""
         text = self.path.read_text(encoding="utf-8")
         lines = complete_lines(text)
-        if not lines or json.loads(lines[0]) != json.loads(json.dumps({"setup": setup})):
+        if not lines or _parse_row(self.path, 1, lines[0]) != json.loads(
+            json.dumps({"setup": setup})
+        ):
             return False
-        for row in map(json.loads, lines[1:]):
-            self._rows[row["policy"], planned_episode(row)] = row
+        for number, line in enumerate(lines[1:], start=2):
+            row = _parse_row(self.path, number, line)
+            try:
+                self._rows[row["policy"], planned_episode(row)] = row
+            except (KeyError, TypeError) as error:
+                raise RunError(
+                    f"{self.path}, line {number}, is not the row of an episode "
+                    f"({files.cause(error)}); move the file away to start again"
+                ) from None
         if "".join(lines) != text:
             files.write_text(self.path, "".join(lines))
         return True
+
+
+def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"{path}, line {number}, is not JSON ({files.cause(error)}); move the file away to "
+            "start again"
+        ) from None
+    if not isinstance(row, dict):
+        raise RunError(f"{path}, line {number}, is not an object; move the file away")
+    return row
 
 
 def complete_lines(text: str) -> list[str]:
@@ -162,7 +186,7 @@ def check_fit(policy: Policy, pool: EnvPool) -> None:
     """
     reply = pool.run({0: CallCommand(spaces)})[0]
     if isinstance(reply, EnvCrash):
-        raise RuntimeError(f"the environment cannot be built:\n{reply.text}")
+        raise RuntimeError(f"the environment cannot be built: {_crash_reason(reply)}")
     actions, observations = reply
     width = len(policy.embodiment.action.names)
     if actions != (width,):
@@ -337,7 +361,8 @@ def render_episodes(
         batch = rows[start : start + pool.slots]
         commands = {}
         for slot, row in enumerate(batch):
-            episode, actions = planned_episode(row), np.load(directory / row["actions"])
+            episode = planned_episode(row)
+            actions = np.load(files.child(directory, row["actions"]), allow_pickle=False)
             commands[slot] = CallCommand(render_replay, (episode.seed, episode.options, actions))
         replies = pool.run(commands)
         for slot, row in enumerate(batch):

@@ -121,9 +121,10 @@ class ActionSampler:
 
         Raises:
             FloatingPointError: a sampled action is NaN or infinite.
+            ValueError: a seed that is not an integer below 2^32.
         """
         total, chunks = len(seeds), []
-        keys = (np.asarray(seeds, dtype=np.int64) & 0xFFFFFFFF).astype(np.uint32)
+        keys = _check_seeds(seeds)
         for examples in self._batches(total // repeats):
             inputs = jax.tree.map(lambda x, rows=examples: x[rows], (observation, task))
             with self._once(len(examples), prefix is not None):
@@ -171,6 +172,15 @@ class _FirstCall:
         if self._is_first:
             self._sampler._compiled.add(self._kind)
             self._sampler._compiling.release()
+
+
+def _check_seeds(seeds: Sequence[int]) -> np.ndarray:
+    """Return seeds as uint32; ValueError for others: they would repeat a smaller one's noise."""
+    for seed in seeds:
+        is_integer = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+        if not is_integer or not 0 <= seed < 2**32:
+            raise ValueError(f"a seed is {seed!r:.80}; expected an integer from 0 to 2^32 - 1")
+    return np.asarray(seeds, np.uint32)
 
 
 def _read_out(

@@ -51,8 +51,8 @@ from octolike.text import TOKENIZERS
 from octolike.train import lora, run_manifest
 from octolike.train.checkpoint_store import (
     CHECKPOINTS,
+    cause_of,
     checkpoint_steps,
-    first_line,
     read_policy_params,
 )
 from octolike.train.state import Params
@@ -76,6 +76,8 @@ MAY_CHANGE = (
     "workdir",
     "data.root",  # and data.roots: the statistics show whether it is the same data
     "data.cache",
+    "data.threads",
+    "data.prefetch",
     "train.steps",
     "train.log_every",
     "train.validate_every",
@@ -209,6 +211,8 @@ def check_same_run(
             old = resolved(from_json(json.dumps(stored), str(directory / name)), directory)
             changes = differences(aligned(old, config), config)
             changes = [c for c in changes if not c.startswith(MAY_CHANGE)]
+            if run_manifest.same_specs(directory, config.data.specs):
+                changes = [c for c in changes if not c.startswith("data.specs")]
         elif name == "embodiments.json":
             changes = _differences(_verified(stored), _verified(json.loads(text)))
         else:
@@ -348,7 +352,7 @@ def load_params(run_dir: PathLike, step: int | None = None) -> tuple[int, Params
         remaining = [s for s in steps if s != step]
         remedy = f"; load another checkpoint with step=, one of {remaining}" if remaining else ""
         raise RunError(
-            f"checkpoint {step} of {directory} cannot be read ({first_line(error)}){remedy}"
+            f"checkpoint {step} of {directory} cannot be read ({cause_of(error)}){remedy}"
         ) from error
     return step, params
 

@@ -27,7 +27,6 @@ from octolike.train.retention import RetentionPolicy
 from octolike.train.state import Params, TrainState, merge_strictly
 
 CHECKPOINTS = "checkpoints"
-LONGEST = 600  # characters of a library's error
 
 
 class SaveError(OSError):
@@ -170,10 +169,13 @@ class CheckpointStore:
             free = f", and {free} (a quota may allow less)"
         steps = [s for s in self.complete() if s != step]
         intact = f"Checkpoints {steps} are intact" if steps else "There is no other checkpoint yet"
+        remedy = files.remedy(error)
+        if not remedy or "space" in remedy:
+            remedy = "free some space, or lower train.keep"
         return SaveError(
-            f"checkpoint {step} could not be written to {self.directory}: {first_line(error)}. "
-            f"It needs up to {size:,} bytes{free}. {intact}. Free some space, or lower train.keep; "
-            "then the same command resumes, and removes the partial checkpoint"
+            f"checkpoint {step} could not be written to {self.directory}: {cause_of(error)}. "
+            f"It needs up to {size:,} bytes{free}. {intact}. Remedy: {remedy}; then the "
+            "same command resumes, and removes the partial checkpoint"
         )
 
     def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -207,7 +209,7 @@ class CheckpointStore:
             for corrupted, failure in errors.items():
                 self._move_aside(corrupted, failure, step)
             return restored
-        lines = "".join(f"\n  {step}: {first_line(error)}" for step, error in errors.items())
+        lines = "".join(f"\n  {step}: {cause_of(error)}" for step, error in errors.items())
         raise RunError(
             f"no checkpoint can be read. {self.directory}:{lines}\n"
             "Move that folder away to start again from step 0."
@@ -260,7 +262,7 @@ class CheckpointStore:
         with _quiet_orbax():
             self._manager.reload()
         print(
-            f"checkpoint {step} cannot be read ({first_line(error)}): going back to {good_step}; "
+            f"checkpoint {step} cannot be read ({cause_of(error)}): going back to {good_step}; "
             f"the corrupted one is now {destination}"
         )
 
@@ -302,19 +304,26 @@ def read_arrays(checkpoint: Path, item: str) -> Params:
         return checkpointer.restore(files.absolute(checkpoint / item), args=arguments)
 
 
-def first_line(error: Exception) -> str:
-    """Return the type and the first line of an error; of an error of a run, only the line."""
-    name = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
-    return f"{name}{error}".splitlines()[0][:LONGEST]
+def cause_of(error: Exception) -> str:
+    """Return the cause of an error in one line; of an error of a run, only its message."""
+    return str(error) if isinstance(error, RunError) else files.cause(error)
+
+
+class _NoOrbax(logging.Filter):
+    """Drops orbax's notes and tracebacks: what fails is raised, and reported in one line.
+
+    Its background threads log whenever they like, so a filter stays on the logger.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is of somebody else."""
+        return "orbax" not in record.pathname
 
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Silence orbax's notes about its own files; users cannot act on them."""
     logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    if not any(isinstance(f, _NoOrbax) for f in logger.filters):
+        logger.addFilter(_NoOrbax())
+    yield

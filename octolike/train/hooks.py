@@ -5,11 +5,11 @@ in this order, after it has read the metrics of the step:
 
     1. ValidationHook    held-out loss and action error
     2. SuccessHook       success rates in the simulator
-    3. ChunkFigureHook   a figure of predicted action chunks
-    4. FeedbackHook      validation errors or success rates, for adaptive sampling weights
-    5. CheckpointHook    the state and the position in the data, which includes the feedback
+    3. FeedbackHook      validation errors or success rates, for adaptive sampling weights
+    4. CheckpointHook    the state and the position in the data, which includes the feedback
+    5. ChunkFigureHook   a figure of predicted action chunks; last, since pictures may fail
 
-Hooks 2 to 4 are due with the validation and use its result.
+Hooks 2, 3 and 5 are due with the validation and use its result.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from octolike import types
+from octolike import files, types
 from octolike.config import Config, TrainConfig
+from octolike.pictures import PictureAttempts
 from octolike.train import chunk_figures, retention, sharding
 from octolike.train.checkpoint_store import CheckpointStore
 from octolike.train.device_feeder import DeviceFeeder
@@ -45,6 +46,7 @@ class StepEvent:
         position: the position in the data after them.
         log: of the run.
         validation: the result of a validation at this step.
+        measured: False if the success rates could not be measured.
     """
 
     step: int
@@ -52,6 +54,7 @@ class StepEvent:
     position: dict[str, Any]
     log: MetricsLogger
     validation: ValidationResult | None = None
+    measured: bool = True
 
     @functools.cached_property
     def policy_params(self) -> Params:
@@ -95,15 +98,29 @@ class ValidationHook:
 
 
 class SuccessHook:
-    """Measures success rates at each validation, and logs them."""
+    """Measures success rates at each validation, and logs them.
+
+    A simulator that fails does not end the run: the sampling weights stay, and a line is printed.
+    """
 
     def __init__(self, measure: SuccessFn, validation: ValidationHook) -> None:
         self._measure, self.due = measure, validation.due
+        self._failures = 0
 
     def call(self, event: StepEvent) -> None:
         """Measure, log, and add the rates to the validation result."""
         assert event.validation is not None
-        success = self._measure(event.policy_params, event.step)
+        try:
+            success = self._measure(event.policy_params, event.step)
+        except Exception as error:  # of a simulator: anything
+            self._failures += 1
+            event.measured = False
+            print(
+                f"success at step {event.step} was not measured ({files.cause(error)}); the "
+                f"sampling weights stay, and training continues (failure {self._failures})",
+                file=sys.stderr,
+            )
+            return
         event.validation = dataclasses.replace(event.validation, success=success)
         event.log.validation(event.step, {k: {"success": v} for k, v in success.items()})
 
@@ -113,15 +130,19 @@ class ChunkFigureHook:
 
     def __init__(self, workdir: str, validation: ValidationHook) -> None:
         self._workdir, self.due = workdir, validation.due
+        self._attempts = PictureAttempts()
 
     def call(self, event: StepEvent) -> None:
         """Draw."""
         if sharding.is_first():
             assert event.validation is not None
-            try:
-                chunk_figures.save_figure(event.validation.chunks, event.step, self._workdir)
-            except Exception as error:  # a picture must not end a run
-                print(f"the figure of step {event.step} was not drawn: {error}", file=sys.stderr)
+            self._attempts.draw(
+                f"the figure of step {event.step}",
+                chunk_figures.save_figure,
+                event.validation.chunks,
+                event.step,
+                self._workdir,
+            )
 
 
 class FeedbackHook:
@@ -131,8 +152,10 @@ class FeedbackHook:
         self._feeder, self.due = feeder, validation.due
 
     def call(self, event: StepEvent) -> None:
-        """Give the result, and add it to the position."""
+        """Give the result, and add it to the position; nothing if success was not measured."""
         assert event.validation is not None
+        if not event.measured:
+            return
         event.position = self._feeder.feedback(event.validation, event.position)
 
 
@@ -156,15 +179,16 @@ class CheckpointHook:
         self._checkpoints.save(event.state, event.position, scores)
 
 
-def validation_hooks(
+def with_validation(
     config: Config,
     validator: Validator,
     names: types.Names,
     feeder: DeviceFeeder,
     success: SuccessFn | None,
+    checkpoint: CheckpointHook,
 ) -> list[Hook]:
-    """Return hooks 1 to 4; success: None for no closed-loop episodes."""
+    """Return hooks 1 to 5; success: None for no closed-loop episodes."""
     validation = ValidationHook(validator, config.train, logged_names(names.tasks))
     closed_loop = [SuccessHook(success, validation)] if success else []
     figure = ChunkFigureHook(config.workdir, validation)
-    return [validation, *closed_loop, figure, FeedbackHook(feeder, validation)]
+    return [validation, *closed_loop, FeedbackHook(feeder, validation), checkpoint, figure]

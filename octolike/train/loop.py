@@ -8,7 +8,7 @@ How training starts:
     4. config, embodiments, batch spec, names and versions are written
     5. the state: resumed, initialised from another run, or from scratch
     6. the data, from the saved position
-    7. the hooks: gradient comparison, validation, success, figures, feedback, checkpoints
+    7. the hooks: gradient comparison, validation, success, feedback, checkpoints, figures
     8. the step, compiled once, with its memory plan
 
 The loop dispatches a step, reads the metrics of the previous one, and calls the hooks that are due.
@@ -152,7 +152,9 @@ def _train_as_owner(
     feeder = DeviceFeeder(batches, data.spec, mesh, encoder)
     with contextlib.closing(feeder):
         # 7. The hooks.
-        before, after = [], []
+        before: list[conflicts.GradientComparer] = []
+        save = hooks.CheckpointHook(checkpoints, config.train.checkpoint_every, lease)
+        after: list[hooks.Hook] = [save]
         if config.train.conflicts_every:
             loss_fn = functools.partial(training_loss, model, config.train.augment)
             start = int(state.step)
@@ -169,8 +171,7 @@ def _train_as_owner(
                 mesh=mesh,
                 key=validation_key,
             )
-            after = hooks.validation_hooks(config, validator, names, feeder, success)
-        after.append(hooks.CheckpointHook(checkpoints, config.train.checkpoint_every, lease))
+            after = hooks.with_validation(config, validator, names, feeder, success, save)
         # 8. The step.
         step = make_step(model, tx, config, step_key, choose_gradient_fn(config, names))
         step, costs = compile_step(step, state, spec, config.data.batch_size, mesh)

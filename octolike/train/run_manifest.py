@@ -105,6 +105,13 @@ def changed_specs(directory: files.Path, specs: Iterable[str]) -> list[str]:
     return clauses
 
 
+def same_specs(directory: files.Path, specs: Iterable[str]) -> bool:
+    """Return whether dataset spec files are those of training, wherever they lie now."""
+    stored = manifest.read(directory)
+    recorded = stored.about.get(SPECS) if stored is not None else None
+    return bool(recorded) and recorded == _spec_digests(specs)
+
+
 def _spec_digests(paths: Iterable[str]) -> dict[str, str]:
     existing = [path for path in map(files.as_path, paths) if path.is_file()]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in existing}

@@ -16,7 +16,7 @@ from octolike.embodiment import embodiments_from_json
 from octolike.errors import RunError
 from octolike.tables import text_table
 from octolike.train import checkpoint_manifest, run_manifest
-from octolike.train.checkpoint_store import CHECKPOINTS, checkpoint_steps, first_line
+from octolike.train.checkpoint_store import CHECKPOINTS, cause_of, checkpoint_steps
 
 INTACT, UNVERIFIED, FAULTY = "intact", "not verified", "FAULTY"
 
@@ -64,7 +64,7 @@ def _of_manifest(part: str, directory: files.Path, step: int | None = None) -> F
         about = {} if step is None else {"step": step}
         clauses = manifest.faults(directory, stored, about)
     except (OSError, RunError) as error:
-        return Finding(part, FAULTY, first_line(error))
+        return Finding(part, FAULTY, cause_of(error))
     if clauses:
         return Finding(part, FAULTY, "; ".join(clauses))
     details = f"{len(stored.entries)} files"
@@ -80,7 +80,7 @@ def _attempt(part: str, read: Callable[[], str]) -> Finding:
     try:
         return Finding(part, INTACT, read())
     except Exception as error:  # any file may hold anything
-        return Finding(part, FAULTY, first_line(error))
+        return Finding(part, FAULTY, cause_of(error))
 
 
 def _read_json(path: files.Path) -> Any:
