@@ -219,6 +219,10 @@ class Embodiment:
         kinds = [kind or self.normalization for kind in layout.normalization or [""] * len(layout)]
         return np.where(layout.normalized, kinds, "")
 
+    def is_clipped(self, part: str) -> np.ndarray:
+        """Return bool [dims]: which dimensions of "action" or "proprio" are clipped to [-1, 1]."""
+        return np.isin(self.kinds(part), ("bounds", "minmax"))
+
     def affine(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (shift, scale), float32 [dims], of a part: x = normalised · scale + shift."""
         layout, statistics = self.layout(part), getattr(self, f"{part}_statistics")
@@ -237,7 +241,7 @@ class Embodiment:
     def _normalize(self, x: np.ndarray, part: str) -> np.ndarray:
         shift, scale = self._checked_affine(part, x)
         y = ((x - shift) / scale).astype(np.float32)
-        is_clipped = np.isin(self.kinds(part), ("bounds", "minmax"))
+        is_clipped = self.is_clipped(part)
         return np.where(is_clipped, np.clip(y, -1, 1), y) if is_clipped.any() else y
 
     def _checked_affine(self, part: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -272,9 +272,9 @@ def test_red_and_blue_are_swapped_as_the_images_on_disk_need(tmp_path, encode, o
     stored.write(tmp_path, "robot", {"image": text}, {"train": [episodes]})
     spec = stored.spec("robot", bgr=("primary",))
     reader = Reader(spec, str(tmp_path), "train", channel_order=order)
-    assert reader.bgr == (("primary",) if swapped else ())
-    line = reader.describe_channel_order()
+    assert reader.channels.swapped == (("primary",) if swapped else ())
+    line = reader.channels.describe()
     assert ("primary swapped" if swapped else "no camera swapped") in line
     assert "data.channel_orders.robot" in line
     plain = Reader(stored.spec("robot"), str(tmp_path), "train")
-    assert (plain.bgr, plain.describe_channel_order()) == ((), "")
+    assert (plain.channels.swapped, plain.channels.describe()) == ((), "")

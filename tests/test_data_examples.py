@@ -6,7 +6,7 @@ import stored
 import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
 import tensorflow_datasets as tfds
-from data_fakes import opened, shown, write_numbered
+from data_fakes import numbered, opened, shown, write, write_numbered
 
 from octolike.data.pipeline import example_graph, goals, windows
 from octolike.data.rlds import decode
@@ -249,3 +249,18 @@ def test_a_representation_is_the_same_in_the_graph_as_in_numpy(tmp_path):
                 if step >= 0:
                     actual = batch["action"][i, w]
                     np.testing.assert_allclose(actual, expected[step], atol=1e-4)
+
+
+def test_examples_of_held_out_and_training_episodes_of_one_split_differ(tmp_path):
+    cameras = ["image_primary", "image_wrist"]
+    write(tmp_path, "fake", {"train": [numbered(i, 3, cameras) for i in range(12)]})
+    data = opened(tmp_path, held_out=0.4)
+    (training,), (held_out,) = data._sources, data._held_out
+    assert training.reader.split == held_out.reader.split
+    draws, frames = np.zeros((2, goals.DRAWS)), np.array([[0, 1], [1, 2]])
+    shown_episodes = []
+    for source in (training, held_out, training):
+        batch = data.examples(source, frames, draws)
+        shown_episodes.append([e for ((e, _),) in shown(batch["observation"]["image_primary"])])
+    assert shown_episodes[0] == shown_episodes[2]
+    assert not {*shown_episodes[0]} & {*shown_episodes[1]}

@@ -13,7 +13,7 @@ from data_fakes import numbered, opened, shown, write
 from octolike import types
 from octolike.data.pipeline.example_graph import MAX_STEPS
 from octolike.data.pipeline.stream import BadRows
-from octolike.data.rlds.reader import Episode
+from octolike.data.rlds.episode import Episode
 from octolike.data.specs import catalog
 from octolike.errors import DataError
 
@@ -96,6 +96,13 @@ class Faulty:
         """Replace the record by zeros; the checksums fit."""
         self.replace(framed(bytes(self.length), self.shard.parent))
 
+    def alter(self) -> None:
+        """Change the actions of the record; its checksums fit, and its fields can be parsed."""
+        data = self.record[12:-4]
+        changed = data.replace(np.float32(BAD).tobytes(), np.float32(77).tobytes())
+        assert changed != data
+        self.replace(framed(changed, self.shard.parent))
+
     def reorder(self) -> None:
         """Put the records after the first one in the reverse order."""
         head, *records = framed_records(self.content)
@@ -163,6 +170,7 @@ FAULTS: dict[str, tuple[Callable[[Faulty], None], str]] = {
     "bit of the length": (lambda x: x.flip(1), "byte {offset}: corrupted record"),
     "truncated": (Faulty.truncate, "byte {offset}: truncated record .* the file has changed"),
     "another record": (Faulty.forget, "byte {offset}: another record is there; the file has chang"),
+    "altered": (Faulty.alter, "byte {offset}: another record is there; the file has chang"),
     "removed": (lambda x: x.shard.unlink(), "could not be read: .*No such file"),
     "reordered": (Faulty.reorder, "the file has changed or is corrupted since it was indexed"),
 }

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,6 @@ from octolike.config import Component, ConfigError
 from octolike.data import open_data
 from octolike.data.pipeline.graph import NUMBER
 from octolike.data.pipeline.order import BLOCKS
-from octolike.data.rlds import statistics
-from octolike.data.rlds.index import index_digest
-from octolike.data.rlds.reader import Reader
-from octolike.data.specs import standardize
-from octolike.data.specs.catalog import find_spec
 from octolike.data.specs.mixes import Mixture
 from octolike.errors import DataError
 
@@ -185,6 +179,15 @@ def test_the_order_depends_on_the_seed_and_on_the_start_of_the_segment():
     assert frames() not in (frames(seed=1), frames(start=7))
 
 
+def test_random_streams_of_different_segments_do_not_coincide():
+    order = an_order([5] * 8)
+    derive = lambda stream, *numbers: tuple(order._derive(stream, *map(tf.constant, numbers)))
+    seeds = {
+        tuple(map(int, derive(s, start, e))) for s in range(5) for start in range(9) for e in (0, 1)
+    }
+    assert len(seeds) == 5 * 9 * 2
+
+
 @pytest.mark.parametrize("shares", [(0.5, 0.3, 0.2), (0.98, 0.01, 0.01), (0.9, 0.1, 0.0)])
 def test_repetitions_realise_the_shares_evenly(shares):
     rng = np.random.default_rng(0)
@@ -265,6 +268,7 @@ def test_several_processes_make_the_batches_of_one(in_lanes, count):
         joined = {k: np.concatenate([x[k] for x in leaves]) for k in leaves[0]}
         assert all(len(x["action"]) == 8 // count for x in leaves)
         assert_equal(types.unflatten(joined), next(single))
+    assert single.memory() >= count * parts[0].memory() > 0
     states = {json.dumps(x.state()) for x in (*parts, single)}
     assert len(states) == 1
     resumed = in_lanes.train(json.loads(states.pop()), process=(count - 1, count))
@@ -433,68 +437,6 @@ def test_held_out_episodes_do_not_enter_the_statistics(tmp_path):
     # the training record normalises them
     action = data.embodiments[0].unnormalize_action(batch["action"][:, 0, 0])
     np.testing.assert_allclose(action[:, 0], 200, rtol=1e-5)
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """Return the growing list of passes over the records."""
-    names, scan = [], statistics.scan_split
-    scan_and_count = lambda *a: names.append(a[0].spec.name) or scan(*a)
-    monkeypatch.setattr(statistics, "scan_split", scan_and_count)
-    return names
-
-
-def test_a_second_opening_reads_only_the_cache(tmp_path, passes, monkeypatch):
-    write_numbered(tmp_path, "fake", [3, 4])
-    first = opened(tmp_path)
-    assert passes == ["fake"]
-    monkeypatch.setattr(Reader, "read_records", None)
-    second = opened(tmp_path)
-    assert passes == ["fake"]
-    assert (tmp_path / "fake" / "1.0.0" / ".octolike").is_dir()
-    for part in ("action_statistics", "proprio_statistics"):
-        a, b = (getattr(d.embodiments[0], part) for d in (first, second))
-        assert (a.steps, a.episodes) == (b.steps, b.episodes)
-        for name in ("mean", "std", "min", "max", "p01", "p99"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-
-
-def test_other_files_of_the_same_size_are_read_again(tmp_path, passes):
-    write_numbered(tmp_path, "fake", [3, 4])
-    assert opened(tmp_path).embodiments[0].action_statistics.max[0] == 1
-    cameras = ["image_primary", "image_wrist"]
-    later = [numbered(i, n, cameras, f"do {i}") for i, n in ((2, 3), (3, 4))]
-    write(tmp_path / "later", "fake", {"train": later})
-    for path in (tmp_path / "later" / "fake" / "1.0.0").glob("*train*"):
-        known = tmp_path / "fake" / "1.0.0" / path.name
-        assert known.stat().st_size == path.stat().st_size
-        path.replace(known)
-        os.utime(known, (1e9, 1e9))
-    assert opened(tmp_path).embodiments[0].action_statistics.max[0] == 3
-    assert passes == ["fake", "fake"]
-
-
-def test_the_digest_follows_the_files_and_the_spec(root):
-    reader = Reader(find_spec("fake"), str(root), "train")
-    before = index_digest(reader)
-    assert before == index_digest(Reader(find_spec("fake"), str(root), "train"))
-    assert before != index_digest(Reader(find_spec("fake"), str(root), "val"))
-    reader.spec = replace(reader.spec, standardize=lambda steps: standardize.as_stored(steps))
-    assert before != index_digest(reader)
-
-
-def test_a_read_only_directory_uses_the_cache(tmp_path, passes):
-    write_numbered(tmp_path, "fake", [3, 4])
-    place = tmp_path / "fake" / "1.0.0"
-    place.chmod(0o555)
-    try:
-        opened(tmp_path)
-        opened(tmp_path)
-        assert passes == ["fake"]
-        assert not (place / ".octolike").exists()
-        assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
-    finally:
-        place.chmod(0o755)
 
 
 def test_streams_and_their_episodes_are_freed(single):

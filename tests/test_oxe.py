@@ -8,7 +8,8 @@ from fake_oxe import write_fake_oxe
 
 from octolike.config import Component, Config, ConfigError
 from octolike.data import open_data
-from octolike.data.rlds.reader import ExcludedEpisodeError, Reader
+from octolike.data.rlds.episode import ExcludedEpisodeError
+from octolike.data.rlds.reader import Reader
 from octolike.data.specs import expressions, mixes
 from octolike.data.specs.catalog import DATASETS, describe_uncertain, find_spec, load_specs
 from octolike.data.specs.expressions import check_expression, evaluate

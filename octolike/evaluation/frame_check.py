@@ -266,7 +266,7 @@ def first_difference(
 
 def clipped_actions(embodiment: Embodiment, actions: np.ndarray) -> np.ndarray:
     """Return a bool array like actions: True for values that the record's bounds clip."""
-    is_clipped = np.isin(embodiment.kinds("action"), ("bounds", "minmax"))
+    is_clipped = embodiment.is_clipped("action")
     return is_clipped & (np.abs(embodiment.normalize_action(actions)) >= 1)
 
 

@@ -38,14 +38,9 @@ from octolike import types
 from octolike.config import DataConfig
 from octolike.data import open_data
 from octolike.data.pipeline import mixing
+from octolike.data.pipeline.memory_budget import VALIDATION
 from octolike.data.pipeline.order import BLOCKS, EpisodeTable, FrameOrder
-from octolike.data.pipeline.source import (
-    LANE_ROWS,
-    MAX_LANES,
-    MIN_POOL,
-    VALIDATION,
-    RldsSource,
-)
+from octolike.data.pipeline.source import RldsSource
 from octolike.data.rlds import decode as image_decoding
 from octolike.data.rlds import statistics
 from octolike.data.rlds.index import IndexCache
@@ -336,8 +331,8 @@ def _order(table: EpisodeTable, size: int, memory: float) -> tuple[FrameOrder, d
     """Return the order with the default settings for a batch size, and these settings."""
     settings = {
         "batch_size": size,
-        "lanes": min(size // LANE_ROWS, MAX_LANES),
-        "pool": max(MIN_POOL, 2 * size),
+        "lanes": mixing.number_of_lanes(size),
+        "pool": mixing.default_pool(size),
         "budget": memory * 2**30 * (1 - VALIDATION) / mixing.OVERHEAD,
     }
     return FrameOrder(table, seed=0, **settings), settings

@@ -16,8 +16,9 @@ from octolike.config import ConfigError, DataConfig
 from octolike.data.pipeline.order import EpisodeTable
 from octolike.data.rlds import statistics
 from octolike.data.rlds.dataset_directory import MissingDatasetError
+from octolike.data.rlds.episode import Episode
 from octolike.data.rlds.index import EpisodeIndex
-from octolike.data.rlds.reader import NOTHING_HELD_OUT, Episode, Reader
+from octolike.data.rlds.reader import NOTHING_HELD_OUT, Reader
 from octolike.data.rlds.split_records import HeldOut
 from octolike.data.specs.episode_filter import build_filter
 from octolike.data.specs.spec import DatasetSpec
@@ -149,34 +150,6 @@ def open_all(config: DataConfig, specs: Sequence[DatasetSpec]) -> list[Reader]:
             f"{missing[0][1]}"
         )
     return readers
-
-
-def describe_filtered(source: DatasetSplit) -> list[str]:
-    """Return the number of episodes that filters exclude, by reason, and of exact copies."""
-    i, lines = source.index, []
-    if i.filtered:
-        reasons = ", ".join(f"{n:,} ({reason})" for reason, n in sorted(i.filtered_by.items()))
-        lines.append(f"filtered: {source.reader.title}: {reasons}")
-    if i.idle_steps:
-        lines.append(f"idle: {i.idle_steps:,} steps of {source.reader.title} are dropped")
-    copies = len(i.content) - len(np.unique(i.content))
-    if copies:
-        lines.append(f"copies: {copies:,} episodes of {source.reader.title} equal another one")
-    return lines
-
-
-def describe_black_frames(source: DatasetSplit) -> list[str]:
-    """Return a line per camera with black frames: how many, and whether it counts as absent."""
-    i, lines = source.index, []
-    for c, camera in enumerate(source.spec.cameras):
-        black, absent = i.black_frames[:, c], int((~i.has_image[:, c]).sum())
-        if black.any():
-            lines.append(
-                f"black frames: {source.reader.title}, {camera}: "
-                f"{black.sum():,} of {i.steps.sum():,}, in {np.count_nonzero(black):,} episodes; "
-                f"the camera counts as absent in the {absent:,} where most frames are black"
-            )
-    return lines
 
 
 def embodiment_records(

@@ -10,7 +10,7 @@ import tensorflow as tf
 from octolike.config import DataConfig
 from octolike.data.pipeline.dataset_split import open_training
 from octolike.data.rlds import decode
-from octolike.data.rlds.reader import Episode, ExcludedEpisodeError
+from octolike.data.rlds.episode import Episode, ExcludedEpisodeError
 from octolike.data.rlds.split_records import MissingSplitError
 from octolike.data.specs import catalog, mixes
 from octolike.data.specs.spec import DatasetSpec
@@ -94,7 +94,9 @@ def decode_episodes(
                 continue
             label = reader.parse_label(raw, place)
             result.append(
-                _decode_episode(episode, label, reader.bgr, cameras, steps, config.resize)
+                _decode_episode(
+                    episode, label, reader.channels.swapped, cameras, steps, config.resize
+                )
             )
             remaining -= 1
     return result

@@ -41,7 +41,13 @@ class EpisodeTensors(NamedTuple):
 
 
 class EpisodeLoader:
-    """Reads the episodes of several splits, numbered through (`JoinedSplits`)."""
+    """Reads the episodes of several splits, numbered through (`JoinedSplits`).
+
+    Attributes:
+        steps: int64 [E], of each episode.
+        source: int32 [E], the number of its split.
+        has_image, has_depth: bool [E, C] and [E, D], which of the run's cameras it has.
+    """
 
     def __init__(
         self,
@@ -63,21 +69,15 @@ class EpisodeLoader:
         self._texts = max(len(s.spec.language_paths) for s in supply.sources) or 1
         self.steps = tf.constant(supply.table.steps, tf.int64)
         self.has_image = tf.constant(_presence(supply.sources, self._cameras))
-        self.has_depth = tf.constant(
-            np.concatenate(
-                [
-                    np.tile([c in s.depth for c in self._depth], (len(s.index.steps), 1))
-                    for s in supply.sources
-                ]
-            ).astype(bool)
-        )
+        depth_of_source = [[c in s.depth for c in self._depth] for s in supply.sources]
         files = [f for s in supply.sources for f in s.reader.files]
         firsts = np.cumsum([0, *(len(s.reader.files) for s in supply.sources)])
         counts = [len(s.index.steps) for s in supply.sources]
         shards = [s.index.shard + first for s, first in zip(supply.sources, firsts, strict=False)]
         self._files = tf.constant(files)
         self._shard = tf.constant(np.concatenate(shards), tf.int64)
-        self._source = tf.constant(np.repeat(np.arange(len(counts)), counts), tf.int32)
+        self.source = tf.constant(np.repeat(np.arange(len(counts)), counts), tf.int32)
+        self.has_depth = tf.constant(np.repeat(np.array(depth_of_source, bool), counts, axis=0))
         self._offset = tf.constant(np.concatenate([s.index.offset for s in supply.sources]))
         self._length = tf.constant(np.concatenate([s.index.length for s in supply.sources]))
         kept_ends = np.cumsum([0, *(len(s.index.kept) for s in supply.sources)])
@@ -100,7 +100,7 @@ class EpisodeLoader:
 
     def _read(self, episode: tf.Tensor) -> EpisodeTensors:
         record = self._record(episode)
-        source = tf.gather(self._source, episode)
+        source = tf.gather(self.source, episode)
         positions = self._positions(episode)
         branches = [partial(parse, record, positions) for parse in self._parsers]
         result = branches[0]() if len(branches) == 1 else tf.switch_case(source, branches)

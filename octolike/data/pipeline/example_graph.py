@@ -25,9 +25,6 @@ from octolike.data.pipeline.episode_graph import EpisodeLoader, EpisodeTensors, 
 from octolike.data.rlds import decode
 from octolike.embodiment import Embodiment
 
-# These ways of normalising clip to [-1, 1].
-CLIPPED = ("bounds", "minmax")
-
 # A row is named by one number: episode · MAX_STEPS + step.
 MAX_STEPS = 1 << 24
 
@@ -90,21 +87,17 @@ class ExampleGraph:
         self._config, self._loader, self._dropout = config, loader, dropout
         self._has_goals = config.goal != "none"
         sources = supply.sources
-        counts = [len(s.index.steps) for s in sources]
-
-        def per_episode(values: Sequence[Any], dtype: type) -> tf.Tensor:
-            return tf.constant(np.repeat(np.array(values, dtype), counts))
-
-        self._source = per_episode(range(len(sources)), np.int64)
-        self._number = per_episode([s.number for s in sources], np.int32)
-        self._record = per_episode([s.record for s in sources], np.int32)
+        self._number = tf.constant([s.number for s in sources], tf.int32)
+        self._record = tf.constant([s.record for s in sources], tf.int32)
         self._task = tf.constant(np.concatenate([s.tasks for s in sources]), tf.int32)
         self._has_task = tf.constant(np.concatenate([s.has_task for s in sources]))
         self._action_dims, self._affine_action, self._action_limit = _affine(embodiments, "action")
         self._proprio_dims, self._affine_proprio, self._proprio_limit = _affine(
             embodiments, "proprio"
         )
-        self._swapped = np.array([[c in s.reader.bgr for c in config.cameras] for s in sources])
+        self._swapped = np.array(
+            [[c in s.reader.channels.swapped for c in config.cameras] for s in sources]
+        )
         self._depth_unit = tf.constant([s.spec.depth_unit for s in sources], tf.float32)
 
     def gather(self, pool: Pool, rows: Rows) -> dict[str, tf.Tensor]:
@@ -159,7 +152,7 @@ class ExampleGraph:
         images, frames = example.pop("images"), example.pop("frames")
         if not images.shape[2]:
             return example
-        source = tf.gather(self._source, frames[:, 0] // MAX_STEPS)
+        source = tf.gather(self._loader.source, frames[:, 0] // MAX_STEPS)
         pixels, good = first_without_error(
             (images, frames, source), self._pixels, self._checked_pixels
         )
@@ -176,7 +169,8 @@ class ExampleGraph:
         d = self._config
         end = tf.where(task.goal, task.step, length)
         chunk, in_chunk = windows.chunk_steps(rows.step, d.window, d.horizon, length, end, tnp)
-        record = tf.gather(self._record, rows.episode)
+        source = tf.gather(self._loader.source, rows.episode)
+        record = tf.gather(self._record, source)
         dims = tf.gather(self._action_dims, record)[:, None, None]
         valid = (in_chunk & rows.valid[:, None, None])[..., None] & dims
         has_chunks = pool.action.shape.rank == 3
@@ -185,7 +179,7 @@ class ExampleGraph:
         leaves = {
             "action": _normalized(action, record, self._affine_action, self._action_limit),
             "action_mask": valid,
-            "dataset": tf.gather(self._number, rows.episode),
+            "dataset": tf.gather(self._number, source),
             "embodiment": record,
         }
         if d.use_proprio and self._proprio_dims.shape[1]:
@@ -236,7 +230,8 @@ class ExampleGraph:
 
     def _pixels(self, images: tf.Tensor, frames: tf.Tensor, source: tf.Tensor) -> Any:
         """Return (leaves of the decoded images, bool [n] all True); an error for a bad image."""
-        return self._image_leaves(images, frames, source)
+        leaves = self._image_leaves(images, frames, source)
+        return leaves, tf.ones([tf.shape(frames)[0]], tf.bool)
 
     def _checked_pixels(self, images: tf.Tensor, frames: tf.Tensor, source: tf.Tensor) -> Any:
         """Return (leaves of the decoded images, bool [n] whether a row's images are good)."""
@@ -247,12 +242,12 @@ class ExampleGraph:
         ]
         good = tf.reshape(tf.stack(good, axis=1), shape)
         rows = tf.reduce_all(good, axis=[1, 2])
-        leaves, _ = self._image_leaves(tf.where(good, images, ""), frames, source)
-        return leaves, rows
+        return self._image_leaves(tf.where(good, images, ""), frames, source), rows
 
     def _image_leaves(
         self, images: tf.Tensor, frames: tf.Tensor, source: tf.Tensor
-    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    ) -> dict[str, tf.Tensor]:
+        """Return the decoded images of n rows; each distinct frame is decoded once."""
         d, rows, columns = self._config, tf.shape(frames)[0], frames.shape[1]
         flat = tf.reshape(images, [-1, images.shape[2]])
         numbers, inverse = tf.unique(tf.reshape(frames, [-1]))
@@ -274,7 +269,7 @@ class ExampleGraph:
             depth = tf.reshape(array.gather(window), [rows, d.window, side, side, 1])
             unit = tf.reshape(tf.gather(self._depth_unit, source), [-1, 1, 1, 1, 1])
             leaves[f"observation.depth_{camera}"] = depth * unit
-        return leaves, tf.ones([rows], tf.bool)
+        return leaves
 
     def _in_rgb(self, pixels: tf.Tensor, camera: int, source: tf.Tensor) -> tf.Tensor:
         """Return the images [n, ..., 3] of a camera with the channels red, green, blue."""
@@ -360,7 +355,7 @@ def _affine(embodiments: Sequence[Embodiment], part: str) -> tuple[tf.Tensor, An
         n = len(layout)
         dims[i, :n] = True
         shift[i, :n], scale[i, :n] = embodiment.affine(part)
-        limit[i, :n] = np.where(np.isin(embodiment.kinds(part), CLIPPED), 1, np.inf)
+        limit[i, :n] = np.where(embodiment.is_clipped(part), 1, np.inf)
     return tf.constant(dims), (tf.constant(shift), tf.constant(scale)), tf.constant(limit)
 
 

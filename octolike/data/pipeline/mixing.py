@@ -11,12 +11,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from octolike.config import ConfigError
 from octolike.data.pipeline.order import BLOCKS, WHOLE, EpisodeTable
 
 # Bytes in memory per byte of the mixed episodes: one more block is loaded ahead.
 OVERHEAD = (BLOCKS + 1) / BLOCKS
 # Below this share of the ideal number of distinct episodes, the report is a warning.
 ENOUGH = 0.8
+# By default: rows of a batch per lane, the largest number of lanes, the smallest pool (episodes).
+LANE_ROWS, MAX_LANES, MIN_POOL = 4, 128, 512
+
+
+def number_of_lanes(batch_size: int, lanes: int = 0, pool: int = 0) -> int:
+    """Return `lanes` or, for 0, a power of two that divides the batch size.
+
+    By default, a lane has at least LANE_ROWS rows of a batch and one episode of the pool (0: any
+    number). It must not depend on the hosts, or the batches would. Raises ConfigError if `lanes`
+    does not divide the batch size.
+    """
+    if lanes:
+        if batch_size % lanes:
+            raise ConfigError(
+                f"data.lanes is {lanes}; expected a divisor of data.batch_size, {batch_size}"
+            )
+        return lanes
+    lanes, most = 1, min(batch_size // LANE_ROWS, MAX_LANES, pool or batch_size)
+    while batch_size % (2 * lanes) == 0 and 2 * lanes <= most:
+        lanes *= 2
+    return lanes
+
+
+def default_pool(batch_size: int) -> int:
+    """Return the number of episodes that are mixed by default: two per row of a batch or more."""
+    return max(MIN_POOL, 2 * batch_size)
 
 
 @dataclass(frozen=True)

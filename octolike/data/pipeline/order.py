@@ -29,7 +29,7 @@ BLOCKS = 4
 # A section is one block if it fits, with the next epoch's, into the memory of all these blocks.
 WHOLE = (BLOCKS + 1) / (2 * BLOCKS)
 # Separate random streams.
-_PHASES, _EPISODES, _FRAMES, _MIX, _DRAWS = range(5)
+_PHASES, _EPISODES, _FRAMES, _MIX, _DRAWS = range(_STREAMS := 5)
 
 # Of the hash that derives seeds: odd, so that the product modulo 2^64 keeps all differences.
 _MULTIPLIER = 6364136223846793005
@@ -113,8 +113,7 @@ class FrameOrder:
 
     def first_batch(self, segment: Segment, epoch: tf.Tensor | int) -> tf.Tensor:
         """Return the batch with which an epoch begins, counted from the start, int64 []."""
-        frames = tf.reduce_sum(self._repeats_before(segment, epoch) * self.steps)
-        return -(-frames // self._batch_size)
+        return self._batches(self._repeats_before(segment, epoch))
 
     def epoch_at(self, segment: Segment, batch: int) -> int:
         """Return the epoch of a batch, counted from the start of the segment."""
@@ -131,11 +130,10 @@ class FrameOrder:
     def lane_epoch(self, segment: Segment, epoch: tf.Tensor, lane: tf.Tensor) -> LaneEpoch:
         """Return the section of a lane in an epoch; no episode if the epoch has no batch."""
         before = self._repeats_before(segment, epoch)
-        repeats = self._repeats_before(segment, epoch + 1) - before
-        entries = tf.repeat(tf.range(tf.size(self.steps)), repeats)
+        after = self._repeats_before(segment, epoch + 1)
+        entries = tf.repeat(tf.range(tf.size(self.steps)), after - before)
         entries = _shuffle(entries, self._derive(_EPISODES, segment.start, epoch))
-        batches = self.first_batch(segment, epoch + 1) - self.first_batch(segment, epoch)
-        length = batches * self.rows
+        length = (self._batches(after) - self._batches(before)) * self.rows
         entries = _extend(entries, self.steps, length * self.lanes)
         ends = tf.cumsum(tf.gather(self.steps, entries))
         low, high = lane * length, (lane + 1) * length
@@ -203,9 +201,16 @@ class FrameOrder:
         value = repeats * tf.cast(epoch, tf.float64) + self._phases
         return tf.cast(tf.floor(value), tf.int64)
 
-    def _derive(self, stream: int, *numbers: tf.Tensor) -> tf.Tensor:
-        """Return the seed of a random stream, int64 [2]: (the run's, a hash of the numbers)."""
-        value = tf.constant(stream, tf.int64)
+    def _batches(self, repeats: tf.Tensor) -> tf.Tensor:
+        """Return the batches that hold the repetitions of each episode, int64 [], rounded up."""
+        return -(-tf.reduce_sum(repeats * self.steps) // self._batch_size)
+
+    def _derive(self, stream: int, start: tf.Tensor, *numbers: tf.Tensor) -> tf.Tensor:
+        """Return the seed of a random stream, int64 [2]: (the run's, a hash of the numbers).
+
+        start: of the segment; with the stream it gives one number, different for every pair.
+        """
+        value = (stream + _STREAMS * tf.cast(start, tf.int64)) * _MULTIPLIER
         for number in numbers:
             value = (value + tf.cast(number, tf.int64)) * _MULTIPLIER
         return tf.stack([tf.constant(self._seed, tf.int64), value])

@@ -24,8 +24,7 @@ def describe_reach(
     for sketch in sketches:
         total.merge(sketch)
     shift, scale = record.affine("action")
-    kinds = record.kinds("action")
-    is_clipped = np.isin(kinds, ("bounds", "minmax"))
+    is_clipped = record.is_clipped("action")
 
     def shares_beyond(begin: float, end: float) -> np.ndarray:
         margin = ROUNDING * scale

@@ -17,7 +17,8 @@ from octolike.config import DataConfig
 from octolike.data.pipeline import goals, windows
 from octolike.data.pipeline.dataset_split import DatasetSplit
 from octolike.data.pipeline.source import RldsSource
-from octolike.data.rlds.reader import Episode, Reader
+from octolike.data.rlds.episode import Episode
+from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.writer import SETTINGS
 from octolike.errors import DataError
 from octolike.types import Batch
@@ -184,7 +185,7 @@ def _images(
             for x in episode.images[camera][first:end]
         ]
     )
-    return images[..., ::-1] if camera in source.reader.bgr else images
+    return images[..., ::-1] if camera in source.reader.channels.swapped else images
 
 
 def _recorded_episode(source: DatasetSplit, number: int) -> RecordedEpisode:

@@ -30,41 +30,30 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from octolike import ranges
-from octolike.config import Config, ConfigError, DataConfig, build_component, unknown
-from octolike.data.pipeline import mixing, reach, sampling
+from octolike.config import Config, ConfigError, build_component, unknown
+from octolike.data.pipeline import mixing, reach, sampling, start_table
 from octolike.data.pipeline.dataset_split import (
     DatasetSplit,
     JoinedSplits,
-    describe_black_frames,
-    describe_filtered,
     embodiment_records,
     open_all,
     task_names,
 )
 from octolike.data.pipeline.example_graph import BAD
 from octolike.data.pipeline.graph import GRAPH_LEAVES, BatchGraph, StreamSettings
+from octolike.data.pipeline.memory_budget import MemoryBudget
 from octolike.data.pipeline.order import repeats_of_groups
 from octolike.data.pipeline.sampling import SamplingGroups, SamplingSchedule
 from octolike.data.pipeline.stream import BadRows, RldsStream, Wording, segment_spans
 from octolike.data.rlds import statistics
-from octolike.data.rlds.graph_expressions import runs_in_python
 from octolike.data.rlds.index import EpisodeIndex
 from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.split_records import MissingSplitError
 from octolike.data.specs import catalog, mixes
 from octolike.embodiment import Embodiment
 from octolike.errors import DataError
-from octolike.tables import text_table
 from octolike.text import TOKENIZERS, load_paraphrases
 from octolike.types import Batch, BatchSpec, Names, flatten, unflatten
-
-# Share of the memory budget for validation, during which the training episodes stay in memory.
-VALIDATION = 1 / 4
-# By default: rows of a batch per lane, and the largest number of lanes.
-LANE_ROWS, MAX_LANES = 4, 128
-# The smallest pool by default, in episodes.
-MIN_POOL = 512
 
 
 class RldsSource:
@@ -98,9 +87,10 @@ class RldsSource:
         self.shares = self._dataset_shares(SamplingSchedule(self._strategy, self._groups).shares(0))
         paraphrases = load_paraphrases(d.paraphrases) if d.paraphrases else {}
         self._wording = Wording(build_component(TOKENIZERS, d.text, "data.text"), paraphrases)
-        self._lanes = _number_of_lanes(d)
+        self._lanes = mixing.number_of_lanes(d.batch_size, d.lanes, d.pool)
         self._graphs: dict[str, BatchGraph] = {}
-        self._budgets = self._budget()
+        self._memory = MemoryBudget(d)
+        self._memory.check_training(self._supply, self._lanes)
         self._mixing_report = self._mixing()
         self.spec = self._spec()
 
@@ -122,8 +112,7 @@ class RldsSource:
             datasets=self.datasets,
             start=first,
             process=process,
-            memory=int(self._mixing_report.episode_bytes)
-            + self._batch_bytes() * (self._config.prefetch + 1),
+            memory=(int(self._mixing_report.episode_bytes) + self._memory.ahead) // process[1],
         )
 
     def dataset(
@@ -166,11 +155,12 @@ class RldsSource:
         Raises DataError for a bad record or image.
         """
         supply = JoinedSplits([source], [np.zeros(len(source.index.steps), np.int64)])
-        key = f"examples of {source.spec.name}/{source.reader.split}"
-        graph = self._graphs.setdefault(
-            key, BatchGraph(self._config, supply, self.embodiments, self._settings(1, 1, 0, False))
-        )
-        leaves = {k: x.numpy() for k, x in graph.examples(frames, draws).items()}
+        key = f"examples of {source.reader.title}"
+        if key not in self._graphs:
+            settings = self._settings(1, 1, self._memory.training, False)
+            self._graphs[key] = BatchGraph(self._config, supply, self.embodiments, settings)
+        examples = self._graphs[key].examples(frames, draws)
+        leaves = {k: x.numpy() for k, x in examples.items()}
         BadRows(supply, drop=False).check(leaves.pop(BAD), masked=False)
         batch = unflatten(leaves)
         self._wording.encode(batch)
@@ -206,38 +196,9 @@ class RldsSource:
 
         With a table of the tasks if they are sampled, and the number of paraphrased instructions.
         """
-        headers = ("dataset", "episodes", "steps", "share", "bad", "filtered", "robot")
-        rows = []
-        sources = self._sources + self._held_out
-        shares = [f"{share:.1%}" for share in self.shares] + ["held out"] * len(self._held_out)
-        for source, share in zip(sources, shares, strict=True):
-            i, name = source.index, f"{source.spec.name}/{source.reader.split}"
-            counts = f"{len(i.steps):,}", f"{i.steps.sum():,}", share, len(i.bad), i.filtered
-            rows.append((name, *counts, source.spec.robot))
-        lines = [text_table(rows, headers, "lrrrrrl")]
-        for bad in (s.index.bad for s in sources):
-            lines += [f"left out: {reason}" for reason in bad[:5]]
-            lines += [f"left out: {len(bad) - 5} more"] if len(bad) > 5 else []
-        for source in sources:
-            lines += describe_filtered(source) + describe_black_frames(source)
-        for reader in (s.reader for s in self._sources):
-            lines += filter(None, [reader.describe_held_out(), reader.describe_channel_order()])
-        held_out = {s.spec.name for s in self._held_out}
-        of, names = self._config.validation_split_of, self.datasets
-        training_only = [name for name in names if of(name) and name not in held_out]
-        if training_only:
-            lines.append(f"no held-out episode: {', '.join(training_only)}")
-        lines += filter(None, [catalog.describe_uncertain([s.spec for s in self._sources])])
-        lines += [
-            *catalog.describe_binarised([s.spec for s in self._sources]),
-            *ranges.describe(self.embodiments),
-        ]
-        in_python = [s.spec.name for s in self._sources if runs_in_python(s.spec)]
-        if in_python:
-            lines.append(
-                f"Python functions of specs in the stream (slower, one at a time): "
-                f"{', '.join(in_python)}"
-            )
+        lines = start_table.describe(
+            self._config, self._sources, self._held_out, self.embodiments, self.shares
+        )
         lines.append(self._mixing_report.describe())
         if self._strategy.over == "task":
             task_shares = SamplingSchedule(self._strategy, self._groups).shares(0)
@@ -286,11 +247,11 @@ class RldsSource:
         supply = JoinedSplits([source], [np.full(len(steps), source.number)])
         sizes = np.bincount([source.number], [steps.sum()], minlength=len(self.datasets))
         groups = SamplingGroups(tuple(self.datasets), sizes)
-        key = f"held out of {source.spec.name}"
+        key = f"batches of {source.reader.title}"
         if key not in self._graphs:
             lanes = math.gcd(size, 8)
-            self._check_budget(supply, self._budgets[1], VALIDATION, lanes)
-            settings = self._settings(size, lanes, 1, False)
+            self._memory.check_validation(supply, lanes)
+            settings = self._settings(size, lanes, self._memory.validation, False)
             self._graphs[key] = BatchGraph(self._config, supply, self.embodiments, settings)
         stream = RldsStream(
             self._graphs[key],
@@ -322,20 +283,23 @@ class RldsSource:
                 "divides data.batch_size"
             )
         if "training" not in self._graphs:
-            settings = self._settings(d.batch_size, self._lanes, 0, True)
+            settings = self._training_settings()
             self._graphs["training"] = BatchGraph(d, self._supply, self.embodiments, settings)
         return self._graphs["training"]
 
-    def _settings(self, size: int, lanes: int, part: int, dropout: bool) -> StreamSettings:
-        """part: 0 for training, 1 for validation."""
+    def _training_settings(self) -> StreamSettings:
+        size, budget = self._config.batch_size, self._memory.training
+        return self._settings(size, self._lanes, budget, True)
+
+    def _settings(self, size: int, lanes: int, budget: float, dropout: bool) -> StreamSettings:
         d = self._config
         return StreamSettings(
             batch_size=size,
             lanes=lanes,
             seed=self._seed if dropout else 0,
             dropout=dropout,
-            pool=d.pool or max(MIN_POOL, 2 * size),
-            budget=self._budgets[part],
+            pool=d.pool or mixing.default_pool(size),
+            budget=budget,
             threads=self._threads,
             prefetch=d.prefetch,
         )
@@ -426,47 +390,9 @@ class RldsSource:
                 option = "camera with depth in this mix (data.depth)"
                 raise ConfigError(unknown(option, camera, depth or {"none"}))
 
-    def _batch_bytes(self) -> int:
-        """Return the bytes of the images of a batch, which are nearly all of it."""
-        d = self._config
-        frames = d.window + (d.goal != "none")
-        example = sum(3 * side**2 * frames for side in d.cameras.values())
-        example += sum(4 * side**2 * d.window for side in d.depth.values())
-        return example * d.batch_size
-
-    def _budget(self) -> tuple[float, float]:
-        """Return the maximum bytes of the mixed episodes in training and in validation."""
-        ahead = self._batch_bytes() * (self._config.prefetch + 1)
-        left = self._config.memory * 2**30 - ahead
-        budget = left * (1 - VALIDATION) / mixing.OVERHEAD, left * VALIDATION / mixing.OVERHEAD
-        self._check_budget(self._supply, budget[0], 1 - VALIDATION, self._lanes)
-        return budget
-
-    def _check_budget(self, supply: JoinedSplits, budget: float, part: float, lanes: int) -> None:
-        """Raise ConfigError with the required data.memory if a lane cannot mix one episode."""
-        largest = int(np.argmax(supply.table.sizes))
-        size = int(supply.table.sizes[largest])
-        if size <= budget / lanes or lanes * supply.table.sizes.mean() <= budget >= size:
-            return
-        source, number = supply.find(largest)
-        ahead = self._batch_bytes() * (self._config.prefetch + 1)
-        need = (
-            ahead + mixing.OVERHEAD * max(size, lanes * supply.table.sizes.mean()) / part
-        ) / 2**30
-        raise ConfigError(
-            f"data.memory is {self._config.memory:g} GiB and prefetched batches take "
-            f"{ahead / 2**30:.3g} GiB of it; the largest episode of {source.spec.name} "
-            f"({source.name_of(number)}) has {size / 2**20:.3g} MiB, and one episode in each of "
-            f"{lanes} lanes must fit in the memory for {source.reader.split!r}: set data.memory to "
-            f"at least {need:.3g}, or data.lanes to a smaller number"
-        )
-
     def _mixing(self) -> mixing.MixingReport:
         """Return the mixing of the training batches under the initial shares."""
-        settings, table = (
-            self._settings(self._config.batch_size, self._lanes, 0, True),
-            self._supply.table,
-        )
+        settings, table = self._training_settings(), self._supply.table
         shares = SamplingSchedule(self._strategy, self._groups).shares(0)
         return mixing.report(
             table,
@@ -477,27 +403,6 @@ class RldsSource:
             pool=settings.pool,
             budget=settings.budget,
         )
-
-
-def _number_of_lanes(config: DataConfig) -> int:
-    """Return data.lanes, or a power of two that divides the batch size.
-
-    By default, a lane has at least LANE_ROWS rows of a batch and one episode of data.pool. The
-    number must not depend on the hosts, or the batches would.
-    """
-    size, lanes = config.batch_size, config.lanes
-    if lanes:
-        if size % lanes:
-            raise ConfigError(
-                f"data.lanes is {lanes}; expected a divisor of data.batch_size, {size}"
-            )
-        return lanes
-    lanes = 1
-    while size % (2 * lanes) == 0 and 2 * lanes <= min(
-        size // LANE_ROWS, MAX_LANES, config.pool or size
-    ):
-        lanes *= 2
-    return lanes
 
 
 def _checked(start: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from octolike.data.pipeline.example_graph import BAD, MAX_STEPS, PARAPHRASE_DRAW
 from octolike.data.pipeline.graph import NUMBER, BatchGraph, SegmentSpan
 from octolike.data.pipeline.sampling import SamplingSchedule
 from octolike.data.rlds import decode
-from octolike.data.rlds.reader import error_summary
+from octolike.data.rlds.record_files import error_summary
 from octolike.errors import DataError
 from octolike.text import TextTokenizer
 from octolike.types import Batch

@@ -11,15 +11,16 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from octolike.data.rlds import decode, record_fields, record_files
+from octolike.data.rlds import decode, record_fields, record_files, spec_fields
+from octolike.data.rlds.channel_order import ChannelOrder
 from octolike.data.rlds.dataset_directory import find_directory, read_info, stamp_shards
-from octolike.data.rlds.fields import IS_FIRST, OBSERVATION, STEPS
+from octolike.data.rlds.episode import Episode, ExcludedEpisodeError
+from octolike.data.rlds.fields import IS_FIRST, OBSERVATION
 from octolike.data.rlds.record_fields import EPISODE, ParsedEpisode
 from octolike.data.rlds.record_files import PARSE_ERRORS, error_summary
 from octolike.data.rlds.split_records import (
@@ -38,42 +39,7 @@ from octolike.data.specs.spec import DatasetSpec
 from octolike.data.specs.standardize import StandardSteps
 from octolike.errors import DataError
 
-JPEG = b"\xff\xd8"  # the first bytes of a JPEG image
 NOTHING_HELD_OUT, NO_FILTER = HeldOut(), EpisodeFilter()
-
-
-class ExcludedEpisodeError(DataError):
-    """A filter excludes the episode.
-
-    Attributes:
-        reason: in a few words, the same for all episodes that this filter excludes.
-    """
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclass
-class Episode:
-    """A standard episode of T usable steps.
-
-    Attributes:
-        action: float32 [T, A], in robot units.
-        proprio: float32 [T, P], in robot units, or None.
-        instructions: T strings, "" for none; T tuples if the spec has several instruction fields.
-        images: camera: T encoded images; cameras that the episode lacks are missing.
-        depth: camera: T depth images, encoded or as arrays [h, w, 1], in the spec's unit.
-    """
-
-    action: np.ndarray
-    proprio: np.ndarray | None
-    instructions: list[str] | list[tuple[str, ...]]
-    images: dict[str, list[bytes]]
-    depth: dict[str, list[Any]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.action)
 
 
 class Reader:
@@ -100,8 +66,7 @@ class Reader:
         filters: of the config; those of the spec apply as well.
         representation, horizon: what of the actions is learned, and in chunks of how many; the
             statistics of the actions are those of what is learned.
-        channel_order: "rgb" or "bgr", of the images on disk; "spec": as in the spec; "": see
-            `bgr`.
+        channel_order: the setting of ChannelOrder.
 
         Raises DataError if the directory, the version, the split, a shard or a feature is missing.
         """
@@ -111,7 +76,7 @@ class Reader:
         )
         self.representation, self.horizon = representation, horizon
         self.uses_instructions = spec.language_informative or uninformative
-        self._channel_order = channel_order
+        self.channels = ChannelOrder(spec, channel_order, self._first_bytes)
         self._open = functools.partial(  # another split of the same dataset
             Reader,
             spec,
@@ -132,7 +97,11 @@ class Reader:
         self.stamps = stamp_shards(spec.name, self.directory, self.files, split)
         self.features = info.features
         self.fields = record_fields.field_tree(info.features)
-        self._camera_paths, self._depth_paths = self._check_features()
+        self._camera_paths, self._depth_paths = spec_fields.image_paths(
+            spec, self.fields, self.directory
+        )
+        flags = (spec.label, spec.keep, self.filters.keep)
+        spec_fields.check_paths(spec, flags, self.fields, self.directory)
         self._parsers: dict[tuple[Any, ...], Any] = {}
 
     def _find_records(self) -> SplitRecords:
@@ -178,37 +147,8 @@ class Reader:
             )
         return self._open(split)
 
-    @functools.cached_property
-    def bgr(self) -> tuple[str, ...]:
-        """The cameras whose images are stored with blue first: red and blue must be swapped.
-
-        The raw releases of the datasets in question are PNG. Their public copies by prepare_open_x
-        are JPEG, and their channels are swapped already, so what is on disk decides.
-        """
-        if self._channel_order == "spec":
-            return self.spec.bgr
-        if self._channel_order:
-            cameras = self.spec.bgr or tuple(self.spec.cameras)
-            return cameras if self._channel_order == "bgr" else ()
-        return tuple(c for c in self.spec.bgr if not self._encodings[c].startswith(JPEG))
-
-    def describe_channel_order(self) -> str:
-        """Return a line on the order of red and blue, where it is in question; else ""."""
-        if not self.spec.bgr and self._channel_order in ("", "spec"):
-            return ""
-        swapped = ", ".join(self.bgr) or "no camera"
-        reason = f"data.channel_orders.{self.spec.name}={self._channel_order}"
-        if not self._channel_order:
-            formats = ", ".join(
-                f"{c} is {'JPEG, so already swapped' if x.startswith(JPEG) else 'not JPEG, so raw'}"
-                for c, x in self._encodings.items()
-            )
-            reason = f"{formats}; to override, set data.channel_orders.{self.spec.name}"
-        return f"red and blue of {self.spec.name}: {swapped} swapped ({reason})"
-
-    @functools.cached_property
-    def _encodings(self) -> dict[str, bytes]:
-        """The first bytes of an image of each camera in spec.bgr."""
+    def _first_bytes(self) -> dict[str, bytes]:
+        """Return the first bytes of an image of each camera in spec.bgr."""
         parser = self.parser(self.spec.bgr)
         found: dict[str, bytes] = {}
         for shard in range(len(self.files)):
@@ -487,45 +427,6 @@ class Reader:
             raise ExcludedEpisodeError(f"{self.spec.name}: {place}: {reason}", reason)
         return positions
 
-    def _check_features(self) -> tuple[dict[str, record_fields.Path], ...]:
-        """Return the paths of cameras and depth; DataError for a field that does not exist."""
-        observation = self.fields[OBSERVATION]
-        result: tuple[dict[str, record_fields.Path], ...] = ({}, {})
-        for paths, kind, keys in zip(
-            result, ("camera {!r}", "the depth of {!r}"), (self.spec.cameras, self.spec.depth)
-        ):
-            for camera, key in keys.items():
-                path = record_fields.find_path(observation, key)
-                title = f"{self.spec.name}: {kind.format(camera)} should be steps.observation.{key}"
-                if path is None:
-                    names = ", ".join(sorted(observation)) or "no observation"
-                    raise DataError(f"{title}, but {self.directory} has {names}")
-                feature = record_fields.get_path(observation, path)
-                problem = record_fields.image_problem(feature)
-                if problem and keys is self.spec.cameras:
-                    raise DataError(
-                        f"{title}, but it is {problem} in {self.directory}; expected images, or "
-                        "uint8 arrays [height, width, 1, 3 or 4]: convert the dataset"
-                    )
-                paths[camera] = (OBSERVATION, *path)
-        flags = (self.spec.label, self.spec.keep, self.filters.keep)
-        for name in filter(None, (*self.spec.language_paths, *flags)):
-            node: Any = self.fields
-            for key in self._path(name):
-                if not isinstance(node, Mapping) or key not in node:
-                    role = (
-                        "the instruction should be"
-                        if name in self.spec.language_paths
-                        else ("the spec reads")
-                    )
-                    names = ", ".join(sorted(node)) if isinstance(node, Mapping) else "a value"
-                    raise DataError(
-                        f"{self.spec.name}: {role} {_shown(name)}, but {self.directory} has no "
-                        f"{key!r} there (it has: {names})"
-                    )
-                node = node[key]
-        return result
-
 
 def _count(records: SplitRecords) -> int:
     return sum(int(mask.sum()) for mask in records.selected)
@@ -565,8 +466,3 @@ def decode_texts(x: Any) -> list[str]:
     if x.dtype.kind in "iu":
         return ["".join(map(chr, row[: (*np.flatnonzero(row == 0), len(row))[0]])) for row in x]
     return [t.decode("utf-8", errors="replace") for t in x.tolist()]
-
-
-def _shown(name: str) -> str:
-    """Return a path under steps, or of the episode, as users know it."""
-    return name if name.startswith(f"{EPISODE}.") else f"{STEPS}.{name}"

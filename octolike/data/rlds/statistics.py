@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from octolike.data.rlds import pass_lock
+from octolike.data.rlds.episode import ExcludedEpisodeError
 from octolike.data.rlds.index import (
     CAMERA_COLUMNS,
     COLUMNS,
@@ -30,7 +31,6 @@ from octolike.data.rlds.index import (
 )
 from octolike.data.rlds.quantile_sketch import QuantileSketch
 from octolike.data.rlds.reader import (
-    ExcludedEpisodeError,
     Reader,
     decode_texts,
     take_steps,
