@@ -11,6 +11,7 @@ import tensorflow as tf
 from data_fakes import numbered, opened, shown, write
 
 from octolike import types
+from octolike.data.pipeline import stream as data_stream
 from octolike.data.pipeline.example_graph import MAX_STEPS
 from octolike.data.pipeline.stream import BadRows
 from octolike.data.rlds.episode import Episode
@@ -276,8 +277,7 @@ def test_bad_rows_are_replaced_by_the_next_good_ones_of_their_lane(
 
 
 def test_a_batch_without_a_good_row_ends_the_stream(faulty):
-    records = [r[:-1] + bytes([r[-1] ^ 1]) for r in framed_records(faulty.content)]
-    faulty.shard.write_bytes(b"".join(records))
+    corrupt(faulty, range(len(LENGTHS)))
     stream = faulty.train()
     with pytest.raises(
         DataError, match=r"no usable row; bad rows so far: fake: 8 rows of \d epi"
@@ -286,10 +286,33 @@ def test_a_batch_without_a_good_row_ends_the_stream(faulty):
     assert "\n" not in str(e.value)
 
 
+def corrupt(faulty: Faulty, episodes) -> None:
+    records = framed_records(faulty.content)
+    for e in episodes:
+        records[e] = records[e][:-1] + bytes([records[e][-1] ^ 1])
+    faulty.shard.write_bytes(b"".join(records))
+
+
+def test_a_process_whose_part_has_no_good_row_goes_on_as_one_process_does(faulty, monkeypatch):
+    of_lane = [set(x[:EPOCH, :, 0].reshape(-1).tolist()) for x in frames_of(faulty.batches)]
+    assert of_lane[0] - of_lane[1]
+    corrupt(faulty, of_lane[1])
+    single = faulty.take(EPOCH)
+    assert not any(b["action_mask"][BATCH // 2 :].any() for b in single)
+    assert all(b["action_mask"][: BATCH // 2].any() for b in single)
+    parts = [faulty.take(EPOCH, process=(i, 2)) for i in range(2)]
+    for leaves, *both in zip(single, *parts, strict=True):
+        for path, x in leaves.items():
+            np.testing.assert_array_equal(np.concatenate([b[path] for b in both]), x, err_msg=path)
+    monkeypatch.setattr(data_stream, "_PATIENCE", 3)
+    stream = faulty.train(process=(1, 2))
+    next(stream), next(stream)
+    with pytest.raises(DataError, match="3 batches of this host have no usable row; bad rows so f"):
+        next(stream)
+
+
 def test_bad_episodes_after_the_first_five_are_counted(faulty, capsys):
-    head, *records = framed_records(faulty.content)
-    extra = b"".join(r[:-1] + bytes([r[-1] ^ 1]) for r in records)
-    faulty.shard.write_bytes(head + extra)
+    corrupt(faulty, range(1, len(LENGTHS)))
     stream = faulty.train()
     for _ in range(EPOCH):
         try:

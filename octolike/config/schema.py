@@ -137,6 +137,11 @@ class DataConfig:
         Component,
         "episodes to use: fields of data/specs/episode_filter.py, such as {'min_steps': 5}",
     )
+    draw_views: bool = option(
+        False,
+        "show one of a dataset spec's interchangeable cameras (DatasetSpec.views) as any other, "
+        "drawn per episode and epoch; validation shows them as they are",
+    )
     bad_episodes: str = option(
         "error",
         "stop at a bad episode, or drop it, count it and report it",

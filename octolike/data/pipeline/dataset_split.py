@@ -36,6 +36,7 @@ class DatasetSplit:
     Attributes:
         number, record: indices of the dataset and of its embodiment record in a batch.
         cameras, depth: names of the cameras to read.
+        views: interchangeable cameras, of which each is shown as any other; () for none.
         tasks: int64 [episodes], the task id of each episode.
         has_task: bool [episodes], False if the task is unknown.
     """
@@ -50,6 +51,15 @@ class DatasetSplit:
     depth: tuple[str, ...]
     tasks: np.ndarray
     has_task: np.ndarray
+    views: tuple[str, ...] = ()
+
+    @property
+    def has_views(self) -> np.ndarray:
+        """Bool [episodes]: which of them have images of all interchangeable cameras."""
+        if not self.views:
+            return np.zeros(len(self.index.steps), bool)
+        columns = [list(self.spec.cameras).index(c) for c in self.views]
+        return np.all(self.index.has_image[:, columns], axis=1)
 
     def load(self, episode: int) -> Episode:
         """Read one episode; actions and proprio are normalised.
@@ -59,7 +69,8 @@ class DatasetSplit:
         i = self.index
         record = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
         content = int(i.content[episode])
-        result = self.reader.read_episode(*record, self.cameras, self.depth, content)
+        cameras = dict.fromkeys((*self.cameras, *self.views))
+        result = self.reader.read_episode(*record, cameras, self.depth, content)
         if self.embodiment.transform is None:
             result.action = self.embodiment.normalize_action(result.action)
         else:
@@ -73,15 +84,23 @@ class DatasetSplit:
     def bytes_in_memory(self) -> np.ndarray:
         """Return the bytes of each episode in the pipeline, int64 [episodes].
 
-        The encoded images of the chosen cameras, and about STEP_BYTES for the rest of a step.
+        The encoded images of the chosen cameras, and about STEP_BYTES for the rest of a step. Of
+        interchangeable cameras, the larger images count.
         """
         total = STEP_BYTES * self.index.steps
-        for chosen, names, sizes in (
-            (self.cameras, self.spec.cameras, self.index.image_bytes),
+        if self.views:
+            places = [list(self.spec.cameras).index(c) for c in self.views]
+            largest = self.index.image_bytes[:, places].max(axis=1, keepdims=True)
+            sizes = self.index.image_bytes.copy()
+            sizes[:, places] = largest
+        else:
+            sizes = self.index.image_bytes
+        for chosen, names, counts in (
+            (self.cameras, self.spec.cameras, sizes),
             (self.depth, self.spec.depth, self.index.depth_bytes),
         ):
             columns = [i for i, name in enumerate(names) if name in chosen]
-            total = total + sizes[:, columns].sum(axis=1)
+            total = total + counts[:, columns].sum(axis=1)
         return total
 
     def name_of(self, episode: int) -> str:

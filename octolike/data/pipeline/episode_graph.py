@@ -46,7 +46,9 @@ class EpisodeLoader:
     Attributes:
         steps: int64 [E], of each episode.
         source: int32 [E], the number of its split.
-        has_image, has_depth: bool [E, C] and [E, D], which of the run's cameras it has.
+        has_depth: bool [E, D], which of the run's depth cameras it has.
+        views: of an episode, at most; in view v, an interchangeable camera shows the images of the
+            one v places further on.
     """
 
     def __init__(
@@ -68,7 +70,12 @@ class EpisodeLoader:
         self._action_dim, self._proprio_dim = action_dim, proprio_dim
         self._texts = max(len(s.spec.language_paths) for s in supply.sources) or 1
         self.steps = tf.constant(supply.table.steps, tf.int64)
-        self.has_image = tf.constant(_presence(supply.sources, self._cameras))
+        self.views = max(len(s.views) or 1 for s in supply.sources)
+        self._has_image = tf.stack(
+            [_presence(supply.sources, self._cameras, view) for view in range(self.views)]
+        )
+        allowed = [np.where(s.has_views, len(s.views), 1) for s in supply.sources]
+        self._view_count = tf.constant(np.concatenate(allowed), tf.int64)
         depth_of_source = [[c in s.depth for c in self._depth] for s in supply.sources]
         files = [f for s in supply.sources for f in s.reader.files]
         firsts = np.cumsum([0, *(len(s.reader.files) for s in supply.sources)])
@@ -90,23 +97,31 @@ class EpisodeLoader:
         self._content = tf.constant(np.concatenate([s.index.content for s in supply.sources]))
         self._parsers = [_traced(self._parser(s)) for s in supply.sources]
 
-    def load(self, episode: tf.Tensor) -> EpisodeTensors:
-        """Return an episode by its number, int64 []."""
-        return first_without_error(episode, self._read, self._blank)
+    def load(self, episode: tf.Tensor, views: tf.Tensor) -> EpisodeTensors:
+        """Return an episode by its number, int64 []; views: selects one of its views, int64 []."""
+        view = self._view(episode, views)
+        return first_without_error((episode, view), self._read, lambda e, _: self._blank(e))
+
+    def has_image(self, episodes: tf.Tensor, views: tf.Tensor) -> tf.Tensor:
+        """Return bool [n, C]: which of the run's cameras the episodes have in these views."""
+        view = self._view(episodes, views)
+        return tf.gather_nd(self._has_image, tf.stack([view, episodes], axis=-1))
+
+    def _view(self, episodes: tf.Tensor, views: tf.Tensor) -> tf.Tensor:
+        return views % tf.gather(self._view_count, episodes)
 
     def no_steps(self) -> EpisodeTensors:
         """Return tensors of no step."""
         return EpisodeTensors(*(x[:0] for x in self._blank(tf.constant(0, tf.int64))))
 
-    def _read(self, episode: tf.Tensor) -> EpisodeTensors:
+    def _read(self, episode: tf.Tensor, view: tf.Tensor) -> EpisodeTensors:
         record = self._record(episode)
         source = tf.gather(self.source, episode)
         positions = self._positions(episode)
-        branches = [partial(parse, record, positions) for parse in self._parsers]
+        branches = [partial(parse, record, positions, view) for parse in self._parsers]
         result = branches[0]() if len(branches) == 1 else tf.switch_case(source, branches)
-        has = tf.concat(
-            [tf.gather(self.has_image, episode), tf.gather(self.has_depth, episode)], axis=0
-        )
+        has_image = tf.gather_nd(self._has_image, tf.stack([view, episode]))
+        has = tf.concat([has_image, tf.gather(self.has_depth, episode)], axis=0)
         images, action, proprio, texts, good = result
         steps = tf.gather(self.steps, episode)
         tf.debugging.assert_equal(tf.size(good, tf.int64), steps)
@@ -144,16 +159,26 @@ class EpisodeLoader:
     def _parser(self, source: DatasetSplit) -> Any:
         """Return the function of a record of one dataset that gives the standard episode."""
         spec = source.spec
-        cameras = [c for c in self._cameras if c in spec.cameras]
+        views = range(len(source.views) or 1)
+        shown = [[_shown_camera(source, c, view) for c in self._cameras] for view in views]
+        cameras = dict.fromkeys(c for names in shown for c in names if c in spec.cameras)
         parse = source.reader.graph_parse(cameras, source.depth)
         paths = spec.language_paths if source.reader.uses_instructions else ()
 
-        def standard_episode(record: tf.Tensor, positions: tf.Tensor) -> EpisodeTensors:
+        def standard_episode(
+            record: tf.Tensor, positions: tf.Tensor, view: tf.Tensor
+        ) -> EpisodeTensors:
             parsed = parse(record)
             action, proprio = graph_standard_steps(spec, parsed.steps)
             steps = tf.shape(action)[0]
             missing = tf.fill([steps], "")
-            columns = [parsed.images[c][:steps] if c in cameras else missing for c in self._cameras]
+            columns = _one_of(
+                [
+                    [parsed.images[c][:steps] if c in cameras else missing for c in names]
+                    for names in shown
+                ],
+                view,
+            )
             columns += [
                 _encoded_depth(parsed.depth[c][:steps]) if c in source.depth else missing
                 for c in self._depth
@@ -217,16 +242,32 @@ def _encoded_depth(depth: tf.Tensor) -> tf.Tensor:
     return tf.map_fn(tf.io.encode_png, images, fn_output_signature=tf.TensorSpec((), tf.string))
 
 
-def _presence(sources: Sequence[DatasetSplit], cameras: Sequence[str]) -> np.ndarray:
-    """Return bool [E, C]: which of the run's cameras each episode has."""
+def _shown_camera(source: DatasetSplit, camera: str, view: int) -> str:
+    """Return the camera that is shown as `camera` of the run in a view."""
+    if camera not in source.views:
+        return camera
+    return source.views[(source.views.index(camera) + view) % len(source.views)]
+
+
+def _one_of(options: Sequence[list[tf.Tensor]], number: tf.Tensor) -> list[tf.Tensor]:
+    """Return one of several lists of tensors."""
+    if len(options) == 1 or not options[0]:
+        return options[0]
+    branches = [lambda columns=columns: columns for columns in options]
+    return list(tf.switch_case(tf.cast(number, tf.int32), branches))
+
+
+def _presence(sources: Sequence[DatasetSplit], cameras: Sequence[str], view: int) -> np.ndarray:
+    """Return bool [E, C]: which of the run's cameras each episode has in a view."""
     rows = []
     for source in sources:
         names = list(source.spec.cameras)
+        shown = [_shown_camera(source, c, view) for c in cameras]
         columns = [
             source.index.has_image[:, names.index(c)]
             if c in names
             else np.zeros(len(source.index.steps), bool)
-            for c in cameras
+            for c in shown
         ]
         rows.append(
             np.stack(columns, axis=1) if columns else np.zeros((len(source.index.steps), 0))
@@ -242,8 +283,9 @@ def _widen(x: tf.Tensor, width: int) -> tf.Tensor:
 
 
 def _traced(function: Any) -> Any:
-    """Return a function of a record and positions, traced once for all hosts that use it."""
-    signature = [tf.TensorSpec((), tf.string), tf.TensorSpec((None,), tf.int64)]
+    """Return a function of a record, positions and a view, traced once for all hosts."""
+    number = tf.TensorSpec((), tf.int64)
+    signature = [tf.TensorSpec((), tf.string), tf.TensorSpec((None,), tf.int64), number]
     return tf.function(function, signature, autograph=False).get_concrete_function()
 
 

@@ -37,6 +37,7 @@ class Rows(NamedTuple):
     """n rows of a phase, tensors [n].
 
     base: int64, the position of the episode's first step among the steps in memory.
+    views: int64, the number that selects one of the episode's views.
     bad: int64, the row that was replaced by this one, −1 for none.
     valid: bool, False if no good row could replace it.
     draws: float64 [n, goals.DRAWS].
@@ -45,6 +46,7 @@ class Rows(NamedTuple):
     episode: tf.Tensor
     step: tf.Tensor
     base: tf.Tensor
+    views: tf.Tensor
     bad: tf.Tensor
     valid: tf.Tensor
     draws: tf.Tensor
@@ -109,7 +111,7 @@ class ExampleGraph:
         d = self._config
         episode, t = rows.episode, rows.step
         length = tf.gather(self._loader.steps, episode)
-        has_image = tf.gather(self._loader.has_image, episode)
+        has_image = self._loader.has_image(episode, rows.views)
         text = self._wording(tf.gather(pool.texts, rows.base + t), rows.draws)
         task = goals.choose(
             rows.draws,

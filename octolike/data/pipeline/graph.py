@@ -91,7 +91,7 @@ class Block(NamedTuple):
         number: []; blocks: [], the number of blocks that a phase mixes.
         phase: [], −1 while the blocks of the first phase are loaded.
         skip: [], rows of the phase that lie before the start of the stream.
-        episodes: [n].
+        episodes: [n]; views: [n], the numbers that select one of the views of each.
         which, step: [F], the frames in the order of use: index in `episodes`, step of the episode.
     """
 
@@ -101,6 +101,7 @@ class Block(NamedTuple):
     phase: tf.Tensor
     skip: tf.Tensor
     episodes: tf.Tensor
+    views: tf.Tensor
     which: tf.Tensor
     step: tf.Tensor
 
@@ -199,13 +200,15 @@ class BatchGraph:
         frames: int [n, 2], episode and step; draws: float64 [n, goals.DRAWS].
         """
         distinct, which = np.unique(frames[:, 0], return_inverse=True)
-        blocks = [self._loader.load(tf.constant(e, tf.int64)) for e in distinct.tolist()]
+        first = tf.constant(0, tf.int64)
+        blocks = [self._loader.load(tf.constant(e, tf.int64), first) for e in distinct.tolist()]
         pool = join_blocks(blocks)
         base = tf.gather(pool.starts, which)
         episode, step = (tf.constant(frames[:, i], tf.int64) for i in range(2))
         good = tf.gather(pool.good, base + step)
         row = episode * MAX_STEPS + step
-        rows = Rows(episode, step, base, tf.where(good, -1, row), good, tf.constant(draws))
+        views = tf.zeros_like(episode)
+        rows = Rows(episode, step, base, views, tf.where(good, -1, row), good, tf.constant(draws))
         return self._examples.decode(self._examples.gather(pool, rows), lane_rows=1)
 
     def _positions(self, spans: Sequence[SegmentSpan], start: int) -> Any:
@@ -272,6 +275,7 @@ class BatchGraph:
                 phase=tf.where(number >= current, number, -1),
                 skip=tf.where(number == current, skipped - begins[current], 0),
                 episodes=section.episodes[episodes],
+                views=self._views(segment.start, epoch, section.episodes[episodes]),
                 which=which,
                 step=step + tf.gather(section.first[episodes], which),
             )
@@ -281,7 +285,7 @@ class BatchGraph:
     def _load(self, block: Block) -> tf.data.Dataset:
         """Return one element: a block and its episodes, one after the other."""
         total = tf.reduce_sum(tf.gather(self._loader.steps, block.episodes))
-        episodes = tf.data.Dataset.from_tensor_slices(block.episodes)
+        episodes = tf.data.Dataset.from_tensor_slices((block.episodes, block.views))
         loaded = episodes.map(
             plain(self._loader.load), num_parallel_calls=_READ_AHEAD, deterministic=True
         ).rebatch(total)
@@ -303,10 +307,16 @@ class BatchGraph:
         index = next_good(good)
         bad = tf.where(good, tf.constant(-1, tf.int64), episode * MAX_STEPS + step)
         episode, step, base = (tf.gather(x, index) for x in (episode, step, base))
-        rows = Rows(episode, step, base, bad, tf.gather(good, index), draws)
+        views = self._views(*newest.place[:2], episode)
+        rows = Rows(episode, step, base, views, bad, tf.gather(good, index), draws)
         rows = Rows(*(x[newest.skip :] for x in rows))
         groups = tf.data.Dataset.from_tensor_slices(rows).batch(max(self.order.rows, _GROUP))
         return groups.map(plain(lambda group: self._examples.gather(joined, group)))
+
+    def _views(self, start: tf.Tensor, epoch: tf.Tensor, episodes: tf.Tensor) -> tf.Tensor:
+        if self._loader.views == 1:
+            return tf.zeros_like(episodes)
+        return self.order.views(start, epoch, episodes)
 
     def _rows_of_block(
         self, block: Block, start: tf.Tensor, age: int, newest: Block
@@ -324,7 +334,7 @@ class BatchGraph:
     def _no_blocks(self) -> Any:
         """Return the state before any block is loaded: BLOCKS − 1 empty blocks."""
         zero, none = tf.constant(0, tf.int64), tf.zeros([0], tf.int64)
-        block = Block((zero,) * 3, zero, zero, zero - 1, zero, none, none, none)
+        block = Block((zero,) * 3, zero, zero, zero - 1, zero, none, none, none, none)
         return ((block, self._loader.no_steps()),) * (BLOCKS - 1)
 
     def _decode(self, encoded: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

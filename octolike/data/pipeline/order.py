@@ -30,7 +30,10 @@ BLOCKS = 4
 WHOLE = (BLOCKS + 1) / (2 * BLOCKS)
 # Separate random streams.
 _PHASES, _EPISODES, _FRAMES, _MIX, _DRAWS = range(_STREAMS := 5)
+_VIEWS = "views"  # and one that hashes texts
 
+# Different numbers that select one of an episode's views.
+VIEWS = 1 << 20
 # Of the hash that derives seeds: odd, so that the product modulo 2^64 keeps all differences.
 _MULTIPLIER = 6364136223846793005
 
@@ -171,6 +174,13 @@ class FrameOrder:
         return order, tf.random.stateless_uniform(
             [rows, draws], seed, dtype=tf.float64, alg="philox"
         )
+
+    def views(self, start: tf.Tensor, epoch: tf.Tensor, episodes: tf.Tensor) -> tf.Tensor:
+        """Return a number below VIEWS for each episode [n] in an epoch of a segment, int64 [n]."""
+        texts = tf.strings.format(
+            f"{_VIEWS} {self._seed} {{}} {{}} ", (start, epoch)
+        ) + tf.strings.as_string(episodes)
+        return tf.strings.to_hash_bucket_fast(texts, VIEWS)
 
     def _divide(self, episodes: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> LaneEpoch:
         """Divide a section into blocks of similar cost, each of at least one episode."""

@@ -108,7 +108,7 @@ class RldsSource:
             graph,
             schedule,
             self._wording,
-            BadRows(self._supply, self._config.bad_episodes == "drop"),
+            BadRows(self._supply, self._config.bad_episodes == "drop", process[1]),
             datasets=self.datasets,
             start=first,
             process=process,
@@ -238,7 +238,7 @@ class RldsSource:
             tasks = np.array([numbers.get(name, len(numbers)) for name in names])
             has_task = np.array([bool(name) and name in numbers for name in names])
             split = replace(source, reader=reader, index=index, tasks=tasks, has_task=has_task)
-            result.append(split)
+            result.append(replace(split, views=()))
         return result
 
     def _held_out_batches(self, source: DatasetSplit) -> Iterator[Batch]:
@@ -344,6 +344,7 @@ class RldsSource:
                 depth=tuple(c for c in d.depth if c in specs[i].depth),
                 tasks=np.array([numbers[name] for name in names[i]]),
                 has_task=np.array([bool(name) for name in names[i]]),
+                views=specs[i].views if d.draw_views and set(specs[i].views) & {*d.cameras} else (),
             )
             for i in range(len(specs))
         ]

@@ -34,7 +34,7 @@ def describe(
         lines += [f"left out: {reason}" for reason in bad[:_LISTED]]
         lines += [f"left out: {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
     for source in sources:
-        lines += _filtered(source) + _black_frames(source)
+        lines += _filtered(source) + _black_frames(source) + _views(source)
     for reader in (s.reader for s in training):
         lines += filter(None, [reader.describe_held_out(), reader.channels.describe()])
     validated, of = {s.spec.name for s in held_out}, config.validation_split_of
@@ -88,3 +88,16 @@ def _black_frames(source: DatasetSplit) -> list[str]:
                 f"the camera counts as absent in the {absent:,} where most frames are black"
             )
     return lines
+
+
+def _views(source: DatasetSplit) -> list[str]:
+    """Return a line on cameras that are shown as others."""
+    if not source.views:
+        return []
+    shown = [c for c in source.cameras if c in source.views]
+    has_all = source.has_views
+    return [
+        f"views: {source.reader.title}: {', '.join(shown)} shows {' or '.join(source.views)}, "
+        f"drawn per episode and epoch, in {has_all.sum():,} of {len(has_all):,} episodes; the "
+        "others lack one"
+    ]

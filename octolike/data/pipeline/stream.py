@@ -23,6 +23,8 @@ from octolike.types import Batch
 
 _LAST_BATCH = 1 << 40
 _REPORTED = 5  # bad episodes of a dataset that are printed one by one
+# One of several hosts stops after so many batches in a row in which its own part has no usable row.
+_PATIENCE = 100
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,24 @@ class BadRows:
     Attributes:
         supply: the episodes.
         drop: count and print them; else the first one raises DataError.
+        hosts: that share a batch.
         counts: rows replaced so far, by dataset.
     """
 
     supply: JoinedSplits
     drop: bool
+    hosts: int = 1
     counts: Counter[str] = field(default_factory=Counter)
     _episodes: dict[str, set[int]] = field(default_factory=dict)
+    _unusable: int = 0  # batches in a row
 
     def check(self, bad: np.ndarray, masked: bool) -> None:
         """Report the rows of a batch; bad: int64 [B], −1 for none; masked: no row has an action.
 
-        Raises DataError for a bad row unless they are dropped, and if no good row is left.
+        Raises DataError for a bad row unless they are dropped, and if a batch has no good row. A
+        host knows its own part only, and that part may have none where the batch has: such rows
+        have no action, as they would in a batch of one host; the host stops after _PATIENCE
+        batches.
         """
         for row in bad[bad >= 0].tolist():
             episode, step = divmod(row, MAX_STEPS)
@@ -78,11 +86,16 @@ class BadRows:
                 print(f"replaced in training: {fault}", file=sys.stderr)
             if len(episodes) == _REPORTED:
                 print(f"{name}: further bad episodes are counted, not printed", file=sys.stderr)
-        if masked and (bad >= 0).all():  # rows without bad ones may be last steps
+        # Rows without bad ones may be last steps.
+        self._unusable = self._unusable + 1 if masked and (bad >= 0).all() else 0
+        if self._unusable >= (1 if self.hosts == 1 else _PATIENCE):
+            batches = "a batch has" if self.hosts == 1 else f"{_PATIENCE} batches of this host have"
             raise DataError(
-                f"a batch has no usable row; bad rows so far: {self.describe()}; copy the datasets "
+                f"{batches} no usable row; bad rows so far: {self.describe()}; copy the datasets "
                 "again"
             )
+        if self._unusable == 1:
+            print("no usable row in this host's part of a batch", file=sys.stderr)
 
     def describe(self) -> str:
         """Return the counts in words; "" for none."""

@@ -690,6 +690,7 @@ OXE = (
             "secondary": "exterior_image_2_left",
             "wrist": "wrist_image_left",
         },
+        views=("primary", "secondary"),
         language=("language_instruction", "language_instruction_2", "language_instruction_3"),
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=(

@@ -30,6 +30,8 @@ class DatasetSpec:
             for a nested key, "observation" for an observation that is a picture itself.
         bgr: cameras stored with their channels in the order blue, green, red, unless they are
             JPEG: those are copies in the order red, green, blue.
+        views: interchangeable cameras, such as two on stands of which every laboratory places each
+            anywhere: with data.draw_views, training shows one as any other.
         depth: camera name: key of its depth image under steps.observation.
         depth_unit: metres per stored unit of depth.
         language: path of the instruction under steps, or "". With several paths, an episode has
@@ -59,6 +61,7 @@ class DatasetSpec:
     folder: str = ""
     cameras: Mapping[str, str]
     bgr: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
     depth: Mapping[str, str] = field(default_factory=dict)
     depth_unit: float = 0.001
     language: str | tuple[str, ...] = ""
@@ -93,9 +96,17 @@ class DatasetSpec:
                 expressions.check_expression(expression)
             except ValueError as error:
                 raise ConfigError(f"{title}: {error}") from None
-        for camera in (*self.bgr, *self.depth):
+        for camera in (*self.bgr, *self.views, *self.depth):
             if camera not in self.cameras:
                 raise ConfigError(unknown(f"camera in {title}", camera, self.cameras))
+        if set(self.views) & set(self.depth) or set(self.views) & set(self.bgr) not in (
+            set(),
+            set(self.views),
+        ):
+            raise ConfigError(
+                f"{title}: views {', '.join(self.views)} are interchangeable only without depth, "
+                "and with one order of red and blue"
+            )
         build_filter(self.filters, title=f"filters of {title}")
         if self.every < 1:
             raise ConfigError(f"{title}: every is {self.every}; expected at least 1")
