@@ -99,8 +99,8 @@ class EpisodeLoader:
 
     def load(self, episode: tf.Tensor, views: tf.Tensor) -> EpisodeTensors:
         """Return an episode by its number, int64 []; views: selects one of its views, int64 []."""
-        view = self._view(episode, views)
-        return first_without_error((episode, view), self._read, lambda e, _: self._blank(e))
+        values = episode, self._view(episode, views)
+        return first_without_error(values, self._read, lambda number, view: self._blank(number))
 
     def has_image(self, episodes: tf.Tensor, views: tf.Tensor) -> tf.Tensor:
         """Return bool [n, C]: which of the run's cameras the episodes have in these views."""
