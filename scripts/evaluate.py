@@ -2,6 +2,7 @@
 
     octolike evaluate --run runs/quickstart                    the run's own settings
     octolike evaluate --run runs/quickstart --suite tabletop   every skill, seen, held out
+    ... --block test                            scenes that no choice of the recipe has seen
     ... --splits train,held_out_phrasing --skills touch --episodes 50   selected episodes
     ... --embodiment all                        every robot of the run that the simulator supports
 
@@ -18,6 +19,9 @@ RUN = flags.DEFINE_string("run", None, "directory of the run", required=True)
 SUITE = flags.DEFINE_string("suite", None, "a suite of octolike/evaluation/suites.py")
 SPLITS = flags.DEFINE_list("splits", None, "splits, instead of the run's or the suite's")
 SKILLS = flags.DEFINE_list("skills", None, "skills, instead of the run's or the suite's")
+BLOCK = flags.DEFINE_enum(
+    "block", None, ["development", "test"], "scenes: for choosing a recipe, or for reporting it"
+)
 EPISODES = flags.DEFINE_integer("episodes", None, "episodes per skill and split", lower_bound=1)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")
 PLUGINS = flags.DEFINE_multi_string("plugins", [], "plug-in of the run whose code may be executed")
@@ -27,10 +31,12 @@ EMBODIMENT = flags.DEFINE_string("embodiment", None, "one robot of several; 'all
 def main(_: list[str]) -> None:
     """Run the episodes and write the report; expected errors are one line without a traceback."""
     logging.set_verbosity(logging.WARNING)
-    from octolike.evaluation import evaluate, report  # here: worker processes do not need jax
+    # Here, as worker processes do not need jax.
+    from octolike.evaluation import evaluate, report, suites
 
     plan = {"splits": SPLITS.value, "skills": SKILLS.value, "episodes": EPISODES.value}
     plan = {k: tuple(v) if k != "episodes" else v for k, v in plan.items() if v is not None}
+    plan |= {"seed": suites.BLOCKS[BLOCK.value]} if BLOCK.value else {}
     try:
         robots, skipped = evaluate.robots_to_evaluate(RUN.value, EMBODIMENT.value, PLUGINS.value)
         for reason in skipped:

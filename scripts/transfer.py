@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _children import add_plugins, call, flags
+from _children import add_plugins, call, flags, positive
 
 STAGES = ("before", "during", "after", "all", "report")
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="configs/x.py or configs/x.py:arguments")
     parser.add_argument("--root", default="", help="of the datasets, instead of data.root")
     parser.add_argument("--stage", choices=STAGES, default="all")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each variant")
+    parser.add_argument("--seeds", type=positive, default=3, help="seeds 0, 1, … of each variant")
     add_plugins(parser)
     parser.add_argument("--episodes", type=int, default=300, help="read of each dataset")
     args = parser.parse_args()

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from octolike.evaluation import comparison
-from octolike.evaluation.success import SuccessRate
+from octolike.envs.tabletop.tabletop_tasks import SKILLS
+from octolike.evaluation import comparison, suites
+from octolike.evaluation.statistics import SuccessRate
 
 
 def table_lines(summaries, first=""):
@@ -16,7 +17,7 @@ def table_lines(summaries, first=""):
 
 def make_run(directory, name, wins, error=0.2, costs=True):
     run = directory / name
-    rows = [r | {"split": s} for s, n in wins.items() for r in episodes("touch", n)]
+    rows = [r for s, n in wins.items() for r in episodes("touch", n, split=s)]
     add_rows(run / "evaluation", [*rows, rows[-1] | {"policy": "untrained", "success": True}])
     write_config(run, wins, ("touch",))
     log = [{"step": s, "seconds": 0.05 * s, "loss": 1.0} for s in (10, 20, 30)]
@@ -37,12 +38,43 @@ def test_seeds_are_pooled_and_variants_ordered(tmp_path):
     assert (default.pooled("train").successes, default.pooled("train").episodes) == (3, 8)
     assert default.step_seconds == pytest.approx((0.05, 0.05))
     lines = table_lines(summaries, first="default")
-    assert lines[2].startswith("| default | 2 | 38 % [14 %, 69 %]; seeds 25 % to 50 % |")
+    assert lines[2].startswith("| default | 2 | 38 % [1 %, 97 %]; seeds 25 % to 50 % |")
     assert "| 0.200 | 2.00 M | 3.00 | 50 |" in lines[2]
-    assert [line.split()[1] for line in lines[3:]] == ["moe", "goal-image"]
-    assert "| – | 0.200 | – | – | 50 |" in lines[4]
+    assert [line.split()[1] for line in lines[3:5]] == ["moe", "goal-image"]
+    assert "| 75 % [3 %, 100 %] | – | a | +38 [-100, +100], p " in lines[4]
+    assert lines[4].endswith("| 0.200 | – | – | 50 |")
+    assert "| letters | minus default |" in lines[0]
+    assert "| a | +62 [" in lines[3]
+    text = " ".join(lines)
+    assert "over training seeds and layouts" in text
+    assert "Holm over 3 pairs" in text
     picture = comparison.draw(summaries, tmp_path / "comparison.png", first="default")
     assert picture.stat().st_size > 5000
+
+
+def test_a_study_stops_when_its_evidence_suffices(tmp_path):
+    """Eight seeds on which one variant always wins decide; a tie never does."""
+    for seed in range(8):
+        make_run(tmp_path, f"default-{seed}", {"train": 1})
+        make_run(tmp_path, f"better-{seed}", {"train": 3 + seed % 2})
+        make_run(tmp_path, f"equal-{seed}", {"train": seed % 3})
+    make_run(tmp_path, "late-9", {"train": 1})
+    evidence = comparison.evidence(comparison.read(tmp_path), first="default")
+    assert set(evidence) == {"better", "equal"}
+    assert evidence["better"].seeds == 8
+    assert evidence["better"].p < 0.05 / 2
+    assert evidence["equal"].p > 0.2
+    assert comparison.evidence(comparison.read(tmp_path), first="late") == {}
+
+
+def test_layouts_without_an_outcome_of_every_seed_are_named(tmp_path):
+    make_run(tmp_path, "default-0", {"train": 2})
+    make_run(tmp_path, "default-1", {"train": 2})
+    add_rows(tmp_path / "default-1" / "evaluation", episodes("touch", 2)[:3])
+    summaries = comparison.read(tmp_path)
+    assert summaries[0].grids["train"].outcomes.tolist() == [[1, 1, 0], [1, 1, 0]]
+    text = comparison.table(summaries)
+    assert text.endswith("as a seed has no outcome there: default 1.")
 
 
 def test_a_directory_without_evaluated_runs_is_rejected(tmp_path):
@@ -57,9 +89,10 @@ def add_rows(run, rows, setup=None):
     (run / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (head, *rows)))
 
 
-def episodes(skill, wins, count=4):
-    row = {"policy": "trained", "split": "train", "skill": skill, "failure": ""}
-    return [row | {"seed": i, "success": i < wins} for i in range(count)]
+def episodes(skill, wins, count=4, split="train"):
+    row = {"policy": "trained", "split": split, "skill": skill, "failure": ""}
+    first = suites.seed_offset(split, SKILLS.index(skill))
+    return [row | {"seed": first + i, "success": i < wins} for i in range(count)]
 
 
 def write_config(run, splits, skills):
@@ -72,7 +105,8 @@ def test_skills_have_columns_and_the_worst_skill_is_named(tmp_path):
     make_run(tmp_path, "default-0", {"train": 0})
     write_config(tmp_path / "default-0", ("train",), ("touch", "lift"))
     add_rows(tmp_path / "default-0" / "evaluation", episodes("touch", 3) + episodes("lift", 1))
-    head, _, line = table_lines(comparison.read(tmp_path))
+    head, _, line, *notes = table_lines(comparison.read(tmp_path))
+    assert any(note.startswith("One training seed per variant: the intervals") for note in notes)
     assert "| seen | touch | lift | worst skill | mean over skills |" in head
     assert "| 75 % [30 %, 95 %] | 25 % [5 %, 70 %] | lift 25 % | 50 % |" in line
 
@@ -80,12 +114,10 @@ def test_skills_have_columns_and_the_worst_skill_is_named(tmp_path):
 def test_seen_tasks_come_first_for_any_order_of_episodes(tmp_path):
     make_run(tmp_path, "default-0", {"train": 0})
     write_config(tmp_path / "default-0", ("train", "held_out_combination"), ("touch", "lift"))
-    held_out = [
-        r | {"split": "held_out_combination"} for s in ("touch", "lift") for r in episodes(s, 0)
-    ]
+    held_out = [r for s in ("touch", "lift") for r in episodes(s, 0, split="held_out_combination")]
     rows = [*held_out, *episodes("touch", 3), *episodes("lift", 1)]
     add_rows(tmp_path / "default-0" / "evaluation", rows)
-    head, _, line = table_lines(comparison.read(tmp_path))
+    head, _, line, *_ = table_lines(comparison.read(tmp_path))
     assert "| seen | held-out combination | touch | lift |" in head
     assert "| 75 % [30 %, 95 %] | 25 % [5 %, 70 %] | lift 25 % |" in line
 
@@ -113,7 +145,7 @@ def test_each_planned_episode_counts_once_and_other_episodes_do_not_count(tmp_pa
     (summary,) = comparison.read(tmp_path)
     assert (summary.pooled("train"), summary.missing) == (SuccessRate(2, 3), 1)
     table = comparison.table([summary])
-    assert table.endswith("Episodes that crashed or were not run: default 1.")
+    assert "Episodes that crashed or were not run: default 1." in table
     add_rows(tmp_path / "default-0" / "evaluation", rows, {"checkpoint": 20})
     with pytest.raises(
         ValueError, match=r"is an evaluation of step 20, but the run has 30 steps; finish"

@@ -125,6 +125,7 @@ def closed_loop_run(**changes):
     return dataclasses.replace(run, **changes)
 
 
+@pytest.mark.filterwarnings("ignore:the instruction .* is truncated to 8")
 def test_success_is_measured_during_training(tmp_path):
     pytest.importorskip("mujoco")
     run = closed_loop_run()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from octolike.evaluation import figures, report, success
+from octolike.evaluation import figures, report, statistics
 from octolike.evaluation.figures import ChunkComparison, VideoClip
 from octolike.evaluation.report import LearningCurves, ReportContent
 
@@ -120,7 +120,7 @@ def test_report_json_contains_the_numbers(written):
     data = json.loads((written.parent / "evaluation" / "report.json").read_text())
     cell = data["success"]["trained"]["train"]["touch"]
     assert (cell["successes"], cell["episodes"], cell["rate"]) == (4, 5, 0.8)
-    assert (cell["low"], cell["high"]) == pytest.approx(success.wilson_interval(4, 5))
+    assert (cell["low"], cell["high"]) == pytest.approx(statistics.wilson_interval(4, 5))
     (gap,) = data["gaps"]
     assert gap["difference"] == pytest.approx(0.3)
     assert data["failures"]["train"] == {"time ran out": 4, "touched red <cube>": 2}

@@ -258,7 +258,7 @@ def test_results_are_json_lines(tmp_path):
     head, *lines = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert head == {"setup": SETUP}
     assert set(lines[0]) == {
-        *("policy", "split", "skill", "seed", "task", "instruction"),
+        *("policy", "split", "skill", "seed", "task", "instruction", "scene"),
         *("success", "failure", "steps", "return", "actions"),
     }
     assert dataclasses.astuple(EpisodePlan("train", "walk", 0)) == ("train", "walk", 0)

@@ -12,7 +12,8 @@ from octolike.evaluation.suites import EpisodePlan, Suite
 def test_a_plan_repeats_pairs_of_split_and_skill_and_omits_empty_ones():
     plan = Suite("tabletop", "", ("train", "held_out_family"), ("touch", "lift"), 2, seed=7).plan()
     pairs = [("train", "touch"), ("train", "lift"), ("held_out_family", "lift")]
-    assert plan == [EpisodePlan(*pair, seed) for seed in (7, 8) for pair in pairs]
+    assert [(e.split, e.skill) for e in plan] == 2 * pairs
+    assert [e.seed for e in plan] == [7, 20_000_007, 25_000_007, 8, 20_000_008, 25_000_008]
     assert plan[0].options == {"split": "train", "skills": ["touch"]}
 
 
@@ -58,4 +59,31 @@ def test_suites_come_from_a_name_or_a_config():
         suites.suite_by_name("tabletop_quik", {"kind": "tabletop"})
     config = EvaluateConfig(episodes=3, splits=("train",))
     plan = suites.suite_from_config({"kind": "tabletop"}, config, ["push"]).plan()
-    assert plan == [EpisodePlan("train", "push", config.seed + i) for i in range(3)]
+    assert plan == [EpisodePlan("train", "push", 10_000_000 + config.seed + i) for i in range(3)]
+
+
+def test_other_words_are_tried_in_the_seen_scenes_and_other_tasks_in_their_own():
+    plan = Suite("tabletop", "", episodes=3).plan()
+    seeds = {}
+    for e in plan:
+        seeds.setdefault((e.split, e.skill), set()).add(e.seed)
+    assert seeds["train", "put"] == seeds["held_out_phrasing", "put"]
+    assert not seeds["train", "put"] & seeds["held_out_combination", "put"]
+    assert not seeds["train", "put"] & seeds["train", "stack"]
+    libero = suites.SUITES["libero_object"].plan()
+    starts = {e.seed % 50 for e in libero if e.skill == "object/3"}
+    assert starts == set(range(50))  # each of the benchmark's initial states once
+
+
+def test_the_blocks_of_seeds_are_disjoint():
+    table = suites.SUITES["tabletop"]
+    blocks = {}
+    for name, first in suites.BLOCKS.items():
+        plan = dataclasses.replace(table, seed=first).plan()
+        blocks[name] = {e.seed for e in plan}
+        assert {suites.block_of(e) for e in plan} == {name}
+    assert not blocks["development"] & blocks["test"]
+    early = dataclasses.replace(table, seed=0, episodes=1).plan()
+    assert {suites.block_of(e) for e in early} == {"demonstrations"}
+    with pytest.raises(ConfigError, match="seeds from 0 to 4,999,999"):
+        dataclasses.replace(table, seed=4_999_990).plan()

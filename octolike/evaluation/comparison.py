@@ -1,13 +1,15 @@
 """Compare runs that differ in one setting: success over seeds, and cost.
 
 A comparison is a directory of evaluated runs named <variant>-<seed>. Episode seeds are the same in
-every run, so all policies meet the same scenes.
+every run, so all policies meet the same scenes, and differences are taken scene by scene
+(`octolike.evaluation.statistics`).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from octolike.evaluation import figures, outcomes
-from octolike.evaluation.success import SuccessRate, split_name, success_rate
+from octolike.evaluation import figures, outcomes, statistics
+from octolike.evaluation.statistics import OutcomeGrid, SignFlipProcess, SuccessRate
+from octolike.evaluation.success import split_name, success_rate
 from octolike.tables import markdown_table
 from octolike.train import metrics
 from octolike.train.checkpoint import COSTS
@@ -27,6 +30,7 @@ class VariantSummary:
     """One variant, summarised over its seeds.
 
     success: {split: one rate per seed}, with keys "robot: split" if any run has several robots;
+    grids: {split: the outcomes of all seeds}; seeds: their numbers;
     action_error: per seed, in normalised units; step_seconds: per seed, the median of the run;
     parameters, flops (per step): None for older runs without that record; skills: {skill: rate
     over all seeds} on the first split; missing: number of episodes that crashed or were not run.
@@ -34,6 +38,8 @@ class VariantSummary:
 
     variant: str
     success: dict[str, tuple[SuccessRate, ...]]
+    grids: dict[str, OutcomeGrid]
+    seeds: tuple[str, ...]
     action_error: tuple[float, ...]
     step_seconds: tuple[float, ...]
     parameters: int | None
@@ -45,6 +51,11 @@ class VariantSummary:
         """Return the rate over the episodes of all seeds."""
         rates = self.success.get(split, ())
         return SuccessRate(sum(r.successes for r in rates), sum(r.episodes for r in rates))
+
+    def strata(self, split: str) -> dict[Any, str]:
+        """Return {layout: its skill} of a split."""
+        grid = self.grids[split]
+        return dict(zip(grid.layouts, grid.strata, strict=True))
 
     @property
     def worst(self) -> str:
@@ -81,34 +92,141 @@ def read(directory: str | Path) -> list[VariantSummary]:
 def table(summaries: Sequence[VariantSummary], first: str = "") -> str:
     """Return a Markdown table: the variant `first`, then by success on the first split.
 
-    A cell holds the rate over all seeds, its Wilson 95 % interval, and the lowest and highest seed.
-    With several skills, the table has a column per skill (on the first split), the worst skill and
-    the mean over skills.
+    A cell holds the rate with its 95 % interval over seeds and layouts, and the lowest and highest
+    seed; the second line of columns compares on the first split: the difference to `first`, and
+    letters. With several skills, the table has a column per skill (on the first split, over its
+    episodes), the worst skill and the mean over skills. Notes below say how to read it.
     """
+    rows_in_order = ordered(summaries, first)
     splits = list(dict.fromkeys(split for v in summaries for split in v.success))
     skills = list(dict.fromkeys(skill for v in summaries for skill in v.skills))
     skills = skills if len(skills) > 1 else []
-    headers = ["variant", "seeds", *map(split_name, splits), *skills]
+    contrasts = _Contrasts(rows_in_order, splits[0], first)
+    headers = ["variant", "seeds", *map(split_name, splits), *contrasts.headers, *skills]
     headers += ["worst skill", "mean over skills"] if skills else []
     headers += ["action error", "parameters", "GFLOP/step", "ms/step"]
+    effects = {s: seed_effect(summaries, s) for s in splits}
     rows = [
         [
             v.variant,
             len(v.action_error),
-            *(_split_cell(v, split) for split in splits),
+            *(_split_cell(v, split, effects[split]) for split in splits),
+            *contrasts.cells(v.variant),
             *(_skill_cells(v, skills) if skills else ()),
             f"{np.mean(v.action_error):.3f}",
             f"{v.parameters / 1e6:.2f} M" if v.parameters else "–",
             f"{v.flops / 1e9:.2f}" if v.flops else "–",
             f"{1e3 * np.median(v.step_seconds):.0f}",
         ]
-        for v in ordered(summaries, first)
+        for v in rows_in_order
     ]
-    text = markdown_table(rows, headers)
+    notes = [*_notes(summaries, effects[splits[0]]), *contrasts.notes]
+    return "\n\n".join([markdown_table(rows, headers), *notes])
+
+
+def seed_effect(summaries: Sequence[VariantSummary], split: str) -> statistics.SeedEffect:
+    """Return the training seed's effect on a split, pooled over all variants."""
+    return statistics.seed_effect(v.grids[split] for v in summaries if split in v.grids)
+
+
+def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -> list[str]:
+    """Return the notes below a table: what the intervals cover, and what is missing."""
+    if effect.freedom:
+        notes = [
+            "Rates: 95 % intervals over training seeds and layouts (`evaluation/statistics.py`); "
+            f"the seed explains {effect.share:.1%} of the variance of an outcome, estimated with "
+            f"{effect.freedom} degrees of freedom. Skills: Wilson intervals over episodes."
+        ]
+    else:
+        notes = [
+            "One training seed per variant: the intervals cover layouts only and hold for these "
+            "policies, not for the variants."
+        ]
     missing = [f"{v.variant} {v.missing}" for v in summaries if v.missing]
     if missing:
-        text += f"\n\nEpisodes that crashed or were not run: {', '.join(missing)}."
-    return text
+        notes.append(f"Episodes that crashed or were not run: {', '.join(missing)}.")
+    left_out = {v.variant: sum(g.left_out for g in v.grids.values()) for v in summaries}
+    texts = [f"{name} {n}" for name, n in left_out.items() if n]
+    if texts:
+        notes.append(
+            "Layouts left out of the intervals, as a seed has no outcome there: "
+            f"{', '.join(texts)}."
+        )
+    return notes
+
+
+class _Contrasts:
+    """The pairwise comparisons of a table on one split: adjusted p-values, letters, notes."""
+
+    def __init__(self, summaries: Sequence[VariantSummary], split: str, first: str) -> None:
+        grids = {v.variant: v.grids[split] for v in summaries if split in v.grids}
+        effect = seed_effect(summaries, split)
+        pairs = list(itertools.combinations(grids, 2))
+        self._of_pair = {
+            (a, b): statistics.paired_difference(grids[a], grids[b], effect) for a, b in pairs
+        }
+        p_values = statistics.holm([d.p for d in self._of_pair.values()])
+        self._p = dict(zip(pairs, p_values, strict=True))
+        by_rate = sorted(grids, key=lambda name: -grids[name].rate)
+        different = [pair for pair, p in self._p.items() if p < statistics.LEVEL]
+        self._letters = statistics.compact_letters(by_rate, different)
+        self._first = first if first in grids else ""
+        self.headers = ["letters"] if pairs else []
+        self.headers += [f"minus {first}"] if pairs and self._first else []
+        self.notes = []
+        if pairs:
+            self.notes.append(
+                f"Letters ({split_name(split)}): variants without a common letter differ (5 % for "
+                f"the whole table, Holm over {len(pairs)} pairs, scene by scene). A common letter "
+                "is not equality."
+            )
+
+    def cells(self, variant: str) -> list[str]:
+        """Return the cells of a variant under `headers`."""
+        cells = [self._letters.get(variant, "–")] if self.headers else []
+        if len(self.headers) < 2:
+            return cells
+        pair = (self._first, variant)
+        difference = self._of_pair.get(pair)
+        if difference is None or not np.isfinite(difference.value):
+            return [*cells, "–"]
+        low, high = (f"{-100 * x:+.0f}" for x in (difference.high, difference.low))
+        return [*cells, f"{-100 * difference.value:+.0f} [{low}, {high}], p {self._p[pair]:.2g}"]
+
+
+def evidence(summaries: Sequence[VariantSummary], first: str) -> dict[str, SignFlipProcess]:
+    """Return the evidence that a variant differs from `first`, seed by seed, on the first split.
+
+    Valid after any number of seeds: a study may stop as soon as its p is small enough. Variants
+    without a common seed are omitted.
+    """
+    by_name = {v.variant: v for v in summaries}
+    if first not in by_name:
+        return {}
+    reference = by_name[first]
+    split = next(iter(reference.grids))
+    processes = {}
+    for variant, summary in by_name.items():
+        common = [s for s in summary.seeds if s in reference.seeds]
+        if variant == first or not common or split not in summary.grids:
+            continue
+        process = SignFlipProcess()
+        for seed in sorted(common, key=int):
+            a, b = (
+                OutcomeGrid.from_seeds([_outcomes_of(v, split, seed)], v.strata(split))
+                for v in (summary, reference)
+            )
+            difference = statistics.paired_difference(a, b).value
+            if np.isfinite(difference):
+                process.update(difference)
+        processes[variant] = process
+    return processes
+
+
+def _outcomes_of(summary: VariantSummary, split: str, seed: str) -> Mapping[Any, bool | None]:
+    grid = summary.grids[split]
+    row = grid.outcomes[summary.seeds.index(seed)]
+    return {x: bool(y) for x, y in zip(grid.layouts, row, strict=True)}
 
 
 def ordered(summaries: Sequence[VariantSummary], first: str = "") -> list[VariantSummary]:
@@ -130,7 +248,7 @@ def draw(summaries: Sequence[VariantSummary], path: Path, first: str = "") -> Pa
         axis.set_yticks(np.arange(len(summaries)), [v.variant for v in summaries])
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
-        axis.set_xlabel("success rate; bar: all seeds, line: 95 % interval, dots: single seeds")
+        axis.set_xlabel("success rate; bar: all seeds, line: 95 % interval, dots: seeds")
         axis.legend(loc="lower right")
         return figures.save(figure, path)
 
@@ -143,9 +261,14 @@ def _draw_split(
     height: float,
     colour: str,
 ) -> None:
-    rates = [v.pooled(split) for v in summaries]
-    low, high = np.array([r.interval for r in rates]).T
-    share = np.array([r.rate for r in rates])
+    effect = seed_effect(summaries, split)
+    empty = (np.nan, np.nan, np.nan)
+    share, low, high = np.array(
+        [
+            statistics.recipe_rate(v.grids[split], effect) if split in v.grids else empty
+            for v in summaries
+        ]
+    ).T
     finite = np.isfinite(share)
     axis.barh(y[finite], share[finite], height, color=colour, label=split_name(split))
     errors = np.stack([share - low, high - share])[:, finite]
@@ -163,6 +286,7 @@ def _without_robot(split: str) -> str:
 
 def _summarize(variant: str, runs: Sequence[Path], with_robots: bool) -> VariantSummary:
     success: dict[str, list[SuccessRate]] = {}
+    by_layout: dict[str, list[dict[Any, bool | None]]] = {}
     errors, seconds, costs = [], [], {}
     first_split: list[dict[str, Any]] = []
     missing = 0
@@ -174,6 +298,10 @@ def _summarize(variant: str, runs: Sequence[Path], with_robots: bool) -> Variant
             missing += outcome.missing
         for split in dict.fromkeys(r["split"] for r in rows):
             success.setdefault(split, []).append(success_rate(rows, split=split))
+            of_split = [r for r in rows if r["split"] == split]
+            by_layout.setdefault(split, []).append(
+                {(r["skill"], r["seed"]): r["success"] for r in of_split}
+            )
         split = _without_robot(rows[0]["split"])
         first_split += [r for r in rows if _without_robot(r["split"]) == split]
         log = metrics.read(run / metrics.FILE)
@@ -187,6 +315,11 @@ def _summarize(variant: str, runs: Sequence[Path], with_robots: bool) -> Variant
     return VariantSummary(
         variant,
         {split: tuple(rates) for split, rates in success.items()},
+        {
+            split: OutcomeGrid.from_seeds(seeds, {x: x[0] for s in seeds for x in s})
+            for split, seeds in by_layout.items()
+        },
+        tuple(run.name.rpartition("-")[2] for run in runs),
         tuple(errors),
         tuple(seconds),
         costs.get("parameters"),
@@ -210,13 +343,14 @@ def _rate_cell(rate: SuccessRate) -> str:
     return f"{_percent(rate.rate)} [{_percent(low)}, {_percent(high)}]"
 
 
-def _split_cell(summary: VariantSummary, split: str) -> str:
+def _split_cell(summary: VariantSummary, split: str, effect: statistics.SeedEffect) -> str:
     rates = summary.success.get(split, ())
     if not rates:
         return "–"
     seeds = [r.rate for r in rates]
     spread = f"; seeds {_percent(min(seeds))} to {_percent(max(seeds))}" if len(seeds) > 1 else ""
-    return _rate_cell(summary.pooled(split)) + spread
+    rate, low, high = statistics.recipe_rate(summary.grids[split], effect)
+    return f"{_percent(rate)} [{_percent(low)}, {_percent(high)}]" + spread
 
 
 def _percent(share: float) -> str:

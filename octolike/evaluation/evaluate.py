@@ -289,6 +289,8 @@ class Evaluation:
             "Training data": config.data.mix
             + (f": {demonstrations} demonstrations" if demonstrations else ""),
             "Observations": cameras + (", proprio" if "observation.proprio" in spec else ""),
+            "Scenes": " and ".join(dict.fromkeys(suites.block_of(e) for e in self.plan))
+            + " block of seeds",
             "Conditioned on": " and ".join(CONDITIONING[x] for x in config.evaluate.condition_on)
             or "nothing",
             "Actions": f"chunks of {self.policy.horizon} steps; the first {execute} are executed "

@@ -20,7 +20,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from octolike import files
-from octolike.evaluation.success import SuccessRate, split_name
+from octolike.evaluation.statistics import SuccessRate
+from octolike.evaluation.success import split_name
 from octolike.plain_figure import PlainFigure
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from typing import Any
 from octolike import files
 from octolike.evaluation import figures, success
 from octolike.evaluation.figures import ChunkComparison, VideoClip, split_colour
+from octolike.evaluation.statistics import SuccessRate
 from octolike.evaluation.success import (
     SEEN,
     SPLIT_MEANINGS,
     ResultRow,
-    SuccessRate,
     split_name,
     steps_to_success,
 )
@@ -31,6 +31,11 @@ from octolike.pictures import PictureAttempts
 from octolike.tables import text_table
 
 STRIP_EPISODES = 4  # per film strip
+ONE_RUN = (
+    "This is one training run: the intervals cover episodes. Another training seed of the same "
+    "recipe can differ by more than they show; to compare recipes, train several seeds (octolike "
+    "compare)."
+)
 MAX_VIDEOS = 16  # on the page, a few hundred kilobytes each at most
 
 RateTable = Mapping[str, Mapping[str, Mapping[str, SuccessRate]]]  # of success.rate_table
@@ -184,7 +189,8 @@ def success_table(rows: Sequence[ResultRow], groups: Mapping[str, str] | None = 
         means += [f"{split_name(split)}: {_means_text(rates, groups)}"] if groups else []
     headers = ("split", "skill", "trained", "median steps", "untrained")
     lines = [text_table(cells, headers, "llr"), *means, ""]
-    return "\n".join([*lines, *(f"- {sentence}" for sentence in success.verdicts(rows))])
+    sentences = [*success.verdicts(rows), ONE_RUN]
+    return "\n".join([*lines, *(f"- {sentence}" for sentence in sentences)])
 
 
 def _draw(
@@ -406,7 +412,11 @@ def _method_html(content: ReportContent) -> str:
         "every policy meets the same scenes. Success is judged by the simulator's state.",
         "The untrained network has the same architecture with random parameters. It shows the "
         "success rate of chance: on a small table even random motion touches objects.",
-        "Intervals are 95 % confidence intervals: Wilson's for rates, Newcombe's for differences.",
+        ONE_RUN,
+        "Rates have Wilson's 95 % intervals. Seen and held-out tasks are compared scene by scene "
+        "where both splits have the same scenes (Bonett and Price's interval, McNemar's test), and "
+        "as independent episodes otherwise (Newcombe's, Fisher's); p-values are adjusted for the "
+        "number of gaps (Holm).",
         f"{crashed} {'episode' if crashed == 1 else 'episodes'} crashed; rates exclude them."
         if crashed
         else "No episode crashed; rates include every episode.",

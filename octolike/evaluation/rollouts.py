@@ -398,6 +398,7 @@ def _row(
         **dataclasses.asdict(running.episode),
         "task": running.info.get("task", ""),
         "instruction": running.info.get("instruction", ""),
+        "scene": running.info.get("scene", ""),  # equal for episodes that started equally
         "success": success,
         "failure": failure,
         "steps": running.steps,

@@ -6,16 +6,24 @@ ones, and in a familiar scene it follows the instruction instead of repeating th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from octolike.evaluation.statistics import (
+    LEVEL,
+    Difference,
+    OutcomeGrid,
+    SuccessRate,
+    holm,
+    paired_difference,
+    rate_difference,
+)
+
 SEEN = "train"
 HELD_OUT_TASKS = "held_out_task"  # the only split with other skills than the seen split
-Z = 1.959964  # two-sided 95 %
 SPLIT_MEANINGS = {
     "train": "tasks as in the demonstrations, in new arrangements",
     "held_out_combination": "pairs of colour and shape that no training instruction named",
@@ -34,72 +42,11 @@ SIGNALS = {
 ResultRow = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class SuccessRate:
-    """`successes` out of `episodes`, with a Wilson 95 % interval.
-
-    `crashed` episodes have no outcome and are not part of `episodes`.
-    """
-
-    successes: int
-    episodes: int
-    crashed: int = 0
-
-    @property
-    def rate(self) -> float:
-        """The share of successes; NaN without episodes."""
-        return self.successes / self.episodes if self.episodes else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The Wilson 95 % confidence interval."""
-        return wilson_interval(self.successes, self.episodes)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for report.json."""
-        low, high = self.interval
-        return {
-            "successes": self.successes,
-            "episodes": self.episodes,
-            "crashed": self.crashed,
-            "rate": self.rate if self.episodes else None,
-            "low": low,
-            "high": high,
-        }
-
-
 def split_name(split: str) -> str:
     """Return a readable split name: 'seen', 'held-out combination'; a "robot: " prefix is kept."""
     robot, colon, split = split.rpartition(": ")
     words = split.replace("held_out_", "held-out ").replace("_", " ")
     return robot + colon + ("seen" if split == SEEN else words)
-
-
-def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """Return the Wilson 95 % score interval of a proportion; (0, 1) without episodes.
-
-    Wilson (1927). Unlike the normal approximation it is valid at 0 and 1 and for few episodes.
-    """
-    if not 0 <= successes <= episodes:
-        raise ValueError(f"{successes} successes of {episodes} episodes is impossible")
-    if not episodes:
-        return 0.0, 1.0
-    p, n = successes / episodes, episodes
-    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    # At 0 and 1 the bounds are exact; rounding must not move them past the rate.
-    low = 0.0 if successes == 0 else max(0.0, middle - half)
-    high = 1.0 if successes == episodes else min(1.0, middle + half)
-    return low, high
-
-
-def rate_difference(a: SuccessRate, b: SuccessRate) -> tuple[float, float, float]:
-    """Return (a - b, low, high): a difference of proportions, Newcombe's 95 % interval (1998)."""
-    (low_a, high_a), (low_b, high_b) = a.interval, b.interval
-    d = a.rate - b.rate
-    low = d - math.hypot(a.rate - low_a, high_b - b.rate)
-    high = d + math.hypot(high_a - a.rate, b.rate - low_b)
-    return d, low, high
 
 
 def success_rate(rows: Iterable[ResultRow], **fields: str) -> SuccessRate:
@@ -170,26 +117,27 @@ def mean_rates(rates: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> d
 class GeneralizationGap:
     """Seen against held-out success, on the same skills or (`HELD_OUT_TASKS`) on all tasks.
 
-    skills: all compared skills, the seen ones first.
+    skills: all compared skills, the seen ones first. difference: seen minus held-out. p: its
+    p-value, adjusted for the number of gaps (Holm). sentence: the interpretation.
     """
 
     split: str
     skills: tuple[str, ...]
     seen: SuccessRate
     held_out: SuccessRate
+    difference: Difference
+    p: float
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for report.json."""
-        d, low, high = rate_difference(self.seen, self.held_out)
         return {
             "split": self.split,
             "skills": list(self.skills),
             "seen": self.seen.to_json(),
             "held_out": self.held_out.to_json(),
-            "difference": d,
-            "low": low,
-            "high": high,
+            **self.difference.to_json(),
+            "p_adjusted": self.p,
             "sentence": self.sentence,
         }
 
@@ -197,27 +145,48 @@ class GeneralizationGap:
 def generalization_gaps(
     rows: Sequence[ResultRow], policy: str = "trained"
 ) -> list[GeneralizationGap]:
-    """Return the gap between the seen split and each held-out split that was evaluated."""
+    """Return the gap between the seen split and each held-out split that was evaluated.
+
+    Episodes in equal scenes are paired; splits with other scenes are compared as independent.
+    """
     policy_rows = [r for r in rows if r["policy"] == policy]
     untrained_rows = [r for r in rows if r["policy"] == "untrained" and r["split"] == SEEN]
     skills_of = {
         split: _distinct([r for r in policy_rows if r["split"] == split], "skill")
         for split in _distinct(policy_rows, "split")
     }
-    gaps = []
+    compared = []
     for split in skills_of:
         skills = _skills_to_compare(split, skills_of.get(SEEN, []), skills_of[split])
         if split == SEEN or not skills:
             continue
         skill_rows = [r for r in policy_rows if r["skill"] in skills]
         seen, held_out = success_rate(skill_rows, split=SEEN), success_rate(skill_rows, split=split)
-        untrained = success_rate([r for r in untrained_rows if r["skill"] in skills])
         if seen.episodes and held_out.episodes:
-            sentence = _gap_sentence(split, seen, held_out, untrained)
-            if split == HELD_OUT_TASKS:
-                sentence += " " + _other_tasks_caveat(skills_of[SEEN], skills_of[split])
-            gaps.append(GeneralizationGap(split, skills, seen, held_out, sentence))
+            compared.append((split, skills, seen, held_out, _difference(skill_rows, split)))
+    gaps = []
+    p_values = holm([difference.p for *_, difference in compared])
+    for (split, skills, seen, held_out, difference), p in zip(compared, p_values, strict=True):
+        untrained = success_rate([r for r in untrained_rows if r["skill"] in skills])
+        sentence = _gap_sentence(split, seen, held_out, difference, p, untrained)
+        if split == HELD_OUT_TASKS:
+            sentence += " " + _other_tasks_caveat(skills_of[SEEN], skills_of[split])
+        gaps.append(GeneralizationGap(split, skills, seen, held_out, difference, p, sentence))
     return gaps
+
+
+def _difference(rows: Sequence[ResultRow], split: str) -> Difference:
+    """Return seen minus held-out success, paired if both splits have the same scenes."""
+    grids = []
+    for name in (SEEN, split):
+        of_split = [r for r in rows if r["split"] == name]
+        outcome = {(r["skill"], r.get("scene", "")): r["success"] for r in of_split}
+        if len(outcome) < len(of_split):  # no scenes on record, as in older results
+            return rate_difference(*(success_rate(rows, split=x) for x in (SEEN, split)))
+        grids.append(OutcomeGrid.from_seeds([outcome], {x: x[0] for x in outcome}))
+    if set(grids[0].layouts) != set(grids[1].layouts):
+        return rate_difference(*(success_rate(rows, split=x) for x in (SEEN, split)))
+    return paired_difference(grids[0], grids[1])
 
 
 def _skills_to_compare(split: str, seen: Sequence[str], held_out: Sequence[str]) -> tuple[str, ...]:
@@ -243,29 +212,38 @@ def _other_tasks_caveat(seen: Sequence[str], held_out: Sequence[str]) -> str:
 
 
 def _gap_sentence(
-    split: str, seen: SuccessRate, held_out: SuccessRate, untrained: SuccessRate
+    split: str,
+    seen: SuccessRate,
+    held_out: SuccessRate,
+    difference: Difference,
+    p: float,
+    untrained: SuccessRate,
 ) -> str:
-    """Return a gap and its interpretation as a sentence."""
-    _, low, high = rate_difference(seen, held_out)
+    """Return a gap and its interpretation as a sentence; p: adjusted."""
+    low, high = difference.low, difference.high
     rates = f"{seen.rate:.0%} on seen tasks, {held_out.rate:.0%} on “{split_name(split)}”"
-    bounds = f"seen minus held-out: 95 % interval {100 * low:+.0f} to {100 * high:+.0f} points"
+    pairing = "the same scenes" if difference.method.startswith("same") else "other scenes"
+    bounds = (
+        f"{pairing}; seen minus held-out: 95 % interval {100 * low:+.0f} to {100 * high:+.0f} "
+        f"points, adjusted p = {p:.2g}"
+    )
     if untrained.episodes and seen.interval[0] <= untrained.interval[1]:
         return (
             f"{rates}: seen tasks succeed no more often than without training (the intervals "
             "overlap), so the gap is not informative."
         )
-    if low > 0 and held_out.rate < seen.rate / 2:
+    if p < LEVEL and difference.value > 0 and held_out.rate < seen.rate / 2:
         signal = SIGNALS.get(split, "This suggests memorising, not learning")
         return f"{rates}: less than half. {signal} ({bounds})."
-    if low > 0:
+    if p < LEVEL and difference.value > 0:
         return (
             f"{rates}: a significant loss; part of the skill is specific to seen tasks ({bounds})."
         )
-    if high < 0:
+    if p < LEVEL:
         return f"{rates}: the held-out tasks succeed more often; they may be easier ({bounds})."
     return (
-        f"{rates}: no significant gap, but one of up to {100 * high:.0f} points is possible "
-        f"({bounds})."
+        f"{rates}: no significant gap, but one of up to {100 * max(0.0, high):.0f} points is "
+        f"possible ({bounds})."
     )
 
 

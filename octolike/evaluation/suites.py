@@ -1,7 +1,14 @@
 """Evaluation suites (splits × skills × seeds) and the episodes that they plan.
 
 A split defines the distribution of tasks (see `octolike.evaluation.success.SPLIT_MEANINGS`). Seeds
-are fixed, so every policy meets the same scenes; seeds of demonstrations are below `FIRST_SEED`.
+are fixed, so every policy meets the same scenes:
+
+    below 1,000,000              demonstrations
+    BLOCKS["development"] + i    the default: for choosing a recipe, looked at as often as one likes
+    BLOCKS["test"] + i           for the figures that are reported, once the recipe is chosen
+    + 10,000,000 per skill       the scenes of two skills are independent
+    + 5,000,000                  in splits with scenes of their own; the splits SAME_SCENES differ
+                                 from the seen one in words, task or distractors alone
 """
 
 from __future__ import annotations
@@ -16,6 +23,10 @@ from octolike.envs.registry import choose_names, kind_of, simulator
 from octolike.evaluation.success import HELD_OUT_TASKS, SEEN
 
 FIRST_SEED = 1_000_000
+BLOCKS = {"development": FIRST_SEED, "test": 3_000_000}
+SAME_SCENES = (SEEN, "held_out_phrasing", "counterfactual", "distractors")
+# Multiples of the numbers of initial states that benchmarks fix: LIBERO starts from seed mod 50.
+_PER_SKILL, _OTHER_SCENES = 10_000_000, 5_000_000
 
 
 @dataclass(frozen=True)
@@ -60,10 +71,10 @@ class Suite:
             split: choose_names("skill", self.skills_of.get(split, self.skills), all_skills)
             for split in splits
         }
-        if self.episodes < 1 or self.seed < 0:
+        if self.episodes < 1 or not 0 <= self.seed <= _OTHER_SCENES - self.episodes:
             raise ConfigError(
                 f"{self.episodes} episodes from seed {self.seed}; expected at least one episode "
-                "and a seed of at least 0"
+                f"and seeds from 0 to {_OTHER_SCENES - 1:,}"
             )
         tasks_of = entry.load("tasks_of")
         pairs = [
@@ -77,7 +88,8 @@ class Suite:
             raise ConfigError(
                 f"none of the splits {', '.join(splits)} has tasks of the skills {', '.join(names)}"
             )
-        return [EpisodePlan(*pair, self.seed + i) for i in range(self.episodes) for pair in pairs]
+        first = {p: self.seed + seed_offset(p[0], tuple(all_skills).index(p[1])) for p in pairs}
+        return [EpisodePlan(*pair, first[pair] + i) for i in range(self.episodes) for pair in pairs]
 
 
 def suite_from_config(
@@ -108,6 +120,17 @@ def suite_by_name(name: str, environment: Mapping[str, Any]) -> Suite:
     return suite
 
 
+def seed_offset(split: str, skill: int) -> int:
+    """Return what a split and the number of a skill in its simulator add to an episode's seed."""
+    return _PER_SKILL * skill + _OTHER_SCENES * (split not in SAME_SCENES)
+
+
+def block_of(episode: EpisodePlan) -> str:
+    """Return the block of an episode's seed: "development", "test" or "demonstrations"."""
+    seed = episode.seed % _OTHER_SCENES
+    return next((n for n in ("test", "development") if seed >= BLOCKS[n]), "demonstrations")
+
+
 def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:
     """Return a sentence for each split with a misleading name: seen is not what was demonstrated.
 
@@ -134,7 +157,7 @@ def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:
             f"The run's config collects demonstrations of the split {collect.split!r}, so that "
             "split is seen too."
         )
-    if any(episode.seed < FIRST_SEED for episode in plan):
+    if any(episode.seed % _OTHER_SCENES < FIRST_SEED for episode in plan):
         sentences.append(
             f"Seeds below {FIRST_SEED:,} belong to demonstrations: these layouts may be known."
         )

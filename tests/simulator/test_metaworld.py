@@ -12,7 +12,8 @@ from octolike.envs import demonstrations
 from octolike.envs.metaworld import metaworld_tasks as tasks
 from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS, GROUPS, PHRASINGS, SKILLS
 from octolike.envs.registry import make_env, simulator
-from octolike.evaluation import report, success, suites
+from octolike.evaluation import report, statistics, suites
+from octolike.evaluation.success import mean_rates
 
 needs = pytest.mark.skipif(
     not importlib.util.find_spec("metaworld"),
@@ -218,22 +219,22 @@ def test_configs_name_their_benchmark():
 
 
 def test_means_weigh_tasks_equally_and_groups_equally():
-    rate = lambda successes, episodes=10: success.SuccessRate(successes, episodes)
+    rate = lambda successes, episodes=10: statistics.SuccessRate(successes, episodes)
     cells = {
         "reach": rate(10),
         "window-open": rate(40, 50),
         "push": rate(2),
-        "sweep": success.SuccessRate(0, 0, 3),  # all crashed: no outcome
+        "sweep": statistics.SuccessRate(0, 0, 3),  # all crashed: no outcome
         "all": rate(52, 70),
     }
-    rates = success.mean_rates(cells, GROUPS)
+    rates = mean_rates(cells, GROUPS)
     assert rates["tasks"] == pytest.approx((1 + 0.8 + 0.2) / 3)
     assert rates["easy"] == pytest.approx(0.9)
     assert rates["hard"] == pytest.approx(0.2)
     assert rates["groups"] == pytest.approx(0.55)
     assert "medium" not in rates
-    assert success.mean_rates(cells, {}) == {"tasks": rates["tasks"]}
-    assert success.mean_rates({"all": rate(1)}, GROUPS) == {}
+    assert mean_rates(cells, {}) == {"tasks": rates["tasks"]}
+    assert mean_rates({"all": rate(1)}, GROUPS) == {}
 
 
 def test_the_table_shows_both_means():

@@ -9,7 +9,12 @@ import gymnasium
 import numpy as np
 
 from octolike.config import ConfigError
-from octolike.envs.environment import check_action, episode_info, parse_reset_options
+from octolike.envs.environment import (
+    check_action,
+    episode_info,
+    parse_reset_options,
+    scene_digest,
+)
 from octolike.envs.metaworld.metaworld_tasks import phrasings, tasks_of
 from octolike.envs.rendering import OffscreenRenderer, load_mujoco
 from octolike.envs.simulators import MetaworldSettings
@@ -66,7 +71,8 @@ class MetaworldEnv(gymnasium.Env):
         wordings = phrasings(self.skill, split)
         self.instruction = wordings[wording_seed % len(wordings)]
         self.steps, self._state = 0, self._scene.arrange(int(position_seed))
-        return self._observation(), self._info(False, "")
+        scene = scene_digest([self.skill], self._state)
+        return self._observation(), self._info(False, "") | {"scene": scene}
 
     def step(
         self, action: np.ndarray

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 
 from octolike.config import ConfigError
-from octolike.envs.environment import check_action
+from octolike.envs.environment import check_action, scene_digest
 from octolike.envs.rendering import OffscreenRenderer
 from octolike.envs.simulators import TabletopSettings
 from octolike.envs.spaces import observation_space
@@ -106,7 +106,7 @@ class TabletopEnv(gymnasium.Env):
         self._set_up(task)
         if split == "counterfactual":
             self._draw_counterfactual(options)
-        return self.observe(), self._info("", False)
+        return self.observe(), self._info("", False) | {"scene": self._digest()}
 
     def step(
         self, action: np.ndarray
@@ -251,6 +251,11 @@ class TabletopEnv(gymnasium.Env):
         scene.data.ctrl[scene.actuators] = scene.data.qpos[scene.joint_qpos]
         scene.mujoco.mj_forward(scene.model, scene.data)
         self._start_positions = {item: scene.position(item) for item in self._objects}
+
+    def _digest(self) -> str:
+        items = sorted(self._objects)
+        places = [self.scene.position(item) for item in items]
+        return scene_digest([item.key for item in items], np.concatenate([*places, self.pose()]))
 
     def _draw_counterfactual(self, options: dict[str, Any]) -> None:
         """Replace the task by another one for the same scene; draw a new scene if none exists."""

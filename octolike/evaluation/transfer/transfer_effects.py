@@ -12,29 +12,38 @@ in closed-loop success, or in the error of sampled actions on held-out demonstra
 chooses the budget: if each group alone has S steps, G · S steps of all G groups together show each
 group as often as alone, and S steps cost as much as one single run.
 
-Intervals are 95 %: over seeds Welch's t (a bootstrap over few seeds is far too narrow), over
-episodes Newcombe's. For success the wider one counts. An interval that excludes zero is a finding;
-one in twenty does so by chance.
+Intervals are 95 %: of success over training seeds and layouts, scene by scene, of errors over
+seeds (`octolike.evaluation.statistics`). An effect is a finding if its p-value is below 0.05 after
+Holm's adjustment over all effects of its measure: the whole list has a 5 % chance of one false
+alarm.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from octolike import files
 from octolike.config import Config, stored_config
 from octolike.evaluation import outcomes
 from octolike.evaluation.evaluate import DemonstratedEpisode
-from octolike.evaluation.success import SEEN, SuccessRate, rate_difference, success_rate
+from octolike.evaluation.statistics import (
+    LEVEL,
+    Difference,
+    OutcomeGrid,
+    SeedEffect,
+    holm,
+    paired_difference,
+    seed_difference,
+    seed_effect,
+)
+from octolike.evaluation.success import SEEN
 from octolike.evaluation.transfer.distances import CONSTANT
 from octolike.evaluation.transfer.finite_json import finite_json
 from octolike.policy import Policy
@@ -49,19 +58,14 @@ FROM = "from"  # kind of a leave-one-out effect
 
 @dataclass(frozen=True)
 class GroupResult:
-    """The results of a group in the runs of a variant, one per seed; () if not measured.
+    """The results of a group in the runs of a variant, one per seed.
 
-    error: of sampled actions on held-out demonstrations.
+    success: the outcomes, None if not measured; error: of sampled actions on held-out
+    demonstrations, () if not measured.
     """
 
-    success: tuple[SuccessRate, ...] = ()
+    success: OutcomeGrid | None = None
     error: tuple[float, ...] = ()
-
-    @property
-    def pooled(self) -> SuccessRate:
-        """The rate over all seeds' episodes."""
-        successes = sum(r.successes for r in self.success)
-        return SuccessRate(successes, sum(r.episodes for r in self.success))
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ class TransferEffect:
 
     kind: the shared variant, compared with the group alone; or FROM: the plain mix, compared with
     the mix without `source`. steps: of both. measure: "success" or "error". with_, without: the
-    means; gain: their difference, positive if sharing helped; low, high: its interval, NaN with one
-    seed.
+    means; gain: their difference, positive if sharing helped; low, high: its interval, NaN for
+    errors of one seed. p: adjusted over all effects of the measure. method: of the interval.
     """
 
     kind: str
@@ -93,13 +97,15 @@ class TransferEffect:
     gain: float
     low: float
     high: float
+    p: float
+    method: str
 
     @property
     def verdict(self) -> str:
         """'helps', 'hurts' (negative transfer), or 'undecided'."""
-        if self.low > 0:
-            return "helps"
-        return "hurts" if self.high < 0 else "undecided"
+        if not self.p < LEVEL:
+            return "undecided"
+        return "helps" if self.gain > 0 else "hurts"
 
     @property
     def sentence(self) -> str:
@@ -120,7 +126,10 @@ class TransferEffect:
             if self.measure == "success"
             else f"gain {low:+.3f} to {high:+.3f}"
         )
-        return f"{self.group} {setting} ({steps}): {word} ({change}; 95 % interval {interval})."
+        return (
+            f"{self.group} {setting} ({steps}): {word} ({change}; 95 % interval {interval}, "
+            f"adjusted p = {self.p:.2g}; {self.method})."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for report.json."""
@@ -152,7 +161,9 @@ def read_results(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantRes
                 for group, value in values.items():
                     values_of[group].setdefault(measure, []).append(value)
         results = {
-            g: GroupResult(**{k: tuple(v) for k, v in x.items()}) for g, x in values_of.items() if x
+            group: GroupResult(_grid(values.get("success", ())), tuple(values.get("error", ())))
+            for group, values in values_of.items()
+            if values
         }
         if results:
             steps = stored_config(runs[0]).train.steps
@@ -160,8 +171,23 @@ def read_results(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantRes
     return variant_results
 
 
+def _grid(seeds: Sequence[Mapping[tuple[str, int], bool | None]]) -> OutcomeGrid | None:
+    """Return the outcomes {(skill, seed of the episode): success} of each training seed."""
+    return OutcomeGrid.from_seeds(seeds, {x: x[0] for s in seeds for x in s}) if seeds else None
+
+
 def estimate_effects(variants: Mapping[str, VariantResults]) -> list[TransferEffect]:
-    """Return every effect that the variants allow, success before error."""
+    """Return every effect that the variants allow, success before error, p-values adjusted."""
+    effects = _estimate_effects(variants)
+    adjusted = []
+    for measure in ("success", "error"):
+        of_measure = [e for e in effects if e.measure == measure]
+        p_values = holm([e.p for e in of_measure])
+        adjusted += [replace(e, p=p) for e, p in zip(of_measure, p_values, strict=True)]
+    return adjusted
+
+
+def _estimate_effects(variants: Mapping[str, VariantResults]) -> list[TransferEffect]:
     all_groups = max((set(v.groups) for v in variants.values()), key=len, default=set())
     if len(all_groups) < 2:
         return []
@@ -170,19 +196,22 @@ def estimate_effects(variants: Mapping[str, VariantResults]) -> list[TransferEff
     def variants_with(groups: set[str]) -> list[str]:
         return [name for name in order if set(variants[name].groups) == groups]
 
+    seeds = seed_effect(
+        r.success for v in variants.values() for r in v.results.values() if r.success
+    )
     shared, effects = variants_with(all_groups), []
     for measure in ("success", "error"):
         for name in shared:
             for group in variants[name].groups:
                 for alone in variants_with({group})[:1]:
                     pair = variants[name], variants[alone]
-                    effects += _effect(name, group, "", measure, *pair)
+                    effects += _effect(name, group, "", measure, seeds, *pair)
         # With two groups, leaving one out is the same as the other alone.
         for source in variants[shared[0]].groups if len(all_groups) > 2 else ():
             for without in variants_with(all_groups - {source})[:1]:
                 pair = variants[shared[0]], variants[without]
                 for group in pair[1].groups:
-                    effects += _effect(FROM, group, source, measure, *pair)
+                    effects += _effect(FROM, group, source, measure, seeds, *pair)
     return effects
 
 
@@ -262,30 +291,18 @@ def _error(
     return float(np.concatenate(errors).mean())
 
 
-def gain(measure: str, shared: GroupResult, alone: GroupResult) -> tuple[float, float, float]:
-    """Return (gain, low, high); the gain is positive if `shared` is better."""
+def gain(
+    measure: str, shared: GroupResult, alone: GroupResult, seeds: SeedEffect | None = None
+) -> Difference:
+    """Return the gain of sharing, positive if `shared` is better.
+
+    seeds: the training seed's effect on success, pooled over the study.
+    """
     if measure == "error":
-        return welch_interval(alone.error, shared.error)
-    d, low, high = rate_difference(shared.pooled, alone.pooled)
-    rates = [[r.rate for r in x.success] for x in (shared, alone)]
-    _, low_seeds, high_seeds = welch_interval(*rates)
-    if not np.isfinite(low_seeds):  # one seed: the interval holds for this pair of policies
-        return d, low, high
-    return d, max(-1.0, min(low, low_seeds)), min(1.0, max(high, high_seeds))
-
-
-def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Return mean(a) − mean(b) and Welch's 95 % t interval; NaN bounds if either has one value."""
-    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    d = float(x.mean() - y.mean())
-    if min(len(x), len(y)) < 2:
-        return d, math.nan, math.nan
-    u, v = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
-    if u + v == 0:
-        return d, d, d
-    freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1))
-    half = float(stdtrit(freedom, 0.975) * math.sqrt(u + v))
-    return d, d - half, d + half
+        return seed_difference(alone.error, shared.error)
+    assert shared.success is not None
+    assert alone.success is not None
+    return paired_difference(shared.success, alone.success, seeds)
 
 
 def _effect(
@@ -293,6 +310,7 @@ def _effect(
     group: str,
     source: str,
     measure: str,
+    seeds: SeedEffect,
     shared: VariantResults,
     without: VariantResults,
 ) -> list[TransferEffect]:
@@ -300,12 +318,14 @@ def _effect(
     a, b = (v.results.get(group, GroupResult()) for v in (shared, without))
     if not getattr(a, measure) or not getattr(b, measure):
         return []
-    if measure == "success":
-        means = a.pooled.rate, b.pooled.rate
+    d = gain(measure, a, b, seeds)
+    if a.success and b.success and measure == "success":
+        means = a.success.rate, b.success.rate
     else:
         means = float(np.mean(a.error)), float(np.mean(b.error))
     steps = shared.steps, without.steps
-    return [TransferEffect(kind, group, source, measure, steps, *means, *gain(measure, a, b))]
+    result = (*means, d.value, d.low, d.high, d.p)
+    return [TransferEffect(kind, group, source, measure, steps, *result, d.method)]
 
 
 def _stored_errors(run: Path) -> dict[str, Any]:
@@ -324,14 +344,16 @@ def _datasets(run: Path) -> tuple[str, ...]:
     return tuple(names["datasets"])
 
 
-def _success(run: Path, skills: Mapping[str, Sequence[str]]) -> dict[str, SuccessRate]:
-    """Return {dataset: success rate of the trained policy on seen tasks}.
+def _success(
+    run: Path, skills: Mapping[str, Sequence[str]]
+) -> dict[str, dict[tuple[str, int], bool | None]]:
+    """Return {dataset: {(skill, seed): success}} of the trained policy on seen tasks.
 
     skills: {dataset: its skills}; they assign the episodes of a robot with several datasets.
     """
     if not outcomes.result_files(run):
         return {}
-    rates: dict[str, SuccessRate] = {}
+    success: dict[str, dict[tuple[str, int], bool | None]] = {}
     records = json.loads((run / "embodiments.json").read_text(encoding="utf-8"))
     datasets_of = {record["name"]: record["datasets"] for record in records}
     for outcome in outcomes.read_outcomes(run):
@@ -339,7 +361,7 @@ def _success(run: Path, skills: Mapping[str, Sequence[str]]) -> dict[str, Succes
         datasets = datasets_of[outcome.robot]
         for group in datasets:
             of_group = [r for r in seen if r["skill"] in skills.get(group, ())]
-            rate = success_rate(seen if len(datasets) == 1 else of_group)
-            if rate.episodes:
-                rates[group] = rate
-    return rates
+            rows = seen if len(datasets) == 1 else of_group
+            if any(r["success"] is not None for r in rows):
+                success[group] = {(r["skill"], r["seed"]): r["success"] for r in rows}
+    return success

@@ -250,9 +250,9 @@ def _after_html(content: TransferReportContent, figures: Mapping[str, Path]) -> 
     lines = "".join(
         f'<li class="{e.verdict}">{html.escape(e.sentence)}</li>\n' for e in content.effects
     )
-    count = sum(np.isfinite(e.low) for e in content.effects)
     chance = (
-        f"Of {count} intervals of 95 %, {count / 20:.1f} are expected to exclude zero by chance."
+        "P-values are adjusted (Holm): each list, of success and of error, has a 5 % chance of one "
+        "false alarm."
     )
     return _figure(figures, "effects", _EFFECTS) + f"<ul>{lines}</ul><p>{chance}</p>"
 
@@ -291,7 +291,10 @@ _GRADIENTS = (
     "a pair conflicts in each part of the network; pure noise conflicts half of the time. Right: "
     "both over training."
 )
-_EFFECTS = "Effect of sharing on each group, with 95 % intervals. Coloured: it excludes zero."
+_EFFECTS = (
+    "Effect of sharing on each group, with 95 % intervals. Coloured: significant after adjustment "
+    "for the number of effects."
+)
 _METHOD = (
     "Similar states are nearest neighbours in proprio and small images, from other episodes, and "
     "with the same instruction if the groups share instructions. Distributions alone do not show "
@@ -303,8 +306,8 @@ _METHOD = (
     "in sum, each group's data are seen as often as in its single run, at the same total cost; "
     "with fewer steps they are seen less often. The effect of one group on another is measured by "
     "leaving it out of the mix.",
-    "Intervals are Newcombe's over episodes and Welch's over seeds; for success the wider one "
-    "counts. Held-out errors are in standard deviations of the group's own actions.",
+    "Intervals of success are over training seeds and layouts, scene by scene; those of errors "
+    "over seeds (Welch). Held-out errors are in standard deviations of the group's own actions.",
 )
 _CSS = """
 body{margin:0;background:#f5f6f7;color:#22262b;font:16px/1.55 system-ui,-apple-system,"Segoe UI",

@@ -1,0 +1,441 @@
+"""Intervals and tests for success rates: what seeds and layouts can show, and what they cannot.
+
+Success is measured on a grid. A row is one trained policy (a training seed), a column is one layout
+(a scene with its instruction), a cell is 1 or 0. Policies that are compared meet the same layouts.
+
+                 layout 1   2   3   4 …
+    seed 0              1   0   1   1        two seeds of a variant differ more than chance
+    seed 1              0   0   1   1        allows, and some layouts are hard for every policy:
+    seed 2              1   0   0   1        neither rows nor columns are independent episodes
+
+The questions, in the order of this file:
+
+ 1. How often does one policy succeed? `wilson_interval`; two independent groups of episodes:
+    `rate_difference`. They hold for this policy, not for the recipe that trained it.
+ 2. How often does a recipe succeed? `recipe_rate`: seeds and layouts are crossed random effects.
+ 3. Which of two recipes, or of two policies, is better? `paired_difference`: layout by layout. For
+    other measures than success, one value per seed: `seed_difference`.
+ 4. Which of many? `holm` adjusts the p-values of a table, `compact_letters` writes them into it.
+ 5. Are two equal? `is_equivalent`: the whole 90 % interval lies within a margin.
+ 6. What could a study show at all? `detectable_difference`, before it runs.
+ 7. May it stop now? `SignFlipProcess`: its evidence is valid at any time.
+
+`tests/test_statistics.py` simulates the coverage of every interval and the rate of false alarms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.05  # all intervals are 95 %
+Z = float(stats.norm.isf(LEVEL / 2))
+# Assumptions of a plan without earlier runs: shares of the variance of a single outcome. In the
+# studies of RESULTS.md the seeds of one variant had a share of 0.02 to 0.07.
+SEED_SHARE, LAYOUT_SHARE, POWER = 0.05, 0.2, 0.8
+
+# 1. one policy
+
+
+def wilson_interval(successes: float, episodes: float, z: float = Z) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion, 95 % by default; (0, 1) without episodes.
+
+    Wilson (1927). Unlike the normal approximation it is valid at 0 and 1 and for few episodes.
+    """
+    if not 0 <= successes <= episodes:
+        raise ValueError(f"{successes} successes of {episodes} episodes is impossible")
+    if not episodes:
+        return 0.0, 1.0
+    p, n = successes / episodes, episodes
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    # At 0 and 1 the bounds are exact; rounding must not move them past the rate.
+    low = 0.0 if successes == 0 else max(0.0, middle - half)
+    high = 1.0 if successes == episodes else min(1.0, middle + half)
+    return low, high
+
+
+@dataclass(frozen=True)
+class SuccessRate:
+    """`successes` out of `episodes`, with a Wilson 95 % interval.
+
+    `crashed` episodes have no outcome and are not part of `episodes`.
+    """
+
+    successes: int
+    episodes: int
+    crashed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The share of successes; NaN without episodes."""
+        return self.successes / self.episodes if self.episodes else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The Wilson 95 % confidence interval."""
+        return wilson_interval(self.successes, self.episodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for report.json."""
+        low, high = self.interval
+        return {
+            "successes": self.successes,
+            "episodes": self.episodes,
+            "crashed": self.crashed,
+            "rate": self.rate if self.episodes else None,
+            "low": low,
+            "high": high,
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two rates with its 95 % interval and two-sided p-value.
+
+    method: the interval and the test, for the reader. NaN where one side has no outcome.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    method: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for report.json."""
+        numbers = {"difference": self.value, "low": self.low, "high": self.high, "p": self.p}
+        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        return finite | {"method": self.method}
+
+
+def rate_difference(a: SuccessRate, b: SuccessRate) -> Difference:
+    """Return a − b for independent episodes: Newcombe's interval (1998) and Fisher's exact test."""
+    (low_a, high_a), (low_b, high_b) = a.interval, b.interval
+    d = a.rate - b.rate
+    low = d - math.hypot(a.rate - low_a, high_b - b.rate)
+    high = d + math.hypot(high_a - a.rate, b.rate - low_b)
+    table = [[r.successes, r.episodes - r.successes] for r in (a, b)]
+    p = float(stats.fisher_exact(table).pvalue)
+    return Difference(d, low, high, p, "independent episodes: Newcombe's interval, Fisher's test")
+
+
+# 2. a recipe: seeds and layouts are crossed
+
+
+@dataclass(frozen=True)
+class OutcomeGrid:
+    """The outcomes of a recipe: float [seeds S, layouts L], 1 for success, 0 for failure.
+
+    layouts: a key per column; policies with equal keys met equal scenes. strata: a name per column,
+    such as its skill; the choice of strata is fixed, so differences between them are no noise.
+    left_out: columns without an outcome for every seed (crashed or missing episodes).
+    """
+
+    outcomes: np.ndarray
+    layouts: tuple[Hashable, ...]
+    strata: tuple[str, ...]
+    left_out: int = 0
+
+    @classmethod
+    def from_seeds(
+        cls, seeds: Sequence[Mapping[Any, bool | None]], strata: Mapping[Any, str]
+    ) -> OutcomeGrid:
+        """Return the grid of {layout: success or None} per seed, over the layouts of all seeds."""
+        layouts = dict.fromkeys(layout for seed in seeds for layout in seed)
+        complete = tuple(x for x in layouts if all(s.get(x) is not None for s in seeds))
+        outcomes = np.array([[float(bool(s[x])) for x in complete] for s in seeds])
+        outcomes = outcomes.reshape(len(seeds), len(complete))
+        names = tuple(strata[x] for x in complete)
+        return cls(outcomes, complete, names, len(layouts) - len(complete))
+
+    @property
+    def rate(self) -> float:
+        """The mean over seeds and layouts; NaN without any."""
+        return float(self.outcomes.mean()) if self.outcomes.size else math.nan
+
+    def select(self, layouts: Iterable[Hashable]) -> OutcomeGrid:
+        """Return the columns of the given layouts, in their order."""
+        column = {x: i for i, x in enumerate(self.layouts)}
+        chosen = [column[x] for x in layouts]
+        strata = tuple(self.strata[i] for i in chosen)
+        return OutcomeGrid(self.outcomes[:, chosen], tuple(layouts), strata, self.left_out)
+
+
+@dataclass(frozen=True)
+class SeedEffect:
+    """What the training seed contributes to an outcome's variance, pooled over recipes.
+
+    In shares of p (1 − p), the variance of an outcome, which shrinks towards 0 % and 100 %.
+
+    excess: the seed's share, an unbiased estimate that can be negative. residual: the share that
+    neither seed nor layout explains. freedom: degrees of freedom, 0 if no recipe has two seeds.
+    """
+
+    excess: float = 0.0
+    residual: float = 1.0
+    freedom: int = 0
+
+    @property
+    def share(self) -> float:
+        """The seed's share, between 0 and 1."""
+        return min(1.0, max(0.0, self.excess))
+
+    def between_seeds(self, layouts: int) -> float:
+        """Return the variance of a seed's rate over `layouts`, as observed: seed and noise."""
+        return max(0.0, self.excess + self.residual / layouts)
+
+
+def seed_effect(grids: Iterable[OutcomeGrid]) -> SeedEffect:
+    """Estimate the seed's effect from the recipes with several seeds (analysis of variance)."""
+    excess, residual, scale, freedom = 0.0, 0.0, 0.0, 0
+    for grid in grids:
+        seeds, layouts = grid.outcomes.shape
+        if seeds < 2 or layouts < 2:
+            continue
+        y = grid.outcomes
+        rows, columns = y.mean(axis=1, keepdims=True), y.mean(axis=0, keepdims=True)
+        rest = float(((y - rows - columns + y.mean()) ** 2).sum()) / (layouts - 1)
+        residual += rest
+        excess += (seeds - 1) * float(rows.var(ddof=1)) - rest / layouts
+        scale += (seeds - 1) * grid.rate * (1 - grid.rate)
+        freedom += seeds - 1
+    return SeedEffect(excess / scale, residual / scale, freedom) if scale else SeedEffect()
+
+
+def recipe_rate(grid: OutcomeGrid, seeds: SeedEffect | None = None) -> tuple[float, float, float]:
+    """Return (rate, low, high) of a recipe over training seeds and layouts, 95 %.
+
+    The wider of two Wilson intervals with an effective number of episodes, rate · (1 − rate) /
+    variance (Korn and Graubard 1998): the seeds' rates with a t quantile, and layouts plus the
+    seeds' share. The first is honest for few seeds, the second for few layouts.
+
+    Args:
+        grid: one recipe.
+        seeds: the effect pooled over all recipes of a study; default: of this one alone. With one
+            seed and no pooled effect, the interval holds for that policy only.
+    """
+    effect = seed_effect([grid]) if seeds is None else seeds
+    count, layouts = grid.outcomes.shape
+    p = grid.rate
+    if not layouts:
+        return math.nan, 0.0, 1.0
+    # At 0 % and 100 % the layouts do not show how they differ: every layout counts once.
+    spread = p * (1 - p)
+    by_layout = _mean_variance(grid.outcomes.mean(axis=0), grid.strata) / spread if spread else 1.0
+    by_layout = max(by_layout, 1 / (count * layouts)) if spread else 1 / layouts
+    choices = [(Z, by_layout + effect.share / count)]
+    if effect.freedom and spread:
+        t = float(stats.t.isf(LEVEL / 2, effect.freedom))
+        choices.append((t, effect.between_seeds(layouts) / count))
+    quantile, variance = max(choices, key=lambda c: c[0] ** 2 * c[1])
+    n = 1 / variance
+    return (p, *wilson_interval(p * n, n, quantile))
+
+
+# 3. two recipes or two policies on the same layouts
+
+
+def paired_difference(
+    a: OutcomeGrid, b: OutcomeGrid, seeds: SeedEffect | None = None
+) -> Difference:
+    """Return rate(a) − rate(b) over the layouts that both met; NaN without a common one.
+
+    With one seed each and no pooled effect: the interval of Bonett and Price (2012) and McNemar's
+    exact test; they hold for this pair of policies. Otherwise the wider of two intervals and the
+    larger of their p-values: over the seeds' rates, with a t quantile, and over layouts plus the
+    seeds' share.
+    """
+    met = set(b.layouts)
+    common = [x for x in a.layouts if x in met]
+    if not common:
+        return Difference(math.nan, math.nan, math.nan, math.nan, "no common layout")
+    a, b = a.select(common), b.select(common)
+    effect = seed_effect([a, b]) if seeds is None else seeds
+    counts = len(a.outcomes), len(b.outcomes)
+    per_layout = a.outcomes.mean(axis=0) - b.outcomes.mean(axis=0)
+    value = float(per_layout.mean())
+    # Two more layouts, won once by each side, keep the interval honest near 0 and 1. Their weight
+    # is that of a layout averaged over seeds.
+    one = math.sqrt((1 / counts[0] + 1 / counts[1]) / 2)
+    padded = np.array([*per_layout, one, -one])
+    by_layout = float(padded.var()) / len(padded)
+    by_seed = sum(g.rate * (1 - g.rate) / n for g, n in zip((a, b), counts, strict=True))
+    deviations = [(math.inf, math.sqrt(by_layout + effect.share * by_seed))]
+    if effect.freedom:
+        between = effect.between_seeds(len(common)) * by_seed
+        deviations.append((effect.freedom, math.sqrt(between)))
+    half = max(float(stats.t.isf(LEVEL / 2, f)) * s for f, s in deviations)
+    if effect.freedom:
+        p = max(float(2 * stats.t.sf(abs(value) / s, f)) if s else 0.0 for f, s in deviations)
+        method = "same layouts, over training seeds and layouts"
+    else:
+        p = _mcnemar(per_layout)
+        method = "same layouts: Bonett and Price's interval, McNemar's test"
+    middle = float(padded.mean())
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return Difference(value, min(low, value), max(high, value), p, method)
+
+
+def _mcnemar(per_layout: np.ndarray) -> float:
+    """Return the exact p-value of McNemar's test from differences in {−1, 0, 1}."""
+    wins, losses = int((per_layout > 0).sum()), int((per_layout < 0).sum())
+    if wins + losses == 0:
+        return 1.0
+    return float(stats.binomtest(wins, wins + losses).pvalue)
+
+
+def _mean_variance(values: np.ndarray, strata: Sequence[str]) -> float:
+    """Return the variance of the mean of values [L], around the means of their strata."""
+    names = np.array(strata)
+    centred = values.copy()
+    for name in set(strata):
+        centred[names == name] -= values[names == name].mean()
+    freedom = max(1, len(values) - len(set(strata)))
+    return float((centred**2).sum() / freedom / len(values))
+
+
+def seed_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Return mean(a) − mean(b) of values per training seed, such as errors: Welch's t.
+
+    NaN bounds if either has one value.
+    """
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    d = float(x.mean() - y.mean())
+    method = "training seeds: Welch's t"
+    if min(len(x), len(y)) < 2:
+        return Difference(d, math.nan, math.nan, math.nan, method)
+    u, v = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
+    if u + v == 0:
+        return Difference(d, d, d, float(d == 0), method)
+    freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1))
+    half = float(stats.t.isf(LEVEL / 2, freedom) * math.sqrt(u + v))
+    p = float(2 * stats.t.sf(abs(d) / math.sqrt(u + v), freedom))
+    return Difference(d, d - half, d + half, p, method)
+
+
+# 4. many comparisons
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values (1979): below 0.05 with 5 % chance of any false alarm.
+
+    NaN (not measured) stays NaN and does not count.
+    """
+    p = np.asarray(p_values, np.float64)
+    adjusted = np.full(p.shape, math.nan)
+    order = [int(i) for i in np.argsort(p) if math.isfinite(p[i])]
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, float(p[i]) * (len(order) - rank)))
+        adjusted[i] = largest
+    return [float(x) for x in adjusted]
+
+
+def compact_letters(names: Sequence[str], different: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return {name: letters}: two names share a letter unless they are significantly different.
+
+    Piepho (2004), insert and absorb. names: best first, so that "a" marks the best.
+    """
+    columns: list[set[str]] = [set(names)]
+    for a, b in different:
+        split = []
+        for column in columns:
+            split += [column - {a}, column - {b}] if {a, b} <= column else [column]
+        columns = [c for i, c in enumerate(split) if not _absorbed(c, i, split)]
+    columns.sort(key=lambda c: sorted(names.index(n) for n in c))
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    marks = [letters[i % 26] * (1 + i // 26) for i in range(len(columns))]
+    return {n: "".join(m for m, c in zip(marks, columns, strict=True) if n in c) for n in names}
+
+
+def _absorbed(column: set[str], i: int, columns: Sequence[set[str]]) -> bool:
+    return any(column < c or (column == c and j < i) for j, c in enumerate(columns))
+
+
+# 5. equality
+
+
+def is_equivalent(difference: Difference, margin: float) -> bool:
+    """Return whether two rates are equal within ± margin: two one-sided tests at 5 %.
+
+    "No significant difference" is not equality. The 90 % interval is taken as the 95 % one, shrunk
+    by the ratio of normal quantiles.
+    """
+    shrink = float(stats.norm.isf(LEVEL)) / Z
+    middle = (difference.low + difference.high) / 2
+    half = shrink * (difference.high - difference.low) / 2
+    return bool(-margin < middle - half and middle + half < margin)
+
+
+# 6. before a study
+
+
+def detectable_difference(
+    seeds: int,
+    layouts: int,
+    comparisons: int = 1,
+    rate: float = 0.5,
+    seed_share: float = SEED_SHARE,
+    layout_share: float = LAYOUT_SHARE,
+) -> float:
+    """Return the smallest difference of two recipes that a study finds with 80 % probability.
+
+    Args:
+        seeds: training seeds of each recipe.
+        layouts: of each seed, the same for all recipes.
+        comparisons: of the table, for Holm's first and strictest step.
+        rate: the success rate around which the recipes lie.
+        seed_share: the share of an outcome's variance due to the seed.
+        layout_share: the share due to the layout; it cancels between recipes.
+
+    Returns:
+        The difference in success rate; 1 if a study of this size finds none (a single seed).
+    """
+    if seeds < 2:
+        return 1.0
+    spread = rate * (1 - rate)
+    single = (1 - seed_share - layout_share) / layouts
+    deviation = math.sqrt(2 * spread * (seed_share + single) / seeds)
+    freedom = 2 * (seeds - 1)
+    quantiles = stats.t.isf(LEVEL / comparisons / 2, freedom) + stats.t.isf(1 - POWER, freedom)
+    return float(min(1.0, quantiles * deviation))
+
+
+# 7. while a study runs
+
+
+class SignFlipProcess:
+    """Evidence that two recipes differ, valid whenever one looks (an e-process).
+
+    Each seed gives the difference d of two success rates on the same layouts. If the recipes are
+    equal, d and −d are equally likely, so exp(s d) / cosh(s d) has mean 1 for any stake s, and
+    products of it exceed 1 / α with probability at most α, at any time (Ville's inequality). The
+    evidence is the mean over several stakes.
+    """
+
+    _STAKES = np.array([s * sign for s in (3.0, 10.0, 30.0, 100.0) for sign in (-1, 1)])
+
+    def __init__(self) -> None:
+        self._logs = np.zeros(len(self._STAKES))
+        self.largest = 1.0
+        self.seeds = 0
+
+    def update(self, difference: float) -> float:
+        """Add a seed's difference of success rates; return the evidence so far."""
+        bets = self._STAKES * difference
+        self._logs += bets - np.logaddexp(bets, -bets) + math.log(2)
+        self.seeds += 1
+        evidence = float(np.exp(np.clip(self._logs, -700, 700)).mean())
+        self.largest = max(self.largest, evidence)
+        return evidence
+
+    @property
+    def p(self) -> float:
+        """A p-value that may be read after every seed."""
+        return min(1.0, 1 / self.largest)

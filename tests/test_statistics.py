@@ -1,0 +1,230 @@
+"""Intervals and tests: published values, simulated coverage, and rates of false alarms.
+
+The simulations are seeded and small; bounds allow for their own noise (3 standard errors), so that
+a wrong formula fails and chance does not.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from octolike.evaluation import statistics
+from octolike.evaluation.statistics import (
+    Difference,
+    OutcomeGrid,
+    SignFlipProcess,
+    SuccessRate,
+    compact_letters,
+    holm,
+    is_equivalent,
+    paired_difference,
+    rate_difference,
+    recipe_rate,
+    seed_difference,
+    seed_effect,
+    wilson_interval,
+)
+
+REPEATS = 300
+NOISE = 3 * math.sqrt(0.05 * 0.95 / REPEATS)
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [  # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0),
+    ],
+)
+def test_wilson_equals_the_published_table(successes, episodes, low, high):
+    assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_newcombe_equals_the_published_table():
+    # Newcombe 1998, Statistics in Medicine 17:873, table II (a), method 10: 56/70 - 48/80
+    d = rate_difference(SuccessRate(56, 70), SuccessRate(48, 80))
+    assert (d.value, d.low, d.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert d.p == pytest.approx(stats.fisher_exact([[56, 14], [48, 32]]).pvalue)
+
+
+def test_impossible_counts_are_rejected():
+    with pytest.raises(ValueError, match="3 successes of 2 episodes"):
+        wilson_interval(3, 2)
+
+
+def test_welch_equals_the_textbook():
+    d = seed_difference([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
+    assert d.value == -4  # s² = 1 and 4, se = √(5/3), 2.94 degrees of freedom, t = 3.218
+    assert (d.low, d.high) == pytest.approx((-4 - 4.154, -4 + 4.154), abs=0.02)
+    assert d.p == pytest.approx(
+        stats.ttest_ind([1.0, 2, 3], [4.0, 6, 8], equal_var=False).pvalue, abs=1e-9
+    )
+    assert math.isnan(seed_difference([1.0], [1.0, 2.0]).low)
+
+
+def grid(outcomes):
+    outcomes = np.asarray(outcomes, float)
+    return OutcomeGrid(outcomes, tuple(range(outcomes.shape[1])), ("skill",) * outcomes.shape[1])
+
+
+def pair(both, only_a, only_b, neither):
+    """Return the grids of two policies from the counts of a paired table."""
+    a = [1] * (both + only_a) + [0] * (only_b + neither)
+    b = [1] * both + [0] * only_a + [1] * only_b + [0] * neither
+    return grid([a]), grid([b])
+
+
+def test_pairing_finds_what_independent_intervals_miss():
+    """20 of 100 layouts lost, 5 won: p = 0.004 paired, and 0.045 without the pairs."""
+    a, b = pair(45, 20, 5, 30)
+    d = paired_difference(a, b)
+    assert d.value == pytest.approx(0.15)
+    assert d.p == pytest.approx(stats.binomtest(20, 25).pvalue)
+    independent = rate_difference(SuccessRate(65, 100), SuccessRate(50, 100))
+    assert d.p < 0.01 < independent.p
+    assert d.high - d.low < independent.high - independent.low
+    # Bonett and Price 2012, their formula (9): (n12 + 1) / (n + 2) and (n21 + 1) / (n + 2)
+    p12, p21 = 21 / 102, 6 / 102
+    half = statistics.Z * math.sqrt((p12 + p21 - (p12 - p21) ** 2) / 102)
+    assert (d.low, d.high) == pytest.approx((p12 - p21 - half, p12 - p21 + half), abs=1e-9)
+
+
+def test_crashed_layouts_are_left_out_and_counted():
+    seeds = [{"a": True, "b": None, "c": False}, {"a": False, "b": True, "c": True, "d": True}]
+    g = OutcomeGrid.from_seeds(seeds, dict.fromkeys("abcd", "skill"))
+    assert (g.layouts, g.left_out) == (("a", "c"), 2)
+    assert g.outcomes.tolist() == [[1, 0], [0, 1]]
+    other = OutcomeGrid.from_seeds([{"c": True, "z": True}], dict.fromkeys("cz", "skill"))
+    assert paired_difference(g, other).value == pytest.approx(-0.5)
+    nothing = OutcomeGrid.from_seeds([{"z": True}], {"z": "skill"})
+    assert math.isnan(paired_difference(g, nothing).value)
+
+
+def simulate(rng, seeds, layouts, logit, seed_deviation, difficulty):
+    """Draw the outcomes of a recipe: logit + difficulty of the layout + luck of the seed."""
+    luck = rng.normal(0, seed_deviation, (seeds, 1))
+    p = stats.logistic.cdf(logit + difficulty + luck)
+    return grid(rng.random((seeds, layouts)) < p)
+
+
+def true_rate(logit, seed_deviation, layout_deviation):
+    x = np.linspace(-6, 6, 4001) * math.hypot(seed_deviation, layout_deviation) + logit
+    weights = stats.norm.pdf(np.linspace(-6, 6, 4001))
+    return float((stats.logistic.cdf(x) * weights).sum() / weights.sum())
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+@pytest.mark.parametrize("seed_deviation", [0.0, 0.4, 0.8])
+@pytest.mark.parametrize("logits", [(0.0, 0.0), (2.2, 2.2), (1.4, 0.0)])
+def test_coverage_and_false_alarms(seeds, seed_deviation, logits):
+    """At least 93 % of the 95 % intervals cover, for few and many seeds, near 50 % and 90 %."""
+    rng = np.random.default_rng(0)
+    truth = [true_rate(x, seed_deviation, 1.0) for x in logits]
+    rate_covers = difference_covers = alarms = 0
+    for _ in range(REPEATS):
+        difficulty = rng.normal(0, 1, 60)
+        a, b = (simulate(rng, seeds, 60, x, seed_deviation, difficulty) for x in logits)
+        effect = seed_effect([a, b])
+        _, low, high = recipe_rate(a, effect)
+        rate_covers += low <= truth[0] <= high
+        d = paired_difference(a, b, effect)
+        difference_covers += d.low <= truth[0] - truth[1] <= d.high
+        alarms += d.p < statistics.LEVEL
+    assert rate_covers / REPEATS > 0.93 - NOISE
+    assert difference_covers / REPEATS > 0.93 - NOISE
+    if logits[0] == logits[1]:
+        assert alarms / REPEATS < 0.07 + NOISE
+    elif seeds >= 5 and seed_deviation <= 0.4:
+        assert alarms / REPEATS > 0.8  # a difference of 27 points is found
+
+
+def test_pooled_episodes_would_be_too_narrow():
+    """The interval over 3 × 60 episodes as if independent covers far less than 95 %."""
+    rng = np.random.default_rng(1)
+    truth, covers = true_rate(0.0, 0.8, 1.0), 0
+    for _ in range(REPEATS):
+        g = simulate(rng, 3, 60, 0.0, 0.8, rng.normal(0, 1, 60))
+        low, high = wilson_interval(g.outcomes.sum(), g.outcomes.size)
+        covers += low <= truth <= high
+    assert covers / REPEATS < 0.75
+
+
+def test_skills_of_different_difficulty_are_no_noise():
+    """Two skills at 0 and 100 %: the rate of the recipe is certain, not 50 ± 10 %."""
+    outcomes = np.repeat([[1.0] * 30 + [0.0] * 30], 3, axis=0)
+    strata = ("touch",) * 30 + ("stack",) * 30
+    _, low, high = recipe_rate(OutcomeGrid(outcomes, tuple(range(60)), strata))
+    _, low_pooled, high_pooled = recipe_rate(grid(outcomes))
+    assert high - low < 0.7 * (high_pooled - low_pooled)
+
+
+def test_holm_equals_the_textbook():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    adjusted = holm([0.04, math.nan, 0.03])
+    assert adjusted[::2] == pytest.approx([0.06, 0.06])
+    assert math.isnan(adjusted[1])
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_letters_are_shared_exactly_by_pairs_that_do_not_differ(seed):
+    rng = np.random.default_rng(seed)
+    names = [f"v{i}" for i in range(6)]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    different = [p for p in pairs if rng.random() < 0.4]
+    letters = compact_letters(names, different)
+    for a, b in pairs:
+        assert (not set(letters[a]) & set(letters[b])) == ((a, b) in different)
+    assert "a" in letters["v0"]
+
+
+def test_equality_needs_a_narrow_interval():
+    wide, narrow = (Difference(0.0, -x, x, 1.0, "") for x in (0.3, 0.04))
+    assert not is_equivalent(wide, 0.1)
+    assert is_equivalent(narrow, 0.1)
+    assert not is_equivalent(Difference(0.2, 0.16, 0.24, 0.0, ""), 0.1)
+
+
+def test_a_study_finds_the_difference_that_its_design_promises():
+    """At the announced difference, about 80 % of simulated studies find it."""
+    rng, seeds, layouts = np.random.default_rng(2), 5, 100
+    smallest = statistics.detectable_difference(seeds, layouts)
+    assert 0.1 < smallest < 0.35
+    spread = 0.25
+    found = 0
+    for _ in range(REPEATS):
+        difficulty = rng.normal(0, math.sqrt(statistics.LAYOUT_SHARE * spread), layouts)
+        grids = []
+        for rate in (0.5 + smallest / 2, 0.5 - smallest / 2):
+            luck = rng.normal(0, math.sqrt(statistics.SEED_SHARE * spread), (seeds, 1))
+            p = np.clip(rate + difficulty + luck, 0, 1)
+            grids.append(grid(rng.random((seeds, layouts)) < p))
+        found += paired_difference(*grids).p < statistics.LEVEL
+    assert 0.65 < found / REPEATS < 0.92
+    more = [statistics.detectable_difference(n, layouts) for n in (2, 3, 5, 12)]
+    assert more == sorted(more, reverse=True)
+    assert statistics.detectable_difference(5, layouts, comparisons=10) > smallest
+    assert statistics.detectable_difference(1, layouts) == 1
+
+
+def test_evidence_may_be_read_after_every_seed():
+    rng, alarms, found, needed = np.random.default_rng(3), 0, 0, []
+    for _ in range(2000):
+        process = SignFlipProcess()
+        alarms += any(process.update(d) >= 20 for d in rng.normal(0, 0.1, 30))
+    assert alarms / 2000 < 0.05
+    for _ in range(200):
+        process = SignFlipProcess()
+        for d in rng.normal(0.2, 0.1, 12):
+            process.update(d)
+            if process.p <= 0.05:
+                found += 1
+                needed.append(process.seeds)
+                break
+    assert found / 200 > 0.8
+    assert np.median(needed) <= 8
