@@ -6,9 +6,8 @@
     ... --splits train,held_out_phrasing --skills touch --episodes 50   selected episodes
     ... --embodiment all                        every robot of the run that the simulator supports
 
-Expect a success table with 95 % intervals next to the untrained network's, a verdict on memorising,
-and RUN/report.html; result rows, numbers and figures are in RUN/evaluation. After an interruption,
-the same command continues.
+Expect a success table next to the untrained network's, a verdict on memorising, RUN/report.html,
+and rows and figures in RUN/evaluation. After an interruption, the same command continues.
 """
 
 import sys
@@ -19,8 +18,8 @@ RUN = flags.DEFINE_string("run", None, "directory of the run", required=True)
 SUITE = flags.DEFINE_string("suite", None, "a suite of octolike/evaluation/suites.py")
 SPLITS = flags.DEFINE_list("splits", None, "splits, instead of the run's or the suite's")
 SKILLS = flags.DEFINE_list("skills", None, "skills, instead of the run's or the suite's")
-BLOCK = flags.DEFINE_enum(
-    "block", None, ["development", "test"], "scenes: for choosing a recipe, or for reporting it"
+BLOCK = flags.DEFINE_string(
+    "block", None, "scenes to choose a recipe (development) or report it: test"
 )
 EPISODES = flags.DEFINE_integer("episodes", None, "episodes per skill and split", lower_bound=1)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")
@@ -34,10 +33,8 @@ def main(_: list[str]) -> None:
     # Here, as worker processes do not need jax.
     from octolike.evaluation import evaluate, report, suites
 
-    plan = {"splits": SPLITS.value, "skills": SKILLS.value, "episodes": EPISODES.value}
-    plan = {k: tuple(v) if k != "episodes" else v for k, v in plan.items() if v is not None}
-    plan |= {"seed": suites.BLOCKS[BLOCK.value]} if BLOCK.value else {}
     try:
+        plan = suites.overrides(SPLITS.value, SKILLS.value, EPISODES.value, BLOCK.value)
         robots, skipped = evaluate.robots_to_evaluate(RUN.value, EMBODIMENT.value, PLUGINS.value)
         for reason in skipped:
             print(f"skipped: {reason}")
@@ -63,13 +60,8 @@ def predict_chunks(evaluation):
 
         spec = catalog.find_spec(policy.embodiment.datasets[0], catalog.load_specs(config.specs))
         cameras = {key.removeprefix("image_"): 0 for key in policy.image_shapes}  # 0: as stored
-        demonstrations = []
-        for e in decode_episodes(spec, config, cameras, episodes=4, held_out=True):
-            arrays = {"proprio": e.proprio} | {f"image_{k}": v for k, v in e.images.items()}
-            observation = {key: arrays[key] for key in policy.observation_keys}
-            demonstrations.append(
-                DemonstratedEpisode(observation, e.action, e.instruction, e.label)
-            )
+        episodes = decode_episodes(spec, config, cameras, episodes=4, held_out=True)
+        demonstrations = [DemonstratedEpisode.from_episode(e) for e in episodes]
         if not demonstrations:
             raise LookupError(f"{spec.name} has no held-out episode")
         return evaluation.predict_chunks(demonstrations)

@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from octolike import files
 from octolike.evaluation import figures, outcomes, statistics
 from octolike.evaluation.statistics import OutcomeGrid, SignFlipProcess, SuccessRate
 from octolike.evaluation.success import split_name, success_rate
@@ -87,6 +88,14 @@ def read(directory: str | Path) -> list[VariantSummary]:
     runs = [run for variant_runs in variants.values() for run in variant_runs]
     with_robots = any("" not in outcomes.result_files(run) for run in runs)
     return [_summarize(name, runs, with_robots) for name, runs in variants.items()]
+
+
+def write(directory: Path, first: str = "") -> str:
+    """Write comparison.md and comparison.png into the directory; return both as text."""
+    summaries = read(directory)
+    text = table(summaries, first)
+    files.write_text(directory / "comparison.md", text + "\n")
+    return f"{text}\n\n{draw(summaries, directory / 'comparison.png', first)}"
 
 
 def table(summaries: Sequence[VariantSummary], first: str = "") -> str:

@@ -41,6 +41,14 @@ class DemonstratedEpisode:
     instruction: str
     task: str = ""
 
+    @classmethod
+    def from_episode(cls, episode: Any) -> DemonstratedEpisode:
+        """Return a decoded episode of `octolike.data.pipeline.decoded_episodes`."""
+        observation = {f"image_{camera}": x for camera, x in episode.images.items()}
+        if episode.proprio is not None:
+            observation["proprio"] = episode.proprio
+        return cls(observation, episode.action, episode.instruction, episode.label)
+
 
 def robots_to_evaluate(
     run_dir: str | Path, embodiment: str | None = None, plugins: Sequence[str] = ()
@@ -220,7 +228,7 @@ class Evaluation:
         demonstrated, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
         for i, (d, t) in enumerate(zip(demonstrations, steps)):
             window = slice(max(0, t + 1 - self.policy.window), t + 1)
-            observations.append({k: v[window] for k, v in d.observation.items()})
+            observations.append({k: d.observation[k][window] for k in self.policy.observation_keys})
             tasks.append(self._task(d))
             chunk = d.action[t : t + horizon]
             demonstrated[i, : len(chunk)], mask[i, : len(chunk)] = chunk, True

@@ -106,6 +106,21 @@ def suite_from_config(
     )
 
 
+def overrides(
+    splits: Sequence[str] | None = None,
+    skills: Sequence[str] | None = None,
+    episodes: int | None = None,
+    block: str | None = None,
+) -> dict[str, Any]:
+    """Return the fields of `Suite` that a command replaces; block: a name of BLOCKS."""
+    if block and block not in BLOCKS:
+        raise ConfigError(unknown("block of scenes", block, BLOCKS))
+    seed = BLOCKS[block] if block else None
+    given = {"splits": splits and tuple(splits), "skills": skills and tuple(skills)}
+    fields = given | {"episodes": episodes, "seed": seed}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def suite_by_name(name: str, environment: Mapping[str, Any]) -> Suite:
     """Return a suite; raises ConfigError if it is unknown or belongs to another simulator."""
     if name not in SUITES:

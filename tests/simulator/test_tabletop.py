@@ -179,7 +179,7 @@ def test_spaces_and_gymnasium_contract(env):
     env_checker.check_env(env, skip_render_check=True)
     observation, info = env.reset(seed=3)
     assert env.observation_space.contains(observation)
-    assert set(info) == {"instruction", "task", "skill", "success", "failure"}
+    assert set(info) == {"instruction", "task", "skill", "success", "failure", "scene"}
     assert env.render().shape == (256, 256, 3)
 
 

@@ -219,14 +219,10 @@ def demonstrated_episodes(
     excerpts: Sequence[tuple[Any, Sequence[Any]]],
 ) -> dict[str, list[DemonstratedEpisode]]:
     """Return {dataset: its demonstrations}, from specs and episodes (octolike.data.pipeline)."""
-    return {spec.name: [_demonstrated_episode(e) for e in episodes] for spec, episodes in excerpts}
-
-
-def _demonstrated_episode(episode: Any) -> DemonstratedEpisode:
-    observation = {f"image_{camera}": x for camera, x in episode.images.items()}
-    if episode.proprio is not None:
-        observation["proprio"] = episode.proprio
-    return DemonstratedEpisode(observation, episode.action, episode.instruction, episode.label)
+    return {
+        spec.name: [DemonstratedEpisode.from_episode(e) for e in episodes]
+        for spec, episodes in excerpts
+    }
 
 
 def measure_errors(
