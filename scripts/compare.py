@@ -1,7 +1,6 @@
 """Train and evaluate variants of one config over several seeds, and compare them.
 
-    octolike collect --config compare
-    octolike compare --config compare --variants default,task_id --seeds 3
+    octolike compare --config compare --variants default,task_id --seeds 3     after collect
     ... --config conflict:conflict=rescaled     further arguments for each run's config
     ... --until-decided --seeds 12              stop a variant once its difference is certain
     octolike compare --table runs/compare       only the table of existing results
@@ -33,10 +32,10 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.config) == bool(args.table):
         parser.error("give either --config or --table")
+    from octolike.evaluation import comparison
+
     try:
         directory = Path(args.table) if args.table else run_all(args)
-        from octolike.evaluation import comparison
-
         print(comparison.write(directory, first="default"))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
@@ -71,8 +70,8 @@ def run_all(args: argparse.Namespace) -> Path:
         if args.until_decided:
             decided, evidence = study_design.decided(run.parent, variants)
             print(evidence, flush=True)
-            if len(decided) >= len(variants) - 1:
-                break
+        if len(decided) >= max(1, len(variants) - 1):
+            break
     return run.parent
 
 
