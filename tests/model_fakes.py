@@ -77,7 +77,7 @@ def model(**changes) -> dict:
         "mlp_width": 32,
         "dropout": 0.0,
         "dtype": "float32",
-        "remat": False,
+        "remat": "none",
         "max_window": 0,
         "repeat_task_tokens": False,
         "experts": {},

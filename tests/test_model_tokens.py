@@ -81,7 +81,7 @@ def test_split_inverts_join_and_the_order_is_as_documented():
 
 def test_no_query_attends_to_a_masked_key():
     sequence = groups(np.random.default_rng(1))
-    mask = np.asarray(tokens.attention_mask(sequence))[:, 0]
+    mask = np.asarray(tokens.attention_mask(sequence).dense())[:, 0]
     visible = np.concatenate(
         [sequence.task["a"].mask, sequence.task["b"].mask]
         + [
@@ -120,4 +120,4 @@ def test_the_mask_equals_that_of_octo(repeat):
             np.repeat(has_language[:, None], 2, 1), 16
         )
     expected = np.load(GOLDEN / "variants.npz")[f"repeat{int(repeat)}_correct1/attention_mask"]
-    np.testing.assert_array_equal(tokens.attention_mask(sequence), expected)
+    np.testing.assert_array_equal(tokens.attention_mask(sequence).dense(), expected)

@@ -1,4 +1,4 @@
-"""The transformer: spans, rematerialisation, half precision; the attention of each device."""
+"""The transformer: the part that is read, rematerialisation, half precision."""
 
 import chex
 import jax
@@ -7,7 +7,7 @@ import model_fakes as fakes
 import numpy as np
 import pytest
 
-from octolike.model import attention, tokens
+from octolike.model import tokens
 from octolike.model.tokens import TokenSequence
 from octolike.model.transformer import Transformer
 from octolike.types import TokenGroup
@@ -23,51 +23,61 @@ def group(*shape) -> TokenGroup:
     return TokenGroup(jnp.asarray(RNG.normal(size=(*shape, D)).astype(np.float32)), mask)
 
 
-def test_spans_skip_only_masked_pairs():
-    groups = TokenSequence(
+def sequence(readouts: bool = True) -> TokenSequence:
+    return TokenSequence(
         {"task_a": group(2, 3)},
         {"obs_b": group(2, WINDOW, 4), "obs_c": group(2, WINDOW, 1)},
-        {"readout_d": group(2, WINDOW, 2)},
-    )
-    x, mask, ends = tokens.join(groups), tokens.attention_mask(groups), tokens.ends(groups)
-    assert ends == (10, 17, 24)
-    assert ends[-1] == x.shape[1]
-    starts = (0, *ends)
-    assert not any(mask[:, :, a:b, b:].any() for a, b in zip(starts, ends))
-    model = Transformer(layers=2, attention_heads=2, mlp_width=16)
-    variables = fakes.parameters(model.init, x, mask, None, train=False)
-    by_span, _ = model.apply(variables, x, mask, None, ends=ends, train=False)
-    at_once, _ = model.apply(variables, x, mask, None, train=False)
-    # the output of a token that may attend to nothing is arbitrary: not compared
-    attends = np.broadcast_to(mask.any(-1)[:, 0, :, None], x.shape)
-    np.testing.assert_allclose(
-        np.where(attends, by_span, 0), np.where(attends, at_once, 0), atol=2e-6
+        {"readout_d": group(2, WINDOW, 2)} if readouts else {},
     )
 
 
 def small(**changes):
-    """Return (x, mask, ends, model) of a sequence that is split by timestep."""
-    groups = TokenSequence({"task_a": group(2, 3)}, {"obs_b": group(2, WINDOW, 4)}, {})
-    x, mask, ends = tokens.join(groups), tokens.attention_mask(groups), tokens.ends(groups)
-    return x, mask, ends, Transformer(layers=1, attention_heads=2, mlp_width=16, **changes)
+    """Return (x, mask, model) of a sequence that is split by timestep."""
+    groups = sequence()
+    model = Transformer(layers=1, attention_heads=2, mlp_width=16, **changes)
+    return tokens.join(groups), tokens.attention_mask(groups), model
 
 
-def gradients(model, variables, x, mask, ends):
+def test_the_last_block_computes_only_the_tokens_that_are_read():
+    groups = sequence()
+    x, mask = tokens.join(groups), tokens.attention_mask(groups)
+    model = Transformer(layers=2, attention_heads=2, mlp_width=16)
+    variables = fakes.parameters(model.init, x, mask, None, train=False)
+    everything, _ = model.apply(variables, x, mask, None, train=False)
+    read = tokens.positions(groups, ["readout_d"])
+    assert read == (8, 9, 15, 16, 22, 23)
+    some, _ = model.apply(variables, x, mask, None, read=read, train=False)
+    np.testing.assert_allclose(some, everything[:, list(read)], atol=2e-6)
+    expected = tokens.split(everything, groups).readout["readout_d"].tokens
+    result = tokens.split_read(some, groups, ["readout_d"])["readout_d"].tokens
+    np.testing.assert_allclose(result, expected, atol=2e-6)
+    assert tokens.positions(groups, ["obs_b"]) is None  # most of the sequence: no saving
+    assert tokens.positions(groups, ["obs"]) is None
+
+    def cost(**options):
+        run = jax.jit(lambda v: model.apply(v, x, mask, None, train=False, **options)[0])
+        return run.lower(variables).compile().cost_analysis()["flops"]
+
+    assert cost(read=read) < 0.8 * cost()
+
+
+def gradients(model, variables, x, mask):
     def loss(variables):
-        y, _ = model.apply(variables, x, mask, None, ends=ends, train=True, rngs=RNGS)
+        y, _ = model.apply(variables, x, mask, None, train=True, rngs=RNGS)
         return jnp.square(y).mean()
 
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(variables))
 
 
-def test_remat_changes_neither_parameters_nor_gradients():
-    x, mask, ends, plain = small(dropout=0.5)
-    *_, remat = small(dropout=0.5, remat=True)
+@pytest.mark.parametrize("policy", ["dots", "full"])
+def test_remat_changes_neither_parameters_nor_gradients(policy):
+    x, mask, plain = small(dropout=0.5)
+    *_, remat = small(dropout=0.5, remat=policy)
     variables = fakes.parameters(plain.init, x, mask, None, train=False)
     shapes = [jax.tree.map(np.shape, fakes.parameters(remat.init, x, mask, None, train=False))]
     assert shapes == [jax.tree.map(np.shape, variables)]  # a checkpoint fits both
-    expected = gradients(plain, variables, x, mask, ends)
-    result = gradients(remat, variables, x, mask, ends)
+    expected = gradients(plain, variables, x, mask)
+    result = gradients(remat, variables, x, mask)
     chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
 
     def trace(model):
@@ -81,12 +91,10 @@ def test_remat_changes_neither_parameters_nor_gradients():
 
 
 def test_bfloat16_computes_nearly_the_same_with_float32_parameters():
-    x, mask, ends, full = small()
+    x, mask, full = small()
     *_, half = small(dtype=jnp.bfloat16)
     variables = fakes.parameters(full.init, x, mask, None, train=False)
-    (loss, expected), (rough, result) = (
-        gradients(m, variables, x, mask, ends) for m in (full, half)
-    )
+    (loss, expected), (rough, result) = (gradients(m, variables, x, mask) for m in (full, half))
     out = jax.eval_shape(lambda v: half.apply(v, x, mask, None, train=False)[0], variables)
     assert out.dtype == jnp.bfloat16
     assert {g.dtype for g in jax.tree.leaves(result)} == {jnp.dtype("float32")}
@@ -97,37 +105,3 @@ def test_bfloat16_computes_nearly_the_same_with_float32_parameters():
 
     off = jax.tree.map(lambda a, b: a - b, result, expected)
     assert norm(off) < 0.05 * norm(expected)
-
-
-def test_no_token_attends_to_the_alignment_padding():
-    def draw(n):
-        return jnp.asarray(RNG.normal(size=(2, n, 2, 8)).astype(np.float32))
-
-    q, k, v, mask = draw(5), draw(11), draw(11), RNG.random((2, 1, 5, 11)) < 0.6
-    mask[..., 0] = True
-    for mask_or_none in (jnp.asarray(mask), None):
-        expected = attention.dot_product(q, k, v, mask_or_none, "xla")
-        result = attention._aligned(q, k, v, mask_or_none, "xla")
-        np.testing.assert_allclose(result, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("platform", "capability", "dtype", "width", "expected"),
-    [
-        ("cpu", "", "bfloat16", 64, "xla"),
-        ("gpu", "9.0", "bfloat16", 64, "cudnn"),
-        ("gpu", "8.0", "bfloat16", 256, "xla"),
-        ("gpu", "9.0", "bfloat16", 256, "cudnn"),
-        ("gpu", "10.0", "float16", 64, "cudnn"),
-        ("gpu", "7.5", "bfloat16", 64, "xla"),
-        ("gpu", "9.0", "float32", 64, "xla"),
-        ("gpu", "9.0", "bfloat16", 12, "xla"),
-        ("gpu", "gfx942", "bfloat16", 64, "xla"),
-    ],
-)
-def test_flash_attention_is_used_if_the_device_supports_it(
-    monkeypatch, platform, capability, dtype, width, expected
-):
-    device = type("Device", (), {"platform": platform, "compute_capability": capability})
-    monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert attention.implementation_for(dtype, width) == expected

@@ -186,8 +186,12 @@ class ModelConfig:
         choices=("float32", "bfloat16"),
     )
     max_window: int = option(0, "timesteps with a position embedding; 0: data.window", low=0)
-    remat: bool = option(
-        False, "recompute each block's activations in the backward pass: less memory, more time"
+    remat: str = option(
+        "auto",
+        "what the backward pass finds stored: 'none' of it is computed again; 'dots': matrix "
+        "products and attention are stored; 'full': only inputs of blocks; 'auto': dots on an "
+        "accelerator, none on a CPU",
+        choices=("auto", "none", "dots", "full"),
     )
     repeat_task_tokens: bool = option(False, "repeat the task tokens at every timestep")
     experts: Component = option(

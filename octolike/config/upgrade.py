@@ -13,7 +13,7 @@ from typing import Any
 
 from octolike.errors import ConfigError
 
-FORMAT = 3  # of the config.json that this version writes
+FORMAT = 4  # of the config.json that this version writes
 Json = dict[str, Any]
 
 # Places of components in format 1: sections and option -> open set; "*": one per name.
@@ -148,6 +148,14 @@ def keep_all_episodes(config: Json) -> Json:
     return config
 
 
+def name_remat(config: Json) -> Json:
+    """Name the policy of model.remat: before format 4, it was on or off."""
+    model = config.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("remat"), bool):
+        return config  # an error that reading it reports
+    return {**config, "model": {**model, "remat": "full" if model["remat"] else "none"}}
+
+
 # CHANGES[n - 1] turns format n into format n + 1.
 CHANGES = (
     (fill_options, fill_components, rename_options, add_plugins),
@@ -162,6 +170,7 @@ CHANGES = (
         add_lanes,
         keep_all_episodes,
     ),
+    (name_remat,),
 )
 
 

@@ -1,8 +1,12 @@
-"""Attention: the scaled dot product, and the multi-head layer of pooling and image encoders.
+"""Attention: one function for every device, and the multi-head layer of pooling and encoders.
 
-The dot product is cuDNN's flash attention if the device supports it: an NVIDIA GPU of compute
-capability 8.0 (Ampere) or later, bfloat16 or float16, and a supported head width. Otherwise XLA
-compiles it.
+The kernel of `masked_attention` depends on the device that is traced for:
+
+    "flash"    an NVIDIA GPU of compute capability 8.0 (Ampere) or later, bfloat16: cuDNN
+    "splash"   a TPU, bfloat16: jax's Pallas kernel
+    "xla"      any other: matrix products and a softmax, with the mask as a tensor
+
+Calls with few queries, or with the few keys of a pooled group, are not worth a kernel: XLA's.
 """
 
 from __future__ import annotations
@@ -13,65 +17,80 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Implementation = Literal["xla", "cudnn"]
-MULTIPLE = 8  # tokens: alignment of cuDNN's kernels with a mask
+from octolike.model import attention_kernels
+from octolike.model.target import target
+from octolike.model.tokens import AttentionMask
+
+Implementation = Literal["xla", "flash", "splash"]
+FEW = 64  # queries: with fewer, a kernel's tiles are mostly padding
 
 
 def dot_product(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Return [B, n, H, Dh]: softmax(query keyᵀ / √Dh) value, for query [B, n, H, Dh], by XLA.
+
+    key, value: [B, N, H, Dh]; mask: bool [B, 1, n or 1, N], True: may attend.
+    """
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def masked_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: jax.Array | None = None,
+    mask: AttentionMask | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    """Return [B, n, H, Dh]: softmax(query keyᵀ / √Dh) value, for query [B, n, H, Dh].
+    """Return the attention [B, n, H, Dh] of n queries to a sequence of N keys.
 
-    key, value: [B, N, H, Dh]; mask: bool [B, 1, n or 1, N], True: may attend. implementation: "xla"
-    or "cudnn"; None: that of `implementation_for`.
+    query: [B, n, H, Dh]; key, value: [B, N, H, Dh]. mask: of the sequence; None: every query
+    attends to every key. implementation: None: the best of the device that is traced for.
     """
-    implementation = implementation or implementation_for(query.dtype, query.shape[-1])
+    implementation = implementation or _best(query, key, mask)
     if implementation == "xla":
-        return jax.nn.dot_product_attention(query, key, value, mask=mask)
-    return _aligned(query, key, value, mask, implementation)
-
-
-def implementation_for(dtype: Any, width: int) -> Implementation:
-    """Return "cudnn" if this process's devices support it for this head width, else "xla"."""
-    device = jax.local_devices()[0]
-    capability = getattr(device, "compute_capability", "") if device.platform == "gpu" else ""
-    if not capability.replace(".", "").isdigit():  # no GPU, or AMD's
-        return "xla"
-    widest = 256 if float(capability) >= 9 else 128
-    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    fits = width <= widest and width % 8 == 0
-    return "cudnn" if float(capability) >= 8 and half and fits else "xla"
-
-
-def _aligned(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-    implementation: Implementation,
-) -> jax.Array:
-    """Return the same with both sequences padded to a multiple; the padding is masked."""
-    n, keys = query.shape[1], key.shape[1]
+        return _by_xla(query, key, value, mask)
+    kernel = attention_kernels.KERNELS[implementation]
     if mask is None:
-        mask = jnp.ones((1, 1, n, keys), bool)
-    mask = jnp.broadcast_to(mask, (*mask.shape[:2], n, keys))
-    query_pad, key_pad = (0, -n % MULTIPLE), (0, -keys % MULTIPLE)
+        return kernel(query, key, value, None, None)
+    out = []
+    for start, end in mask.layout.spans():
+        span = query[:, start:end], key[:, :end], value[:, :end]
+        out.append(kernel(*span, mask.layout.exclusions(start, end), mask.visible[:, :end]))
+    return jnp.concatenate(out, axis=1)
 
-    def pad(x: jax.Array, width: tuple[int, int]) -> jax.Array:
-        return jnp.pad(x, ((0, 0), width, (0, 0), (0, 0)))
 
-    out = jax.nn.dot_product_attention(
-        pad(query, query_pad),
-        pad(key, key_pad),
-        pad(value, key_pad),
-        mask=jnp.pad(mask, ((0, 0), (0, 0), query_pad, key_pad)),
-        implementation=implementation,
-    )
-    return out[:, :n]
+def _by_xla(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask | None
+) -> jax.Array:
+    if mask is None:
+        return dot_product(query, key, value)
+    out = [
+        dot_product(query[:, a:b], key[:, :b], value[:, :b], mask.dense(slice(a, b), b))
+        for a, b in mask.layout.spans()
+    ]
+    return jnp.concatenate(out, axis=1)
+
+
+def _best(query: jax.Array, key: jax.Array, mask: AttentionMask | None) -> Implementation:
+    if min(query.shape[1], key.shape[1]) < FEW:
+        return "xla"
+    channels = attention_kernels.channels(mask.layout) if mask else 0
+    return implementation_for(query.dtype, query.shape[-1], channels)
+
+
+def implementation_for(dtype: Any, width: int, channels: int = 0) -> Implementation:
+    """Return the attention kernel of the device that is traced for.
+
+    width: of a head; channels: those that the flash kernel adds to it, for a mask.
+    """
+    device, half = target(), jnp.dtype(dtype) == jnp.bfloat16
+    if device.platform == "tpu" and half:
+        return "splash"
+    widest = 256 if device.capability >= 9 else 128
+    fits = width % 8 == 0 and width + channels <= widest
+    cuda = device.platform == "cuda" and device.capability >= 8
+    return "flash" if cuda and half and fits else "xla"
 
 
 def attend(
@@ -89,10 +108,9 @@ def attend(
         return nn.DenseGeneral(shape, dtype=dtype, kernel_init=init, name=name)(tokens)
 
     query, key, value = project("query", x), project("key", context), project("value", context)
-    if mask is not None:
-        # Under vmap (heads with parameters per example) jax's batching of the cuDNN call reshapes
-        # the mask to all heads, so it must have them.
-        mask = jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:]))
-    heads_BxnxHxDh = dot_product(query, key, value, mask)
+    if mask is None:
+        heads_BxnxHxDh = masked_attention(query, key, value)
+    else:
+        heads_BxnxHxDh = dot_product(query, key, value, mask)
     out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=dtype, kernel_init=init, name="out")
     return out(heads_BxnxHxDh)

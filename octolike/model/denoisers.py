@@ -192,7 +192,6 @@ class TransformerDenoiser(Denoiser):
         )
         init = nn.initializers.normal(0.02)
         positions = self.param("pos_embedding", init, (1, *h.shape[1:]), jnp.float32)
-        full_mask = jnp.ones((1, 1, h.shape[1], h.shape[1]), bool)
         transformer = Transformer(
             layers=self.layers,
             attention_heads=self.attention_heads,
@@ -201,7 +200,7 @@ class TransformerDenoiser(Denoiser):
             dtype=self.dtype,
             name="transformer",
         )
-        h, _ = transformer(h + positions.astype(self.dtype), full_mask, None, train=train)
+        h, _ = transformer(h + positions.astype(self.dtype), None, None, train=train)
         out = nn.Dense(actions.shape[-1], dtype=self.dtype, name="out")(h[:, 2:])
         return out.astype(jnp.float32).reshape(x.shape)
 

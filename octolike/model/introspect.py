@@ -51,7 +51,7 @@ def attention(
 ) -> AttentionMap:
     """Return the attention of every block, for the `observation` and `task` parts of a batch."""
     groups, blocks = _captured(model, params, observation, task, ("query", "key"))
-    allowed = tokens.attention_mask(groups)
+    allowed = tokens.attention_mask(groups).dense()
     weights = []
     for block in blocks:
         q, k = (_by_head(block[name], model.transformer.attention_heads) for name in block)

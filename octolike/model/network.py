@@ -25,7 +25,7 @@ tokens, as obs_task_<tokenizer>. "obs" is the concatenation of all observation g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from octolike.config import ConfigError, unknown
-from octolike.model import experts, heads, tokenizers, tokens
+from octolike.model import experts, heads, remat, tokenizers, tokens
 from octolike.model.groups import PerGroup, membership
 from octolike.model.heads import masked_losses
 from octolike.model.transformer import Transformer
@@ -43,9 +43,9 @@ from octolike.types import BatchSpec, Context, Names, Prefix, TokenGroup
 class EncodedTokens(NamedTuple):
     """The output of the transformer.
 
-    groups: every TokenGroup by name; readouts are never masked. task: [B, E], the concatenated mean
-    tokens of all task tokenizers, or None without one. metrics: those of the transformer, including
-    its "balance_loss" if it has experts.
+    groups: the requested TokenGroups by name; readouts are never masked. task: [B, E], the
+    concatenated mean tokens of all task tokenizers, or None without one. metrics: those of the
+    transformer, including its "balance_loss" if it has experts.
     """
 
     groups: dict[str, TokenGroup]
@@ -76,6 +76,7 @@ class PolicyNetwork(nn.Module):
     window: int
     repeat_task_tokens: bool = False
     registers: tuple[str, ...] = ()
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     def __call__(
@@ -86,7 +87,8 @@ class PolicyNetwork(nn.Module):
         Metrics: loss_per_example [B], and <head>_loss of each head. The loss is their sum, plus the
         transformer's balance_loss if it has experts.
         """
-        encoded = self._encode(batch["observation"], batch["task"], train=train)
+        reads = {head.readout for head in self.heads.values()}
+        encoded = self._encode(batch["observation"], batch["task"], train=train, reads=reads)
         context = _context(encoded, batch["embodiment"], batch["task"]["task_id"])
         mask = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         # Otherwise masked actions would reach the networks of denoising heads.
@@ -129,7 +131,8 @@ class PolicyNetwork(nn.Module):
         """Return the input of a head for the last timestep: all that depends on the observation."""
         if head not in self.heads:
             raise ValueError(unknown("head", head, self.heads))
-        encoded = self._encode(observation, task, train=False)
+        reads = {self.heads[head].readout}
+        encoded = self._encode(observation, task, train=False, reads=reads)
         if embodiment is None:
             embodiment = jnp.zeros(observation["timestep_mask"].shape[0], jnp.int32)
         group = jax.tree.map(lambda x: x[:, -1:], encoded.groups[self.heads[head].readout])
@@ -165,20 +168,30 @@ class PolicyNetwork(nn.Module):
 
     @nn.compact
     def _encode(
-        self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
+        self,
+        observation: Mapping[str, Any],
+        task: Mapping[str, Any],
+        *,
+        train: bool,
+        reads: Collection[str] | None = None,
     ) -> EncodedTokens:
+        """Encode; reads: the groups to return, a saving in the last block; None: all."""
         window = observation["timestep_mask"].shape[1]
         if window > self.window:
             raise ValueError(f"{window} frames; the model's window is {self.window}")
         sequence, condition = self._tokenize(observation, task)
-        x_BxNxD, metrics = self.transformer(
+        positions = None if reads is None else tokens.positions(sequence, reads)
+        x_BxnxD, metrics = self.transformer(
             tokens.join(sequence),
             tokens.attention_mask(sequence),
             condition,
-            ends=tokens.ends(sequence),
+            read=positions,
             train=train,
         )
-        output = tokens.split(x_BxNxD, sequence)
+        if reads is not None and positions is not None:
+            groups = tokens.split_read(x_BxnxD, sequence, reads)
+            return EncodedTokens(groups, condition, metrics)
+        output = tokens.split(x_BxnxD, sequence)
         observed = [g for name, g in output.observation.items() if name.startswith("obs_")]
         obs = TokenGroup(
             jnp.concatenate([g.tokens for g in observed], axis=-2),
@@ -198,9 +211,10 @@ class PolicyNetwork(nn.Module):
                 sequence.task[f"task_{name}"] = tokenizer(observation, task)
         means = [tokenizers.masked_mean(*group) for group in sequence.task.values()]
         condition = jnp.concatenate(means, axis=-1) if means else None
+        tokenize = remat.checkpoint(_call, self.remat)
         for name, tokenizer in self.tokenizers.items():
             if tokenizer.place == "observation":
-                x, mask = tokenizer(observation, task, condition)
+                x, mask = tokenize(tokenizer, observation, task, condition)
                 sequence.observation[f"obs_{name}"] = TokenGroup(x, mask & steps[..., None])
         for groups in (sequence.task, sequence.observation):
             groups.update({name: self._embed(name, group) for name, group in groups.items()})
@@ -227,6 +241,10 @@ class PolicyNetwork(nn.Module):
         shape = (1, n, self.width) if window is None else (1, self.window, n, self.width)
         x = self.param(f"{name}_pos_embedding", nn.initializers.normal(0.02), shape, jnp.float32)
         return (x if window is None else x[:, :window]).astype(self.dtype)
+
+
+def _call(module: nn.Module, *inputs: Any) -> TokenGroup:
+    return module(*inputs)
 
 
 def _repeat(group: TokenGroup, window: int) -> TokenGroup:
@@ -284,6 +302,7 @@ def build_network(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Po
         window=max(model["max_window"], spec["action"][0][0]),
         repeat_task_tokens=model["repeat_task_tokens"],
         registers=tuple(model["registers"]),
+        remat=model["remat"],
         dtype=dtype,
     )
 

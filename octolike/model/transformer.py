@@ -7,17 +7,18 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from octolike.model import attention
+from octolike.model import attention, remat
 from octolike.model.experts import Experts, TopK
+from octolike.model.tokens import AttentionMask
 
 
 class Transformer(nn.Module):
     """Blocks of x + attention(norm(x)) and x + mlp(norm(x)), then a last norm.
 
     Parameters are float32; `dtype` is the compute type. experts: a mixture of experts replaces the
-    mlp in some blocks; None: in none. remat: store only each block's input for the backward pass,
-    which recomputes the activations: less memory for about a third more time.
+    mlp in some blocks; None: in none. remat: a policy of octolike.model.remat, for each block.
     """
 
     layers: int
@@ -25,29 +26,33 @@ class Transformer(nn.Module):
     mlp_width: int
     dropout: float = 0.0
     experts: TopK | None = None
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array,
+        mask: AttentionMask | None,
         condition: jax.Array | None,
         *,
-        ends: tuple[int, ...] = (),
+        read: tuple[int, ...] | None = None,
         train: bool,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return ([B, N, D], metrics) for x [B, N, D] and mask bool [B, 1, N, N], True: may attend.
+        """Return (tokens [B, n, D], metrics) for x [B, N, D].
 
-        ends: ends of the spans of the sequence, the last one N; no token attends beyond its span's
-        end. condition: [B, E], the pooled task tokens, or None without task tokens. The metrics are
-        those of `Experts`: losses summed, others averaged over the blocks.
+        Args:
+            x: the sequence.
+            mask: None: every token attends to every token.
+            condition: [B, E], the pooled task tokens, or None without task tokens.
+            read: the positions to return; None: all. The last block computes the
+                others only as keys, unless it has experts, whose capacity counts all tokens.
+            train: whether dropout and the capacity of experts apply.
+
+        The metrics are those of `Experts`: losses summed, others averaged over the blocks.
         """
         expert_metrics: list[dict[str, jax.Array]] = []
-        block_type = (
-            nn.remat(TransformerBlock, static_argnums=(4, 5)) if self.remat else TransformerBlock
-        )
+        block_type = remat.checkpoint(TransformerBlock, self.remat, static_argnums=(4, 5))
         for i in range(self.layers):
             has_experts = self.experts and self.experts.has_experts(i, self.layers)
             block = block_type(
@@ -58,8 +63,11 @@ class Transformer(nn.Module):
                 dtype=self.dtype,
                 name=f"block_{i}",
             )
-            x, metrics = block(x, mask, condition, ends or (x.shape[1],), train)
+            last = i == self.layers - 1 and not has_experts
+            x, metrics = block(x, mask, condition, read if last else None, train)
             expert_metrics += [metrics] if metrics else []
+        if read is not None and x.shape[1] != len(read):
+            x = x[:, np.array(read)]
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         if not expert_metrics:
             return x, {}
@@ -69,7 +77,10 @@ class Transformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """One transformer block, [B, N, D] to [B, N, D], and the metrics of its experts."""
+    """One transformer block, [B, N, D] to [B, n, D], and the metrics of its experts.
+
+    read: the n positions that it returns; None: all.
+    """
 
     attention_heads: int
     mlp_width: int
@@ -81,21 +92,21 @@ class TransformerBlock(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array,
+        mask: AttentionMask | None,
         condition: jax.Array | None,
-        ends: tuple[int, ...],
+        read: tuple[int, ...] | None,
         train: bool,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         drop = nn.Dropout(self.dropout, deterministic=not train)
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="attention_norm")(x)
         h = SelfAttention(heads=self.attention_heads, dtype=self.dtype, name="attention")(
-            h, mask, ends
+            h, mask, read
         )
-        x = x + drop(h)
+        x = (x if read is None else x[:, np.array(read)]) + drop(h)
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="mlp_norm")(x)
         if self.experts:
             experts = Experts(self.experts, self.mlp_width, dtype=self.dtype, name="experts")
-            visible = mask[:, 0].any(axis=-2)  # to any query, a readout itself included
+            visible = jnp.ones(x.shape[:2], bool) if mask is None else mask.visible
             h, metrics = experts(h, visible, condition, train=train)
             return x + drop(h), metrics
         h = nn.Dense(self.mlp_width, dtype=self.dtype, kernel_init=_xavier, name="mlp_in")(h)
@@ -112,29 +123,28 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxNxD: jax.Array, mask: jax.Array | None = None, ends: tuple[int, ...] = ()
+        self,
+        x_BxNxD: jax.Array,
+        mask: AttentionMask | None = None,
+        read: tuple[int, ...] | None = None,
     ) -> jax.Array:
-        """Return [B, N, D]; mask: bool [B, 1, N, N], None: all True; ends: as in `Transformer`."""
-        batch, tokens, width = x_BxNxD.shape
+        """Return [B, n, D]; mask: None: all True; read: as in `TransformerBlock`."""
+        batch, _, width = x_BxNxD.shape
         shape = (width, self.heads, width // self.heads)
 
-        def project(name: str) -> jax.Array:
-            y_BxNxD = Projection(shape, dtype=self.dtype, name=name)(x_BxNxD)
-            return y_BxNxD.reshape(batch, tokens, *shape[1:])
+        def project(name: str, x: jax.Array) -> jax.Array:
+            y = Projection(shape, dtype=self.dtype, name=name)(x)
+            return y.reshape(batch, x.shape[1], *shape[1:])
 
-        q_BxNxHxDh, k_BxNxHxDh, v_BxNxHxDh = map(project, ("query", "key", "value"))
-        ends = ends or (tokens,)
-        out = [
-            attention.dot_product(
-                q_BxNxHxDh[:, start:end],
-                k_BxNxHxDh[:, :end],
-                v_BxNxHxDh[:, :end],
-                None if mask is None else mask[:, :, start:end, :end],
-            )
-            for start, end in zip((0, *ends), ends)
-        ]
-        x_BxNxD = jnp.concatenate(out, axis=1).reshape(batch, tokens, width)
-        return Projection((*shape[1:], width), 2, dtype=self.dtype, name="out")(x_BxNxD)
+        q_BxnxHxDh = project("query", x_BxNxD if read is None else x_BxNxD[:, np.array(read)])
+        k_BxNxHxDh, v_BxNxHxDh = project("key", x_BxNxD), project("value", x_BxNxD)
+        if read is None:
+            x = attention.masked_attention(q_BxnxHxDh, k_BxNxHxDh, v_BxNxHxDh, mask)
+        else:  # few queries
+            some = None if mask is None else mask.dense(np.array(read))
+            x = attention.dot_product(q_BxnxHxDh, k_BxNxHxDh, v_BxNxHxDh, some)
+        x_BxnxD = x.reshape(batch, -1, width)
+        return Projection((*shape[1:], width), 2, dtype=self.dtype, name="out")(x_BxnxD)
 
 
 class Projection(nn.Module):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from octolike.model.target import target
 from octolike.train import optimizer
 from octolike.types import Batch
 
@@ -62,7 +63,7 @@ def accumulated(gradient_fn: GradientFn, parts: int) -> GradientFn:
         shapes = jax.eval_shape(differentiate, params, first, key)[2]
         zeros = jax.tree.map(jnp.zeros_like, shapes)
         # XLA computes convolutions within a loop many times slower on CPU.
-        unroll = jax.default_backend() == "cpu"
+        unroll = target().platform == "cpu"
         inputs = split, weights, jnp.arange(parts)
         grads, (losses, metrics) = jax.lax.scan(add_part, zeros, inputs, unroll=unroll)
 

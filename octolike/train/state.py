@@ -13,6 +13,7 @@ from flax import struct
 
 from octolike import types
 from octolike.config import ConfigError, unknown
+from octolike.model.target import compile_for
 from octolike.tables import text_table
 from octolike.train import lora, optimizer
 
@@ -56,7 +57,10 @@ def init_params(model: nn.Module, spec: types.BatchSpec, key: jax.Array) -> Para
     """Return initial parameters; traceable, so `jax.eval_shape` gives their shapes alone."""
     params, noise, dropout = jax.random.split(key, 3)
     rngs = {"params": params, "noise": noise, "dropout": dropout}
-    return model.init(rngs, types.zeros(spec, 1), train=False)["params"]
+    # The kernels of an accelerator compute nothing that the parameters depend on, and one example
+    # cannot be partitioned over the devices.
+    with compile_for("cpu"):
+        return model.init(rngs, types.zeros(spec, 1), train=False)["params"]
 
 
 def create(

@@ -134,6 +134,10 @@ class Validator:
         encoded = self._encoder(batch) if self._encoder else batch
         placed = sharding.put_global_batch(encoded, self._mesh)
         key = jax.random.fold_in(self._key, index)
+        with jax.set_mesh(self._mesh):
+            return self._measured(params, placed, key)
+
+    def _measured(self, params: Any, placed: Batch, key: jax.Array) -> dict[str, jax.Array]:
         sums = self._measure_jit(params, placed, key)
         present = placed["task"].get("present", {})
         for conditioning, keys in self._conditionings.items():

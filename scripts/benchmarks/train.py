@@ -1,7 +1,7 @@
 """How long a training step takes, beside the time that its arithmetic alone would take.
 
     octolike benchmark train                          octo-small and the quickstart's model
-    octolike benchmark train --only small --batches 256,512 --dtype bfloat16 --remat
+    octolike benchmark train --only small --batches 256,512 --dtype bfloat16 --remat dots
 
 octo-small is the model of octolike benchmark model with the states of a frozen t5-base at hand,
 window 2, cameras of 256 and 128 pixels. The floor is the compiler's count of floating-point
@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", default="4", help="batch sizes of octo-small, with commas")
     parser.add_argument("--size", choices=acting.SIZES, default="small", help="or octo-base")
     parser.add_argument("--dtype", default="float32", help="compute type")
-    parser.add_argument("--remat", action="store_true", help="model.remat")
+    parser.add_argument("--remat", default="auto", help="model.remat")
     parser.add_argument("--fsdp", type=int, default=1, help="train.fsdp")
     parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of a device, for MFU")
     parser.add_argument("--repeats", type=int, default=5, help="steps; the median counts")

@@ -1,0 +1,149 @@
+"""Attention kernels of accelerators: neither reads a mask of [queries, keys] per example.
+
+    kernel(query [B, n, H, Dh], key and value [B, N, H, Dh], excluded, visible) → [B, n, H, Dh]
+
+excluded: (query [n, C], key [N, C]) of `tokens.Layout.exclusions`, numpy, static; visible: bool
+[B, N]; both None: every query attends to every key. A query without any allowed key gets finite but
+arbitrary values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from octolike.model.target import target
+from octolike.model.tokens import Layout
+
+Excluded = tuple[np.ndarray, np.ndarray]
+ALIGNMENT = 8  # channels: cuDNN's head widths are multiples of it
+# A power of two, so exact in bfloat16: over √Dh it exceeds any difference of logits, and its
+# exponential is 0 in float32.
+EXCLUDE = 2.0**20
+LANES = 128  # splash attention: lengths and tiles are multiples of a TPU's vector width
+TILE = 512  # largest tile: a larger one would not fit the TPU's vector memory with its gradients
+
+
+def channels(layout: Layout) -> int:
+    """Return the number of channels that a mask adds to a head in `flash`."""
+    reasons = 2 + len(layout.readout)  # invisible, task groups, each readout
+    return reasons + -reasons % ALIGNMENT
+
+
+def flash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    excluded: Excluded | None,
+    visible: jax.Array | None,
+) -> jax.Array:
+    """Return cuDNN's flash attention (NVIDIA), with the mask in extra channels of the heads."""
+    width, scale = query.shape[-1], query.shape[-1] ** -0.5
+    if excluded is not None and visible is not None:
+        query, key, value = with_mask_channels(query, key, value, excluded, visible)
+    out = jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="cudnn")
+    return out[..., :width]
+
+
+def with_mask_channels(
+    query: jax.Array, key: jax.Array, value: jax.Array, excluded: Excluded, visible: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return query, key and value whose unmasked attention equals the masked one.
+
+    The logit of an excluded pair gets −EXCLUDE per reason from the extra channels: the query's
+    channel is 1 if the reason holds for the query, the key's −EXCLUDE if it holds for the key. That
+    replaces a bias tensor [B, 1, n, N], which the kernel would read in every layer, and whose
+    gradient it would compute. The value's extra channels are 0: cuDNN wants equal widths.
+    """
+    reasons_q = np.concatenate([np.ones((query.shape[1], 1), bool), excluded[0]], axis=-1)
+    static = jnp.asarray(excluded[1])
+    reasons_k = jnp.concatenate(
+        [~visible[..., None], jnp.broadcast_to(static, (len(visible), *static.shape))], axis=-1
+    )
+    padding = -reasons_q.shape[-1] % ALIGNMENT
+
+    def extend(x: jax.Array, reasons: jax.Array) -> jax.Array:
+        reasons = jnp.pad(reasons, [(0, 0)] * (reasons.ndim - 1) + [(0, padding)])
+        shape = (*x.shape[:-1], reasons.shape[-1])
+        reasons = jnp.broadcast_to(reasons[..., :, None, :], shape)
+        return jnp.concatenate([x, reasons.astype(x.dtype)], axis=-1)
+
+    query = extend(query, jnp.asarray(reasons_q, query.dtype)[None])
+    key = extend(key, -EXCLUDE * reasons_k.astype(key.dtype))
+    return query, key, jnp.pad(value, [(0, 0)] * 3 + [(0, reasons_q.shape[-1] + padding)])
+
+
+def splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    excluded: Excluded | None,
+    visible: jax.Array | None,
+) -> jax.Array:
+    """Return splash attention (TPU): the static mask skips tiles, segment ids hide keys."""
+    n, keys = query.shape[1], key.shape[1]
+    allowed = np.ones((n, keys), bool)
+    if excluded is not None:
+        allowed = (excluded[0].astype(np.int32) @ excluded[1].T.astype(np.int32)) == 0
+    if visible is None:
+        visible = jnp.ones((len(key), keys), bool)
+    queries_pad, keys_pad = -n % LANES, -keys % LANES
+    # Padded queries attend to all keys, padded keys are invisible.
+    allowed = np.pad(allowed, ((0, queries_pad), (0, keys_pad)), constant_values=True)
+    kernel = _splash_kernel(allowed, query.shape[2])
+
+    def pad(x: jax.Array, padding: int) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+        return jax.vmap(kernel)(q, k, v, visible)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.axis_names:  # the compiler cannot partition a Pallas kernel: each device its examples
+        spec = PartitionSpec(mesh.axis_names)
+        attend = jax.shard_map(attend, in_specs=spec, out_specs=spec, check_vma=False)
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    segments = jnp.pad(visible.astype(jnp.int32), ((0, 0), (0, keys_pad)))
+    out = attend(pad(scaled, queries_pad), pad(key, keys_pad), pad(value, keys_pad), segments)
+    return out.swapaxes(1, 2)[:, :n]
+
+
+def _splash_kernel(allowed: np.ndarray, heads: int) -> Callable[..., jax.Array]:
+    """Return the attention of one example, [H, n, Dh], by jax's kernel."""
+    # Imported here: Pallas takes half a second, and only a TPU needs it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    block_q, block_kv = map(_tile, allowed.shape)
+    sizes = kernels.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        use_fused_bwd_kernel=True,
+    )
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([masks.NumpyMask(allowed)] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=target().platform != "tpu",
+    )
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+        ids = kernels.SegmentIds(jnp.ones(q.shape[1], jnp.int32), visible)
+        return kernel(q, k, v, segment_ids=ids)
+
+    return attend
+
+
+def _tile(length: int) -> int:
+    """Return the largest tile of at most TILE that divides a length."""
+    return max(n for n in range(LANES, min(length, TILE) + 1, LANES) if length % n == 0)
+
+
+KERNELS = {"flash": flash, "splash": splash}

@@ -1,0 +1,165 @@
+"""What an accelerator would get, on a machine that has none: traces and lowerings of a config.
+
+A `Workload` holds a config's functions and their abstract arguments. It is traced for any platform,
+and lowered for CUDA with jax's questions about the installed cuDNN answered in advance; nothing is
+compiled. Compiling for a TPU needs libtpu: scripts/benchmarks/lower.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from octolike import types
+from octolike.config import Config, resolve
+from octolike.model import language
+from octolike.model.network import PolicyNetwork, build_network
+from octolike.model.target import compile_for
+from octolike.train import flops, gradients, optimizer
+from octolike.train import state as states
+from octolike.train import step as steps
+
+AMPERE, HOPPER = 8.0, 9.0  # compute capabilities
+KERNELS = ("dot_product_attention_fwd_wrapper", "pallas_call")
+CUDNN = 91500  # the version that jax is told
+
+
+class Workload(NamedTuple):
+    """A config's network with its abstract state and batch."""
+
+    config: Config
+    model: PolicyNetwork
+    spec: types.BatchSpec
+    state: states.TrainState
+
+    @property
+    def batch(self) -> types.Batch:
+        """The abstract batch of a step."""
+        return steps.abstract_batch(self.spec, self.config.data.batch_size)
+
+    def step(self, gradient_fn: gradients.GradientFn = gradients.whole_batch) -> steps.Step:
+        """Return the training step."""
+        tx = optimizer.make_optimizer(self.config.optim, self.config.train.steps)
+        return steps.make_step(self.model, tx, self.config, _key(), gradient_fn)
+
+    def policy(self, batch_size: int = 1) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
+        """Return the policy's function and its abstract arguments."""
+        batch = steps.abstract_batch(self.spec, batch_size)
+
+        def act(params: Any, observation: Any, task: Any) -> Any:
+            rngs = {"noise": _key()}
+            apply = functools.partial(self.model.apply, method="sample_actions")
+            return apply({"params": params}, observation, task, rngs=rngs)
+
+        return act, (self.state.params, batch["observation"], batch["task"])
+
+    def loss(self, params: states.Params) -> jax.Array:
+        """Return the loss of the abstract batch, for traces alone."""
+        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.batch)
+        augmentation = self.config.train.augment
+        loss, _ = steps.training_loss(self.model, augmentation, self.state, params, batch, _key())
+        return loss
+
+
+def workload(config: Config, spec: types.BatchSpec, names: types.Names) -> Workload:
+    """Return the workload of a config for batches of this spec."""
+    config = resolve(config)
+    settings = dataclasses.asdict(config.model)
+    spec = language.extend_spec(settings, spec)
+    model = build_network(settings, spec, names)
+    params = jax.eval_shape(lambda: states.init_params(model, spec, _key()))
+    tx, ema = optimizer.make_optimizer(config.optim, config.train.steps), bool(config.optim.ema)
+    state = jax.eval_shape(lambda p: states.create(p, tx, (), ema=ema), params)
+    return Workload(config, model, spec, state)
+
+
+def lower_for_cuda(function: Callable[..., Any], *args: Any, capability: float = HOPPER) -> str:
+    """Return the StableHLO of a function for an NVIDIA GPU, of abstract arguments."""
+    with compile_for("cuda", capability), _cudnn(capability):
+        return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+class AttentionFacts(NamedTuple):
+    """The attention of a trace: {kernel: calls}, bytes of dense masks, bytes of dense logits.
+
+    logits: of all products with batch axes together, which are attention without a kernel.
+    """
+
+    kernels: dict[str, int]
+    mask_bytes: int
+    logit_bytes: int
+
+
+def attention_facts(
+    function: Callable[..., Any], *args: Any, platform: str, capability: float = 0.0
+) -> AttentionFacts:
+    """Return what the attention of a function becomes on a platform."""
+    with compile_for(platform, capability), _cudnn(capability):
+        jaxpr = jax.make_jaxpr(function)(*args)
+    kernels: Counter[str] = Counter()
+    masks = logits = 0
+    for eqn, repeats in flops.equations(jaxpr):
+        name = eqn.primitive.name
+        if name in KERNELS:
+            kernels[name.removesuffix("_fwd_wrapper")] += repeats
+            if name == KERNELS[0]:  # query, key, value, bias, …
+                bias = eqn.invars[3].aval
+                masks += repeats * nbytes(bias) if math.prod(bias.shape) > 1 else 0
+        elif name == "dot_general" and eqn.params["dimension_numbers"][1][0]:
+            logits += repeats * nbytes(eqn.outvars[0].aval)
+    return AttentionFacts(dict(kernels), masks, logits)
+
+
+def residual_bytes(work: Workload, policy: str, platform: str, capability: float = 0.0) -> int:
+    """Return the bytes that the backward pass of a step finds stored, under a remat policy.
+
+    The parameters, which it reads as well, are not counted; their casts are.
+    """
+    network = work.model
+    model = network.clone(
+        remat=policy, transformer=network.transformer.clone(remat=policy, parent=None)
+    )
+    work = work._replace(model=model)
+    with compile_for(platform, capability), _cudnn(capability):
+        residuals = jax.eval_shape(lambda p: jax.vjp(work.loss, p)[1], work.state.params)
+    total = sum(map(nbytes, jax.tree.leaves(residuals)))
+    own = {(x.shape, x.dtype) for x in jax.tree.leaves(work.state.params)}
+    return total - sum(nbytes(x) for x in jax.tree.leaves(residuals) if (x.shape, x.dtype) in own)
+
+
+def nbytes(x: Any) -> int:
+    """Return the bytes of an abstract array."""
+    return int(
+        math.prod(x.shape)
+        * (1 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.dtype(x.dtype).itemsize)
+    )
+
+
+def _key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@contextlib.contextmanager
+def _cudnn(capability: float) -> Iterator[None]:
+    """Answer jax's questions about cuDNN and the GPU."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    answers = {
+        "check_cudnn_version": lambda: CUDNN,
+        "check_compute_capability": lambda needed: capability >= float(needed),
+        "is_cuda_compute_capability_equal": lambda other: capability == float(other),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, answer in answers.items() if capability else ():
+            stack.enter_context(mock.patch.object(fused, name, answer))
+        yield
