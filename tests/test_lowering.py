@@ -11,6 +11,7 @@ import pytest
 from octolike.config import Component, Config, load_module
 from octolike.data import open_data
 from octolike.data.specs.planned import plan_data
+from octolike.model import attention, tokens
 from octolike.train import flops, gradients, lowering
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -39,6 +40,21 @@ def test_step_and_policy_of_every_config_lower_for_cuda(name):
         *(lowering.lower_for_cuda(act, *args) for act, args in map(work.policy, (1, 3))),
     ):
         assert not any("Bias" in call for call in custom_calls(text))  # a bias is a dense mask
+
+
+@pytest.mark.parametrize("length", [64, 65, 197, 353])
+@pytest.mark.parametrize("masked", [True, False])
+def test_flash_attention_takes_any_length(length, masked):
+    layout = tokens.Layout((3,), (length - 4,), (1,), 1)
+    x = jax.ShapeDtypeStruct((2, length, 2, 64), jnp.bfloat16)
+
+    def loss(q, k, v, visible):
+        mask = tokens.AttentionMask(visible, layout) if masked else None
+        return attention.masked_attention(q, k, v, mask).astype(jnp.float32).sum()
+
+    visible = jax.ShapeDtypeStruct((2, length), bool)
+    text = lowering.lower_for_cuda(jax.grad(loss, argnums=(0, 1, 2)), x, x, x, visible)
+    assert custom_calls(text) == {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
 
 
 def test_a_long_sequence_gets_a_kernel_and_no_tensor_of_all_pairs():

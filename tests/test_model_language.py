@@ -263,6 +263,19 @@ def test_padding_is_visible_or_masked(folder):
 # In training and inference
 
 
+def test_instructions_are_encoded_ahead(folder):
+    frozen = language.frozen_encoder({"tokenizers": {"language": component(folder)}})
+    ids, mask = np.arange(40 * L).reshape(40, L).astype(np.int32) % 30, np.ones((40, L), bool)
+    distinct = len(np.unique(ids, axis=0))
+    assert frozen.prepare(ids, mask).startswith(f"encoded {distinct} of 40 instructions")
+    expected = frozen.states(ids, mask)
+    frozen._encode = None  # not called again
+    np.testing.assert_array_equal(frozen.states(ids[::-1], mask), expected[::-1])
+    small = language.frozen_encoder({"tokenizers": {"language": component(folder)}})
+    small._cache_bytes = 2 * L * WIDTH * 4
+    assert "the table is limited to" in small.prepare(ids, mask)
+
+
 def test_the_spec_contains_the_states_of_a_frozen_encoder(folder):
     spec = fakes.spec()
     frozen = {"tokenizers": {"language": component(folder, states="bfloat16")}}

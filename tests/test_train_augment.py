@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from octolike.config import AugmentConfig
+from octolike.model.target import compile_for
 from octolike.train import augment as ops
 
 GOLDEN = Path(__file__).parents[2] / "shared/golden/octo_parts/image_ops.npz"
@@ -174,3 +175,15 @@ def test_depth_gets_the_crop_of_its_camera_without_interpolation():
         np.testing.assert_allclose(
             np.asarray(depth[e, 0])[unambiguous], expected[unambiguous], atol=1e-6
         )
+
+
+def test_a_crop_by_products_equals_the_gather_and_a_tpu_takes_it():
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 13, 9, 3), np.uint8)
+    boxes = np.array([[0, 0, 1, 1], [0.1, 0.3, 0.7, 0.5], [0.5, 0.2, 0.5, 0.8]], np.float32)
+    gathered = ops.crop(images, boxes)
+    np.testing.assert_allclose(ops.crop_by_products(images, boxes), gathered, atol=1e-3)
+    np.testing.assert_allclose(gathered[0], images[0], atol=1e-4)  # the whole image
+    for platform, has_products in (("tpu", True), ("cuda", False), ("cpu", False)):
+        with compile_for(platform):
+            trace = str(jax.make_jaxpr(ops.crop)(images, boxes))
+        assert ("dot_general" in trace) == has_products

@@ -4,12 +4,14 @@ import json
 import sys
 import types
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from octolike.config import ConfigError
+from octolike.config import Config, ConfigError
 from octolike.errors import RunError
-from octolike.train import device_flops, metrics, wandb_logger
+from octolike.train import device_flops, metrics, metrics_reader, wandb_logger
+from octolike.types import Names
 
 
 def write(path, rows, tail=""):
@@ -133,13 +135,21 @@ def test_throughput_is_omitted_if_the_operations_are_unknown(tmp_path, capsys):
         ("TPU v4", 275),
         ("TPU v5 lite", 197),
         ("TPU v5p", 459),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 5090", 209.5),
+        ("NVIDIA RTX A6000", 155),
+        ("NVIDIA RTX 6000 Ada Generation", 364),
+        ("NVIDIA H20", 148),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA B200", 2250),
+        ("TPU7x", 2307),
     ],
 )
 def test_peak_flops_are_found_by_device_name(kind, tera):
     assert device_flops.peak_flops(kind) == tera * 1e12
 
 
-@pytest.mark.parametrize("kind", ["cpu", "TPU v99", "NVIDIA GeForce RTX 4090", "NVIDIA L400"])
+@pytest.mark.parametrize("kind", ["cpu", "TPU v99", "NVIDIA H2000", "NVIDIA L400"])
 def test_peak_flops_of_unknown_devices_are_none(kind):
     assert device_flops.peak_flops(kind) is None
 
@@ -210,3 +220,27 @@ def test_a_missing_wandb_package_is_an_error_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"'robots', but .*pip install wandb, or set"):
         wandb_logger.import_wandb("robots")
+
+
+def test_metrics_per_name_equal_their_definition():
+    rng = np.random.default_rng(0)
+    names = Names(("a", "b", "never"), ("arm",), ("lift", "", "push"))
+    reader = metrics_reader.MetricsReader(Config(workdir="unused"), names, None, None, None)
+    values = {
+        "dataset": rng.integers(0, 2, 50),
+        "task": rng.integers(0, 3, 50),
+        "loss_per_example": rng.random(50),
+        "experts_per_example": rng.random((50, 2)),
+    }
+    reader._add_per_name(values)
+    reader._add_per_name({k: v[:20] for k, v in values.items()})
+    means = reader._means.take()
+    assert "loss/never" not in means
+    assert means["share/never"] == 0
+    assert not any(key.endswith("/") for key in means)
+    both = {k: np.concatenate([v, v[:20]]) for k, v in values.items()}
+    for key, index, name in (("dataset", 1, "b"), ("task", 2, "push")):
+        member = both[key] == index
+        assert means[f"loss/{name}"] == pytest.approx(both["loss_per_example"][member].mean())
+        expected = both["experts_per_example"][member, 1].mean()
+        assert means[f"expert_1/{name}"] == pytest.approx(expected)

@@ -20,7 +20,7 @@ from octolike.model.target import target
 from octolike.model.tokens import Layout
 
 Excluded = tuple[np.ndarray, np.ndarray]
-ALIGNMENT = 8  # channels: cuDNN's head widths are multiples of it
+ALIGNMENT = 8  # cuDNN's head widths are multiples of it, and here its lengths
 # A power of two, so exact in bfloat16: over √Dh it exceeds any difference of logits, and its
 # exponential is 0 in float32.
 EXCLUDE = 2.0**20
@@ -42,11 +42,22 @@ def flash(
     visible: jax.Array | None,
 ) -> jax.Array:
     """Return cuDNN's flash attention (NVIDIA), with the mask in extra channels of the heads."""
-    width, scale = query.shape[-1], query.shape[-1] ** -0.5
+    (n, _, width), keys = query.shape[1:], key.shape[1]
+    # jax refuses odd lengths in training; a multiple of 8 tokens is aligned in memory as well.
+    queries_pad, keys_pad = -n % ALIGNMENT, -keys % ALIGNMENT
+    if keys_pad and visible is None:
+        excluded = np.zeros((n, 0), bool), np.zeros((keys, 0), bool)
+        visible = jnp.ones((len(key), keys), bool)
+    query = _pad_tokens(query, queries_pad)
+    key, value = _pad_tokens(key, keys_pad), _pad_tokens(value, keys_pad)
     if excluded is not None and visible is not None:
+        padding = (queries_pad, keys_pad)
+        excluded = tuple(np.pad(x, ((0, p), (0, 0))) for x, p in zip(excluded, padding))  # type: ignore[assignment]
+        visible = jnp.pad(visible, ((0, 0), (0, keys_pad)))
         query, key, value = with_mask_channels(query, key, value, excluded, visible)
+    scale = width**-0.5
     out = jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="cudnn")
-    return out[..., :width]
+    return out[:, :n, :, :width]
 
 
 def with_mask_channels(
@@ -97,7 +108,7 @@ def splash(
     kernel = _splash_kernel(allowed, query.shape[2])
 
     def pad(x: jax.Array, padding: int) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+        return _pad_tokens(x, padding).swapaxes(1, 2)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
         return jax.vmap(kernel)(q, k, v, visible)
@@ -110,6 +121,11 @@ def splash(
     segments = jnp.pad(visible.astype(jnp.int32), ((0, 0), (0, keys_pad)))
     out = attend(pad(scaled, queries_pad), pad(key, keys_pad), pad(value, keys_pad), segments)
     return out.swapaxes(1, 2)[:, :n]
+
+
+def _pad_tokens(x: jax.Array, padding: int) -> jax.Array:
+    """Return [B, n + padding, H, Dh]."""
+    return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
 
 
 def _splash_kernel(allowed: np.ndarray, heads: int) -> Callable[..., jax.Array]:

@@ -121,7 +121,8 @@ class Experts(nn.Module):
         """Return [G, U, k, n, D]: each expert computes a full buffer of C = capacity units."""
         groups, count = tokens.shape[0], self.gating.count
         g = jnp.arange(groups)[:, None, None]
-        slots = jnp.zeros((groups, count, capacity), jnp.int32)
+        # Empty slots hold units that differ: one for all would collect all their gradients.
+        slots = jnp.broadcast_to(jnp.arange(capacity), (groups, count, capacity))
         unit = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :, None], routing.place.shape)
         slots = slots.at[g, routing.expert, routing.place].set(unit, mode="drop")
         buffers = tokens[g, slots]  # [G, E, C, n, D]

@@ -47,6 +47,7 @@ from octolike.model import denoisers, diffusion
 from octolike.model.groups import PerGroup, membership
 from octolike.model.hypernet import Hypernet
 from octolike.model.pooling import AttentionPooling
+from octolike.model.precision import exact_dense, exact_products
 from octolike.types import BatchSpec, Context, Names, Prefix, TokenGroup
 
 POOLINGS = ("mean", "attention")
@@ -158,8 +159,10 @@ class Denoising(Head):
 
     def setup(self) -> None:
         super().setup()
+        # float32 whatever the compute type: the network sees noise levels below bfloat16's steps,
+        # and it is small.
         self.score = denoisers.build(
-            self.network, "network", horizon=self.horizon, dtype=self.dtype
+            self.network, "network", horizon=self.horizon, dtype=jnp.float32
         )
 
     def reach(self) -> tuple[float, float]:
@@ -182,7 +185,8 @@ class Denoising(Head):
         def network(x: jax.Array, t: jax.Array) -> jax.Array:
             x = self.keep_known(x, prefix)
             time = jnp.broadcast_to(t, (*x.shape[:-1], 1))
-            return cast(jax.Array, score.apply(variables, embedding, x, time, known))
+            with exact_products():
+                return cast(jax.Array, score.apply(variables, embedding, x, time, known))
 
         return network
 
@@ -228,7 +232,8 @@ class Denoising(Head):
         if known is not None:
             x = jnp.where(jnp.repeat(known, self.action_dim, axis=-1), clean, x)
         embedding = _repeat(embedding, len(time))
-        out = self.score(embedding, x, time, known, train=self.has_rng("dropout"))
+        with exact_products():
+            out = self.score(embedding, x, time, known, train=self.has_rng("dropout"))
         errors = _chunk((out - target) ** 2, self.action_dim)
         if known is not None:
             count = self.horizon - known.sum(axis=-1, keepdims=True)
@@ -438,7 +443,7 @@ class Regression(Head):
 
     def setup(self) -> None:
         super().setup()
-        self.out = nn.Dense(self.horizon * self.action_dim, dtype=self.dtype)
+        self.out = exact_dense(self.horizon * self.action_dim)
 
     def __call__(
         self, group: TokenGroup, action: jax.Array, context: Context | None = None
@@ -448,7 +453,7 @@ class Regression(Head):
 
     def predict(self, embedding: jax.Array) -> jax.Array:
         """Return chunks [..., H, A] for embeddings [..., D]."""
-        x = self.out(embedding).astype(jnp.float32)
+        x = self.out(embedding.astype(jnp.float32))
         return _chunk(self.limit * jnp.tanh(x / self.limit), self.action_dim)
 
     def sample(
@@ -522,7 +527,7 @@ class Bins(Head):
         super().setup()
         self.edges = self._edges()
         width = self.horizon * self.action_dim * self.bins // self.tokens
-        self.out = nn.Dense(width, dtype=self.dtype)
+        self.out = exact_dense(width)
 
     def __call__(
         self, group: TokenGroup, action: jax.Array, context: Context | None = None
@@ -553,7 +558,7 @@ class Bins(Head):
                 f"{self.tokens} tokens, but {self.readout} has {x.shape[-2]}; set its number of "
                 "tokens in model.readouts, or the head's pooling to 'attention'"
             )
-        x = self.out(x).astype(jnp.float32)
+        x = self.out(x.astype(jnp.float32))
         return x.reshape(*x.shape[:2], self.horizon, self.action_dim, self.bins)
 
     def sample(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from octolike.model.language_weights import read as read_params
 from octolike.types import Batch, BatchSpec, TokenGroup
 
 STATES = "task.language.states"
+PREPARED_AT_ONCE = 1024  # instructions whose states are stacked at once
 STATE_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -319,13 +321,15 @@ def check_vocabulary(model: Mapping[str, Any], vocabulary: int) -> None:
 class FrozenEncoder:
     """A frozen text encoder with a cache of states, so that it runs once per instruction.
 
-    Instructions are encoded in padded batches of `ROWS`, so that it compiles once.
+    Instructions are encoded in padded batches of `ROWS`, so that it compiles once. Every call waits
+    for the device, behind the steps that were dispatched: training therefore encodes all
+    instructions of the data at the start (`prepare`).
     """
 
     ROWS: ClassVar[int] = 16
 
     def __init__(
-        self, encoder: nn.Module, params: Any, dtype: str = "float32", cache_bytes: int = 2**28
+        self, encoder: nn.Module, params: Any, dtype: str = "float32", cache_bytes: int = 2**31
     ) -> None:
         """Prepare; dtype: of the states; cache_bytes: size of the cache, least recent evicted."""
         self._params = jax.device_put(params)
@@ -335,7 +339,7 @@ class FrozenEncoder:
             ).astype(dtype)
         )
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
-        self._cache_bytes = cache_bytes
+        self._cache_bytes, self._used = cache_bytes, 0
 
     def states(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return the encoder's states [B, L, E] of ids int32 [B, L] and their mask [B, L]."""
@@ -350,10 +354,28 @@ class FrozenEncoder:
             out = np.asarray(self._encode(self._params, ids[padded], mask[padded]))
             states |= {keys[row]: out[i].copy() for i, row in enumerate(chunk)}
         for key in dict.fromkeys(keys):
-            self._cache[key] = states[key]
+            if key not in self._cache:
+                self._cache[key] = states[key]
+                self._used += states[key].nbytes
             self._cache.move_to_end(key)
         self._evict()
         return np.stack([states[key] for key in keys])
+
+    def prepare(self, ids: np.ndarray, mask: np.ndarray) -> str:
+        """Encode instructions ahead; return a sentence on the table of their states."""
+        started = time.perf_counter()
+        for start in range(0, len(ids), PREPARED_AT_ONCE):
+            rows = slice(start, start + PREPARED_AT_ONCE)
+            self.states(ids[rows], mask[rows])
+        text = f"encoded {len(self._cache):,} of {len(ids):,} instructions"
+        text += f", {self._used / 2**20:,.0f} MiB"
+        text += f", in {time.perf_counter() - started:.1f} s"
+        if len(self._cache) < len(ids):
+            text += (
+                f"; the table is limited to {self._cache_bytes / 2**20:,.0f} MiB, so others are "
+                "encoded during training: states='bfloat16' of the text_encoder halves them"
+            )
+        return text
 
     def __call__(self, batch: Batch) -> Batch:
         """Return the batch (octolike.types) with the states of its instructions, [B, L, E]."""
@@ -362,9 +384,8 @@ class FrozenEncoder:
         return {**batch, "task": {**batch["task"], "language": words}}
 
     def _evict(self) -> None:
-        used = sum(x.nbytes for x in self._cache.values())
-        while used > self._cache_bytes and self._cache:
-            used -= self._cache.popitem(last=False)[1].nbytes
+        while self._used > self._cache_bytes and self._cache:
+            self._used -= self._cache.popitem(last=False)[1].nbytes
 
 
 def frozen_encoder(model: Mapping[str, Any]) -> FrozenEncoder | None:

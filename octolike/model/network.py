@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from octolike.config import ConfigError, unknown
-from octolike.model import experts, heads, remat, tokenizers, tokens
+from octolike.model import experts, heads, precision, remat, tokenizers, tokens
 from octolike.model.groups import PerGroup, membership
 from octolike.model.heads import masked_losses
 from octolike.model.transformer import Transformer
@@ -87,6 +87,12 @@ class PolicyNetwork(nn.Module):
         Metrics: loss_per_example [B], and <head>_loss of each head. The loss is their sum, plus the
         transformer's balance_loss if it has experts.
         """
+        with precision.products_of(self.dtype):
+            return self._loss(batch, train)
+
+    def _loss(
+        self, batch: Mapping[str, Any], train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         reads = {head.readout for head in self.heads.values()}
         encoded = self._encode(batch["observation"], batch["task"], train=train, reads=reads)
         context = _context(encoded, batch["embodiment"], batch["task"]["task_id"])
@@ -131,10 +137,21 @@ class PolicyNetwork(nn.Module):
         """Return the input of a head for the last timestep: all that depends on the observation."""
         if head not in self.heads:
             raise ValueError(unknown("head", head, self.heads))
-        reads = {self.heads[head].readout}
-        encoded = self._encode(observation, task, train=False, reads=reads)
+        with precision.products_of(self.dtype):
+            return self._sample(observation, task, self.heads[head], dims, embodiment)
+
+    def _sample(
+        self,
+        observation: Mapping[str, Any],
+        task: Mapping[str, Any],
+        head: nn.Module,
+        dims: jax.Array | None,
+        embodiment: jax.Array | None,
+    ) -> jax.Array:
+        encoded = self._encode(observation, task, train=False, reads={head.readout})
         if embodiment is None:
             embodiment = jnp.zeros(observation["timestep_mask"].shape[0], jnp.int32)
+<<<<<<< HEAD
         group = jax.tree.map(lambda x: x[:, -1:], encoded.groups[self.heads[head].readout])
         return Readout(group, _context(encoded, embodiment, task["task_id"]))
 
@@ -159,12 +176,17 @@ class PolicyNetwork(nn.Module):
         """Return a head's noise for one chunk from the stream "noise"; it needs no parameters."""
         draw = getattr(self.heads[head], "draw", None)  # heads of plug-ins may not have it
         return jax.tree.map(lambda x: x[0], draw(1)) if draw else {}
+=======
+        context = _context(encoded, embodiment, task["task_id"])
+        return head.sample(encoded.groups[head.readout], dims, context)  # type: ignore[no-any-return]
+>>>>>>> 72143c7 (Plan runs without a device; recipes for pretraining; exact products where they decide actions)
 
     def encode(
         self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
     ) -> dict[str, TokenGroup]:
         """Return the transformer's output groups by name; readouts are never masked."""
-        return self._encode(observation, task, train=train).groups
+        with precision.products_of(self.dtype):
+            return self._encode(observation, task, train=train).groups
 
     @nn.compact
     def _encode(

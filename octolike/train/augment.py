@@ -18,12 +18,14 @@ share geometry and colours.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from octolike.config import AugmentConfig, ConfigError, unknown
+from octolike.model.target import target
 from octolike.types import Batch
 
 IMAGE, DEPTH = "image_", "depth_"
@@ -111,21 +113,43 @@ def crop(images: jax.Array, boxes: jax.Array, *, nearest: bool = False) -> jax.A
 
     Interpolation is bilinear, or nearest-neighbour. The outermost pixels of the result lie on the
     edges of the box, as in tf.image.crop_and_resize, so a box that covers the image is the
-    identity. Two gathers per axis are twelve times as fast on a CPU as two batched matrix products.
+    identity. On a CPU two gathers per axis are twelve times as fast as two batched matrix products,
+    on a TPU the products are forty times as fast as the gathers.
     """
-
-    def positions(start: jax.Array, length: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        x = (start + length * jnp.linspace(0.0, 1.0, size)) * (size - 1)
-        low = jnp.clip(jnp.floor(x).astype(jnp.int32), 0, size - 2)
-        return low, jnp.round(x - low) if nearest else x - low
+    if target().platform == "tpu" and not nearest:
+        return crop_by_products(images, boxes)
 
     def crop_window(x: jax.Array, box: jax.Array) -> jax.Array:
         row, dy = positions(box[0], box[2], x.shape[1])
         column, dx = positions(box[1], box[3], x.shape[2])
+        dy, dx = (jnp.round(dy), jnp.round(dx)) if nearest else (dy, dx)
         x = _interpolate(x[:, row], x[:, row + 1], dy[:, None, None])
         return _interpolate(x[:, :, column], x[:, :, column + 1], dx[:, None])
 
     return jax.vmap(crop_window)(images, boxes)
+
+
+def crop_by_products(images: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Return the bilinear `crop` as a product with an interpolation matrix per axis."""
+
+    def matrix(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
+        low, fraction = positions(start, length, size)
+        below = jax.nn.one_hot(low, size) * (1 - fraction[:, None])
+        return below + jax.nn.one_hot(low + 1, size) * fraction[:, None]
+
+    rows = jax.vmap(lambda b: matrix(b[0], b[2], images.shape[2]))(boxes)
+    columns = jax.vmap(lambda b: matrix(b[1], b[3], images.shape[3]))(boxes)
+    x = images.astype(jnp.float32)
+    # A pixel times a weight needs more bits than bfloat16 has.
+    product = functools.partial(jnp.einsum, precision="highest")
+    return product("bjx,bwixc->bwijc", columns, product("biy,bwyxc->bwixc", rows, x))
+
+
+def positions(start: jax.Array, length: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Return (int lower pixel, fraction to the next one) of `size` positions along an axis."""
+    x = (start + length * jnp.linspace(0.0, 1.0, size)) * (size - 1)
+    low = jnp.clip(jnp.floor(x).astype(jnp.int32), 0, size - 2)
+    return low, x - low
 
 
 def brightness(images: jax.Array, shift: jax.Array) -> jax.Array:

@@ -1,12 +1,15 @@
 """Peak throughput of devices: dense bfloat16 operations per second, to compute MFU.
 
-Vendors' figures for dense matrices (the larger figures "with sparsity" count zeros), by the name
-that jax gives the device:
+Vendors' figures for dense matrices (the larger figures "with sparsity" count zeros) with
+accumulation in float32, by the name that jax gives the device:
 
-    NVIDIA   the data sheets of the A100, L4, L40S, H100 (SXM and PCIe differ), H200, B200, and V100
-             and T4, which have no bfloat16: their float16
-    TPU      cloud.google.com/tpu/docs, "system architecture", per chip; for v2 and v3, per core,
-             because jax sees each of a chip's two cores as a device
+    data centre   NVIDIA's data sheets and architecture papers of the A100, L4, L40S, H20, H100 (SXM
+                  and PCIe differ), H200, B200, GB200, B300, and V100 and T4, which have no
+                  bfloat16: their float16
+    RTX           NVIDIA's architecture papers of Ampere GA102, Ada and Blackwell, appendix: on
+                  GeForce cards accumulation in float32 runs at half the rate of the RTX ones
+    TPU           cloud.google.com/tpu/docs, "system architecture", per chip; for v2 and v3, per
+                  core, because jax sees each of a chip's two cores as a device
 """
 
 from __future__ import annotations
@@ -17,7 +20,11 @@ TERA = 1e12
 
 # The first entry that matches whole words of the device name counts: longer names come first.
 PEAKS = {
+    "GB300": 2500,
+    "B300": 2250,
+    "GB200": 2500,
     "B200": 2250,
+    "H20": 148,
     "H200": 989,
     "H100 PCIe": 756,
     "H100 NVL": 835,
@@ -30,6 +37,14 @@ PEAKS = {
     "L4": 121,
     "V100": 125,
     "T4": 65,
+    "RTX 6000 Ada": 364,
+    "RTX PRO 6000": 504,
+    "RTX A6000": 155,
+    "A6000": 155,
+    "A40": 150,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71,
     "TPU v2": 22.5,
     "TPU v3": 61.5,
     "TPU v4 lite": 138,
@@ -40,6 +55,8 @@ PEAKS = {
     "TPU v5": 459,
     "TPU v6 lite": 918,
     "TPU v6e": 918,
+    "TPU7x": 2307,
+    "TPU v7": 2307,
 }
 
 

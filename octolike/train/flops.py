@@ -16,12 +16,25 @@ import jax
 
 from octolike.model.target import COUNT, compile_for
 
+# Primitives that `total` counts twice, or not at all.
+OTHERS = ("remat", "checkpoint", "dot_product_attention", "pallas_call")
+
 
 def count(function: Callable[..., Any], *args: Any) -> float:
     """Return the operations of a function for arguments that may be abstract."""
     with compile_for(COUNT):
-        jaxpr = jax.make_jaxpr(function)(*args)
-    return float(sum(n * operations(eqn) for eqn, n in equations(jaxpr)))
+        return total(jax.make_jaxpr(function)(*args))
+
+
+def total(jaxpr: Any) -> float:
+    """Return the operations of a trace as it is, with those that rematerialisation repeats."""
+    return float(sum(repeats * operations(eqn) for eqn, repeats in equations(jaxpr)))
+
+
+def is_plain(jaxpr: Any) -> bool:
+    """Return whether a trace has neither rematerialisation nor a kernel that is not counted."""
+    names = {eqn.primitive.name for eqn, _ in equations(jaxpr)}
+    return not any(name.startswith(OTHERS) for name in names)
 
 
 def equations(jaxpr: Any, repeats: int = 1) -> Iterator[tuple[Any, int]]:

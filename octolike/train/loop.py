@@ -148,6 +148,8 @@ def _train_as_owner(
         return state
     # 6. The data.
     encoder = language.frozen_encoder(settings)
+    if encoder and hasattr(data, "instructions"):  # else they are encoded as batches bring them
+        print(encoder.prepare(*data.instructions()))
     batches = data.train(position, sharding.process())
     feeder = DeviceFeeder(batches, data.spec, mesh, encoder)
     with contextlib.closing(feeder):

@@ -83,6 +83,11 @@ def workload(config: Config, spec: types.BatchSpec, names: types.Names) -> Workl
     return Workload(config, model, spec, state)
 
 
+def with_batch_size(config: Config, size: int) -> Config:
+    """Return the config with another batch size."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
+
+
 def lower_for_cuda(function: Callable[..., Any], *args: Any, capability: float = HOPPER) -> str:
     """Return the StableHLO of a function for an NVIDIA GPU, of abstract arguments."""
     with compile_for("cuda", capability), _cudnn(capability):

@@ -58,6 +58,7 @@ class MetricsReader:
 
     def submit(self, step: int, batch: DeviceBatch, metrics: Mapping[str, jax.Array]) -> None:
         """Start to read the metrics of a step that was just dispatched; do not wait."""
+        batch = batch._replace(arrays={})  # else a third batch would stay on the devices
         self._unread.append(UnreadStep(step, batch, self._thread.submit(_to_host, metrics)))
 
     def read_previous(self, *, next_ready: float) -> None:
@@ -86,19 +87,25 @@ class MetricsReader:
 
     def _add_per_name(self, metrics: Mapping[str, np.ndarray]) -> None:
         """Add the losses and expert shares of each dataset and each task to the means."""
+        losses = metrics["loss_per_example"]
+        experts = metrics.get("experts_per_example", np.zeros((len(losses), 0)))
+        columns = np.column_stack([losses, experts])
         for ids, names in (metrics["dataset"], self._datasets), (metrics["task"], self._tasks):
-            for i, name in enumerate(names):
+            if not names:
+                continue
+            # One pass for all names, since this thread dispatches the steps.
+            is_member = ids[None, :] == np.arange(len(names))[:, None]
+            counts = is_member.sum(axis=1)
+            means = is_member @ columns / np.maximum(counts, 1)[:, None]
+            shares = counts / len(ids)
+            for name, count, share, row in zip(names, counts, shares, means, strict=True):
                 if not name:  # examples without a task
                     continue
-                is_member = ids == i
-                self._means.add({f"share/{name}": is_member.mean()})
-                if not is_member.any():
-                    continue
-                values = {f"loss/{name}": metrics["loss_per_example"][is_member].mean()}
-                experts = metrics.get("experts_per_example", np.zeros((len(ids), 0)))
-                shares = experts[is_member].mean(axis=0)
-                values |= {f"expert_{e}/{name}": share for e, share in enumerate(shares)}
-                self._means.add(values, weight=is_member.sum())
+                self._means.add({f"share/{name}": share})
+                if count:
+                    values = {f"loss/{name}": row[0]}
+                    values |= {f"expert_{e}/{name}": x for e, x in enumerate(row[1:])}
+                    self._means.add(values, weight=count)
 
     def _check_finite(self, unread: UnreadStep, scalars: Mapping[str, float]) -> None:
         bad = [f"{k} is {v}" for k, v in scalars.items() if not math.isfinite(v)]

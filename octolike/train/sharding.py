@@ -119,15 +119,22 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     # By process, so that its share of a batch is contiguous; devices of an fsdp row are neighbours.
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     count, rows = len(devices), fsdp or len(devices)
-    if count % rows:
+    check_fsdp(fsdp, count, devices[0].device_kind)
+    auto = (AxisType.Auto, AxisType.Auto)
+    if devices[0].platform == "tpu":  # by the topology of their links
+        return jax.make_mesh((count // rows, rows), AXES, axis_types=auto)
+    return Mesh(np.array(devices).reshape(count // rows, rows), AXES, axis_types=auto)
+
+
+def check_fsdp(fsdp: int, count: int, device: str) -> None:
+    """Raise ConfigError for an fsdp that does not divide the number of devices."""
+    if fsdp and count % fsdp:
         fitting = [n for n in range(1, count + 1) if count % n == 0]
         raise ConfigError(
-            f"train.fsdp {fsdp} does not fit {count} {devices[0].device_kind} devices in "
+            f"train.fsdp {fsdp} does not fit {count} {device} devices in "
             f"{jax.process_count()} processes: it must divide {count}. Choose one of "
             f"{', '.join(map(str, fitting))}, or 0 for all devices"
         )
-    layout = np.array(devices).reshape(count // rows, rows)
-    return Mesh(layout, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -114,9 +114,11 @@ def compile_step(
         donate_argnums=0,
     )
     started = time.perf_counter()
-    operations = flops.count(step, state, batch)
     with jax.set_mesh(mesh):  # kernels that the compiler cannot partition ask for it
-        compiled = jitted.lower(state, batch).compile()
+        traced = jitted.trace(state, batch)
+        compiled = traced.lower().compile()
+    plain = flops.is_plain(traced.jaxpr)
+    operations = flops.total(traced.jaxpr) if plain else flops.count(step, state, batch)
     seconds = time.perf_counter() - started
     print(f"step compiled in {seconds:.1f} s; {operations / 1e9:.4g} GFLOP", flush=True)
     memory = compiled.memory_analysis()

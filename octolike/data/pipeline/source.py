@@ -115,6 +115,13 @@ class RldsSource:
             memory=(int(self._mixing_report.episode_bytes) + self._memory.ahead) // process[1],
         )
 
+    def instructions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids int32 [n, L], mask [n, L]) of all distinct instructions and paraphrases."""
+        splits = [*self._sources, *self._held_out]
+        texts = {"", *(text for split in splits for text in split.index.tasks)}
+        texts |= {x for text in texts for x in self._wording.paraphrases.get(text, ())}
+        return self._wording.text.encode(sorted(texts))
+
     def dataset(
         self,
         start: Mapping[str, Any] | None = None,
