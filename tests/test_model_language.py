@@ -18,6 +18,7 @@ import pytest
 from octolike.config import Component, ConfigError, OptimConfig
 from octolike.model import language, language_weights, pretrained
 from octolike.model.network import build_network
+from octolike.model.tokens import AttentionMask, Layout
 from octolike.model.transformer import Transformer
 from octolike.policy import Policy
 from octolike.train import checkpoint, sharding
@@ -183,7 +184,7 @@ def test_language_tokens_equal_those_of_octo(tmp_path):
     x = x + leaves["octo_transformer/task_language_pos_embedding"]
     params = transformer_params(leaves)
     network = Transformer(layers=2, attention_heads=4, mlp_width=128, dropout=0.0)
-    visible = jnp.broadcast_to(mask[:, None, None, :], (3, 1, 16, 16))
+    visible = AttentionMask(jnp.asarray(mask), Layout((16,), (), (), 0))
     out, _ = network.apply({"params": params}, x, visible, None, train=False)
     # If the instruction is missing, all keys are masked and the output is unused.
     golden = outputs["tokens/task_language"][there]

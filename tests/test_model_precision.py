@@ -66,7 +66,8 @@ def test_the_time_of_diffusion_enters_no_matrix_product():
         return network.apply(variables, embedding, x, time)
 
     assert not any(e.invars[1].aval.shape[0] == 1 for e in products(run, embedding))
-    features = network.apply(variables, time, method="time_features")
+    _, captured = network.apply(variables, embedding, x, time, capture_intermediates=True)
+    features = captured["intermediates"]["time_out"]["__call__"][0]
     angle = 2 * np.pi * 19.0 * waves
     hidden = np.concatenate([np.cos(angle), np.sin(angle)])
     dense = variables["params"]["time_in"]

@@ -182,7 +182,7 @@ def test_a_crop_by_products_equals_the_gather_and_a_tpu_takes_it():
     boxes = np.array([[0, 0, 1, 1], [0.1, 0.3, 0.7, 0.5], [0.5, 0.2, 0.5, 0.8]], np.float32)
     gathered = ops.crop(images, boxes)
     np.testing.assert_allclose(ops.crop_by_products(images, boxes), gathered, atol=1e-3)
-    np.testing.assert_allclose(gathered[0], images[0], atol=1e-4)  # the whole image
+    np.testing.assert_allclose(gathered[0], images[0], atol=1e-3)  # the whole image
     for platform, has_products in (("tpu", True), ("cuda", False), ("cpu", False)):
         with compile_for(platform):
             trace = str(jax.make_jaxpr(ops.crop)(images, boxes))

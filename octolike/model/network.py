@@ -137,21 +137,11 @@ class PolicyNetwork(nn.Module):
         """Return the input of a head for the last timestep: all that depends on the observation."""
         if head not in self.heads:
             raise ValueError(unknown("head", head, self.heads))
+        reads = {self.heads[head].readout}
         with precision.products_of(self.dtype):
-            return self._sample(observation, task, self.heads[head], dims, embodiment)
-
-    def _sample(
-        self,
-        observation: Mapping[str, Any],
-        task: Mapping[str, Any],
-        head: nn.Module,
-        dims: jax.Array | None,
-        embodiment: jax.Array | None,
-    ) -> jax.Array:
-        encoded = self._encode(observation, task, train=False, reads={head.readout})
+            encoded = self._encode(observation, task, train=False, reads=reads)
         if embodiment is None:
             embodiment = jnp.zeros(observation["timestep_mask"].shape[0], jnp.int32)
-<<<<<<< HEAD
         group = jax.tree.map(lambda x: x[:, -1:], encoded.groups[self.heads[head].readout])
         return Readout(group, _context(encoded, embodiment, task["task_id"]))
 
@@ -170,16 +160,13 @@ class PolicyNetwork(nn.Module):
         """
         options = {"noise": noise, "prefix": prefix}
         options = {name: value for name, value in options.items() if value}
-        return self.heads[head].sample(readout.group, dims, readout.context, **options)
+        with precision.products_of(self.dtype):
+            return self.heads[head].sample(readout.group, dims, readout.context, **options)
 
     def draw(self, *, head: str = "action") -> dict[str, jax.Array]:
         """Return a head's noise for one chunk from the stream "noise"; it needs no parameters."""
         draw = getattr(self.heads[head], "draw", None)  # heads of plug-ins may not have it
         return jax.tree.map(lambda x: x[0], draw(1)) if draw else {}
-=======
-        context = _context(encoded, embodiment, task["task_id"])
-        return head.sample(encoded.groups[head.readout], dims, context)  # type: ignore[no-any-return]
->>>>>>> 72143c7 (Plan runs without a device; recipes for pretraining; exact products where they decide actions)
 
     def encode(
         self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool

@@ -124,7 +124,7 @@ class Layout(NamedTuple):
         blocks of the mask that are always empty.
         """
         step, prefix = sum((*self.observation, *self.readout)), sum(self.task)
-        ends = [prefix + step * (t + 1) for t in range(self.window)]
+        ends = [prefix + step * (t + 1) for t in range(self.window)] or [prefix]
         return list(zip((0, *ends), ends, strict=False))
 
     def exclusions(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
