@@ -376,10 +376,17 @@ def _records(data: Sequence[Mapping[str, Any]]) -> list[Embodiment]:
             if values[key] is not None:
                 stored = dict(_strict(Statistics, values[key], f"{values['name']}.{key}"))
                 names = [k for k in (*STATISTICS, "low", "high") if k in stored]
-                arrays = {k: np.asarray(stored[k], np.float32) for k in names}
+                arrays = {k: _numbers(stored[k], f"{values['name']}.{key}.{k}") for k in names}
                 values[key] = Statistics(**(stored | arrays))
         records.append(Embodiment(**values))
     return records
+
+
+def _numbers(values: Any, path: str) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float32)
+    except (ValueError, TypeError):
+        raise ValueError(f"embodiment {path} is {values!r:.80}; expected numbers") from None
 
 
 def _strict(cls: type, values: Mapping[str, Any], path: str) -> Mapping[str, Any]:

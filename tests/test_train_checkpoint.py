@@ -354,13 +354,3 @@ def test_a_failed_save_does_not_hide_an_earlier_error(tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError) as error:
         fail_twice()
     assert "checkpoint 1 could not be written" in error.value.__notes__[0]
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes():
-    """Two kills; for fifty: python tests/kill_many.py --times 50."""
-    command = [sys.executable, str(Path(__file__).with_name("kill_many.py")), "--times", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert '"kills": 2' in done.stdout

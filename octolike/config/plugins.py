@@ -53,6 +53,32 @@ def loaded() -> tuple[str, ...]:
     return tuple(os.path.abspath(path) for path in _loaded.values())
 
 
+class StoredFiles(tuple):
+    """Python files that somebody's stored run names; executed only once the user allows them."""
+
+
+def approved(stored: Iterable[str], paths: Iterable[str]) -> tuple[str, ...]:
+    """Return the Python files of a stored run; `StoredFiles` unless `paths` names all of them.
+
+    paths: by name or path, as in `allow`: a file that exists takes the place of the stored one.
+    """
+    allowed = {Path(p).name: p for p in paths}
+    files = [(path, allowed.get(Path(path).name)) for path in stored]
+    if any(own is None for _, own in files):
+        return StoredFiles(path for path, _ in files)
+    return tuple(own if own and Path(own).is_file() else path for path, own in files)
+
+
+def refuse_stored(paths: Iterable[str], noun: str) -> None:
+    """Raise ConfigError, with the way to allow them, for files that a stored run names."""
+    if isinstance(paths, StoredFiles) and paths:
+        names = " ".join(f"--plugins={path}" for path in paths)
+        raise ConfigError(
+            f"the run names {noun}, and their code is not executed unless you allow it: {names} "
+            f"(in Python: plugins={tuple(Path(path).name for path in paths)})"
+        )
+
+
 def load_of(config: Config) -> None:
     """Load the plug-ins of a config that the user started a command with.
 

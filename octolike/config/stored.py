@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from octolike.config import plugins
@@ -41,6 +42,7 @@ def from_json(text: str, source: str = CONFIG) -> Config:
         check_fields(config)
         # Kinds of plug-ins are known once those are loaded.
         check_complete(config, unknown_kinds=bool(config.plugins))
+        config.check()
     except ConfigError as error:
         raise ConfigError(
             f"{source}: {error}; correct it, or restore the file that training wrote"
@@ -52,6 +54,8 @@ def read_options(text: str, source: str = CONFIG) -> dict[str, Any]:
     """Return the options of a config.json of any format as JSON values of the present format."""
     try:
         data = json.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{source} is nested too deeply to be a config") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{source} is not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -59,11 +63,12 @@ def read_options(text: str, source: str = CONFIG) -> dict[str, Any]:
     return upgrade(data, source)
 
 
-def stored_config(run_dir: str | os.PathLike[str]) -> Config:
+def stored_config(run_dir: str | os.PathLike[str], plugin_files: Sequence[str] = ()) -> Config:
     """Return the config that a run was started with, its paths as seen from here.
 
-    Raises ConfigError if there is no such run. The result has no plug-ins: loading those of
-    another run needs the user's consent.
+    Raises ConfigError if there is no such run. The result has no plug-ins, and its dataset specs
+    are not executed (plugins.StoredFiles) unless plugin_files names them: the code of another run
+    needs the user's consent.
     """
     from octolike import files  # which takes a moment to import
 
@@ -73,6 +78,7 @@ def stored_config(run_dir: str | os.PathLike[str]) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
     config.plugins = ()
+    config.data.specs = plugins.approved(config.data.specs, plugin_files)
     return config
 
 

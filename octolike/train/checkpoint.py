@@ -64,6 +64,7 @@ FILES = {
     "batch_spec.json": "shape and dtype of everything in a batch",
     "names.json": "the names of the datasets, embodiments and tasks",
 }
+LARGEST_JSON = 64 << 20  # bytes of a JSON file of a run
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 COSTS = "costs.json"
 # Conventions of an embodiment record, compared when a run starts from another one.
@@ -289,6 +290,7 @@ def load_run(run_dir: PathLike, step: int | None = None, plugin_files: Sequence[
     copies = plugins.allow(directory, plugin_files)
     config = from_json(json.dumps(texts["config.json"]), str(directory / "config.json"))
     config = dataclasses.replace(resolved(config, directory), plugins=copies)
+    config.data.specs = plugins.approved(config.data.specs, plugin_files)
     step, params = load_params(directory, step)
     embodiments = _parsed(directory, "embodiments.json", embodiments_from_json, texts)
     names = _parsed(directory, "names.json", types.names_from_json, texts)
@@ -410,9 +412,12 @@ def _verified(records: Any) -> Any:
 
 
 def _read_json(path: Path) -> Any:
+    size = path.stat().length
+    if size > LARGEST_JSON:
+        raise RunError(f"{path} has {size:,} bytes; expected at most {LARGEST_JSON:,}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is not JSON: {error}") from error
 
 

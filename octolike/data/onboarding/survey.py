@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from octolike.data.rlds import decode, record_fields, record_files
+from octolike.data.rlds import decode, known_features, record_fields, record_files
 from octolike.data.rlds.fields import DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL, OBSERVATION, STEPS
 from octolike.data.rlds.reader import to_numpy
 from octolike.data.rlds.record_fields import ParsedEpisode
@@ -88,7 +88,9 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
     """
     path = find_version(Path(directory))
     try:
-        info = tfds.builder_from_directory(path).info
+        info = known_features.open_builder(str(path)).info
+    except DataError:
+        raise
     except Exception as error:  # tfds raises the errors of its parsers
         reason = one_line(error)
         raise DataError(f"{path} cannot be opened: {reason}; copy the dataset again") from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from octolike.data.rlds import record_files
+from octolike.data.rlds import known_features, record_files
 from octolike.data.rlds.record_files import one_line
 from octolike.data.specs.spec import DatasetSpec
 from octolike.errors import DataError
@@ -53,7 +53,9 @@ def _only_version(directory: str) -> str:
 def read_info(name: str, directory: str) -> tfds.core.DatasetInfo:
     """Return the metadata of a dataset in TFRecord files; DataError for others."""
     try:
-        info = tfds.builder_from_directory(directory).info
+        info = known_features.open_builder(directory).info
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
     except Exception as error:  # tfds raises whatever its parsers raise
         raise DataError(
             f"{name}: features.json or dataset_info.json in {directory} cannot be read: "

@@ -8,6 +8,8 @@ import tensorflow as tf
 # A larger encoded image has content: a black one of h · w pixels takes at most this many bytes.
 BLACK_BYTES, BLACK_BYTES_PER_PIXEL = 1000, 0.05
 
+MOST_PIXELS = 1 << 26  # of an image: 8192 × 8192
+
 # Bit depth and colour type in the header of a PNG: TFDS stores the 4 bytes of a float as RGBA.
 _RGBA = b"\x08\x06"
 
@@ -60,9 +62,29 @@ def decode_depth(stored: bytes | np.ndarray, side: int) -> np.ndarray:
     return depth[rows][:, columns]
 
 
+def is_giant(encoded: tf.Tensor) -> tf.Tensor:
+    """Return whether the header of a PNG or JPEG gives more than MOST_PIXELS; graph code.
+
+    Nothing is decoded: a few kilobytes can decompress to gigabytes.
+    """
+
+    def png() -> tf.Tensor:
+        sides = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False)
+        return tf.reduce_any(sides < 0) | (tf.reduce_prod(tf.cast(sides, tf.int64)) > MOST_PIXELS)
+
+    def jpeg() -> tf.Tensor:
+        sides = tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
+        return tf.reduce_prod(sides) > MOST_PIXELS
+
+    is_png = (tf.strings.substr(encoded, 0, 4) == b"\x89PNG") & (tf.strings.length(encoded) > 24)
+    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+    return tf.cond(is_png, png, lambda: tf.cond(is_jpeg, jpeg, lambda: tf.constant(False)))
+
+
 def check_image(encoded: bytes) -> None:
     """Raise tf.errors.OpError for bytes that are not an image; empty bytes are allowed."""
     if encoded:
+        _refuse_giant(encoded)
         tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
@@ -105,8 +127,15 @@ class UndecodableFrameError(Exception):
         self.step, self.error = step, error
 
 
+def _refuse_giant(encoded: bytes) -> None:
+    if is_giant(tf.constant(encoded)):
+        message = f"the image has more than {MOST_PIXELS:,} pixels"
+        raise tf.errors.InvalidArgumentError(None, None, message)
+
+
 def _decoded_frame(encoded: bytes, step: int) -> np.ndarray:
     try:
+        _refuse_giant(encoded)
         return tf.io.decode_image(encoded, expand_animations=False).numpy()
     except tf.errors.OpError as error:
         raise UndecodableFrameError(step, error) from None
@@ -145,6 +174,8 @@ def decode_image_or_black(encoded: tf.Tensor, side: int, resize: str) -> tf.Tens
 
 
 def _decode_resized(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
+    # An empty string instead of a giant image: decoding it fails like any other bad image.
+    encoded = tf.cond(is_giant(encoded), lambda: tf.constant(b"giant"), lambda: encoded)
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image.set_shape((None, None, 3))
     fits = tf.reduce_all(tf.shape(image)[:2] == side)

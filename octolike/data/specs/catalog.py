@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from octolike.config import ConfigError, load_module, unknown
+from octolike.config import ConfigError, load_module, plugins, unknown
 from octolike.data.specs import standardize
 from octolike.data.specs.expressions import functions_used
 from octolike.data.specs.oxe import OXE
@@ -115,6 +115,7 @@ def load_specs(paths: Sequence[str]) -> dict[str, DatasetSpec]:
     same name. Raises ConfigError for a file that is missing, fails to run, has no or an invalid
     DATASETS, and if two files describe the same dataset.
     """
+    plugins.refuse_stored(paths, "dataset specs")
     files: dict[str, str] = {}
     specs = dict(DATASETS)
     for path in {Path(path).resolve(): path for path in paths}.values():  # a file given twice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from octolike.errors import DataError
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 SMALL = 128  # pixels: frames with a shorter side are stored as PNG
+
+MOST_PIXELS = 1 << 26  # of an image of a recording: 8192 × 8192
 
 
 @dataclass(frozen=True)
@@ -140,17 +143,30 @@ class _Header:
 
 def _header(encoded: bytes, place: str) -> _Header:
     try:
-        with Image.open(io.BytesIO(encoded)) as image:  # reads only the header
+        with _open_image(encoded) as image:  # reads only the header
             return _Header(image)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{place} is not an image: {error}") from None
+
+
+def _open_image(encoded: bytes) -> Image.Image:
+    """Open an encoded image; ValueError for one with more than MOST_PIXELS, nothing decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
+        try:
+            image = Image.open(io.BytesIO(encoded))
+        except Image.DecompressionBombError as error:
+            raise ValueError(str(error)) from None
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width} × {image.height} pixels; expected at most {MOST_PIXELS:,}")
+    return image
 
 
 def _pixels(frame: np.ndarray | bytes, bgr: bool, place: str) -> np.ndarray:
     """Return uint8 [h, w, 3], RGB; one channel is repeated, transparency left out."""
     if isinstance(frame, bytes):
         try:
-            with Image.open(io.BytesIO(frame)) as image:
+            with _open_image(frame) as image:
                 frame = np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{place} cannot be decoded: {error}") from None
@@ -165,7 +181,7 @@ def _depth_array(frame: np.ndarray | bytes, place: str) -> np.ndarray:
     """Return a depth frame as [h, w, 1]."""
     if isinstance(frame, bytes):
         try:
-            with Image.open(io.BytesIO(frame)) as image:
+            with _open_image(frame) as image:
                 frame = np.asarray(image)
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{place} cannot be decoded: {error}") from None

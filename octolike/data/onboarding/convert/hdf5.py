@@ -18,6 +18,7 @@ or in the episode. No format records success; rewards are kept.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from octolike.data.onboarding.convert.video import list_frames, read_frames
 from octolike.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
+LARGEST = 64 << 30  # bytes of one array: more is a decompression bomb
 SPLITS = {"train": "train", "valid": "val"}
 ACTIONS = ("action", "actions")
 OBSERVATIONS = ("observation", "observations", "obs")
@@ -276,11 +278,56 @@ def hdf5_files(path: Path) -> list[str]:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open an HDF5 file; DataError if it is not one or truncated."""
+    """Open an HDF5 file; DataError if it is not one, truncated, or refers to other files."""
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{path} is not a complete HDF5 file: {error}") from None
+    try:
+        stat = path.stat()
+        if problem := _foreign_part(path, stat.st_size, stat.st_mtime_ns):
+            raise DataError(f"{path}: {problem}")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+@functools.lru_cache(maxsize=4096)
+def _foreign_part(path: Path, _size: int, _changed: int) -> str:
+    """Return a clause on a part of an HDF5 file that lies in other files or is huge; "" for none.
+
+    Links and raw data in other files would read any file of this machine into the dataset.
+    """
+    with h5py.File(path, "r") as file:
+        groups, visited = [file], set()
+        while groups:
+            group = groups.pop()
+            for name in group:
+                link, place = group.get(name, getlink=True), f"{group.name}/{name}"
+                if isinstance(link, h5py.ExternalLink):
+                    return f"{place!r} is a link into {link.filename!r:.200}; copy its data here"
+                try:
+                    node = group[name]
+                except (KeyError, OSError):  # a broken link
+                    continue
+                if isinstance(node, h5py.Group):
+                    key = h5py.h5o.get_info(node.id).addr
+                    groups += [node] if key not in visited else []
+                    visited.add(key)
+                elif isinstance(node, h5py.Dataset) and (problem := _foreign_data(node)):
+                    return f"{place!r} {problem}"
+    return ""
+
+
+def _foreign_data(x: h5py.Dataset) -> str:
+    if x.external:
+        return f"has its values in {x.external[0][0]!r:.200}; copy them into the file"
+    if x.is_virtual and any(source.file_name != "." for source in x.virtual_sources()):
+        return "is a view of other files; copy their data into this one"
+    if x.nbytes > LARGEST:
+        return f"has {x.nbytes:,} bytes; expected at most {LARGEST:,}"
+    return ""
 
 
 def natural_key(name: str) -> list[Any]:

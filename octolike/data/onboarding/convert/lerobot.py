@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from octolike import files
 from octolike.data.onboarding.convert import recording
 from octolike.data.onboarding.convert.columns import Columns, is_depth_name, short_names
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
@@ -272,13 +273,23 @@ class LeRobotRecording:
         row = self._episodes[index]
         prefix = f"videos/{video}" if video else "data"
         chunk, number = (row.get(f"{prefix}/{k}", 0) for k in ("chunk_index", "file_index"))
-        return self.path / text.format(
-            episode_chunk=index // int(self._info.get("chunks_size", 1000)),
-            episode_index=index,
-            chunk_index=chunk,
-            file_index=number,
-            video_key=video,
-        )
+        try:
+            name = text.format(
+                episode_chunk=index // int(self._info.get("chunks_size", 1000)),
+                episode_index=index,
+                chunk_index=chunk,
+                file_index=number,
+                video_key=video,
+            )
+            return Path(files.child(self.path, name))
+        except (ValueError, LookupError, AttributeError, ZeroDivisionError) as error:
+            raise DataError(f"{self.path}/meta/info.json: {key} {text!r:.200}: {error}") from None
+
+    def _image_file(self, name: str, source: str) -> bytes:
+        try:
+            return files.child(self.path, name).read_bytes()
+        except (ValueError, OSError) as error:
+            raise DataError(f"{source}: {error}") from None
 
     def _table(self, index: int, source: str) -> pa.Table:
         path = self._episode_path(DATA, "data_path", index)
@@ -296,7 +307,7 @@ class LeRobotRecording:
             image = image.as_py()
             data = image["bytes"] if isinstance(image, dict) else image
             if not data and isinstance(image, dict) and image.get("path"):
-                data = (self.path / image["path"]).read_bytes()
+                data = self._image_file(image["path"], source)
             if not data:
                 raise DataError(f"{source}: no image at step {t}")
             yield data

@@ -24,6 +24,7 @@ import numpy as np
 
 from octolike.errors import DataError
 
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,gif"
 _DISCARD = 0x4  # ffmpeg's flag of a packet that is decoded but not shown
 _SLACK = 1e-4  # seconds: rows store their time as float32
 _SIXTEEN_BITS = re.compile(r"gray(9|10|12|14|16)(le|be)")
@@ -163,7 +164,9 @@ def read_frames(
 
 
 def _ffmpeg(*arguments: str) -> list[str]:
-    return [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", *arguments]
+    # Only containers with the video in them: a playlist (HLS, concat) would read other files.
+    formats = ("-format_whitelist", CONTAINERS, "-protocol_whitelist", "file")
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", *formats, *arguments]
 
 
 def _reason(messages: str) -> str:

@@ -1,7 +1,7 @@
 """Kill a run (SIGKILL) at random moments, many times, and check that it always resumes correctly.
 
-    python tests/kill_many.py --times 50
-    python tests/kill_many.py --times 10 --config configs/quickstart.py:debug    scripts/train.py
+    python tests/faults/kills.py --times 50
+    python tests/faults/kills.py --times 10 --config configs/quickstart.py:debug    scripts/train.py
 
 A subprocess trains a small network and saves a checkpoint after every second step, so a save is
 under way nearly all the time. It is killed at a random moment: while it starts, restores, trains,
@@ -30,8 +30,11 @@ from random import Random
 
 import flax.linen as nn
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the fakes, if started as a program
 from train_fakes import FakeSource, Stream, Tiny, compiled_once, config
 
+from octolike.errors import ConfigError, RunError
 from octolike.train import checkpoint, checkpoint_store, loop, metrics, optimizer
 
 EVERY = 2  # steps between checkpoints
@@ -64,11 +67,26 @@ class Slow(Stream):
         return batch
 
 
-def child(workdir: Path, steps: int, cache: Path) -> None:
-    """Train or resume one run; its output goes to <workdir>.log."""
-    with workdir.with_suffix(".log").open("ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+def log_of(workdir: Path) -> Path:
+    """Return the file with the output of a run's processes."""
+    return workdir.with_suffix(".log")
+
+
+def child(workdir: Path, steps: int, cache: Path, log: Path) -> None:
+    """Train or resume one run as a script does; its output goes to a file."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        train(workdir, steps, cache)
+    except (ConfigError, RunError, OSError) as error:  # as scripts/_launch.py
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before the first step: there is nothing to save
+        sys.exit(128 + signal.SIGINT)
+
+
+def train(workdir: Path, steps: int, cache: Path) -> None:
+    """Train or resume the small network."""
     run_config = config(workdir, steps=steps, checkpoint_every=EVERY, log_every=1, keep=2)
     run_config.optim.ema = 0.9
     with compiled_once(cache):
@@ -88,8 +106,8 @@ class Script:
             "train.log_every": 1,
         }
         options = [f"--config.{name}={value}" for name, value in settings.items()]
-        script = Path(__file__).parents[1] / "scripts" / "train.py"
-        with workdir.with_suffix(".log").open("ab") as log:
+        script = Path(__file__).parents[2] / "scripts" / "train.py"
+        with log_of(workdir).open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, script, "--config", config, *options], stdout=log, stderr=log
             )
@@ -109,30 +127,32 @@ class Script:
         return self._process.returncode
 
 
-def start(workdir: Path, steps: int, cache: Path, config: str = "") -> BaseProcess | Script:
+def start(
+    workdir: Path, steps: int, cache: Path, config: str = "", log: Path | None = None
+) -> BaseProcess | Script:
     """Start a process that trains; it is forked, which saves the imports.
 
-    config: if given, start scripts/train.py with this config instead.
+    config: if given, start scripts/train.py with this config instead. log: of its output; default:
+    `log_of` its directory.
     """
     if config:
         return Script(workdir, steps, cache, config)
     process = multiprocessing.get_context("fork").Process(
-        target=child, args=(workdir, steps, cache)
+        target=child, args=(workdir, steps, cache, log or log_of(workdir))
     )
     process.start()
     return process
 
 
-def finish(process: BaseProcess | Script, workdir: Path) -> None:
+def finish(process: BaseProcess | Script, log: Path) -> None:
     """Wait until a child ends; AssertionError with the end of its log if it failed."""
     process.join()
-    log = workdir.with_suffix(".log")
     assert process.exitcode == 0, f"not resumable:\n{log.read_text()[-3000:]}"
 
 
 def read_log(workdir: Path) -> str:
     """Return the output of a run's children so far."""
-    log = workdir.with_suffix(".log")
+    log = log_of(workdir)
     return log.read_text() if log.exists() else ""
 
 
@@ -149,7 +169,7 @@ def kill(workdir: Path, process: BaseProcess | Script, before: int, random: Rand
     process.kill()
     process.join()
     if process.exitcode != -signal.SIGKILL:
-        finish(process, workdir)
+        finish(process, log_of(workdir))
         return ""
     folder = workdir / checkpoint_store.CHECKPOINTS
     names = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
@@ -174,15 +194,17 @@ def compare(killed: Path, uninterrupted: Path) -> None:
     assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
 
 
-def run(directory: Path, times: int, seed: int, config: str = "") -> dict:
-    """Kill runs `times` times, compare them with an uninterrupted run, and return a summary.
+def run(directory: Path, times: int, seed: int, config: str = "") -> tuple[list[Path], dict]:
+    """Kill runs `times` times, and finish them; return their directories and a summary.
+
+    `directory`/uninterrupted is the run to compare them with, once no process is forked any more.
 
     Raises:
-        AssertionError: any difference.
+        AssertionError: a run cannot be resumed.
     """
     steps, cache, random, partial = min(100, 20 * times), directory / "cache", Random(seed), 0
     uninterrupted, runs = directory / "uninterrupted", [directory / "killed_1"]
-    finish(start(uninterrupted, steps, cache, config), uninterrupted)
+    finish(start(uninterrupted, steps, cache, config), log_of(uninterrupted))
     for i in range(times):
         description = ""
         while not description:
@@ -192,17 +214,15 @@ def run(directory: Path, times: int, seed: int, config: str = "") -> dict:
                 runs.append(directory / f"killed_{len(runs) + 1}")
         partial += "orbax-checkpoint-tmp" in description
         print(f"{i + 1}/{times} {description}", flush=True)
-    finish(start(runs[-1], steps, cache, config), runs[-1])
+    finish(start(runs[-1], steps, cache, config), log_of(runs[-1]))
     assert [row[:2] for row in history(uninterrupted)] == [(n + 1, float(n)) for n in range(steps)]
-    for killed in runs:  # only now: a process that has used jax must not be forked
-        compare(killed, uninterrupted)
     logs = "".join(map(read_log, runs))
-    return {
+    return runs, {
         "kills": times,
         "while a checkpoint was being written": partial,
         "starts that resumed": logs.count("resuming "),
         "starts that went back to an older checkpoint": logs.count("going back to"),
-        "finished runs, equal to the uninterrupted run": len(runs),
+        "finished runs": len(runs),
         "steps of a run": steps,
     }
 
@@ -215,7 +235,11 @@ def main() -> None:
     parser.add_argument("--config", default="", help="of scripts/train.py; default: small arrays")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        print(json.dumps(run(Path(directory), args.times, args.seed, args.config), indent=2))
+        runs, summary = run(Path(directory), args.times, args.seed, args.config)
+        for killed in runs:  # only now: a process that has used jax must not be forked
+            compare(killed, Path(directory) / "uninterrupted")
+        summary["finished runs, equal to the uninterrupted run"] = summary.pop("finished runs")
+        print(json.dumps(summary, indent=2))
 
 
 if __name__ == "__main__":

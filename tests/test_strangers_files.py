@@ -1,0 +1,281 @@
+"""Somebody else's runs, datasets and recordings: no code is executed, no other file is read."""
+
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import policy_fakes as fakes
+import pytest
+import stored
+import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octolike import types
+from octolike.config import ConfigError, plugins, stored_config
+from octolike.data.onboarding.convert import frame_encoding, video
+from octolike.data.onboarding.convert.hdf5 import open_hdf5
+from octolike.data.onboarding.survey import survey_dataset
+from octolike.data.rlds import decode, known_features
+from octolike.data.rlds.reader import Reader
+from octolike.data.specs.catalog import load_specs
+from octolike.embodiment import embodiments_from_json, embodiments_to_json
+from octolike.errors import DataError, RunError
+from octolike.train import checkpoint, run_manifest
+
+EVIL = "from pathlib import Path\nPath({path!r}).touch()\nDATASETS = []\n"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    image = tfds.features.Image(shape=(8, 8, 3), encoding_format="jpeg")
+    shard = [stored.example(4, lambda t, rng: {"image": stored.picture(rng)})]
+    return stored.write(root, "robot", {"image": image}, {"train": [shard]})
+
+
+def change_json(path: Path, change) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "type"])
+def test_a_features_json_imports_no_module(dataset, tmp_path, monkeypatch, key):
+    directory = shutil.copytree(dataset, tmp_path / "robot" / "1.0.0")
+    (tmp_path / "evil_module.py").write_text(EVIL.format(path=str(tmp_path / "executed")))
+    monkeypatch.syspath_prepend(tmp_path)
+    change_json(directory / "features.json", lambda d: d.update({key: "evil_module.Feature"}))
+    message = r"names the class 'evil_module.Feature', and reading it would execute"
+    with pytest.raises(DataError, match=message):
+        Reader(stored.spec("robot"), str(tmp_path), "train")
+    with pytest.raises(DataError, match=message):
+        survey_dataset(directory)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_dataset_info_reads_only_files_of_its_directory(dataset, tmp_path):
+    directory = shutil.copytree(dataset, tmp_path / "robot" / "1.0.0")
+    template = "../../../secret-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    change_json(
+        directory / "dataset_info.json",
+        lambda d: d["splits"][0].update({"filepathTemplate": template}),
+    )
+    with pytest.raises(DataError, match=r"\A.*robot.*(not in the dataset's directory|cannot be).*"):
+        Reader(stored.spec("robot"), str(tmp_path), "train")
+
+
+NAMES = st.sampled_from(["featuresDict", "features", "tensor", "shape", "dimensions", "type", "x"])
+LEAVES = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=6)
+TREES = st.recursive(
+    LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(NAMES, x, max_size=3), max_leaves=9
+)
+
+
+@given(TREES)
+def test_any_other_features_json_is_one_line(tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("robot") / "robot" / "1.0.0"
+    directory.mkdir(parents=True)
+    (directory / "features.json").write_text(json.dumps(data))
+    with pytest.raises(DataError) as error:
+        Reader(stored.spec("robot"), str(directory.parent.parent), "train")
+    assert "\n" not in str(error.value)
+
+
+def test_deep_and_huge_json_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(DataError, match="nested too deeply"):
+        known_features.read_json(str(tmp_path / "deep.json"))
+    monkeypatch.setattr(known_features, "LARGEST", 1000)
+    with pytest.raises(DataError, match="expected at most 1,000"):
+        known_features.read_json(str(tmp_path / "deep.json"))
+
+
+def external_link(file, secret):
+    file["obs/link"] = h5py.ExternalLink(str(secret), "/x")
+
+
+def external_storage(file, secret):
+    file.create_dataset("obs/raw", (4,), "u1", external=[(str(secret), 0, 4)])
+
+
+def virtual(file, secret):
+    layout = h5py.VirtualLayout((3,), "f4")
+    layout[:] = h5py.VirtualSource(str(secret), "/x", (3,))
+    file.create_virtual_dataset("obs/view", layout)
+
+
+def bomb(file, secret):
+    file.create_dataset("obs/big", (1 << 40,), "u1", chunks=(1 << 20,), compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (external_link, r"'/obs/link' is a link into '.*secret.h5'"),
+        (external_storage, r"'/obs/raw' has its values in '.*secret.h5'"),
+        (virtual, "'/obs/view' is a view of other files"),
+        (bomb, r"'/obs/big' has 1,099,511,627,776 bytes"),
+    ],
+)
+def test_an_hdf5_file_reads_no_other_file(tmp_path, part, message):
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["x"] = np.arange(3, dtype=np.float32)
+    with h5py.File(tmp_path / "episode.h5", "w") as file:
+        file["action"] = np.zeros((3, 7))
+        file.create_group("obs")
+        file["obs/again"] = h5py.SoftLink("/obs")  # a circle
+        part(file, secret)
+    with pytest.raises(DataError, match=message):
+        open_hdf5(tmp_path / "episode.h5")
+
+
+def test_an_hdf5_file_with_views_of_itself_is_read(tmp_path):
+    with h5py.File(tmp_path / "episode.h5", "w") as file:
+        file["x"] = np.arange(3, dtype=np.float32)
+        layout = h5py.VirtualLayout((3,), "f4")
+        layout[:] = h5py.VirtualSource(".", "/x", (3,))
+        file.create_virtual_dataset("view", layout)
+    with open_hdf5(tmp_path / "episode.h5") as file:
+        np.testing.assert_array_equal(file["view"], [0, 1, 2])
+
+
+def png_header(side: int) -> bytes:
+    """Return a PNG of side × side that decompresses to gigabytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000, 2**31 - 1])
+def test_a_decompression_bomb_is_refused_by_its_header(side):
+    image = png_header(side)
+    assert bool(decode.is_giant(image))
+    with pytest.raises(DataError, match="place"):
+        frame_encoding.is_depth_image(image, "place")
+    with pytest.raises(decode.tf.errors.OpError, match="more than 67,108,864 pixels"):
+        decode.check_image(image)
+
+
+def test_ordinary_images_are_not_giant():
+    rng = np.random.default_rng(0)
+    for encode in (decode.tf.io.encode_png, decode.tf.io.encode_jpeg):
+        assert not bool(decode.is_giant(encode(stored.picture(rng))))
+    assert not bool(decode.is_giant(b""))
+    assert not bool(decode.is_giant(b"\xff\xd8\xff"[:2]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["#EXTM3U\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {secret}\n"],
+)
+def test_a_video_file_that_is_a_playlist_reads_no_other_file(tmp_path, text):
+    (tmp_path / "playlist.mp4").write_text(text.format(secret=tmp_path / "secret.ts"))
+    with pytest.raises(DataError, match="cannot be decoded"):
+        video.list_frames(tmp_path / "playlist.mp4")
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    """A stranger's run with dataset specs that would execute something."""
+    run = fakes.run_of()
+    specs = tmp_path / "theirs.py"
+    specs.write_text(EVIL.format(path=str(tmp_path / "executed")))
+    run.config.data.specs = (str(specs),)
+    fakes.save_run(tmp_path / "run", run)
+    return tmp_path / "run"
+
+
+def test_the_dataset_specs_of_a_stored_run_are_executed_only_by_name(run_dir, tmp_path):
+    for config in (checkpoint.load_run(run_dir).config, stored_config(run_dir)):
+        with pytest.raises(ConfigError, match=r"not executed unless you allow it: --plugins=.*the"):
+            load_specs(config.data.specs)
+    assert not (tmp_path / "executed").exists()
+    config = checkpoint.load_run(run_dir, plugin_files=("theirs.py",)).config
+    with pytest.raises(ConfigError, match="does not define DATASETS"):
+        load_specs(config.data.specs)
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_file_of_ones_own_takes_the_place_of_the_stored_one(tmp_path):
+    own = tmp_path / "theirs.py"
+    own.write_text("")
+    assert plugins.approved(["/nowhere/theirs.py"], [str(own)]) == (str(own),)
+    assert isinstance(plugins.approved(["/nowhere/theirs.py"], []), plugins.StoredFiles)
+
+
+def spoil(name, change):
+    def apply(directory: Path) -> None:
+        change_json(directory / name, change)
+        run_manifest.accept(run_manifest.files.as_path(directory))
+
+    return apply
+
+
+MALFORMED = {
+    "a shape that is no list": spoil("batch_spec.json", lambda d: d["action"].update(shape="x")),
+    "a giant shape": spoil("batch_spec.json", lambda d: d["action"].update(shape=[1, 1, 2**40])),
+    "an unknown dtype": spoil("batch_spec.json", lambda d: d["action"].update(dtype="O")),
+    "no action": spoil("batch_spec.json", lambda d: d.pop("action")),
+    "names that are numbers": spoil("names.json", lambda d: d.update(tasks=[1])),
+    "names of another kind": spoil("names.json", lambda d: d.update(evil=["x"])),
+    "other robots": spoil("names.json", lambda d: d.update(embodiments=["x"])),
+    "records that are no list": spoil("embodiments.json", lambda d: d.__setitem__(0, 3)),
+    "a negative size": spoil("config.json", lambda d: d["data"].update(batch_size=-1)),
+    "at odds with itself": spoil("config.json", lambda d: d["evaluate"].update(execute=10**6)),
+    "text for a section": spoil("config.json", lambda d: d.update(data="x")),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_file_of_a_run_is_one_line_at_load(tmp_path, name):
+    fakes.save_run(tmp_path / "run", fakes.run_of())
+    MALFORMED[name](tmp_path / "run")
+    with pytest.raises((RunError, ConfigError)) as error:
+        checkpoint.load_run(tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+RECORD_CHANGES = {
+    "NaN mean": lambda s: s["mean"].__setitem__(0, float("nan")),
+    "infinite max": lambda s: s["max"].__setitem__(0, float("inf")),
+    "absurd std": lambda s: s["std"].__setitem__(0, 1e8),
+    "negative std": lambda s: s["std"].__setitem__(0, -1.0),
+    "min above max": lambda s: s["min"].__setitem__(0, 1e6),
+    "mean outside": lambda s: s["mean"].__setitem__(0, 50.0),
+    "too short": lambda s: s["std"].pop(),
+    "text": lambda s: s["std"].__setitem__(0, "x"),
+    "gigantic": lambda s: s.update({k: [1e12] * 7 for k in ("mean", "min", "max", "p01", "p99")}),
+}
+
+
+@pytest.mark.parametrize("part", ["action", "proprio"])
+@pytest.mark.parametrize("name", RECORD_CHANGES)
+def test_impossible_statistics_are_refused(name, part):
+    data = embodiments_to_json([fakes.robot()])
+    assert embodiments_from_json(data)[0].name == "arm"
+    RECORD_CHANGES[name](data[0][f"{part}_statistics"])
+    with pytest.raises(ValueError, match="embodiment") as error:
+        embodiments_from_json(data)
+    assert "\n" not in str(error.value)
+
+
+@given(TREES)
+def test_any_other_batch_spec_or_names_are_one_line(data):
+    for parse in (types.spec_from_json, types.names_from_json):
+        with pytest.raises(ValueError) as error:
+            parse(data)
+        assert "\n" not in str(error.value)
