@@ -119,8 +119,9 @@ class Prefix(NamedTuple):
     """The actions that a robot plans for the first steps of a chunk, for real-time chunking.
 
     action: float32 [B, H, A], normalised. known: bool [B, H], True for actions that the robot will
-    certainly have executed when the chunk arrives. weight: float32 [B, H] in [0, 1], how closely
-    the chunk must follow an action; 0: not at all.
+    certainly have executed when the chunk arrives; only heads trained with a prefix read it.
+    weight: float32 [B, H] in [0, 1], how closely guidance makes the chunk follow an action; None
+    for no guidance.
     """
 
     action: Any

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from octolike.envs.wrappers import ChunkExecution, History
+from octolike.envs.wrappers import ActionSequence
 
 
 class Walk:
@@ -75,4 +75,4 @@ class Counterfactual(Walk):
 
 
 def make(kind=Walk):
-    return ChunkExecution(History(kind(), 2), 2)
+    return ActionSequence(kind(), 2)

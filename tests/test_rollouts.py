@@ -14,6 +14,7 @@ from octolike.envs.pool import EnvPool
 from octolike.evaluation import evaluate, rollouts, success
 from octolike.evaluation.rollouts import ResultsFile
 from octolike.evaluation.suites import EpisodePlan
+from octolike.policy.execution import ExecutionSettings
 
 A, H = 2, 3
 
@@ -22,17 +23,23 @@ class Forward:
     """A fake policy; its actions depend on observation, task, seed, and the row of the batch."""
 
     observation_keys, window, horizon = ("proprio",), 2, H
-    gripper = (False, True)
+    metadata = {  # noqa: RUF012
+        "horizon": H,
+        "real_time": "guided",
+        "action": {"names": "ab", "absolute": (False, True), "not_averaged": (False, True)},
+    }
     goal_shapes = {"image_extra": (3,)}  # noqa: RUF012
 
     def __init__(self, batch_size):
         self.batch_size, self.calls, self.conditions = batch_size, 0, []
+        self.prefixes = []
 
     def create_task(self, instruction, goal_images, task_id):
         self.conditions.append((instruction, goal_images, task_id))
         return len(instruction or "goal")
 
-    def sample_batch(self, observations, tasks, seeds):
+    def sample_batch(self, observations, tasks, seeds, prefixes=None):
+        self.prefixes.append(prefixes)
         assert len(observations) == len(tasks) == len(seeds) == self.batch_size
         self.calls += 1
         out = []
@@ -54,7 +61,16 @@ def goal_of(env, seed, options):
     return {"image_extra": np.full(3, seed), "image_other": np.zeros(3)}
 
 
-def roll_out(directory, kind=Walk, workers=0, policy=None, videos=0, conditioning=("language",)):
+def roll_out(
+    directory,
+    kind=Walk,
+    workers=0,
+    policy=None,
+    videos=0,
+    conditioning=("language",),
+    delay=0,
+    **execution,
+):
     results, new_rows = ResultsFile(directory, SETUP, videos), []
     with EnvPool(functools.partial(make, kind), 4, workers) as pool:
         timing = rollouts.run_episodes(
@@ -66,6 +82,8 @@ def roll_out(directory, kind=Walk, workers=0, policy=None, videos=0, conditionin
             new_rows.append,
             conditioning,
             goal_of,
+            execution=ExecutionSettings(execute=2, **execution),
+            delay=delay,
         )
     by_episode = {(r["skill"], r["seed"]): r for r in results.rows}
     return by_episode, new_rows, timing
@@ -189,6 +207,22 @@ def test_the_task_name_depends_on_the_definition_of_tasks(tasks, name):
     assert evaluate.task_name_function(config, policy)(info) == name
 
 
+def test_a_late_policy_gets_the_actions_that_are_executed_meanwhile(tmp_path):
+    policy = Forward(4)
+    roll_out(tmp_path, policy=policy, delay=1, real_time="guided")
+    assert policy.prefixes[0] is None, "the first chunk has nothing to continue"
+    prefix = policy.prefixes[1][0]
+    assert (prefix.actions.shape, prefix.delay, prefix.method) == ((1, A), 1, "guided")
+
+
+def test_a_waiting_robot_succeeds_less_in_the_same_time(tmp_path):
+    rates = [
+        success.success_rate(roll_out(tmp_path / f"{d}", delay=d, overlap="wait")[0].values()).rate
+        for d in (0, 2)
+    ]
+    assert rates[1] < rates[0]
+
+
 def test_videos_replay_the_episode(tmp_path):
     got, _, _ = roll_out(tmp_path, videos=1)
     stored = [r for r in got.values() if r["actions"]]
@@ -225,10 +259,19 @@ def test_a_video_with_a_crash_is_replaced_by_a_sentence(tmp_path):
 
 def test_a_wrong_batch_size_or_chunk_length_is_rejected(tmp_path):
     results = ResultsFile(tmp_path, SETUP)
-    with EnvPool(make, 4, 0) as pool, pytest.raises(ValueError, match="size is 2, the pool has 4"):
-        rollouts.run_episodes(Forward(2), "trained", PLAN, pool, results, print)
-    with pytest.raises(ValueError, match="execute is 4; the policy predicts 3"):
-        rollouts.env_maker(Forward(1), {"kind": "tabletop"}, 4, 0.0)
+    with EnvPool(make, 4, 0) as pool:
+        with pytest.raises(ValueError, match="size is 2, the pool has 4"):
+            rollouts.run_episodes(Forward(2), "trained", PLAN, pool, results, print)
+        with pytest.raises(ValueError, match="execute is 4; the policy predicts 3"):
+            rollouts.run_episodes(
+                Forward(4),
+                "trained",
+                PLAN,
+                pool,
+                results,
+                print,
+                execution=ExecutionSettings(execute=4),
+            )
 
 
 @pytest.mark.parametrize(

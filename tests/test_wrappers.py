@@ -1,4 +1,4 @@
-"""History, chunk execution, temporal ensembling, environment pools, plans of demonstrations."""
+"""Sequences of actions, environment pools, plans of demonstrations."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from octolike.envs.registry import kind_of, make_env
 from octolike.envs.replays import render_replay
 from octolike.envs.simulators import TabletopSettings
 from octolike.envs.tabletop.conventions import CONVENTIONS
-from octolike.envs.wrappers import ChunkExecution, History, TemporalEnsemble
+from octolike.envs.wrappers import ActionSequence
 from octolike.train.interrupt import Interrupt
 
 H, A = 4, 3
@@ -56,91 +56,36 @@ class Counter:
         self.closed = True
 
 
-def chunks(count, seed=0):
-    return np.random.default_rng(seed).normal(size=(count, H, A)).astype(np.float32)
-
-
-def test_history_repeats_the_first_frame_and_masks_it():
-    env = History(Counter(), 3)
-    for _ in range(2):  # the second episode has no history of the first
-        observation, _ = env.reset(seed=1)
-        observations = [observation] + [env.step(np.zeros(A))[0] for _ in range(4)]
-        for t, observation in enumerate(observations):
-            times = [max(0, t - 2), max(0, t - 1), t]
-            assert observation["proprio"][:, 0].tolist() == times
-            assert observation["image_primary"].shape == (3, 2, 2, 3)
-            assert observation["image_primary"][:, 0, 0, 0].tolist() == times
-            assert observation["timestep_mask"].tolist() == [t >= 2, t >= 1, True]
-            assert observation["timestep_mask"].dtype == bool
-
-
-def test_chunk_execution_executes_k_actions_and_stops_at_the_episodes_end():
+def test_a_sequence_ends_with_the_episode_and_gives_the_last_observations():
     inner = Counter(limit=5)
-    env = ChunkExecution(History(inner, 2), execute=3)
-    env.reset(seed=0)
-    first, second = chunks(2)
-    observation, reward, terminated, _, info = env.step(first)
+    env = ActionSequence(inner, 2)
+    frames, _ = env.reset(seed=0)
+    assert [f["proprio"].tolist() for f in frames] == [[0]]
+    actions = np.random.default_rng(0).normal(size=(6, A)).astype(np.float32)
+    frames, reward, terminated, _, info = env.step(actions[:3])
     assert (reward, terminated) == (3.0, False)
-    # History is the inner wrapper, so it has the steps within the chunk
-    assert observation["proprio"][:, 0].tolist() == [2, 3]
-    _, reward, terminated, _, info = env.step(second)
+    assert [f["proprio"].tolist() for f in frames] == [[2], [3]]
+    frames, reward, terminated, _, info = env.step(actions[3:])
     assert (reward, terminated, info["n"]) == (2.0, True, 5)
-    np.testing.assert_array_equal(info["actions"], second[:2])
-    np.testing.assert_array_equal(inner.actions, np.concatenate([first[:3], second[:2]]))
+    np.testing.assert_array_equal(info["actions"], actions[3:5])
+    np.testing.assert_array_equal(inner.actions, actions[:5])
 
 
 @pytest.mark.parametrize(
-    ("chunk", "match"),
+    ("actions", "match"),
     [
-        (np.zeros((2, A)), r"shape \[2, 3\]; expected \[H, A\] with H at least 3"),
+        (np.zeros((0, A)), r"shape \[0, 3\]; expected \[n, A\] with n at least 1"),
         (np.zeros(A), "expected"),
-        (np.full((H, A), np.nan), "non-finite"),
+        (np.full((H, A), np.nan), "not finite"),
     ],
 )
-def test_a_bad_chunk_is_rejected(chunk, match):
-    env = ChunkExecution(Counter(), execute=3)
+def test_bad_actions_are_rejected(actions, match):
+    env = ActionSequence(Counter(), 1)
     env.reset()
     with pytest.raises(ValueError, match=match):
-        env.step(chunk)
-
-
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_ensembling_equals_its_definition(k):
-    """Every executed action is the weighted mean of all predictions for its step."""
-    m, gripper = 0.3, np.array([False, False, True])
-    inner = Counter()
-    env = ChunkExecution(inner, execute=k, ensemble=m, gripper=gripper)
-    for seed in range(2):  # the second episode starts with an empty ensemble
-        env.reset(seed=seed)
-        predicted_chunks = chunks(6, seed)
-        for chunk in predicted_chunks:
-            env.step(chunk)
-        for step, action in enumerate(inner.actions):
-            predictions, weights = [], []
-            for start in range(0, step + 1, k):
-                if start <= step < start + H and start <= step // k * k:
-                    predictions.append(predicted_chunks[start // k][step - start])
-                    weights.append(np.exp(-m * (step // k * k - start)))
-            expected = np.average(predictions, axis=0, weights=weights)
-            expected[2] = predicted_chunks[step // k][step % k][2]
-            np.testing.assert_allclose(action, expected, atol=1e-6)
-
-
-def test_newer_predictions_weigh_more():
-    ensemble = TemporalEnsemble(decay=1.0, execute=1, gripper=[False])
-    ensemble.add(np.zeros((2, 1), np.float32))
-    (merged,) = ensemble.add(np.ones((2, 1), np.float32))
-    assert merged[0] == pytest.approx(1 / (1 + np.exp(-1.0)))
-
-
-def test_wrapper_settings_are_checked():
-    for build in (
-        lambda: History(Counter(), 0),
-        lambda: ChunkExecution(Counter(), 0),
-        lambda: ChunkExecution(Counter(), 1, ensemble=-1.0, gripper=[False]),
-    ):
-        with pytest.raises(ValueError, match=r"is 0|above 0"):
-            build()
+        env.step(actions)
+    with pytest.raises(ValueError, match="window is 0"):
+        ActionSequence(Counter(), 0)
 
 
 def play(pool):
@@ -262,7 +207,7 @@ def test_workers_survive_a_signal_to_the_group_and_end_with_their_parent(group, 
 def test_a_rendered_replay_bypasses_the_wrappers():
     inner = Counter()
     inner.render = lambda: len(inner.actions)
-    env = ChunkExecution(History(inner, 2), 3)
+    env = ActionSequence(inner, 2)
     images, info = render_replay(env, 5, {}, np.zeros((4, A)))
     assert images == [0, 1, 2, 3, 4]
     assert info == {"seed": 5, "n": 4}

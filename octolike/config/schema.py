@@ -339,6 +339,22 @@ class EvaluateConfig:
     ensemble: float = option(
         0.0, "temporal ensembling: weight exp(-this · age) of earlier predictions; 0: off"
     )
+    delay: int = option(0, "steps that a simulated inference takes", low=0)
+    overlap: str = option(
+        "continue",
+        "during an inference that takes `delay` steps, the robot continues the previous chunk, or "
+        "waits",
+        choices=("continue", "wait"),
+    )
+    real_time: str = option(
+        "",
+        "real-time chunking: new chunks continue the actions executed meanwhile, 'guided' or as "
+        "'trained' (heads.*.prefix); '': off",
+        choices=("", "guided", "trained"),
+    )
+    gripper_band: float = option(
+        0.0, "a gripper keeps its target until a prediction differs by more; 0: off", low=0
+    )
     videos: int = option(2, "videos of successes, and of failures, per skill and split", low=0)
     embodiment: str = option("", "embodiment of the run to evaluate; '': its only one")
     untrained: bool = option(True, "also evaluate the untrained network, as a baseline")

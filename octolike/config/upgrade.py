@@ -113,6 +113,14 @@ def add_real_time_chunking(config: Json) -> Json:
     return _apply(config, ("model", "heads", "*"), _add_prefix)
 
 
+def add_execution(config: Json) -> Json:
+    """Add how chunks are executed: before format 3, a simulated inference took no time."""
+    options: Json = {"delay": 0, "overlap": "continue", "real_time": "", "gripper_band": 0.0}
+    for name, value in options.items():
+        config = _default(config, "evaluate", name, value)
+    return config
+
+
 def add_text_segmentation(config: Json) -> Json:
     """Add the hash tokenizer's segmentation: before format 3, it split texts into words alone."""
     data = config.get("data")
@@ -165,6 +173,7 @@ CHANGES = (
         add_resize,
         add_text_segmentation,
         add_real_time_chunking,
+        add_execution,
         add_absent_cameras,
         drop_service,
         add_lanes,

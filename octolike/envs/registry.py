@@ -15,7 +15,7 @@ from octolike.envs.simulators import (
     SimulatorSettings,
     TabletopSettings,
 )
-from octolike.envs.wrappers import ChunkExecution, History
+from octolike.envs.wrappers import ActionSequence
 
 
 def simulator(kind: str) -> Simulator:
@@ -80,15 +80,9 @@ def make_env(component: Mapping[str, Any]) -> Any:
     return settings.simulator.load("env")(settings)
 
 
-def make_wrapped_env(
-    component: Mapping[str, Any],
-    window: int,
-    execute: int,
-    ensemble: float,
-    gripper: Sequence[bool],
-) -> ChunkExecution:
-    """Return a new environment that gives observation histories and takes action chunks."""
-    return ChunkExecution(History(make_env(component), window), execute, ensemble, gripper)
+def make_wrapped_env(component: Mapping[str, Any], window: int) -> ActionSequence:
+    """Return a new environment that takes sequences of actions and gives the last observations."""
+    return ActionSequence(make_env(component), window)
 
 
 def choose_names(noun: str, names: Sequence[str], choices: Sequence[str]) -> tuple[str, ...]:

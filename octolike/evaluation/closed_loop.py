@@ -82,6 +82,8 @@ class ClosedLoop:
             self._config.evaluate.condition_on,
             simulator(kind_of(self._config.environment)).load("goal"),
             task_name_function(self._config, policy),
+            rollouts.execution_of(self._config.evaluate),
+            self._config.evaluate.delay,
         )
         return self._rates(results.rows, policy)
 
@@ -98,7 +100,7 @@ class ClosedLoop:
         if self._pool is None:
             settings, slots = self._config.evaluate, self._policy.batch_size
             robot = environment_of(self._config.environment, self._policy.embodiment.name)
-            make = rollouts.env_maker(self._policy, robot, settings.execute, settings.ensemble)
+            make = rollouts.env_maker(self._policy, robot)
             self._pool = EnvPool(make, slots, settings.workers or default_workers(slots))
             rollouts.check_fit(self._policy, self._pool)
         self._policy = self._policy.with_params(params, step)

@@ -137,8 +137,8 @@ class Evaluation:
             "checkpoint": self.policy.step,
             "embodiment": robot,
             "environment": self.environment,
-            "execute": settings.execute,
-            "ensemble": settings.ensemble,
+            "execution": dataclasses.asdict(rollouts.execution_of(settings)),
+            "delay": settings.delay,
             "tell": list(settings.condition_on),
             "batch": settings.batch,
         }
@@ -156,9 +156,7 @@ class Evaluation:
         settings = self.config.evaluate
         for remark in self._remarks:
             print(f"note: {remark}")
-        make = rollouts.env_maker(
-            self.policy, self.environment, settings.execute, settings.ensemble
-        )
+        make = rollouts.env_maker(self.policy, self.environment)
         slots = self.policy.batch_size
         policies = {"trained": self.policy}
         if settings.untrained:
@@ -189,6 +187,8 @@ class Evaluation:
                 settings.condition_on,
                 simulator(kind_of(self.config.environment)).load("goal"),
                 task_name_function(self.config, self.policy),
+                rollouts.execution_of(settings),
+                settings.delay,
             )
         if label == "trained" and finished < len(self.plan):
             self._remarks.append(

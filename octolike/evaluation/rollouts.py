@@ -4,7 +4,7 @@ A round:
 
  1. every free slot of the pool starts its next episode
  2. the observations of all slots form one batch; one policy call returns a chunk of actions each
- 3. every slot executes k actions of its chunk (envs.wrappers.ChunkExecution)
+ 3. every slot executes the actions until the next prediction (policy.execution.ChunkPlan)
  4. finished episodes become result rows, written to disk at once
 
 Episode i of the plan always runs in slot i mod N, slot s is always row s of the batch, and the
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from octolike import files
+from octolike.config import EvaluateConfig
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, StepCommand
 from octolike.envs.registry import make_wrapped_env
 from octolike.envs.replays import render_replay
@@ -35,6 +36,7 @@ from octolike.errors import RunError
 from octolike.evaluation.success import ResultRow
 from octolike.evaluation.suites import EpisodePlan
 from octolike.policy import Policy, Task
+from octolike.policy.execution import ChunkPlan, ExecutionSettings, FrameHistory, plan_for
 
 ATTEMPTS = 2
 
@@ -150,10 +152,17 @@ class _RunningEpisode:
     attempt: int
     goal: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     task: Task | None = None
-    observation: Any = None
+    plan: ChunkPlan | None = None
+    history: FrameHistory | None = None
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
     actions: list[np.ndarray] = dataclasses.field(default_factory=list)
     total: float = 0.0
+
+    def observe(self, frames: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+        """Add observations to the history."""
+        assert self.history is not None  # since the episode's start
+        for frame in frames:
+            self.history.append({key: frame[key] for key in keys})
 
     @property
     def steps(self) -> int:
@@ -164,18 +173,19 @@ def _info_task(info: Mapping[str, Any]) -> str:
     return info["task"]
 
 
-def env_maker(policy: Policy, environment: Mapping[str, Any], execute: int, ensemble: float) -> Any:
-    """Return a picklable function that creates environments for `policy`.
+def env_maker(policy: Policy, environment: Mapping[str, Any]) -> Any:
+    """Return a picklable function that creates environments for `policy`."""
+    return functools.partial(make_wrapped_env, dict(environment), policy.window)
 
-    Raises ValueError if `execute` exceeds the policy's chunk.
-    """
-    if not 1 <= execute <= policy.horizon:
-        raise ValueError(
-            f"execute is {execute}; the policy predicts {policy.horizon} actions at a time"
-        )
-    gripper = tuple(policy.gripper)
-    return functools.partial(
-        make_wrapped_env, dict(environment), policy.window, execute, ensemble, gripper
+
+def execution_of(settings: EvaluateConfig) -> ExecutionSettings:
+    """Return how chunks are executed by a config's evaluation."""
+    return ExecutionSettings(
+        execute=settings.execute,
+        overlap=settings.overlap,
+        real_time=settings.real_time,
+        ensemble=settings.ensemble,
+        gripper_band=settings.gripper_band,
     )
 
 
@@ -219,6 +229,8 @@ def run_episodes(
     conditioning: Sequence[str] = ("language",),
     goal: Any = None,
     task_name: Callable[[Mapping[str, Any]], str] = _info_task,
+    execution: ExecutionSettings | None = None,
+    delay: int = 0,
 ) -> RolloutTiming:
     """Run the remaining episodes of a plan and add their rows to `results`.
 
@@ -232,7 +244,14 @@ def run_episodes(
         conditioning: any of "language", "goal", "task_id".
         goal: the simulator's function that renders goal images.
         task_name: info of an episode -> the run's name of its task (for "task_id").
+        execution: how chunks are executed; default: `ExecutionSettings()`.
+        delay: steps from an observation to its chunk, as if inference took so long.
+
+    Raises:
+        ValueError: the pool or `execution` does not fit the policy.
     """
+    plan_of = functools.partial(plan_for, policy, execution or ExecutionSettings())
+    plan_of()  # raises before the first episode
     if policy.batch_size != pool.slots:
         raise ValueError(
             f"the policy's batch size is {policy.batch_size}, the pool has {pool.slots} slots"
@@ -254,10 +273,10 @@ def run_episodes(
         on_episode(row)
 
     while active or any(queues):
-        _start(policy, pool, queues, active, finish, conditioning, goal, task_name)
+        _start(policy, pool, queues, active, finish, conditioning, goal, task_name, plan_of)
         if active:
-            chunks = _predict(policy, pool.slots, active, timing)
-            _execute(pool, chunks, active, finish, timing)
+            chunks = _predict(policy, pool.slots, active, timing, delay)
+            _execute(pool, chunks, active, finish, timing, delay)
     return timing
 
 
@@ -270,6 +289,7 @@ def _start(
     conditioning: Sequence[str],
     goal: Any,
     task_name: Callable[[Mapping[str, Any]], str],
+    plan_of: Callable[[], ChunkPlan],
 ) -> None:
     """Start the next episode in every free slot."""
     free = [s for s, queue in enumerate(queues) if queue and s not in active]
@@ -290,7 +310,9 @@ def _start(
             finish(slot, None, _crash_reason(reply))
         else:
             running = active[slot]
-            running.observation, running.info = reply
+            frames, running.info = reply
+            running.plan, running.history = plan_of(), FrameHistory(policy.window)
+            running.observe(frames, policy.observation_keys)
             task_id = task_name(running.info) if "task_id" in conditioning else None
             running.task = _task(policy, running, conditioning, task_id)
 
@@ -308,16 +330,19 @@ def _task(
     )
 
 
-def _predict(policy: Policy, slots: int, active: dict, timing: RolloutTiming) -> np.ndarray:
+def _predict(
+    policy: Policy, slots: int, active: dict, timing: RolloutTiming, delay: int
+) -> np.ndarray:
     """Return a chunk per slot [N, H, A]; free slots repeat the observation of an active one."""
     filler = next(iter(active.values()))
     rows = [active.get(slot, filler) for slot in range(slots)]
-    keys = (*policy.observation_keys, "timestep_mask")
+    prefixes = [r.plan.prefix(delay) for r in rows]
     begin = time.perf_counter()
     chunks = policy.sample_batch(
-        [{k: r.observation[k] for k in keys} for r in rows],
+        [r.history.stacked() for r in rows],
         [r.task for r in rows],
         [_noise_seed(r) for r in rows],
+        prefixes if any(prefixes) else None,
     )
     timing.policy_seconds += time.perf_counter() - begin
     timing.policy_calls += 1
@@ -325,18 +350,25 @@ def _predict(policy: Policy, slots: int, active: dict, timing: RolloutTiming) ->
 
 
 def _execute(
-    pool: EnvPool, chunks: np.ndarray, active: dict, finish: Any, timing: RolloutTiming
+    pool: EnvPool,
+    chunks: np.ndarray,
+    active: dict,
+    finish: Any,
+    timing: RolloutTiming,
+    delay: int,
 ) -> None:
-    """Let every active slot execute its chunk; finish the episodes that have ended."""
+    """Let every active slot act until the next prediction; finish the episodes that have ended."""
+    actions = {slot: running.plan.round(chunks[slot], delay) for slot, running in active.items()}
     begin = time.perf_counter()
-    replies = pool.run({slot: StepCommand(chunks[slot]) for slot in active})
+    replies = pool.run({slot: StepCommand(actions[slot]) for slot in active})
     timing.environment_seconds += time.perf_counter() - begin
     for slot, reply in replies.items():
         if isinstance(reply, EnvCrash):
             finish(slot, None, _crash_reason(reply))
             continue
         running = active[slot]
-        running.observation, reward, terminated, truncated, info = reply
+        frames, reward, terminated, truncated, info = reply
+        running.observe(frames, running.history.keys)
         running.total += reward
         running.actions.append(info["actions"])
         timing.environment_steps += len(info["actions"])

@@ -201,7 +201,7 @@ class Denoising(Head):
         self, prefix: Prefix | None, valid: jax.Array | None
     ) -> tuple[jax.Array, jax.Array] | None:
         """Return (target, weight), [B, F], of the guidance; None for none."""
-        if prefix is None or self.prefix:
+        if prefix is None or prefix.weight is None:
             return None
         weight = jnp.repeat(prefix.weight, self.action_dim, axis=-1)
         weight = weight if valid is None else weight * valid
@@ -623,7 +623,8 @@ def reach(component: Mapping[str, Any], path: str) -> tuple[float, float]:
     """Return the range of normalised actions that the head of a config's component can output."""
     while component.get("kind") in WRAPPERS and "head" in component:
         component, path = component["head"], f"{path}.head"
-    spec: BatchSpec = {"action": ((1, 1, 1), "float32")}
+    # longer than any prefix; no parameters are made
+    spec: BatchSpec = {"action": ((1, 1 << 16, 1), "float32")}
     head = build(component, path, spec, names=Names((), ()), dtype=jnp.float32)
     return head.reach() if isinstance(head, Head) else (-math.inf, math.inf)
 

@@ -32,7 +32,7 @@ import numpy as np
 from octolike import ranges, types
 from octolike.config import unknown
 from octolike.embodiment import Embodiment
-from octolike.policy.execution import ActionPrefix, check_prefix, prefix_weights
+from octolike.policy.execution import METHODS, ActionPrefix, check_prefix, prefix_weights
 from octolike.policy.observations import ObservationEncoder, user_level
 from octolike.policy.sampler import ActionSampler
 from octolike.policy.tasks import Task, TaskEncoder
@@ -291,21 +291,34 @@ class Policy:
         """
         if not any(prefixes):
             return None
-        encoded = self._parts.sampler.no_prefix(len(prefixes))
-        for b, prefix in enumerate(prefixes):
-            if prefix is None or not len(prefix.actions):
-                continue
+        given = [(b, p) for b, p in enumerate(prefixes) if p is not None and len(p.actions)]
+        methods = [self._method_of(prefix) for _, prefix in given]
+        sampler, guided = self._parts.sampler, "guided" in methods or self.real_time != "trained"
+        encoded = sampler.no_prefix(len(prefixes), guided)
+        for (b, prefix), method in zip(given, methods, strict=True):
             check_prefix(prefix, self.horizon, len(self.embodiment.action))
             state = None if states is None else states[b : b + 1]
             actions = self.embodiment.encode(np.asarray(prefix.actions)[None], state)[0]
             encoded.action[b, : len(actions), : actions.shape[-1]] = actions
-            encoded.known[b, : self._longest_known(prefix.delay)] = True
-            encoded.weight[b] = prefix_weights(prefix.delay, len(actions), self.horizon)
+            if method == "trained":
+                encoded.known[b, : self._longest_known(prefix.delay)] = True
+            else:
+                encoded.weight[b] = prefix_weights(prefix.delay, len(actions), self.horizon)
         return encoded
+
+    def _method_of(self, prefix: ActionPrefix) -> str:
+        if prefix.method not in ("", *METHODS):
+            raise ValueError(unknown("method of a prefix", prefix.method, METHODS))
+        if prefix.method == "trained" and self.real_time != "trained":
+            raise ValueError(
+                "the prefix asks for the method 'trained', but this policy's head was trained "
+                "without prefixes (heads.action.prefix is 0); use 'guided'"
+            )
+        return prefix.method or self.real_time
 
     def _longest_known(self, delay: int) -> int:
         longest = self._parts.sampler.trained_prefix
-        if longest and delay > longest and not self._is_delay_reported:
+        if delay > longest and not self._is_delay_reported:
             self._is_delay_reported = True
             warnings.warn(
                 f"the chunk arrives {delay} actions late, but the head was trained with a prefix "
@@ -313,7 +326,7 @@ class Policy:
                 "longer heads.action.prefix, or make inference faster",
                 stacklevel=user_level(),
             )
-        return min(delay, longest) if longest else delay
+        return min(delay, longest)
 
     def inputs(
         self, observations: Sequence[Mapping[str, Any]], tasks: Sequence[Task]

@@ -90,19 +90,21 @@ class ActionSampler:
         return jax.device_put(params)
 
     def warmup(self, params: Params, prefix: bool) -> None:
-        """Compile for every batch size; prefix: for real-time chunking too."""
+        """Compile for every batch size; prefix: for the head's real-time chunking too."""
         for size in self.batch_sizes:
             batch = types.zeros(self.spec, size)
             inputs = batch["observation"], batch.get("task", {})
             self.sample(params, *inputs, [0] * size)
             if prefix:
-                self.sample(params, *inputs, [0] * size, self.no_prefix(size))
+                no_prefix = self.no_prefix(size, not self.trained_prefix)
+                self.sample(params, *inputs, [0] * size, no_prefix)
 
-    def no_prefix(self, batch: int) -> types.Prefix:
+    def no_prefix(self, batch: int, guided: bool) -> types.Prefix:
         """Return prefixes without any action: chunks are those of no prefix."""
         shape = batch, self.horizon
         action = np.zeros((*shape, self.spec["action"][0][-1]), np.float32)
-        return types.Prefix(action, np.zeros(shape, bool), np.zeros(shape, np.float32))
+        weight = np.zeros(shape, np.float32) if guided else None
+        return types.Prefix(action, np.zeros(shape, bool), weight)
 
     def sample(
         self,

@@ -43,12 +43,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any]:
     from octolike.envs.pool import CallCommand, EnvPool, ResetCommand, StepCommand, default_workers
     from octolike.envs.registry import make_wrapped_env
+    from octolike.policy.execution import FrameHistory
 
     workers, execute = args.workers or default_workers(slots), config.evaluate.execute
     policy = _policy(config, slots)
-    make = functools.partial(
-        make_wrapped_env, dict(config.environment), policy.window, execute, 0.0, policy.gripper
-    )
+    make = functools.partial(make_wrapped_env, dict(config.environment), policy.window)
     skill = config.evaluate.skills or tuple(config.collect.skills)
     options = {"split": "train", "skills": [skill[0]]}
     seconds = {"policy": 0.0, "environments": 0.0}
@@ -56,14 +55,17 @@ def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any
         parts = pool.run({0: CallCommand(profile, (options,))})[0]
         replies = pool.run({s: ResetCommand(s, options) for s in range(slots)})
         task = policy.create_task(instruction=replies[0][1]["instruction"])
-        keys = (*policy.observation_keys, "timestep_mask")
+        histories = [FrameHistory(policy.window) for _ in range(slots)]
         steps = 0
         for number in range(args.rounds + 2):  # the first two warm up
             begin = time.perf_counter()
-            observations = [{k: replies[s][0][k] for k in keys} for s in range(slots)]
+            for history, frame in ((histories[s], f) for s in range(slots) for f in replies[s][0]):
+                history.append({key: frame[key] for key in policy.observation_keys})
+            observations = [history.stacked() for history in histories]
             chunks = policy.sample_batch(observations, [task] * slots, list(range(slots)))
             middle = time.perf_counter()
-            still = np.zeros_like(chunks)  # without motion no episode ends before its limit
+            # without motion no episode ends before its limit
+            still = np.zeros_like(chunks[:, :execute])
             replies = pool.run({s: StepCommand(still[s]) for s in range(slots)})
             end = time.perf_counter()
             over = [s for s in range(slots) if replies[s][2] or replies[s][3]]
@@ -71,6 +73,8 @@ def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any
                 seconds["policy"] += middle - begin
                 seconds["environments"] += end - middle
                 steps += sum(len(replies[s][4]["actions"]) for s in range(slots))
+            for s in over:
+                histories[s].clear()
             replies |= pool.run({s: ResetCommand(number, options) for s in over})
     total = sum(seconds.values())
     return {

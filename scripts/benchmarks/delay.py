@@ -1,0 +1,153 @@
+"""Success and smoothness in a simulator if chunks arrive late, by way of executing them.
+
+    octolike benchmark delay --runs runs/real-time-0,runs/real-time-1,runs/real-time-2
+
+Expect a row per run, method and delay, and with --figure a picture of them; episodes that exist in
+RUN/delay are not run again. configs/experiments/real_time.py states the design.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WAITED = 8  # actions that a waiting robot executes per chunk
+PERIOD = 2  # steps between two inferences of the others, or the delay if that is longer
+METHODS: dict[str, dict[str, Any]] = {
+    "wait": {"overlap": "wait", "execute": WAITED},
+    "continue": {},
+    "ensemble": {"ensemble": 0.1},
+    "guided": {"real_time": "guided"},
+    "trained": {"real_time": "trained"},
+}
+LABELS = {
+    "wait": "wait for the chunk",
+    "continue": "continue the previous chunk",
+    "ensemble": "continue, ensembled",
+    "guided": "real-time chunking, guided",
+    "trained": "real-time chunking, trained",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this measurement."""
+    parser.add_argument("--runs", required=True, help="run directories, comma-separated")
+    parser.add_argument("--delays", default="0,1,2,4,6", help="control steps, comma-separated")
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
+    parser.add_argument("--episodes", type=int, default=20, help="per skill, method and delay")
+    parser.add_argument("--slots", type=int, default=20, help="environments stepped together")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--figure", type=Path, help="picture to write")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row per run, method and delay."""
+    rows = [row for directory in args.runs.split(",") for row in _measure(args, Path(directory))]
+    if args.figure:
+        draw(rows, args.figure)
+    return rows
+
+
+def _measure(args: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
+    from octolike.envs.pool import EnvPool
+    from octolike.envs.registry import environment_of, kind_of, simulator
+    from octolike.evaluation import rollouts, suites
+    from octolike.policy import Policy
+
+    policy = Policy.load(directory, batch_size=args.slots)
+    config, robot = policy.config, policy.embodiment.name
+    kind, skills = kind_of(config.environment), tuple(config.collect.skills)
+    suite = suites.Suite(kind, "", ("train",), skills, args.episodes, config.evaluate.seed)
+    make = rollouts.env_maker(policy, environment_of(config.environment, robot))
+    with EnvPool(make, args.slots, args.workers) as pool:
+        for method in args.methods.split(","):
+            for delay in (int(d) for d in args.delays.split(",")):
+                settings = _settings(method)
+                results = rollouts.ResultsFile(
+                    directory / "delay" / f"{method}-{delay}",
+                    {"checkpoint": policy.step, **dataclasses.asdict(settings), "delay": delay},
+                    videos=10**6,  # the actions of all episodes
+                )
+                rollouts.run_episodes(
+                    policy,
+                    "trained",
+                    suite.plan(),
+                    pool,
+                    results,
+                    lambda _: None,
+                    goal=simulator(kind).load("goal"),
+                    execution=settings,
+                    delay=delay,
+                )
+                yield {"run": directory.name} | _summary(results, method, delay)
+
+
+def _settings(method: str) -> Any:
+    from octolike.policy.execution import ExecutionSettings
+
+    return ExecutionSettings(**{"execute": PERIOD, **METHODS[method]})
+
+
+def _summary(results: Any, method: str, delay: int) -> dict[str, Any]:
+    from octolike.evaluation.success import success_rate
+
+    rate, borders, inside = success_rate(results.rows), [], []
+    for row in results.rows:
+        if not row["actions"]:
+            continue
+        move = np.load(results.directory / row["actions"])[:, :3]
+        change = 1e3 * np.linalg.norm(np.diff(move, axis=0), axis=1)  # at steps 1, 2, …
+        is_border = np.isin(np.arange(1, len(move)), takeovers(method, delay, len(move)))
+        borders.extend(change[is_border])
+        inside.extend(change[~is_border])
+    return {
+        "method": method,
+        "delay": delay,
+        "success": rate.rate,
+        "episodes": rate.episodes,
+        "border mm": float(np.mean(borders)) if borders else float("nan"),
+        "inside mm": float(np.mean(inside)) if inside else float("nan"),
+    }
+
+
+def takeovers(method: str, delay: int, steps: int) -> list[int]:
+    """Return the steps at which a new chunk takes over, the first one of an episode aside."""
+    settings = _settings(method)
+    if settings.overlap == "wait":
+        first, period = settings.execute + delay, settings.execute + delay
+    else:
+        first, period = settings.execute + delay, max(settings.execute, delay)
+    return list(range(first, steps, period))
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw success and the change at borders against the delay: mean and range over the runs."""
+    from octolike.plain_figure import PlainFigure
+
+    figure = PlainFigure(figsize=(9, 3.6), layout="constrained")
+    for axis, key, label in zip(
+        figure.subplots(1, 2),
+        ("success", "border mm"),
+        ("success", "change of the commanded motion at borders, mm"),
+        strict=True,
+    ):
+        for method, name in LABELS.items():
+            delays = sorted({r["delay"] for r in rows if r["method"] == method})
+            values = [
+                [r[key] for r in rows if (r["method"], r["delay"]) == (method, d)] for d in delays
+            ]
+            if not delays or (key != "success" and method == "wait"):
+                continue  # a robot that stops has a border in every sense
+            (line,) = axis.plot(delays, [np.mean(v) for v in values], "o-", ms=4, label=name)
+            low, high = [min(v) for v in values], [max(v) for v in values]
+            axis.fill_between(delays, low, high, color=line.get_color(), alpha=0.12, lw=0)
+        axis.set(xlabel="delay of inference, control steps", ylabel=label)
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
