@@ -1,7 +1,7 @@
 """Success with inference 0 to 6 control steps late: waiting, continuing, ensembling, chunking.
 
-    octolike collect --config experiments/real_time
-    octolike train --config experiments/real_time:seed=0      and 1, 2
+    octolike collect --config real_time
+    octolike train --config real_time:seed=0      and 1, 2
     octolike benchmark delay --runs runs/real-time-0,runs/real-time-1,runs/real-time-2
 
 Stated before the run:
