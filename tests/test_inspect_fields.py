@@ -1,17 +1,23 @@
 """Inspecting a dataset: every field is in the inferred spec, or listed with the reason."""
 
+import dataclasses
 import runpy
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from octolike.config import Config
+from octolike.data import open_data
 from octolike.data.onboarding import infer_spec, survey_figures
 from octolike.data.onboarding.spec_fields import describe_unused
 from octolike.data.onboarding.survey import describe_survey, survey_dataset
 from octolike.data.rlds.reader import Reader
+from octolike.errors import DataError
+from octolike.types import flatten
 
 TEXT = tfds.features.Text()
+TEXTS = tfds.features.Sequence(TEXT)
 CAMERA = tfds.features.Image(shape=(16, 16, 3))
 
 
@@ -26,7 +32,7 @@ def build(root, name, step, lengths, episode=None, **values):
     def value(feature, key):
         if isinstance(feature, dict):
             return {k: value(f, k) for k, f in feature.items()}
-        if isinstance(feature, tfds.features.Text):
+        if isinstance(feature, tfds.features.Text) or feature is TEXTS:
             return values.get(key, f"the {key}")
         return np.full(feature.shape, 40, feature.np_dtype)
 
@@ -133,6 +139,72 @@ def test_instructions_of_the_episode_and_of_groups_are_found(tmp_path, step, epi
     episode = reader.parse_episode(next(reader.read_records(0)), "here")
     assert len(episode.instructions) == 3
     assert episode.instructions[0].startswith("the ")
+
+
+@pytest.mark.parametrize(
+    ("step", "episode", "field"),
+    [
+        ({"language_instruction": TEXTS}, {}, "language_instruction"),
+        ({"goal": {"texts": {"instruction": TEXTS}}}, {}, "goal.texts.instruction"),
+        ({}, {"episode_metadata": {"language": {"instruction": TEXTS}}}, "instruction"),
+    ],
+    ids=["steps", "two groups deep", "episode"],
+)
+def test_every_text_of_a_list_is_an_instruction(tmp_path, step, episode, field):
+    texts = ["take it", "grab it", "lift it"]
+    fields = {"action": vector(3), "observation": {"image": CAMERA}, **step}
+    path = build(
+        tmp_path, "mine", fields, (4, 6), episode, instruction=texts, language_instruction=texts
+    )
+    survey = survey_dataset(path)
+    spec = infer_spec.infer(survey)
+    assert [x.endswith(f"{field}.{i}") for i, x in enumerate(spec.language)] == [True] * 3
+    file = infer_spec.write_spec(tmp_path / "mine.py", survey, spec)
+    (read,) = runpy.run_path(str(file))["DATASETS"]
+    reader = Reader(read, str(tmp_path), "train")
+    episode = reader.parse_episode(next(reader.read_records(0)), "here")
+    assert set(episode.instructions) == {tuple(texts)}
+    data = tiny(tmp_path, "mine", str(file))
+    assert set(drawn_texts(data)) == set(texts)
+    whole = dataclasses.replace(read, language=spec.language[0].removesuffix(".0"))
+    with pytest.raises(DataError, match=r"list of texts: name each of them, language=\("):
+        Reader(whole, str(tmp_path), "train")
+
+
+def test_lists_of_texts_may_differ_in_length(tmp_path):
+    fields = {"action": vector(3), "observation": {"image": CAMERA}, "instruction": TEXTS}
+    path = build(tmp_path, "mine", fields, (3,), instruction=["only one"])
+    spec = infer_spec.infer(survey_dataset(path))
+    assert spec.language == "instruction.0"
+    file = infer_spec.write_spec(tmp_path / "mine.py", survey_dataset(path), spec)
+    (read,) = runpy.run_path(str(file))["DATASETS"]
+    two = dataclasses.replace(read, language=("instruction.0", "instruction.1"))
+    reader = Reader(two, str(tmp_path), "train")
+    episode = reader.parse_episode(next(reader.read_records(0)), "here")
+    assert set(episode.instructions) == {("only one", "")}
+    (tmp_path / "two.py").write_text(
+        file.read_text().replace("'instruction.0'", "('instruction.0', 'instruction.1')")
+    )
+    assert set(drawn_texts(tiny(tmp_path, "mine", str(tmp_path / "two.py")))) == {"only one"}
+
+
+def tiny(root, name, spec_file):
+    """Return the opened data of one dataset, without a network."""
+    config = Config(workdir=str(root / "run"))
+    config.data.root, config.data.mix, config.data.specs = str(root), name, (spec_file,)
+    config.data.cameras, config.data.use_proprio, config.data.batch_size = {"primary": 16}, False, 8
+    config.data.held_out = 0.0
+    return open_data(config)
+
+
+def drawn_texts(data):
+    """Return the instructions of the first batches."""
+    batches = data.dataset().take(4).as_numpy_iterator()
+    return [x.decode() for batch in batches for x in texts_of(batch)]
+
+
+def texts_of(batch):
+    return next(v for k, v in flatten(batch) if k.endswith("text"))
 
 
 def test_episodes_of_no_and_of_one_step_are_surveyed(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from octolike.data.onboarding.survey import BOOKKEEPING, Survey
+from octolike.data.onboarding.survey import BOOKKEEPING, MOST_TEXTS, Survey
 
 LANGUAGE = ("language_instruction", "natural_language_instruction", "instruction", "language")
 TASK_GROUPS = ("task", "instruction", "language", *LANGUAGE)
@@ -30,16 +30,29 @@ def instruction_fields(survey: Survey) -> tuple[str, ...]:
     texts = sorted(survey.texts)
     for name in LANGUAGE:
         numbered = re.compile(rf"{name}(_\d+)?")
-        fields = [k for k in texts if numbered.fullmatch(k.rpartition(".")[2])]
+        fields = [k for k in texts if numbered.fullmatch(_list_of(k, survey).rpartition(".")[2])]
         if fields:
             of_steps = [k for k in fields if not k.startswith("episode.")] or fields
-            parent = min((k.rpartition(".")[0] for k in of_steps), key=len)
-            return tuple(k for k in of_steps if k.rpartition(".")[0] == parent)
+            parents = {k: _list_of(k, survey).rpartition(".")[0] for k in of_steps}
+            shortest = min(parents.values(), key=len)
+            return tuple(sorted((k for k in of_steps if parents[k] == shortest), key=_natural))
     for key in texts:
-        *groups, leaf = key.split(".")
+        *groups, leaf = _list_of(key, survey).split(".")
         if leaf in TASK_LEAVES and (set(groups) & set(TASK_GROUPS) or leaf != "text"):
-            return (key,)
+            same = [k for k in texts if _list_of(k, survey) == _list_of(key, survey)]
+            return tuple(sorted(same, key=_natural))
     return ()
+
+
+def _list_of(key: str, survey: Survey) -> str:
+    """Return the field of a text: without the number of a text in a list."""
+    field = key.rpartition(".")[0]
+    return field if field in survey.longest else key
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Return a key that sorts text.2 before text.10."""
+    return [(int(x) if x.isdecimal() else 0, x) for x in re.split(r"(\d+)", key)]
 
 
 def proprio_fields(survey: Survey) -> list[str]:
@@ -75,9 +88,16 @@ def unused_fields(
     """
     keys = {f"observation.{k}" for k in (*cameras.values(), *depth.values())}
     result = {}
-    for field in sorted({*survey.features, *survey.texts} - {*used} - keys - BOOKKEEPING):
+    listed = {_list_of(k, survey) for k in used}  # a list of texts, of which some are used
+    fields = {*survey.features, *survey.texts} - {*used} - listed - keys - BOOKKEEPING
+    for field in sorted(fields):
         if not field.startswith("episode."):
             result[field] = _reason(field, survey)
+        elif any(word in field for word in (*TASK_GROUPS, *TASK_LEAVES)):
+            result[field] = "a further text of the episode: name it in language"
+    for field, longest in survey.longest.items():
+        if longest > MOST_TEXTS:
+            result[f"{field}.{MOST_TEXTS}"] = f"lists of up to {longest} texts: the first are read"
     return result
 
 
@@ -112,7 +132,10 @@ def _stem(key: str) -> str:
 
 def describe_unused(unused: Mapping[str, str], about: Mapping[str, object]) -> str:
     """Return a line per field that the spec or the conversion left out; "" for none."""
-    lines = [f"  not in the spec: steps.{k}: {reason}" for k, reason in unused.items()]
+    lines = [
+        f"  not in the spec: {'' if k.startswith('episode.') else 'steps.'}{k}: {reason}"
+        for k, reason in unused.items()
+    ]
     for title, part in (("left out by convert", "left_out"), ("stored otherwise", "changed")):
         columns = about.get(part, {})
         if isinstance(columns, Mapping):

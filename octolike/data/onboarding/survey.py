@@ -26,6 +26,7 @@ from octolike.data.rlds.fields import DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL, 
 from octolike.data.rlds.reader import to_numpy
 from octolike.data.rlds.record_fields import ParsedEpisode
 from octolike.data.rlds.record_files import PARSE_ERRORS, error_summary, one_line
+from octolike.data.rlds.texts import is_text_list
 from octolike.data.rlds.writer import SETTINGS
 from octolike.errors import DataError
 from octolike.tables import text_table
@@ -33,6 +34,7 @@ from octolike.tables import text_table
 BOOKKEEPING = {IS_FIRST, IS_LAST, IS_TERMINAL, DISCOUNT, "reward"}
 SAMPLE_EPISODES, SAMPLE_FRAMES = 4, 5  # images kept: episodes, frames of each
 DARK, CONTRAST = 16, 8  # of 255: a darker frame, or one with less contrast, shows nothing
+MOST_TEXTS = 16  # of a list of texts
 WIDEST = 256  # fields with more dimensions are embeddings, not measurements
 
 
@@ -47,7 +49,9 @@ class Survey:
         features: {field under steps: description of its type}.
         lengths: int64 [E].
         numbers: {field: one float64 [T, dims] per episode}.
-        texts: {field: one set of texts per episode}; fields of the episode: "episode.<path>".
+        texts: {field: one set of texts per episode}; fields of the episode: "episode.<path>"; of a
+            list of texts, "<path>.0", "<path>.1", … up to `MOST_TEXTS`.
+        longest: {field with lists of texts: length of the longest list}.
         depth: {field: type of its pixels}.
         images: {camera field: SAMPLE_EPISODES lists of SAMPLE_FRAMES encoded images}.
         frozen: {camera field: number of episodes with identical first and last images}.
@@ -69,6 +73,7 @@ class Survey:
     lengths: np.ndarray
     numbers: Mapping[str, list[np.ndarray]]
     texts: Mapping[str, list[set[str]]]
+    longest: Mapping[str, int]
     depth: Mapping[str, str]
     images: Mapping[str, list[list[bytes]]]
     frozen: Mapping[str, int]
@@ -125,6 +130,7 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
         lengths=np.array(collector.lengths, np.int64),
         numbers=collector.numbers,
         texts=collector.texts,
+        longest=collector.longest,
         depth={k: np.dtype(f.np_dtype).name for k, f in leaves.items() if _is_depth(k, f)},
         images=collector.images,
         frozen=collector.frozen,
@@ -195,7 +201,10 @@ class SurveyCollector:
         self.texts: dict[str, list[set[str]]] = {
             k: [] for k, f in {**leaves, **episode}.items() if isinstance(f, tfds.features.Text)
         }
-        skip = BOOKKEEPING | depth | {*self.cameras, *self.texts}
+        self.longest: dict[str, int] = {
+            k: 0 for k, f in {**leaves, **episode}.items() if is_text_list(f)
+        }
+        skip = BOOKKEEPING | depth | {*self.cameras, *self.texts, *self.longest}
         self.numbers: dict[str, list[np.ndarray]] = {
             k: [] for k, f in leaves.items() if k not in skip and _is_number(f)
         }
@@ -217,8 +226,11 @@ class SurveyCollector:
             x = np.asarray(steps[key], np.float64)
             arrays.append(x.reshape(t, math.prod(x.shape[1:])))
         for key, texts in self.texts.items():
-            values = np.reshape(steps[key], -1)
-            texts.append({x.decode("utf-8", "replace") for x in values.tolist()})
+            if key in steps:
+                values = np.reshape(steps[key], -1)
+                texts.append({x.decode("utf-8", "replace") for x in values.tolist()})
+        for key in self.longest:
+            self._add_texts(key, steps[key])
         for key in self.cameras if t else ():
             frames = episode.images[key].numpy()
             try:
@@ -234,6 +246,16 @@ class SurveyCollector:
                 sampled = np.linspace(0, t - 1, SAMPLE_FRAMES).round().astype(int)
                 self.images[key].append([frames[i] for i in sampled])
         return of_episode.get("episode_metadata", {})
+
+    def _add_texts(self, key: str, value: np.ndarray) -> None:
+        """Add the lists of texts of an episode: one of the episode, or one of each step."""
+        lists = [value] if key.startswith(f"{record_fields.EPISODE}.") else list(value)
+        longest = max(map(len, lists), default=0)
+        self.longest[key] = max(self.longest[key], longest)
+        earlier = len(self.lengths) - 1
+        for i in range(min(self.longest[key], MOST_TEXTS)):
+            texts = self.texts.setdefault(f"{key}.{i}", [set() for _ in range(earlier)])
+            texts.append({x[i].decode("utf-8", "replace") for x in lists if i < len(x)})
 
     def _add_contrast(self, key: str, encoded: bytes) -> None:
         """Count a frame that shows nothing, such as that of a camera with its cap on."""
@@ -311,6 +333,8 @@ def _type_name(feature: Any) -> str:
         return "several images per step: the last one is used"
     if isinstance(feature, tfds.features.Text):
         return "text"
+    if is_text_list(feature):
+        return "list of texts"
     if isinstance(feature, tfds.features.Dataset):
         return "nested dataset"
     return f"{np.dtype(feature.np_dtype).name} {tuple(feature.shape)}"

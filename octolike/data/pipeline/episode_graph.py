@@ -7,7 +7,7 @@ the stream; the batch carries the mark (example_graph), and the consumer reports
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import tensorflow.experimental.numpy as tnp
 from octolike.data.pipeline.dataset_split import DatasetSplit, JoinedSplits
 from octolike.data.rlds import record_files
 from octolike.data.rlds.graph_expressions import graph_standard_steps
+from octolike.data.rlds.texts import graph_texts
 
 
 class EpisodeTensors(NamedTuple):
@@ -207,24 +208,6 @@ class EpisodeLoader:
             )
 
         return standard_episode
-
-
-def graph_texts(steps: Mapping[str, Any], path: str, count: tf.Tensor) -> tf.Tensor:
-    """Return the texts at a dotted path of parsed steps, string [count].
-
-    Stored as strings [T], as code points [T, n] terminated by a zero, or as one text of the
-    episode, which is repeated.
-    """
-    value: Any = steps
-    for key in path.split("."):
-        value = value[key]
-    if value.dtype != tf.string:
-        value = tf.strings.unicode_encode(tf.cast(value, tf.int32), "UTF-8")
-        value = tf.strings.regex_replace(value, r"(?s)\x00.*", "")
-    value = tf.reshape(value, [-1])
-    if path.startswith("episode."):
-        value = tf.repeat(value[:1], count)
-    return tf.strings.strip(value[:count])
 
 
 def _encoded_depth(depth: tf.Tensor) -> tf.Tensor:

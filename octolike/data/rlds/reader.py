@@ -33,6 +33,7 @@ from octolike.data.rlds.split_records import (
     has_split,
     is_held_out,
 )
+from octolike.data.rlds.texts import split_path, texts_at, value_at
 from octolike.data.specs import expressions
 from octolike.data.specs.episode_filter import EpisodeFilter, build_filter
 from octolike.data.specs.spec import DatasetSpec
@@ -295,7 +296,7 @@ class Reader:
         depth_images = {c: list(tf.gather(x, kept).numpy()) for c, x in parsed.depth.items()}
         texts = [
             [step_texts[i] for i in kept]
-            for step_texts in (self.texts_at(steps, path) for path in self.spec.language_paths)
+            for step_texts in (texts_at(steps, path) for path in self.spec.language_paths)
         ]
         if not self.uses_instructions or not texts:
             texts = [[""] * t]
@@ -316,20 +317,12 @@ class Reader:
         """Return the text of the spec's label field in a raw record, "" without a label field."""
         if not self.spec.label:
             return ""
-        value = value_at(self.parse_steps(record, place), self.spec.label)
-        return next(iter(decode_texts(np.reshape(value, -1))), "")
+        return next(iter(texts_at(self.parse_steps(record, place), self.spec.label)), "")
 
     def parse_steps(self, record: bytes, place: str) -> dict[str, Any]:
         """Return all fields of a raw record but its images (ParsedEpisode.steps), as arrays."""
         build = functools.partial(self._graph_parser, (), (), record_fields.not_image_array)
         return to_numpy(self._parse(record, place, self._concrete(("steps",), build)).steps)
-
-    def texts_at(self, steps: Mapping[str, Any], name: str) -> list[str]:
-        """Return the T texts at a path of parsed steps; one of the episode is repeated."""
-        value, count = value_at(steps, name), len(steps[IS_FIRST])
-        if name.startswith(f"{EPISODE}."):
-            return decode_texts(np.reshape(value, -1)[:1]) * count
-        return decode_texts(value)
 
     def _graph_parser(
         self,
@@ -361,7 +354,7 @@ class Reader:
             ) from None
 
     def _path(self, name: str) -> record_fields.Path:
-        return tuple(name.split("."))
+        return split_path(self.fields, name)[0]
 
     def standardize(self, steps: Mapping[str, Any], place: str) -> StandardSteps:
         """Return the checked actions and proprio of parsed steps.
@@ -422,7 +415,7 @@ class Reader:
         positions = self.filters.kept_steps(standard.action, self.spec.action)
         texts: list[str] = []
         if self.filters.labelled and self.spec.language_paths:
-            texts = self.texts_at(steps, self.spec.language_paths[0])
+            texts = texts_at(steps, self.spec.language_paths[0])
         if reason := self.filters.reason_to_exclude(standard.action[positions], texts):
             raise ExcludedEpisodeError(f"{self.spec.name}: {place}: {reason}", reason)
         return positions
@@ -448,21 +441,3 @@ def take_steps(standard: StandardSteps, positions: np.ndarray) -> StandardSteps:
 def to_numpy(tree: Any) -> Any:
     """Return nested eager tensors as numpy arrays."""
     return tf.nest.map_structure(lambda x: x.numpy(), tree)
-
-
-def value_at(steps: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path; KeyError with the path if it is missing."""
-    value: Any = steps
-    for key in path.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            raise KeyError(path)
-        value = value[key]
-    return value
-
-
-def decode_texts(x: Any) -> list[str]:
-    """Return the texts of bytes [T], or of code points [T, n] terminated by a zero."""
-    x = np.asarray(x)
-    if x.dtype.kind in "iu":
-        return ["".join(map(chr, row[: (*np.flatnonzero(row == 0), len(row))[0]])) for row in x]
-    return [t.decode("utf-8", errors="replace") for t in x.tolist()]

@@ -8,6 +8,7 @@ from typing import Any
 from octolike.data.rlds import record_fields
 from octolike.data.rlds.fields import OBSERVATION, STEPS
 from octolike.data.rlds.record_fields import EPISODE, Path
+from octolike.data.rlds.texts import is_text_list, split_path
 from octolike.data.specs.spec import DatasetSpec
 from octolike.errors import DataError
 
@@ -49,7 +50,8 @@ def check_paths(
     """
     for name in filter(None, (*spec.language_paths, *flags)):
         node: Any = fields
-        for key in name.split("."):
+        keys, number = split_path(fields, name)
+        for key in keys:
             if not isinstance(node, Mapping) or key not in node:
                 is_text = name in spec.language_paths
                 role = "the instruction should be" if is_text else "the spec reads"
@@ -59,6 +61,14 @@ def check_paths(
                     f"{key!r} there (it has: {names})"
                 )
             node = node[key]
+        if name in spec.language_paths and is_text_list(node) != (number is not None):
+            found = f"{spec.name}: {_shown(name)} in {directory} is"
+            if number is not None:
+                raise DataError(f"{found} one text: name it without .{number}")
+            raise DataError(
+                f"{found} a list of texts: name each of them, language=({name + '.0'!r}, "
+                f"{name + '.1'!r}, ...)"
+            )
 
 
 def _shown(name: str) -> str:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,10 +32,8 @@ from octolike.data.rlds.index import (
 from octolike.data.rlds.quantile_sketch import QuantileSketch
 from octolike.data.rlds.reader import (
     Reader,
-    decode_texts,
     take_steps,
     to_numpy,
-    value_at,
 )
 from octolike.data.rlds.record_fields import ParsedEpisode
 from octolike.data.rlds.record_files import (
@@ -46,6 +44,7 @@ from octolike.data.rlds.record_files import (
     error_summary,
 )
 from octolike.data.rlds.split_records import HELD_OUT, is_held_out
+from octolike.data.rlds.texts import first_text
 from octolike.data.specs.standardize import StandardSteps
 from octolike.embodiment import Statistics
 from octolike.errors import ConfigError, DataError
@@ -241,7 +240,7 @@ class _ShardIndexBuilder:
                 self.sketches.setdefault(part, QuantileSketch(x.shape[1])).update(x)
         paths = {"task": next(iter(reader.spec.language_paths), ""), "label": reader.spec.label}
         numbers = [
-            numbers.setdefault(_first_text(steps, paths[k]), len(numbers))
+            numbers.setdefault(first_text(steps, paths[k]), len(numbers))
             for k, numbers in self.texts.items()
         ]
         start = -1
@@ -385,12 +384,3 @@ class ScannedRecord(NamedTuple):
 
 def _size_and_content(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.strings.length(record), content_fingerprint(record)
-
-
-def _first_text(steps: Mapping[str, Any], path: str) -> str:
-    """Return the first non-blank text at a path of an episode; "" without one or without a path."""
-    if not path:
-        return ""
-    texts = value_at(steps, path)
-    texts = np.reshape(texts, -1) if path.startswith("episode.") else texts
-    return next(filter(None, (x.strip() for x in decode_texts(texts))), "")
