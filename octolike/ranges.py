@@ -55,7 +55,8 @@ def misfits(layout: Layout, s: Statistics, part: str) -> list[str]:
         clauses.append(
             f"{part} {name!r} is not normalised, but its values are {begin:.4g} to {end:.4g}; "
             f"expected a share in [0, 1] or [-1, 1], because {reason}. Set its entry of "
-            f"{part}.normalized to True in the spec, or rescale it there"
+            f"{part}.normalized to True in the spec, or rescale it there (a spec of your own "
+            "replaces one of the package; data.range_check='warn' only reports this)"
         )
     return clauses
 
@@ -132,7 +133,7 @@ def describe(records: Sequence[Embodiment]) -> list[str]:
             stored = ", ".join(record.transform.stored) or "none"
             lines.append(
                 f"actions of {record.name} are learned as {record.representation!r}: "
-                f"{', '.join(record.learned.names)}; as stored: {stored}"
+                f"{', '.join(record.learned.names)}; as stored: {stored}, and the proprio"
             )
         if record.action_statistics is not None:
             binary = np.flatnonzero(is_binary(record.action_statistics))

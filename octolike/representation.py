@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MODES = ("as_stored", "relative", "delta", "absolute")
-FLAGS = ("tool_frame", "rotation_6d")
+from octolike.config.schema import REPRESENTATION_FLAGS as FLAGS
+from octolike.config.schema import REPRESENTATIONS as MODES
+
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 KEPT = ("gripper", "finger")  # dimensions that are learned as stored
 

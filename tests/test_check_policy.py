@@ -16,7 +16,8 @@ from octolike import images
 from octolike.config import Component, Config, ConfigError
 from octolike.data import open_data
 from octolike.data.pipeline import recorded_frames
-from octolike.data.rlds.synthetic import write_fake_dataset
+from octolike.data.rlds.synthetic import fake_episodes, write_fake_dataset
+from octolike.data.rlds.writer import Writer
 from octolike.envs.replays import Replay
 from octolike.errors import DataError
 from octolike.evaluation import frame_check, policy_check, replay_check
@@ -284,6 +285,26 @@ def test_episodes_without_a_seed_cannot_be_replayed(opened):
         DataError, match=r"does not record its seed, split, skill.*octolike collect"
     ):
         next(episodes)
+
+
+def test_a_replay_has_the_idle_steps_that_training_leaves_out(tmp_path):
+    episode = next(fake_episodes(0, 1, steps=8, cameras={"primary": 40, "wrist": 40}))
+    steps, length = episode["steps"], len(episode["steps"]["action"])
+    steps["action"][3, :6] = 0  # idle; the gripper stays as it is
+    steps["action"][3, 6] = steps["action"][2, 6]
+    steps["executed_action"] = np.arange(7 * length, dtype=np.float32).reshape(length, 7)
+    episode["episode_metadata"] |= {"seed": 3, "split": "train", "skill": "touch"}
+    writer = Writer(str(tmp_path / "data"), "fake", "1.0.0", {"train": 1})
+    writer.write("train", 0, [episode])
+    writer.finish()
+    config = config_for(tmp_path, "fake")
+    config.data.filters, config.data.validation_split = Component(idle=1e-3), ""
+    source = open_data(config).source("fake")
+    assert source.index.idle_steps > 0
+    _, episodes = recorded_frames.sample_episodes(source, 1)
+    (replayed,) = episodes
+    np.testing.assert_array_equal(replayed.actions, steps["executed_action"])
+    np.testing.assert_array_equal(replayed.observation["proprio"], steps["observation"]["state"])
 
 
 def test_an_unknown_dataset_is_named(opened):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_oxe import write_fake_oxe
 
+from octolike import ranges
 from octolike.config import Component, Config, ConfigError
 from octolike.data import open_data
 from octolike.data.rlds.episode import ExcludedEpisodeError
@@ -66,8 +67,40 @@ def test_every_dataset_of_the_field_has_a_spec():
     assert {len(spec.action) for spec in OXE} == {2, 7, 8, 14, 16}
     for spec in OXE:
         grippers = [i for i, n in enumerate(spec.action.names) if "gripper" in n]
-        assert not any(spec.action.normalized[i] for i in grippers)
         assert all(spec.action.absolute[i] for i in grippers)
+
+
+# Expressions whose values are a share whatever is stored, and stored values that are one.
+BOUNDED = ("clip", "binarize", "rel2abs", "zeros", "ones", "/ 255")
+STATED = ("boolean", "binary", "1 = closed", "1 = close", "1 = open", "closedness, 1 = closed")
+
+
+def test_a_gripper_of_unknown_range_is_normalised_by_its_extremes():
+    known, unknown = set(), set()
+    for spec in OXE:
+        for i in (i for i, n in enumerate(spec.action.names) if "gripper" in n):
+            text, stored = spec.action_from[-1], spec.gripper.partition("stored:")[2]
+            is_share = any(x in text for x in BOUNDED) or any(x in stored for x in STATED)
+            assert spec.action.normalized[i] != is_share, spec.name
+            assert spec.action.normalization[i : i + 1] == (() if is_share else ("minmax",))
+            (known if is_share else unknown).add(spec.name)
+    assert len(known) > 45
+    assert len(unknown) == 21
+
+
+def test_every_dataset_goes_through_the_door_of_training(root):
+    for name in sorted(SPECS):
+        fake(root, name)
+    mix = ",".join(sorted(SPECS))
+    cameras = {"primary": 16, "wrist": 16}
+    data = open_data(settings(root, mix, cameras=cameras, batch_size=150, pool=150))
+    trained = {name for record in data.embodiments for name in record.datasets}
+    assert trained == set(SPECS)
+    for record in data.embodiments:
+        assert np.isfinite(record.action_statistics.std).all()
+        assert ranges.record_misfits(record) == []
+    batch = next(data.train())
+    assert np.isfinite(batch["action"]).all()
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))

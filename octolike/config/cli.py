@@ -24,6 +24,7 @@ from typing import Any
 
 from octolike.config import plugins
 from octolike.config.components import Component, as_component, unknown
+from octolike.config.python_files import shipped
 from octolike.config.schema import Config
 from octolike.errors import ConfigError
 
@@ -84,6 +85,14 @@ def run(main: Callable[[Config], Any]) -> None:
             sys.exit(128 + signal.SIGINT)
 
     app.run(start, argv=argv, flags_parser=parse)
+
+
+# What config_flags says of a value of the wrong type, and a clearer sentence.
+EXPECTED = {
+    "invalid literal for int()": "expected a whole number",
+    "could not convert string to float": "expected a number",
+    "Non-boolean argument": "expected true or false",
+}
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], Overrides]:
@@ -177,6 +186,13 @@ def _explain(error: Exception, argv: list[str]) -> str:
             if name not in names:
                 return unknown(f"option --config.{match['path']}", name, names)
             node = getattr(node, name)
-    lines = str(error).strip().splitlines()
+    text = str(error)
+    if match := re.search(r"No such file or directory: '(.*)'\Z", text.strip()):
+        shipped_names = ", ".join(path.stem for path in sorted(shipped("configs").glob("*.py")))
+        return f"there is no file {match[1]}; shipped configs: {shipped_names}"
+    if match := re.search(r"flag --([\w.]+)=(.*?): (.*)", text, re.DOTALL):
+        expected = next((v for k, v in EXPECTED.items() if k in match[3]), match[3])
+        return f"--{match[1]}={match[2]}: {expected}"
+    lines = text.strip().splitlines()
     # config_flags puts the traceback of a config file into its error
     return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1]) if lines else repr(error)

@@ -6,7 +6,11 @@
 # No `from __future__ import annotations`: config_flags reads the fields' types, not their names.
 from dataclasses import dataclass
 
-from octolike.config.components import Component, check_fields, option, require
+from octolike.config.components import Component, check_fields, option, require, unknown
+
+# The words of data.representation: one of the first, then any of the others.
+REPRESENTATIONS = ("as_stored", "relative", "delta", "absolute")
+REPRESENTATION_FLAGS = ("tool_frame", "rotation_6d")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -403,8 +407,13 @@ class Config:
             self.evaluate.execute <= d.horizon,
             f"evaluate.execute {self.evaluate.execute} exceeds the chunk, data.horizon {d.horizon}",
         )
+        mode, *flags = d.representation.split() or [""]
+        noun = f"word in data.representation {d.representation!r}"
+        require(mode in REPRESENTATIONS, unknown(noun, mode, REPRESENTATIONS))
+        for flag in flags:
+            require(flag in REPRESENTATION_FLAGS, unknown(noun, flag, REPRESENTATION_FLAGS))
         require(
-            d.representation.split()[:1] == ["as_stored"] or d.use_proprio,
+            mode == "as_stored" or d.use_proprio,
             f"data.representation {d.representation!r} needs the robot's state; set "
             "data.use_proprio, or 'as_stored'",
         )

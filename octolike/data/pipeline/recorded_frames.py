@@ -165,9 +165,15 @@ def _goal_step(config: DataConfig, draw: np.ndarray, t: int, length: int) -> int
     return int(choice.step[0])
 
 
-def _load(source: DatasetSplit, number: int) -> tuple[Episode, dict[str, Any]]:
-    """Return an episode in the robot's units, and all fields of its record."""
-    index, reader = source.index, source.reader
+def _load(
+    source: DatasetSplit, number: int, *, complete: bool = False
+) -> tuple[Episode, dict[str, Any]]:
+    """Return an episode in the robot's units, and all fields of its record.
+
+    complete: with the steps that a filter leaves out: a replay needs every action.
+    """
+    index = source.index
+    reader = source.reader.without_filters() if complete else source.reader
     raw = reader.read_record(
         int(index.shard[number]), int(index.offset[number]), int(index.length[number])
     )
@@ -189,7 +195,7 @@ def _images(
 
 
 def _recorded_episode(source: DatasetSplit, number: int) -> RecordedEpisode:
-    episode, fields = _load(source, number)
+    episode, fields = _load(source, number, complete=True)
     metadata = fields["episode"].get("episode_metadata", {})
     missing = [k for k in ("seed", "split", "skill") if k not in metadata]
     if missing:

@@ -238,6 +238,12 @@ class Reader:
         record = self.read_record(shard, offset, length, content)
         return self.parse_episode(record, f"{self.files[shard]}, byte {offset}", cameras, depth)
 
+    def without_filters(self) -> Reader:
+        """Return this reader with every step of its episodes, idle ones too."""
+        reader = copy.copy(self)
+        reader.filters = NO_FILTER
+        return reader
+
     def read_record(
         self, shard: int, offset: int, length: int, content: int | None = None
     ) -> bytes:

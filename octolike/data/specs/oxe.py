@@ -28,6 +28,7 @@ def _spec(
     action: str,
     proprio: str = "",
     joint_targets: bool = True,
+    share: bool = True,
     **fields: Any,
 ) -> DatasetSpec:
     """Return a spec with layouts made from the names of the dimensions.
@@ -39,28 +40,34 @@ def _spec(
         action: names of the dimensions, separated by spaces.
         proprio: likewise; "" for none.
         joint_targets: whether joints of the action are absolute targets, not changes.
+        share: whether the gripper's actions are known to be a share; if not, they are normalised by
+            their extremes, which suits any range (a torque, or a gripper that overshoots).
         fields: further fields of DatasetSpec.
     """
     return DatasetSpec(
         name=name,
         version=version,
         cameras=cameras,
-        action=_layout(action, joint_targets, normalize_gripper=False),
+        action=_layout(action, joint_targets, normalize_gripper=False, share=share),
         proprio=_layout(proprio, True, normalize_gripper=True) if proprio else None,
         **fields,
     )
 
 
-def _layout(names: str, joint_targets: bool, *, normalize_gripper: bool) -> Layout:
+def _layout(
+    names: str, joint_targets: bool, *, normalize_gripper: bool, share: bool = True
+) -> Layout:
     dims = tuple(names.split())
     bare = [d.rpartition("_")[0] if d[-1].isdigit() else d for d in dims]
     change = [d.startswith(("d", "base")) or ("joint" in d and not joint_targets) for d in dims]
-    raw = [b == "unused" or ("gripper" in b and not normalize_gripper) for b in bare]
+    raw = [b == "unused" or ("gripper" in b and share and not normalize_gripper) for b in bare]
+    extremes = tuple("" if share or "gripper" not in b else "minmax" for b in bare)
     return Layout(
         names=dims,
         units=tuple(_unit(b) for b in bare),
         absolute=tuple(not c for c in change),
         normalized=tuple(not r for r in raw),
+        normalization=extremes if any(extremes) else (),
     )
 
 
@@ -97,6 +104,7 @@ OXE = (
         ),
         proprio_from=("observation.state",),
         every=5,
+        share=False,
         gripper="1 = open (ALOHA normalised gripper; unverified); stored: absolute, unverified",
         control_hz=10,
         robot="ALOHA (two arms)",
@@ -134,6 +142,7 @@ OXE = (
         ),
         proprio_from=("observation.state",),
         every=5,
+        share=False,
         gripper="1 = open (ALOHA normalised gripper; unverified); stored: absolute, unverified",
         control_hz=10,
         robot="Mobile ALOHA (two arms on a mobile base)",
@@ -168,6 +177,7 @@ OXE = (
         ),
         proprio_from=("observation.state",),
         every=5,
+        share=False,
         gripper="1 = open (ALOHA normalised gripper; unverified); stored: absolute, unverified",
         control_hz=10,
         robot="ALOHA (two arms)",
@@ -188,6 +198,7 @@ OXE = (
         action_from=("action[0:6]", "action[6:7]"),
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("step.ground_truth_states.EE", "observation.state[-1:]"),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=12.5,
         robot="UR5",
@@ -504,6 +515,7 @@ OXE = (
         language="language_instruction",
         action="dx dy dz droll dpitch dyaw gripper",
         action_from=("action[0:6]", "action[6:7]"),
+        share=False,
         gripper="1 = open; stored: absolute, positive = open (Re-Mix)",
         control_hz=10,
         robot="Franka",
@@ -546,6 +558,7 @@ OXE = (
         action_from=("action[0:3]", "quat_to_euler(action[3:7])", "action[-1:]"),
         proprio="x y z roll pitch yaw",
         proprio_from=("observation.state",),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="Franka",
@@ -628,6 +641,7 @@ OXE = (
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
         proprio="x y z roll pitch yaw",
         proprio_from=("observation.state[0:6]",),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="DLR SARA",
@@ -649,6 +663,7 @@ OXE = (
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
         proprio="x y z roll pitch yaw",
         proprio_from=("observation.state",),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="DLR SARA",
@@ -671,6 +686,7 @@ OXE = (
         action_from=("action[0:6]", "action[6:7]"),
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.state",),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=3.75,
         robot="Hello Stretch",
@@ -739,6 +755,7 @@ OXE = (
         action_from=("action[0:6]", "action[6:7]"),
         proprio="x y z qx qy qz qw gripper",
         proprio_from=("observation.eef_pose", "observation.state_gripper_pose"),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="Franka",
@@ -839,6 +856,7 @@ OXE = (
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
         proprio="gripper",
         proprio_from=("observation.state",),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="Sawyer",
@@ -1008,6 +1026,7 @@ OXE = (
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
         proprio="x y z qx qy qz qw gripper",
         proprio_from=("observation.tcp_pose", "observation.state[7:8]"),
+        share=False,
         gripper="1 = open; stored: absolute, positive = open (Re-Mix)",
         control_hz=20,
         robot="Franka",
@@ -1130,6 +1149,7 @@ OXE = (
         action_from=("action[0:3]", "zeros(2)", "action[3:4]", "action[-1:]"),
         proprio="x y z yaw unused_0 unused_1 gripper",
         proprio_from=("observation.state[0:4]", "zeros(2)", "observation.state[-1:]"),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=1,
         robot="Multi-Robot",
@@ -1210,6 +1230,7 @@ OXE = (
         action_from=("action[0:3]", "zeros(3)", "action[-1:]"),
         proprio="x y z qx qy qz qw",
         proprio_from=("observation.ee_position", "observation.ee_orientation"),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, unverified",
         control_hz=20,
         robot="Kuka iiwa",
@@ -1456,6 +1477,7 @@ OXE = (
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.state[0:6]", "observation.state[-1:]"),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="Cobotta",
@@ -1494,6 +1516,7 @@ OXE = (
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
         proprio="joint_0 joint_1 joint_2 joint_3 joint_4 joint_5 joint_6",
         proprio_from=("observation.state[0:7]",),
+        share=False,
         gripper="1 = open; stored: absolute, positive = open (Re-Mix)",
         control_hz=2,
         robot="xArm",
@@ -1519,6 +1542,7 @@ OXE = (
         action_from=("action[0:3]", "zeros(3)", "action[-1:]"),
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.state[0:6]", "observation.state[6:7]"),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, torque; sign unverified",
         control_hz=3,
         robot="xArm",
@@ -1572,6 +1596,7 @@ OXE = (
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.state[0:6]", "observation.state[6:7]"),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="PR2",
@@ -1596,6 +1621,7 @@ OXE = (
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
         proprio="x y z roll pitch yaw gripper",
         proprio_from=("observation.state[0:6]", "observation.state[6:7]"),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="PR2",
@@ -1620,6 +1646,7 @@ OXE = (
         action_from=("action[-7:-1]", "action[-1:]"),
         proprio="x y z yaw pitch roll",
         proprio_from=("observation.pose_r",),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="xArm Bimanual",
@@ -1636,6 +1663,7 @@ OXE = (
         action_from=("action[0:3]", "action[3:6]", "action[6:7]"),
         proprio="x y z yaw pitch roll",
         proprio_from=("observation.end_effector_pose",),
+        share=False,
         gripper="1 = unverified (raw value); stored: absolute, sign unverified",
         control_hz=10,
         robot="xArm",
