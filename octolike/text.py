@@ -115,19 +115,19 @@ class HashTokenizer(TextTokenizer):
 
 @dataclass
 class HuggingFaceTokenizer(TextTokenizer):
-    """A tokenizer of the transformers library, from a local directory or a hub id.
+    """A tokenizer of the transformers library: a directory, a hub id, or package:NAME/FOLDER.
 
     Raises ConfigError that names `path` if it has no tokenizer.
     """
 
-    path: str = option("", "local directory or hub id of the tokenizer")
+    path: str = option("", "directory, hub id or package:NAME/FOLDER of the tokenizer")
 
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer  # takes seconds to import
 
         try:
-            return AutoTokenizer.from_pretrained(self.path)
+            return AutoTokenizer.from_pretrained(files.package_path(self.path))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"data.text.path {self.path!r} is neither a directory with a tokenizer "

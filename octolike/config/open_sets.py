@@ -50,7 +50,7 @@ OPEN_SETS = {
     "samplings": _set("octolike.data.pipeline.sampling:SAMPLING"),
     "tokenizers": _set("octolike.model.tokenizers:TOKENIZERS", "dtype", "tasks"),
     "encoders": _set("octolike.model.encoders:ENCODERS", "dtype"),
-    "text_encoders": _set("octolike.model.language:ENCODERS", "dtype", from_file="path"),
+    "text_encoders": _set("octolike.model.text_encoders:ENCODERS", "dtype", from_file="path"),
     "experts": _set("octolike.model.experts:EXPERTS", "dtype"),
     "heads": _set(
         "octolike.model.heads:HEADS",

@@ -1,6 +1,6 @@
-"""Pretrained text encoders, T5 and CLIP, and the tokenizer over their states.
+"""The tokenizer over the states of a pretrained text encoder, and where that encoder runs.
 
-    ids, mask [B, L] ─ T5 or CLIP ─ states [B, L, E] ─ TextEncoder (the tokenizer) ─ tokens
+    ids, mask [B, L] ─ T5, CLIP or BERT ─ states [B, L, E] ─ TextEncoder (the tokenizer) ─ tokens
 
 A trained encoder is part of the network and runs in every step. A frozen encoder stays outside: it
 runs once per distinct instruction (`FrozenEncoder`), and the network reads `task.language.states`,
@@ -10,11 +10,9 @@ which training, validation and the policy add to the batch (`extend_spec`: to it
 
 from __future__ import annotations
 
-import functools
-import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -26,6 +24,7 @@ import numpy as np
 from octolike.config import Component, ConfigError, build_component, option, unknown
 from octolike.model import language_weights
 from octolike.model.language_weights import read as read_params
+from octolike.model.text_encoders import ENCODERS
 from octolike.types import Batch, BatchSpec, TokenGroup
 
 STATES = "task.language.states"
@@ -33,214 +32,22 @@ PREPARED_AT_ONCE = 1024  # instructions whose states are stacked at once
 STATE_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _quick_gelu(x: jax.Array) -> jax.Array:
-    return x * nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": nn.relu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_new": nn.gelu,
-    "quick_gelu": _quick_gelu,
-    "silu": nn.silu,
-}
-
-
-class RMSNorm(nn.Module):
-    """Division by the root mean square: a layer norm without mean and bias."""
-
-    epsilon: float
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale).astype(self.dtype)
-
-
-class _TextTransformer(nn.Module):
-    """The parts that the text encoders share; `dtype` and `attention_heads` are theirs."""
-
-    use_bias: ClassVar[bool]
-
-    def _dense(self, width: int, name: str) -> nn.Dense:
-        return nn.Dense(width, use_bias=self.use_bias, dtype=self.dtype, name=name)
-
-    def _attend(
-        self,
-        i: int,
-        x: jax.Array,
-        width: int,
-        mask: jax.Array,
-        bias: jax.Array | float = 0.0,
-        divisor: float | None = None,
-    ) -> jax.Array:
-        """Return the attention of block i; queries, keys and values have `width` in all heads.
-
-        divisor: of the queries; None: they are used as they are.
-        """
-        q, k, v = (self._dense(width, f"block_{i}_{name}")(x) for name in ("query", "key", "value"))
-        q = q if divisor is None else q / divisor
-        attended = attend(q, k, v, self.attention_heads, mask, bias)
-        return self._dense(x.shape[-1], f"block_{i}_out")(attended)
-
-
-class T5(_TextTransformer):
-    """The encoder of T5 (Raffel et al. 2019): v1.0 (relu), v1.1 and its relatives (gated).
-
-    Positions are a bias on the attention logits, learned per bucket of distances and shared by all
-    blocks. With a path, its config.json gives the sizes.
-    """
-
-    path: str = option("", "directory or hub id of pretrained weights; '': none")
-    vocabulary: int = option(32128, "number of token ids", low=1)
-    width: int = option(768, "E: width of the states", low=1)
-    layers: int = option(12, "transformer blocks", low=0)
-    attention_heads: int = option(12, "attention heads", low=1)
-    head_width: int = option(64, "width of an attention head", low=1)
-    mlp_width: int = option(3072, "width of the feed-forward layer", low=1)
-    activation: str = option(
-        "relu", "activation of the feed-forward layer", choices=tuple(ACTIVATIONS)
-    )
-    gated: bool = option(False, "gated feed-forward layer, as in v1.1")
-    buckets: int = option(32, "buckets of relative distances", low=1)
-    max_distance: int = option(128, "distance from which on all share the last bucket", low=1)
-    epsilon: float = option(1e-6, "epsilon of the norms", low=0)
-    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
-    use_bias: ClassVar[bool] = False
-
-    @property
-    def max_length(self) -> int | None:
-        """The maximum number of tokens; None: no limit."""
-        return None
-
-    @nn.compact
-    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Return the last hidden states [B, L, width] of ids int [B, L]; mask: False is padding."""
-        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="words")(ids)
-        buckets = distance_buckets(ids.shape[1], self.buckets, self.max_distance)
-        bias = nn.Embed(self.buckets, self.attention_heads, name="relative_bias")(buckets)
-        bias_1xNxLxL = bias.transpose(2, 0, 1)[None].astype(jnp.float32)
-        for i in range(self.layers):
-            norm = RMSNorm(self.epsilon, self.dtype, name=f"block_{i}_attention_norm")
-            # No division by √head_width: T5's initialisation contains it.
-            width = self.attention_heads * self.head_width
-            x = x + self._attend(i, norm(x), width, mask[:, None, None, :], bias_1xNxLxL)
-            norm = RMSNorm(self.epsilon, self.dtype, name=f"block_{i}_mlp_norm")
-            x = x + self._mlp(i, norm(x))
-        return RMSNorm(self.epsilon, self.dtype, name="norm")(x)
-
-    def _mlp(self, i: int, x: jax.Array) -> jax.Array:
-        activate = ACTIVATIONS[self.activation]
-        hidden = self._dense(self.mlp_width, f"block_{i}_mlp_in")(x)
-        if self.gated:
-            hidden = activate(self._dense(self.mlp_width, f"block_{i}_mlp_gate")(x)) * hidden
-        else:
-            hidden = activate(hidden)
-        return self._dense(self.width, f"block_{i}_mlp_out")(hidden)
-
-
-class ClipText(_TextTransformer):
-    """The text encoder of CLIP (Radford et al. 2021): a causal pre-norm transformer.
-
-    With a path, its config.json gives the sizes.
-    """
-
-    path: str = option("", "directory or hub id of pretrained weights; '': none")
-    vocabulary: int = option(49408, "number of token ids", low=1)
-    width: int = option(512, "E: width of the states", low=1)
-    layers: int = option(12, "transformer blocks", low=0)
-    attention_heads: int = option(8, "attention heads", low=1)
-    mlp_width: int = option(2048, "width of the feed-forward layer", low=1)
-    activation: str = option(
-        "quick_gelu", "activation of the feed-forward layer", choices=tuple(ACTIVATIONS)
-    )
-    max_length: int = option(77, "maximum number of tokens", low=1)
-    epsilon: float = option(1e-5, "epsilon of the norms", low=0)
-    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
-    use_bias: ClassVar[bool] = True
-
-    @nn.compact
-    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Return the last hidden states [B, L, width] of ids int [B, L]; mask: False is padding."""
-        length = ids.shape[1]
-        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="words")(ids)
-        positions = nn.Embed(self.max_length, self.width, dtype=self.dtype, name="positions")
-        x = x + positions(jnp.arange(length))
-        visible = mask[:, None, None, :] & jnp.tril(jnp.ones((length, length), bool))
-        for i in range(self.layers):
-            hidden = self._norm(f"block_{i}_attention_norm")(x)
-            divisor = math.sqrt(self.width // self.attention_heads)
-            x = x + self._attend(i, hidden, self.width, visible, divisor=divisor)
-            hidden = self._norm(f"block_{i}_mlp_norm")(x)
-            hidden = self._dense(self.mlp_width, f"block_{i}_mlp_in")(hidden)
-            hidden = ACTIVATIONS[self.activation](hidden)
-            x = x + self._dense(self.width, f"block_{i}_mlp_out")(hidden)
-        return self._norm("norm")(x)
-
-    def _norm(self, name: str) -> nn.LayerNorm:
-        return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
-
-
-ENCODERS = {"t5": T5, "clip": ClipText}
-
-
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    heads: int,
-    mask: jax.Array,
-    bias: jax.Array | float = 0.0,
-) -> jax.Array:
-    """Return softmax(q · k + bias) · v per head; q, k, v: [B, L, N · H], mask: [B, 1, L or 1, L].
-
-    The softmax is computed in float32. A fully masked row attends to all keys equally, so that the
-    result stays finite.
-    """
-    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
-    logits_BxNxLxL = jnp.einsum("bqnh,bknh->bnqk", q, k).astype(jnp.float32) + bias
-    logits_BxNxLxL = jnp.where(mask, logits_BxNxLxL, jnp.finfo(jnp.float32).min)
-    weights_BxNxLxL = jax.nn.softmax(logits_BxNxLxL, axis=-1).astype(v.dtype)
-    out_BxLxNxH = jnp.einsum("bnqk,bknh->bqnh", weights_BxNxLxL, v)
-    return out_BxLxNxH.reshape(*out_BxLxNxH.shape[:2], -1)
-
-
-def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """Return T5's bucket, int32 [L, L], of each distance from row (query) to column (key).
-
-    Half of the buckets are for keys behind the query, half for keys ahead. In each half, the first
-    half holds one distance per bucket; the sizes of the others grow logarithmically up to
-    `max_distance`, and the last holds all larger distances.
-    """
-    position = np.arange(length)
-    offset = position[None, :] - position[:, None]
-    distance = np.abs(offset)
-    half = buckets // 2
-    exact = half // 2
-    # float32, as in the training of T5: at powers of two the rounding decides the bucket
-    ratio = np.maximum(distance, 1).astype(np.float32) / exact
-    growth = np.log(ratio) / np.float32(math.log(max_distance / exact))
-    large = np.minimum(exact + (growth * (half - exact)).astype(np.int32), half - 1)
-    bucket = np.where(distance < exact, distance, large)
-    return (bucket + np.where(offset > 0, half, 0)).astype(np.int32)
-
-
 class TextEncoder(nn.Module):
-    """The instruction's states of a pretrained encoder, one token per id.
+    """The instruction's states of a pretrained encoder, one token per id, or one in all.
 
     A trained encoder is part of the network and starts from the weights of its path; the states of
     a frozen one are part of the batch.
     """
 
     encoder: nn.Module = option(
-        meaning="the text encoder", table="octolike.model.language:ENCODERS"
+        meaning="the text encoder", table="octolike.model.text_encoders:ENCODERS"
     )
     trained: bool = option(False, "train the encoder in the network; False: frozen")
     padding_visible: bool = option(
         True, "attend to the tokens of padding too, as Octo does; False: mask them"
+    )
+    pooled: bool = option(
+        False, "one token: the mean over the instruction's states, as for sentence encoders"
     )
     states: str = option(
         "float32", "dtype of a frozen encoder's cached states", choices=STATE_DTYPES
@@ -255,6 +62,10 @@ class TextEncoder(nn.Module):
     def __call__(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> TokenGroup:
         words, present = task["language"], task["present"]["language"][:, None]
         x = self.encoder(words["ids"], words["mask"]) if self.trained else words["states"]
+        if self.pooled:
+            weight = words["mask"].astype(jnp.float32)[..., None]
+            mean = (x.astype(jnp.float32) * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
+            return TokenGroup(mean[:, None].astype(self.dtype), present)
         mask = present if self.padding_visible else words["mask"] & present
         return TokenGroup(x.astype(self.dtype), jnp.broadcast_to(mask, x.shape[:-1]))
 
@@ -458,7 +269,7 @@ def _text_encoders(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         if not isinstance(tokenizer.get("encoder"), Mapping):
             raise ConfigError(
                 f"model.tokenizers.{name} ('text_encoder') lacks 'encoder': "
-                '{"kind": "t5" or "clip", "path": directory or hub id}'
+                '{"kind": "t5", "clip" or "bert", "path": directory or hub id}'
             )
     return components
 

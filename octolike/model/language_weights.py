@@ -1,7 +1,8 @@
 """Weights of text encoders: Hugging Face's config.json and safetensors, read and written.
 
-A directory or hub id holds config.json and model.safetensors, or several files listed in
-model.safetensors.index.json. Of a complete T5 or CLIP model only the text encoder is read.
+A directory, hub id or package (`files.package_path`) holds config.json and model.safetensors, or
+several files listed in model.safetensors.index.json. Of a complete T5 or CLIP model only the text
+encoder is read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ INDEX, WEIGHTS, CONFIG = "model.safetensors.index.json", "model.safetensors", "c
 # Our module path: Hugging Face's; {i} is the number of the block in both.
 _T5 = "encoder.block.{i}.layer"
 _CLIP = "text_model.encoder.layers.{i}"
+_BERT = "encoder.layer.{i}"
 NAMES = {
     "t5": {
         "words": "shared",
@@ -50,6 +52,20 @@ NAMES = {
         "block_{i}_mlp_out": f"{_CLIP}.mlp.fc2",
         "norm": "text_model.final_layer_norm",
     },
+    "bert": {
+        "words": "embeddings.word_embeddings",
+        "positions": "embeddings.position_embeddings",
+        "segments": "embeddings.token_type_embeddings",
+        "embedding_norm": "embeddings.LayerNorm",
+        "block_{i}_query": f"{_BERT}.attention.self.query",
+        "block_{i}_key": f"{_BERT}.attention.self.key",
+        "block_{i}_value": f"{_BERT}.attention.self.value",
+        "block_{i}_out": f"{_BERT}.attention.output.dense",
+        "block_{i}_attention_norm": f"{_BERT}.attention.output.LayerNorm",
+        "block_{i}_mlp_in": f"{_BERT}.intermediate.dense",
+        "block_{i}_mlp_out": f"{_BERT}.output.dense",
+        "block_{i}_mlp_norm": f"{_BERT}.output.LayerNorm",
+    },
 }
 # In a gated T5, "wi" is two layers.
 GATED = {
@@ -61,12 +77,14 @@ LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": 
 ALIASES = {
     "t5": (r"^encoder\.embed_tokens\.", "shared."),
     "clip": (r"^(?=embeddings\.|encoder\.layers\.|final_layer_norm\.)", "text_model."),
+    "bert": (r"^bert\.", ""),
 }
 # Parameters of complete models that do not belong to the text encoder: ignored.
 OTHERS = {
     "t5": r"(decoder|lm_head)\.",
     "clip": r"(vision_model|visual_projection|text_projection|logit_scale|logit_bias)\b"
     r"|text_model\.embeddings\.position_ids$",
+    "bert": r"(pooler|cls)\.|embeddings\.position_ids$",
 }
 
 # Our field: (its name in config.json, Hugging Face's default if config.json lacks it).
@@ -93,8 +111,19 @@ SIZES = {
         "max_length": ("max_position_embeddings", 77),
         "epsilon": ("layer_norm_eps", 1e-5),
     },
+    "bert": {
+        "vocabulary": ("vocab_size", 30522),
+        "width": ("hidden_size", 768),
+        "layers": ("num_hidden_layers", 12),
+        "attention_heads": ("num_attention_heads", 12),
+        "mlp_width": ("intermediate_size", 3072),
+        "activation": ("hidden_act", "gelu"),
+        "max_length": ("max_position_embeddings", 512),
+        "segments": ("type_vocab_size", 2),
+        "epsilon": ("layer_norm_eps", 1e-12),
+    },
 }
-KINDS = {"t5": "t5", "mt5": "t5", "clip": "clip", "clip_text_model": "clip"}
+KINDS = {"t5": "t5", "mt5": "t5", "clip": "clip", "clip_text_model": "clip", "bert": "bert"}
 
 
 def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
@@ -217,10 +246,11 @@ def copy(source: str, kind: str, shapes: Mapping[str, Any] | None, target: Path,
 @functools.lru_cache(maxsize=8)
 def find(source: str, patterns: tuple[str, ...], path: str) -> Path:
     """Return the local directory of a directory or hub id; downloads files that match patterns."""
+    source = files.package_path(source)
     if Path(source).is_dir():
         if not (Path(source) / CONFIG).is_file():
-            files = ", ".join(sorted(p.name for p in Path(source).iterdir())) or "nothing"
-            raise ConfigError(f"{path}.path {source!r} has no {CONFIG}; it contains {files}")
+            contents = ", ".join(sorted(p.name for p in Path(source).iterdir())) or "nothing"
+            raise ConfigError(f"{path}.path {source!r} has no {CONFIG}; it contains {contents}")
         return Path(source)
     from huggingface_hub import snapshot_download
 
