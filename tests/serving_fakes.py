@@ -127,7 +127,7 @@ def serving(policy, watcher=None, **options):
     thread.start()
     server.thread = thread
     try:
-        until(lambda: errors or any(line.startswith("ready") for line in lines))
+        until(lambda: errors or any(line.startswith("ready") for line in lines), 120)
         if errors:
             raise errors[0]
         yield server

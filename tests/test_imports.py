@@ -49,6 +49,7 @@ MAY_SEE = {
     "train": {*GROUND, "embodiment", "ranges", "text", "model", "train"},
     "octo_import": {*GROUND, "embodiment", "ranges", "text", "model", "train", "octo_import"},
     "policy": {*GROUND, "images", "embodiment", "ranges", "text", "model", "train", "policy"},
+    "hub": {*GROUND, "embodiment", "train", "hub"},
     "envs": {*GROUND, "envs"},
     "evaluation": {*GROUND, "embodiment", "ranges", "policy", "envs", "train", "evaluation"},
 }

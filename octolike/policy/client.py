@@ -181,9 +181,8 @@ class RemotePolicy:
             TimeoutError: no reply in time.
             ConnectionError: the connection is lost and cannot be opened again.
         """
-        images = {k: self._image(v) for k, v in observation.items() if k.startswith("image_")}
-        rest = {k: v for k, v in observation.items() if k not in images}
-        request = {**task.request, **rest, **images, "seed": int(seed), "history": "client"}
+        sent = {k: self._image(v) if k.startswith("image_") else v for k, v in observation.items()}
+        request = {**task.request, **sent, "seed": int(seed), "history": "client"}
         if prefix is not None and len(prefix[0]):
             actions = np.asarray(prefix[0], np.float32)
             request["prefix"] = {"actions": actions, "delay": int(prefix[1])}

@@ -1,0 +1,1 @@
+"""Runs in other places: a Hugging Face hub repository, a bucket, a directory; with a model card."""
