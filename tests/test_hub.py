@@ -186,7 +186,7 @@ def test_the_card_states_data_conventions_and_success(run_dir):
         "| x | m | change | 1 to 1 |",
         "| gripper | m | target | 0 to 1 |",
         "| image_primary | RGB, 16 x 16 pixels |",
-        "reads it | instructions, goal images, task ids |",
+        "| the task is given by | instructions |",
         "| trained | seen tasks | lift | 70% [40%, 89%] | 7/10 |",
         "octolike pull hf://someone/arm@REVISION",
     ):

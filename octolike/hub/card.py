@@ -111,16 +111,19 @@ def _layout(record: Embodiment, part: str) -> str:
 def _inputs(config: Mapping[str, Any], names: Any) -> str:
     data = config["data"]
     rows = [(f"image_{k}", f"RGB, {side} x {side} pixels") for k, side in data["cameras"].items()]
-    probabilities = {
-        "instructions": data["keep_language"],
-        "goal images": data["keep_goal"],
-        "task ids": data["keep_task_id"],
+    readers = config["model"]["tokenizers"].values()
+    kinds = {component["kind"] for component in readers}
+    has_goal = "goal_image" in kinds or any(component.get("goal") for component in readers)
+    read = {
+        "instructions": bool(kinds & {"language", "text_encoder"}) and data["keep_language"],
+        "goal images": has_goal and data["keep_goal"],
+        "task ids": "task_id" in kinds and data["keep_task_id"],
     }
-    conditions = [name for name, probability in probabilities.items() if probability > 0]
+    conditions = [name for name, probability in read.items() if probability]
     rows += [
         ("frames of history", data["window"]),
         ("actions per chunk", data["horizon"]),
-        ("task, as far as the network reads it", ", ".join(conditions)),
+        ("the task is given by", ", ".join(conditions) or "nothing"),
     ]
     if names.get("tasks"):
         rows.append(("tasks", f"{len(names['tasks'])}: {', '.join(names['tasks'][:20])}"))
