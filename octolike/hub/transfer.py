@@ -21,7 +21,7 @@ from octolike.errors import ConfigError, RunError
 from octolike.files import Path, PathLike
 from octolike.hub.card import REPORT, model_card, read_json
 from octolike.train import checkpoint_manifest, run_manifest
-from octolike.train.checkpoint_store import CHECKPOINTS, checkpoint_steps, first_line
+from octolike.train.checkpoint_store import CHECKPOINTS, cause_of, checkpoint_steps
 
 HUB = "hf://"
 CARD, ORIGIN = "README.md", "origin.json"
@@ -244,7 +244,7 @@ def _upload(staged: LocalPath, repository: str, message: str, public: bool) -> s
         )
     except Exception as error:  # of the hub, of the network, of the login
         raise RunError(
-            f"{HUB}{repository} cannot be written: {first_line(error)}. Log in with: hf auth login"
+            f"{HUB}{repository} cannot be written: {cause_of(error)}. Log in with: hf auth login"
         ) from error
     return str(commit.oid)
 
@@ -260,7 +260,7 @@ def _download(location: Location, staged: LocalPath) -> str:
             local_dir=str(staged),
         )
     except Exception as error:
-        raise RunError(f"{location} cannot be read: {first_line(error)}") from error
+        raise RunError(f"{location} cannot be read: {cause_of(error)}") from error
     shutil.rmtree(staged / ".cache", ignore_errors=True)  # huggingface_hub's own
     (staged / ".gitattributes").unlink(missing_ok=True)
     return str(info.sha)
