@@ -126,7 +126,7 @@ class ActionSampler:
             ValueError: a seed that is not an integer below 2^32.
         """
         total, chunks = len(seeds), []
-        keys = _check_seeds(seeds)
+        keys = check_seeds(seeds)
         for examples in self._batches(total // repeats):
             inputs = jax.tree.map(lambda x, rows=examples: x[rows], (observation, task))
             with self._once(len(examples), prefix is not None):
@@ -176,7 +176,7 @@ class _FirstCall:
             self._sampler._compiling.release()
 
 
-def _check_seeds(seeds: Sequence[int]) -> np.ndarray:
+def check_seeds(seeds: Sequence[int]) -> np.ndarray:
     """Return seeds as uint32; ValueError for others: they would repeat a smaller one's noise."""
     for seed in seeds:
         is_integer = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)

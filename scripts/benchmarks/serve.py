@@ -7,7 +7,8 @@
 
 The server runs in a process of its own, the robots in threads of this one; each asks again as soon
 as it has its answer. Overhead is the difference of calls that alternate between the server and the
-same policy here; p5 are the calls that nothing else on the machine disturbed. Parameters are random: speed does not depend on them.
+same policy here; p5 are the calls that nothing else on the machine disturbed. Parameters are
+random: speed does not depend on them.
 """
 
 from __future__ import annotations

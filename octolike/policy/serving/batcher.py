@@ -171,14 +171,15 @@ def _compute(policy: Policy, jobs: Sequence[_Job]) -> list[np.ndarray | Exceptio
     try:
         actions = _sample(policy, [job.inputs for job in jobs], [job.seed for job in jobs])
         return list(actions)
-    except FloatingPointError as error:
-        if len(jobs) == 1:
-            return [FailureError(str(error))]
-        return [result for job in jobs for result in _compute(policy, [job])]
     except Exception as error:
+        if len(jobs) > 1:
+            return [result for job in jobs for result in _compute(policy, [job])]
+        if isinstance(error, FloatingPointError):
+            return [FailureError(str(error))]
         traceback.print_exc()
-        reason = f"the policy failed with {type(error).__name__}; see the server's log"
-        return [FailureError(reason) for _ in jobs]
+        return [
+            FailureError(f"the policy failed with {type(error).__name__}; see the server's log")
+        ]
 
 
 def _sample(policy: Policy, inputs: Sequence[Inputs], seeds: Sequence[int]) -> np.ndarray:

@@ -30,6 +30,7 @@ from octolike.images import resize
 from octolike.policy.execution import ActionPrefix, check_prefix
 from octolike.policy.observations import IMAGE, check_image
 from octolike.policy.policy import Policy
+from octolike.policy.sampler import check_seeds
 from octolike.policy.serving.batcher import Inputs
 from octolike.policy.serving.options import ServeOptions
 from octolike.policy.tasks import Task
@@ -104,8 +105,7 @@ class RequestEncoder:
         seed = message.get("seed")
         if seed is None:
             seed = self.draw_seed(session.number, session.calls)
-        if type(seed) is not int or not -(2**63) <= seed < 2**63:
-            raise ValueError(f"the seed is {seed!r:.40}; expected an integer of 64 bits")
+        check_seeds([seed])
         return Prepared(self.encode(observation, task, message.get("prefix")), seed, frames)
 
     def encode(self, observation: Mapping[str, Any], task: Task, prefix: Any = None) -> Inputs:
