@@ -41,7 +41,7 @@ class OwnerFile:
     def acquire(self) -> Owner | None:
         """Become the owner unless the file names one that may live; return that one, or None.
 
-        Raises OSError if the file cannot be written.
+        Raises OSError, or another error of a bucket's file system, if the file cannot be written.
         """
         for _ in range(8):  # another process may come first, and end
             owner = self.read()
@@ -60,8 +60,7 @@ class OwnerFile:
             self._thread.join()
         owner = self.read()
         if owner is not None and self.is_mine(owner):
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            self._unlink()
 
     def is_mine(self, owner: Owner) -> bool:
         """Return whether this object wrote the file."""
@@ -119,8 +118,11 @@ class OwnerFile:
     def _remove(self, owner: Owner | None) -> None:
         """Remove the file if it still names a dead owner, or nobody."""
         if self.read() == owner:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            self._unlink()
+
+    def _unlink(self) -> None:
+        with contextlib.suppress(Exception):  # of any file system: missing, or read-only
+            self.path.unlink()
 
     def _create(self) -> bool:
         """Write the file unless it exists; return whether it names this process."""

@@ -30,7 +30,7 @@ def make_once(
     waiting = False
     while True:
         lock, owner = OwnerFile(path, INTERVAL), None
-        with contextlib.suppress(OSError):  # nothing can be written: every process computes
+        with contextlib.suppress(Exception):  # nothing can be written: every process computes
             owner = lock.acquire()
         if owner is None:
             try:

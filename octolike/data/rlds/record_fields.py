@@ -143,7 +143,8 @@ def graph_parser(
         )
         if IS_FIRST not in steps:
             steps[IS_FIRST] = tf.range(lengths[0]) == 0
-        images, depths = tf.nest.map_structure(lambda x: x[::every], (images, depths))
+        if every > 1:
+            images, depths = tf.nest.map_structure(lambda x: x[::every], (images, depths))
         steps = thin_steps(steps, every)
         steps[EPISODE] = {k: v for k, v in example.items() if k != STEPS}
         return ParsedEpisode(steps, images, depths)
@@ -229,7 +230,10 @@ def _value(steps: Mapping[str, Any], path: Path) -> Any:
 
 
 def _length(x: Any) -> tf.Tensor:
-    return x.nrows(tf.int32) if isinstance(x, tf.RaggedTensor) else tf.shape(x)[0]
+    if isinstance(x, tf.RaggedTensor):
+        return x.nrows(tf.int32)
+    # tf.shape(x)[0] takes ten times as long to trace, and there is one per field.
+    return tf.size(x) if x.shape.rank == 1 else tf.gather(tf.shape(x), 0)
 
 
 def _copy(tree: Any) -> Any:
