@@ -12,6 +12,8 @@ decode      CPU time per example of the pipeline, relative to decoding each dist
 concurrency images decoded at a time if decoding takes no CPU time, for 2, 16 and 96 threads
 memory      resident memory over the batches of 25 datasets
 first       seconds to open 1, 25 and 60 datasets and get the first batch
+grain       CPU time per example, beside Grain over array_record files with the same transforms
+            (`pip install grain array_record`; not part of all measurements)
 statistics  episodes per second of the pass over the records
 order       exact resume, 2 and 4 processes against one
 hosts       episodes read and held by each of 1 to 64 hosts, computed from the order
@@ -65,7 +67,8 @@ DRAIN = 1.0  # seconds to finish the batches in progress
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this measurement."""
-    parser.add_argument("--only", default=",".join(MEASUREMENTS), help="comma-separated")
+    default = ",".join(name for name in MEASUREMENTS if name != "grain")
+    parser.add_argument("--only", default=default, help="comma-separated")
     parser.add_argument(
         "--directory", type=Path, help="folder to keep the episodes; default: temporary"
     )
@@ -131,6 +134,36 @@ def decode(args: argparse.Namespace, root: Path) -> list[Row]:
     return rows + [
         row("decode", f"computed, {n} cores", n * examples / cpu, "examples/s") for n in CORES
     ]
+
+
+def grain(args: argparse.Namespace, root: Path) -> list[Row]:
+    """Measure the CPU time per example of octolike and of Grain, alternating in one process."""
+    from benchmarks._grain_loader import grain_batches
+
+    config = _episodes.config(root, "fake", args)
+    data = open_data(config)
+    source = data.source("fake")
+    loaders = {
+        "octolike": data.train(),
+        "Grain": grain_batches(source, config.data, root / "steps.array_record", args.threads),
+    }
+    count = max(args.episodes * args.steps // args.batch, 1)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
+    for loader in loaders.values():  # traces the graph, and lets the allocator grow
+        for _ in range(count):
+            next(loader)
+    for _ in range(args.rounds):
+        for name, loader in loaders.items():
+            times[name].append(timed(lambda x=loader: [next(x) for _ in range(count)]))
+            time.sleep(DRAIN)
+    loaders["octolike"].close()
+    medians = {name: np.median(x, axis=0) / (count * args.batch) for name, x in times.items()}
+    rows = [
+        row("grain", name, cpu * 1e3, "CPU ms per example") for name, (cpu, _) in medians.items()
+    ]
+    rows += [row("grain", name, 1 / wall, "examples/s") for name, (_, wall) in medians.items()]
+    ratio = medians["Grain"][0] / medians["octolike"][0]
+    return [*rows, row("grain", "Grain / octolike, CPU", ratio, "ratio")]
 
 
 def concurrency(args: argparse.Namespace, root: Path) -> list[Row]:
@@ -377,6 +410,7 @@ def row(part: str, what: str, value: float, unit: str, goal: str = "") -> Row:
 
 MEASUREMENTS = {
     "decode": decode,
+    "grain": grain,
     "concurrency": concurrency,
     "memory": memory,
     "first": first,
