@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from octolike import files
-from octolike.evaluation import figures, success
+from octolike.evaluation import figures, milestones, success
 from octolike.evaluation.figures import ChunkComparison, VideoClip, split_colour
 from octolike.evaluation.statistics import SuccessRate
 from octolike.evaluation.success import (
@@ -124,6 +124,14 @@ def to_json(content: ReportContent) -> dict[str, Any]:
             split: success.failure_counts(rows, policy="trained", split=split)
             for split in table.get("trained", {})
         },
+        "milestones": {
+            split: {
+                skill: {name: rate.to_json() for name, rate in funnel.items()}
+                for skill, funnel in skills.items()
+            }
+            for split, skills in milestones.funnels(rows).items()
+        },
+        "grasped": milestones.grasps(rows),
         "crashed": [
             {k: r[k] for k in ("policy", "split", "skill", "seed", "failure")}
             for r in rows
@@ -280,6 +288,7 @@ def _page(content: ReportContent, table: RateTable, images: Mapping[str, Sequenc
         _section("Memorising or learning?", _gaps_html(content.rows)),
         _section("Videos", _videos_html(images)),
         _section("Why episodes fail", _failures_html(content.rows)),
+        _section("How far episodes come", milestones.to_html(content.rows)),
         _section("Training", _facts_html(content) + _figure(images, "loss", _LOSS)),
         _section("Predicted and demonstrated actions", _figure(images, "chunks", _CHUNKS)),
         _section("Method", _method_html(content)),

@@ -39,6 +39,9 @@ from octolike.policy import Policy, Task
 from octolike.policy.execution import ChunkPlan, ExecutionSettings, FrameHistory, plan_for
 
 ATTEMPTS = 2
+# What an environment may report about an episode: whether the scene's original task was done;
+# {milestone: passed} in order; the first object that was grasped, "" for none; the one to grasp.
+OUTCOMES = ("instead", "milestones", "grasped", "target")
 
 
 class ResultsFile:
@@ -372,10 +375,8 @@ def _execute(
         running.total += reward
         running.actions.append(info["actions"])
         timing.environment_steps += len(info["actions"])
-        if (
-            "instead" in info
-        ):  # not known at reset; the rest stays as at reset, as the policy got it
-            running.info = {**running.info, "instead": info["instead"]}
+        # Not known at reset; the rest stays as at reset, as the policy got it.
+        running.info = running.info | {k: info[k] for k in OUTCOMES if k in info}
         if terminated or truncated:
             success = bool(info["success"])
             finish(slot, success, "" if success else info["failure"] or "time ran out")
@@ -436,6 +437,7 @@ def _row(
         "steps": running.steps,
         "return": running.total,
         **instead,
+        **{k: running.info[k] for k in OUTCOMES[1:] if k in running.info},
     }
 
 

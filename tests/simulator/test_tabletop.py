@@ -379,3 +379,17 @@ def test_a_goal_image_shows_the_finished_task_also_with_wrappers():
     now = first[-1]["image_primary"]
     assert np.abs(now.astype(int) - goal["image_primary"]).max() > 50
     env.close()
+
+
+@pytest.mark.parametrize("skill", tasks.SKILLS)
+def test_the_expert_passes_every_milestone(env, skill):
+    env.reset(seed=5, options={"split": "train", "skills": [skill]})
+    expert, done, info = TabletopExpert(env), False, {}
+    order = []
+    while not done:
+        _, _, terminated, truncated, info = env.step(expert.act())
+        order += [k for k, passed in info["milestones"].items() if passed and k not in order]
+        done = terminated or truncated
+    assert info["success"]
+    assert order == list(tasks.MILESTONES[skill])
+    assert info.get("grasped") == (env.task.target.words if "grasped" in order else None)

@@ -79,6 +79,8 @@ class TabletopEnv(gymnasium.Env):
         self._objects: tuple[TableObject, ...] = ()
         self._start_positions: dict[TableObject, np.ndarray] = {}
         self._touched: TableObject | None = None
+        self._grasped: TableObject | None = None
+        self._milestones: set[str] = set()
         self._failure = ""
 
     # gymnasium's interface
@@ -123,6 +125,8 @@ class TabletopEnv(gymnasium.Env):
         self._move(conventions.to_table(numbers, self.settings.action_convention))
         self.steps += 1
         state = self.task_state()
+        self._grasped = self._grasped or state.grasped
+        self._milestones |= tasks.new_milestones(self.task, state, self._milestones)
         self._failure = self._failure or tasks.failure_reason(self.task, state)
         success = not self._failure and tasks.succeeded(self.task, state)
         instead = not success and self._original_succeeded()
@@ -136,6 +140,12 @@ class TabletopEnv(gymnasium.Env):
             f"did {self.original.name} instead" if self.original and instead else self._failure
         )
         info = self._info(failure if done or truncated else "", success, instead)
+        info["milestones"] = {
+            name: name in self._milestones for name in tasks.MILESTONES[self.task.skill]
+        }
+        if "grasped" in info["milestones"]:
+            info["grasped"] = self._grasped.words if self._grasped else ""
+            info["target"] = self.task.target.words
         return self.observe(), float(success), done, truncated, info
 
     def render(self) -> np.ndarray:
@@ -172,6 +182,8 @@ class TabletopEnv(gymnasium.Env):
             "steps": self.steps,
             "start_positions": dict(self._start_positions),
             "touched": self._touched,
+            "grasped": self._grasped,
+            "milestones": set(self._milestones),
             "failure": self._failure,
             "random": self.np_random.bit_generator.state,
         }
@@ -183,7 +195,8 @@ class TabletopEnv(gymnasium.Env):
         self.task, self._objects, self.steps = state["task"], state["objects"], state["steps"]
         self.original, self._failure = state["original"], state["failure"]
         self._start_positions = dict(state["start_positions"])
-        self._touched = state["touched"]
+        self._touched, self._grasped = state["touched"], state["grasped"]
+        self._milestones = set(state["milestones"])
         self.np_random.bit_generator.state = state["random"]
         scene.arrange(self._objects)
         kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
@@ -240,7 +253,8 @@ class TabletopEnv(gymnasium.Env):
         rng, scene = self.np_random, self.scene
         references = [] if task.reference_object is None else [task.reference_object]
         self.task, self.original, self.steps = task, None, 0
-        self._touched, self._failure = None, ""
+        self._touched, self._grasped, self._failure = None, None, ""
+        self._milestones = set()
         distractors = tasks.distractors(rng, task, scene.object_slots - 2)
         self._objects = (task.target, *references, *distractors)
         scene.arrange(self._objects)

@@ -308,6 +308,41 @@ class TaskState:
     in_contact: bool
 
 
+# In the order in which a good episode passes them. "over": the held target is above the reference.
+_GRASPING = ("reached", "grasped")
+MILESTONES = {
+    "touch": ("reached", "touched"),
+    "push": ("touched", "moved"),
+    "lift": _GRASPING,
+    "put": (*_GRASPING, "over", "released", "placed"),
+    "stack": (*_GRASPING, "over", "released", "placed"),
+}
+_REACHED = 0.03  # metres from the fingertips to the target, sideways
+
+
+def new_milestones(task: TabletopTask, state: TaskState, passed: set[str]) -> set[str]:
+    """Return the milestones of `MILESTONES` that the state passes; `passed`: the earlier ones."""
+    sideways = float(np.linalg.norm((state.tip - state.target)[:2]))
+    holds = state.grasped == task.target
+    tests = {
+        "reached": sideways <= _REACHED,
+        "touched": state.touched == task.target,
+        "moved": float(np.linalg.norm((state.target - state.start)[:2])) >= PUSH_DISTANCE / 2,
+        "grasped": holds,
+    }
+    if state.reference is not None:
+        offset = state.target - state.reference
+        near = float(np.linalg.norm(offset[:2])) <= 0.03
+        tests["over"] = holds and near and offset[2] > 0
+        tests["released"] = "over" in passed and not state.in_contact
+        tests["placed"] = "released" in passed | _true(tests) and placed(task, state)
+    return {name for name in MILESTONES[task.skill] if tests[name]}
+
+
+def _true(tests: dict[str, bool]) -> set[str]:
+    return {name for name, passed in tests.items() if passed}
+
+
 def succeeded(task: TabletopTask, state: TaskState) -> bool:
     """Return whether the task is done."""
     if task.skill == "touch":

@@ -1,0 +1,101 @@
+"""How far episodes come: the share that passes each milestone, and what was grasped.
+
+A simulator may report {milestone: passed} for each episode, in the order of a good one, and the
+first object that was grasped next to the one to grasp (`octolike.evaluation.rollouts.OUTCOMES`).
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from octolike.evaluation.statistics import SuccessRate
+from octolike.evaluation.success import ResultRow, split_name
+
+SUCCESS = "success"
+NOTHING, TARGET = "nothing", "the target"
+OUTCOMES = (TARGET, "another of its colour", "another of its shape", "another", NOTHING)
+
+
+def funnels(
+    rows: Sequence[ResultRow], policy: str = "trained"
+) -> dict[str, dict[str, dict[str, SuccessRate]]]:
+    """Return {split: {skill: {milestone: rate}}}, success last; {} without reported milestones."""
+    table: dict[str, dict[str, dict[str, SuccessRate]]] = {}
+    for split, skill, episodes in _groups(rows, policy, "milestones"):
+        names = list(dict.fromkeys(name for r in episodes for name in r["milestones"]))
+        funnel = {
+            name: SuccessRate(sum(bool(r["milestones"].get(name)) for r in episodes), len(episodes))
+            for name in names
+        }
+        successes = sum(bool(r["success"]) for r in episodes)
+        table.setdefault(split, {})[skill] = funnel | {
+            SUCCESS: SuccessRate(successes, len(episodes))
+        }
+    return table
+
+
+def grasps(
+    rows: Sequence[ResultRow], policy: str = "trained"
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Return {split: {skill: {what was grasped first: episodes}}}, keys of OUTCOMES.
+
+    Objects are named "colour shape". Skills in which no episode grasped anything are omitted.
+    """
+    table: dict[str, dict[str, dict[str, int]]] = {}
+    for split, skill, episodes in _groups(rows, policy, "grasped"):
+        counts = dict.fromkeys(OUTCOMES, 0)
+        for row in episodes:
+            counts[_outcome(row["target"], row["grasped"])] += 1
+        if counts[NOTHING] < len(episodes):
+            table.setdefault(split, {})[skill] = counts
+    return table
+
+
+def to_html(rows: Sequence[ResultRow]) -> str:
+    """Return the funnels and what was grasped as HTML; "" without reported milestones."""
+    body = ""
+    for split, skills in funnels(rows).items():
+        lines = "".join(
+            f"<tr><th>{html.escape(skill)}</th><td>"
+            + " → ".join(f"{html.escape(k)} {r.rate:.0%}" for k, r in funnel.items())
+            + "</td></tr>\n"
+            for skill, funnel in skills.items()
+        )
+        body += f"<h3>{html.escape(split_name(split))}</h3><table class='facts'>{lines}</table>\n"
+    first_grasps = grasps(rows)
+    if first_grasps:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in OUTCOMES)
+        lines = "".join(
+            f"<tr><th>{html.escape(f'{skill}, {split_name(split)}')}</th>"
+            + "".join(f"<td>{n}</td>" for n in counts.values())
+            + "</tr>\n"
+            for split, skills in first_grasps.items()
+            for skill, counts in skills.items()
+        )
+        body += (
+            "<h3>What was grasped first</h3>\n<p>Episodes, by the object that the instruction "
+            f'names.</p><div class="wide"><table class="rates"><tr><th></th>{head}</tr>\n{lines}'
+            "</table></div>\n"
+        )
+    return body and "<p>Share of the episodes that pass each milestone.</p>\n" + body
+
+
+def _groups(
+    rows: Sequence[ResultRow], policy: str, key: str
+) -> list[tuple[str, str, list[ResultRow]]]:
+    """Return (split, skill, finished episodes) of a policy that report `key`, in their order."""
+    groups: dict[tuple[str, str], list[ResultRow]] = {}
+    for row in rows:
+        if row["policy"] == policy and row["success"] is not None and key in row:
+            groups.setdefault((row["split"], row["skill"]), []).append(row)
+    return [(split, skill, episodes) for (split, skill), episodes in groups.items()]
+
+
+def _outcome(target: str, grasped: str) -> str:
+    if not grasped:
+        return NOTHING
+    if grasped == target:
+        return TARGET
+    colour, shape = (a == b for a, b in zip(target.split(), grasped.split(), strict=True))
+    return OUTCOMES[1] if colour else OUTCOMES[2] if shape else OUTCOMES[3]

@@ -1,0 +1,58 @@
+"""How far episodes come: shares of milestones and first grasps, in numbers and in the report."""
+
+from octolike.evaluation import milestones
+from octolike.evaluation.statistics import SuccessRate
+
+
+def row(passed, grasped="", success=False, skill="lift", **fields):
+    names = ("reached", "grasped")
+    return {
+        "policy": "trained",
+        "split": "train",
+        "skill": skill,
+        "success": success,
+        "milestones": {n: n in passed for n in names},
+        "target": "red cube",
+        "grasped": grasped,
+    } | fields
+
+
+ROWS = [
+    row(("reached", "grasped"), "red cube", success=True),
+    row(("reached", "grasped"), "red cube"),
+    row(("reached",), "red ball"),
+    row((), "blue cube"),
+    row((), "blue ball"),
+    row(()),
+    row(("reached", "grasped"), "red cube", success=None),  # crashed: not counted
+    row(("reached", "grasped"), "red cube", policy="untrained"),
+]
+
+
+def test_the_funnel_counts_finished_episodes_of_the_policy():
+    funnel = milestones.funnels(ROWS)["train"]["lift"]
+    assert funnel == {
+        "reached": SuccessRate(3, 6),
+        "grasped": SuccessRate(2, 6),
+        "success": SuccessRate(1, 6),
+    }
+
+
+def test_grasps_are_told_apart_by_colour_and_shape():
+    assert milestones.grasps(ROWS)["train"]["lift"] == {
+        "the target": 2,
+        "another of its colour": 1,
+        "another of its shape": 1,
+        "another": 1,
+        "nothing": 1,
+    }
+    assert milestones.grasps([row(("reached",))]) == {}
+
+
+def test_results_without_milestones_have_no_section():
+    plain = [{k: v for k, v in r.items() if k not in ("milestones", "grasped")} for r in ROWS]
+    assert milestones.funnels(plain) == milestones.grasps(plain) == {}
+    assert milestones.to_html(plain) == ""
+    page = milestones.to_html([*ROWS, row((), skill="<b>")])
+    assert "reached 50% → grasped 33% → success 17%" in page
+    assert "&lt;b&gt;" in page
