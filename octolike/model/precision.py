@@ -40,5 +40,5 @@ def exact_dense(width: int) -> nn.Dense:
 def describe() -> str:
     """Return the precision of float32 products in this process, for reports."""
     device = jax.local_devices()[0]
-    setting = jax.config.jax_default_matmul_precision or "default"
+    setting = jax.config.values["jax_default_matmul_precision"] or "default"
     return f"float32 products {EXACT!r} (elsewhere {setting!r}) on {device.device_kind}"

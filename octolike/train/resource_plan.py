@@ -54,13 +54,13 @@ class Cluster(NamedTuple):
 
     name: str
     chip: Chip
-    count: int
+    devices: int
     per_host: int
 
     @property
     def hosts(self) -> int:
         """The number of hosts."""
-        return math.ceil(self.count / self.per_host)
+        return math.ceil(self.devices / self.per_host)
 
 
 class ResourcePlan(NamedTuple):
@@ -102,17 +102,17 @@ def plan(
     """Return the needs of a config on a cluster; mfu: the share of the peak that a step reaches."""
     work = lowering.workload(config, spec, names)
     chip, batch = cluster.chip, work.config.data.batch_size
-    mesh = _mesh(config.train.fsdp, cluster.count)
-    sharding.check_fsdp(config.train.fsdp, cluster.count, chip.device_kind)
+    mesh = _mesh(config.train.fsdp, cluster.devices)
+    sharding.check_fsdp(config.train.fsdp, cluster.devices, chip.device_kind)
     memory = memory_plan.plan_memory(work.state, work.batch, mesh, None)
-    share = math.ceil(batch / cluster.count / config.optim.accumulate)
+    share = math.ceil(batch / cluster.devices / config.optim.accumulate)
     # Residuals grow with the batch: those of few examples tell those of many.
     small = _residuals(work, chip, 2), _residuals(work, chip, 4)
     per_example = (small[1] - small[0]) // 2
     memory["activations"] = small[0] + per_example * (share - 2)
     operations = flops.count(work.step(), work.state, work.batch)
     peak = device_flops.peak_flops(chip.device_kind) or math.nan
-    seconds = operations / (mfu * peak * cluster.count)
+    seconds = operations / (mfu * peak * cluster.devices)
     bytes_per_step = sum(map(sharding.nbytes, jax.tree.leaves(work.batch)))
     host_share = 1 / cluster.hosts / seconds
     parameters = sum(x.size for x in jax.tree.leaves(work.state.params))
@@ -133,7 +133,7 @@ def describe(plan: ResourcePlan, config: Config, cluster: Cluster, mfu: float) -
     peak = device_flops.peak_flops(cluster.chip.device_kind) or math.nan
     rows = [(f"memory: {name}", f"{n / GIB:,.2f} GiB") for name, n in plan.memory.items()]
     rows = [
-        ("devices", f"{cluster.count} × {cluster.name} on {cluster.hosts} hosts"),
+        ("devices", f"{cluster.devices} × {cluster.name} on {cluster.hosts} hosts"),
         ("parameters", f"{plan.parameters / 1e6:,.1f} M"),
         *rows,
         ("memory: total per device", f"{total / GIB:,.2f} of {_capacity(cluster) / GIB:,.0f} GiB"),
@@ -172,6 +172,6 @@ def _limits(memory: dict[str, int], cluster: Cluster, batch: int) -> tuple[str, 
             f"{total / GIB:.0f} GiB exceed the {_capacity(cluster) / GIB:.0f} GiB of a "
             f"{cluster.name}: {memory_plan.REMEDY}; or more devices"
         )
-    if batch % cluster.count:
-        found.append(f"data.batch_size {batch} does not divide over {cluster.count} devices")
+    if batch % cluster.devices:
+        found.append(f"data.batch_size {batch} does not divide over {cluster.devices} devices")
     return tuple(found)
