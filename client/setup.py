@@ -9,6 +9,7 @@ setup(
         "octolike.policy.__init__",
         "octolike.policy.client",
         "octolike.policy.execution",
+        "octolike.policy.executor",
         "octolike.policy.wire",
     ],
 )

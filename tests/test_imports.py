@@ -114,6 +114,7 @@ def test_scripts_are_thin(path):
         ("octolike.types", ["jax", "tensorflow"]),
         ("octolike.files", ["numpy", "jax", "tensorflow"]),
         ("octolike.policy.policy", ["tensorflow", "tensorflow_datasets"]),
+        ("octolike.policy.executor", ["jax", "flax", "tensorflow", "ml_collections"]),
         ("octolike.policy.client", ["jax", "flax", "tensorflow", "ml_collections", "PIL"]),
         ("octolike.train.loop", ["tensorflow", "tensorflow_datasets"]),
         ("octolike.evaluation.rollouts", ["tensorflow", "mujoco"]),

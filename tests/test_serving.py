@@ -13,6 +13,8 @@ from websockets.sync.client import connect
 from octolike.errors import ConfigError
 from octolike.policy import wire
 from octolike.policy.client import RemotePolicy, ServerBusyError, ServerError
+from octolike.policy.execution import ExecutionSettings
+from octolike.policy.executor import Executor
 from octolike.policy.serving.options import ServeOptions
 
 
@@ -364,3 +366,19 @@ def test_a_late_reply_is_never_taken_for_the_next_one():
         gate.set()
         assert remote.sample_actions(observation(), task, seed=2)[0, 0] == 2
         remote.close()
+
+
+def test_an_executor_runs_a_remote_policy_as_a_local_one():
+    settings = ExecutionSettings(execute=2, real_time="guided")
+
+    def executed(policy):
+        task = policy.create_task(instruction="lift")
+        with Executor(policy, task, settings, asynchronous=False) as executor:
+            return np.stack([executor.step(observation(t)) for t in range(5)])
+
+    with serving(NumpyPolicy()) as server, RemotePolicy(address(server)) as remote:
+        actions = executed(remote)
+    # seed, newest image and number of frames of each inference, and the index in its chunk
+    np.testing.assert_allclose(actions[:, 2], [2.0, 2.01, 2.0, 2.01, 2.0])
+    np.testing.assert_allclose(actions[::2, 1], [0, 1.5, 3.5])
+    assert actions[0, 0] != actions[2, 0]

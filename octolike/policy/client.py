@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.sync.client import ClientConnection, connect
 
 from octolike.policy import wire
+from octolike.policy.execution import ActionPrefix
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds between two attempts to connect
 
@@ -168,11 +169,11 @@ class RemotePolicy:
         observation: Mapping[str, Any],
         task: RemoteTask,
         seed: int = 0,
-        prefix: tuple[np.ndarray, int] | None = None,
+        prefix: ActionPrefix | tuple[np.ndarray, int] | None = None,
     ) -> np.ndarray:
         """Return an action chunk float32 [H, A] in the robot's units; see `Policy.sample_actions`.
 
-        prefix: an `ActionPrefix`, the (actions, delay) that the chunk must continue.
+        prefix: what the chunk must continue.
 
         Raises:
             ValueError: the server refuses the observation or the task.
@@ -184,8 +185,9 @@ class RemotePolicy:
         sent = {k: self._image(v) if k.startswith("image_") else v for k, v in observation.items()}
         request = {**task.request, **sent, "seed": int(seed), "history": "client"}
         if prefix is not None and len(prefix[0]):
-            actions = np.asarray(prefix[0], np.float32)
-            request["prefix"] = {"actions": actions, "delay": int(prefix[1])}
+            actions, delay, method = ActionPrefix(*prefix)
+            request["prefix"] = {"actions": np.asarray(actions, np.float32), "delay": int(delay)}
+            request["prefix"] |= {"method": method} if method else {}
         reply = self._call(request)
         return np.array(reply["actions"], np.float32)
 
@@ -194,7 +196,7 @@ class RemotePolicy:
         observations: Sequence[Mapping[str, Any]],
         tasks: Sequence[RemoteTask],
         seeds: Sequence[int],
-        prefixes: Sequence[tuple[np.ndarray, int] | None] | None = None,
+        prefixes: Sequence[ActionPrefix | tuple[np.ndarray, int] | None] | None = None,
     ) -> np.ndarray:
         """Return action chunks float32 [B, H, A], one request after the other."""
         rows = zip(observations, tasks, seeds, prefixes or [None] * len(seeds), strict=True)

@@ -27,7 +27,7 @@ import numpy as np
 
 from octolike.config import unknown
 from octolike.images import resize
-from octolike.policy.execution import ActionPrefix, check_prefix
+from octolike.policy.execution import METHODS, ActionPrefix, check_prefix
 from octolike.policy.observations import IMAGE, check_image
 from octolike.policy.policy import Policy
 from octolike.policy.sampler import check_seeds
@@ -41,6 +41,8 @@ HISTORIES = ("client", "server", "none")
 TASKS = 64  # encoded tasks that are kept
 
 Frame = dict[str, np.ndarray]
+
+PREFIX = {"actions", "delay", "method"}  # keys of a request's prefix
 
 
 class Session:
@@ -191,10 +193,14 @@ class RequestEncoder:
             return None
         if not self._policy.real_time:
             raise ValueError("the request has a prefix, but this policy's head cannot continue one")
-        is_map = isinstance(value, Mapping) and value.keys() == {"actions", "delay"}
-        if not is_map or type(value["delay"]) is not int:
-            raise ValueError("the prefix must be a map {'actions': float [n, A], 'delay': int}")
-        prefix = ActionPrefix(np.asarray(value["actions"], np.float32), value["delay"])
+        is_map = isinstance(value, Mapping) and value.keys() | {"method"} == PREFIX
+        method = value.get("method", "") if is_map else ""
+        if not is_map or type(value["delay"]) is not int or method not in ("", *METHODS):
+            raise ValueError(
+                "the prefix must be a map {'actions': float [n, A], 'delay': int}, with 'method': "
+                f"{' or '.join(METHODS)} if wanted"
+            )
+        prefix = ActionPrefix(np.asarray(value["actions"], np.float32), value["delay"], method)
         check_prefix(prefix, self._policy.horizon, len(self._policy.embodiment.action))
         return prefix
 
