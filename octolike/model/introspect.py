@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from octolike.model import tokens
-from octolike.model.heads import Denoising, Diffusion
+from octolike.model.denoising import Denoising, Diffusion
 from octolike.model.network import PolicyNetwork
 from octolike.types import TokenGroup
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from octolike import types
 from octolike.model import heads, language
+from octolike.model.denoising import Denoising
 from octolike.model.network import Readout, build_network
 from octolike.policy.weights import cast_once
 from octolike.train.checkpoint import Run
@@ -58,8 +59,8 @@ class ActionSampler:
         head: Any = self.network.heads.get("action")
         while isinstance(head, (heads.PerGroup, heads.Hypernet)):
             head = head.head
-        self.is_denoising = isinstance(head, heads.Denoising)
-        self.trained_prefix = head.prefix if isinstance(head, heads.Denoising) else 0
+        self.is_denoising = isinstance(head, Denoising)
+        self.trained_prefix = head.prefix if isinstance(head, Denoising) else 0
         self._dtype = settings["dtype"]
         self._read_out = jax.jit(functools.partial(_read_out, self.network, index))
         self._decode = jax.jit(functools.partial(_decode, self.network, dims))
