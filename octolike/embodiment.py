@@ -16,7 +16,7 @@ import numpy as np
 
 from octolike.representation import Representation
 
-NORMALIZATIONS = ("normal", "bounds", "minmax")
+NORMALIZATIONS = ("normal", "bounds", "minmax", "share")
 STATISTICS = ("mean", "std", "min", "max", "p01", "p99")
 
 # The smallest spread (metres, radians) that normalisation divides by: without it, a dimension that
@@ -100,8 +100,9 @@ class Embodiment:
         action: layout of an action.
         proprio: layout of proprio, or None.
         normalization: "normal": (x − mean) / std. "bounds": maps the 1st to 99th percentile to
-            [−1, 1], "minmax" the extremes; both clip when normalising. A layout may choose another
-            way for a dimension. The first two are widened for rarely used dimensions (`REACH`).
+            [−1, 1], "minmax" the extremes; both clip when normalising. "share" maps the range
+            without its rarest values to [0, 1]: a gripper in metres or percent. A layout may choose
+            another way for a dimension. The first two are widened for rarely used dimensions (`REACH`).
         datasets: the source of the statistics.
         inferred: fields of the dataset specs that were inferred and not verified.
         representation: what of the actions is learned (octolike.representation); "": as stored.
@@ -261,6 +262,9 @@ def _affine(kind: str, s: Statistics) -> tuple[np.ndarray, np.ndarray]:
         if s.low is not None and s.high is not None:
             scale = np.maximum(scale, np.maximum(s.high - shift, shift - s.low) / REACH)
         return shift, np.maximum(scale, MIN_SPREAD)
+    if kind == "share":
+        low, high = (s.min, s.max) if s.low is None or s.high is None else (s.low, s.high)
+        return low, np.maximum(high - low, MIN_SPREAD)
     low, high = (s.p01, s.p99) if kind == "bounds" else (s.min, s.max)
     if kind == "bounds" and s.low is not None and s.high is not None:
         rare = is_rare(s)

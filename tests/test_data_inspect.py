@@ -176,6 +176,7 @@ def test_a_gripper_is_left_as_it_is_only_if_it_is_a_share(closed, open_, normali
         assert inferred.grippers == (6,)
         assert inferred.layout.normalized[6] == normalized
         assert inferred.layout.units[6] == unit
+        assert inferred.layout.normalization == (("",) * 6 + ("share",) if normalized else ())
         assert f"{closed} to {open_}" in inferred.evidence["gripper"]
         assert bool(inferred.doubts) == normalized
 

@@ -75,14 +75,14 @@ BOUNDED = ("clip", "binarize", "rel2abs", "zeros", "ones", "/ 255")
 STATED = ("boolean", "binary", "1 = closed", "1 = close", "1 = open", "closedness, 1 = closed")
 
 
-def test_a_gripper_of_unknown_range_is_normalised_by_its_extremes():
+def test_a_gripper_of_unknown_range_is_normalised_to_a_share():
     known, unknown = set(), set()
     for spec in OXE:
         for i in (i for i, n in enumerate(spec.action.names) if "gripper" in n):
             text, stored = spec.action_from[-1], spec.gripper.partition("stored:")[2]
             is_share = any(x in text for x in BOUNDED) or any(x in stored for x in STATED)
             assert spec.action.normalized[i] != is_share, spec.name
-            assert spec.action.normalization[i : i + 1] == (() if is_share else ("minmax",))
+            assert spec.action.normalization[i : i + 1] == (() if is_share else ("share",))
             (known if is_share else unknown).add(spec.name)
     assert len(known) > 45
     assert len(unknown) == 21

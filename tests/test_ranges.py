@@ -251,3 +251,35 @@ def test_the_specs_of_the_package_that_share_a_record_share_its_conventions():
     for spec in DATASETS.values():
         other = first.setdefault(spec.embodiment or spec.name, spec)
         _check_conventions(other.embodiment, other, spec, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("closed", "opened"), [(0, 0.08), (3, 62), (0, 255), (-1, 1), (-3000, 3000)]
+)
+def test_a_gripper_in_any_unit_is_learned_as_the_share_that_it_is(closed, opened):
+    share = (np.arange(200) % 40 < 15).astype(np.float32)[:, None]
+    values = closed + share * (opened - closed)
+    sketch = QuantileSketch(1)
+    sketch.update(values.astype(np.float32))
+    sketch.flush()
+    layout = Layout(
+        names=("gripper",),
+        units=("",),
+        absolute=(True,),
+        normalized=(True,),
+        normalization=("share",),
+    )
+    record = Embodiment(
+        name="arm",
+        robot="arm",
+        control_hz=5,
+        gripper="",
+        action=layout,
+        proprio=None,
+        action_statistics=sketch.statistics(),
+    )
+    learned = record.normalize_action(values)
+    np.testing.assert_allclose(learned, share, atol=1e-6)
+    np.testing.assert_allclose(record.unnormalize_action(learned), values, rtol=1e-5, atol=1e-6)
+    assert ranges.record_misfits(record) == []
+    np.testing.assert_allclose(ranges.middles(record), 0.5, atol=1e-6)

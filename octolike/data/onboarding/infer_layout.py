@@ -78,7 +78,12 @@ def infer_layout(
     if hands and part == "action":
         evidence["gripper"] = "; ".join(_side(layout.names[d], s, d, d in shares) for d in hands)
     normalized = tuple(d not in shares for d in range(dims))
-    layout = dataclasses.replace(layout, normalized=normalized)
+    kinds = tuple("share" if d in hands and d not in shares else "" for d in range(dims))
+    layout = dataclasses.replace(
+        layout,
+        normalized=normalized,
+        normalization=kinds if part == "action" and any(kinds) else (),
+    )
     evidence = {k: v for k, v in evidence.items() if v}
     doubts = (*columns.doubts, *_mixed(layout, targets), *_doubts(part, layout, hands, s))
     return InferredLayout(layout, hands, evidence, doubts)
@@ -122,7 +127,7 @@ def _doubts(part: str, layout: Layout, hands: Sequence[int], s: Statistics) -> t
     if scaled and part == "action":
         doubts.append(
             f"{part}: {', '.join(scaled)}: a gripper that is not a share in [0, 1] or [-1, 1]; it "
-            "is normalised"
+            "is normalised to one, and commanded in its own unit"
         )
     return tuple(doubts)
 
@@ -151,7 +156,7 @@ def _is_share(layout: Layout, s: Statistics, d: int) -> bool:
 def _side(name: str, s: Statistics, d: int, is_share: bool) -> str:
     """Return the sentence on a gripper: its range, and whether it is two-valued or normalised."""
     kind = "two-valued, " if ranges.is_binary(s)[d] else ""
-    effect = "left as it is" if is_share else "normalised"
+    effect = "left as it is" if is_share else "normalised to a share"
     high = float((s.mean[d] - s.min[d]) / max(float(s.max[d] - s.min[d]), 1e-9))
     return (
         f"{name}: {kind}{s.min[d]:.4g} to {s.max[d]:.4g}, {high:.0%} of the way up on average; "

@@ -212,9 +212,14 @@ def describe_spec(spec: InferredSpec) -> str:
     for part, inferred in (("action", spec.action_layout), ("proprio", spec.proprio_layout)):
         layout = inferred.layout
         rows = [
-            (n, u or "-", "target" if a else "change", "normalised" if z else "as it is")
-            for n, u, a, z in zip(
-                layout.names, layout.units, layout.absolute, layout.normalized, strict=True
+            (n, u or "-", "target" if a else "change", kind or ("normalised" if z else "as it is"))
+            for n, u, a, z, kind in zip(
+                layout.names,
+                layout.units,
+                layout.absolute,
+                layout.normalized,
+                layout.normalization or ("",) * len(layout),
+                strict=True,
             )
         ]
         if rows:
@@ -358,11 +363,12 @@ def _cameras(keys: list[str]) -> dict[str, str]:
 
 
 def _layout_code(part: str, layout: Layout) -> str:
+    kinds = f"\n        normalization={layout.normalization!r}," if layout.normalization else ""
     return f"""    {part}=Layout(
         names={layout.names!r},
         units={layout.units!r},
         absolute={layout.absolute!r},
-        normalized={layout.normalized!r},
+        normalized={layout.normalized!r},{kinds}
     ),"""
 
 

@@ -40,8 +40,8 @@ def _spec(
         action: names of the dimensions, separated by spaces.
         proprio: likewise; "" for none.
         joint_targets: whether joints of the action are absolute targets, not changes.
-        share: whether the gripper's actions are known to be a share; if not, they are normalised by
-            their extremes, which suits any range (a torque, or a gripper that overshoots).
+        share: whether the gripper's actions are known to be a share; if not, they are normalised to
+            one, whatever their range is (a torque, or a gripper that overshoots).
         fields: further fields of DatasetSpec.
     """
     return DatasetSpec(
@@ -61,13 +61,13 @@ def _layout(
     bare = [d.rpartition("_")[0] if d[-1].isdigit() else d for d in dims]
     change = [d.startswith(("d", "base")) or ("joint" in d and not joint_targets) for d in dims]
     raw = [b == "unused" or ("gripper" in b and share and not normalize_gripper) for b in bare]
-    extremes = tuple("" if share or "gripper" not in b else "minmax" for b in bare)
+    kinds = tuple("" if share or "gripper" not in b else "share" for b in bare)
     return Layout(
         names=dims,
         units=tuple(_unit(b) for b in bare),
         absolute=tuple(not c for c in change),
         normalized=tuple(not r for r in raw),
-        normalization=extremes if any(extremes) else (),
+        normalization=kinds if any(kinds) else (),
     )
 
 
