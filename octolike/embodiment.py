@@ -102,7 +102,8 @@ class Embodiment:
         normalization: "normal": (x − mean) / std. "bounds": maps the 1st to 99th percentile to
             [−1, 1], "minmax" the extremes; both clip when normalising. "share" maps the range
             without its rarest values to [0, 1]: a gripper in metres or percent. A layout may choose
-            another way for a dimension. The first two are widened for rarely used dimensions (`REACH`).
+            another way for a dimension. The first two are widened for rarely used dimensions
+            (`REACH`).
         datasets: the source of the statistics.
         inferred: fields of the dataset specs that were inferred and not verified.
         representation: what of the actions is learned (octolike.representation); "": as stored.
