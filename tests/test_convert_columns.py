@@ -136,6 +136,25 @@ def test_columns_of_lerobot_without_prefix_are_read(tmp_path):
     assert set(result.left_out) == {"annotation.human", "next.truncated", "unlisted"}
 
 
+def test_a_text_named_by_the_user_comes_before_the_task(tmp_path):
+    key = "annotation.human.task_description"
+    root = recordings.lerobot(tmp_path / "in", 2)
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"][key] = {"dtype": "string", "shape": [1], "names": None}
+    path.write_text(json.dumps(info))
+    for file in root.rglob("episode_*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.append_column(key, pa.array(["grab it"] * len(table))), file)
+    result = convert(root, str(tmp_path), "task", PLAN)
+    assert result.left_out[key] == f"a text: use it with --field language_instruction={key}"
+    assert b"grab it" not in first_episode(result)["language_instruction"]
+    options = ConvertOptions(fields=(("language_instruction", key),))
+    plan = ConversionPlan(workers=1, validation=0, options=options)
+    result = convert(root, str(tmp_path), "named", plan)
+    assert set(first_episode(result)["language_instruction"]) == {b"grab it"}
+
+
 def test_parts_of_an_action_become_a_dict_of_actions(tmp_path):
     path = recordings.lerobot(tmp_path / "in", 3, 2, images=True)
     info = json.loads((path / "meta/info.json").read_text())

@@ -104,7 +104,8 @@ class LeRobotRecording:
         for key, feature in self._features.items():
             role, name = self._roles[key]
             if role == "":
-                columns.left_out[key] = name
+                text_remedy = f"a text: use it with --field language_instruction={key}"
+                columns.left_out[key] = text_remedy if feature["dtype"] == "string" else name
             elif role == "counter":
                 continue
             elif feature["dtype"] == "video":
@@ -119,7 +120,10 @@ class LeRobotRecording:
             elif feature["dtype"] == "string":
                 texts = [recording.text(x) for x in table[key].to_pylist()]
                 if role == "instruction":
-                    instructions = [a or b for a, b in zip(instructions, texts, strict=True)]
+                    # A text that --field names comes before the task of the dataset.
+                    named = any(path == key for _, path in self.options.fields)
+                    pairs = zip(*(texts, instructions)[:: 1 if named else -1], strict=True)
+                    instructions = [a or b for a, b in pairs]
                 else:
                     steps[name] = np.array(texts, np.str_)
             elif role == "observation":
