@@ -68,7 +68,7 @@ MUTATIONS = (
         "train/gradients.py",
         "lambda a, b: a + weight * b",
         "lambda a, b: a + b",
-        "test_train_optimizer.py",
+        "test_train_finetune.py",
     ),
     Mutation(
         "weight decay on every parameter",

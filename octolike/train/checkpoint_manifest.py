@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 from orbax.checkpoint.path import atomicity
@@ -73,10 +74,12 @@ def describe_cost(directory: files.Path, start: float) -> str:
     )
 
 
-def check(checkpoint: files.Path) -> None:
+def check(checkpoint: files.Path, items: Collection[str] | None = None) -> None:
     """Raise RunError, naming the files, if a checkpoint differs from its manifest.
 
     One without a manifest, of an older version, is not verified; that is printed once.
+
+    items: folders of the checkpoint to check, those that are read; default: all files.
     """
     stored = manifest.read(checkpoint)
     if stored is None:
@@ -88,7 +91,8 @@ def check(checkpoint: files.Path) -> None:
                 file=sys.stderr,
             )
         return
-    clauses = manifest.faults(checkpoint, stored, {"step": int(checkpoint.name)})
+    names = [k for k in stored.entries if items is None or k.partition("/")[0] in items]
+    clauses = manifest.faults(checkpoint, stored, {"step": int(checkpoint.name)}, names)
     if clauses:
         more = f" and {len(clauses) - SHOWN} more" if len(clauses) > SHOWN else ""
         raise RunError(f"its files are damaged: {'; '.join(clauses[:SHOWN])}{more}")

@@ -276,10 +276,10 @@ def checkpoint_steps(folder: Path) -> list[int]:
 def read_policy_params(folder: Path, step: int) -> Params:
     """Return the parameters of a checkpoint that a policy uses: averaged ones if it has them.
 
-    numpy arrays. Its files are checked against their manifest first. Raises RunError, or whatever
-    orbax raises.
+    numpy arrays. The files that are read are checked against their manifest first. Raises
+    RunError, or whatever orbax raises.
     """
-    checkpoint_manifest.check(folder / str(step))
+    checkpoint_manifest.check(folder / str(step), ("params", "ema"))
     params = read_arrays(folder / str(step), "params")
     if (folder / str(step) / "ema").is_dir():
         params = optimizer.merge(params, read_arrays(folder / str(step), "ema"))

@@ -165,6 +165,8 @@ def kill(workdir: Path, process: BaseProcess | Script, before: int, random: Rand
     moment *= 6 if isinstance(process, Script) else 1
     while not early and process.is_alive() and "\nstep " not in read_log(workdir)[before:]:
         time.sleep(0.01)
+    if not early:  # on a slow or busy machine training takes longer, too
+        moment *= max(1.0, (time.time() - started) / 2)
     process.join(moment * (4 if early else 1))
     process.kill()
     process.join()
