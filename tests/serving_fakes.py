@@ -77,7 +77,7 @@ class NumpyPolicy:
         proprio = np.asarray(observation["proprio"])
         if proprio.shape[-1] != P or not np.isfinite(proprio).all():
             raise ValueError("proprio has values that are not finite, or another width")
-        frames = len(image) if image.ndim == 4 else 1
+        frames = np.sum(observation.get("timestep_mask", np.ones(image.shape[:-3])))
         values = [image.mean(), frames, proprio.reshape(-1, P)[-1, 0]]
         return {"values": np.array([values], np.float32)}, {"length": task.inputs["length"][None]}
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from octolike.config import unknown
 from octolike.images import resize
-from octolike.policy.execution import METHODS, ActionPrefix, check_prefix
+from octolike.policy.execution import METHODS, ActionPrefix, FrameHistory, check_prefix
 from octolike.policy.observations import IMAGE, check_image
 from octolike.policy.policy import Policy
 from octolike.policy.sampler import check_seeds
@@ -164,8 +164,10 @@ class RequestEncoder:
         if past and {key: x.shape for key, x in past[-1].items()} != shapes:
             past = []
         frames = [*past, frame][-self._policy.window :]
-        stacked = {key: np.stack([f[key] for f in frames]) for key in frame}
-        return {**observation, **stacked}, frames
+        history = FrameHistory(self._policy.window)
+        for step in frames:
+            history.append(step)
+        return {**observation, **history.stacked()}, frames
 
     def _observation(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Return the observation under the policy's keys."""
