@@ -133,19 +133,19 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, key, label in zip(
         figure.subplots(1, 2),
         ("success", "border mm"),
-        ("success", "change of the commanded motion at borders, mm"),
+        ("success", "change of the commanded move\nat borders of chunks, mm"),
         strict=True,
     ):
-        for method, name in LABELS.items():
+        for i, (method, name) in enumerate(LABELS.items()):
             delays = sorted({r["delay"] for r in rows if r["method"] == method})
             values = [
                 [r[key] for r in rows if (r["method"], r["delay"]) == (method, d)] for d in delays
             ]
             if not delays or (key != "success" and method == "wait"):
                 continue  # a robot that stops has a border in every sense
-            (line,) = axis.plot(delays, [np.mean(v) for v in values], "o-", ms=4, label=name)
+            axis.plot(delays, [np.mean(v) for v in values], f"C{i}o-", ms=4, label=name)
             low, high = [min(v) for v in values], [max(v) for v in values]
-            axis.fill_between(delays, low, high, color=line.get_color(), alpha=0.12, lw=0)
+            axis.fill_between(delays, low, high, color=f"C{i}", alpha=0.12, lw=0)
         axis.set(xlabel="delay of inference, control steps", ylabel=label)
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
