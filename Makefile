@@ -2,8 +2,10 @@
 # make test         install, lint, type check, run the whole suite
 # make docs         build the documentation: build/site/index.html
 # make lock         resolve the current releases again (then run make test)
+# EXTRA=cuda        with any of them: install JAX for NVIDIA GPUs, too; EXTRA=tpu: on a TPU VM
 
 PYTHON ?= python3
+EXTRA ?=
 BIN := .venv/bin
 RUN := runs/quickstart
 
@@ -21,6 +23,13 @@ RUN := runs/quickstart
 	  || $(BIN)/python -m pip install --quiet -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps openpi-client==0.1.2  # for tests; it pins numpy < 2 but runs with 2
+	@if [ -n "$(EXTRA)" ]; then \
+	  echo "octolike: installing JAX for $(EXTRA)"; \
+	  version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("jax"))') && \
+	  case "$(EXTRA)" in cuda) jax=cuda13;; tpu) jax=tpu;; *) echo "error: EXTRA=$(EXTRA); expected cuda or tpu"; exit 1;; esac && \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python "jax[$$jax]==$$version" && \
+	  $(BIN)/python -c 'import jax; print("octolike: jax", jax.__version__, "sees", jax.devices())'; \
+	fi
 	@touch $@
 
 quickstart: gl .venv/ready

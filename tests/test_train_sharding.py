@@ -126,9 +126,10 @@ def test_two_processes_reproduce_the_curve_of_one_process(single_device, tmp_pat
     names["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
     both = [start(jobs, environment(4, **names | {"JAX_PROCESS_ID": str(i)})) for i in (1, 0)]
     (second, quiet), (first, output) = (results(process) for process in both)
-    # Only the second process got the signal, at batch 4: both saved at the next exchange.
+    # Only the second process got the signal, at batch 4. It is in its batch 5, so in step 6, whose
+    # metrics both have read when they dispatch step 8.
     assert first[0] == second[0] == {"code": 143}
-    assert f"saved at step {sharding.AGREE} of 20" in output
+    assert "saved at step 8 of 20" in output
     assert "2 processes = data 2 × fsdp 4" in output
     assert quiet == ""
     assert first[1]["pieces"] == 4 * [[108, 8]]

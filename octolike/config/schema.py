@@ -309,6 +309,7 @@ class TrainConfig:
         choices=("", "action_error", "loss"),
     )
     wandb: str = option("", "Weights & Biases project; '': none")
+    profile: str = option("", "'start:stop': steps to trace into workdir/profile; '': none")
     augment: AugmentConfig = option(AugmentConfig, "image augmentation")
 
 
@@ -423,6 +424,11 @@ class Config:
             d.batch_size % o.accumulate == 0,
             f"data.batch_size {d.batch_size} does not divide into optim.accumulate {o.accumulate} "
             "equal parts",
+        )
+        start, _, stop = t.profile.partition(":")
+        require(
+            not t.profile or (start.isdigit() and stop.isdigit() and int(start) < int(stop)),
+            f"train.profile {t.profile!r} is not 'start:stop', such as '100:110'",
         )
         require(o.warmup <= t.steps, f"optim.warmup {o.warmup} exceeds train.steps {t.steps}")
         require(bool(self.workdir), "workdir is empty; set one, e.g. --config.workdir=runs/mine")

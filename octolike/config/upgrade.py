@@ -164,6 +164,11 @@ def name_remat(config: Json) -> Json:
     return {**config, "model": {**model, "remat": "full" if model["remat"] else "none"}}
 
 
+def add_profile(config: Json) -> Json:
+    """Add train.profile: before format 4, steps could not be traced."""
+    return _default(config, "train", "profile", "")
+
+
 # CHANGES[n - 1] turns format n into format n + 1.
 CHANGES = (
     (fill_options, fill_components, rename_options, add_plugins),
@@ -179,7 +184,7 @@ CHANGES = (
         add_lanes,
         keep_all_episodes,
     ),
-    (name_remat,),
+    (name_remat, add_profile),
 )
 
 

@@ -9,6 +9,7 @@ The groups and their gradients are those of octolike.train.group_gradients.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
@@ -181,7 +182,9 @@ class GradientComparer:
         if self._compiled is None:
             replicated = state.step.sharding  # every device needs the result
             jitted = jax.jit(self._compare, out_shardings=replicated)
-            self._compiled = jitted.lower(state, batch).compile()
+            mesh = getattr(state.step.sharding, "mesh", None)
+            with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+                self._compiled = jitted.lower(state, batch).compile()
         jax.block_until_ready(state)  # so that the previous step is not timed
         started = time.perf_counter()
         comparison = jax.device_get(jax.block_until_ready(self._compiled(state, batch)))
@@ -192,6 +195,9 @@ class GradientComparer:
             with (self._files.local / FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
             self._files.upload()
+
+    def close(self) -> None:
+        """Do nothing: every row is written."""
 
     def _compare(self, state: Any, batch: types.Batch) -> GradientComparison:
         batch = jax.tree.map(lambda x: x[: len(x) // self._parts], batch)

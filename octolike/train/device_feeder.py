@@ -47,13 +47,17 @@ class DeviceFeeder:
         """spec: of the batches; encoder: adds the states of a frozen text encoder to them."""
         self._batches, self._spec, self._mesh, self._encoder = batches, spec, mesh, encoder
 
-    def next(self) -> DeviceBatch:
-        """Return the next batch; its transfer may still be under way."""
+    def next(self, signum: int | None = None) -> DeviceBatch:
+        """Return the next batch; its transfer may still be under way.
+
+        signum: the signal that this process has received.
+        """
         host_batch = next(self._batches)
         types.check_batch(host_batch, self._spec)
         position, ready = self._batches.state(), time.perf_counter()
         batch = self._encoder(host_batch) if self._encoder else host_batch
-        return DeviceBatch(sharding.put_batch(batch, self._mesh), position, ready, host_batch)
+        arrays = sharding.put_batch(sharding.with_signal(batch, signum), self._mesh)
+        return DeviceBatch(arrays, position, ready, host_batch)
 
     def memory(self) -> int:
         """Return the bytes that the data hold."""

@@ -72,6 +72,19 @@ class Hook(Protocol):
         """Act."""
 
 
+class BeforeHook(Protocol):
+    """An action before a step."""
+
+    def due(self, step: int) -> bool:
+        """Return whether to call after `step` steps, before the next one."""
+
+    def call(self, step: int, state: TrainState, batch: types.Batch) -> None:
+        """Act, with the batch of the next step, on the devices."""
+
+    def close(self) -> None:
+        """End what was begun."""
+
+
 def call(hooks: Sequence[Hook], event: StepEvent) -> None:
     """Call hooks in order. The event, which may hold a merged copy of the model, ends with it."""
     for hook in hooks:

@@ -44,6 +44,7 @@ from octolike.train import (
     initial_state,
     optimizer,
     pcgrad,
+    profile,
     retention,
     sharding,
     wandb_logger,
@@ -154,13 +155,16 @@ def _train_as_owner(
     feeder = DeviceFeeder(batches, data.spec, mesh, encoder)
     with contextlib.closing(feeder):
         # 7. The hooks.
-        before: list[conflicts.GradientComparer] = []
+        before: list[hooks.BeforeHook] = []
         save = hooks.CheckpointHook(checkpoints, config.train.checkpoint_every, lease)
         after: list[hooks.Hook] = [save]
+        span = profile.parse(config.train.profile)
+        if span and sharding.is_first():
+            before.append(profile.ProfileHook(span, config.workdir, int(state.step)))
         if config.train.conflicts_every:
             loss_fn = functools.partial(training_loss, model, config.train.augment)
             start = int(state.step)
-            before = [conflicts.GradientComparer(loss_fn, step_key, config, names, start)]
+            before.append(conflicts.GradientComparer(loss_fn, step_key, config, names, start))
         if validation:
             validator = Validator(
                 model,
@@ -176,6 +180,8 @@ def _train_as_owner(
             after = hooks.with_validation(config, validator, names, feeder, success, save)
         # 8. The step.
         step = make_step(model, tx, config, step_key, choose_gradient_fn(config, names))
+        if sharding.process()[1] > 1:
+            spec = {**spec, sharding.SIGNAL: ((), "int32")}
         step, costs = compile_step(step, state, spec, config.data.batch_size, mesh)
         costs["parameters"] = sum(x.size for x in jax.tree.leaves(shapes))
         if sharding.is_first():
@@ -208,7 +214,7 @@ class Loop:
         feeder: DeviceFeeder,
         checkpoints: CheckpointStore,
         names: types.Names,
-        before: Sequence[conflicts.GradientComparer],
+        before: Sequence[hooks.BeforeHook],
         after: Sequence[hooks.Hook],
         flops: float = math.nan,
     ) -> None:
@@ -231,6 +237,7 @@ class Loop:
     def run(self, state: TrainState) -> TrainState:
         """Return the last state. Dispatch is always one step ahead of the metrics that are read."""
         step, steps, signum = int(state.step), self._config.train.steps, None
+        several = sharding.process()[1] > 1  # they agree through the metrics of a step
         with (
             Interrupt() as interrupt,
             self._open_log(step) as log,
@@ -249,9 +256,10 @@ class Loop:
                     state, metrics = self._step(state, batch.arrays)
                 step += 1
                 reader.submit(step, batch, metrics)
-                signum = sharding.agree_on_signal(interrupt.signal, step)
+                signum = reader.signal if several else interrupt.signal
                 last = step == steps or signum is not None
-                next_batch = None if last else self._feeder.next()  # while the device computes
+                # while the device computes
+                next_batch = None if last else self._feeder.next(interrupt.signal)
                 reader.read_previous(next_ready=batch.ready)
                 due = [hook for hook in self._after if hook.due(step, last)]
                 if due:
@@ -260,6 +268,8 @@ class Loop:
                     with log.paused():
                         hooks.call(due, hooks.StepEvent(step, state, batch.position, log))
                 batch = next_batch
+            for hook in self._before:
+                hook.close()
             self._checkpoints.wait()  # the farewell states that the run is saved
             log.write(self._farewell(step, signum))
         if signum is not None and step < steps:

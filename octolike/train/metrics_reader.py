@@ -14,6 +14,7 @@ import numpy as np
 
 from octolike import types
 from octolike.config import Config
+from octolike.train import sharding
 from octolike.train.checkpoint_store import CheckpointStore
 from octolike.train.device_feeder import DeviceBatch, DeviceFeeder, save_bad_batch
 from octolike.train.metrics import MetricsLogger, RunningMeans
@@ -33,6 +34,9 @@ class MetricsReader:
     """Reads steps in order: checks that their numbers are finite, and logs means over log_every.
 
     A context manager: it owns the thread that waits for the device.
+
+    Attributes:
+        signal: the signal of any of several processes, in the steps read so far; None for none.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class MetricsReader:
         self._checkpoints, self._log = checkpoints, log
         self._datasets, self._tasks = logged_names(names.datasets), logged_names(names.tasks)
         self._unread: collections.deque[UnreadStep] = collections.deque()
+        self.signal: int | None = None
         self._means, self._waited, self._last_loss = RunningMeans(), 0.0, math.nan
         self._thread = ThreadPoolExecutor(1)
 
@@ -75,6 +80,8 @@ class MetricsReader:
         self._checkpoints.check()
         metrics, finished = unread.metrics.result()
         self._waited += max(0.0, next_ready - finished)
+        if sharding.SIGNAL in metrics:
+            self.signal = self.signal or int(metrics.pop(sharding.SIGNAL)) or None
         scalars = {k: float(v) for k, v in metrics.items() if v.ndim == 0}
         self._check_finite(unread, scalars)
         self._means.add(scalars)

@@ -33,10 +33,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from octolike.config import ConfigError, TrainConfig
 from octolike.tables import text_table
+from octolike.train import processes
 
 AXES = ("data", "fsdp")
 SMALL = 1 << 12  # elements: sharding a bias would cost more in messages than it saves in memory
-AGREE = 10  # steps between two checks whether a process has received a signal
+SIGNAL = "signal"  # of the processes, among the leaves of a batch: int32 [B]
 LAUNCH = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -50,7 +51,9 @@ def initialize(config: TrainConfig) -> None:
     """
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    processes.check_slurm(config.distributed)
     if not config.distributed or jax.distributed.is_initialized():
+        processes.warn_of_unused_gpus()
         return
     # The loop itself handles SIGTERM: the processes agree on the step at which they save and stop.
     jax.config.update("jax_enable_preemption_service", False)
@@ -62,7 +65,7 @@ def initialize(config: TrainConfig) -> None:
                 address, int(count), int(index), cluster_detection_method="deactivate"
             )
         else:
-            jax.distributed.initialize()
+            jax.distributed.initialize(local_device_ids=processes.slurm_devices())
     except (ValueError, RuntimeError) as error:
         values = ", ".join(f"{k}={v}" for k, v in variables.items())
         raise ConfigError(
@@ -71,6 +74,7 @@ def initialize(config: TrainConfig) -> None:
             "needs to be set; elsewhere set all three for each process, e.g. "
             "JAX_COORDINATOR_ADDRESS=host0:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0"
         ) from error
+    processes.warn_of_unused_gpus()
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
 
@@ -90,17 +94,16 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def agree_on_signal(signum: int | None, step: int) -> int | None:
-    """Return the signal at which all processes stop after this step, or None to continue.
+def with_signal(batch: Any, signum: int | None) -> Any:
+    """Return this process's share of a batch with its signal, if there are several processes.
 
-    A signal reaches the processes at different times, but a step needs all of them. So every AGREE
-    steps they exchange their signals, and all stop if any has received one.
+    A signal reaches the processes at different times, but a step needs all of them. So the step
+    computes the largest one, and all read it with the metrics of the same step: no process waits.
     """
     if jax.process_count() == 1:
-        return signum
-    if step % AGREE:
-        return None
-    return int(multihost_utils.process_allgather(np.int32(signum or 0)).max()) or None
+        return batch
+    size = len(batch["action"])
+    return {**batch, SIGNAL: np.full(size, signum or 0, np.int32)}
 
 
 def agree_on_fault(fault: bool) -> bool:

@@ -54,6 +54,8 @@ def make_step(
             "dataset": batch["dataset"],
             "task": batch["task"]["task_id"],
         }
+        if sharding.SIGNAL in batch:
+            metrics[sharding.SIGNAL] = batch[sharding.SIGNAL].max()
         return apply_gradients(state, grads, tx, config.optim.ema), metrics
 
     return step
