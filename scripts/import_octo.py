@@ -6,7 +6,8 @@
     ... --golden DIR                    compare with Octo's outputs: octo_import/golden.py
 
 Expect the parts of the model with their parameter counts, notes on settings that the checkpoint
-does not state, and with --golden a table of differences (exit code 1 if one exceeds 1e-4). Then use
+does not state, and with --golden a table of differences; exit code 1 if one exceeds 1e-4, or if a
+sampling chain differs by more than float32's rounding explains. Then use
 Policy.load("runs/octo-small"), or finetune with --config.train.init_from=runs/octo-small.
 """
 

@@ -372,3 +372,24 @@ def test_parameter_counts_equal_those_of_octo(sizes, published):
 def test_invalid_configs_are_errors(change, message):
     with pytest.raises(ConfigError, match=message):
         build_network(fakes.model(**change), SPEC, fakes.NAMES)
+
+
+def test_a_network_without_readouts_reads_its_observations():
+    head = {"kind": "mse", "readout": "obs", "pooling": "attention", "pooling_heads": 2}
+    spec = fakes.spec(window=1)
+    settings = fakes.model(readouts={}, heads={"action": head})
+    model = build_network(settings, spec, fakes.NAMES)
+    batch = fakes.batch(spec, 2)
+    variables = fakes.parameters(model.init, batch, train=False)
+    loss = lambda v: model.apply(v, batch, train=False, rngs={"noise": jax.random.key(0)})[0]
+    grads = jax.grad(loss)(variables)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert np.abs(grads["params"]["tokenizers_wrist"]["encoder"]["out"]["kernel"]).max() > 0
+    actions = model.apply(
+        variables,
+        batch["observation"],
+        batch["task"],
+        method="sample_actions",
+        rngs={"noise": jax.random.key(0)},
+    )
+    assert actions.shape == (2, *spec["action"][0][1:])

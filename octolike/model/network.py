@@ -275,7 +275,7 @@ def build_network(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Po
     camera or readout, with the choices.
     """
     dtype = jnp.dtype(model["dtype"])
-    for part in ("tokenizers", "readouts", "heads"):
+    for part in ("tokenizers", "heads"):  # heads may read observations instead of a readout
         if not model[part]:
             raise ConfigError(f"model.{part} is empty; the policy needs at least one")
     network_tokenizers = {
