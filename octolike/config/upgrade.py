@@ -164,6 +164,11 @@ def name_remat(config: Json) -> Json:
     return {**config, "model": {**model, "remat": "full" if model["remat"] else "none"}}
 
 
+def add_draw_views(config: Json) -> Json:
+    """Add data.draw_views: before format 4, a camera showed its own images alone."""
+    return _default(config, "data", "draw_views", False)
+
+
 def add_profile(config: Json) -> Json:
     """Add train.profile: before format 4, steps could not be traced."""
     return _default(config, "train", "profile", "")
@@ -184,7 +189,7 @@ CHANGES = (
         add_lanes,
         keep_all_episodes,
     ),
-    (name_remat, add_profile),
+    (name_remat, add_draw_views, add_profile),
 )
 
 
