@@ -27,7 +27,8 @@ from octolike import types
 from octolike.config import Component, Config, load_module
 from octolike.data.specs.planned import plan_data
 from octolike.model import attention, tokens
-from octolike.train import device_flops, flops, lowering, memory_plan, sharding
+from octolike.train import device_flops, flops, lowering, memory_plan, optimizer, sharding
+from octolike.train import state as states
 
 PRETRAIN = Path(__file__).parents[2] / "configs/pretrain.py"
 HEADS = ("diffusion", "flow", "l1")
@@ -91,7 +92,9 @@ def _kernels(rehearse: bool) -> Iterator[dict[str, Any]]:
 def _training(rehearse: bool, batch_size: int) -> Iterator[dict[str, Any]]:
     work = _workload(rehearse, "diffusion", batch_size)
     mesh = sharding.make_mesh()
-    state = jax.device_put(_filled(work.state), sharding.replicated(mesh))
+    tx, ema = optimizer.make_optimizer(work.config.optim, work.config.train.steps), True
+    state = states.create(_filled(work.state.params), tx, (), ema=ema)
+    state = jax.device_put(state, sharding.replicated(mesh))
     step = jax.jit(work.step(), donate_argnums=0)
     with jax.set_mesh(mesh):
         compiled = step.lower(work.state, work.batch).compile()
