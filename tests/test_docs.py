@@ -5,6 +5,7 @@ line parses them, overrides included; the flags of the others must be defined by
 commands that take seconds also run, on small recordings of this test.
 """
 
+import dataclasses
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from ml_collections import config_flags
 
 from octolike.config import cli
 from octolike.config.python_files import shipped_config
+from octolike.policy.serving.options import ServeOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -59,6 +61,8 @@ def test_a_command_exists_with_its_arguments(page, words):
         _parse(arguments, words[1])
         return
     source = script.read_text(encoding="utf-8")
+    if words[1] == "serve":
+        source += repr([f.name for f in dataclasses.fields(ServeOptions)])  # see add_arguments
     for name in re.findall(r"(?<!\S)--([a-z_]+)", " ".join(arguments)):
         assert re.search(rf"[\"'](--)?{name}[\"']", source), f"{words[1]} has no --{name}"
 
