@@ -100,6 +100,31 @@ def test_runs_before_format_3_keep_their_statistics_actions_and_resizing():
     assert c.Config().data.range_check == "strict"
 
 
+def test_runs_before_format_4_get_the_options_that_came_with_it():
+    data = stored()
+    for section, name in (
+        ("data", "draw_views"),
+        ("train", "profile"),
+        ("evaluate", "delay"),
+        ("evaluate", "overlap"),
+        ("evaluate", "real_time"),
+        ("evaluate", "gripper_band"),
+    ):
+        del data[section][name]
+    data["model"]["remat"] = True
+    head = next(iter(data["model"]["heads"].values()))
+    denoises = head["kind"] in ("diffusion", "flow")
+    for name in ("guidance", "prefix") if denoises else ():
+        del head[name]
+    config = read({**data, "format": 3})
+    assert (config.model.remat, config.evaluate.delay) == ("full", 0)
+    assert not denoises or next(iter(config.model.heads.values()))["prefix"] == 0
+    words = {"kind": "text_encoder", "trained": True}
+    old = {"model": {"tokenizers": {"language": words, "proprio": {"kind": "proprio"}}}}
+    new = upgrade.add_text_pooling(old)["model"]["tokenizers"]
+    assert new == {"language": {"pooled": False, **words}, "proprio": {"kind": "proprio"}}
+
+
 def test_runs_before_format_3_keep_the_ids_of_their_texts():
     data = stored()
     del data["data"]["text"]["segmentation"]

@@ -109,12 +109,12 @@ def add_absent_cameras(config: Json) -> Json:
 
 
 def add_real_time_chunking(config: Json) -> Json:
-    """Add guidance and prefix to denoising heads: before format 3, they had no such prefix."""
+    """Add guidance and prefix to denoising heads: before format 4, they had no such prefix."""
     return _apply(config, ("model", "heads", "*"), _add_prefix)
 
 
 def add_execution(config: Json) -> Json:
-    """Add how chunks are executed: before format 3, a simulated inference took no time."""
+    """Add how chunks are executed: before format 4, a simulated inference took no time."""
     options: Json = {"delay": 0, "overlap": "continue", "real_time": "", "gripper_band": 0.0}
     for name, value in options.items():
         config = _default(config, "evaluate", name, value)
@@ -174,6 +174,17 @@ def add_profile(config: Json) -> Json:
     return _default(config, "train", "profile", "")
 
 
+def add_text_pooling(config: Json) -> Json:
+    """Add pooled of a text_encoder: before format 4, every word was a token."""
+
+    def pool(tokenizer: Any) -> Any:
+        if not isinstance(tokenizer, dict) or tokenizer.get("kind") != "text_encoder":
+            return tokenizer
+        return {"pooled": False, **tokenizer}
+
+    return _apply(config, ("model", "tokenizers", "*"), pool)
+
+
 # CHANGES[n - 1] turns format n into format n + 1.
 CHANGES = (
     (fill_options, fill_components, rename_options, add_plugins),
@@ -182,14 +193,19 @@ CHANGES = (
         add_representation,
         add_resize,
         add_text_segmentation,
-        add_real_time_chunking,
-        add_execution,
         add_absent_cameras,
         drop_service,
         add_lanes,
         keep_all_episodes,
     ),
-    (name_remat, add_draw_views, add_profile),
+    (
+        name_remat,
+        add_draw_views,
+        add_profile,
+        add_real_time_chunking,
+        add_execution,
+        add_text_pooling,
+    ),
 )
 
 
