@@ -112,7 +112,8 @@ def test_the_example_is_finetuned_and_acts(tmp_path, monkeypatch):
     config.train.steps, config.train.log_every, config.train.validate_every = 2, 1, 0
     config.optim.warmup = 1
     loop.train(config, open_data(config))
-    command = [sys.executable, ROOT / "scripts" / "check_policy.py", config.workdir, "--frames=16"]
+    script_path, allowed = ROOT / "scripts" / "check_policy.py", f"--plugins={config.data.specs[0]}"
+    command = [sys.executable, script_path, config.workdir, "--frames=16", allowed]
     checked = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "no differences" in checked.stdout
