@@ -76,9 +76,7 @@ def test_an_incomplete_dataset_is_not_read(complete, tmp_path):
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
 def test_corrupted_metadata_are_named(complete, tmp_path, name):
     (complete / name).write_text((complete / name).read_text()[:100])
-    with pytest.raises(
-        DataError, match=r"fake: features.json or dataset_info.json in .*1\.0\.0 ca"
-    ):
+    with pytest.raises(DataError, match=rf"fake: .*{name} is not JSON .*; copy the dataset again"):
         opened(tmp_path)
 
 

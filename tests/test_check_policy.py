@@ -320,9 +320,7 @@ def test_an_unknown_dataset_is_named(opened):
 def test_the_script_prints_differences_and_fails(opened, tmp_path):
     run, _, _, _ = opened
     robot = run.embodiments[0]
-    statistics = dataclasses.replace(
-        robot.proprio_statistics, std=robot.proprio_statistics.std * 2 + 1
-    )
+    statistics = dataclasses.replace(robot.proprio_statistics, std=robot.proprio_statistics.std / 2)
     wrong = dataclasses.replace(robot, proprio_statistics=statistics)
     save_run(tmp_path, dataclasses.replace(run, embodiments=[wrong]))
     done = subprocess.run(

@@ -72,9 +72,11 @@ class EpisodeLoader:
         self._texts = max(len(s.spec.language_paths) for s in supply.sources) or 1
         self.steps = tf.constant(supply.table.steps, tf.int64)
         self.views = max(len(s.views) or 1 for s in supply.sources)
-        self._has_image = tf.stack(
-            [_presence(supply.sources, self._cameras, view) for view in range(self.views)]
-        )
+        views = range(self.views)
+        presence = [_presence(supply.sources, self._cameras, view) for view in views]
+        # [views · E, C]: gather, unlike gather_nd, takes a table of no camera.
+        self._has_image = tf.constant(np.concatenate(presence), tf.bool)
+        self._episodes = len(presence[0])
         allowed = [np.where(s.has_views, len(s.views), 1) for s in supply.sources]
         self._view_count = tf.constant(np.concatenate(allowed), tf.int64)
         depth_of_source = [[c in s.depth for c in self._depth] for s in supply.sources]
@@ -105,8 +107,8 @@ class EpisodeLoader:
 
     def has_image(self, episodes: tf.Tensor, views: tf.Tensor) -> tf.Tensor:
         """Return bool [n, C]: which of the run's cameras the episodes have in these views."""
-        view = self._view(episodes, views)
-        return tf.gather_nd(self._has_image, tf.stack([view, episodes], axis=-1))
+        rows = self._view(episodes, views) * self._episodes + episodes
+        return tf.gather(self._has_image, rows)
 
     def _view(self, episodes: tf.Tensor, views: tf.Tensor) -> tf.Tensor:
         return views % tf.gather(self._view_count, episodes)
@@ -120,7 +122,7 @@ class EpisodeLoader:
         source = tf.gather(self.source, episode)
         positions = self._positions(episode)
         result = _call_one(self._parsers, source, record, positions, view)
-        has_image = tf.gather_nd(self._has_image, tf.stack([view, episode]))
+        has_image = tf.gather(self._has_image, view * self._episodes + episode)
         has = tf.concat([has_image, tf.gather(self.has_depth, episode)], axis=0)
         images, action, proprio, texts, good = result
         steps = tf.gather(self.steps, episode)
