@@ -95,7 +95,7 @@ class Embodiment:
     Attributes:
         name: unique within a run.
         robot: the machine.
-        control_hz: actions per second.
+        control_hz: actions per second; 0: unknown, as of imported Octo runs.
         gripper: the gripper's convention, in words.
         action: layout of an action.
         proprio: layout of proprio, or None.
@@ -314,8 +314,10 @@ def check_record(record: Embodiment) -> None:
     texts = (record.name, record.robot, record.gripper, *record.datasets, *record.inferred)
     if not all(isinstance(x, str) for x in texts):
         raise ValueError(f"{title}: its names are not all texts")
-    if not (isinstance(record.control_hz, (int, float)) and 0 < record.control_hz < 1e5):
-        raise ValueError(f"{title}: control_hz is {record.control_hz!r}; expected actions per s")
+    if not (isinstance(record.control_hz, (int, float)) and 0 <= record.control_hz < 1e5):
+        raise ValueError(
+            f"{title}: control_hz is {record.control_hz!r}; expected actions per s, 0 for unknown"
+        )
     for part in ("action", "proprio"):
         layout, statistics = record.layout(part), getattr(record, f"{part}_statistics")
         if layout is None:

@@ -98,6 +98,7 @@ def episodes(skill, wins, count=4, split="train"):
 def write_config(run, splits, skills):
     plan = {"splits": list(splits), "skills": list(skills), "episodes": 4, "seed": 0}
     config = {"environment": {"kind": "tabletop"}, "evaluate": plan, "train": {"steps": 30}}
+    config |= {"optim": {"warmup": 1}, "workdir": str(run)}
     (run / "config.json").write_text(json.dumps(config))
 
 

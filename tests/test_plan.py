@@ -19,8 +19,8 @@ def recipe(arguments: str):
 
 def test_chips_are_read():
     cluster = resource_plan.parse_chips("h100:32")
-    assert (cluster.chip.device_kind, cluster.count, cluster.hosts) == ("H100", 32, 4)
-    assert resource_plan.parse_chips("4090").count == 1
+    assert (cluster.chip.device_kind, cluster.devices, cluster.hosts) == ("H100", 32, 4)
+    assert resource_plan.parse_chips("4090").devices == 1
     with pytest.raises(ConfigError, match="did you mean 'h100'"):
         resource_plan.parse_chips("h10:3")
     with pytest.raises(ConfigError, match="expected name:number"):

@@ -250,7 +250,7 @@ def test_statistics_are_those_of_the_learned_chunks(root):
 
 
 def test_a_representation_that_does_not_apply_is_refused_at_the_start(root):
-    with pytest.raises(ConfigError, match="is not one of as_stored, relative"):
+    with pytest.raises(ConfigError, match="did you mean 'relative'"):
         opened_rlds(root, representation="relativ")
     with pytest.raises(ConfigError, match=r"needs the robot's state; set data.use_proprio"):
         config(root, representation="relative", use_proprio=False)

@@ -16,6 +16,7 @@ from absl.testing import flagsaver
 
 from octolike.config import load_module
 from octolike.config.python_files import shipped_config
+from octolike.evaluation import comparison
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONFIGS = sorted((SCRIPTS.parent / "configs").rglob("*.py"))
@@ -107,7 +108,9 @@ def test_a_transfer_study_hands_its_root_and_plug_ins_on(load, monkeypatch, tmp_
 def test_a_comparison_hands_arguments_on(load, monkeypatch, config, argument, runs):
     script, path = load("compare"), f"configs/experiments/{config}.py"
     commands, written = started(script, monkeypatch), []
-    monkeypatch.setattr(script, "write", lambda directory: written.append(f"{directory}/"))
+    monkeypatch.setattr(
+        comparison, "write", lambda directory, first: written.append(f"{directory}/")
+    )
     given = f"{path}:{argument}" if argument else path
     run(script, monkeypatch, "--config", given, "--variants", "default", "--seeds", 2)
     own = [",".join(filter(None, (argument, f"variant=default,seed={s}"))) for s in range(2)]
@@ -136,7 +139,7 @@ def test_a_comparison_allows_the_plug_ins_that_its_user_or_its_config_names(
 ):
     script = load("compare")
     commands = started(script, monkeypatch)
-    monkeypatch.setattr(script, "write", lambda directory: None)
+    monkeypatch.setattr(comparison, "write", lambda directory, first: None)
     config = tmp_path / "config.py"
     config.write_text(
         "from octolike.config import Config\nVARIANTS = ('default',)\n"

@@ -170,6 +170,7 @@ def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
     plan = {"splits": ["train"], "episodes": 20, "seed": 0}
     config = {"collect": {"skills": dict.fromkeys(skills, 1)}, "workdir": str(run)}
     config |= {"environment": {"kind": "tabletop"}, "evaluate": plan, "train": {"steps": 100}}
+    config["optim"] = {"warmup": 1}
     (run / "config.json").write_text(json.dumps(config))
     (run / "names.json").write_text(json.dumps({"datasets": datasets}))
     known = robots or {"arm": datasets}

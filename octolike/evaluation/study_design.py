@@ -14,6 +14,8 @@ def sentence(config: Config, variants: Sequence[str], seeds: int) -> str:
 
     config: of one run of the study; its first split counts.
     """
+    if not config.environment:
+        return f"design: {len(variants)} variants, {seeds} seeds, no simulator"
     skills = tuple(config.collect.skills)
     plan = suites.suite_from_config(config.environment, config.evaluate, skills).plan()
     layouts = sum(e.split == plan[0].split for e in plan)
