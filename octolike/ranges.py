@@ -31,6 +31,9 @@ BINARY = 0.9  # of the largest variance that values between the extremes can hav
 # {unit: (the largest plausible value, what larger ones are)}
 LARGEST = {"rad": (2.02 * np.pi, "degrees"), "m": (20.0, "millimetres")}
 OUTSIDE = 0.5  # of the recorded range: how far a robot may leave it without a warning
+# A dimension that hardly moved in the data leaves its range by noise: it counts as at least this
+# wide. Other units or another order are off by far more.
+NARROW = {"rad": 0.2, "m": 0.05}
 
 
 def misfits(layout: Layout, s: Statistics, part: str) -> list[str]:
@@ -201,14 +204,17 @@ def middles(record: Embodiment) -> np.ndarray:
 def far_outside(x: np.ndarray, record: Embodiment) -> np.ndarray:
     """Return bool like proprio [..., P]: farther outside the recorded range than `OUTSIDE` of it.
 
-    False for dimensions that were constant in the data, or are not normalised: nothing is known of
-    their range.
+    A range is at least `NARROW` wide. False for dimensions that were constant in the data, or are
+    not normalised: nothing is known of their range.
     """
     s = record.proprio_statistics
     if s is None or record.proprio is None:
         return np.zeros(x.shape, bool)
-    has_range = (s.max - s.min > MIN_SPREAD) & np.asarray(record.proprio.normalized, bool)
-    return has_range & (outside(x, s) > OUTSIDE)
+    width = s.max - s.min
+    has_range = (width > MIN_SPREAD) & np.asarray(record.proprio.normalized, bool)
+    narrow = [NARROW.get(unit, 0.0) for unit in record.proprio.units]
+    allowed = OUTSIDE * np.maximum(width, narrow) / np.maximum(width, MIN_SPREAD)
+    return has_range & (outside(x, s) > allowed)
 
 
 def outside(x: np.ndarray, s: Statistics) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Ranges of a record: shares, rarely used dimensions, sides of a gripper, values outside."""
 
+import dataclasses
 import re
 from dataclasses import replace
 
@@ -158,6 +159,18 @@ def test_values_outside_the_recorded_range_are_measured_in_lengths_of_it():
     np.testing.assert_allclose(
         ranges.outside(np.float32([[0], [4], [-3]]), s)[:, 0], [0, 0.25, 0.5]
     )
+
+
+def test_noise_of_a_dimension_that_hardly_moved_is_no_other_unit():
+    """A wrist recorded within ± 0.02 rad: 0.05 rad is noise, the same angle in degrees is not."""
+    x = np.random.default_rng(0).uniform(-0.02, 0.02, (500, 1)).astype(np.float32)
+    arm = record(x, names=("pitch",))
+    pitch = dataclasses.replace(arm.action, units=("rad",))
+    arm = dataclasses.replace(arm, proprio=pitch, proprio_statistics=arm.action_statistics)
+    assert not ranges.far_outside(np.float32([[0.05]]), arm).any()
+    assert ranges.far_outside(np.float32([[np.rad2deg(0.05)]]), arm).all()
+    unknown = dataclasses.replace(arm.proprio, units=("",))
+    assert ranges.far_outside(np.float32([[0.05]]), dataclasses.replace(arm, proprio=unknown)).all()
 
 
 def test_values_too_large_for_their_unit_are_a_warning():
