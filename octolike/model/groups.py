@@ -27,15 +27,15 @@ import jax.numpy as jnp
 from flax.core import freeze
 
 from octolike.config import ConfigError, option, unknown
-from octolike.types import Context, Names, Prefix, TokenGroup
+from octolike.model.head import WrappedHead
+from octolike.types import Context, Names, TokenGroup
 
 BY = {"embodiment": "embodiments", "task": "tasks"}
 
 
-class PerGroup(nn.Module):
+class PerGroup(WrappedHead):
     """The inner head with separate parameters per group; a head like any other to its callers."""
 
-    head: nn.Module = option(meaning="the head to wrap", table="octolike.model.heads:HEADS")
     by: str = option("embodiment", "names that the groups consist of", choices=tuple(BY))
     groups: Mapping[str, tuple[str, ...]] = option(
         freeze({}), "{group: shell patterns over the names}; {}: one group per name"
@@ -47,35 +47,9 @@ class PerGroup(nn.Module):
     group_names: tuple[str, ...] = option((), "names of the groups, from the run's names")
     member: tuple[int, ...] = option((), "group of each embodiment or task, from the run's names")
 
-    @property
-    def readout(self) -> str:
-        return self.head.readout
-
-    @property
-    def horizon(self) -> int:
-        return self.head.horizon
-
-    @property
-    def action_dim(self) -> int:
-        return self.head.action_dim
-
     def reads(self) -> tuple[str, ...]:
         paths = ("task.task_id",) if self.by == "task" else ()
-        return (*paths, *self.head.reads())
-
-    def __call__(self, group: TokenGroup, action: jax.Array, context: Context) -> jax.Array:
-        return self._run("__call__", group, action, context)
-
-    def sample(
-        self,
-        group: TokenGroup,
-        dims: jax.Array | None,
-        context: Context,
-        *,
-        noise: dict[str, jax.Array] | None = None,
-        prefix: Prefix | None = None,
-    ) -> jax.Array:
-        return self._run("sample", group, dims, context, noise=noise, prefix=prefix)
+        return (*paths, *super().reads())
 
     def draw(self, batch: int) -> dict[str, jax.Array]:
         return inner_draw(self, batch)

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 
 from octolike.config import ConfigError, option
 from octolike.model.pooling import AttentionPooling
-from octolike.types import Prefix, TokenGroup
+from octolike.types import Context, Prefix, TokenGroup
 
 POOLINGS = ("mean", "attention")
 
@@ -114,6 +114,56 @@ class Head(nn.Module):
                 f"dims name {dims.shape[-1]} action dimensions; the head has {self.action_dim}"
             )
         return jnp.tile(dims, (1, self.horizon))
+
+
+class WrappedHead(nn.Module):
+    """The base of heads around another head, to their callers a head like any other.
+
+    A subclass calls a method of the inner head in `_run`.
+    """
+
+    head: nn.Module = option(meaning="the head to wrap", table="octolike.model.heads:HEADS")
+
+    @property
+    def readout(self) -> str:
+        return self.head.readout
+
+    @property
+    def horizon(self) -> int:
+        return self.head.horizon
+
+    @property
+    def action_dim(self) -> int:
+        return self.head.action_dim
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the batch paths that the head needs in addition to its readout."""
+        return self.head.reads()
+
+    def __call__(self, group: TokenGroup, action: jax.Array, context: Context) -> jax.Array:
+        return self._run("__call__", group, action, context)
+
+    def sample(
+        self,
+        group: TokenGroup,
+        dims: jax.Array | None,
+        context: Context,
+        *,
+        noise: dict[str, jax.Array] | None = None,
+        prefix: Prefix | None = None,
+    ) -> jax.Array:
+        return self._run("sample", group, dims, context, noise=noise, prefix=prefix)
+
+    def _run(
+        self,
+        method: str,
+        group: TokenGroup,
+        values: jax.Array | None,
+        context: Context,
+        **options: Any,
+    ) -> jax.Array:
+        """Call the inner head's `method` for a batch."""
+        raise NotImplementedError
 
 
 def pooled(group: TokenGroup) -> jax.Array:

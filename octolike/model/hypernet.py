@@ -23,15 +23,15 @@ import jax.numpy as jnp
 
 from octolike.config import ConfigError, option
 from octolike.model.groups import inner_draw, inner_init
-from octolike.types import Context, Prefix, TokenGroup
+from octolike.model.head import WrappedHead
+from octolike.types import Context, TokenGroup
 
 TARGETS = ("head", "adapter")
 
 
-class Hypernet(nn.Module):
+class Hypernet(WrappedHead):
     """The inner head with weights, or an adapter in front of it, generated from the task."""
 
-    head: nn.Module = option(meaning="the head to wrap", table="octolike.model.heads:HEADS")
     target: str = option("head", "generate weights, or an adapter", choices=TARGETS)
     rank: int = option(
         4, "rank of a kernel's change (0: full rank), or width of the adapter", low=0
@@ -46,35 +46,6 @@ class Hypernet(nn.Module):
                 f"{self.where}.rank is {self.rank}; an adapter needs a rank of at least 1"
             )
         super().__post_init__()
-
-    @property
-    def readout(self) -> str:
-        return self.head.readout
-
-    @property
-    def horizon(self) -> int:
-        return self.head.horizon
-
-    @property
-    def action_dim(self) -> int:
-        return self.head.action_dim
-
-    def reads(self) -> tuple[str, ...]:
-        return self.head.reads()
-
-    def __call__(self, group: TokenGroup, action: jax.Array, context: Context) -> jax.Array:
-        return self._run("__call__", group, action, context)
-
-    def sample(
-        self,
-        group: TokenGroup,
-        dims: jax.Array | None,
-        context: Context,
-        *,
-        noise: dict[str, jax.Array] | None = None,
-        prefix: Prefix | None = None,
-    ) -> jax.Array:
-        return self._run("sample", group, dims, context, noise=noise, prefix=prefix)
 
     def draw(self, batch: int) -> dict[str, jax.Array]:
         return self.head.draw(batch) if self.target == "adapter" else inner_draw(self, batch)

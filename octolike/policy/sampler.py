@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 from octolike import types
-from octolike.model import heads, language
+from octolike.model import language
 from octolike.model.denoising import Denoising
+from octolike.model.head import WrappedHead
 from octolike.model.network import Readout, build_network
 from octolike.policy.weights import cast_once
 from octolike.train.checkpoint import Run
@@ -57,7 +58,7 @@ class ActionSampler:
         dims = np.arange(width) < action_width
         index = run.names.embodiments.index(embodiment)
         head: Any = self.network.heads.get("action")
-        while isinstance(head, (heads.PerGroup, heads.Hypernet)):
+        while isinstance(head, WrappedHead):
             head = head.head
         self.is_denoising = isinstance(head, Denoising)
         self.trained_prefix = head.prefix if isinstance(head, Denoising) else 0
