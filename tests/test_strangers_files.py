@@ -162,19 +162,48 @@ def png_header(side: int) -> bytes:
 @pytest.mark.parametrize("side", [9_000, 60_000, 2**31 - 1])
 def test_a_decompression_bomb_is_refused_by_its_header(side):
     image = png_header(side)
-    assert bool(decode.is_giant(image))
+    assert decode.is_giant(image)
     with pytest.raises(DataError, match="place"):
         frame_encoding.is_depth_image(image, "place")
     with pytest.raises(decode.tf.errors.OpError, match="more than 67,108,864 pixels"):
         decode.check_image(image)
 
 
+@pytest.mark.parametrize("format", ["", "progressive"])
+def test_a_giant_jpeg_is_refused_by_its_header(format):
+    """The header of an ordinary JPEG, rewritten to 65,535 × 65,535."""
+    picture = stored.picture(np.random.default_rng(0))
+    image = decode.tf.io.encode_jpeg(picture, progressive=bool(format)).numpy()
+    height, width = picture.shape[:2]
+    size = struct.pack(">HH", height, width)
+    assert image.count(size) == 1
+    assert not decode.is_giant(image)
+    assert decode.is_giant(image.replace(size, b"\xff" * 4))
+    for end in range(len(image)):  # truncated anywhere: no error, and not giant
+        assert not decode.is_giant(image[:end])
+
+
+def test_a_giant_gif_is_refused_by_its_header():
+    assert decode.is_giant(b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + bytes(20))
+    assert not decode.is_giant(b"GIF89a" + struct.pack("<HH", 640, 480) + bytes(20))
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_dataset_with_a_giant_image_is_named_before_the_stream_decodes_it(step):
+    frames = [png_header(64)] * 4
+    frames[step] = png_header(60_000)
+    with pytest.raises(decode.UndecodableFrameError) as caught:
+        decode.black_frames(decode.tf.constant(frames))
+    assert caught.value.step == step
+    assert "pixels" in str(caught.value.error)
+
+
 def test_ordinary_images_are_not_giant():
     rng = np.random.default_rng(0)
     for encode in (decode.tf.io.encode_png, decode.tf.io.encode_jpeg):
-        assert not bool(decode.is_giant(encode(stored.picture(rng))))
-    assert not bool(decode.is_giant(b""))
-    assert not bool(decode.is_giant(b"\xff\xd8\xff"[:2]))
+        assert not decode.is_giant(encode(stored.picture(rng)).numpy())
+    assert not decode.is_giant(b"")
+    assert not decode.is_giant(b"\xff\xd8\xff"[:2])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
@@ -9,6 +12,8 @@ import tensorflow as tf
 BLACK_BYTES, BLACK_BYTES_PER_PIXEL = 1000, 0.05
 
 MOST_PIXELS = 1 << 26  # of an image: 8192 × 8192
+# Markers of a JPEG's frame header (SOF0 to SOF15): C4, C8 and CC are others.
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 # Bit depth and colour type in the header of a PNG: TFDS stores the 4 bytes of a float as RGBA.
 _RGBA = b"\x08\x06"
@@ -62,29 +67,42 @@ def decode_depth(stored: bytes | np.ndarray, side: int) -> np.ndarray:
     return depth[rows][:, columns]
 
 
-def is_giant(encoded: tf.Tensor) -> tf.Tensor:
-    """Return whether the header of a PNG or JPEG gives more than MOST_PIXELS; graph code.
+def is_giant(encoded: bytes) -> bool:
+    """Return whether the header of a PNG, JPEG or GIF gives more than MOST_PIXELS.
 
-    Nothing is decoded: a few kilobytes can decompress to gigabytes.
+    Nothing is decoded: a few kilobytes can decompress to gigabytes. False for anything else: BMP is
+    not compressed, and decoding refuses the rest.
     """
+    if encoded.startswith(b"\x89PNG") and len(encoded) >= 24:
+        width, height = struct.unpack(">II", encoded[16:24])
+        return width * height > MOST_PIXELS
+    if encoded.startswith(b"GIF8") and len(encoded) >= 10:
+        width, height = struct.unpack("<HH", encoded[6:10])
+        return width * height > MOST_PIXELS
+    if not encoded.startswith(b"\xff\xd8"):
+        return False
+    # The segments of a JPEG: marker, length, content; the frame header holds height and width.
+    at = 2
+    while at + 9 <= len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if marker in _FRAME_HEADERS:
+            height, width = struct.unpack(">HH", encoded[at + 5 : at + 9])
+            return width * height > MOST_PIXELS
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return False
 
-    def png() -> tf.Tensor:
-        sides = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False)
-        return tf.reduce_any(sides < 0) | (tf.reduce_prod(tf.cast(sides, tf.int64)) > MOST_PIXELS)
 
-    def jpeg() -> tf.Tensor:
-        sides = tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
-        return tf.reduce_prod(sides) > MOST_PIXELS
-
-    is_png = (tf.strings.substr(encoded, 0, 4) == b"\x89PNG") & (tf.strings.length(encoded) > 24)
-    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
-    return tf.cond(is_png, png, lambda: tf.cond(is_jpeg, jpeg, lambda: tf.constant(False)))
+def refuse_giant(encoded: bytes) -> None:
+    """Raise tf.errors.InvalidArgumentError for an image with more than MOST_PIXELS."""
+    if is_giant(encoded):
+        message = f"the image has more than {MOST_PIXELS:,} pixels"
+        raise tf.errors.InvalidArgumentError(None, None, message)
 
 
 def check_image(encoded: bytes) -> None:
     """Raise tf.errors.OpError for bytes that are not an image; empty bytes are allowed."""
     if encoded:
-        _refuse_giant(encoded)
+        refuse_giant(encoded)
         tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
@@ -93,25 +111,27 @@ def black_frames(frames: tf.Tensor) -> np.ndarray:
 
     Decodes the first image and those that are suspiciously small, equal ones once. (Flags in the
     metadata cannot be used: those of Bridge V2 are False for images that exist.) Raises
-    UndecodableFrameError for one of these that cannot be decoded.
+    UndecodableFrameError for one of these that cannot be decoded, and for any that is giant: the
+    stream decodes only what this pass has seen.
     """
-    sizes = tf.strings.length(frames).numpy()
+    encoded: list[bytes] = frames.numpy().tolist()
+    sizes = np.array([len(x) for x in encoded], np.int64)
     black = sizes == 0
     if black.all():
         return black
+    for t, image in enumerate(encoded):
+        if is_giant(image):
+            _decoded_frame(image, t)  # raises
     first = int(np.flatnonzero(~black)[0])
-    pixels = _decoded_frame(frames[first].numpy(), first)
+    pixels = _decoded_frame(encoded[first], first)
     limit = BLACK_BYTES + BLACK_BYTES_PER_PIXEL * pixels.shape[0] * pixels.shape[1]
     suspicious = sizes <= max(limit, sizes.max() / 4)
     if (sizes == sizes[first]).all():
         suspicious[:] = True  # not compressed: the size means nothing
-    contents = {frames[first].numpy(): _is_black(pixels)}
-    for t in np.flatnonzero(~black & (suspicious | (np.arange(len(sizes)) == first))).tolist():
-        encoded = frames[t].numpy()
-        if encoded not in contents:
-            contents[encoded] = _is_black(_decoded_frame(encoded, t))
-        black[t] = contents[encoded]
-    return black
+    steps = {encoded[t]: t for t in np.flatnonzero(~black & suspicious).tolist()[::-1]}
+    steps.pop(encoded[first], None)
+    found = {encoded[first]: _is_black(pixels), **_find_black(steps)}
+    return black | [found.get(x, False) for x in encoded]
 
 
 class UndecodableFrameError(Exception):
@@ -127,15 +147,9 @@ class UndecodableFrameError(Exception):
         self.step, self.error = step, error
 
 
-def _refuse_giant(encoded: bytes) -> None:
-    if is_giant(tf.constant(encoded)):
-        message = f"the image has more than {MOST_PIXELS:,} pixels"
-        raise tf.errors.InvalidArgumentError(None, None, message)
-
-
 def _decoded_frame(encoded: bytes, step: int) -> np.ndarray:
     try:
-        _refuse_giant(encoded)
+        refuse_giant(encoded)
         return tf.io.decode_image(encoded, expand_animations=False).numpy()
     except tf.errors.OpError as error:
         raise UndecodableFrameError(step, error) from None
@@ -143,6 +157,27 @@ def _decoded_frame(encoded: bytes, step: int) -> np.ndarray:
 
 def _is_black(image: np.ndarray) -> bool:
     return image.size <= image.shape[-1] or not image.any()
+
+
+def _find_black(steps: Mapping[bytes, int]) -> dict[bytes, bool]:
+    """Return `_is_black` of encoded images, given with their first steps."""
+    if not steps:
+        return {}
+    try:
+        return dict(zip(steps, _are_black(list(steps)).numpy().tolist(), strict=True))
+    except tf.errors.OpError:  # which step it is, only the slow way says
+        return {x: _is_black(_decoded_frame(x, t)) for x, t in steps.items()}
+
+
+@tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
+def _are_black(encoded: tf.Tensor) -> tf.Tensor:
+    """Return bool [N]: `_is_black` of N encoded images; ten times faster than one by one."""
+
+    def is_black(x: tf.Tensor) -> tf.Tensor:
+        image = tf.io.decode_image(x, expand_animations=False)
+        return (tf.size(image) <= tf.shape(image)[-1]) | ~tf.reduce_any(image > 0)
+
+    return tf.map_fn(is_black, encoded, fn_output_signature=tf.bool, parallel_iterations=1)
 
 
 def _decode_depth_or_zero(encoded: tf.Tensor, side: int) -> tf.Tensor:
@@ -174,8 +209,6 @@ def decode_image_or_black(encoded: tf.Tensor, side: int, resize: str) -> tf.Tens
 
 
 def _decode_resized(encoded: tf.Tensor, side: int, resize: str) -> tf.Tensor:
-    # An empty string instead of a giant image: decoding it fails like any other bad image.
-    encoded = tf.cond(is_giant(encoded), lambda: tf.constant(b"giant"), lambda: encoded)
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image.set_shape((None, None, 3))
     fits = tf.reduce_all(tf.shape(image)[:2] == side)

@@ -30,7 +30,7 @@ from octolike.data.rlds.reader import Reader
 from octolike.data.specs.episode_filter import EpisodeFilter
 from octolike.embodiment import Statistics
 
-FORMAT = 6  # of the cache file
+FORMAT = 7  # of the cache file
 ALGORITHM = 1  # increase it if the pass over the records computes an index or sketches differently
 PARTS = ("action", "proprio")
 COLUMNS = ("shard", "offset", "length", "content", "steps", "kept_start", "task", "label")

@@ -9,6 +9,7 @@ alone.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from collections import Counter
@@ -221,13 +222,14 @@ class _ShardIndexBuilder:
         standard = reader.standardize(steps, place)
         kept, available = reader.kept_steps(steps, standard, place), len(standard.action)
         standard, t = take_steps(standard, kept), len(kept)
-        images = {c: tf.gather(x, kept) for c, x in episode.images.items()}
+        take = (lambda x: x) if t == available else functools.partial(tf.gather, indices=kept)
+        images = {c: take(x) for c, x in episode.images.items()}
         counts = {
             "image_bytes": [_stored_bytes(x) for x in images.values()],
             "black_frames": [
                 int(reader.black_frames(x, c, place).sum()) for c, x in images.items()
             ],
-            "depth_bytes": [_stored_bytes(tf.gather(x, kept)) for x in episode.depth.values()],
+            "depth_bytes": [_stored_bytes(take(x)) for x in episode.depth.values()],
         }
         in_training = not is_held_out(np.array(record.content), reader.share)
         for part in PARTS:
@@ -329,7 +331,10 @@ def _scan_shard(
 
 
 class _ParallelParser:
-    """Parses the episodes of shards in TensorFlow's threads."""
+    """Parses the episodes of shards: in TensorFlow's threads if there are more threads than shards.
+
+    Otherwise the threads that scan the shards parse their own: a stream of each shard costs more.
+    """
 
     def __init__(self, reader: Reader, threads: int) -> None:
         self._reader = reader
@@ -343,6 +348,9 @@ class _ParallelParser:
         to find the bad ones. Raises DataError for a truncated or corrupted file, and for one with
         another number of records.
         """
+        if self._parallel_calls == 1:
+            yield from self._parsed_one_by_one(shard, 0)
+            return
         self._reader.check_shard(shard)
         stream = tf.data.TFRecordDataset(self._reader.files[shard], buffer_size=1 << 20)
         stream = stream.map(
@@ -364,8 +372,12 @@ class _ParallelParser:
                     return
         except PARSE_ERRORS:
             pass
-        for raw in itertools.islice(self._reader.read_records(shard), count, None):
+        yield from self._parsed_one_by_one(shard, count)
+
+    def _parsed_one_by_one(self, shard: int, start: int) -> Iterator[ScannedRecord]:
+        for raw in itertools.islice(self._reader.read_records(shard), start, None):
             record = tf.constant(raw)
+            episode: ParsedEpisode | str
             try:
                 episode = self._parse(record)
             except PARSE_ERRORS as error:

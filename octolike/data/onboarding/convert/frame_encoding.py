@@ -11,13 +11,12 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from octolike.data.rlds.decode import MOST_PIXELS
 from octolike.data.rlds.writer import EncodedImage
 from octolike.errors import DataError
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 SMALL = 128  # pixels: frames with a shorter side are stored as PNG
-
-MOST_PIXELS = 1 << 26  # of an image of a recording: 8192 × 8192
 
 
 @dataclass(frozen=True)
