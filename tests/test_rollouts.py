@@ -296,6 +296,23 @@ def test_an_environment_that_does_not_fit_is_rejected(actions, camera, match):
         rollouts.check_fit(policy, pool)
 
 
+def test_another_rate_and_missing_tasks_are_rejected():
+    policy, env = Forward(1), Walk()
+    policy.embodiment = types.SimpleNamespace(
+        name="arm", action=types.SimpleNamespace(names=("x",)), control_hz=10.0
+    )
+    env.action_space = types.SimpleNamespace(shape=(1,))
+    env.observation_space = types.SimpleNamespace(spaces={})
+    env.metadata = {"control_hz": 20}
+    plan = [EpisodePlan("train", "walk", seed) for seed in range(2)]
+    with EnvPool(lambda: env, 1, 0) as pool:
+        with pytest.raises(ValueError, match="10 per second, the environment executes 20"):
+            rollouts.check_fit(policy, pool)
+        with pytest.raises(ValueError, match=r"lacks \[\('train', 'walk'\)\]"):
+            rollouts.check_tasks(pool, plan, lambda env, pairs: f"lacks {pairs}")
+        rollouts.check_tasks(pool, plan, lambda env, pairs: "")
+
+
 def test_results_are_json_lines(tmp_path):
     roll_out(tmp_path)
     head, *lines = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())

@@ -71,6 +71,29 @@ def test_a_sequence_ends_with_the_episode_and_gives_the_last_observations():
     np.testing.assert_array_equal(inner.actions, actions[:5])
 
 
+class LazyCounter(Counter):
+    """A Counter whose step has two halves; counts its observations."""
+
+    observed = 0
+
+    def act(self, action):
+        return super().step(action)[1:]
+
+    def observe(self):
+        self.observed += 1
+        return self._see()
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(100, [5, 6]), (3, [3])])
+def test_only_the_last_observations_of_a_lazy_environment_are_made(limit, expected):
+    inner = LazyCounter(limit)
+    env = ActionSequence(inner, 2)
+    env.reset(seed=0)
+    frames, reward, terminated, *_ = env.step(np.zeros((6, A), np.float32))
+    assert [f["proprio"].tolist() for f in frames] == [[n] for n in expected]
+    assert (reward, terminated, inner.observed) == (expected[-1], limit == 3, len(expected))
+
+
 @pytest.mark.parametrize(
     ("actions", "match"),
     [

@@ -1,4 +1,4 @@
-"""Functions that the adapters to LIBERO and SimplerEnv share."""
+"""Functions of the environments of LIBERO and SimplerEnv."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ class Simulator:
     goal: (env, seed, options of reset) -> {"image_<camera>": view of the finished task}.
     robots: {embodiment: the settings that make the environment that robot}.
     groups: {skill: its group}, if results are also reported as means over groups.
+    check: (env, [(split, skill), …]) -> what the installation lacks, as a sentence, or "".
     """
 
     env: str
@@ -38,6 +39,7 @@ class Simulator:
     goal: str
     robots: str
     groups: str = ""
+    check: str = ""
 
     def load(self, part: str) -> Any:
         """Import one part: 'env', 'skills', …"""
@@ -120,16 +122,18 @@ class AlohaSettings(SimulatorSettings):
 
 @dataclass(frozen=True)
 class LiberoSettings(SimulatorSettings):
-    """`libero`: LIBERO's 130 tasks on a Panda arm."""
+    """`libero`: LIBERO's 130 tasks on a Panda arm, and LIBERO-PRO's variants of 40 of them."""
 
     simulator: ClassVar[Simulator] = Simulator(
-        env="octolike.envs.libero:LiberoEnv",
-        skills="octolike.envs.libero:SKILLS",
-        splits="octolike.envs.libero:SPLITS",
-        tasks_of="octolike.envs.libero:tasks_of",
-        collect_episode="octolike.envs.adapters:no_demonstrations",
-        goal="octolike.envs.adapters:no_goal",
-        robots="octolike.envs.libero:ROBOTS",
+        env="octolike.envs.libero.libero_env:LiberoEnv",
+        skills="octolike.envs.libero.libero_tasks:SKILLS",
+        splits="octolike.envs.libero.libero_tasks:SPLITS",
+        tasks_of="octolike.envs.libero.libero_tasks:tasks_of",
+        collect_episode="octolike.envs.libero.libero_expert:collect_episode",
+        goal="octolike.envs.libero.libero_expert:goal",
+        robots="octolike.envs.libero.libero_tasks:ROBOTS",
+        groups="octolike.envs.libero.libero_tasks:GROUPS",
+        check="octolike.envs.libero.libero_package:missing_task",
     )
     primary_size: int = option(128, "height and width of image_primary in pixels", low=8, high=256)
     wrist_size: int = option(128, "height and width of image_wrist in pixels", low=8, high=256)

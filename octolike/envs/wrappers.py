@@ -45,7 +45,8 @@ class ActionSequence(Wrapper):
 
     `reset` and `step` return the observations of the last W steps as a list, oldest first, for the
     policy's history (octolike.policy.execution). `info["actions"]` contains the executed actions,
-    float32 [≤ n, A].
+    float32 [≤ n, A]. An environment that has `act` and `observe`, its step in two halves, renders
+    only these observations.
     """
 
     def __init__(self, env: Any, window: int) -> None:
@@ -70,17 +71,27 @@ class ActionSequence(Wrapper):
             raise ValueError("the actions contain values that are not finite")
         total, executed = 0.0, []
         frames: deque[Observation] = deque(maxlen=self._window)
-        for single in actions:
-            observation, reward, terminated, truncated, info = self.env.step(single)
+        is_lazy = hasattr(self.env, "act") and hasattr(self.env, "observe")
+        for left, single in zip(range(len(actions), 0, -1), actions):
+            if is_lazy:
+                reward, terminated, truncated, info = self.env.act(single)
+                if left <= self._window or terminated or truncated:
+                    frames.append(self.env.observe())
+            else:
+                observation, reward, terminated, truncated, info = self.env.step(single)
+                frames.append(observation)
             total += float(reward)
-            frames.append(observation)
             executed.append(single)
             if terminated or truncated:
                 break
         return list(frames), total, terminated, truncated, {**info, "actions": np.stack(executed)}
 
 
-def spaces(env: Any) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
-    """Return (shape of an action, {key: shape of the observation})."""
+def spaces(env: Any) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]], float]:
+    """Return (shape of an action, {key: shape of the observation}, steps per second or 0).
+
+    The rate is `metadata["control_hz"]`, of environments whose rate is always the same.
+    """
     observation = env.observation_space.spaces
-    return env.action_space.shape, {key: space.shape for key, space in observation.items()}
+    shapes = {key: space.shape for key, space in observation.items()}
+    return env.action_space.shape, shapes, getattr(env, "metadata", {}).get("control_hz", 0.0)

@@ -163,6 +163,9 @@ class Evaluation:
             policies["untrained"] = self.policy.untrained(self.config.seed)
         with EnvPool(make, slots, settings.workers or default_workers(slots)) as pool:
             rollouts.check_fit(self.policy, pool)
+            parts = simulator(kind_of(self.environment))
+            if parts.check:
+                rollouts.check_tasks(pool, self.plan, parts.load("check"))
             for label, policy in policies.items():
                 self._run_policy(label, policy, pool)
             self._clips = self._render_clips(pool)

@@ -193,19 +193,25 @@ def execution_of(settings: EvaluateConfig) -> ExecutionSettings:
 
 
 def check_fit(policy: Policy, pool: EnvPool) -> None:
-    """Raise ValueError if an environment's cameras, proprio or actions do not fit the policy.
+    """Raise ValueError if an environment's cameras, proprio, actions or rate do not fit the policy.
 
     Raises RuntimeError if the environment cannot be built.
     """
     reply = pool.run({0: CallCommand(spaces)})[0]
     if isinstance(reply, EnvCrash):
         raise RuntimeError(f"the environment cannot be built: {_crash_reason(reply)}")
-    actions, observations = reply
+    actions, observations, hz = reply
     width = len(policy.embodiment.action.names)
     if actions != (width,):
         raise ValueError(
             f"the policy's actions ({policy.embodiment.name}) have {width} dimensions, "
             f"the environment expects {list(actions)}"
+        )
+    if hz and policy.embodiment.control_hz and hz != policy.embodiment.control_hz:
+        raise ValueError(
+            f"the policy's actions ({policy.embodiment.name}) are "
+            f"{policy.embodiment.control_hz:g} per second, the environment executes {hz:g}: each "
+            "would last too long or too short"
         )
     missing = [k for k in policy.observation_keys if k not in observations]
     if missing:
@@ -220,6 +226,19 @@ def check_fit(policy: Policy, pool: EnvPool) -> None:
                 f"the policy's proprio ({policy.embodiment.name}) has {len(names)} dimensions, "
                 f"the environment provides {list(observations['proprio'])}"
             )
+
+
+def check_tasks(pool: EnvPool, plan: Sequence[EpisodePlan], check: Any) -> None:
+    """Raise ValueError if a simulator's installation lacks a task of the plan.
+
+    check: the simulator's function `check`.
+    """
+    pairs = list(dict.fromkeys((episode.split, episode.skill) for episode in plan))
+    reply = pool.run({0: CallCommand(check, (pairs,))})[0]
+    if isinstance(reply, EnvCrash):
+        raise RuntimeError(f"the tasks cannot be checked: {_crash_reason(reply)}")
+    if reply:
+        raise ValueError(reply)
 
 
 def run_episodes(

@@ -29,6 +29,8 @@ SPLIT_MEANINGS = {
     "held_out_combination": "pairs of colour and shape that no training instruction named",
     "held_out_phrasing": "known tasks in wordings that training did not contain",
     "held_out_family": "a known skill on a kind of object that training never paired with it",
+    "held_out_object": "known tasks with objects of other shapes, sizes or colours",
+    "held_out_position": "known tasks whose objects have exchanged their places",
     "held_out_task": "tasks without any demonstration",
     "counterfactual": "scenes as in training, but the instruction asks for another task there",
     "distractors": "tasks as in training, with more objects on the table than in training",

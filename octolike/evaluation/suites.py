@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octolike.config import CollectConfig, ConfigError, EvaluateConfig, unknown
+from octolike.envs.libero import libero_tasks
 from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS
 from octolike.envs.registry import choose_names, kind_of, simulator
-from octolike.evaluation.success import HELD_OUT_TASKS, SEEN
+from octolike.evaluation.success import HELD_OUT_TASKS, SEEN, SPLIT_MEANINGS
 
 FIRST_SEED = 1_000_000
 BLOCKS = {"development": FIRST_SEED, "test": 3_000_000}
@@ -183,6 +184,27 @@ def _join(names: set[str]) -> str:
     return ", ".join(sorted(names))
 
 
+def _libero_suites() -> dict[str, Suite]:
+    """Return LIBERO's suites, 50 episodes of each task, and LIBERO-PRO's."""
+    names = tuple(libero_tasks.COUNTS)
+    skills = {n: tuple(s for s in libero_tasks.SKILLS if s.startswith(f"{n}/")) for n in names}
+    published = tuple(skill for n in names if n != "90" for skill in skills[n])
+    suites = {
+        "libero": Suite("libero", "LIBERO's spatial, object, goal and 10", ("train",), published)
+    }
+    for name in names:
+        about = f"LIBERO's suite {name}, every task"
+        suites[f"libero_{name}"] = Suite("libero", about, ("train",), skills[name])
+        for split, ending in libero_tasks.PERTURBATIONS.items() if name != "90" else ():
+            about = f"LIBERO-PRO's suite libero_{name}_{ending}: {SPLIT_MEANINGS[split]}"
+            suites[f"libero_{name}_{ending}"] = Suite("libero", about, (split,), skills[name])
+        if name != "90":
+            about = f"LIBERO's suite {name}, and all of LIBERO-PRO's variants of it"
+            suites[f"libero_{name}_pro"] = Suite("libero", about, libero_tasks.SPLITS, skills[name])
+    return suites
+
+
+LIBERO_SUITES = _libero_suites()
 SUITES = {
     "tabletop": Suite(
         "tabletop",
@@ -232,14 +254,7 @@ SUITES = {
     "aloha": Suite("aloha", "two arms: transfer a cube, insert a peg"),
     "aloha_transfer_cube": Suite("aloha", "two arms: transfer a cube", skills=("transfer_cube",)),
     "aloha_insertion": Suite("aloha", "two arms: insert a peg", skills=("insertion",)),
-    **{
-        f"libero_{name}": Suite(
-            "libero",
-            f"LIBERO's suite {name}, every task",
-            skills=tuple(f"{name}/{i}" for i in range(tasks)),
-        )
-        for name, tasks in (("spatial", 10), ("object", 10), ("goal", 10), ("10", 10), ("90", 90))
-    },
+    **LIBERO_SUITES,
     "simpler_widowx": Suite(
         "simpler",
         "the four WidowX tasks of Bridge",

