@@ -17,6 +17,8 @@ from octolike import config as configs
 from octolike.envs import demonstrations
 from octolike.progress import progress
 
+FIRST_VERSION = "1.0.0"
+
 
 def main(config: configs.Config) -> None:
     """Collect; print an expected error as one line, without a traceback."""
@@ -35,7 +37,9 @@ def collect(config: configs.Config) -> None:
     plan = demonstrations.plan(config.environment, config.collect)
     shards = {s.split: s.total for s in plan}
     settings = demonstrations.settings(config.environment, config.collect)
-    writer = Writer(config.data.root, spec.name, spec.version, shards, settings)
+    # Specs of public datasets whose version no source states have none.
+    version = spec.version or FIRST_VERSION
+    writer = Writer(config.data.root, spec.name, version, shards, settings)
     if writer.finished:
         print(f"{writer.directory} exists already; remove it to collect again")
         return
@@ -48,7 +52,9 @@ def collect(config: configs.Config) -> None:
     def record_shard(shard: demonstrations.DemonstrationShard) -> int:
         recorded = recorders.record(shard)
         failed = sum(tries for _, tries in recorded)
-        return writer.write(shard.split, shard.index, (e for e, _ in recorded), failed=failed)
+        tries = demonstrations.count_tries(recorded)
+        episodes = (e for e, _ in recorded)
+        return writer.write(shard.split, shard.index, episodes, failed=failed, tries=tries)
 
     with (
         progress("demonstrations", total=total, unit="episodes", initial=done) as bar,
@@ -56,8 +62,10 @@ def collect(config: configs.Config) -> None:
     ):
         for count in pool.map(record_shard, missing):
             bar.update(count)
-    failed = sum(writer.shard_note(s.split, s.index)["failed"] for s in plan)
+    notes = [writer.shard_note(s.split, s.index) for s in plan]
+    failed = sum(note["failed"] for note in notes)
     print(f"{total} demonstrations in {writer.finish()}; {failed} failed and were repeated")
+    print(demonstrations.yield_table(note["tries"] for note in notes if "tries" in note))
 
 
 if __name__ == "__main__":

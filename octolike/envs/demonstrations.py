@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from octolike.config import CollectConfig, ConfigError
 from octolike.envs.environment import last_images
 from octolike.envs.pool import CallCommand, EnvCrash, EnvPool
 from octolike.envs.registry import choose_names, environment_of, kind_of, make_env, simulator
+from octolike.tables import text_table
 
 TRIES = 8
 FIRST_SEEDS = {"train": 0, "val": 500_000}
@@ -139,6 +140,32 @@ class RecorderPool:
             return list(recorder.record(shard))
         finally:
             self._free.put(recorder)
+
+
+def count_tries(recorded: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, list[int]]:
+    """Return {skill: [demonstrations, failed tries before them]} of recorded episodes."""
+    counts: dict[str, list[int]] = {}
+    for episode, failed in recorded:
+        of_skill = counts.setdefault(episode["episode_metadata"]["skill"], [0, 0])
+        of_skill[0], of_skill[1] = of_skill[0] + 1, of_skill[1] + failed
+    return counts
+
+
+def yield_table(tries: Iterable[Mapping[str, Sequence[int]]]) -> str:
+    """Return the share of successful tries of each skill as a text table.
+
+    tries: the results of `count_tries`.
+    """
+    total: dict[str, list[int]] = {}
+    for shard in tries:
+        for skill, (done, failed) in shard.items():
+            of_skill = total.setdefault(skill, [0, 0])
+            of_skill[0], of_skill[1] = of_skill[0] + done, of_skill[1] + failed
+    rows = [
+        (skill, done, done + failed, f"{done / (done + failed):.0%}")
+        for skill, (done, failed) in sorted(total.items())
+    ]
+    return text_table(rows, ("skill", "demonstrations", "tries", "yield"), "lrrr")
 
 
 def tabletop_episode(

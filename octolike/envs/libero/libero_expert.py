@@ -42,7 +42,8 @@ def collect_episode(
     """
     env.reset(seed=seed, options={"split": split, "skills": list(skills)})
     rng = np.random.default_rng([seed, 1])
-    frames, states, joints, labels, executed = [], [], [], [], []
+    frames, states, joints, labels = [], [], [], []
+    executed: list[np.ndarray] = []
     scene, idle, kick, push = Scene(env.sim.env), 0, 0, np.zeros(6)
     info: dict[str, Any] = {"success": False}
     for target in plan(scene, rng, noise):

@@ -10,7 +10,7 @@ import numpy as np
 MAX_WIDTH = 0.072  # metres; the hand opens to 0.08
 _BAND = 0.02  # height of the slice of an object that the fingers close around
 _DEPTH = 0.028  # fingertips below the top of what is grasped
-_RIM_DEPTH = 0.018
+_RIM_DEPTH = 0.03
 _FLOOR = 0.011  # fingertips above the support
 _STEP = np.deg2rad(15)
 

@@ -20,7 +20,8 @@ from octolike.envs.libero.libero_scene import Scene
 CLEARANCE = 0.05  # metres between what is carried and what it passes over
 ROUNDS = 4  # attempts at a goal
 _NEAR, _PATIENCE = 0.008, 60  # metres; steps for one target
-_CLOSE_STEPS, _OPEN_STEPS = 7, 5
+_CLOSE_STEPS, _OPEN_STEPS = 11, 8  # robosuite moves the command of the fingers in 8 steps
+_SLIP = 0.03  # metres that an object may move in the hand
 
 
 class Target(NamedTuple):
@@ -54,6 +55,7 @@ class Hand:
     def __init__(self, scene: Scene, rng: np.random.Generator, noise: float) -> None:
         self.scene, self.rng, self.noise = scene, rng, noise
         self.failed: list[Grasp] = []
+        self.offsets: dict[str, np.ndarray] = {}  # of grasped objects from the hand
         self.axis = scene.finger_axis()
         _, rotation = scene.hand()
         # The initial pose, with the hand exactly vertical.
@@ -77,7 +79,8 @@ class Hand:
         rotation: np.ndarray,
         is_closed: bool,
         near: float = _NEAR,
-        **options: float,
+        speed: float = 1.0,
+        is_delicate: bool = False,
     ) -> Iterator[Target]:
         """Yield a target until the hand is near it, or for some time."""
         for _ in range(_PATIENCE):
@@ -85,7 +88,7 @@ class Hand:
             angle = np.arccos(np.clip((np.trace(rotation @ turned.T) - 1) / 2, -1, 1))
             if np.linalg.norm(position - here) < near and angle < 0.12:
                 return
-            yield Target(position, rotation, is_closed, **options)
+            yield Target(position, rotation, is_closed, speed, is_delicate)
 
     def wait(
         self, position: np.ndarray, rotation: np.ndarray, is_closed: bool, steps: int
@@ -129,21 +132,23 @@ def pick(hand: Hand, name: str) -> Iterator[Target]:
     moved = scene.position(name) - begin
     if np.linalg.norm(moved[:2]) > 0.008:
         return  # pushed on the way: look again
-    yield from hand.go(position, rotation, False, speed=0.6, is_delicate=True)
+    yield from hand.go(position, rotation, False, near=0.005, speed=0.6, is_delicate=True)
     yield from hand.wait(position, rotation, True, _CLOSE_STEPS)
-    lifted = position + (0, 0, 0.06)
+    hand.offsets[name] = scene.position(name) - scene.hand()[0]
+    lifted = position + (0, 0, 0.07)
     yield from hand.go(lifted, rotation, True, near=0.02, speed=0.8, is_delicate=True)
     if not is_held(hand, name):
         hand.failed.append(grasp)
+        del hand.offsets[name]
         yield from hand.wait(lifted, rotation, False, _OPEN_STEPS)
 
 
 def is_held(hand: Hand, name: str) -> bool:
-    """Return whether the fingers are around an object that has left its place."""
-    here, _ = hand.scene.hand()
-    cloud = hand.scene.cloud(name)
-    near = np.linalg.norm(cloud - here, axis=1).min() < 0.03
-    return bool(near and hand.scene.opening() > 0.003)
+    """Return whether an object is where it was in the hand when the fingers closed."""
+    if name not in hand.offsets:
+        return False
+    offset = hand.scene.position(name) - hand.scene.hand()[0]
+    return bool(np.linalg.norm(offset - hand.offsets[name]) < _SLIP)
 
 
 def place(hand: Hand, name: str, target: str) -> Iterator[Target]:
@@ -165,9 +170,9 @@ def place(hand: Hand, name: str, target: str) -> Iterator[Target]:
     yield from hand.go(above + hand.jitter(0.008), rotation, True, near=0.02)
     if not is_held(hand, name):
         return
-    goal[:2] += (scene.position(target) - scene.position(name) - (spot - scene.position(name)))[:2]
     goal[:2] = (scene.position(target) + scene.hand()[0] - scene.position(name))[:2]
     yield from hand.go(goal, rotation, True, near=0.01, speed=0.6, is_delicate=True)
+    del hand.offsets[name]
     yield from hand.wait(goal, rotation, False, _OPEN_STEPS)
     yield from hand.go(goal + (0, 0, 0.1), rotation, False, near=0.02)
 

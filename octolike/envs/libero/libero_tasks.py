@@ -29,6 +29,11 @@ PERTURBATIONS = {
 SPLITS = ("train", *PERTURBATIONS)
 # The instruction of these is written in the task's file; elsewhere it is the task's name.
 OTHER_WORDS = ("held_out_phrasing", "counterfactual")
+# Tasks with a scripted expert (libero_skills).
+DEMONSTRATED = (
+    *(f"{suite}/{i}" for suite in ("object", "spatial") for i in range(10)),
+    *(f"goal/{i}" for i in (1, 4, 6, 8)),
+)
 ROBOTS: dict[str, dict[str, str]] = {"libero": {}}
 
 

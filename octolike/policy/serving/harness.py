@@ -71,6 +71,8 @@ BENCHMARKS = {
         {**ARM, "gripper": (1, "binary_close_positive")},
     ),
 }
+# octolike's own class of LIBERO (octolike.envs.libero.vla_eval_libero) speaks as vla-eval's.
+OWN_LIBERO = "octolike.envs.libero."
 for _name in ("libero_plus", "libero_pro", "libero_mem"):  # the same robot and observations
     BENCHMARKS[_name] = BENCHMARKS["libero"]
 OTHER = Benchmark({}, "states", unchanged, lambda wrist, state: {}, {})
@@ -118,8 +120,10 @@ class HarnessProtocol:
 
         Raises ValueError if the record's gripper has another meaning than they expect.
         """
-        parts = path.split(".") if isinstance(path, str) else []
+        path = path if isinstance(path, str) else ""
+        parts = path.split(".")
         name = parts[2] if parts[:2] == ["vla_eval", "benchmarks"] and len(parts) > 2 else ""
+        name = "libero" if path.startswith(OWN_LIBERO) else name
         chosen = BENCHMARKS.get(name, OTHER)
         gripper = self._policy.embodiment.gripper
         if chosen.gripper is not unchanged and not gripper.startswith(OPEN_IS_ONE):
