@@ -38,8 +38,8 @@ MUTATIONS = (
     Mutation(
         "attention ignores the mask of missing inputs",
         "model/tokens.py",
-        "jnp.asarray(allowed)[None, None] & visible[:, None, None, :]",
-        "jnp.asarray(allowed)[None, None] | visible[:, None, None, :]",
+        "allowed[None, None] & self.visible[:, None, None, :keys]",
+        "allowed[None, None] | self.visible[:, None, None, :keys]",
         "test_model_tokens.py",
     ),
     Mutation(
@@ -117,6 +117,13 @@ MUTATIONS = (
         "data/specs/expressions.py",
         "state = np.where(np.isfinite(flat), flat > high, np.float32(np.nan))",
         "state = np.where(np.isfinite(flat), flat < low, np.float32(np.nan))",
+        "test_expressions.py",
+    ),
+    Mutation(
+        "gripper sign of a dataset",
+        "data/specs/oxe.py",
+        "1 - next(observation.state[6:7])",
+        "next(observation.state[6:7])",
         "test_oxe.py",
     ),
     Mutation(
@@ -124,7 +131,7 @@ MUTATIONS = (
         "data/pipeline/windows.py",
         "steps = start + xp.arange(horizon)",
         "steps = start + 1 + xp.arange(horizon)",
-        "test_data_arrays.py",
+        "test_data_frames.py",
     ),
     Mutation(
         "another record at the same place is used",
@@ -170,16 +177,16 @@ MUTATIONS = (
     ),
     Mutation(
         "ensembling prefers old chunks",
-        "envs/wrappers.py",
-        "np.exp(-self._decay * calls * k)",
-        "np.exp(self._decay * calls * k)",
-        "test_wrappers.py",
+        "policy/execution.py",
+        "np.exp(-self.settings.ensemble * (starts.max() - starts))",
+        "np.exp(self.settings.ensemble * (starts.max() - starts))",
+        "test_execution.py",
     ),
     Mutation(
         "intervals of 90 %",
-        "evaluation/success.py",
-        "Z = 1.959964",
-        "Z = 1.644854",
+        "evaluation/statistics.py",
+        "Z = float(stats.norm.isf(LEVEL / 2))",
+        "Z = float(stats.norm.isf(LEVEL))",
         "test_success.py",
     ),
     Mutation(

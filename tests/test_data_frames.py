@@ -8,7 +8,6 @@ from data_fakes import opened, shown, write_numbered
 
 from octolike.data.pipeline import goals, windows
 from octolike.data.specs.catalog import find_spec
-from octolike.data.specs.expressions import binarize_gripper, wrap_angle
 
 
 @pytest.mark.parametrize(("window", "length"), list(itertools.product((1, 2, 3), range(1, 7))))
@@ -146,49 +145,6 @@ def test_without_cameras_there_are_no_goals(tmp_path):
         batch = next(opened(tmp_path, cameras=cameras, **settings).train())
         assert batch["task"]["present"]["language"].all() == (not cameras)
         assert batch["action_mask"][:, 0, 0].all() == (not cameras)
-
-
-def test_small_angles_do_not_change():
-    x = np.linspace(-3.14, 3.14, 1001).astype(np.float32)
-    np.testing.assert_array_equal(wrap_angle(x), x)
-
-
-def test_wrapped_angles_are_equivalent_and_in_the_half_open_interval():
-    x = np.concatenate([np.linspace(-20, 20, 4001), np.pi * np.arange(-5, 6)])
-    y = wrap_angle(x)
-    assert (y > -np.pi).all()
-    assert (y <= np.pi).all()
-    np.testing.assert_allclose(np.exp(1j * y), np.exp(1j * x), atol=1e-12)
-    assert wrap_angle(np.array([np.pi, -np.pi])).tolist() == [np.pi, np.pi]
-
-
-def by_definition(x):
-    """Return the gripper per step: the next extreme, or the side of the last command."""
-    result = []
-    for t in range(len(x)):
-        extremes = [v for v in x[t:] if v < 0.05 or v > 0.95]
-        result.append(float(extremes[0] > 0.95) if extremes else float(x[-1] > 0.5))
-    return result
-
-
-def test_binary_grippers_equal_their_definition():
-    for x in itertools.product((0.0, 0.04, 0.3, 0.7, 1.0), repeat=5):
-        actual = binarize_gripper(np.array(x, np.float32))
-        assert actual.dtype == np.float32
-        assert actual.tolist() == by_definition(x), x
-
-
-def test_a_gripper_command_that_is_not_finite_gives_nan():
-    actual = binarize_gripper(np.array([1, 0.5, np.nan, 0.5, 0, np.inf, 0.5], np.float32))
-    np.testing.assert_array_equal(actual, [1, np.nan, np.nan, 0, 0, np.nan, 0])
-
-
-def test_binary_grippers_equal_those_of_octo(shared):
-    with np.load(shared / "golden" / "octo_parts" / "helpers.npz") as golden:
-        for i in range(3):
-            x, octo = golden[f"binarize/{i}/in"], golden[f"binarize/{i}/out"]
-            # after the last extreme Octo keeps the raw value, so round it here
-            np.testing.assert_array_equal(binarize_gripper(x), np.where(octo > 0.5, 1, 0))
 
 
 def test_bridge_actions_are_state_changes_with_wrapped_angles():

@@ -56,13 +56,11 @@ class Operations(NamedTuple):
 
 
 def check_expression(expression: str) -> None:
-    """Raise ValueError if a text is not an expression of this language."""
-    names = (*ROOTS, *FUNCTIONS)
-    for node in ast.walk(_parse(expression)):
-        if isinstance(node, ast.Call):
-            _function_name(node)
-        elif isinstance(node, ast.Name) and node.id not in names:
-            raise ValueError(f"{expression!r}: unknown name {node.id!r}; use {', '.join(names)}")
+    """Raise ValueError, in one line, if a text is not an expression of this language.
+
+    What passes can only fail on the data: a missing field, too few columns, another dtype.
+    """
+    _parse(expression)
 
 
 def functions_used(expressions: Sequence[str]) -> dict[str, Callable[..., np.ndarray]]:
@@ -156,6 +154,18 @@ FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "ones": ones,
 }
 ROOTS = ("action", "observation", "step")
+CONSTANTS = ("zeros", "ones")  # functions of a number of columns alone
+# Least and most arguments; the first is a field, except for CONSTANTS, and the others are numbers.
+_ARGUMENTS = {
+    "clip": (3, 3),
+    "rel2abs": (1, 2),
+    "binarize": (1, 3),
+    "zlib_f32": (2, 2),
+}
+_COLUMNS = {"zlib_f32": 1, **dict.fromkeys(CONSTANTS, 0)}  # which argument is a number of columns
+_ONE_COLUMN = ("rel2abs", "binarize")  # they follow one gripper over the steps
+LARGEST_WIDTH = 1024  # columns that an expression may make
+LONGEST, DEEPEST = 4000, 50  # characters of an expression, and levels of its nesting
 
 
 def _field_columns(x: Any) -> np.ndarray:
@@ -174,6 +184,8 @@ def _trim(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    if any(x.dtype.kind in "OSU" for x in arrays):
+        raise ValueError("an expression reads a text, not numbers")
     return np.concatenate([np.asarray(x, np.float32) for x in arrays], axis=1)
 
 
@@ -186,23 +198,115 @@ def evaluate(
     """Return the values of the expressions, concatenated to float32 [T', dims].
 
     steps: nested dict of arrays over T steps; T' ≤ T. Raises KeyError for a missing field and
-    ValueError for a text that is not an expression.
+    ValueError for a text that is not an expression or does not fit the fields.
     """
-    values = [_value(_parse(x), steps, operations) for x in expressions]
-    for expression, value in zip(expressions, values, strict=True):
-        if isinstance(value, float):
-            raise ValueError(
-                f"{expression!r} reads no field; use zeros(n) or ones(n) for constants"
-            )
+    values = [_evaluate_one(x, steps, operations) for x in expressions]
     return operations.concatenate(operations.trim([operations.columns(v) for v in values]))
+
+
+def _evaluate_one(expression: str, steps: Mapping[str, Any], operations: Operations) -> Any:
+    """Return the value of an expression; ValueError, in one line, if it does not fit the data."""
+    node = _parse(expression)
+    try:
+        return _value(node, steps, operations)
+    except (TypeError, ValueError, zlib.error) as error:  # texts, widths that do not broadcast
+        raise ValueError(f"{expression!r}: {' '.join(str(error).split())[:300]}") from error
 
 
 @lru_cache(maxsize=1024)
 def _parse(expression: str) -> ast.expr:
+    if len(expression) > LONGEST:
+        raise ValueError(
+            f"{expression[:40]!r}… is not an expression: it has {len(expression):,} characters, "
+            f"more than {LONGEST:,}"
+        )
     try:
-        return ast.parse(expression, mode="eval").body
+        node = ast.parse(expression, mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"{expression!r} is not an expression: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{expression!r} is not an expression: {error}") from None
+    try:
+        _check(node, DEEPEST)
+    except ValueError as error:
+        raise ValueError(f"{expression!r}: {error}") from None
+    except RecursionError:  # a name with thousands of dots
+        raise ValueError(f"{expression[:40]!r}… is nested too deeply") from None
+    if _is_number(node):
+        raise ValueError(f"{expression!r} reads no field; use zeros(n) or ones(n) for constants")
+    return node
+
+
+def _check(node: ast.AST, levels: int) -> None:
+    """Raise ValueError for a node that `_value` cannot evaluate, or would misread."""
+    if levels == 0:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    path = _path(node)
+    if path == ():
+        raise ValueError("step alone is not a field; write step.NAME")
+    if path:
+        return
+    if isinstance(node, ast.Name):
+        raise ValueError(f"unknown name {node.id!r}; use {', '.join((*ROOTS, *FUNCTIONS))}")
+    if isinstance(node, ast.Constant):
+        _number(node)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        _check(node.operand, levels - 1)
+    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        _check(node.left, levels - 1)
+        _check(node.right, levels - 1)
+        if _is_number(node):
+            _number(node)
+        elif isinstance(node.op, ast.Div) and _is_number(node.right) and not _number(node.right):
+            raise ValueError(f"{ast.unparse(node)!r} divides by 0")
+    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
+        if node.slice.step is not None:
+            raise ValueError(f"{ast.unparse(node)!r} skips columns; write [from:to] without a step")
+        _column(node.slice.lower)
+        _column(node.slice.upper)
+        if _is_number(node.value):
+            raise ValueError(f"{ast.unparse(node)!r} takes columns of a number")
+        _check(node.value, levels - 1)
+    elif isinstance(node, ast.Call):
+        _check_call(node, levels)
+    else:
+        raise ValueError(f"{ast.unparse(node)!r} is not supported in an expression over fields")
+
+
+def _check_call(node: ast.Call, levels: int) -> None:
+    """Raise ValueError for another function, or arguments that it does not take."""
+    name, text = _function_name(node), ast.unparse(node)
+    least, most = _ARGUMENTS.get(name, (1, 1))
+    if not least <= len(node.args) <= most:
+        number = f"{least}" if least == most else f"{least} to {most}"
+        raise ValueError(f"{text!r} has {len(node.args)} arguments; {name} takes {number}")
+    for argument in node.args:
+        _check(argument, levels - 1)
+    if name not in CONSTANTS and _is_number(node.args[0]):
+        raise ValueError(f"{text!r}: the first argument of {name} must be a field")
+    if not all(map(_is_number, node.args[name not in CONSTANTS :])):
+        raise ValueError(f"{text!r}: the other arguments of {name} must be numbers")
+    if name in _COLUMNS:
+        columns = _number(node.args[_COLUMNS[name]])
+        if columns not in range(1, LARGEST_WIDTH + 1):
+            raise ValueError(f"{text!r}: expected 1 to {LARGEST_WIDTH} columns, as a whole number")
+
+
+def _is_number(node: ast.AST) -> bool:
+    """Return whether the value of a checked node is a number: it reads no field."""
+    parts = list(ast.walk(node))
+    return not any(isinstance(x, (ast.Call, ast.Name)) for x in parts)
+
+
+def _number(node: ast.AST) -> float:
+    """Return the value of a node without fields; ValueError if it is not a finite number."""
+    try:
+        value = _value(node, {}, NUMPY)
+        if isinstance(value, float) and math.isfinite(value):
+            return value
+    except (ZeroDivisionError, OverflowError):
+        pass
+    raise ValueError(f"{ast.unparse(node)[:80]!r} is not a finite number")
 
 
 def _value(node: ast.expr, steps: Mapping[str, Any], operations: Operations) -> Any:
@@ -210,7 +314,7 @@ def _value(node: ast.expr, steps: Mapping[str, Any], operations: Operations) -> 
     path = _path(node)
     if path is not None:
         return operations.field(_field(steps, path))
-    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return float(node.value)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand, steps, operations)
@@ -230,10 +334,11 @@ def _value(node: ast.expr, steps: Mapping[str, Any], operations: Operations) -> 
 def _call(node: ast.Call, steps: Mapping[str, Any], operations: Operations) -> Any:
     name = _function_name(node)
     arguments = [_value(argument, steps, operations) for argument in node.args]
-    if name in ("zeros", "ones"):
+    if name in CONSTANTS:
         arguments.append(operations.length(steps["is_first"]))
-    elif not arguments or isinstance(arguments[0], float):
-        raise ValueError(f"{ast.unparse(node)!r}: the first argument of {name} must be a field")
+    elif name in _ONE_COLUMN and operations.columns(arguments[0]).shape[1] not in (1, None):
+        columns = operations.columns(arguments[0]).shape[1]
+        raise ValueError(f"{name} takes one column, and {ast.unparse(node)!r} has {columns}")
     return operations.functions[name](*arguments)
 
 
@@ -266,16 +371,20 @@ def _field(steps: Mapping[str, Any], path: tuple[str, ...]) -> Any:
         if not isinstance(x, Mapping) or key not in x:
             raise KeyError(".".join(path))
         x = x[key]
+    if isinstance(x, Mapping):
+        raise ValueError(f"{'.'.join(path)} is a group of fields: {', '.join(sorted(x))}")
     return x
 
 
 def _column(node: ast.expr | None) -> int | None:
     if node is None:
         return None
-    value = ast.literal_eval(node)
-    if not isinstance(value, int):
-        raise ValueError(f"{value!r} is not a column number")
-    return value
+    is_negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+    sign, number = (-1, node.operand) if is_negative else (1, node)
+    value = number.value if isinstance(number, ast.Constant) else None
+    if type(value) is not int or value > LARGEST_WIDTH:
+        raise ValueError(f"{ast.unparse(node)[:80]!r} is not a column number")
+    return sign * value
 
 
 def _function_name(node: ast.Call) -> str:
