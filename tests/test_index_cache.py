@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from data_fakes import numbered, opened, write, write_numbered
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octolike.data.rlds import statistics
-from octolike.data.rlds.index import index_digest
+from octolike.data.rlds.index import CAMERA_COLUMNS, COLUMNS, _load_first, index_digest
 from octolike.data.rlds.reader import Reader
 from octolike.data.specs import standardize
 from octolike.data.specs.catalog import find_spec
@@ -75,3 +77,71 @@ def test_a_read_only_directory_uses_the_cache(tmp_path, passes):
         assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
     finally:
         place.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def stored_index(tmp_path_factory):
+    """Return (path of a stored index, the index)."""
+    root = tmp_path_factory.mktemp("index")
+    write_numbered(root, "fake", [3, 4])
+    opened(root)
+    (path,) = (root / "fake" / "1.0.0" / ".octolike").glob("*.npz")
+    return path, _load_first([str(path.parent)], path.name)
+
+
+def contents(index):
+    """Return everything that an index holds, to compare."""
+    columns = [getattr(index, k).tolist() for k in (*COLUMNS, *CAMERA_COLUMNS, "kept")]
+    texts = index.tasks, index.labels, index.bad, dict(index.filtered_by), index.idle_steps
+    sketches = {
+        part: {k: x.tobytes() for k, x in sketch.to_arrays().items()}
+        for part, sketch in index.sketches.items()
+    }
+    return columns, texts, sketches
+
+
+@given(st.data())
+def test_a_changed_stored_index_is_the_same_or_computed_again(stored_index, data):
+    """Flipped bytes, truncations, insertions and any other bytes: never another number."""
+    path, index = stored_index
+    content = bytearray(path.read_bytes())
+    kind = data.draw(st.sampled_from(["flip", "cut", "insert", "replace"]))
+    place = data.draw(st.integers(0, len(content) - 1))
+    if kind == "flip":
+        for at in {place, *data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3))}:
+            content[at] ^= data.draw(st.integers(1, 255))
+    elif kind == "cut":
+        del content[place:]
+    elif kind == "insert":
+        content[place:place] = data.draw(st.binary(min_size=1, max_size=8))
+    else:
+        content = data.draw(st.binary(max_size=200))
+    other = path.parent / "changed.npz"
+    other.write_bytes(content)
+    read = _load_first([str(path.parent)], other.name)
+    assert read is None or contents(read) == contents(index)
+
+
+ARRAYS = st.sampled_from(
+    [np.zeros(0), np.zeros((2, 2)), np.array(["a"]), np.arange(3), np.full(2, -2), np.full(2, 9)]
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*COLUMNS, *CAMERA_COLUMNS, "kept", "texts"]), ARRAYS, min_size=1
+    )
+)
+def test_an_index_of_other_arrays_is_computed_again(stored_index, replaced):
+    """Valid archives, of somebody else or of a program that is not finished."""
+    path, index = stored_index
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path.parent / "other.npz", **{**arrays, **replaced})
+    read = _load_first([str(path.parent)], "other.npz")
+    if read is not None:
+        columns = [getattr(read, k) for k in (*COLUMNS, *CAMERA_COLUMNS)]
+        expected = [getattr(index, k) for k in (*COLUMNS, *CAMERA_COLUMNS)]
+        assert [(x.dtype, len(x)) for x in columns] == [(x.dtype, len(x)) for x in expected]
+        assert all(read.tasks[i] and read.labels[j] == "" for i, j in zip(read.task, read.label))
+        assert [len(read.positions(i)) for i in range(len(read.steps))] == read.steps.tolist()

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import threading
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -36,6 +37,7 @@ PARTS = ("action", "proprio")
 COLUMNS = ("shard", "offset", "length", "content", "steps", "kept_start", "task", "label")
 CAMERA_COLUMNS = ("image_bytes", "black_frames", "depth_bytes")
 _TEXTS = ("tasks", "labels", "bad")
+LARGEST = 8 << 30  # bytes of a stored index in memory: 60 million episodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +247,13 @@ def _load_first(directories: list[str], name: str) -> EpisodeIndex | None:
 
 
 def _load(path: str) -> EpisodeIndex:
-    with tf.io.gfile.GFile(path, "rb") as f, np.load(io.BytesIO(f.read())) as data:
+    with tf.io.gfile.GFile(path, "rb") as f:
+        content = io.BytesIO(f.read())
+    with zipfile.ZipFile(content) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > LARGEST:
+        raise ValueError(f"it would take {size:,} bytes; expected at most {LARGEST:,}")
+    with np.load(content) as data:  # without pickle: arrays of numbers only
         arrays = {k: data[k] for k in data.files}
     sketches = {}
     for part in PARTS:
@@ -256,7 +264,36 @@ def _load(path: str) -> EpisodeIndex:
     texts = json.loads(arrays["texts"].tobytes())
     texts |= {k: tuple(texts[k]) for k in _TEXTS}
     columns = {k: arrays[k] for k in (*COLUMNS, *CAMERA_COLUMNS, "kept")}
-    return EpisodeIndex(**columns, **texts, sketches=sketches)
+    index = EpisodeIndex(**columns, **texts, sketches=sketches)
+    _check(index)
+    return index
+
+
+def _check(index: EpisodeIndex) -> None:
+    """Raise ValueError unless the parts of a stored index fit together.
+
+    The checksums of its file find accidents. This finds a file that somebody else made.
+    """
+    episodes = len(index.steps)
+    for name in (*COLUMNS, *CAMERA_COLUMNS):
+        x = getattr(index, name)
+        rank = 1 if name in COLUMNS else 2
+        if x.dtype != np.int64 or x.ndim != rank or len(x) != episodes:
+            raise ValueError(f"{name} is {x.dtype} {list(x.shape)} for {episodes} episodes")
+        if name not in ("content", "kept_start") and (x < 0).any():
+            raise ValueError(f"{name} has negative numbers")
+    for name, names in (("task", "tasks"), ("label", "labels")):
+        if episodes and getattr(index, name).max() >= len(getattr(index, names)):
+            raise ValueError(f"{name} has numbers beyond its {len(getattr(index, names))} texts")
+    if index.kept.dtype != np.int32 or index.kept.ndim != 1:
+        raise ValueError(f"kept is {index.kept.dtype} {list(index.kept.shape)}")
+    is_cut = index.kept_start >= 0
+    if (index.kept_start < -1).any() or (
+        (index.kept_start + index.steps)[is_cut] > len(index.kept)
+    ).any():
+        raise ValueError("kept_start leaves the kept steps")
+    if "action" not in index.sketches:
+        raise ValueError("it has no statistics of the actions")
 
 
 def _is_read_only(directory: str) -> bool:

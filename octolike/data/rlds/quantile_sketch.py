@@ -26,6 +26,7 @@ RELATIVE_ERROR = 2.0**-8
 QUANTILES = {"p01": 0.01, "p99": 0.99}
 _DROPPED = 15  # mantissa bits
 _SPAN = 1 << (32 - _DROPPED)  # bins of a dimension; few are in use
+_MOMENTS, _BINS = ("mean", "deviation", "low", "high"), ("keys", "counts", "sums")
 _BUFFER = 16_384  # steps that are counted together: sorting them at once is faster
 
 
@@ -138,16 +139,26 @@ class QuantileSketch:
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the contents as arrays, for `from_arrays`."""
         self.flush()
-        names = ("mean", "deviation", "low", "high", "keys", "counts", "sums")
         size = np.array([self.dims, self.steps, self.episodes])
-        return {"size": size} | {name: getattr(self, name) for name in names}
+        return {"size": size} | {name: getattr(self, name) for name in (*_MOMENTS, *_BINS)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> QuantileSketch:
-        """Return the sketch with the contents that `to_arrays` returned."""
-        sketch = cls(*arrays["size"].tolist())
-        for name in arrays.keys() - {"size"}:
-            setattr(sketch, name, arrays[name])
+        """Return the sketch with the contents that `to_arrays` returned; else ValueError."""
+        if arrays.keys() != {"size", *_MOMENTS, *_BINS}:
+            raise ValueError(f"a sketch of statistics has the arrays {sorted(arrays)}")
+        size = arrays["size"]
+        if size.shape != (3,) or size.dtype.kind != "i" or size.min() < 0:
+            raise ValueError("the size of a sketch of statistics is malformed")
+        if arrays["mean"].shape != (size[0],):
+            raise ValueError("the mean of a sketch of statistics has another size")
+        sketch = cls(*size.tolist())
+        bins = (len(arrays["keys"]),)
+        for name in (*_MOMENTS, *_BINS):
+            own, x = getattr(sketch, name), arrays[name]
+            if x.dtype != own.dtype or x.shape != (own.shape if name in _MOMENTS else bins):
+                raise ValueError(f"{name} of a sketch of statistics is {x.dtype} {list(x.shape)}")
+            setattr(sketch, name, x)
         return sketch
 
     def _at_rank(self, rank: int) -> np.ndarray:
