@@ -139,7 +139,7 @@ class OwnerFile:
                 try:
                     os.link(part.name, self.path)
                 except FileExistsError:
-                    return False
+                    pass  # NFS: also if the first answer was lost, so look whose file it is
                 except OSError:  # a file system without hard links
                     self._write()
                     time.sleep(SETTLE)

@@ -1,5 +1,7 @@
 """A run directory has one owner: a second start is refused, a dead owner is replaced."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ import time
 import pytest
 from train_fakes import FakeSource, Tiny, config
 
+from octolike import owner_file
 from octolike.errors import RunError
 from octolike.train import loop
 from octolike.train.lease import FILE, RunLease
@@ -73,28 +76,34 @@ def test_a_reused_process_number_is_a_dead_owner(tmp_path, capsys):
 
 
 START = """
-import sys, time
+import select, sys
 from octolike.train.lease import RunLease
 from octolike.errors import RunError
-while time.time() < float(sys.argv[2]):
-    pass
+print("ready", flush=True)
+sys.stdin.readline()
 try:
     with RunLease(sys.argv[1], 0.3) as lease:
-        for _ in range(20):
-            time.sleep(0.1)
+        while not select.select([sys.stdin], [], [], 0.1)[0]:
             lease.check()
-    print("owned")
+    print("owned", flush=True)
 except RunError:
-    print("refused")
+    print("refused", flush=True)
 """
 
 
 def test_of_simultaneous_starts_one_owns_the_directory(tmp_path):
-    begin = str(time.time() + 8)  # all have imported by then
-    command = [sys.executable, "-c", START, str(tmp_path), begin]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    results = [process.communicate(timeout=60)[0].splitlines()[-1] for process in started]
-    assert sorted(results) == ["owned", "refused", "refused"]
+    command = [sys.executable, "-c", START, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    started = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    assert [process.stdout.readline() for process in started] == ["ready\n"] * 3
+    for process in started:
+        process.stdin.write("\n")
+    end = time.monotonic() + 60
+    while sum(p.poll() is None for p in started) > 1 and time.monotonic() < end:
+        time.sleep(0.05)
+    outputs = [p.communicate("\n" if p.poll() is None else None)[0] for p in started]
+    results = sorted(output.splitlines()[-1] for output in outputs)
+    assert results == ["owned", "refused", "refused"]
 
 
 def test_an_owner_notices_that_it_was_replaced(tmp_path):
@@ -104,6 +113,53 @@ def test_an_owner_notices_that_it_was_replaced(tmp_path):
         with pytest.raises(RunError, match="running process, 1 on elsewhere"):
             lease.check()
     assert owner(tmp_path)["token"] == "another"  # left alone
+
+
+# The rules of a network file system, on a local one: other hosts, no locks, the two ways to create.
+
+
+def lease_of(host, directory, monkeypatch):
+    """Return a lease as another host of the file system would make it."""
+    identity = {**owner_file._process(), "host": host, "machine": f"boot of {host}"}
+    with monkeypatch.context() as patch:
+        patch.setattr(owner_file, "_process", lambda: identity)
+        return RunLease(directory, INTERVAL)
+
+
+def no_hard_links(source, target):
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def lost_answer(source, target, link=os.link):
+    """NFS repeats a request without an answer: the second one finds the file of the first."""
+    link(source, target)
+    raise FileExistsError(errno.EEXIST, "File exists")
+
+
+def no_locks(*args):
+    raise AssertionError("locks are not reliable on every file system")
+
+
+@pytest.mark.parametrize("link", [os.link, no_hard_links, lost_answer], ids=lambda f: f.__name__)
+def test_hosts_of_a_shared_file_system_agree_on_one_owner(link, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "link", link)
+    for name in ("flock", "lockf"):
+        monkeypatch.setattr(fcntl, name, no_locks)
+    first = lease_of("a", tmp_path, monkeypatch)
+    second = lease_of("b", tmp_path, monkeypatch)
+    with first:
+        assert owner(tmp_path)["host"] == "a"
+        assert not capsys.readouterr().out  # the own file is not another owner's
+        with pytest.raises(RunError, match=r"running process, \d+ on a;"):
+            second.__enter__()
+        first._file._stop.set()  # the machine is lost: no more beats
+        first._file._thread.join()
+        with second:
+            assert owner(tmp_path)["host"] == "b"
+            with pytest.raises(RunError, match=r"running process, \d+ on b;"):
+                first.check()
+    assert "its process has ended; taking over" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]"])
