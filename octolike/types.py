@@ -108,8 +108,13 @@ class DataSource(Protocol):
         process: (index, count) of this host, which gets its share of each batch.
         """
 
-    def validation(self) -> dict[str, Callable[[], Iterator[Batch]]]:
-        """Return {dataset: function that iterates over its held-out batches}; {} for none."""
+    def validation(
+        self, process: tuple[int, int] = (0, 1)
+    ) -> dict[str, Callable[[], Iterator[Batch]]]:
+        """Return {dataset: function that iterates over its held-out batches}; {} for none.
+
+        process: (index, count) of this host, which gets its share of each batch (`batch_share`).
+        """
 
     def describe(self) -> str:
         """Return a table that describes the data."""
@@ -170,6 +175,21 @@ def batch_spec(batch: Mapping[str, Any]) -> BatchSpec:
 def zeros(spec: BatchSpec, batch_size: int) -> Batch:
     """Return an all-zero batch of `batch_size` examples, e.g. to initialise a model."""
     return unflatten({k: np.zeros((batch_size, *s), d) for k, (s, d) in spec.items()})
+
+
+def batch_share(batch: Batch, process: tuple[int, int]) -> Batch:
+    """Return the rows of one host, process = (index, count), of a numpy batch of any size.
+
+    All hosts get the same number of rows; those that fill up are copies without a valid action.
+    """
+    index, count = process
+    if count == 1:
+        return batch
+    size = len(batch["action"])
+    rows = index * -(-size // count) + np.arange(-(-size // count))
+    leaves = {k: x[np.minimum(rows, size - 1)] for k, x in flatten(batch)}
+    leaves["action_mask"][rows >= size] = False
+    return unflatten(leaves)
 
 
 def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:

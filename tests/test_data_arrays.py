@@ -167,6 +167,11 @@ def test_validation_is_the_same_at_every_call_and_keeps_instructions():
         assert batch["task"]["present"]["language"].all()
         known = batch["task"]["task_id"] < 3
         np.testing.assert_array_equal(batch["task"]["present"]["task_id"], known)
+    shares = [next(data.validation((i, 4))["metaworld"]()) for i in range(4)]
+    assert [len(x["action"]) for x in shares] == [2, 2, 2, 2]  # of 6
+    assert not shares[3]["action_mask"].any()
+    joined = {k: np.concatenate([x[k] for x in shares[:3]]) for k in ("action", "action_mask")}
+    assert same(joined, {k: first[0][k] for k in joined})
     assert opened().validation() == {}
 
 

@@ -9,6 +9,7 @@ import time
 import weakref
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -416,6 +417,19 @@ def test_validation_is_the_same_at_every_call(root):
             assert_equal(a, c)
         next(loader())
         assert_equal(first[0], next(loader()))
+
+
+def test_hosts_share_the_validation(root):
+    """Their shares in order are the batch; hosts that no lane is left for divide one's rows."""
+    data = opened(root, mix="fake", batch_size=4)
+    whole = next(data.validation()["fake"]())
+    assert len(whole["action"]) == 4
+    for hosts, rows in ((2, 2), (3, 2)):
+        shares = [next(data.validation((i, hosts))["fake"]()) for i in range(hosts)]
+        assert [len(share["action"]) for share in shares] == [rows] * hosts
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *shares)
+        used = joined["action_mask"].any(axis=(1, 2, 3))
+        assert_equal(whole, jax.tree.map(lambda x, used=used: x[used], joined))
 
 
 def test_a_missing_validation_split_is_an_error_unless_disabled(tmp_path):

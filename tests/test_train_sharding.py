@@ -197,7 +197,7 @@ def test_a_batch_that_does_not_divide_is_padded():
     batch = make_batch(0, 3)
     mesh = sharding.make_mesh()
     assert jax.tree.all(
-        jax.tree.map(lambda a, b: (a == b).all(), sharding.put_global_batch(batch, mesh), batch)
+        jax.tree.map(lambda a, b: (a == b).all(), sharding.put_padded_batch(batch, mesh), batch)
     )
     filled = sharding.pad_batch(batch, 4)
     assert {len(x) for x in jax.tree.leaves(filled)} == {4}

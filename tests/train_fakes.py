@@ -9,7 +9,7 @@ import numpy as np
 
 from octolike.config import Config
 from octolike.embodiment import Embodiment, Layout
-from octolike.types import Names, batch_spec, unflatten
+from octolike.types import Names, batch_share, batch_spec, unflatten
 
 HORIZON, ACTION, BATCH, SIDE = 2, 3, 4, 6
 
@@ -152,8 +152,11 @@ class FakeSource:
         self.streams.append(self._stream(start))
         return self.streams[-1]
 
-    def validation(self):
-        return self._validation
+    def validation(self, process=(0, 1)):
+        def shares(loader):
+            return lambda: (batch_share(batch, process) for batch in loader())
+
+        return {name: shares(loader) for name, loader in self._validation.items()}
 
     def describe(self):
         return "fake batches"

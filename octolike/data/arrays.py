@@ -17,7 +17,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from octolike.config import Config, ConfigError, DataConfig, build_component
 from octolike.data.pipeline import goals, windows
 from octolike.embodiment import EXTREME, Embodiment, Statistics
 from octolike.text import TOKENIZERS
-from octolike.types import Batch, BatchSpec, Names, batch_spec, unflatten
+from octolike.types import Batch, BatchSpec, Names, batch_share, batch_spec, unflatten
 
 _ORDER, _DROPOUT = range(2)  # separate random streams
 _STATE_KEYS = {"batches", "dataset", "frames"}
@@ -201,12 +201,16 @@ class ArraySource:
         seed = self._config.seed
         return ArrayStream(self._builder, self._frames, d.batch_size, rows, seed, state)
 
-    def validation(self) -> dict[str, Callable[[], Iterator[Batch]]]:
+    def validation(
+        self, process: tuple[int, int] = (0, 1)
+    ) -> dict[str, Callable[[], Iterator[Batch]]]:
         """Return {dataset: function that iterates over the held-out batches}; {} for none.
 
-        Every call gives the same batches, without dropout.
+        Every call gives the same batches, without dropout. process: (index, count) of this host,
+        which gets its share of each batch (types.batch_share).
         """
-        return {self.names.datasets[0]: self._held_out_batches} if self._held_out else {}
+        batches = partial(self._held_out_batches, process)
+        return {self.names.datasets[0]: batches} if self._held_out else {}
 
     def describe(self) -> str:
         """Return a line of episodes, frames and memory of each split, and `ranges.describe`."""
@@ -221,14 +225,14 @@ class ArraySource:
         line = f"{self.names.datasets[0]}, in memory: {'; '.join(parts)}; {tasks} tasks"
         return "\n".join([line, *ranges.describe(self.embodiments)])
 
-    def _held_out_batches(self) -> Iterator[Batch]:
+    def _held_out_batches(self, process: tuple[int, int]) -> Iterator[Batch]:
         frames, size = self._held_out, self._config.data.batch_size
         assert frames is not None  # see `validation`
         order = np.random.default_rng([0, _ORDER, 0]).permutation(len(frames.action))
         for begin in range(0, self._config.train.validation_batches * size, size):
             indices = order[begin : begin + size]
             if len(indices):
-                yield self._builder.batch(frames, indices, dropout=None)
+                yield batch_share(self._builder.batch(frames, indices, dropout=None), process)
 
 
 class ArrayStream(Iterator[Batch]):

@@ -106,7 +106,7 @@ def _train_as_owner(
     model: nn.Module | None,
 ) -> TrainState:
     """Train in a directory that belongs to this process; see `train`."""
-    names, validation = data.names, data.validation()
+    names, validation = data.names, data.validation(sharding.process())
     retention.check_keep_best(config, bool(validation))
     # 1. The directory.
     resumable = checkpoint.check_same_run(config, data.embodiments, data.spec, names)

@@ -181,19 +181,13 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, batch)
 
 
-def put_global_batch(batch: Mapping[str, Any], mesh: Mesh) -> Any:
-    """Start the transfer of a numpy batch of any size that every process holds completely.
+def put_padded_batch(batch: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Start the transfer of this process's share, of any size, of a batch; see `put_batch`.
 
-    If its size does not divide over the devices, examples without a valid action are appended.
+    If its size does not divide over the process's devices, examples without a valid action are
+    appended. All processes need shares of the same size.
     """
-    batch, by_example = pad_batch(batch, mesh.size), batch_sharding(mesh)
-    if jax.process_count() == 1:
-        return jax.device_put(batch, by_example)
-
-    def put(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(x.shape, by_example, lambda index: x[index])
-
-    return jax.tree.map(put, batch)
+    return put_batch(pad_batch(batch, mesh.size // jax.process_count()), mesh)
 
 
 def pad_batch(batch: Mapping[str, Any], multiple: int) -> Any:

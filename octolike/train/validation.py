@@ -84,7 +84,7 @@ class Validator:
 
         Args:
             model: the network.
-            loaders: of the held-out batches.
+            loaders: of this process's shares of the held-out batches (types.batch_share).
             embodiments: in the order of a batch's `embodiment`.
             spec: of the batches.
             tasks: names in the order of a batch's task ids.
@@ -112,11 +112,11 @@ class Validator:
             for i, batch in zip(range(self._batches), loader()):
                 types.check_batch(batch, self._spec)
                 sums = jax.device_get(self._sums(params, batch, i))
-                sampled, task = sums.pop("sampled"), sums.pop("task")
-                errors, has_task = sums.pop("error_per_example"), task < len(self._tasks)
-                np.add.at(per_task, task[has_task], errors[has_task])
+                rows = sums.pop("rows")
+                has_task = rows["task"] < len(self._tasks)
+                np.add.at(per_task, rows["task"][has_task], rows["error"][has_task])
                 if not i:
-                    chunks += self._chunks(dataset, batch, sampled)
+                    chunks += self._chunks(dataset, rows)
                 for name, value in sums.items():
                     totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
             if not totals:
@@ -129,15 +129,15 @@ class Validator:
         tasks = {name: float(e / n) for name, (e, n) in zip(self._tasks, per_task) if n}
         return ValidationResult(results, tasks, tuple(chunks[:CHUNKS]))
 
-    def _sums(self, params: Any, batch: Batch, index: int) -> dict[str, jax.Array]:
+    def _sums(self, params: Any, batch: Batch, index: int) -> dict[str, Any]:
         """Return `_measure` of a numpy batch, and action_error_<conditioning> [sum, count]."""
         encoded = self._encoder(batch) if self._encoder else batch
-        placed = sharding.put_global_batch(encoded, self._mesh)
+        placed = sharding.put_padded_batch(encoded, self._mesh)
         key = jax.random.fold_in(self._key, index)
         with jax.set_mesh(self._mesh):
             return self._measured(params, placed, key)
 
-    def _measured(self, params: Any, placed: Batch, key: jax.Array) -> dict[str, jax.Array]:
+    def _measured(self, params: Any, placed: Batch, key: jax.Array) -> dict[str, Any]:
         sums = self._measure_jit(params, placed, key)
         present = placed["task"].get("present", {})
         for conditioning, keys in self._conditionings.items():
@@ -148,23 +148,25 @@ class Validator:
             sums[f"action_error_{conditioning}"] = error
         return sums
 
-    def _chunks(self, dataset: str, batch: Batch, sampled: np.ndarray) -> list[ActionChunk]:
-        """Return some examples of a numpy batch, evenly spread, with their sampled chunks."""
-        count = min(max(CHUNKS // len(self._loaders), 1), len(batch["action"]))
-        rows = np.linspace(0, len(batch["action"]) - 1, count).round().astype(int)
+    def _chunks(self, dataset: str, rows: Mapping[str, np.ndarray]) -> list[ActionChunk]:
+        """Return some examples of `_measure`'s rows, evenly spread, with their sampled chunks."""
+        usable = np.flatnonzero(rows["valid"].any(axis=1))
+        count = min(max(CHUNKS // len(self._loaders), 1), len(usable))
+        spread = np.linspace(0, len(usable) - 1, count).round().astype(int)
         chunks = []
-        for i in dict.fromkeys(rows.tolist()):
-            robot, task = self._embodiments[batch["embodiment"][i]], batch["task"]["task_id"][i]
+        for i in dict.fromkeys(usable[spread].tolist()):
+            robot, task = self._embodiments[rows["embodiment"][i]], rows["task"][i]
             name = self._tasks[task] if task < len(self._tasks) else ""
-            valid = batch["action_mask"][i, -1].any(axis=-1)
-            demonstrated, titles = batch["action"][i, -1], (dataset, name)
+            demonstrated, sampled, valid = (
+                rows[k][i] for k in ("demonstrated", "sampled", "valid")
+            )
             chunks.append(
-                ActionChunk.from_normalized(robot, demonstrated, sampled[i], valid, titles)
+                ActionChunk.from_normalized(robot, demonstrated, sampled, valid, (dataset, name))
             )
         return chunks
 
-    def _measure(self, params: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """Return {name: [sum, count]} of a batch, task [B], error_per_example [B, 2], sampled.
+    def _measure(self, params: Any, batch: Batch, key: jax.Array) -> dict[str, Any]:
+        """Return {name: [sum, count]} of a batch, and "rows": its examples, of all processes.
 
         And gripper_<sum>, int [A] each: entries on the right side, on the upper side, and all.
         """
@@ -183,9 +185,14 @@ class Validator:
             "loss": jnp.stack([loss * trained.sum(), trained.sum()]),
             "action_error": _masked_sum(jnp.abs(sampled - true), valid),
             **{f"gripper_{k}": x for k, x in zip(GRIPPER_SUMS, per_dimension, strict=True)},
-            "sampled": sampled,
-            "task": batch["task"]["task_id"],
-            "error_per_example": jax.vmap(_masked_sum)(jnp.abs(sampled - true), valid),
+            "rows": {
+                "sampled": sampled,
+                "demonstrated": true,
+                "valid": valid.any(axis=-1),
+                "embodiment": batch["embodiment"],
+                "task": batch["task"]["task_id"],
+                "error": jax.vmap(_masked_sum)(jnp.abs(sampled - true), valid),
+            },
         }
 
     def _error(self, params: Any, batch: Batch, include: jax.Array, key: jax.Array) -> jax.Array:

@@ -53,7 +53,7 @@ from octolike.data.specs import catalog, mixes
 from octolike.embodiment import Embodiment
 from octolike.errors import DataError
 from octolike.text import TOKENIZERS, load_paraphrases
-from octolike.types import Batch, BatchSpec, Names, flatten, unflatten
+from octolike.types import Batch, BatchSpec, Names, batch_share, flatten, unflatten
 
 
 class RldsSource:
@@ -140,13 +140,16 @@ class RldsSource:
         spans = segment_spans(schedule, first)
         return self._training_graph(process).dataset(spans, first, process, decode=decode)
 
-    def validation(self) -> dict[str, Callable[[], Iterator[Batch]]]:
+    def validation(
+        self, process: tuple[int, int] = (0, 1)
+    ) -> dict[str, Callable[[], Iterator[Batch]]]:
         """Return {dataset: function that iterates over its validation batches}.
 
-        Every call gives the same batches, without dropout. Raises DataError if the only dataset
+        Every call gives the same batches, without dropout. process: (index, count) of this host,
+        which gets its share of each batch (types.batch_share). Raises DataError if the only dataset
         lacks the split data.validation_split; '' means no validation.
         """
-        return {s.spec.name: partial(self._held_out_batches, s) for s in self._held_out}
+        return {s.spec.name: partial(self._held_out_batches, s, process) for s in self._held_out}
 
     def source(self, dataset: str) -> DatasetSplit:
         """Return the held-out split of a dataset, or its training split if it has none."""
@@ -248,15 +251,18 @@ class RldsSource:
             result.append(replace(split, views=()))
         return result
 
-    def _held_out_batches(self, source: DatasetSplit) -> Iterator[Batch]:
+    def _held_out_batches(self, source: DatasetSplit, process: tuple[int, int]) -> Iterator[Batch]:
         steps = source.index.steps
         size = min(self._config.batch_size, int(steps.sum()))
         supply = JoinedSplits([source], [np.full(len(steps), source.number)])
         sizes = np.bincount([source.number], [steps.sum()], minlength=len(self.datasets))
         groups = SamplingGroups(tuple(self.datasets), sizes)
+        lanes = math.gcd(size, 8)
+        # Hosts that a lane cannot be divided between read the same lanes.
+        readers = math.gcd(lanes, process[1])
+        sharing = process[1] // readers
         key = f"batches of {source.reader.title}"
         if key not in self._graphs:
-            lanes = math.gcd(size, 8)
             self._memory.check_validation(supply, lanes)
             settings = self._settings(size, lanes, self._memory.validation, False)
             self._graphs[key] = BatchGraph(self._config, supply, self.embodiments, settings)
@@ -264,12 +270,14 @@ class RldsSource:
             self._graphs[key],
             SamplingSchedule(sampling.ProportionalSampling(), groups),
             self._wording,
-            BadRows(supply, self._config.bad_episodes == "drop"),
+            BadRows(supply, self._config.bad_episodes == "drop", readers),
             datasets=self.datasets,
+            process=(process[0] // sharing, readers),
             batches=self._validation_batches,
         )
         try:
-            yield from stream
+            for batch in stream:
+                yield batch_share(batch, (process[0] % sharing, sharing))
         finally:  # also when the caller stops early
             stream.close()
 
