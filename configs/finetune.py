@@ -7,7 +7,8 @@
 
 Arguments: checkpoint; mode (full, head, readouts, frozen_vision, frozen_language, lora); head (a
 kind, or 'fresh' for the same one from scratch, as other action dimensions need); camera=name:side
-adds one; proprio=add or drop; window, horizon. RESULTS.md has results under few demonstrations.
+adds one; proprio=add, drop or
+fresh (another robot's); window, horizon. RESULTS.md has results under few demonstrations.
 """
 
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ MODES = ("full", "head", "readouts", "frozen_vision", "frozen_language", "lora")
 HEADS, READOUTS = ("!heads_*",), ("!heads_*", "!readout_*")
 # The data settings that shape the network and its inputs are taken from the run.
 SHAPING = ("cameras", "depth", "window", "horizon", "use_proprio", "text", "goal")
-SHAPING += ("normalization", "representation", "resize")
+SHAPING += ("normalization", "representation", "proprio_representation", "resize")
 
 
 def get_config(arg: str = "") -> Config:
@@ -95,17 +96,21 @@ def change(config: Config, args: SimpleNamespace) -> None:
         data.cameras = {**data.cameras, name: int(side)}
         model.tokenizers[name] = Component({**likely[0], "cameras": (name,)})
         fresh += [f"tokenizers_{name}/*", f"obs_{name}_*"]
-    if args.proprio not in ("", "add", "drop"):
-        raise ConfigError(unknown("value of proprio", args.proprio, ("add", "drop")))
+    if args.proprio not in ("", "add", "drop", "fresh"):
+        raise ConfigError(unknown("value of proprio", args.proprio, ("add", "drop", "fresh")))
+    inputs = [k for k, t in model.tokenizers.items() if t["kind"] == "proprio"]
+    if args.proprio == "fresh":
+        if not inputs:
+            raise ConfigError("proprio=fresh: the run has no proprio; use proprio=add")
+        fresh += [f"obs_{name}_*" for name in inputs]
     if args.proprio == "add":
         data.use_proprio, model.tokenizers["proprio"] = True, Component(kind="proprio")
         fresh.append("obs_proprio_*")
     config.train.reinit = tuple(fresh)
     if args.proprio == "drop":
         data.use_proprio = False
-        dropped = [k for k, t in model.tokenizers.items() if t["kind"] == "proprio"]
-        model.tokenizers = {k: t for k, t in model.tokenizers.items() if k not in dropped}
-        config.train.reinit += tuple(f"*_{name}*" for name in dropped)
+        model.tokenizers = {k: t for k, t in model.tokenizers.items() if k not in inputs}
+        config.train.reinit += tuple(f"*_{name}*" for name in inputs)
     if args.window:
         model.max_window = max(model.max_window, data.window)
         if args.window > model.max_window:

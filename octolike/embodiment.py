@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from octolike.representation import Representation
+from octolike.state_representation import StateRepresentation
 
 NORMALIZATIONS = ("normal", "bounds", "minmax", "share")
 STATISTICS = ("mean", "std", "min", "max", "p01", "p99")
@@ -107,8 +108,10 @@ class Embodiment:
         datasets: the source of the statistics.
         inferred: fields of the dataset specs that were inferred and not verified.
         representation: what of the actions is learned (octolike.representation); "": as stored.
+        proprio_representation: how the network sees proprio (octolike.state_representation); "": as
+            stored.
         action_statistics, proprio_statistics: of their training steps; those of the actions are of
-            the learned chunks.
+            the learned chunks, those of proprio are of the stored values.
     """
 
     name: str
@@ -121,6 +124,7 @@ class Embodiment:
     datasets: tuple[str, ...] = ()
     inferred: tuple[str, ...] = ()
     representation: str = ""
+    proprio_representation: str = ""
     action_statistics: Statistics | None = None
     proprio_statistics: Statistics | None = None
 
@@ -157,6 +161,20 @@ class Embodiment:
                 "spec"
             )
         return result
+
+    @cached_property
+    def state_transform(self) -> StateRepresentation | None:
+        """The transform of proprio to what the network sees; None if it sees it as stored."""
+        p = self.proprio
+        if not self.proprio_representation or p is None:
+            return None
+        return StateRepresentation(self.proprio_representation, p.names, p.units, p.normalized)
+
+    @property
+    def proprio_names(self) -> tuple[str, ...]:
+        """The names of the columns of proprio that the network sees; () without proprio."""
+        transform = self.state_transform
+        return transform.names if transform else self.proprio.names if self.proprio else ()
 
     def layout(self, part: str) -> Layout | None:
         """Return the layout of the learned actions ("action"), or of the proprio."""
@@ -211,8 +229,11 @@ class Embodiment:
         return (x * scale + shift).astype(np.float32)
 
     def normalize_proprio(self, x: np.ndarray) -> np.ndarray:
-        """Return proprio float [..., P] in robot units as normalised float32."""
-        return self._normalize(x, "proprio")
+        """Return proprio float [..., P] in robot units as the network's, float32 [..., P']."""
+        normalized, transform = self._normalize(x, "proprio"), self.state_transform
+        if transform is None:
+            return normalized
+        return np.asarray(transform.encode(normalized, x), np.float32)
 
     def kinds(self, part: str) -> np.ndarray:
         """Return how each dimension of "action" or "proprio" is normalised, "" for not at all."""
@@ -284,7 +305,7 @@ def is_rare(s: Statistics) -> np.ndarray:
 
 # Fields that older records lack. They are stored unless empty: old records stay as they are.
 OPTIONAL: dict[type, set[str]] = {
-    Embodiment: {"inferred", "representation"},
+    Embodiment: {"inferred", "representation", "proprio_representation"},
     Layout: {"normalization"},
     Statistics: {"low", "high"},
 }

@@ -136,7 +136,12 @@ def describe(records: Sequence[Embodiment]) -> list[str]:
             stored = ", ".join(record.transform.stored) or "none"
             lines.append(
                 f"actions of {record.name} are learned as {record.representation!r}: "
-                f"{', '.join(record.learned.names)}; as stored: {stored}, and the proprio"
+                f"{', '.join(record.learned.names)}; as stored: {stored}"
+            )
+        if record.state_transform is not None:
+            lines.append(
+                f"proprio of {record.name} is shown as {record.proprio_representation!r}: "
+                f"{', '.join(record.proprio_names)}"
             )
         if record.action_statistics is not None:
             binary = np.flatnonzero(is_binary(record.action_statistics))

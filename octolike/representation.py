@@ -24,7 +24,7 @@ on numpy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -45,6 +45,15 @@ class Block(NamedTuple):
     state: tuple[int, ...] | None
     is_change: bool
     is_pose: bool
+
+
+class Transform(Protocol):
+    """A transform of the rows of one robot: of action chunks, or of proprio."""
+
+    names: tuple[str, ...]
+
+    def encode(self, x: Any, state: Any, xp: Any) -> Any:
+        """Return rows as the network's; state: proprio in robot units."""
 
 
 class Representation:
@@ -281,7 +290,7 @@ class Representation:
 
 
 def encode_rows(
-    transforms: Sequence[Representation | None],
+    transforms: Sequence[Transform | None],
     widths: Sequence[tuple[int, int]],
     chunk: Any,
     proprio: Any,

@@ -18,6 +18,7 @@ from recordings import STEPS, frames, numbers
 from octolike.data.onboarding.convert.conversion import ConversionPlan, convert
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions, encode
 from octolike.data.rlds.decode import decode_depth
+from octolike.errors import DataError
 
 PLAN = ConversionPlan(workers=1, validation=0, episodes_per_shard=8)
 
@@ -63,6 +64,29 @@ def test_pictures_in_any_form_become_a_camera(tmp_path, stored, form):
     changed = result.changed.get("table_cam", "")
     assert re.search(form, changed)
     assert not result.left_out
+
+
+def test_float_pictures_keep_one_range_in_all_episodes(tmp_path):
+    light = frames(0) / np.float32(frames(0).max())
+    path = demos(tmp_path / "a.hdf5", {"cam": np.clip(light * 1.004, 0, None)})  # resampled
+    assert (
+        decoded(first_episode(convert(path, str(tmp_path), "a", PLAN))["observation"]["cam"]).max()
+        > 200
+    )
+    with h5py.File(demos(tmp_path / "b.hdf5", {"cam": np.float32(frames(0))}, 2), "a") as file:
+        del file["data/demo_1/obs/cam"]
+        file["data/demo_1/obs/cam"] = light  # dark, or in another range: nobody can tell
+    with pytest.raises(
+        DataError, match=r"cam range is floats in 0 to (1|255).*first episode floats"
+    ):
+        convert(tmp_path / "b.hdf5", str(tmp_path), "b", PLAN)
+    with h5py.File(tmp_path / "b.hdf5", "a") as file:
+        file["data/demo_1/obs/cam"][:] = 0
+    convert(tmp_path / "b.hdf5", str(tmp_path), "b", PLAN)
+    with h5py.File(tmp_path / "b.hdf5", "a") as file:
+        file["data/demo_1/obs/cam"][:] = light * 1.5
+    with pytest.raises(DataError, match=r"(lacks|has) observation.cam"):
+        convert(tmp_path / "b.hdf5", str(tmp_path), "c", PLAN)
 
 
 def test_depth_is_stored_as_depth(tmp_path):

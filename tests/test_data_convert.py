@@ -167,9 +167,11 @@ def test_a_bad_episode_is_named_or_left_out(tmp_path, damage, message):
     damage(path / "episode_2.hdf5")
     with pytest.raises(DataError, match=f"(?s)episode_2.hdf5.*{message}|{message}"):
         convert(path, str(tmp_path / "out"), "mine", plan(validation=0))
+    with pytest.raises(DataError, match=r"--drop-bad leaves out|first"):
+        convert(path, str(tmp_path / "out"), "mine", plan(validation=0))
     assert not (tmp_path / "out/mine/1.0.0").exists()
     dropping = plan(validation=0, drop_bad=True)
-    directory, dropped, *_ = convert(path, str(tmp_path / "other"), "mine", dropping)
+    directory, dropped, *_ = convert(path, str(tmp_path / "out"), "mine", dropping)
     assert len(dropped) == 1
     assert "episode_2.hdf5" in dropped[0]
     assert len(read(directory)) == 2

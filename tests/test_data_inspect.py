@@ -77,6 +77,7 @@ def test_problems_are_found(tmp_path):
         s["observation"]["state"] = s["observation"]["state"].copy()
     steps[0]["language_instruction"] = ""
     steps[1]["action"][:, 6] = 1
+    steps[1]["language_instruction"] = np.array(["reach"] * 12 + ["lift"] * 8)
     steps[2]["action"][:, :6] = 0
     steps[3]["observation"]["state"][:, 5] = np.where(
         np.arange(len(steps[3]["action"])) % 2, 3.1, -3.1
@@ -84,6 +85,7 @@ def test_problems_are_found(tmp_path):
     survey = survey_dataset(write(tmp_path, "odd", {"train": bad}))
     problems = "\n".join(infer_spec.find_problems(survey, infer_spec.infer(survey)))
     assert "1 of 4 episodes have no instruction" in problems
+    assert "language_instruction: the text changes within 1 of 4 episodes" in problems
     assert "action: dimensions [3, 4, 5] never change" in problems
     assert "observation.state: dimensions [5] jump by about 2π" in problems
     assert "are idle" in problems

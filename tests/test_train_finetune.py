@@ -140,8 +140,17 @@ def test_matching_parameters_are_taken_over_and_reinit_patterns_are_not(params):
     assert "head            0" not in states.describe_transfer(transfer)
     with pytest.raises(ConfigError, match=r"of runs/a do not fit[^$]*head/gone[^$]*train\.reinit"):
         states.transfer_params(params, other, (), "runs/a")
+    with pytest.raises(ConfigError, match=r"train\.reinit=\"\('stem/b\*', 'head\*'\)\""):
+        states.transfer_params(params, other, ("stem/b*",), "runs/a")  # one remedy for all
     with pytest.raises(ConfigError, match=r"train\.reinit matches no parameter.*'heda/\*'"):
         states.transfer_params(params, other, ("heda/*",), "runs/a")
+
+
+def test_parameters_that_start_afresh_must_be_trained(source, tmp_path):
+    stuck = tuned(tmp_path, source, frozen=("*", "!head/bias"))
+    stuck.train.reinit = ("head/*",)
+    with pytest.raises(ConfigError, match=r"reinit head/\* starts .* add '!head/\*' to optim"):
+        loop.train(stuck, FakeSource(), model=Tiny())
 
 
 @pytest.mark.parametrize("by", ["embodiment", "task"])

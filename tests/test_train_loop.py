@@ -147,6 +147,20 @@ def test_another_config_in_the_directory_is_an_error(uninterrupted):
     assert "--config.workdir=" in lines[3]
 
 
+def test_a_start_that_never_trained_may_be_corrected(tmp_path, capsys):
+    class Fails(Stream):
+        def __next__(self):
+            raise OSError("truncated record")
+
+    with pytest.raises(OSError, match="truncated record"):
+        loop.train(run(tmp_path), FakeSource(Fails), model=Tiny())
+    corrected = run(tmp_path)
+    corrected.optim.learning_rate = 1e-3
+    loop.train(corrected, FakeSource(), model=Tiny())
+    assert "holds a start that never trained: its files are replaced" in capsys.readouterr().out
+    assert checkpoint.load_run(tmp_path).config.optim.learning_rate == 1e-3
+
+
 def test_other_datasets_or_statistics_in_the_directory_are_an_error(uninterrupted):
     names = NAMES._replace(datasets=("one", "three"))
     with pytest.raises(ConfigError, match=r'names\.json differs[^$]*1: "two" -> "three"'):

@@ -125,6 +125,12 @@ def test_runs_before_format_4_get_the_options_that_came_with_it():
     assert new == {"language": {"pooled": False, **words}, "proprio": {"kind": "proprio"}}
 
 
+def test_runs_before_format_5_show_proprio_as_stored():
+    data = stored()
+    del data["data"]["proprio_representation"]
+    assert read({**data, "format": 4}).data.proprio_representation == "as_stored"
+
+
 def test_runs_before_format_3_keep_the_ids_of_their_texts():
     data = stored()
     del data["data"]["text"]["segmentation"]

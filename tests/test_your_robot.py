@@ -99,7 +99,7 @@ def test_the_example_is_finetuned_and_acts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script(monkeypatch, "inspect_data", tmp_path / "my_robot")
     config = load(ROOT / "configs" / "finetune.py").get_config(
-        f"checkpoint={base.workdir},head=fresh"
+        f"checkpoint={base.workdir},mode=lora,head=fresh,proprio=fresh"
     )
     config.workdir, config.data.root, config.data.mix = (
         str(tmp_path / "mine"),
@@ -108,7 +108,6 @@ def test_the_example_is_finetuned_and_acts(tmp_path, monkeypatch):
     )
     config.data.specs, config.data.absent_cameras = (str(tmp_path / "my_robot.py"),), ("wrist",)
     config.data.cache, config.data.batch_size, config.data.pool = str(tmp_path), 4, 8
-    config.train.reinit = (*config.train.reinit, "obs_proprio*")
     config.train.steps, config.train.log_every, config.train.validate_every = 2, 1, 0
     config.optim.warmup = 1
     loop.train(config, open_data(config))

@@ -11,6 +11,8 @@ from octolike.config.components import Component, check_fields, option, require,
 # The words of data.representation: one of the first, then any of the others.
 REPRESENTATIONS = ("as_stored", "relative", "delta", "absolute")
 REPRESENTATION_FLAGS = ("tool_frame", "rotation_6d")
+# The words of data.proprio_representation: "as_stored", or any of these.
+PROPRIO_REPRESENTATIONS = ("sin_cos", "rotation_6d")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,6 +64,11 @@ class DataConfig:
         "as_stored",
         "what of the actions is learned: 'as_stored', or 'relative', 'delta' or 'absolute', with "
         "'tool_frame' and 'rotation_6d' after it: octolike.representation",
+    )
+    proprio_representation: str = option(
+        "as_stored",
+        "how the network sees angles of proprio: 'as_stored', or one or both of 'sin_cos' and "
+        "'rotation_6d': octolike.state_representation",
     )
     text: Component = option(
         lambda: Component(kind="hash", length=16, vocabulary=4096),
@@ -413,6 +420,12 @@ class Config:
         require(mode in REPRESENTATIONS, unknown(noun, mode, REPRESENTATIONS))
         for flag in flags:
             require(flag in REPRESENTATION_FLAGS, unknown(noun, flag, REPRESENTATION_FLAGS))
+        noun = f"word in data.proprio_representation {d.proprio_representation!r}"
+        for word in d.proprio_representation.split() or [""]:
+            if d.proprio_representation != "as_stored":
+                require(
+                    word in PROPRIO_REPRESENTATIONS, unknown(noun, word, PROPRIO_REPRESENTATIONS)
+                )
         require(
             mode == "as_stored" or d.use_proprio,
             f"data.representation {d.representation!r} needs the robot's state; set "

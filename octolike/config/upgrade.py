@@ -13,7 +13,7 @@ from typing import Any
 
 from octolike.errors import ConfigError
 
-FORMAT = 4  # of the config.json that this version writes
+FORMAT = 5  # of the config.json that this version writes
 Json = dict[str, Any]
 
 # Places of components in format 1: sections and option -> open set; "*": one per name.
@@ -96,6 +96,11 @@ def add_range_check(config: Json) -> Json:
 def add_representation(config: Json) -> Json:
     """Add data.representation: before format 3, actions were learned as stored."""
     return _default(config, "data", "representation", "as_stored")
+
+
+def add_proprio_representation(config: Json) -> Json:
+    """Add data.proprio_representation: before format 5, proprio was shown as stored."""
+    return _default(config, "data", "proprio_representation", "as_stored")
 
 
 def add_resize(config: Json) -> Json:
@@ -206,6 +211,7 @@ CHANGES = (
         add_execution,
         add_text_pooling,
     ),
+    (add_proprio_representation,),
 )
 
 

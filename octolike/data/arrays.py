@@ -424,8 +424,15 @@ def _with_statistics(robot: Embodiment, frames: ArrayFrames, config: DataConfig)
     """Return the record with the statistics of frames; ConfigError for ranges that do not fit."""
     episodes = len(frames.instructions)
     text = "" if config.representation == "as_stored" else config.representation
-    plain = dataclasses.replace(robot, normalization=config.normalization, representation=text)
+    shown = "" if config.proprio_representation == "as_stored" else config.proprio_representation
+    plain = dataclasses.replace(
+        robot,
+        normalization=config.normalization,
+        representation=text,
+        proprio_representation=shown,
+    )
     try:
+        plain.state_transform  # noqa: B018  raises if it does not apply
         learned = _learned_actions(plain, frames, config.horizon)
     except ValueError as error:  # the representation does not apply to this robot
         raise ConfigError(str(error)) from None

@@ -27,6 +27,7 @@ from octolike.train.validation import validate_run
 
 ROUNDING = 1e-3  # normalised units; compilation for another batch size rounds differently
 UNIT_TOLERANCE = 1e-5  # of an action's scale; float32 round trip
+TRIGONOMETRY = 1e-6  # numpy's and TensorFlow's sines round differently
 TRANSFORM_TOLERANCE = 1e-3  # the same of a representation: rotations, and sums of a chunk
 SIGMAS = 4.5
 SAMPLES = 4  # chunks per frame, to estimate the noise
@@ -237,7 +238,9 @@ def compare_inputs(
             continue
         values = training_inputs[key]
         total = comparison.keys[key] = comparison.keys.get(key, 0) + values.size
-        new = first_difference(key, policy_inputs.get(key), values, frames.places)
+        is_turned = key == "observation.proprio" and policy.embodiment.state_transform is not None
+        tolerance = TRIGONOMETRY if is_turned else 0.0
+        new = first_difference(key, policy_inputs.get(key), values, frames.places, tolerance)
         if new is None:
             continue
         first = comparison.different.get(key, new)
@@ -247,15 +250,25 @@ def compare_inputs(
 
 
 def first_difference(
-    key: str, policy: np.ndarray | None, training: np.ndarray, places: Sequence[str]
+    key: str,
+    policy: np.ndarray | None,
+    training: np.ndarray,
+    places: Sequence[str],
+    tolerance: float = 0.0,
 ) -> InputDifference | None:
-    """Return the first difference of two arrays [n, ...] in value, shape or dtype, if any."""
+    """Return the first difference of two arrays [n, ...] in value, shape or dtype, if any.
+
+    tolerance: largest difference of values that counts as equal.
+    """
     if policy is None or policy.shape != training.shape or policy.dtype != training.dtype:
         kind = "nothing" if policy is None else f"{policy.dtype} {list(policy.shape)}"
         expected = f"{training.dtype} {list(training.shape)}"
         size = training.size
         return InputDifference(key, "the whole array", kind, expected, size, size)
-    indices = np.argwhere(policy != training)
+    differs = policy != training
+    if tolerance:
+        differs = ~(np.abs(policy - training) <= tolerance)
+    indices = np.argwhere(differs)
     if not len(indices):
         return None
     index = tuple(indices[0].tolist())

@@ -69,6 +69,7 @@ TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 COSTS = "costs.json"
 # Conventions of an embodiment record, compared when a run starts from another one.
 RECORD_FIELDS = ("robot", "control_hz", "gripper", "normalization", "representation")
+RECORD_FIELDS += ("proprio_representation",)
 LAYOUT_FIELDS = ("names", "units", "absolute", "normalized", "normalization")
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -186,7 +187,8 @@ def check_same_run(
 ) -> bool:
     """Return whether `config.workdir` holds this run already.
 
-    Settings in `MAY_CHANGE` are not compared.
+    Settings in `MAY_CHANGE` are not compared. The files of a start that ended before its
+    first metrics and checkpoint are no run: they may differ, and are replaced.
 
     Raises:
         ConfigError: the directory holds another run: a config, embodiment, batch spec or name
@@ -218,6 +220,8 @@ def check_same_run(
             changes = _differences(_verified(stored), _verified(json.loads(text)))
         else:
             changes = _differences(stored, json.loads(text))
+        if changes and not has_begun(directory):
+            return False
         if changes:
             raise ConfigError(
                 f"{directory} holds another run; its {name} differs (stored -> now):\n  "
@@ -226,6 +230,14 @@ def check_same_run(
                 + "(--config.workdir=...) for a new one, or move the old directory away."
             )
     return True
+
+
+def has_begun(directory: Path) -> bool:
+    """Return whether the run of a directory has trained: it has metrics or a checkpoint."""
+    log = directory / "metrics.jsonl"  # created, empty, before the first step
+    if log.exists() and log.read_bytes():
+        return True
+    return bool(checkpoint_steps(directory / CHECKPOINTS))
 
 
 def differences(old: Config, new: Config) -> list[str]:

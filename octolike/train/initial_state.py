@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,6 +83,19 @@ def load_params(
     parts = {path.partition("/")[0] for path in missing if "/encoder/" in path}
     encoders = pretrained.read(settings, {part: shapes[part] for part in sorted(parts)})
     return optimizer.merge(encoders, transferred)
+
+
+def check_reinitialized(reinit: Sequence[str], frozen: Iterable[str]) -> None:
+    """Raise ConfigError for parameters that start at random and would never be trained."""
+    frozen = list(frozen)
+    stuck = [pattern for pattern in reinit if fnmatch.filter(frozen, pattern)]
+    if stuck:
+        named = "', '!".join(stuck)
+        raise ConfigError(
+            f"train.reinit {', '.join(stuck)} starts parameters afresh that optim.frozen keeps at "
+            f"their random values: add '!{named}' to optim.frozen (configs/finetune.py does for "
+            "head=fresh, proprio=fresh and camera=...)"
+        )
 
 
 def params_from_run(

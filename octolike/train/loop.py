@@ -110,6 +110,8 @@ def _train_as_owner(
     retention.check_keep_best(config, bool(validation))
     # 1. The directory.
     resumable = checkpoint.check_same_run(config, data.embodiments, data.spec, names)
+    if not resumable and (files.as_path(config.workdir) / "config.json").exists():
+        print(f"{config.workdir} holds a start that never trained: its files are replaced")
     # 2. The devices.
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch_size(config.data.batch_size, mesh)
@@ -123,6 +125,8 @@ def _train_as_owner(
     init, frozen = initial_state.make_init(model, spec, config.optim)
     shapes = jax.eval_shape(init, init_key)
     print(states.summarize_params(shapes, frozen))
+    if config.train.init_from:
+        initial_state.check_reinitialized(config.train.reinit, frozen)
     # 4. The files.
     sharding.barrier("before the run's files are written")
     if sharding.is_first():

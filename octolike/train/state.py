@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -150,15 +150,28 @@ def transfer_params(
     try:
         taken = merge_strictly(strict_part(target), strict_part(loaded), source)
     except ConfigError as error:
+        patterns = (*reinit, *_patterns_of_differences(target, loaded, matched))
         raise ConfigError(
-            f"{error} Or reinitialise the parameters that differ, e.g. "
-            "--config.train.reinit=\"('heads_*',)\""
+            f"{error} Or reinitialise the parameters that differ:\n"
+            f'  --config.train.reinit="{patterns!r}"'
         ) from None
     return ParameterTransfer(
         taken=optimizer.flatten(taken),
         reinitialized=sorted(target.keys() & matched),
         unused=sorted(loaded.keys() - target.keys()),
     )
+
+
+def _patterns_of_differences(
+    target: Mapping[str, Any], loaded: Mapping[str, Any], matched: Iterable[str]
+) -> list[str]:
+    """Return a pattern per part with parameters that differ; a head is one part with its input."""
+    differing = [
+        path
+        for path in (target.keys() | loaded.keys()) - set(matched)
+        if path not in target or path not in loaded or target[path].shape != loaded[path].shape
+    ]
+    return sorted({f"{path.partition('/')[0]}*" for path in differing})
 
 
 def describe_transfer(transfer: ParameterTransfer) -> str:

@@ -71,6 +71,9 @@ def infer_layout(
     evidence["names"] = columns.evidence
     hands = grippers(columns.names, s)
     absolute = tuple(a or i in hands for i, a in enumerate(targets.absolute))
+    raised = [columns.names[d] for d in hands if not targets.absolute[d]]
+    if raised:
+        evidence["absolute"] += f"; {', '.join(raised)} counts as a target, as grippers do"
     units, reason = infer_units(columns.names, absolute, hands, s, state_layout, targets.matches)
     evidence["units"] = reason or "none could be inferred"
     layout = Layout(names=columns.names, units=units, absolute=absolute, normalized=(True,) * dims)

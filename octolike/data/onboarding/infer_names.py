@@ -151,6 +151,11 @@ def _rotation_doubt(part: str, start: int, kind: Rotation, episodes: Sequence[np
         for x in episodes
     )
     text += f"; its sign flips in {flips} steps" if flips else ""
+    if part == "proprio":
+        return (
+            f"{text}; q and -q are one rotation: convert it to roll, pitch and yaw in standardize, "
+            "which data.proprio_representation=rotation_6d shows without jumps"
+        )
     return f"{text}; convert it in standardize: a head predicts its four numbers independently"
 
 

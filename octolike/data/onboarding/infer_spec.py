@@ -157,6 +157,13 @@ def find_problems(survey: Survey, spec: InferredSpec) -> list[str]:
             problems.append(
                 f"{missing} of {survey.count} episodes have no instruction (unlabelled)"
             )
+    for key in spec.instructions:
+        changing = sum(len({t.strip() for t in texts} - {""}) > 1 for texts in survey.texts[key])
+        if changing:
+            problems.append(
+                f"{key}: the text changes within {changing} of {survey.count} episodes: each frame "
+                "is trained with its own, and chunks run on into the next"
+            )
     short = int((survey.lengths < 3).sum())
     if short:
         problems.append(f"{short} of {survey.count} episodes have fewer than 3 steps")
@@ -209,10 +216,11 @@ def describe_spec(spec: InferredSpec) -> str:
         f"  {name}: {getattr(spec, name)}"
         for name in ("cameras", "depth", "language", "action", "proprio", "grippers", "control_hz")
     ]
-    for part, inferred in (("action", spec.action_layout), ("proprio", spec.proprio_layout)):
+    parts = ("action", spec.action_layout, "target"), ("proprio", spec.proprio_layout, "state")
+    for part, inferred, held in parts:
         layout = inferred.layout
         rows = [
-            (n, u or "-", "target" if a else "change", kind or ("normalised" if z else "as it is"))
+            (n, u or "-", held if a else "change", kind or ("normalised" if z else "as it is"))
             for n, u, a, z, kind in zip(
                 layout.names,
                 layout.units,
@@ -316,7 +324,7 @@ def _field_problems(field: str, episodes: list[np.ndarray]) -> list[str]:
     if wraps:
         problems.append(
             f"{field}: dimensions {wraps} jump by about 2π: angles that wrap at ±π; unwrap them, "
-            "or use sine and cosine"
+            "or show proprio as sine and cosine: data.proprio_representation=sin_cos"
         )
     typical = np.quantile(moves, 0.99, axis=0)
     binary = np.array([len(np.unique(c)) <= 2 for c in values.T])

@@ -177,10 +177,11 @@ def embodiment_records(
     normalization: str,
     range_check: str = "strict",
     representation: str = "as_stored",
+    proprio_representation: str = "as_stored",
 ) -> tuple[list[Embodiment], list[int]]:
     """Return the embodiment records, and the record index of each dataset.
 
-    range_check, representation: of config.data.
+    range_check, representation, proprio_representation: of config.data.
 
     Raises ConfigError if two specs name the same embodiment with different layouts, grippers or
     rates, and for an unnormalised dimension that is not a share.
@@ -206,12 +207,16 @@ def embodiment_records(
             normalization=normalization,
             datasets=tuple(specs[i].name for i in group),
             representation="" if representation == "as_stored" else representation,
+            proprio_representation=""
+            if proprio_representation == "as_stored"
+            else proprio_representation,
             inferred=tuple(dict.fromkeys(key for i in group for key in specs[i].inferred)),
             action_statistics=None,
             proprio_statistics=None,
         )
         try:
             new = replace(new, action_statistics=action, proprio_statistics=proprio)
+            new.state_transform  # noqa: B018  raises if it does not apply
         except ValueError as error:  # the representation does not apply to this robot
             raise ConfigError(f"{', '.join(new.datasets)}: {error}") from None
         if range_check == "strict":

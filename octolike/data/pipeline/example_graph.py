@@ -24,6 +24,7 @@ from octolike.data.pipeline.dataset_split import JoinedSplits
 from octolike.data.pipeline.episode_graph import EpisodeLoader, EpisodeTensors, first_without_error
 from octolike.data.rlds import decode
 from octolike.embodiment import Embodiment
+from octolike.representation import encode_rows
 
 # A row is named by one number: episode · MAX_STEPS + step.
 MAX_STEPS = 1 << 24
@@ -97,6 +98,8 @@ class ExampleGraph:
         self._proprio_dims, self._affine_proprio, self._proprio_limit = _affine(
             embodiments, "proprio"
         )
+        self._state_transforms = [e.state_transform for e in embodiments]
+        self._proprio_widths = [(n := len(e.proprio or ()), n) for e in embodiments]
         self._swapped = np.array(
             [[c in s.reader.channels.swapped for c in config.cameras] for s in sources]
         )
@@ -187,8 +190,9 @@ class ExampleGraph:
         if d.use_proprio and self._proprio_dims.shape[1]:
             present = tf.reduce_any(tf.gather(self._proprio_dims, record), axis=1)
             proprio = tf.gather(pool.proprio, rows.base[:, None] + steps)
-            leaves["observation.proprio"] = _normalized(
-                proprio, record, self._affine_proprio, self._proprio_limit
+            normalized = _normalized(proprio, record, self._affine_proprio, self._proprio_limit)
+            leaves["observation.proprio"] = encode_rows(
+                self._state_transforms, self._proprio_widths, normalized, proprio, record, tnp
             )
             leaves |= self._presence("proprio", present)
         return leaves

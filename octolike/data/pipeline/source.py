@@ -335,7 +335,12 @@ class RldsSource:
         readers = open_all(d, specs)
         indices = [self._index(reader) for reader in readers]
         self.embodiments, record = embodiment_records(
-            specs, indices, d.normalization, d.range_check, d.representation
+            specs,
+            indices,
+            d.normalization,
+            d.range_check,
+            d.representation,
+            d.proprio_representation,
         )
         limits = [d.limit_of(spec.name) for spec in specs]
         indices = [i.first_episodes(n) for i, n in zip(indices, limits, strict=True)]

@@ -76,6 +76,7 @@ class Writer:
         root, name, version: the directory is <root>/<name>/<version>.
         shards: number of TFRecord files per split.
         settings: everything that the episodes depend on, as plain JSON values.
+        may_change: settings of which another value starts an unfinished dataset again.
     """
 
     root: str
@@ -83,8 +84,10 @@ class Writer:
     version: str
     shards: Mapping[str, int]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    may_change: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._discard_if_changed()
         for directory in (self.directory, self._unfinished_directory):
             self._check_settings(directory)
         planned = {self._shard_path(s, i).name for s, n in self.shards.items() for i in range(n)}
@@ -223,13 +226,27 @@ class Writer:
         if self.settings and not (directory / SETTINGS).exists():
             files.write_json(directory / SETTINGS, self.settings)
 
-    def _check_settings(self, directory: Path) -> None:
+    def _discard_if_changed(self) -> None:
+        """Remove an unfinished dataset whose settings differ in no others than `may_change`."""
+        directory = self._unfinished_directory
+        differ = self._differences(directory)
+        if differ and differ[0].keys() <= {*self.may_change}:
+            names = ", ".join(differ[0])
+            print(f"{directory} was started with another {names}: it is started again")
+            shutil.rmtree(directory)
+
+    def _differences(self, directory: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return (stored, present) values of the settings that differ; None if none does."""
         if not self.settings or not (directory / SETTINGS).exists():
-            return
+            return None
         stored, current = json.loads((directory / SETTINGS).read_text()), _as_json(self.settings)
         differ = [k for k in sorted({*stored, *current}) if stored.get(k) != current.get(k)]
-        if differ:
-            old, new = ({k: d.get(k) for k in differ} for d in (stored, current))
+        old, new = ({k: d.get(k) for k in differ} for d in (stored, current))
+        return (old, new) if differ else None
+
+    def _check_settings(self, directory: Path) -> None:
+        if differ := self._differences(directory):
+            old, new = differ
             raise DataError(
                 f"{directory} was started with {old}, but now it is {new}; continue with the old "
                 "settings, give the dataset another name, or remove the directory to start again"

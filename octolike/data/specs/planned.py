@@ -41,7 +41,7 @@ def plan_data(config: Config) -> PlannedData:
 def batch_spec(d: DataConfig, specs: list[DatasetSpec]) -> BatchSpec:
     """Return the spec of a batch of these datasets; d: with all component fields."""
     window, horizon, length = d.window, d.horizon, d.text["length"]
-    action = (window, horizon, max(len(_record(s, d.representation).learned) for s in specs))
+    action = (window, horizon, max(len(_record(s, d).learned) for s in specs))
     leaves: BatchSpec = {
         "observation.timestep_mask": ((window,), "bool"),
         "task.language.ids": ((length,), "int32"),
@@ -54,7 +54,7 @@ def batch_spec(d: DataConfig, specs: list[DatasetSpec]) -> BatchSpec:
         "dataset": ((), "int32"),
         "embodiment": ((), "int32"),
     }
-    proprio = max(len(s.proprio) if s.proprio else 0 for s in specs)
+    proprio = max(len(_record(s, d).proprio_names) for s in specs)
     if d.use_proprio and proprio:
         leaves["observation.proprio"] = ((window, proprio), "float32")
         leaves["observation.present.proprio"] = ((window,), "bool")
@@ -70,8 +70,9 @@ def batch_spec(d: DataConfig, specs: list[DatasetSpec]) -> BatchSpec:
     return dict(sorted(leaves.items()))
 
 
-def _record(spec: DatasetSpec, representation: str) -> Embodiment:
-    text = "" if representation == "as_stored" else representation
+def _record(spec: DatasetSpec, d: DataConfig) -> Embodiment:
+    texts = (d.representation, d.proprio_representation)
+    action, proprio = ("" if text == "as_stored" else text for text in texts)
     return Embodiment(
         name=spec.name,
         robot=spec.robot,
@@ -79,5 +80,6 @@ def _record(spec: DatasetSpec, representation: str) -> Embodiment:
         gripper=spec.gripper,
         action=spec.action,
         proprio=spec.proprio,
-        representation=text,
+        representation=action,
+        proprio_representation=proprio,
     )

@@ -31,6 +31,9 @@ from octolike.errors import DataError
 BLOCK = 64  # frames per read of an array on disk
 SMALLEST = 4  # pixels: shorter sides are those of matrices, not of pictures
 CHANNELS = (1, 3, 4)
+FLOATS = "floats in 0 to"
+OVERSHOOT = 0.01  # of the range of float pictures: resampling leaves it by a little
+DARKEST = 3.0  # of 255: the largest value of float pictures that show something
 LABELS = ("seg", "mask", "label")  # pictures of class numbers: interpolation would mix the classes
 
 
@@ -128,15 +131,20 @@ class Columns:
         low, high = np.inf, -np.inf
         for row in blocks(x):
             low, high = min(low, float(row.min())), max(high, float(row.max()))
-        if not (low >= 0 and high <= 255):  # also NaN
-            self.left_out[name] = (
+        scale = 255 if high <= 1 + OVERSHOOT else 1
+        largest = 255 / scale
+        is_black = scale == 1 and high < DARKEST  # rather floats in 0 to 1 that overshoot
+        if not (low >= -OVERSHOOT * largest and high <= (1 + OVERSHOOT) * largest) or is_black:
+            self.left_out[name] = (  # also NaN
                 f"{x.dtype} {list(x.shape[1:])} with values from {low:.3g} to {high:.3g}; expected "
                 "pictures in 0 to 1 or 0 to 255"
             )
             return
-        scale = 255 if high <= 1 else 1
-        self.add_frames(name, (np.round(f * scale).astype(np.uint8) for f in frames))
-        self._change(name, f"floats in 0 to {255 // scale}: rounded to 8 bits")
+        self.add_frames(
+            name, (np.clip(np.round(f * scale), 0, 255).astype(np.uint8) for f in frames)
+        )
+        span = f"{FLOATS} {255 // scale}" if high > 0 else "floats, all of them 0"
+        self._change(name, f"{span}: rounded to 8 bits")
 
     def _change(self, name: str, text: str) -> None:
         self.changed[name] = f"{self.changed[name]}; {text}" if name in self.changed else text

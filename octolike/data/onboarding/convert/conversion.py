@@ -135,7 +135,9 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> Conversio
         "drop_bad": plan.drop_bad,
         "about": about,
     }
-    writer = Writer(root, name, VERSION, {s: len(x) for s, x in shards.items()}, settings)
+    counts = {s: len(x) for s, x in shards.items()}
+    # With drop_bad, another episode may be the typical one: `about` is of that one.
+    writer = Writer(root, name, VERSION, counts, settings, may_change=("drop_bad", "about"))
     if writer.finished:
         print(f"{writer.directory} exists; remove it to convert again", file=sys.stderr)
         return Conversion(writer.directory, [], first["left_out"], first["changed"])
@@ -272,12 +274,15 @@ def _episodes(
     for location in job.locations:
         try:
             episode = source.read(location)
-            _check_signature(sources.signature(episode), job.expected, str(location))
+            signature, left_out = sources.signature(episode), episode["left_out"]
+            _check_signature(signature, job.expected, str(location), left_out)
             remarks = {part: episode[part] for part in sources.REMARKS}
             episode = rlds_episode(episode, str(location))
         except DataError as error:
             if not job.drop_bad:
-                raise DataError(f"{job.path}: {error}") from None
+                raise DataError(
+                    f"{job.path}: {error} (--drop-bad leaves out and lists such episodes)"
+                ) from None
             notes["dropped"].append(str(error))
             continue
         for part, columns in remarks.items():
@@ -286,15 +291,26 @@ def _episodes(
         yield episode
 
 
-def _check_signature(signature: Mapping[str, str], expected: Mapping[str, str], place: str) -> None:
-    missing = sorted(expected.keys() - signature.keys())
-    extra = sorted(signature.keys() - expected.keys())
+def _check_signature(
+    signature: Mapping[str, str],
+    expected: Mapping[str, str],
+    place: str,
+    left_out: Mapping[str, str],
+) -> None:
+    """Raise DataError for an episode with other fields than the first; left_out: of the episode."""
+    fields, others = (
+        {k for k in x if not k.endswith(sources.RANGE)} for x in (expected, signature)
+    )
+    missing, extra = sorted(fields - others), sorted(others - fields)
     if missing or extra:
         parts = [f"lacks {', '.join(missing)}"] * bool(missing)
         parts += [f"has {', '.join(extra)}"] * bool(extra)
+        parts += [
+            f"leaves out {k} ({v})" for k, v in left_out.items() if f"observation.{k}" in missing
+        ]
         raise DataError(f"{place} {' and '.join(parts)}, unlike the first episode")
     for key, kind in expected.items():
-        if signature[key] != kind:
+        if signature.get(key, kind) != kind:
             raise DataError(f"{place}: {key} is {signature[key]}, in the first episode {kind}")
 
 

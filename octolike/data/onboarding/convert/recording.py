@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from octolike.data.onboarding.convert.columns import Columns
+from octolike.data.onboarding.convert.columns import FLOATS, Columns
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
 from octolike.data.rlds.writer import EncodedImage
 from octolike.errors import DataError
@@ -117,6 +117,9 @@ def texts(values: Any, steps: int) -> np.ndarray:
     return np.array(items if len(items) == steps else items[:1] * steps, np.str_)
 
 
+RANGE = " range"  # of float pictures, in a signature; episodes of black ones have none
+
+
 def signature(episode: Mapping[str, Any]) -> dict[str, str]:
     """Return {field: type and shape of a step}; it must be the same for all episodes."""
     result = {}
@@ -127,9 +130,18 @@ def signature(episode: Mapping[str, Any]) -> dict[str, str]:
             result[key] = "text"
         else:
             result[key] = f"{np.asarray(x).dtype} {np.shape(x)[1:]}"
-    rows = episode.get("changed", {}).get("observation", "one observation per action")
+    changed = episode.get("changed", {})
+    rows = changed.get("observation", "one observation per action")
+    # The range of float pictures is read off each episode; a dark one must not become bright.
+    scales = {
+        f"observation.{name}{RANGE}": part
+        for name, text in changed.items()
+        for part in text.split("; ")
+        if part.startswith(FLOATS)
+    }
     return (
         result
+        | scales
         | {f"episode_metadata.{k}": "" for k in episode["episode_metadata"]}
         | {"length": rows}
     )
