@@ -310,3 +310,10 @@ def test_resolving_names_values_that_are_not_allowed(component, message):
     config.model.heads["action"] = c.Component(component)
     with pytest.raises(c.ConfigError, match=message):
         c.resolve(config)
+
+
+def test_a_key_that_a_config_file_lacks_is_named_with_its_line():
+    trace = 'Traceback:\n  File "/my/config.py", line 6, in get_config\n'
+    text = cli._explain(ValueError(f"{trace}KeyError: 'wrist'"), [])
+    assert text == "'wrist' is missing: /my/config.py, line 6"
+    assert cli._explain(ValueError(f"{trace}octolike.errors.ConfigError: no"), []) == "no"

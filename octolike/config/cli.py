@@ -194,5 +194,13 @@ def _explain(error: Exception, argv: list[str]) -> str:
         expected = next((v for k, v in EXPECTED.items() if k in match[3]), match[3])
         return f"--{match[1]}={match[2]}: {expected}"
     lines = text.strip().splitlines()
+    if not lines:
+        return repr(error)
     # config_flags puts the traceback of a config file into its error
-    return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1]) if lines else repr(error)
+    match = re.match(r"([\w.]+(?:Error|Exception)): (.*)", lines[-1])
+    if not match:
+        return lines[-1]
+    places = re.findall(r'File "(.*)", line (\d+)', text)
+    if match[1].rpartition(".")[2] != "KeyError" or not places:
+        return match[2]
+    return f"{match[2]} is missing: {places[-1][0]}, line {places[-1][1]}"

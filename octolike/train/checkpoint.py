@@ -68,8 +68,10 @@ LARGEST_JSON = 64 << 20  # bytes of a JSON file of a run
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 COSTS = "costs.json"
 # Conventions of an embodiment record, compared when a run starts from another one.
-RECORD_FIELDS = ("robot", "control_hz", "gripper", "normalization", "representation")
-RECORD_FIELDS += ("proprio_representation",)
+RECORD_FIELDS = (
+    *("robot", "control_hz", "gripper", "normalization"),
+    *("representation", "proprio_representation"),
+)
 LAYOUT_FIELDS = ("names", "units", "absolute", "normalized", "normalization")
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
