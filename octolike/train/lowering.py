@@ -25,7 +25,7 @@ from octolike.config import Config, resolve
 from octolike.model import language
 from octolike.model.network import PolicyNetwork, build_network
 from octolike.model.target import compile_for
-from octolike.train import flops, gradients, optimizer
+from octolike.train import augment, flops, gradients, optimizer
 from octolike.train import state as states
 from octolike.train import step as steps
 
@@ -97,7 +97,8 @@ def lower_for_cuda(function: Callable[..., Any], *args: Any, capability: float =
 class AttentionFacts(NamedTuple):
     """The attention of a trace: {kernel: calls}, bytes of dense masks, bytes of dense logits.
 
-    logits: of all products with batch axes together, which are attention without a kernel.
+    logits: of all products with batch axes together, except those of the augmentation's crop: they
+    are attention without a kernel.
     """
 
     kernels: dict[str, int]
@@ -121,6 +122,8 @@ def attention_facts(
                 bias = eqn.invars[3].aval
                 masks += repeats * nbytes(bias) if math.prod(bias.shape) > 1 else 0
         elif name == "dot_general" and eqn.params["dimension_numbers"][1][0]:
+            if augment.CROP in str(eqn.source_info.name_stack):
+                continue
             logits += repeats * nbytes(eqn.outvars[0].aval)
     return AttentionFacts(dict(kernels), masks, logits)
 
