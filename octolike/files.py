@@ -25,13 +25,14 @@ from typing import Any, TypeAlias
 
 from etils import epath
 
-from octolike.errors import ConfigError
+from octolike.errors import ConfigError, RunError
 
 PathLike = str | os.PathLike[str]
 Path: TypeAlias = epath.Path
 REMOTE = ("gs://", "s3://", "az://", "hf://")  # what epath can open
 PACKAGE = "package:"  # prefix of a path inside an installed Python package
 PART = ".part-"  # prefix of the temporary directories
+LARGEST_TEXT = 64 << 20  # bytes of a JSON file of a run
 LONGEST_CAUSE = 1000  # characters; errors of libraries can quote whole arrays
 LONGEST_NAME = 100  # bytes of a file name that is made from a text
 _REMEDIES = {
@@ -169,6 +170,26 @@ def file_name(text: str) -> str:
         return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{plain.strip('. ')[:40]}-{digest}"
+
+
+def is_regular(path: PathLike) -> bool:
+    """Return whether a path is a file, or a link to one: no pipe or device, which never ends."""
+    return as_path(path).is_file() if is_remote(path) else os.path.isfile(path)
+
+
+def read_text(path: PathLike) -> str:
+    """Return the text of a file that somebody else may have written.
+
+    Raises RunError for a pipe, a device or a file of more than LARGEST_TEXT bytes; OSError for a
+    missing one.
+    """
+    source = as_path(path)
+    size = source.stat().length
+    if not is_regular(path):
+        raise RunError(f"{source} is not a regular file; restore the file that was written there")
+    if size > LARGEST_TEXT:
+        raise RunError(f"{source} has {size:,} bytes; expected at most {LARGEST_TEXT:,}")
+    return source.read_text(encoding="utf-8")
 
 
 def child(directory: PathLike, name: str) -> Path:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +68,9 @@ def list_files(directory: files.PathLike, exclude: Collection[str] = ()) -> list
         for path in (root / folder).iterdir() if folder else root.iterdir():
             name = f"{folder}/{path.name}" if folder else path.name
             if path.is_dir():
-                folders.append(name)
+                # A linked folder may lead out of the directory, or around in circles.
+                if files.is_remote(root) or not os.path.islink(path):
+                    folders.append(name)
             elif name not in (*exclude, NAME):
                 names.append(name)
     return sorted(names)
@@ -89,7 +92,9 @@ def read(directory: files.PathLike) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        return parse(path.read_bytes())
+        return parse(files.read_text(path).encode())
+    except RunError:
+        raise
     except ValueError as error:
         raise RunError(f"{path} is corrupted: {error}") from None
 
@@ -133,7 +138,7 @@ def faults(
         if manifest.about.get(key) != value
     ]
     expected = {k: v for k, v in manifest.entries.items() if names is None or k in names}
-    present = [name for name in sorted(expected) if (root / name).is_file()]
+    present = [name for name in sorted(expected) if files.is_regular(root / name)]
     clauses += [f"{name} is missing" for name in sorted(expected.keys() - set(present))]
     for name, entry in hash_files(root, present).items():
         if entry not in expected[name]:

@@ -69,7 +69,7 @@ class OwnerFile:
     def read(self) -> Owner | None:
         """Return the owner that the file names; None without one, or if it cannot be read."""
         try:
-            owner = json.loads(self.path.read_bytes())
+            owner = json.loads(files.read_text(self.path))
         except Exception:  # of any file system: missing, or another process writes it right now
             return None
         is_owner = isinstance(owner, dict) and {"host", "pid", "token"} <= owner.keys()

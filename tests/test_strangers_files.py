@@ -1,7 +1,9 @@
 """Somebody else's runs, datasets and recordings: no code is executed, no other file is read."""
 
 import json
+import os
 import shutil
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -15,7 +17,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octolike import types
+from octolike import files, manifest, types
 from octolike.config import ConfigError, plugins, stored_config
 from octolike.data.onboarding.convert import frame_encoding, video
 from octolike.data.onboarding.convert.hdf5 import open_hdf5
@@ -308,3 +310,58 @@ def test_any_other_batch_spec_or_names_are_one_line(data):
         with pytest.raises(ValueError) as error:
             parse(data)
         assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def patience():
+    """End a test that waits for a pipe or reads a device without end."""
+
+    def stop(*args):
+        raise TimeoutError("it waits forever")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "huge"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "names.json", "manifest.json", "checkpoints/7/manifest.json"]
+)
+def test_what_is_not_a_regular_file_is_one_line(name, kind, tmp_path, patience, monkeypatch):
+    fakes.save_run(tmp_path / "run", fakes.run_of())
+    path = tmp_path / "run" / name
+    text = path.read_text()
+    path.unlink()
+    if kind == "huge":
+        monkeypatch.setattr(files, "LARGEST_TEXT", len(text) - 1)
+        path.write_text(text)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises((RunError, ConfigError, FileNotFoundError)) as error:
+        checkpoint.load_run(tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_in_a_checkpoint_without_a_manifest_is_one_line(tmp_path, patience):
+    fakes.save_run(tmp_path / "run", fakes.run_of())
+    folder = tmp_path / "run" / "checkpoints" / "7"
+    (folder / "manifest.json").unlink()
+    (folder / "params" / "manifest.ocdbt").unlink()
+    os.mkfifo(folder / "params" / "manifest.ocdbt")
+    with pytest.raises(RunError, match=r"manifest\.ocdbt is not a regular"):
+        checkpoint.load_run(tmp_path / "run")
+
+
+def test_folders_that_link_in_circles_are_listed_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").touch()
+    for name in "bcd":
+        (tmp_path / "a" / name).symlink_to(tmp_path)
+    assert manifest.list_files(tmp_path) == ["a/x"]

@@ -106,6 +106,15 @@ def test_of_simultaneous_starts_one_owns_the_directory(tmp_path):
     assert results == ["owned", "refused", "refused"]
 
 
+def test_another_process_is_refused_while_the_owner_lives(tmp_path):
+    """A process of the same host, whose number says that it lives."""
+    command = [sys.executable, "-c", START, str(tmp_path)]
+    with RunLease(tmp_path, INTERVAL) as lease:
+        done = subprocess.run(command, input="\n", capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "refused"
+        lease.check()
+
+
 def test_an_owner_notices_that_it_was_replaced(tmp_path):
     with RunLease(tmp_path, INTERVAL) as lease:
         lease.check()

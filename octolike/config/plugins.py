@@ -159,7 +159,7 @@ def recorded(run_dir: str | os.PathLike[str]) -> Mapping[str, str]:
         from octolike import files  # which takes a moment to import
 
         path = files.as_path(run_dir) / "config.json"
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(files.read_text(path))
     except (OSError, ValueError):
         return {}  # whoever reads the config reports that
     names = data.get("plugins", {}) if isinstance(data, dict) else {}

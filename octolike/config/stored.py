@@ -74,7 +74,7 @@ def stored_config(run_dir: str | os.PathLike[str], plugin_files: Sequence[str] =
 
     path = files.as_path(run_dir) / CONFIG
     try:
-        config = resolved(from_json(path.read_text(encoding="utf-8"), str(path)), run_dir)
+        config = resolved(from_json(files.read_text(path), str(path)), run_dir)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
     config.plugins = ()

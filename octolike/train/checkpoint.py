@@ -64,7 +64,6 @@ FILES = {
     "batch_spec.json": "shape and dtype of everything in a batch",
     "names.json": "the names of the datasets, embodiments and tasks",
 }
-LARGEST_JSON = 64 << 20  # bytes of a JSON file of a run
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 COSTS = "costs.json"
 # Conventions of an embodiment record, compared when a run starts from another one.
@@ -294,7 +293,7 @@ def load_run(run_dir: PathLike, step: int | None = None, plugin_files: Sequence[
     if not directory.is_dir():
         raise FileNotFoundError(f"no run directory {directory}; {_listing(directory.parent)}")
     for name, purpose in FILES.items():
-        if not (directory / name).is_file():
+        if not files.is_regular(directory / name):
             raise FileNotFoundError(
                 f"{directory} has no {name} ({purpose}; written by octolike train before the "
                 f"first step): {_listing(directory)}"
@@ -426,11 +425,10 @@ def _verified(records: Any) -> Any:
 
 
 def _read_json(path: Path) -> Any:
-    size = path.stat().length
-    if size > LARGEST_JSON:
-        raise RunError(f"{path} has {size:,} bytes; expected at most {LARGEST_JSON:,}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(files.read_text(path))
+    except RunError:
+        raise
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is not JSON: {error}") from error
 

@@ -60,17 +60,18 @@ def write_manifest(directory: files.Path, final: files.Path) -> None:
     _timings[str(final.parent)] = begin, time.perf_counter()
 
 
-def describe_cost(directory: files.Path, start: float) -> str:
+def describe_cost(directory: files.Path, opened: float, start: float) -> str:
     """Return a line on what the last manifest in a checkpoint directory cost; "" without one.
 
-    start: of the save, in time.perf_counter's seconds.
+    opened, start: when the directory was opened for training, and when the save started, in
+    time.perf_counter's seconds.
     """
     if str(directory) not in _timings:
         return ""  # another process writes them
     begin, end = _timings[str(directory)]
     return (
         f"checksums of a checkpoint: {end - begin:.2f} s of a save of {end - start:.2f} s, in the "
-        "background"
+        f"background; {(end - begin) / max(end - opened, 1e-9):.2%} of the time since the start"
     )
 
 
@@ -83,6 +84,9 @@ def check(checkpoint: files.Path, items: Collection[str] | None = None) -> None:
     """
     stored = manifest.read(checkpoint)
     if stored is None:
+        for name in manifest.list_files(checkpoint):
+            if not files.is_regular(checkpoint / name):
+                raise RunError(f"{name} is not a regular file")
         if str(checkpoint.parent) not in _noted:
             _noted.add(str(checkpoint.parent))
             print(

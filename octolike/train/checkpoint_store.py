@@ -53,7 +53,8 @@ class CheckpointStore:
         self.directory = files.absolute(workdir) / CHECKPOINTS
         self._policy = RetentionPolicy(self.directory.parent, keep, keep_every, keep_best)
         self._saving: tuple[int, int] | None = None  # step and bytes
-        self._started, self._cost_shown = 0.0, False
+        self._opened = self._started = time.perf_counter()
+        self._cost_shown = False
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy,
             cleanup_tmp_directories=True,
@@ -151,7 +152,9 @@ class CheckpointStore:
             raise self._save_error(step, size, error) from error
         if not self._cost_shown:
             self._cost_shown = True
-            if cost := checkpoint_manifest.describe_cost(self.directory, self._started):
+            if cost := checkpoint_manifest.describe_cost(
+                self.directory, self._opened, self._started
+            ):
                 print(cost)
 
     def close(self) -> None:

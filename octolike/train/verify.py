@@ -84,7 +84,7 @@ def _attempt(part: str, read: Callable[[], str]) -> Finding:
 
 
 def _read_json(path: files.Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(files.read_text(path))
 
 
 def _read_config(directory: files.Path, name: str) -> str:

@@ -237,7 +237,7 @@ def _parse(expression: str) -> ast.expr:
     return node
 
 
-def _check(node: ast.AST, levels: int) -> None:
+def _check(node: ast.expr, levels: int) -> None:
     """Raise ValueError for a node that `_value` cannot evaluate, or would misread."""
     if levels == 0:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep")
@@ -298,7 +298,7 @@ def _is_number(node: ast.AST) -> bool:
     return not any(isinstance(x, (ast.Call, ast.Name)) for x in parts)
 
 
-def _number(node: ast.AST) -> float:
+def _number(node: ast.expr) -> float:
     """Return the value of a node without fields; ValueError if it is not a finite number."""
     try:
         value = _value(node, {}, NUMPY)
@@ -315,7 +315,8 @@ def _value(node: ast.expr, steps: Mapping[str, Any], operations: Operations) -> 
     if path is not None:
         return operations.field(_field(steps, path))
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return float(node.value)
+        number: Any = node.value
+        return float(number)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand, steps, operations)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
@@ -379,8 +380,9 @@ def _field(steps: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 def _column(node: ast.expr | None) -> int | None:
     if node is None:
         return None
-    is_negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
-    sign, number = (-1, node.operand) if is_negative else (1, node)
+    sign, number = 1, node
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        sign, number = -1, node.operand
     value = number.value if isinstance(number, ast.Constant) else None
     if type(value) is not int or value > LARGEST_WIDTH:
         raise ValueError(f"{ast.unparse(node)[:80]!r} is not a column number")
