@@ -12,6 +12,7 @@ from PIL import Image
 from octolike.evaluation import figures, report, statistics
 from octolike.evaluation.figures import ChunkComparison, VideoClip
 from octolike.evaluation.report import LearningCurves, ReportContent
+from octolike.evaluation.statistics import SuccessRate
 
 SPLITS = ("train", "held_out_combination")
 
@@ -202,3 +203,19 @@ def test_the_first_clips_differ_in_skill():
     row = rows()[0]
     many = [VideoClip({**row, "skill": s, "seed": i}, []) for i, s in enumerate("aaabbc")]
     assert [c.row["skill"] for c in report._diverse_first(many)] == ["a", "b", "c", "a", "b", "a"]
+
+
+def test_a_table_has_a_column_per_group_as_benchmarks_publish_theirs():
+    groups = {"object/0": "object", "object/1": "object", "goal/0": "goal"}
+    rates = {
+        "object/0": SuccessRate(3, 4),
+        "object/1": SuccessRate(1, 4),
+        "goal/0": SuccessRate(1, 4),
+    }
+    other = {"object/0": SuccessRate(0, 4)}
+    table = report.group_table({"train": rates, "held_out_phrasing": other}, groups)
+    assert [line.split() for line in table.splitlines()] == [
+        ["success", "object", "goal", "mean"],
+        ["seen", "50.0%", "25.0%", "37.5%"],
+        ["held-out", "phrasing", "0.0%", "–", "0.0%"],
+    ]

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 
 from octolike.config import CollectConfig, ConfigError, EvaluateConfig
+from octolike.envs import demonstrations
+from octolike.envs.libero import libero_tasks
 from octolike.evaluation import suites
 from octolike.evaluation.suites import EpisodePlan, Suite
 
@@ -87,3 +89,25 @@ def test_the_blocks_of_seeds_are_disjoint():
     assert {suites.block_of(e) for e in early} == {"demonstrations"}
     with pytest.raises(ConfigError, match="seeds from 0 to 4,999,999"):
         dataclasses.replace(table, seed=4_999_990).plan()
+
+
+def test_liberos_published_suites_and_variants_are_planned_by_the_benchmarks_protocol():
+    plan = suites.SUITES["libero"].plan()
+    assert len(plan) == 4 * 10 * 50
+    assert {e.split for e in plan} == {"train"}
+    for skill in ("spatial/0", "10/9"):  # each initial state of the benchmark once
+        states = [e.seed % 50 for e in plan if e.skill == skill]
+        assert sorted(states) == list(range(50))
+    pro = suites.SUITES["libero_goal_pro"].plan()
+    assert {e.split for e in pro} == set(libero_tasks.SPLITS)
+    assert libero_tasks.suite_of("counterfactual", "goal/3") == ("libero_goal_task", 3)
+    with pytest.raises(ConfigError, match="none of the splits"):
+        dataclasses.replace(suites.SUITES["libero_90"], splits=("distractors",)).plan()
+
+
+def test_the_yield_of_an_expert_counts_every_try():
+    recorded = [({"episode_metadata": {"skill": s}}, n) for s, n in (("a", 0), ("b", 3), ("a", 1))]
+    tries = demonstrations.count_tries(recorded)
+    assert tries == {"a": [2, 1], "b": [1, 3]}
+    lines = demonstrations.yield_table([tries, {"b": [1, 0]}]).splitlines()
+    assert [line.split() for line in lines[1:]] == [["a", "2", "3", "67%"], ["b", "2", "5", "40%"]]

@@ -197,8 +197,32 @@ def success_table(rows: Sequence[ResultRow], groups: Mapping[str, str] | None = 
         means += [f"{split_name(split)}: {_means_text(rates, groups)}"] if groups else []
     headers = ("split", "skill", "trained", "median steps", "untrained")
     lines = [text_table(cells, headers, "llr"), *means, ""]
+    if groups:
+        lines += [group_table(trained, groups), ""]
     sentences = [*success.verdicts(rows), ONE_RUN]
     return "\n".join([*lines, *(f"- {sentence}" for sentence in sentences)])
+
+
+def group_table(splits: Mapping[str, Mapping[str, SuccessRate]], groups: Mapping[str, str]) -> str:
+    """Return the table in the form in which benchmarks publish theirs: a column per group.
+
+    Args:
+        splits: {split: {skill: rate}} of one policy; a row each.
+        groups: {skill: group}.
+
+    Returns:
+        Means over the skills of each group, and over the groups; "–" where none was evaluated.
+    """
+    means = {split: success.mean_rates(rates, groups) for split, rates in splits.items()}
+    names = [g for g in dict.fromkeys(groups.values()) if any(g in m for m in means.values())]
+    rows = [
+        (
+            split_name(split),
+            *(f"{of_split[n]:.1%}" if n in of_split else "–" for n in (*names, "groups")),
+        )
+        for split, of_split in means.items()
+    ]
+    return text_table(rows, ("success", *names, "mean"), "lr")
 
 
 def _draw(

@@ -26,6 +26,9 @@ GRASP = np.array([0.14, 0.0, 0.0])  # point between the fingertips in the hand's
 # Seconds by which each joint lags behind its target, measured during a transfer; 0 for grippers.
 LEAD = np.tile([0.1, 0.03, 0.03, 0.02, 0.03, 0.02, 0.0], 2)
 OPEN, CLOSED = 1.0, 0.0
+# Per skill: the step from which noise is multiplied by the second number. An insertion has a play
+# of 8 mm on each side, and no feedback: with the full noise the peg hits the socket's edge.
+PRECISION = {"transfer_cube": (STEP_LIMIT, 1.0), "insertion": (70, 0.1)}
 _DAMPING = 1e-4
 _ITERATIONS = 4  # of inverse kinematics per step, starting from the previous solution
 
@@ -67,10 +70,12 @@ def collect_episode(
     offset = rng.uniform(-MEETING_OFFSET, MEETING_OFFSET, 3) * noise
     targets = plan_targets(env.scene, info["skill"], offset)
     is_joint = np.tile([1.0] * 6 + [0.0], 2)
+    grasped, share = PRECISION[info["skill"]]
     observations, executed = [], []
-    for target in targets:
+    for step, target in enumerate(targets):
         observations.append(observation)
-        deviation = rng.normal(scale=DEVIATION * noise, size=14) * is_joint
+        scale = DEVIATION * noise * (share if step >= grasped else 1)
+        deviation = rng.normal(scale=scale, size=14) * is_joint
         executed.append((target + deviation).astype(np.float32))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         if terminated or truncated:

@@ -71,6 +71,19 @@ class Scene:
         body = int(self.model.jnt_bodyid[number])
         return body, self.data.xaxis[number].copy(), self.data.xanchor[number].copy(), value
 
+    def joint_range(self, name: str) -> tuple[float, float]:
+        """Return the limits of a joint."""
+        low, high = self.model.jnt_range[self.model.joint(name).id]
+        return float(low), float(high)
+
+    def region_joints(self, region: str) -> list[str]:
+        """Return the joints that open a region; [] of one that cannot be opened."""
+        return list(self.env.object_sites_dict[region].joints or ())
+
+    def fixture_joint(self, fixture: str) -> str:
+        """Return the joint of a fixture that has one."""
+        return str(self.env.get_object(fixture).joints[0])
+
     def hand(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the hand's position [3] and rotation matrix [3, 3]."""
         site = self.model.site(HAND).id

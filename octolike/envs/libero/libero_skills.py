@@ -1,6 +1,9 @@
 """The experts' skills by task family, as generators of hand targets.
 
     pick and place   in(object, region), on(object, region or object)
+    push             on(object, region), of an object that no grasp from above fits
+    open             open(region), the region of a drawer; also before in(object, that region)
+    turn             turnon(fixture), by its knob
 
 `plan` works through a task's goals until all hold. A skill reads the scene again at every step, so
 it recovers: an object that was missed, dropped or pushed away is approached again, with a grasp
@@ -19,9 +22,12 @@ from octolike.envs.libero.libero_scene import Scene
 
 CLEARANCE = 0.05  # metres between what is carried and what it passes over
 ROUNDS = 4  # attempts at a goal
-_NEAR, _PATIENCE = 0.008, 60  # metres; steps for one target
+_NEAR, _PATIENCE, _STALLED = 0.008, 60, 10  # metres; steps for a target; without progress
 _CLOSE_STEPS, _OPEN_STEPS = 11, 8  # robosuite moves the command of the fingers in 8 steps
 _SLIP = 0.03  # metres that an object may move in the hand
+_PUSH_HEIGHT = 0.02
+_BAR, _KNOB = 0.018, 0.035  # metres: what of a drawer is its handle, and of a knob its grip
+_TURN = 0.9  # radians; a stove is on from 0.5
 
 
 class Target(NamedTuple):
@@ -69,6 +75,12 @@ class Hand:
         cos, sin = np.cos(yaw), np.sin(yaw)
         return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self.down
 
+    def across(self, direction: np.ndarray) -> float:
+        """Return the yaw at which the fingers close across a direction, within ± π/2."""
+        wanted = np.arctan2(direction[1], direction[0]) + np.pi / 2
+        yaw = wanted - np.arctan2(self.axis[1], self.axis[0])
+        return float((yaw + np.pi / 2) % np.pi - np.pi / 2)
+
     def jitter(self, scale: float) -> np.ndarray:
         """Return a random offset [3] of standard deviation `scale` (metres) at noise 1."""
         return self.rng.normal(scale=scale * self.noise, size=3)
@@ -82,11 +94,17 @@ class Hand:
         speed: float = 1.0,
         is_delicate: bool = False,
     ) -> Iterator[Target]:
-        """Yield a target until the hand is near it, or for some time."""
+        """Yield a target until the hand is near it, or does not come nearer for some steps."""
+        best, since = np.inf, 0
         for _ in range(_PATIENCE):
             here, turned = self.scene.hand()
             angle = np.arccos(np.clip((np.trace(rotation @ turned.T) - 1) / 2, -1, 1))
-            if np.linalg.norm(position - here) < near and angle < 0.12:
+            distance = float(np.linalg.norm(position - here))
+            if distance < near and angle < 0.12:
+                return
+            left = distance + 0.1 * float(angle)
+            best, since = (left, 0) if left < best - 0.001 else (best, since + 1)
+            if since > _STALLED:
                 return
             yield Target(position, rotation, is_closed, speed, is_delicate)
 
@@ -177,11 +195,113 @@ def place(hand: Hand, name: str, target: str) -> Iterator[Target]:
     yield from hand.go(goal + (0, 0, 0.1), rotation, False, near=0.02)
 
 
-def pick_and_place(hand: Hand, name: str, target: str) -> Iterator[Target]:
-    """Bring an object into or onto another one, or a region."""
-    yield from pick(hand, name)
-    if is_held(hand, name):
-        yield from place(hand, name, target)
+def bring(hand: Hand, name: str, target: str) -> Iterator[Target]:
+    """Bring an object into or onto another one, or a region, by grasping or by pushing it."""
+    scene = hand.scene
+    if is_drawer(scene, target) and not scene.holds(("open", target)):
+        yield from open_drawer(hand, target)
+    if find_grasps(scene.cloud(name), scene.others(name), hand.axis):
+        yield from pick(hand, name)
+        if is_held(hand, name):
+            yield from place(hand, name, target)
+    else:
+        yield from push(hand, name, target)
+
+
+def push(hand: Hand, name: str, target: str) -> Iterator[Target]:
+    """Push an object along the table with closed fingers, from behind."""
+    scene = hand.scene
+    cloud, begin, end = scene.cloud(name), scene.position(name), scene.position(target)
+    way = (end - begin)[:2]
+    direction = np.append(way / max(float(np.linalg.norm(way)), 1e-6), 0.0)
+    behind = -float(((cloud - begin) @ direction).min())
+    height = float(cloud[:, 2].min()) + _PUSH_HEIGHT
+    start = np.array([*(begin - direction * (behind + 0.035))[:2], height]) + hand.jitter(0.004)
+    stop = np.array([*(end - direction * behind)[:2], height])
+    yaw = hand.across(direction)
+    rotation = hand.turned(yaw)
+    here, _ = scene.hand()
+    above = np.array([*start[:2], hand.over(here, start, 0.02)])
+    yield from hand.go(np.array([*here[:2], above[2]]), rotation, True, near=0.03)
+    yield from hand.go(above, rotation, True, near=0.02)
+    yield from hand.go(start, rotation, True, near=0.012, speed=0.7)
+    yield from hand.go(stop, rotation, True, near=0.01, speed=0.35, is_delicate=True)
+    yield from hand.go(stop + (0, 0, 0.1), rotation, True, near=0.03)
+
+
+def is_drawer(scene: Scene, name: str) -> bool:
+    """Return whether a name is the region of a drawer."""
+    return scene.is_region(name) and bool(scene.region_joints(name))
+
+
+def open_drawer(hand: Hand, region: str) -> Iterator[Target]:
+    """Pinch the handle of a drawer with the hand horizontal, and pull."""
+    scene = hand.scene
+    (joint, *_) = scene.region_joints(region)
+    body, axis, _, value = scene.joint(joint)
+    end = max(scene.joint_range(joint), key=abs)
+    pull = axis * np.sign(end)
+    cloud = scene.body_cloud(body)
+    reach = cloud @ pull
+    bar = cloud[reach > reach.max() - _BAR]
+    centre = (bar.max(0) + bar.min(0)) / 2 + hand.jitter(0.003)
+    down = hand.turned(hand.across(np.cross(pull, (0.0, 0.0, 1.0))))  # closes along the pull
+    rotation = _tilt(pull) @ down
+    before = centre + pull * 0.09
+    here, _ = scene.hand()
+    high = max(here[2], before[2] + 0.08)
+    yield from hand.go(np.array([*here[:2], high]), down, False, near=0.03)
+    yield from hand.go(np.array([*before[:2], high]), rotation, False, near=0.03)
+    yield from hand.go(before, rotation, False, near=0.015)
+    yield from hand.go(centre, rotation, False, near=0.008, speed=0.5, is_delicate=True)
+    yield from hand.wait(centre, rotation, True, _CLOSE_STEPS)
+    pulled = centre + pull * (abs(end - value) + 0.02)
+    for _ in range(_PATIENCE):
+        if scene.holds(("open", region)) or np.linalg.norm(scene.hand()[0] - pulled) < _NEAR:
+            break
+        yield Target(pulled, rotation, True, 0.6, True)
+    here, _ = scene.hand()
+    yield from hand.wait(here, rotation, False, _OPEN_STEPS)
+    back = here + pull * 0.08
+    yield from hand.go(back, rotation, False, near=0.03)
+    yield from hand.go(back + (0, 0, 0.15), down, False, near=0.03)
+
+
+def turn_on(hand: Hand, fixture: str) -> Iterator[Target]:
+    """Grasp the knob of a fixture from above and turn it with the wrist."""
+    scene = hand.scene
+    joint = scene.fixture_joint(fixture)
+    body, axis, anchor, value = scene.joint(joint)
+    cloud = scene.body_cloud(body)
+    knob = cloud[cloud[:, 2] > cloud[:, 2].max() - _KNOB]
+    grasps = find_grasps(knob, scene.others(fixture), hand.axis, hand.failed)
+    grasps = [g for g in grasps if not g.is_rim]
+    if not grasps:
+        return
+    grasp = grasps[0]
+    position = np.array([*anchor[:2], grasp.position[2]]) + hand.jitter(0.002)
+    rotation = hand.turned(grasp.yaw)
+    here, _ = scene.hand()
+    above = position + (0, 0, 0.1)
+    yield from hand.go(np.array([*here[:2], max(here[2], above[2])]), rotation, False, near=0.03)
+    yield from hand.go(above, rotation, False, near=0.015)
+    yield from hand.go(position, rotation, False, near=0.006, speed=0.6, is_delicate=True)
+    yield from hand.wait(position, rotation, True, _CLOSE_STEPS)
+    sense = float(np.sign(axis[2])) * (_TURN - value)
+    for share in np.linspace(0, 1, 12):
+        turned = hand.turned(grasp.yaw + sense * share)
+        yield from hand.wait(position, turned, True, 2)
+    yield from hand.wait(position, hand.turned(grasp.yaw + sense), True, 6)
+    hand.failed.append(grasp)
+    yield from hand.wait(position, hand.turned(grasp.yaw + sense), False, _OPEN_STEPS)
+    yield from hand.go(above, hand.turned(grasp.yaw + sense), False, near=0.02)
+
+
+def _tilt(pull: np.ndarray) -> np.ndarray:
+    """Return the rotation that turns a hand from pointing down to pointing against `pull`."""
+    x, y, z = np.cross((0.0, 0.0, -1.0), -pull)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + cross + cross @ cross
 
 
 def _support(scene: Scene, name: str, target: str, spot: np.ndarray) -> float:
@@ -200,4 +320,4 @@ def _vertical(rotation: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-SKILLS = {"in": pick_and_place, "on": pick_and_place}
+SKILLS = {"in": bring, "on": bring, "open": open_drawer, "turnon": turn_on}

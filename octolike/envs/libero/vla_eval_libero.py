@@ -17,6 +17,7 @@ episodes run in order from the first, in one process.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from vla_eval.benchmarks.libero.benchmark import MAX_STEP_MAPPING, LIBEROBenchmark
@@ -64,7 +65,7 @@ class LiberoBenchmark(LIBEROBenchmark):
     @staticmethod
     def _bddl(task: Any) -> str:
         folder = importlib.import_module("libero.libero").get_libero_path("bddl_files")
-        return f"{folder}/{task.problem_folder}/{task.bddl_file}"
+        return str(Path(folder) / task.problem_folder / task.bddl_file)
 
 
 def parse_suite(name: str) -> tuple[str, str]:
