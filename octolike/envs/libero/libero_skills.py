@@ -12,7 +12,7 @@ other than the failed one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -320,4 +320,10 @@ def _vertical(rotation: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-SKILLS = {"in": bring, "on": bring, "open": open_drawer, "turnon": turn_on}
+# By the predicate of a goal, whose arguments follow the hand.
+SKILLS: Mapping[str, Callable[..., Iterator[Target]]] = {
+    "in": bring,
+    "on": bring,
+    "open": open_drawer,
+    "turnon": turn_on,
+}
