@@ -24,6 +24,7 @@ from octolike.envs.libero.libero_package import LiberoTask, load_libero
 CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
 RENDER_SIZE = 256
 BENCHMARK_SEED = 0  # as in the evaluations behind the published tables
+_FALL_STEPS, _AT_REST = 40, 0.05  # steps; metres or radians per second
 NO_MOTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # the gripper opens
 
 
@@ -68,9 +69,17 @@ class LiberoSim:
             self.raw = self._control.set_init_state(self.task.states[index])
 
     def sample(self, seed: int) -> None:
-        """Begin with objects and fixtures drawn from the task's regions."""
-        with _own_generator(seed), self._cameras.still():
+        """Begin with objects and fixtures drawn from the task's regions, when all is at rest.
+
+        LIBERO draws the place of an object on another one up to a metre too high.
+        """
+        with _own_generator(seed):
             self._reset()
+        for _ in range(_FALL_STEPS):
+            self._control.step(list(NO_MOTION))
+            if np.abs(self.env.sim.data.qvel).max() < _AT_REST:
+                break
+        with self._cameras.still():
             self.raw = self._control.regenerate_obs_from_state(self._control.get_sim_state())
 
     def step(self, command: list[float]) -> bool:
