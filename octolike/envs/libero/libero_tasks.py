@@ -32,7 +32,7 @@ OTHER_WORDS = ("held_out_phrasing", "counterfactual")
 # Tasks with a scripted expert (libero_skills).
 DEMONSTRATED = (
     *(f"{suite}/{i}" for suite in ("object", "spatial") for i in range(10)),
-    *(f"goal/{i}" for i in (1, 4, 6, 8)),
+    *(f"goal/{i}" for i in (0, 1, 2, 4, 6, 7, 8)),
 )
 ROBOTS: dict[str, dict[str, str]] = {"libero": {}}
 
