@@ -42,7 +42,8 @@ MAY_SEE = {
     "progress": set(),
     "images": set(),
     "representation": GROUND,
-    "embodiment": {*GROUND, "representation"},
+    "state_representation": {*GROUND, "representation"},
+    "embodiment": {*GROUND, "representation", "state_representation"},
     "ranges": {*GROUND, "embodiment"},
     "text": GROUND,
     "data": {*GROUND, "embodiment", "ranges", "representation", "text", "data"},
@@ -92,7 +93,8 @@ def test_frameworks_stay_in_their_rooms(path):
     assert not roots & {"scripts", "configs", "notebooks"}
     if room(path) != "data":
         assert not roots & TENSORFLOW, "tensorflow belongs to octolike/data alone"
-    if room(path) in GROUND | {"__init__", "embodiment", "ranges", "representation", "envs"}:
+    plain = {"embodiment", "ranges", "representation", "state_representation", "envs"}
+    if room(path) in GROUND | {"__init__"} | plain:
         assert not roots & FRAMEWORKS
 
 
