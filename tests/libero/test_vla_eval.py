@@ -33,7 +33,7 @@ class LookupPolicy(NumpyPolicy):
 
     def __init__(self, states, actions):
         super().__init__(window=1)
-        self.states, self.actions, self.seen = states, actions, []
+        self.places, self.actions, self.seen = states, actions, []
         self.image_shapes = {f"image_{camera}": (SIDE, SIDE, 3) for camera in ("primary", "wrist")}
         self.observation_keys = (*self.image_shapes, "proprio")
         self.horizon = 1
@@ -43,7 +43,7 @@ class LookupPolicy(NumpyPolicy):
 
     def act(self, observation):
         self.seen.append({k: np.array(x) for k, x in observation.items()})
-        distance = np.abs(self.states - observation["proprio"]).max(1)
+        distance = np.abs(self.places - observation["proprio"]).max(1)
         return self.actions[int(np.argmin(distance))]
 
     def inputs(self, observations, tasks):
@@ -93,7 +93,7 @@ def test_the_harness_runs_our_episode(demonstration, tmp_path):
 
     ours, info = demonstration
     assert info["success"]
-    policy = LookupPolicy(ours.states, ours.actions)
+    policy = LookupPolicy(ours.places, ours.actions)
     with serving(policy) as server:
         config = {
             "benchmarks": [
