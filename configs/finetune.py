@@ -103,6 +103,8 @@ def change(config: Config, args: SimpleNamespace) -> None:
         if not inputs:
             raise ConfigError("proprio=fresh: the run has no proprio; use proprio=add")
         fresh += [f"obs_{name}_*" for name in inputs]
+        readers = [k for k, t in model.tokenizers.items() if t["kind"] == "subtask"]
+        fresh += [f"tokenizers_{name}/reader/hidden/*" for name in readers]
     if args.proprio == "add":
         data.use_proprio, model.tokenizers["proprio"] = True, Component(kind="proprio")
         fresh.append("obs_proprio_*")
@@ -111,6 +113,9 @@ def change(config: Config, args: SimpleNamespace) -> None:
         data.use_proprio = False
         model.tokenizers = {k: t for k, t in model.tokenizers.items() if k not in inputs}
         config.train.reinit += tuple(f"*_{name}*" for name in inputs)
+        for name, tokenizer in model.tokenizers.items():
+            if tokenizer["kind"] == "subtask":
+                model.tokenizers[name] = Component({**tokenizer, "proprio": False})
     if args.window:
         model.max_window = max(model.max_window, data.window)
         if args.window > model.max_window:
@@ -135,7 +140,7 @@ def freeze(config: Config, mode: str) -> None:
         "readouts": ("*", *READOUTS),
         "lora": ("*", *READOUTS),
         "frozen_vision": named("image"),
-        "frozen_language": named("language"),
+        "frozen_language": named("language") + named("subtask"),
     }[mode]
     # A dropped tokenizer has no parameters to train.
     there = tuple(f"!{p}" for p in fresh if not p.startswith("*_") or p == "*_pos_embedding")

@@ -3,14 +3,15 @@
 make quickstart                         everything, from installation to report
 octolike train --config quickstart      only the training
 ... --config quickstart:debug           seconds, a quick check
+... --config quickstart:subtasks        with the subtask level, in runs/quickstart-subtasks
 """
 
 from octolike.config import Component, Config, parse_arg
 
 
 def get_config(arg: str = "") -> Config:
-    """Return the config; arguments: debug."""
-    args = parse_arg(arg, debug=False)
+    """Return the config; arguments: debug, subtasks."""
+    args = parse_arg(arg, debug=False, subtasks=False)
     config = Config(workdir="runs/quickstart")
     config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
     config.collect.skills = {"touch": 1200, "push": 700, "lift": 700, "put": 600, "stack": 400}
@@ -53,9 +54,11 @@ def get_config(arg: str = "") -> Config:
     config.evaluate.execute = 2
     config.evaluate.splits = ("train", "held_out_combination", "held_out_phrasing")
 
+    if args.subtasks:
+        _use_subtasks(config)
     if args.debug:
-        config.workdir = "runs/quickstart-debug"
-        data.root = "runs/quickstart-debug/data"
+        config.workdir = f"{config.workdir}-debug"
+        data.root = f"{config.workdir}/data"
         config.collect.skills = {"touch": 4, "push": 2}
         config.collect.episodes_per_shard = 2
         config.train.steps, config.train.log_every, config.optim.warmup = 20, 5, 2
@@ -63,3 +66,16 @@ def get_config(arg: str = "") -> Config:
         config.train.validation_batches = 1
         config.evaluate.episodes, config.evaluate.splits = 2, ("train",)
     return config
+
+
+def _use_subtasks(config: Config) -> None:
+    """Act on the predicted subtask: "grasp the red cube", then "put it into the blue bowl"."""
+    config.workdir = "runs/quickstart-subtasks"
+    config.data.root = "runs/quickstart-subtasks/data"  # with more of put and stack
+    config.collect.skills = {"touch": 1000, "push": 900, "lift": 500, "put": 800, "stack": 800}
+    config.data.subtasks = True
+    tokenizers = {k: t for k, t in config.model.tokenizers.items() if k != "language"}
+    subtask = Component(kind="subtask", vocabulary=1024)
+    config.model.tokenizers = {"subtask": subtask, **tokenizers}
+    config.train.steps, config.train.checkpoint_every = 6000, 3000
+    config.evaluate.execute, config.evaluate.release = 1, 4

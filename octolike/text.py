@@ -12,7 +12,7 @@ import re
 import threading
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,11 @@ class TextTokenizer:
         with _LOCK:
             rows = [self._row(text) for text in instructions]
         return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
+
+    def decode(self, ids: Sequence[int], texts: Iterable[str]) -> str:
+        """Return the words of ids, which must be words of the texts; others are shown as "?"."""
+        words = {self._ids(w)[0]: w for text in texts for w in text.split() if self._ids(w)}
+        return " ".join(words.get(i, "?") for i in ids)
 
     def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         if text not in self._cache:
@@ -143,6 +148,10 @@ class HuggingFaceTokenizer(TextTokenizer):
         """The tokenizer's padding id: 0 for T5, the end-of-text id for CLIP."""
         padding = self._tokenizer.pad_token_id
         return 0 if padding is None else padding
+
+    def decode(self, ids: Sequence[int], texts: Iterable[str] = ()) -> str:
+        """Return the text of ids."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def save(self, directory: str | Path) -> None:
         """Write the tokenizer's files atomically; `directory` can then be a `path`."""

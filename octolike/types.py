@@ -14,6 +14,8 @@ The batch contract. A batch is a nested dict of numpy arrays:
     observation.depth_<camera>  float32 [B, W, h, w, 1]  metres; 0 for missing measurements
     task.language.ids           int32   [B, L]
     task.language.mask          bool    [B, L]           False: padding
+    task.subtask.ids            int32   [B, W, L]        labels for training (data.subtasks)
+    task.subtask.mask           bool    [B, W, L]        False: padding, and steps without a label
     task.image_<camera>         uint8   [B, h, w, 3]     the goal image
     task.task_id                int32   [B]              index into the run's tasks
     task.present.<key>          bool    [B]              keys: language, image_<camera>, task_id

@@ -74,16 +74,16 @@ def spec(language=True, goal=False):
     return out
 
 
-def run_of(robots=None, language=True, goal=False):
+def run_of(robots=None, language=True, goal=False, subtask=False):
     robots = [robot()] if robots is None else robots
-    run = _run(language, goal)
+    run = _run(language, goal, subtask)
     names = run.names._replace(embodiments=tuple(r.name for r in robots))
     config = copy.deepcopy(run.config)
     return dataclasses.replace(run, config=config, embodiments=robots, names=names)
 
 
 @functools.cache
-def _run(language, goal):
+def _run(language, goal, subtask):
     config = Config(workdir="unused")
     config.data.cameras, config.data.window, config.data.horizon = {"primary": SIDE}, W, H
     config.data.text = Component(kind="hash", length=8, vocabulary=64)
@@ -96,9 +96,13 @@ def _run(language, goal):
     }
     if language:
         model.tokenizers["language"] = Component(kind="language", vocabulary=64, width=8)
+    shapes = spec(language, goal)
+    if subtask:
+        del model.tokenizers["language"]
+        model.tokenizers["subtask"] = Component(kind="subtask", vocabulary=64, width=8)
+        shapes |= {"task.subtask.ids": ((W, 8), "int32"), "task.subtask.mask": ((W, 8), "bool")}
     network = {"kind": "mlp", "hidden": 16, "blocks": 1}
     model.heads = {"action": Component(kind="diffusion", network=network, steps=4)}
-    shapes = spec(language, goal)
     network = build_network(dataclasses.asdict(model), shapes, RUN_NAMES)
     tree = jax.eval_shape(lambda: init_params(network, shapes, jax.random.key(0)))
     rng = np.random.default_rng(0)  # sampled here: compiling the initialisation takes seconds

@@ -98,6 +98,22 @@ def test_a_gripper_keeps_its_target_within_the_band():
     np.testing.assert_allclose(robot.round(chunk, 0)[:, 2], [0, 0, 0.9, 0.9, 0.5, 0.1])
 
 
+def test_after_a_release_the_chunk_is_continued():
+    opening, closed = chunk_of(1), chunk_of(0)
+    opening[:, 2] = 1
+    robot = plan(execute=1, release=3)
+    assert marks(robot.round(closed, 0)) == [0]
+    assert marks(robot.round(opening, 0)) == [100, 101, 102, 103], "and three further actions"
+    assert marks(robot.round(opening, 0)) == [100], "it stays open"
+    assert marks(robot.round(closed, 0)) == [0], "closing is no release"
+    assert len(robot.round(opening, 0)) == 4
+    robot.clear()
+    assert marks(robot.round(opening, 0)) == [100], "an episode may start open"
+    longer = plan(execute=1, release=9)
+    longer.round(closed, 0)
+    assert len(longer.round(opening, 0)) == H, "at most the chunk"
+
+
 def test_the_prefix_is_what_the_robot_executes_meanwhile():
     robot = plan(execute=3, real_time="guided")
     assert robot.prefix(2) is None
@@ -127,6 +143,7 @@ def test_weights_are_one_then_decay_to_nothing():
         ({"real_time": "magic"}, "real_time is 'magic'"),
         ({"real_time": "guided", "ensemble": 1.0}, "needs the plain chunks"),
         ({"ensemble": -1.0}, "must not be negative"),
+        ({"release": -1}, "release is -1"),
     ],
 )
 def test_settings_are_checked(settings, message):

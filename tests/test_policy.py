@@ -1,5 +1,6 @@
 """Policy: raw observations to robot actions, its errors, and acting without tensorflow."""
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -15,6 +16,7 @@ from octolike import types
 from octolike.config import Component
 from octolike.images import KERNELS, resize
 from octolike.policy import Policy
+from octolike.text import HashTokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -317,6 +319,7 @@ for name in ("tensorflow", "tensorflow_datasets", "rlds"):
     sys.modules[name] = None  # importing it raises ImportError
 import json, numpy as np
 from octolike.policy import Policy
+from octolike.text import HashTokenizer
 policy = Policy.load(sys.argv[1])
 rng = np.random.default_rng(0)
 observation = {"image_primary": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),
@@ -389,3 +392,30 @@ def test_a_run_with_an_unnormalised_gripper_in_percent_is_loaded_with_a_warning(
     arm = dataclasses.replace(arm, action_statistics=s)
     with pytest.warns(UserWarning, match=r"action 'gripper' is not normalised.* 0 to 62"):
         Policy(dataclasses.replace(run, embodiments=[arm]))
+
+
+# Subtasks
+
+
+def test_the_predicted_subtask_can_be_inspected(policy):
+    run = run_of(subtask=True)
+    reader = run.params["tokenizers_subtask"]["reader"]
+    ((word,),) = [ids[mask] for ids, mask in zip(*HashTokenizer(8, 64).encode(["cube"]))]
+
+    def always(number):
+        changed = copy.deepcopy(run.params)
+        layers = changed["tokenizers_subtask"]["reader"]
+        layers["copied"]["bias"] = reader["copied"]["bias"] - 50  # words are generated
+        layers["generated"]["bias"] = reader["generated"]["bias"].copy()
+        layers["generated"]["bias"][number] += 50
+        return Policy(dataclasses.replace(run, params=changed))
+
+    text = "lift the cube"
+    named, none, unknown = always(word), always(64), always((word + 1) % 63 + 1)
+    task = named.create_task(instruction=text)
+    assert named.conditioning == {"language"}
+    assert named.subtask(observation(), task) == " ".join(["cube"] * 8)
+    assert none.subtask(observation(), task) == ""
+    assert set(unknown.subtask(observation(), task).split()) <= {"?", "the", "lift"}
+    assert named.sample_actions(observation(), task).shape == (H, A), "no subtask is given"
+    assert policy.subtask(observation(), policy.create_task(instruction=text)) == ""

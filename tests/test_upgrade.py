@@ -104,11 +104,13 @@ def test_runs_before_format_4_get_the_options_that_came_with_it():
     data = stored()
     for section, name in (
         ("data", "draw_views"),
+        ("data", "subtasks"),
         ("train", "profile"),
         ("evaluate", "delay"),
         ("evaluate", "overlap"),
         ("evaluate", "real_time"),
         ("evaluate", "gripper_band"),
+        ("evaluate", "release"),
     ):
         del data[section][name]
     data["model"]["remat"] = True

@@ -79,6 +79,10 @@ class DataConfig:
     uninformative_language: bool = option(
         False, "keep instructions that the dataset spec marks as uninformative"
     )
+    subtasks: bool = option(
+        False,
+        "label each step with its subtask, as the dataset spec says; without one, its instruction",
+    )
     tasks: str = option(
         "instruction",
         "a task is a distinct instruction, label (of the dataset spec), or dataset",
@@ -366,6 +370,9 @@ class EvaluateConfig:
     )
     gripper_band: float = option(
         0.0, "a gripper keeps its target until a prediction differs by more; 0: off", low=0
+    )
+    release: int = option(
+        0, "after a gripper opens, execute so many more actions of the same chunk; 0: off", low=0
     )
     videos: int = option(2, "videos of successes, and of failures, per skill and split", low=0)
     embodiment: str = option("", "embodiment of the run to evaluate; '': its only one")

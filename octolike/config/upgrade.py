@@ -121,6 +121,7 @@ def add_real_time_chunking(config: Json) -> Json:
 def add_execution(config: Json) -> Json:
     """Add how chunks are executed: before format 4, a simulated inference took no time."""
     options: Json = {"delay": 0, "overlap": "continue", "real_time": "", "gripper_band": 0.0}
+    options["release"] = 0
     for name, value in options.items():
         config = _default(config, "evaluate", name, value)
     return config
@@ -179,6 +180,11 @@ def add_profile(config: Json) -> Json:
     return _default(config, "train", "profile", "")
 
 
+def add_subtasks(config: Json) -> Json:
+    """Add data.subtasks: before format 4, steps had no subtask."""
+    return _default(config, "data", "subtasks", False)
+
+
 def add_text_pooling(config: Json) -> Json:
     """Add pooled of a text_encoder: before format 4, every word was a token."""
 
@@ -210,6 +216,7 @@ CHANGES = (
         add_real_time_chunking,
         add_execution,
         add_text_pooling,
+        add_subtasks,
     ),
     (add_proprio_representation,),
 )

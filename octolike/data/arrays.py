@@ -389,6 +389,7 @@ def _check_config(config: Config, frames: ArrayFrames, robot: Embodiment) -> Non
     for name, value, supported in (
         ("data.goal", d.goal, "none"),
         ("data.paraphrases", d.paraphrases, ""),
+        ("data.subtasks", d.subtasks, False),
         ("data.depth", d.depth, {}),
         ("data.episodes", d.episodes, 0),
         ("data.limits", d.limits, {}),

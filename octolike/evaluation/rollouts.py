@@ -189,6 +189,7 @@ def execution_of(settings: EvaluateConfig) -> ExecutionSettings:
         real_time=settings.real_time,
         ensemble=settings.ensemble,
         gripper_band=settings.gripper_band,
+        release=settings.release,
     )
 
 

@@ -25,7 +25,7 @@ tokens, as obs_task_<tokenizer>. "obs" is the concatenation of all observation g
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,7 +45,8 @@ class EncodedTokens(NamedTuple):
 
     groups: the requested TokenGroups by name; readouts are never masked. task: [B, E], the
     concatenated mean tokens of all task tokenizers, or None without one. metrics: those of the
-    transformer, including its "balance_loss" if it has experts.
+    transformer, including its "balance_loss" if it has experts, and of a subtask tokenizer,
+    including "subtask_loss".
     """
 
     groups: dict[str, TokenGroup]
@@ -85,7 +86,7 @@ class PolicyNetwork(nn.Module):
         """Return (loss, metrics) of a batch; images are uint8, or float in [0, 255].
 
         Metrics: loss_per_example [B], and <head>_loss of each head. The loss is their sum, plus the
-        transformer's balance_loss if it has experts.
+        transformer's balance_loss if it has experts, plus the subtask_loss of a subtask tokenizer.
         """
         with precision.products_of(self.dtype):
             return self._loss(batch, train)
@@ -100,7 +101,7 @@ class PolicyNetwork(nn.Module):
         # Otherwise masked actions would reach the networks of denoising heads.
         action = jnp.where(mask, batch["action"], 0)
         metrics: dict[str, Any] = encoded.metrics | {"loss_per_example": 0.0}
-        loss = metrics.get("balance_loss", 0.0)
+        loss = metrics.get("balance_loss", 0.0) + metrics.get("subtask_loss", 0.0)
         for name, head in self.heads.items():
             errors = head(encoded.groups[head.readout], action, context)
             head_loss, per_example = masked_losses(errors, mask)
@@ -188,7 +189,7 @@ class PolicyNetwork(nn.Module):
         window = observation["timestep_mask"].shape[1]
         if window > self.window:
             raise ValueError(f"{window} frames; the model's window is {self.window}")
-        sequence, condition = self._tokenize(observation, task)
+        sequence, condition, reading = self._tokenize(observation, task, train)
         positions = None if reads is None else tokens.positions(sequence, reads)
         x_BxnxD, metrics = self.transformer(
             tokens.join(sequence),
@@ -197,6 +198,7 @@ class PolicyNetwork(nn.Module):
             read=positions,
             train=train,
         )
+        metrics |= reading
         if reads is not None and positions is not None:
             groups = tokens.split_read(x_BxnxD, sequence, reads)
             return EncodedTokens(groups, condition, metrics)
@@ -210,20 +212,25 @@ class PolicyNetwork(nn.Module):
         return EncodedTokens(groups, condition, metrics)
 
     def _tokenize(
-        self, observation: Mapping[str, Any], task: Mapping[str, Any]
-    ) -> tuple[tokens.TokenSequence, jax.Array | None]:
-        """Return (the embedded groups, the pooled task tokens [B, E] or None)."""
+        self, observation: Mapping[str, Any], task: Mapping[str, Any], train: bool
+    ) -> tuple[tokens.TokenSequence, jax.Array | None, dict[str, jax.Array]]:
+        """Return (the embedded groups, the pooled task tokens [B, E] or None, metrics)."""
         steps = observation["timestep_mask"]
         sequence = tokens.TokenSequence({}, {}, {})
+        metrics: dict[str, jax.Array] = {}
         for name, tokenizer in self.tokenizers.items():
             if tokenizer.place == "task":
                 sequence.task[f"task_{name}"] = tokenizer(observation, task)
+            elif tokenizer.place == "subtask":
+                (x, mask), metrics = tokenizer(observation, task, train=train)
+                sequence.observation[f"obs_{name}"] = TokenGroup(x, mask & steps[..., None])
         means = [tokenizers.masked_mean(*group) for group in sequence.task.values()]
         condition = jnp.concatenate(means, axis=-1) if means else None
+        per_step = _per_step(condition, sequence.observation.values(), steps.shape[1])
         tokenize = remat.checkpoint(_call, self.remat)
         for name, tokenizer in self.tokenizers.items():
             if tokenizer.place == "observation":
-                x, mask = tokenize(tokenizer, observation, task, condition)
+                x, mask = tokenize(tokenizer, observation, task, per_step)
                 sequence.observation[f"obs_{name}"] = TokenGroup(x, mask & steps[..., None])
         for groups in (sequence.task, sequence.observation):
             groups.update({name: self._embed(name, group) for name, group in groups.items()})
@@ -233,7 +240,7 @@ class PolicyNetwork(nn.Module):
         for name, n in self.readouts.items():
             groups = sequence.observation if name in self.registers else sequence.readout
             groups[f"readout_{name}"] = self._readout(f"readout_{name}", n, steps)
-        return sequence, condition
+        return sequence, condition, metrics
 
     def _embed(self, name: str, group: TokenGroup) -> TokenGroup:
         x = nn.Dense(self.width, dtype=self.dtype, name=f"{name}_projection")(group.tokens)
@@ -250,6 +257,16 @@ class PolicyNetwork(nn.Module):
         shape = (1, n, self.width) if window is None else (1, self.window, n, self.width)
         x = self.param(f"{name}_pos_embedding", nn.initializers.normal(0.02), shape, jnp.float32)
         return (x if window is None else x[:, :window]).astype(self.dtype)
+
+
+def _per_step(
+    task: jax.Array | None, subtask: Iterable[TokenGroup], window: int
+) -> jax.Array | None:
+    """Return the conditioning of each step [B, W, E]: pooled task and subtask tokens."""
+    means = [tokenizers.masked_mean(*group) for group in subtask]
+    if task is not None:
+        means.insert(0, jnp.repeat(task[:, None], window, axis=1))
+    return jnp.concatenate(means, axis=-1) if means else None
 
 
 def _call(module: nn.Module, *inputs: Any) -> TokenGroup:
@@ -321,17 +338,19 @@ def _check_tokenizers(network_tokenizers: Mapping[str, nn.Module]) -> None:
     if "observation" not in places:
         raise ConfigError("model.tokenizers: none reads the observation; add an 'image' one")
     for name, tokenizer in network_tokenizers.items():
-        if getattr(tokenizer, "film", False) and "task" not in places:
+        if getattr(tokenizer, "film", False) and not {"task", "subtask"} & {*places}:
             raise ConfigError(
                 f"model.tokenizers.{name}.film needs a tokenizer of the task; add a 'language' one"
             )
+    if places.count("subtask") > 1:
+        raise ConfigError("model.tokenizers: several are of the kind 'subtask'; keep one of them")
 
 
 def _timestep_groups(
     readouts: Mapping[str, int], network_tokenizers: Mapping[str, nn.Module]
 ) -> list[str]:
     """Return the names of the groups that a head may read: those with a time axis."""
-    observed = [f"obs_{n}" for n, t in network_tokenizers.items() if t.place == "observation"]
+    observed = [f"obs_{n}" for n, t in network_tokenizers.items() if t.place != "task"]
     return [*(f"readout_{name}" for name in readouts), *observed, "obs"]
 
 

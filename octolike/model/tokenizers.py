@@ -1,9 +1,10 @@
 """Tokenizers: images, proprio, language, goal images and task ids to token groups.
 
 A tokenizer takes the observation and the task of the batch contract and returns a TokenGroup of
-any width; `network.py` projects it. Its `place` is "task" (tokens [B, N, C]) or "observation"
-(tokens [B, W, N, C]). Observation tokenizers also take a conditioning vector [B, E], None without
-task tokens. `reads()` lists the batch paths that a tokenizer needs.
+any width; `network.py` projects it. Its `place` is "task" (tokens [B, N, C]), "observation" or
+"subtask" (tokens [B, W, N, C]). Observation tokenizers also take a conditioning vector per step
+[B, W, E], None without task and subtask tokens; a subtask tokenizer also returns metrics, of which
+subtask_loss is trained. `reads()` lists the batch paths that a tokenizer needs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from octolike.model import bins as binning
 from octolike.model.encoders import ENCODERS
 from octolike.model.language import TextEncoder, build_encoder
 from octolike.model.pooling import TokenLearner
+from octolike.model.subtask import Subtask
 from octolike.types import BatchSpec, Names, TokenGroup
 
 # (mean, deviation) per scaling: to [−1, 1], or ImageNet's of red, green and blue.
@@ -107,7 +109,7 @@ class Image(nn.Module):
         images = jnp.concatenate(channels, axis=-1)
         if self.film:
             assert condition is not None
-            condition = jnp.repeat(condition, window, axis=0)
+            condition = condition.reshape(batch * window, -1)
         x = self.encoder(
             images.reshape(batch * window, *images.shape[2:]), condition if self.film else None
         )
@@ -251,6 +253,7 @@ TOKENIZERS = {
     "goal_image": GoalImage,
     "language": Language,
     "text_encoder": TextEncoder,
+    "subtask": Subtask,
     "task_id": TaskId,
     "proprio": Proprio,
 }

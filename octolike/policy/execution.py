@@ -19,6 +19,7 @@ Dimensions in `gripper` are not averaged: a mean of open and closed is neither.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,9 @@ class ExecutionSettings:
         ensemble: decay of temporal ensembling; 0: off.
         gripper_band: a gripper keeps its target until a prediction differs by more than this;
             0: off. It stops a gripper that chatters about its threshold.
+        release: after a gripper opens, so many further actions of the same chunk are executed
+            before the next inference; 0: off. A policy without memory takes a hand that has just
+            placed something for one that is about to grasp it.
     """
 
     execute: int = 1
@@ -62,6 +66,7 @@ class ExecutionSettings:
     real_time: str = ""
     ensemble: float = 0.0
     gripper_band: float = 0.0
+    release: int = 0
 
     def __post_init__(self) -> None:
         if self.execute < 1:
@@ -77,11 +82,9 @@ class ExecutionSettings:
                 "real-time chunking needs the plain chunks of a robot that continues: set ensemble "
                 "to 0 and overlap to 'continue', or real_time to ''"
             )
-        if self.ensemble < 0 or self.gripper_band < 0:
-            raise ValueError(
-                f"ensemble is {self.ensemble} and gripper_band {self.gripper_band}; they must not "
-                "be negative"
-            )
+        for name in ("ensemble", "gripper_band", "release"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
 
 
 class FrameHistory:
@@ -150,6 +153,12 @@ class ChunkPlan:
         self.step = 0
         self._chunks: list[tuple[int, np.ndarray]] = []  # (step of its first action, chunk)
         self._last: np.ndarray | None = None
+        self._released = 0  # actions that are still to be executed after a gripper opened
+
+    @property
+    def is_releasing(self) -> bool:
+        """Whether the newest chunk is continued because a gripper has just opened."""
+        return self._released > 0 and self.remaining > 0
 
     @property
     def remaining(self) -> int:
@@ -184,6 +193,7 @@ class ChunkPlan:
         if self.settings.gripper_band and self._last is not None:
             is_near = np.abs(action - self._last) <= self.settings.gripper_band
             action = np.where(self._gripper & is_near, self._last, action)
+        self._released = self.settings.release if self._opens(action) else self._released - 1
         self.step, self._last = self.step + 1, action
         return action
 
@@ -204,13 +214,20 @@ class ChunkPlan:
         start, actions = self.step, []
         if self.settings.overlap == "wait":
             actions, delay = [self.hold() for _ in range(delay)], 0
-        for i in range(max(self.settings.execute, delay)):
+        steps = max(self.settings.execute, delay)
+        for i in itertools.count():
             if i == delay:
                 self.add(chunk, start)
+            if i >= steps and not (i > delay and self.is_releasing):
+                break
             actions.append(self.next())
-        if delay >= self.settings.execute:
-            self.add(chunk, start)
         return np.stack([a for a in actions if a is not None]).astype(chunk.dtype)
+
+    def _opens(self, action: np.ndarray) -> bool:
+        """Return whether a gripper's target rises by more than half its range: 1 is open."""
+        if not self.settings.release or self._last is None:
+            return False
+        return bool(((action - self._last)[self._gripper] > 0.5).any())
 
     @property
     def _end(self) -> int:

@@ -8,8 +8,9 @@
     1. the observation enters the history
     2. a chunk that has arrived replaces the planned actions from its own step on: the actions that
        came too late are skipped
-    3. if `execute` steps have passed since the last request, the next chunk is requested; a thread
-       computes it while the robot executes the present one
+    3. if `execute` steps have passed since the last request, and no gripper has just opened
+       (`release`), the next chunk is requested; a thread computes it while the robot executes the
+       present one
     4. the planned action is returned
 
 The delay that real-time chunking must bridge is the longest of the last inferences, in steps.
@@ -128,7 +129,8 @@ class Executor:
         self._history.append(observation)
         self._receive()
         if self._pending is None and (
-            self._since >= self.settings.execute or not self._plan.remaining
+            (self._since >= self.settings.execute and not self._plan.is_releasing)
+            or not self._plan.remaining
         ):
             self._request()
             self._receive()  # at once, if inference is synchronous

@@ -261,6 +261,18 @@ class Policy:
         states = None if states is None else np.repeat(states, len(seeds), axis=0)
         return self.unnormalize(actions, states)
 
+    def subtask(self, observation: Mapping[str, Any], task: Task) -> str:
+        """Return the subtask that the network predicts, "" for one that predicts none.
+
+        For inspection: `sample_actions` needs no subtask. Arguments: as there. With hashed words,
+        those that no instruction of the run contains are shown as "?".
+        """
+        if not self._parts.sampler.reads_subtasks:
+            return ""
+        inputs, task_inputs = self.inputs([observation], [task])
+        ids = self._parts.sampler.subtask_ids(self._params, inputs, task_inputs)
+        return self._parts.tasks.decode(ids[0], task.instruction)
+
     def sample_batch(
         self,
         observations: Sequence[Mapping[str, Any]],

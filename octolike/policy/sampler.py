@@ -65,6 +65,7 @@ class ActionSampler:
         self._dtype = settings["dtype"]
         self._read_out = jax.jit(functools.partial(_read_out, self.network, index))
         self._decode = jax.jit(functools.partial(_decode, self.network, dims))
+        self._subtask = jax.jit(functools.partial(_subtask_ids, self.network))
         self._compiled: set[tuple[int, bool]] = set()
         self._compiling = threading.Lock()
 
@@ -100,6 +101,17 @@ class ActionSampler:
             if prefix:
                 no_prefix = self.no_prefix(size, not self.trained_prefix)
                 self.sample(params, *inputs, [0] * size, no_prefix)
+
+    @functools.cached_property
+    def reads_subtasks(self) -> bool:
+        """Whether the network predicts subtasks."""
+        return any(t.place == "subtask" for t in self.network.tokenizers.values())
+
+    def subtask_ids(
+        self, params: Params, observation: types.Batch, task: types.Batch
+    ) -> np.ndarray:
+        """Return the ids of the predicted subtask at the last step, int [B, L]; −1: no word."""
+        return np.asarray(self._subtask(params, observation, task))
 
     def no_prefix(self, batch: int, guided: bool) -> types.Prefix:
         """Return prefixes without any action: chunks are those of no prefix."""
@@ -176,6 +188,19 @@ class _FirstCall:
         if self._is_first:
             self._sampler._compiled.add(self._kind)
             self._sampler._compiling.release()
+
+
+def _subtask_ids(network: Any, params: Params, observation: Any, task: Any) -> jax.Array:
+    _, state = network.apply(
+        {"params": params},
+        observation,
+        task,
+        train=False,
+        method="encode",
+        mutable=["intermediates"],
+    )
+    (ids,) = jax.tree.leaves(state["intermediates"])
+    return ids[:, -1]
 
 
 def check_seeds(seeds: Sequence[int]) -> np.ndarray:

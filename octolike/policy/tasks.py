@@ -50,7 +50,7 @@ class TaskEncoder:
         goals = image_shapes(run.spec, "task") if "goal" in self.conditioning else {}
         self.goal_shapes = {k: v for k, v in goals.items() if f"task.{k}" in reads}
         self._task_ids = run.names.tasks if "task_id" in self.conditioning else ()
-        self._resize = run.config.data.resize
+        self._resize, self._tasks = run.config.data.resize, run.names.tasks
         self._tokenizer = self._encoder = None
         if "language" in self.conditioning:
             settings = dataclasses.asdict(run.config.model)
@@ -74,6 +74,13 @@ class TaskEncoder:
             self._set_task_id(inputs, task_id)
         self._check_complete(instruction, goal_images, task_id)
         return Task(instruction or "", inputs)
+
+    def decode(self, ids: np.ndarray, instruction: str) -> str:
+        """Return the words of ids [L] of a subtask; −1: no word."""
+        if self._tokenizer is None:
+            return ""
+        texts = (*self._tasks, instruction)
+        return self._tokenizer.decode([i for i in ids.tolist() if i >= 0], texts)
 
     def with_states(self, task: types.Batch) -> types.Batch:
         """Return the `task` part of a batch with the states of a frozen text encoder, if any."""

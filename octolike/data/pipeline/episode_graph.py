@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
 
 from octolike.data.pipeline.dataset_split import DatasetSplit, JoinedSplits
+from octolike.data.pipeline.subtasks import graph_subtasks
 from octolike.data.rlds import record_files
 from octolike.data.rlds.graph_expressions import graph_standard_steps
 from octolike.data.rlds.texts import graph_texts
@@ -31,6 +32,7 @@ class EpisodeTensors(NamedTuple):
             learned chunk of each step [S, H, A']; proprio: float32 [S, P]. Not normalised, padded
             with 0 to the widest.
         texts: string [S, K], the instructions of each step; "" for none.
+        subtasks: string [S], the subtask of each step; "" for none.
         good: bool [S], False for a blank episode in place of a bad record.
     """
 
@@ -38,6 +40,7 @@ class EpisodeTensors(NamedTuple):
     action: tf.Tensor
     proprio: tf.Tensor
     texts: tf.Tensor
+    subtasks: tf.Tensor
     good: tf.Tensor
 
 
@@ -61,11 +64,13 @@ class EpisodeLoader:
         action_dim: int,
         proprio_dim: int,
         chunks: int = 0,
+        subtasks: bool = False,
     ) -> None:
         """Load chunks of learned actions, or the stored actions if `chunks` is 0.
 
-        action_dim, proprio_dim: A and P of the batch.
+        action_dim, proprio_dim: A and P of the batch. subtasks: load those of the steps, too.
         """
+        self._subtasks = subtasks
         self._chunks = (chunks,) if chunks else ()
         self._cameras, self._depth = tuple(cameras), tuple(depth)
         self._action_dim, self._proprio_dim = action_dim, proprio_dim
@@ -124,12 +129,13 @@ class EpisodeLoader:
         result = _call_one(self._parsers, source, record, positions, view)
         has_image = tf.gather(self._has_image, view * self._episodes + episode)
         has = tf.concat([has_image, tf.gather(self.has_depth, episode)], axis=0)
-        images, action, proprio, texts, good = result
+        images, action, proprio, texts, subtasks, good = result
         steps = tf.gather(self.steps, episode)
         tf.debugging.assert_equal(tf.size(good, tf.int64), steps)
         tf.debugging.assert_all_finite(action, "action")
         tf.debugging.assert_all_finite(proprio, "proprio")
-        return EpisodeTensors(tf.where(has, images, ""), action, proprio, texts, good)
+        images = tf.where(has, images, "")
+        return EpisodeTensors(images, action, proprio, texts, subtasks, good)
 
     def _record(self, episode: tf.Tensor) -> tf.Tensor:
         """Return the record of an episode; its checksums and its fingerprint are verified."""
@@ -155,6 +161,7 @@ class EpisodeLoader:
             action=tf.zeros([steps, *self._chunks, self._action_dim]),
             proprio=tf.zeros([steps, self._proprio_dim]),
             texts=tf.fill([steps, self._texts], ""),
+            subtasks=tf.fill([steps], ""),
             good=tf.zeros([steps], tf.bool),
         )
 
@@ -187,11 +194,15 @@ class EpisodeLoader:
             ]
             texts = [graph_texts(parsed.steps, path, steps) for path in paths]
             texts += [missing] * (self._texts - len(texts))
+            subtasks = missing
+            if self._subtasks and source.reader.has_subtasks:
+                subtasks = graph_subtasks(spec, parsed.steps, action, texts[0])
             if len(source.index.kept):  # without idle steps
                 proprio = None if proprio is None else tf.gather(proprio, positions)
                 action = tf.gather(action, positions)
                 columns = [tf.gather(x, positions) for x in columns]
                 texts = [tf.gather(x, positions) for x in texts]
+                subtasks = tf.gather(subtasks, positions)
                 steps = tf.size(positions)
             if self._chunks:
                 ahead = tf.range(steps)[:, None] + tf.range(*self._chunks)
@@ -205,6 +216,7 @@ class EpisodeLoader:
                 action=_widen(action, self._action_dim),
                 proprio=_widen(proprio[:, : self._proprio_dim], self._proprio_dim),
                 texts=tf.stack(texts, axis=1),
+                subtasks=subtasks,
                 good=tf.ones([steps], tf.bool),
             )
 

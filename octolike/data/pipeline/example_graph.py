@@ -32,6 +32,7 @@ MAX_STEPS = 1 << 24
 # Leaves of the graph that are not in the batch contract: the instruction as text, the draw that
 # selects a paraphrase, and the rows that were replaced (−1: none).
 TEXT, PARAPHRASE_DRAW, BAD = "text", "paraphrase_draw", "bad"
+SUBTASKS = "subtasks"  # texts [n, W], with data.subtasks
 
 
 class Rows(NamedTuple):
@@ -64,6 +65,7 @@ class Pool(NamedTuple):
     action: tf.Tensor
     proprio: tf.Tensor
     texts: tf.Tensor
+    subtasks: tf.Tensor
     good: tf.Tensor
 
 
@@ -140,6 +142,10 @@ class ExampleGraph:
             PARAPHRASE_DRAW: rows.draws[:, goals.PARAPHRASE],
             BAD: rows.bad,
         }
+        if d.subtasks:
+            subtasks = tf.gather(pool.subtasks, rows.base[:, None] + steps)
+            subtasks = tf.where(tf.strings.length(subtasks) > 0, subtasks, text[:, None])
+            leaves[SUBTASKS] = tf.where(in_episode & task.language[:, None], subtasks, "")
         for i, camera in enumerate(d.cameras):
             leaves |= self._presence(f"image_{camera}", has_image[:, i])
             if self._has_goals:

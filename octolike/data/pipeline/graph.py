@@ -30,6 +30,7 @@ from octolike.data.pipeline.example_graph import (
     BAD,
     MAX_STEPS,
     PARAPHRASE_DRAW,
+    SUBTASKS,
     TEXT,
     ExampleGraph,
     Rows,
@@ -46,7 +47,7 @@ tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 # The number of a batch, a leaf of the graph's elements that is not in the batch contract.
 NUMBER = "batch_number"
-GRAPH_LEAVES = (NUMBER, TEXT, PARAPHRASE_DRAW, BAD)
+GRAPH_LEAVES = (NUMBER, TEXT, SUBTASKS, PARAPHRASE_DRAW, BAD)
 _ENDLESS = 1 << 62
 _GROUP = 16  # rows of a lane that are collected at the same time
 _READ_AHEAD = 2  # episodes of a block that are read at the same time
@@ -133,6 +134,7 @@ class BatchGraph:
             action_dim=max(len(e.learned) for e in embodiments),
             proprio_dim=max((len(e.proprio) for e in embodiments if e.proprio), default=0),
             chunks=config.horizon if any(e.transform for e in embodiments) else 0,
+            subtasks=config.subtasks,
         )
         self._examples = ExampleGraph(
             config,

@@ -216,6 +216,9 @@ class RldsSource:
         if self._config.paraphrases:
             count = sum(task in self._wording.paraphrases for task in self._instructions)
             lines.append(f"paraphrases: {count} of {len(self._instructions)} distinct instructions")
+        without = [s.spec.name for s in self._sources if not s.reader.has_subtasks]
+        if self._config.subtasks and without:
+            lines.append(f"no subtasks in the data, the instruction is one: {', '.join(without)}")
         return "\n".join(lines)
 
     def describe_reach(self, low: float, high: float) -> list[str]:
@@ -328,6 +331,9 @@ class RldsSource:
         }
         for name, x in zip(("ids", "mask"), self._wording.text.encode([""]), strict=True):
             spec[f"task.language.{name}"] = (tuple(x.shape[1:]), x.dtype.name)
+            if self._config.subtasks:
+                shape = (self._config.window, *x.shape[1:])
+                spec[f"task.subtask.{name}"] = (shape, x.dtype.name)
         return dict(sorted(spec.items()))
 
     def _open(self, specs: Sequence[catalog.DatasetSpec]) -> list[DatasetSplit]:

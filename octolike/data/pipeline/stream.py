@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from octolike.data.pipeline.dataset_split import JoinedSplits
-from octolike.data.pipeline.example_graph import BAD, MAX_STEPS, PARAPHRASE_DRAW, TEXT
+from octolike.data.pipeline.example_graph import BAD, MAX_STEPS, PARAPHRASE_DRAW, SUBTASKS, TEXT
 from octolike.data.pipeline.graph import NUMBER, BatchGraph, SegmentSpan
 from octolike.data.pipeline.sampling import SamplingSchedule
 from octolike.data.rlds import decode
@@ -35,7 +35,7 @@ class Wording:
     paraphrases: Mapping[str, Sequence[str]]
 
     def encode(self, leaves: dict[str, Any]) -> None:
-        """Replace the instructions of a batch by `task.language.ids` and `mask`."""
+        """Replace the texts of a batch by `ids` and `mask` of task.language and task.subtask."""
         texts = [x.decode("utf-8", errors="replace") for x in leaves.pop(TEXT).tolist()]
         draws = leaves.pop(PARAPHRASE_DRAW).tolist()
         if self.paraphrases:
@@ -43,6 +43,11 @@ class Wording:
             texts = [x[int(draw * len(x))] for x, draw in zip(options, draws, strict=True)]
         ids, mask = self.text.encode(texts)
         leaves["task"]["language"] = {"ids": ids, "mask": mask}
+        if SUBTASKS in leaves:
+            subtasks = leaves.pop(SUBTASKS)
+            flat = [x.decode("utf-8", errors="replace") for x in subtasks.ravel().tolist()]
+            ids, mask = (x.reshape(*subtasks.shape, -1) for x in self.text.encode(flat))
+            leaves["task"]["subtask"] = {"ids": ids, "mask": mask}
 
 
 @dataclass

@@ -33,7 +33,7 @@ from octolike.data.rlds.split_records import (
     has_split,
     is_held_out,
 )
-from octolike.data.rlds.texts import split_path, texts_at, value_at
+from octolike.data.rlds.texts import has_path, split_path, texts_at, value_at
 from octolike.data.specs import expressions
 from octolike.data.specs.episode_filter import EpisodeFilter, build_filter
 from octolike.data.specs.spec import DatasetSpec
@@ -104,6 +104,12 @@ class Reader:
         flags = (spec.label, spec.keep, self.filters.keep)
         spec_fields.check_paths(spec, flags, self.fields, self.directory)
         self._parsers: dict[tuple[Any, ...], Any] = {}
+
+    @property
+    def has_subtasks(self) -> bool:
+        """Whether the steps have subtasks: the spec's text is on disk, or it has rules."""
+        text = self.spec.subtask
+        return bool(self.spec.subtask_rules) or (text != "" and has_path(self.fields, text))
 
     def _find_records(self) -> SplitRecords:
         """Return the records of the split without a slice that is held out; note what is."""
@@ -263,6 +269,7 @@ class Reader:
         """
         spec = self.spec
         names = (*spec.language_paths, spec.label, spec.keep, self.filters.keep)
+        names += (spec.subtask,) if self.has_subtasks else ()
         paths = [self._path(x) for x in names if x]
         paths.append((IS_FIRST,))
         expressions_read = expressions.fields_read(spec.action_from + spec.proprio_from)

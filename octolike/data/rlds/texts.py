@@ -43,6 +43,16 @@ def split_path(tree: Mapping[str, Any], name: str) -> tuple[Path, int | None]:
     return keys, None
 
 
+def has_path(tree: Mapping[str, Any], name: str) -> bool:
+    """Return whether a tree of features has a path."""
+    node: Any = tree
+    for key in split_path(tree, name)[0]:
+        if not isinstance(node, Mapping) or key not in node:
+            return False
+        node = node[key]
+    return True
+
+
 def value_at(steps: Mapping[str, Any], path: str) -> Any:
     """Return the value at a dotted path; KeyError with the path if it is missing."""
     return _value(steps, tuple(path.split(".")), path)

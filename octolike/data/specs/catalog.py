@@ -25,6 +25,7 @@ _OWN = DatasetSpec(
     cameras={"primary": "image_primary", "wrist": "image_wrist"},
     language="language_instruction",
     label="episode.episode_metadata.task",
+    subtask="subtask",
     action=EEF_DELTA,
     proprio=EEF_POSE,
     gripper="absolute, 1 = open",
@@ -33,7 +34,7 @@ _OWN = DatasetSpec(
     standardize=standardize.as_stored,
 )
 # Episodes of rlds/synthetic.py; the robot's name is that of stored runs.
-_FAKE = replace(_OWN, name="fake", label="", robot="none: octolike.data.fake")
+_FAKE = replace(_OWN, name="fake", label="", subtask="", robot="none: octolike.data.fake")
 
 # The same robot again: the target of cotraining and finetuning experiments.
 _TARGET = replace(_OWN, name="tabletop_target")

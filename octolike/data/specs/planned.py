@@ -54,6 +54,9 @@ def batch_spec(d: DataConfig, specs: list[DatasetSpec]) -> BatchSpec:
         "dataset": ((), "int32"),
         "embodiment": ((), "int32"),
     }
+    if d.subtasks:
+        leaves["task.subtask.ids"] = ((window, length), "int32")
+        leaves["task.subtask.mask"] = ((window, length), "bool")
     proprio = max(len(_record(s, d).proprio_names) for s in specs)
     if d.use_proprio and proprio:
         leaves["observation.proprio"] = ((window, proprio), "float32")

@@ -13,6 +13,7 @@ from octolike.data.specs.episode_filter import build_filter
 from octolike.data.specs.expressions import NUMPY, Operations
 from octolike.data.specs.fingerprint import code_digest
 from octolike.data.specs.standardize import StandardSteps
+from octolike.data.specs.subtask_rules import SubtaskRule, check_rules
 from octolike.embodiment import Layout
 
 
@@ -37,6 +38,9 @@ class DatasetSpec:
         language: path of the instruction under steps, or "". With several paths, an episode has
             several instructions, and training draws one of them.
         language_informative: False if the text does not describe the task.
+        subtask: path of a text under steps that says what is done at that step, for data.subtasks:
+            "grasp the cup", then "put it on the plate"; "" for none.
+        subtask_rules: without such a text, how it follows from instruction and gripper.
         label: path of a text that names the task (data.tasks="label"), under steps or as
             "episode.<field>"; "" for none.
         action, proprio: layouts of the standard actions and proprio; proprio None for none.
@@ -66,6 +70,8 @@ class DatasetSpec:
     depth_unit: float = 0.001
     language: str | tuple[str, ...] = ""
     language_informative: bool = True
+    subtask: str = ""
+    subtask_rules: tuple[SubtaskRule, ...] = ()
     label: str = ""
     action: Layout
     proprio: Layout | None
@@ -108,6 +114,9 @@ class DatasetSpec:
                 "and with one order of red and blue"
             )
         build_filter(self.filters, title=f"filters of {title}")
+        if self.subtask and self.subtask_rules:
+            raise ConfigError(f"{title} has both subtask and subtask_rules; expected one of them")
+        check_rules(self.subtask_rules, self.action.names, title)
         if self.every < 1:
             raise ConfigError(f"{title}: every is {self.every}; expected at least 1")
 

@@ -15,7 +15,7 @@ from octolike.envs.tabletop import conventions
 from octolike.envs.tabletop import tabletop_tasks as tasks
 from octolike.envs.tabletop.scene import SIZE
 from octolike.envs.tabletop.tabletop_env import MAX_MOVE, TabletopEnv
-from octolike.envs.tabletop.tabletop_tasks import DIRECTIONS, TaskState
+from octolike.envs.tabletop.tabletop_tasks import DIRECTIONS, TabletopTask, TaskState
 
 OPEN, CLOSED = 1.0, 0.0
 SPEED = 0.04  # metres per axis and step; below MAX_MOVE, so that noise can also increase it
@@ -51,6 +51,24 @@ class TabletopExpert:
             move, gripper = _grasp(state)
         action = np.array([*_limit_speed(move), 0, 0, 0, gripper], np.float32)
         return conventions.to_robot(action, self._env.settings.action_convention)
+
+
+def subtask(task: TabletopTask, state: TaskState) -> str:
+    """Return what the expert does at present, in words that name one thing.
+
+    From its grasp on, the target is "it". A placed object stays placed: the hand retreats.
+    """
+    target, reference = task.target.words, task.reference.replace("_", " ")
+    if task.skill == "touch":
+        return f"touch the {target}"
+    if task.skill == "push":
+        return f"push the {target} to the {reference}"
+    holds = state.grasped == task.target
+    if task.skill == "lift":
+        return "lift it" if holds else f"grasp the {target}"
+    if not holds and not tasks.placed(task, state):
+        return f"grasp the {target}"
+    return f"put it {'into' if task.skill == 'put' else 'on'} the {reference}"
 
 
 def _limit_speed(move: np.ndarray) -> np.ndarray:
@@ -162,17 +180,20 @@ def collect_episode(
     expert = TabletopExpert(env)
     offsets = _noise_offsets(np.random.default_rng([seed, 1]), noise or ExpertNoise())
     convention = env.settings.action_convention
-    observations, labels, executed = [], [], []
+    observations, labels, executed, subtasks = [], [], [], []
     done = False
     while not done:
         observations.append(observation)
+        subtasks.append(subtask(env.present_task, env.task_state()))
         labels.append(expert.act())
         noisy = conventions.to_table(labels[-1], convention)
         noisy[:3] = np.clip(noisy[:3] + next(offsets), -MAX_MOVE, MAX_MOVE)
         executed.append(conventions.to_robot(noisy, convention))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
-    return demonstration_record(observations, labels, executed, info, seed=seed, split=split)
+    record = demonstration_record(observations, labels, executed, info, seed=seed, split=split)
+    record["steps"]["subtask"] = np.array(subtasks)
+    return record
 
 
 def _noise_offsets(rng: np.random.Generator, noise: ExpertNoise) -> Iterator[np.ndarray]:

@@ -1,0 +1,211 @@
+"""The subtask level: the network words what to do now, and the policy acts on those words.
+
+    instruction words ─┐
+    proprio           ─┼─ reader ─ words of the present subtask ─ embeddings ─ tokens, FiLM
+    places for words  ─┘
+
+    "stack the red cube on the blue ball"    gripper open    →  "grasp the red cube"
+                                             red cube held   →  "put it on the blue ball"
+
+In training, the tokens are those of the subtask that labels the step (`task.subtask`), and the
+reader learns to predict its words. Otherwise, in validation and on a robot, they are those of the
+predicted words, so that nothing but the instruction and the robot's state is needed. All tasks that
+share a subtask share its examples, and a subtask names fewer things than an instruction.
+
+A word is generated from the vocabulary or copied from the instruction (See et al. 2017), so that
+pairs of words never seen together can be named. The reader should not depend on the wording: in
+training, words that the subtask does not contain are sometimes replaced by random ones, and random
+words are added in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from octolike.config import option
+from octolike.model.tokens import AttentionMask, Layout
+from octolike.model.transformer import Transformer
+from octolike.types import TokenGroup
+
+MOST_ADDED = 4  # random words in front of an instruction
+
+
+class Subtask(nn.Module):
+    """Tokens [B, W, N, C] of the present subtask, predicted from instruction and proprio.
+
+    The tokens are word embeddings, learned from scratch. An id beyond the vocabulary gives NaN,
+    which stops training.
+    """
+
+    vocabulary: int = option(meaning="number of ids of the text tokenizer", low=1)
+    width: int = option(64, "width of the tokens and of the reader", low=1)
+    pooled: bool = option(True, "one token from the mean word; False: one token per word")
+    layers: int = option(2, "transformer blocks of the reader", low=1)
+    attention_heads: int = option(4, "attention heads of the reader; they divide the width", low=1)
+    replaced: float = option(
+        0.3,
+        "in training, the share of the instruction's words outside the subtask that are replaced, "
+        "and of the instructions with words added in front",
+        low=0,
+        high=1,
+    )
+    proprio: bool = option(True, "read the robot's state too; False: the instruction alone")
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
+    place: ClassVar[str] = "subtask"
+
+    def reads(self) -> tuple[str, ...]:
+        instruction = ("task.language.ids", "task.language.mask", "task.present.language")
+        label = ("task.subtask.ids", "task.subtask.mask")
+        state = ("observation.proprio", "observation.present.proprio") if self.proprio else ()
+        return *instruction, *label, *state
+
+    @nn.compact
+    def __call__(
+        self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
+    ) -> tuple[TokenGroup, dict[str, jax.Array]]:
+        """Return (tokens [B, W, N, C], metrics).
+
+        Metrics: subtask_loss, the mean cross-entropy of the words of labelled steps; subtask_exact,
+        the share of these steps with all words predicted; both are 0 without labels.
+        """
+        reader = SubtaskReader(
+            self.vocabulary,
+            self.width,
+            self.layers,
+            self.attention_heads,
+            self.replaced,
+            self.proprio,
+            dtype=self.dtype,
+            name="reader",
+        )
+        label, logits = task["subtask"], reader(observation, task, train=train)
+        ids = logits.argmax(-1)
+        exists = ids < self.vocabulary
+        self.sow("intermediates", "ids", jnp.where(exists, ids, -1))
+        metrics = reading_errors(logits, label["ids"], label["mask"])
+        if train:
+            ids, exists = label["ids"], label["mask"]
+        exists &= task["present"]["language"][:, None, None]
+        # Small embeddings scaled to unit variance, as in `tokenizers.Language`.
+        embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="words")
+        words = embed(jnp.where(exists, ids, 0)) * self.width**0.5
+        if not self.pooled:
+            return TokenGroup(words, exists), metrics
+        weight = exists[..., None].astype(self.dtype)
+        mean = (words * weight).sum(-2) / jnp.maximum(weight.sum(-2), 1)
+        token = nn.swish(nn.Dense(self.width, dtype=self.dtype, name="pooled")(mean))
+        return TokenGroup(token[..., None, :], exists.any(-1, keepdims=True)), metrics
+
+
+class SubtaskReader(nn.Module):
+    """Reads the words of the present subtask in the instruction, given the robot's state."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    attention_heads: int
+    replaced: float
+    proprio: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
+    ) -> jax.Array:
+        """Return log-probabilities [B, W, L, V + 1] of the L words; the last one: no word."""
+        label, ids = task["subtask"], task["language"]["ids"]
+        batch, window, length = label["ids"].shape
+        visible = task["language"]["mask"] & task["present"]["language"][:, None]
+        if train and self.replaced:
+            ids, visible = self._vary_wording(ids, visible, label)
+        embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="words")
+        words = embed(ids) * self.width**0.5 + self._positions("word_positions", ids.shape[1])
+        words = jnp.where(visible[..., None], words, 0)
+        n, rows = ids.shape[1], batch * window
+        places = self._positions("places", length) * self.width**0.5
+        places = jnp.broadcast_to(places, (rows, length, self.width))
+        if self.proprio:  # each place asks for its word in this state
+            places += self._embed_state(observation).reshape(rows, 1, self.width)
+        x = jnp.concatenate([jnp.repeat(words, window, axis=0), places], axis=1)
+        visible = jnp.repeat(visible, window, axis=0)
+        mask = jnp.concatenate([visible, jnp.ones((rows, length), bool)], axis=1)
+        x, _ = Transformer(
+            layers=self.layers,
+            attention_heads=self.attention_heads,
+            mlp_width=2 * self.width,
+            dtype=self.dtype,
+            name="transformer",
+        )(x, AttentionMask(mask, Layout((n + length,), (), (), 0)), None, train=train)
+        logits = self._choose(x[:, :n], x[:, n:], jnp.repeat(ids, window, axis=0), visible)
+        return logits.reshape(batch, window, length, self.vocabulary + 1)
+
+    def _embed_state(self, observation: Mapping[str, Any]) -> jax.Array:
+        """Return the embedded state [B, W, C], 0 where it is absent."""
+        state, present = observation["proprio"], observation["present"]["proprio"][..., None]
+        hidden = nn.swish(self._dense(self.width, "hidden")(state.astype(self.dtype)))
+        return jnp.where(present, self._dense(self.width, "state")(hidden), 0)
+
+    def _choose(
+        self, words: jax.Array, places: jax.Array, ids: jax.Array, visible: jax.Array
+    ) -> jax.Array:
+        """Return log-probabilities [R, L, V + 1]: of copied and of generated words, mixed."""
+        queries = self._dense(self.width, "queries")(places).astype(jnp.float32)
+        keys = self._dense(self.width, "keys")(words).astype(jnp.float32)
+        scores = jnp.einsum("rld,rnd->rln", queries, keys) / self.width**0.5
+        copied = jax.nn.softmax(jnp.where(visible[:, None], scores, -1e9))
+        is_id = jax.nn.one_hot(ids, self.vocabulary + 1)
+        copied = jnp.einsum("rln,rnv->rlv", copied, is_id)
+        generated = jax.nn.softmax(self._dense(self.vocabulary + 1, "generated")(places))
+        share = jax.nn.sigmoid(self._dense(1, "copied")(places).astype(jnp.float32))
+        return jnp.log(share * copied + (1 - share) * generated.astype(jnp.float32) + 1e-9)
+
+    def _vary_wording(
+        self, ids: jax.Array, visible: jax.Array, label: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return (ids [B, n], visible): as if the instruction had other words.
+
+        Some words that no subtask of the window contains are replaced by random ones, and some
+        instructions get up to MOST_ADDED random words in front, if there is room.
+        """
+        keys = jax.random.split(self.make_rng("dropout"), 4)
+        rows, n = ids.shape
+        same = ids[:, None, None] == label["ids"][..., None]
+        is_named = (same & label["mask"][..., None]).any((1, 2))
+        is_replaced = jax.random.bernoulli(keys[0], self.replaced, ids.shape) & ~is_named
+        random = jax.random.randint(keys[1], ids.shape, 0, self.vocabulary)
+        ids = jnp.where(is_replaced, random, ids)
+        added = jax.random.randint(keys[2], (rows,), 1, MOST_ADDED + 1)
+        added *= jax.random.bernoulli(keys[3], self.replaced, (rows,))
+        source = jnp.arange(n) - jnp.minimum(added, n - visible.sum(1))[:, None]
+        is_new, source = source < 0, jnp.maximum(source, 0)
+        moved = (jnp.take_along_axis(x, source, axis=1) for x in (ids, visible))
+        ids, visible = moved
+        return jnp.where(is_new, random, ids), visible | is_new
+
+    def _positions(self, name: str, count: int) -> jax.Array:
+        init, shape = nn.initializers.normal(self.width**-0.5), (count, self.width)
+        return self.param(name, init, shape, jnp.float32).astype(self.dtype)
+
+    def _dense(self, width: int, name: str) -> nn.Dense:
+        return nn.Dense(width, dtype=self.dtype, name=name)
+
+
+def reading_errors(logits: jax.Array, ids: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Return subtask_loss and subtask_exact of log-probabilities [B, W, L, V + 1].
+
+    ids, mask: [B, W, L] of the labels; the place after the last word is predicted to be empty, too.
+    """
+    target = jnp.where(mask, ids, logits.shape[-1] - 1)
+    is_labelled = mask.any(-1)
+    errors = -jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0].mean(-1)
+    exact = (logits.argmax(-1) == target).all(-1)
+    count = jnp.maximum(is_labelled.sum(), 1)
+    return {
+        "subtask_loss": jnp.where(is_labelled, errors, 0).sum() / count,
+        "subtask_exact": (exact & is_labelled).sum() / count,
+    }

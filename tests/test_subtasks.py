@@ -1,0 +1,258 @@
+"""The subtask level: labels in batches, rules that derive them, the network that predicts them."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import model_fakes as fakes
+import numpy as np
+import optax
+import pytest
+import tensorflow as tf
+from data_fakes import config, numbered, opened, write
+
+from octolike.config import ConfigError
+from octolike.data.pipeline.subtasks import after_closing, graph_subtasks
+from octolike.data.specs.catalog import find_spec
+from octolike.data.specs.planned import plan_data
+from octolike.data.specs.subtask_rules import SubtaskRule
+from octolike.model.network import build_network
+from octolike.model.subtask import Subtask, SubtaskReader
+from octolike.text import HashTokenizer
+
+CAMERAS = ("image_primary", "image_wrist")
+TEXT = HashTokenizer(length=8, vocabulary=64)
+RULES = (
+    SubtaskRule(r"put the (.*) (in|on) the (.*)", r"grasp the \1", r"put it \2 the \3"),
+    SubtaskRule(r"(pick up|put) the (.*)", r"grasp the \2", "lift it"),
+)
+
+
+def labelled(episode, steps, text="do it"):
+    """Return a numbered episode whose step t has the subtask "part t"; the last one has none."""
+    result = numbered(episode, steps, CAMERAS, text)
+    names = [f"part {t}" for t in range(steps - 1)]
+    result["steps"]["subtask"] = np.array([*names, ""])
+    return result
+
+
+def test_every_slot_of_a_window_has_the_label_of_its_step(tmp_path):
+    steps = 5
+    write(tmp_path, "tabletop", {"train": [labelled(e, steps) for e in range(3)]})
+    options = {"window": 3, "subtasks": True, "validation_split": ""}
+    data = opened(tmp_path, "tabletop", **options)
+    stream = data.train()
+    batches = [(next(stream), json.loads(json.dumps(stream.state()))) for _ in range(8)]
+    texts = set()
+    for batch, _ in batches:
+        frame = batch["observation"]["image_primary"][..., 0, 0, 1]
+        label, exists = batch["task"]["subtask"], batch["observation"]["timestep_mask"]
+        for b, w in np.ndindex(exists.shape):
+            t = frame[b, w]
+            text = "" if not exists[b, w] else f"part {t}" if t < steps - 1 else "do it"
+            expected = TEXT.encode([text])
+            np.testing.assert_array_equal(label["ids"][b, w], expected[0][0])
+            np.testing.assert_array_equal(label["mask"][b, w], expected[1][0])
+            texts.add((w, text))
+    assert len(texts) > 10
+    resumed = data.train(batches[3][1])
+    np.testing.assert_array_equal(
+        next(resumed)["task"]["subtask"]["ids"], batches[4][0]["task"]["subtask"]["ids"]
+    )
+    hidden = opened(tmp_path, "tabletop", keep_language=0.0, goal="last", **options)
+    batch = next(hidden.train())
+    assert not batch["task"]["subtask"]["mask"].any(), "it would give the instruction away"
+    planned = plan_data(config(tmp_path, "tabletop", **options)).spec
+    assert {k: v for k, v in planned.items() if "subtask" in k} == {
+        k: v for k, v in data.spec.items() if "subtask" in k
+    }
+    plain = opened(tmp_path, "tabletop", validation_split="")
+    assert not [path for path in plain.spec if "subtask" in path]
+
+
+def test_without_subtasks_in_the_data_the_instruction_is_one(tmp_path):
+    write(tmp_path, "tabletop", {"train": [numbered(0, 3, CAMERAS, "do it")]})
+    data = opened(tmp_path, "tabletop", subtasks=True, validation_split="")
+    assert "no subtasks in the data, the instruction is one: tabletop" in data.describe()
+    assert (next(data.train())["task"]["subtask"]["ids"] == TEXT.encode(["do it"])[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("instruction", "before", "after"),
+    [
+        ("Put the red cup on the tray", "grasp the red cup", "put it on the tray"),
+        ("put the lid away", "grasp the lid away", "lift it"),
+        ("wipe the table", "", ""),
+        ("now put the cup on the tray", "", ""),
+    ],
+)
+def test_rules_give_the_subtask_before_and_after_the_first_closing(instruction, before, after):
+    spec = dataclasses.replace(find_spec("tabletop"), subtask="", subtask_rules=RULES)
+    gripper = np.array([0, 0, 1, 1, 0, 0, 1, 0], np.float32)
+    action = np.zeros((len(gripper), 7), np.float32)
+    action[:, -1] = gripper
+    subtasks = graph_subtasks(spec, {}, tf.constant(action), tf.fill([len(gripper)], instruction))
+    expected = [before] * 5 + [after] * 3  # step 4 closes it: its action still belongs to before
+    assert [x.decode() for x in subtasks.numpy()] == expected
+
+
+def test_the_first_closing_equals_its_definition():
+    for seed in range(20):
+        gripper = np.random.default_rng(seed).integers(0, 2, 9).astype(np.float32)
+        closings = [t for t in range(9) if gripper[t] == 0 and gripper[:t].any()]
+        first = closings[0] if closings else 9
+        after = after_closing(tf.constant(gripper)).numpy()
+        assert after.tolist() == [t > first for t in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (SubtaskRule("put (the", "a", "b"), "subtask rule 'put .the'"),
+        (SubtaskRule("put (.*)", r"grasp \2", "b"), r"1 groups, but its subtasks name \\2"),
+    ],
+)
+def test_wrong_rules_are_refused(rule, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(find_spec("tabletop"), subtask="", subtask_rules=(rule,))
+    spec = dataclasses.replace(find_spec("tabletop"), subtask="")
+    names = tuple(name.replace("gripper", "tool") for name in spec.action.names)
+    with pytest.raises(ConfigError, match="dimension named 'gripper'"):
+        dataclasses.replace(
+            spec, subtask_rules=RULES, action=dataclasses.replace(spec.action, names=names)
+        )
+
+
+def spec(window=2):
+    words = {"task.subtask.ids": ((window, fakes.WORDS), "int32")}
+    return fakes.spec(window) | words | {"task.subtask.mask": ((window, fakes.WORDS), "bool")}
+
+
+def network(**changes):
+    """Return a small network on a subtask, and random parameters for it."""
+    component = {"kind": "subtask", "vocabulary": fakes.VOCABULARY, "width": 8, **changes}
+    image = {"kind": "image", "cameras": ("primary",), "film": True}
+    image["encoder"] = {"kind": "patch", "patch": 8}
+    model = fakes.model(tokenizers={"subtask": component, "primary": image})
+    result = build_network(model, spec(), fakes.NAMES)
+    batch = fakes.batch(spec(), 2)
+    return result, fakes.parameters(result.init, batch, train=False), batch
+
+
+def changed(batch, path, value):
+    """Return a batch with another value at a dotted path."""
+    key, _, rest = path.partition(".")
+    return {**batch, key: changed(batch[key], rest, value) if rest else value}
+
+
+def test_only_training_sees_the_labels():
+    model, variables, batch = network()
+    other = changed(batch, "task.subtask.ids", (batch["task"]["subtask"]["ids"] + 1) % 32)
+    unlabelled = changed(other, "task.subtask.mask", np.zeros((2, 2, fakes.WORDS), bool))
+
+    @jax.jit
+    def act(batch):
+        return model.apply(
+            variables, batch["observation"], batch["task"], method="encode", train=False
+        )["readout_action"].tokens
+
+    np.testing.assert_array_equal(act(batch), act(other))
+    np.testing.assert_array_equal(act(batch), act(unlabelled))
+    rngs = {name: jax.random.key(0) for name in ("noise", "dropout")}
+    loss = jax.jit(lambda batch: model.apply(variables, batch, train=True, rngs=rngs)[1])
+    a, b, c = loss(batch), loss(other), loss(unlabelled)
+    assert a["action_loss"] != b["action_loss"] != c["action_loss"]
+    assert c["subtask_loss"] == 0, "unlabelled steps teach nothing"
+
+
+def test_the_policy_acts_on_the_predicted_subtask_and_not_on_the_instruction_itself():
+    """The instruction and the state reach the policy through the predicted words alone."""
+    model, variables, batch = network(replaced=0.0)
+
+    @jax.jit
+    def act(batch):
+        tokens = model.apply(
+            variables, batch["observation"], batch["task"], method="encode", train=False
+        )
+        return tokens["readout_action"].tokens
+
+    @jax.jit
+    def words(batch):
+        reader = SubtaskReader(fakes.VOCABULARY, 8, 2, 4, 0.0)
+        params = {"params": variables["params"]["tokenizers_subtask"]["reader"]}
+        inputs = batch["observation"], batch["task"]
+        return reader.apply(params, *inputs, train=False).argmax(-1)
+
+    differing = 0
+    for seed in range(12):
+        again = fakes.batch(spec(), 2, seed)
+        other = changed(batch, "task.language.ids", again["task"]["language"]["ids"])
+        if (words(other) == words(batch)).all():
+            np.testing.assert_array_equal(act(other), act(batch))
+        else:
+            differing += 1
+            assert (np.asarray(act(other)) != np.asarray(act(batch))).any()
+    assert differing
+    # a later state does not change an earlier slot
+    late = batch["observation"]["proprio"].copy()
+    late[:, 1] += 3
+    later = changed(batch, "observation.proprio", late)
+    np.testing.assert_array_equal(act(later)[:, 0], act(batch)[:, 0])
+
+
+def test_an_instruction_that_is_absent_has_no_subtask():
+    _, variables, batch = network()
+    hidden = changed(batch, "task.present.language", np.zeros(2, bool))
+    tokenizer = Subtask(vocabulary=fakes.VOCABULARY, width=8)
+    params = {"params": variables["params"]["tokenizers_subtask"]}
+    for train in (False, True):
+        rngs = {"dropout": jax.random.key(0)}
+        inputs = hidden["observation"], hidden["task"]
+        group, _ = tokenizer.apply(params, *inputs, train=train, rngs=rngs)
+        assert not group.mask.any()
+
+
+THINGS, PLACES = range(1, 9), range(9, 17)
+GRASP, PUT, STACK = 17, 18, 19
+
+
+def examples(pairs, seed, size=32):
+    """Return a batch of "stack A B": "grasp A" with an open hand, else "put B"; ids of words."""
+    rng = np.random.default_rng(seed)
+    chosen = np.array(pairs)[rng.integers(len(pairs), size=size)]
+    held = rng.random(size) < 0.5
+    ids = np.zeros((size, 5), np.int32)
+    ids[:, 0], ids[:, 1:3] = STACK, chosen
+    label = np.zeros((size, 1, 5), np.int32)
+    label[:, 0, 0] = np.where(held, PUT, GRASP)
+    label[:, 0, 1] = np.where(held, chosen[:, 1], chosen[:, 0])
+    language = {"ids": ids, "mask": ids > 0}
+    observation = {"proprio": held[:, None, None].astype(np.float32)}
+    observation["present"] = {"proprio": np.ones((size, 1), bool)}
+    task = {"language": language, "present": {"language": np.ones(size, bool)}}
+    return observation, task | {"subtask": {"ids": label, "mask": label > 0}}
+
+
+def test_the_predictor_learns_pairs_that_it_never_saw():
+    pairs = [(a, b) for a in THINGS for b in PLACES]
+    held_out = pairs[::5]
+    tokenizer = Subtask(vocabulary=24, width=32, layers=1)
+    params = tokenizer.init(jax.random.key(0), *examples(pairs, 0), train=False)
+    tx = optax.adam(5e-3)
+
+    @jax.jit
+    def step(params, state, inputs, key):
+        def loss(params):
+            _, metrics = tokenizer.apply(params, *inputs, train=True, rngs={"dropout": key})
+            return metrics["subtask_loss"]
+
+        updates, state = tx.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state, training = tx.init(params), [p for p in pairs if p not in held_out]
+    for i in range(250):
+        params, state = step(params, state, examples(training, i), jax.random.key(i))
+    _, metrics = tokenizer.apply(params, *examples(held_out, 1000, 256), train=False)
+    assert metrics["subtask_exact"] > 0.95, "copied words, not memorised sentences"
+    assert jnp.isfinite(metrics["subtask_loss"])
