@@ -187,7 +187,7 @@ MUTATIONS = (
         "evaluation/statistics.py",
         "Z = float(stats.norm.isf(LEVEL / 2))",
         "Z = float(stats.norm.isf(LEVEL))",
-        "test_success.py",
+        "test_statistics.py",
     ),
     Mutation(
         "stored options are not renamed",

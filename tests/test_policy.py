@@ -16,6 +16,7 @@ from octolike import types
 from octolike.config import Component
 from octolike.images import KERNELS, resize
 from octolike.policy import Policy
+from octolike.policy.observations import ObservationEncoder
 from octolike.text import HashTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +73,17 @@ def test_the_network_input_equals_the_batch_contract(policy):
         np.testing.assert_allclose(
             inputs["proprio"][t], robot().normalize_proprio(raw["proprio"][None])[0]
         )
+
+
+def test_a_short_history_is_padded_in_front():
+    """Two of three frames: a window of two would not show on which side the frame is repeated."""
+    batch = {k: ((3, *shape[1:]), dtype) for k, (shape, dtype) in spec().items() if shape}
+    raw = observation(frames=2)
+    inputs = ObservationEncoder(batch, robot(), "area").encode(raw)
+    assert inputs["timestep_mask"].tolist() == [False, True, True]
+    np.testing.assert_array_equal(inputs["image_primary"], raw["image_primary"][[0, 0, 1]])
+    expected = robot().normalize_proprio(raw["proprio"])[[0, 0, 1]]
+    np.testing.assert_allclose(inputs["proprio"], expected)
 
 
 def test_a_full_history_keeps_its_frames_and_its_mask(policy):
