@@ -56,7 +56,8 @@ class TabletopExpert:
 def subtask(task: TabletopTask, state: TaskState) -> str:
     """Return what the expert does at present, in words that name one thing.
 
-    From its grasp on, the target is "it". A placed object stays placed: the hand retreats.
+    While it is held, the target is "it". The words follow from what the hand holds, which a robot
+    can feel: after placing they are those of the grasp, and the images say that the hand retreats.
     """
     target, reference = task.target.words, task.reference.replace("_", " ")
     if task.skill == "touch":
@@ -66,7 +67,7 @@ def subtask(task: TabletopTask, state: TaskState) -> str:
     holds = state.grasped == task.target
     if task.skill == "lift":
         return "lift it" if holds else f"grasp the {target}"
-    if not holds and not tasks.placed(task, state):
+    if not holds:
         return f"grasp the {target}"
     return f"put it {'into' if task.skill == 'put' else 'on'} the {reference}"
 
