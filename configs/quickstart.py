@@ -3,7 +3,7 @@
 make quickstart                         everything, from installation to report
 octolike train --config quickstart      only the training
 ... --config quickstart:debug           seconds, a quick check
-... --config quickstart:subtasks        with the subtask level, in runs/quickstart-subtasks
+... --config quickstart:subtasks=false  without the subtask level: one text for a whole episode
 """
 
 from octolike.config import Component, Config, parse_arg
@@ -11,10 +11,10 @@ from octolike.config import Component, Config, parse_arg
 
 def get_config(arg: str = "") -> Config:
     """Return the config; arguments: debug, subtasks."""
-    args = parse_arg(arg, debug=False, subtasks=False)
+    args = parse_arg(arg, debug=False, subtasks=True)
     config = Config(workdir="runs/quickstart")
     config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
-    config.collect.skills = {"touch": 1200, "push": 700, "lift": 700, "put": 600, "stack": 400}
+    config.collect.skills = {"touch": 1000, "push": 900, "lift": 500, "put": 800, "stack": 800}
 
     data = config.data
     data.root, data.mix = "runs/quickstart/data", "tabletop"
@@ -22,6 +22,10 @@ def get_config(arg: str = "") -> Config:
     data.window, data.horizon, data.goal = 1, 8, "none"
     data.batch_size, data.pool = 32, 4096
     data.text = Component(kind="hash", length=16, vocabulary=1024)
+    # "grasp the red cube", then "put it into the blue bowl": what the policy acts on
+    data.subtasks = args.subtasks
+    language = Component(kind="language", vocabulary=1024, pooled=True)
+    subtask = Component(kind="subtask", vocabulary=1024)
 
     def camera(name: str) -> Component:
         encoder = Component(
@@ -32,7 +36,7 @@ def get_config(arg: str = "") -> Config:
     model = config.model
     model.width, model.layers, model.attention_heads, model.mlp_width = 128, 2, 4, 512
     model.tokenizers = {
-        "language": Component(kind="language", vocabulary=1024, pooled=True),
+        **({"subtask": subtask} if args.subtasks else {"language": language}),
         "primary": camera("primary"),
         "wrist": camera("wrist"),
         "proprio": Component(kind="proprio"),
@@ -49,16 +53,14 @@ def get_config(arg: str = "") -> Config:
         )
     }
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.999
-    config.train.steps, config.train.validate_every = 5000, 1000
-    config.train.checkpoint_every, config.train.log_every = 2500, 100
-    config.evaluate.execute = 2
+    config.train.steps, config.train.validate_every = 6000, 1000
+    config.train.checkpoint_every, config.train.log_every = 3000, 100
+    config.evaluate.execute, config.evaluate.release = 1, 4
     config.evaluate.splits = ("train", "held_out_combination", "held_out_phrasing")
 
-    if args.subtasks:
-        _use_subtasks(config)
     if args.debug:
-        config.workdir = f"{config.workdir}-debug"
-        data.root = f"{config.workdir}/data"
+        config.workdir = "runs/quickstart-debug"
+        data.root = "runs/quickstart-debug/data"
         config.collect.skills = {"touch": 4, "push": 2}
         config.collect.episodes_per_shard = 2
         config.train.steps, config.train.log_every, config.optim.warmup = 20, 5, 2
@@ -66,16 +68,3 @@ def get_config(arg: str = "") -> Config:
         config.train.validation_batches = 1
         config.evaluate.episodes, config.evaluate.splits = 2, ("train",)
     return config
-
-
-def _use_subtasks(config: Config) -> None:
-    """Act on the predicted subtask: "grasp the red cube", then "put it into the blue bowl"."""
-    config.workdir = "runs/quickstart-subtasks"
-    config.data.root = "runs/quickstart-subtasks/data"  # with more of put and stack
-    config.collect.skills = {"touch": 1000, "push": 900, "lift": 500, "put": 800, "stack": 800}
-    config.data.subtasks = True
-    tokenizers = {k: t for k, t in config.model.tokenizers.items() if k != "language"}
-    subtask = Component(kind="subtask", vocabulary=1024)
-    config.model.tokenizers = {"subtask": subtask, **tokenizers}
-    config.train.steps, config.train.checkpoint_every = 6000, 3000
-    config.evaluate.execute, config.evaluate.release = 1, 4

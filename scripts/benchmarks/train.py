@@ -123,6 +123,8 @@ def _tabletop(config: Config) -> types.BatchSpec:
     spec["observation.present.proprio"] = ((config.data.window,), "bool")
     for name, dtype in (("ids", "int32"), ("mask", "bool")):
         spec[f"task.language.{name}"] = ((length,), dtype)
+        if config.data.subtasks:
+            spec[f"task.subtask.{name}"] = ((config.data.window, length), dtype)
     return spec
 
 
