@@ -76,7 +76,7 @@ CASES = {  # name: (component, shape after the batch axis)
     "bins": ({"kind": "proprio", "bins": 6}, (2, 4, 6)),
     "normal bins": ({"kind": "proprio", "bins": 6, "bin_kind": "normal"}, (2, 4, 6)),
 }
-CONDITION = np.random.default_rng(3).normal(size=(2, 5)).astype(np.float32)
+CONDITION = np.random.default_rng(3).normal(size=(2, 2, 5)).astype(np.float32)  # of each step
 
 
 def build(component, dtype=jnp.float32, spec=SPEC, names=fakes.NAMES):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from data_fakes import config, numbered, opened, write
 
 from octolike.config import ConfigError
-from octolike.data.pipeline.subtasks import after_closing, graph_subtasks
+from octolike.data.pipeline.subtasks import graph_subtasks, gripper_holds
 from octolike.data.specs.catalog import find_spec
 from octolike.data.specs.planned import plan_data
 from octolike.data.specs.subtask_rules import SubtaskRule
@@ -79,7 +79,7 @@ def test_without_subtasks_in_the_data_the_instruction_is_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("instruction", "before", "after"),
+    ("instruction", "open", "held"),
     [
         ("Put the red cup on the tray", "grasp the red cup", "put it on the tray"),
         ("put the lid away", "grasp the lid away", "lift it"),
@@ -87,23 +87,22 @@ def test_without_subtasks_in_the_data_the_instruction_is_one(tmp_path):
         ("now put the cup on the tray", "", ""),
     ],
 )
-def test_rules_give_the_subtask_before_and_after_the_first_closing(instruction, before, after):
+def test_rules_give_the_subtask_of_an_open_and_of_a_holding_gripper(instruction, open, held):
     spec = dataclasses.replace(find_spec("tabletop"), subtask="", subtask_rules=RULES)
     gripper = np.array([0, 0, 1, 1, 0, 0, 1, 0], np.float32)
     action = np.zeros((len(gripper), 7), np.float32)
     action[:, -1] = gripper
     subtasks = graph_subtasks(spec, {}, tf.constant(action), tf.fill([len(gripper)], instruction))
-    expected = [before] * 5 + [after] * 3  # step 4 closes it: its action still belongs to before
+    # Step 4 closes it and step 6 opens it: their actions belong to what the hand held before.
+    expected = [open] * 5 + [held] * 2 + [open]
     assert [x.decode() for x in subtasks.numpy()] == expected
 
 
-def test_the_first_closing_equals_its_definition():
+def test_a_holding_gripper_equals_its_definition():
     for seed in range(20):
         gripper = np.random.default_rng(seed).integers(0, 2, 9).astype(np.float32)
-        closings = [t for t in range(9) if gripper[t] == 0 and gripper[:t].any()]
-        first = closings[0] if closings else 9
-        after = after_closing(tf.constant(gripper)).numpy()
-        assert after.tolist() == [t > first for t in range(9)]
+        expected = [t > 0 and gripper[t - 1] == 0 and gripper[:t].any() for t in range(9)]
+        assert gripper_holds(tf.constant(gripper)).numpy().tolist() == expected
 
 
 @pytest.mark.parametrize(

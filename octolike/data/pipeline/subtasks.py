@@ -26,23 +26,24 @@ def graph_subtasks(
     subtasks = tf.fill(tf.shape(instruction), "")
     if not spec.subtask_rules:
         return subtasks
-    after = after_closing(action[:, spec.action.names.index(GRIPPER)])
+    held = gripper_holds(action[:, spec.action.names.index(GRIPPER)])
     text = tf.strings.lower(instruction, encoding="utf-8")
     for rule in spec.subtask_rules:
         whole = f"^(?:{rule.pattern})$"
-        before_text, after_text = (
-            tf.strings.regex_replace(text, whole, part) for part in (rule.before, rule.after)
+        open_text, held_text = (
+            tf.strings.regex_replace(text, whole, part) for part in (rule.open, rule.held)
         )
         is_first_match = tf.strings.regex_full_match(text, rule.pattern) & (subtasks == "")
-        subtasks = tf.where(is_first_match, tf.where(after, after_text, before_text), subtasks)
+        subtasks = tf.where(is_first_match, tf.where(held, held_text, open_text), subtasks)
     return subtasks
 
 
-def after_closing(gripper: tf.Tensor) -> tf.Tensor:
-    """Return whether a step comes after the first one that closes an open gripper, bool [T].
+def gripper_holds(gripper: tf.Tensor) -> tf.Tensor:
+    """Return whether the step before closed the gripper or kept it closed, bool [T].
 
-    gripper: float32 [T], the target, 1 = open. A gripper that starts closed must have been open.
+    gripper: float32 [T], the target, 1 = open. A gripper that starts closed holds nothing until it
+    has been open.
     """
     closed = gripper < _CLOSED
     was_open = tf.cumsum(tf.cast(~closed, tf.int32)) > 0
-    return tf.cumsum(tf.cast(closed & was_open, tf.int32), exclusive=True) > 0
+    return tf.concat([tf.zeros_like(closed[:1]), (closed & was_open)[:-1]], axis=0)

@@ -16,14 +16,15 @@ class SubtaskRule(NamedTuple):
 
         SubtaskRule(r"put the (.*) (in|on) the (.*)", r"grasp the \1", r"put it \2 the \3")
 
-    pattern: a regular expression (RE2) of the whole instruction, in lower case. before: the subtask
-    up to the step that closes the gripper for the first time; after: that of the later steps. Both
-    may contain groups of the pattern.
+    pattern: a regular expression (RE2) of the whole instruction, in lower case. held: the subtask
+    of the steps after the one that closes the gripper, up to the one that opens it; open: that of
+    the others. So the words follow from what the hand holds. Both may contain groups of the
+    pattern.
     """
 
     pattern: str
-    before: str
-    after: str
+    open: str
+    held: str
 
 
 def check_rules(rules: Sequence[SubtaskRule], action_names: Sequence[str], title: str) -> None:
@@ -38,7 +39,7 @@ def check_rules(rules: Sequence[SubtaskRule], action_names: Sequence[str], title
             groups = re.compile(rule.pattern).groups
         except re.error as error:
             raise ConfigError(f"{title}: the subtask rule {rule.pattern!r}: {error}") from None
-        numbers = re.findall(r"\\(\d)", rule.before + rule.after)
+        numbers = re.findall(r"\\(\d)", rule.open + rule.held)
         for number in map(int, numbers):
             if number > groups:
                 raise ConfigError(
