@@ -77,7 +77,9 @@ def test_problems_are_found(tmp_path):
         s["observation"]["state"] = s["observation"]["state"].copy()
     steps[0]["language_instruction"] = ""
     steps[1]["action"][:, 6] = 1
-    steps[1]["language_instruction"] = np.array(["reach"] * 12 + ["lift"] * 8)
+    steps[1]["language_instruction"] = np.array(
+        ["reach"] * 12 + ["lift"] * (len(steps[1]["action"]) - 12)
+    )
     steps[2]["action"][:, :6] = 0
     steps[3]["observation"]["state"][:, 5] = np.where(
         np.arange(len(steps[3]["action"])) % 2, 3.1, -3.1
