@@ -104,13 +104,11 @@ def test_runs_before_format_4_get_the_options_that_came_with_it():
     data = stored()
     for section, name in (
         ("data", "draw_views"),
-        ("data", "subtasks"),
         ("train", "profile"),
         ("evaluate", "delay"),
         ("evaluate", "overlap"),
         ("evaluate", "real_time"),
         ("evaluate", "gripper_band"),
-        ("evaluate", "release"),
     ):
         del data[section][name]
     data["model"]["remat"] = True
@@ -127,10 +125,17 @@ def test_runs_before_format_4_get_the_options_that_came_with_it():
     assert new == {"language": {"pooled": False, **words}, "proprio": {"kind": "proprio"}}
 
 
-def test_runs_before_format_5_show_proprio_as_stored():
+def test_runs_before_format_5_show_proprio_as_stored_and_have_no_subtasks():
     data = stored()
-    del data["data"]["proprio_representation"]
-    assert read({**data, "format": 4}).data.proprio_representation == "as_stored"
+    for section, name in (
+        ("data", "proprio_representation"),
+        ("data", "subtasks"),
+        ("evaluate", "release"),
+    ):
+        del data[section][name]
+    config = read({**data, "format": 4})
+    assert config.data.proprio_representation == "as_stored"
+    assert (config.data.subtasks, config.evaluate.release) == (False, 0)
 
 
 def test_runs_before_format_3_keep_the_ids_of_their_texts():

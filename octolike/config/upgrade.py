@@ -121,7 +121,6 @@ def add_real_time_chunking(config: Json) -> Json:
 def add_execution(config: Json) -> Json:
     """Add how chunks are executed: before format 4, a simulated inference took no time."""
     options: Json = {"delay": 0, "overlap": "continue", "real_time": "", "gripper_band": 0.0}
-    options["release"] = 0
     for name, value in options.items():
         config = _default(config, "evaluate", name, value)
     return config
@@ -181,8 +180,8 @@ def add_profile(config: Json) -> Json:
 
 
 def add_subtasks(config: Json) -> Json:
-    """Add data.subtasks: before format 4, steps had no subtask."""
-    return _default(config, "data", "subtasks", False)
+    """Add data.subtasks and evaluate.release: before format 5, steps had no subtask."""
+    return _default(_default(config, "data", "subtasks", False), "evaluate", "release", 0)
 
 
 def add_text_pooling(config: Json) -> Json:
@@ -216,9 +215,8 @@ CHANGES = (
         add_real_time_chunking,
         add_execution,
         add_text_pooling,
-        add_subtasks,
     ),
-    (add_proprio_representation,),
+    (add_proprio_representation, add_subtasks),
 )
 
 
