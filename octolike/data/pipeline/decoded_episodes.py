@@ -130,7 +130,7 @@ def _decode_episode(
 
 def _pixels(frames: list[bytes], side: int, resize: str) -> np.ndarray:
     for frame in frames:
-        decode.refuse_giant(frame)
+        decode.check_size(frame)
     if side:
         return decode.decode_images(tf.constant(frames, tf.string), side, resize).numpy()
     images = [tf.io.decode_image(f, channels=3, expand_animations=False) for f in frames]

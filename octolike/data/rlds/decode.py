@@ -14,6 +14,7 @@ BLACK_BYTES, BLACK_BYTES_PER_PIXEL = 1000, 0.05
 MOST_PIXELS = 1 << 26  # of an image: 8192 × 8192
 # Markers of a JPEG's frame header (SOF0 to SOF15): C4, C8 and CC are others.
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # stuffing, TEM, RST0 to 7, SOI
 
 # Bit depth and colour type in the header of a PNG: TFDS stores the 4 bytes of a float as RGBA.
 _RGBA = b"\x08\x06"
@@ -67,42 +68,51 @@ def decode_depth(stored: bytes | np.ndarray, side: int) -> np.ndarray:
     return depth[rows][:, columns]
 
 
-def is_giant(encoded: bytes) -> bool:
-    """Return whether the header of a PNG, JPEG or GIF gives more than MOST_PIXELS.
+def size_problem(encoded: bytes) -> str:
+    """Return why an encoded image must not be decoded, by its header; "" for nothing.
 
-    Nothing is decoded: a few kilobytes can decompress to gigabytes. False for anything else: BMP is
-    not compressed, and decoding refuses the rest.
+    Nothing is decoded: a few kilobytes can decompress to gigabytes. BMP is not compressed. The
+    frames of a GIF have sizes of their own, and all of them are decompressed.
     """
+    if encoded.startswith(b"GIF8"):
+        return "the image is a GIF; expected PNG or JPEG"
+    width, height = _png_or_jpeg_size(encoded)
+    return f"the image has more than {MOST_PIXELS:,} pixels" if width * height > MOST_PIXELS else ""
+
+
+def _png_or_jpeg_size(encoded: bytes) -> tuple[int, int]:
+    """Return (width, height) in the header of a PNG or JPEG; (0, 0) without one."""
     if encoded.startswith(b"\x89PNG") and len(encoded) >= 24:
-        width, height = struct.unpack(">II", encoded[16:24])
-        return width * height > MOST_PIXELS
-    if encoded.startswith(b"GIF8") and len(encoded) >= 10:
-        width, height = struct.unpack("<HH", encoded[6:10])
-        return width * height > MOST_PIXELS
+        return struct.unpack(">II", encoded[16:24])
     if not encoded.startswith(b"\xff\xd8"):
-        return False
+        return 0, 0
     # The segments of a JPEG: marker, length, content; the frame header holds height and width.
+    # Bytes between segments are skipped, as libjpeg does.
     at = 2
-    while at + 9 <= len(encoded) and encoded[at] == 0xFF:
+    while 0 <= (at := encoded.find(b"\xff", at)) <= len(encoded) - 9:
         marker = encoded[at + 1]
         if marker in _FRAME_HEADERS:
             height, width = struct.unpack(">HH", encoded[at + 5 : at + 9])
-            return width * height > MOST_PIXELS
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-    return False
+            return width, height
+        if marker == 0xFF:
+            at += 1
+        elif marker in _WITHOUT_LENGTH:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return 0, 0
 
 
-def refuse_giant(encoded: bytes) -> None:
-    """Raise tf.errors.InvalidArgumentError for an image with more than MOST_PIXELS."""
-    if is_giant(encoded):
-        message = f"the image has more than {MOST_PIXELS:,} pixels"
-        raise tf.errors.InvalidArgumentError(None, None, message)
+def check_size(encoded: bytes) -> None:
+    """Raise tf.errors.InvalidArgumentError for an image with a `size_problem`."""
+    if problem := size_problem(encoded):
+        raise tf.errors.InvalidArgumentError(None, None, problem)
 
 
 def check_image(encoded: bytes) -> None:
     """Raise tf.errors.OpError for bytes that are not an image; empty bytes are allowed."""
     if encoded:
-        refuse_giant(encoded)
+        check_size(encoded)
         tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
@@ -111,8 +121,8 @@ def black_frames(frames: tf.Tensor) -> np.ndarray:
 
     Decodes the first image and those that are suspiciously small, equal ones once. (Flags in the
     metadata cannot be used: those of Bridge V2 are False for images that exist.) Raises
-    UndecodableFrameError for one of these that cannot be decoded, and for any that is giant: the
-    stream decodes only what this pass has seen.
+    UndecodableFrameError for one of these that cannot be decoded, and for any with a
+    `size_problem`: the stream decodes only images that this pass has seen.
     """
     encoded: list[bytes] = frames.numpy().tolist()
     sizes = np.array([len(x) for x in encoded], np.int64)
@@ -120,7 +130,7 @@ def black_frames(frames: tf.Tensor) -> np.ndarray:
     if black.all():
         return black
     for t, image in enumerate(encoded):
-        if is_giant(image):
+        if size_problem(image):
             _decoded_frame(image, t)  # raises
     first = int(np.flatnonzero(~black)[0])
     pixels = _decoded_frame(encoded[first], first)
@@ -149,7 +159,7 @@ class UndecodableFrameError(Exception):
 
 def _decoded_frame(encoded: bytes, step: int) -> np.ndarray:
     try:
-        refuse_giant(encoded)
+        check_size(encoded)
         return tf.io.decode_image(encoded, expand_animations=False).numpy()
     except tf.errors.OpError as error:
         raise UndecodableFrameError(step, error) from None
@@ -171,7 +181,7 @@ def _find_black(steps: Mapping[bytes, int]) -> dict[bytes, bool]:
 
 @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
 def _are_black(encoded: tf.Tensor) -> tf.Tensor:
-    """Return bool [N]: `_is_black` of N encoded images; ten times faster than one by one."""
+    """Return bool [N]: `_is_black` of N encoded images, in one graph."""
 
     def is_black(x: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_image(x, expand_animations=False)
