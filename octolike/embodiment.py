@@ -89,6 +89,11 @@ class Statistics:
     high: np.ndarray | None = None
 
 
+def recorded_representation(text: str) -> str:
+    """Return a representation of the config as records hold it: "" for "as_stored"."""
+    return "" if text == "as_stored" else text
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embodiment:
     """A robot with its action and proprio conventions.
@@ -134,6 +139,7 @@ class Embodiment:
                 f"embodiment {self.name!r}: normalization {self.normalization!r} is not one of "
                 f"{', '.join(NORMALIZATIONS)}"
             )
+        _ = self.state_transform  # raises if it does not apply; `layout` computes the other one
         for part in ("action", "proprio"):
             layout, statistics = self.layout(part), getattr(self, f"{part}_statistics")
             if layout is None or statistics is None:

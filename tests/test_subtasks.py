@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import tensorflow as tf
 from data_fakes import config, numbered, opened, write
 
 from octolike.config import ConfigError
-from octolike.data.pipeline.subtasks import graph_subtasks, gripper_holds
+from octolike.data.pipeline.subtasks import describe_labels, graph_subtasks, gripper_holds
 from octolike.data.specs.catalog import find_spec
 from octolike.data.specs.planned import plan_data
 from octolike.data.specs.subtask_rules import SubtaskRule
@@ -74,7 +75,7 @@ def test_every_slot_of_a_window_has_the_label_of_its_step(tmp_path):
 def test_without_subtasks_in_the_data_the_instruction_is_one(tmp_path):
     write(tmp_path, "tabletop", {"train": [numbered(0, 3, CAMERAS, "do it")]})
     data = opened(tmp_path, "tabletop", subtasks=True, validation_split="")
-    assert "no subtasks in the data, the instruction is one: tabletop" in data.describe()
+    assert "no subtasks in tabletop: every step is labelled by its instruction" in data.describe()
     assert (next(data.train())["task"]["subtask"]["ids"] == TEXT.encode(["do it"])[0]).all()
 
 
@@ -96,6 +97,19 @@ def test_rules_give_the_subtask_of_an_open_and_of_a_holding_gripper(instruction,
     # Step 4 closes it and step 6 opens it: their actions belong to what the hand held before.
     expected = [open] * 5 + [held] * 2 + [open]
     assert [x.decode() for x in subtasks.numpy()] == expected
+
+
+def test_instructions_that_no_rule_matches_are_counted():
+    spec = dataclasses.replace(find_spec("tabletop"), subtask="", subtask_rules=RULES)
+    tasks = ("Put the cup on the tray", "wipe the table", "pick up the lid", "open it")
+    split = SimpleNamespace(
+        spec=spec, reader=SimpleNamespace(has_subtasks=True), index=SimpleNamespace(tasks=tasks)
+    )
+    (line,) = describe_labels([split])
+    assert "tabletop match 2 of 4 instructions" in line
+    assert "'wipe the table'" in line
+    split.index.tasks = tasks[:1]
+    assert describe_labels([split]) == []
 
 
 def test_a_holding_gripper_equals_its_definition():

@@ -26,7 +26,7 @@ import numpy as np
 from octolike import files, ranges
 from octolike.config import Config, ConfigError, DataConfig, build_component
 from octolike.data.pipeline import goals, windows
-from octolike.embodiment import EXTREME, Embodiment, Statistics
+from octolike.embodiment import EXTREME, Embodiment, Statistics, recorded_representation
 from octolike.text import TOKENIZERS
 from octolike.types import Batch, BatchSpec, Names, batch_share, batch_spec, unflatten
 
@@ -424,18 +424,15 @@ def _check_config(config: Config, frames: ArrayFrames, robot: Embodiment) -> Non
 def _with_statistics(robot: Embodiment, frames: ArrayFrames, config: DataConfig) -> Embodiment:
     """Return the record with the statistics of frames; ConfigError for ranges that do not fit."""
     episodes = len(frames.instructions)
-    text = "" if config.representation == "as_stored" else config.representation
-    shown = "" if config.proprio_representation == "as_stored" else config.proprio_representation
-    plain = dataclasses.replace(
-        robot,
-        normalization=config.normalization,
-        representation=text,
-        proprio_representation=shown,
-    )
     try:
-        plain.state_transform  # noqa: B018  raises if it does not apply
+        plain = dataclasses.replace(
+            robot,
+            normalization=config.normalization,
+            representation=recorded_representation(config.representation),
+            proprio_representation=recorded_representation(config.proprio_representation),
+        )
         learned = _learned_actions(plain, frames, config.horizon)
-    except ValueError as error:  # the representation does not apply to this robot
+    except ValueError as error:  # a representation does not apply to this robot
         raise ConfigError(str(error)) from None
     record = dataclasses.replace(
         plain,

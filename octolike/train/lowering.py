@@ -97,8 +97,8 @@ def lower_for_cuda(function: Callable[..., Any], *args: Any, capability: float =
 class AttentionFacts(NamedTuple):
     """The attention of a trace: {kernel: calls}, bytes of dense masks, bytes of dense logits.
 
-    logits: of all products with batch axes together, except those of the augmentation's crop: they
-    are attention without a kernel.
+    logits: of all products with batch axes together, which are attention without a kernel. The
+    augmentation's crop, on a TPU a product as well, is left out.
     """
 
     kernels: dict[str, int]

@@ -22,7 +22,7 @@ from octolike.data.rlds.reader import NOTHING_HELD_OUT, Reader
 from octolike.data.rlds.split_records import HeldOut
 from octolike.data.specs.episode_filter import build_filter
 from octolike.data.specs.spec import DatasetSpec
-from octolike.embodiment import Embodiment, Layout
+from octolike.embodiment import Embodiment, Layout, recorded_representation
 from octolike.errors import DataError
 
 # Numbers, instruction and pointers of one step in memory.
@@ -197,28 +197,25 @@ def embodiment_records(
             _check_conventions(name, first, specs[i], range_check == "strict")
             record[i] = len(result)
         action, proprio = _pooled([indices[i] for i in group])
-        new = Embodiment(
-            name=name,
-            robot=first.robot,
-            control_hz=first.control_hz,
-            gripper=first.gripper,
-            action=first.action,
-            proprio=first.proprio,
-            normalization=normalization,
-            datasets=tuple(specs[i].name for i in group),
-            representation="" if representation == "as_stored" else representation,
-            proprio_representation=""
-            if proprio_representation == "as_stored"
-            else proprio_representation,
-            inferred=tuple(dict.fromkeys(key for i in group for key in specs[i].inferred)),
-            action_statistics=None,
-            proprio_statistics=None,
-        )
+        datasets = tuple(specs[i].name for i in group)
         try:
-            new = replace(new, action_statistics=action, proprio_statistics=proprio)
-            new.state_transform  # noqa: B018  raises if it does not apply
-        except ValueError as error:  # the representation does not apply to this robot
-            raise ConfigError(f"{', '.join(new.datasets)}: {error}") from None
+            new = Embodiment(
+                name=name,
+                robot=first.robot,
+                control_hz=first.control_hz,
+                gripper=first.gripper,
+                action=first.action,
+                proprio=first.proprio,
+                normalization=normalization,
+                datasets=datasets,
+                representation=recorded_representation(representation),
+                proprio_representation=recorded_representation(proprio_representation),
+                inferred=tuple(dict.fromkeys(key for i in group for key in specs[i].inferred)),
+                action_statistics=action,
+                proprio_statistics=proprio,
+            )
+        except ValueError as error:  # a representation does not apply to this robot
+            raise ConfigError(f"{', '.join(datasets)}: {error}") from None
         if range_check == "strict":
             _check_ranges(new, [specs[i] for i in group], [indices[i] for i in group])
         else:

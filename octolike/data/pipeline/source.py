@@ -45,6 +45,7 @@ from octolike.data.pipeline.memory_budget import MemoryBudget
 from octolike.data.pipeline.order import repeats_of_groups
 from octolike.data.pipeline.sampling import SamplingGroups, SamplingSchedule
 from octolike.data.pipeline.stream import BadRows, RldsStream, Wording, segment_spans
+from octolike.data.pipeline.subtasks import describe_labels
 from octolike.data.rlds import statistics
 from octolike.data.rlds.index import EpisodeIndex
 from octolike.data.rlds.reader import Reader
@@ -216,9 +217,8 @@ class RldsSource:
         if self._config.paraphrases:
             count = sum(task in self._wording.paraphrases for task in self._instructions)
             lines.append(f"paraphrases: {count} of {len(self._instructions)} distinct instructions")
-        without = [s.spec.name for s in self._sources if not s.reader.has_subtasks]
-        if self._config.subtasks and without:
-            lines.append(f"no subtasks in the data, the instruction is one: {', '.join(without)}")
+        if self._config.subtasks:
+            lines += describe_labels(self._sources)
         return "\n".join(lines)
 
     def describe_reach(self, low: float, high: float) -> list[str]:

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from octolike.data.pipeline.dataset_split import DatasetSplit
 from octolike.data.rlds.texts import graph_texts
 from octolike.data.specs.spec import DatasetSpec
 from octolike.data.specs.subtask_rules import GRIPPER
 
 _CLOSED = 0.5  # gripper targets below are closed: standard actions have 1 for open
+
+
+def describe_labels(splits: Iterable[DatasetSplit]) -> list[str]:
+    """Return lines on the datasets with steps that are labelled by their instruction."""
+    lines = []
+    without = [s.spec.name for s in splits if not s.reader.has_subtasks]
+    if without:
+        lines.append(
+            f"no subtasks in {', '.join(without)}: every step is labelled by its instruction"
+        )
+    for split in splits:
+        tasks = split.index.tasks if split.spec.subtask_rules else ()
+        unmatched = _unmatched(split.spec, tasks)
+        if unmatched:
+            lines.append(
+                f"the subtask_rules of {split.spec.name} match {len(tasks) - len(unmatched)} of "
+                f"{len(tasks)} instructions; the steps of the others are labelled by their "
+                f"instruction, e.g. {unmatched[0]!r}"
+            )
+    return lines
+
+
+def _unmatched(spec: DatasetSpec, instructions: Sequence[str]) -> list[str]:
+    """Return the instructions that no rule of a dataset spec matches."""
+    text = tf.strings.lower(tf.constant(instructions, tf.string), encoding="utf-8")
+    matches = tf.zeros(len(instructions), tf.bool)
+    for rule in spec.subtask_rules:
+        matches |= tf.strings.regex_full_match(text, rule.pattern)
+    return [x for x, is_match in zip(instructions, matches.numpy(), strict=True) if not is_match]
 
 
 def graph_subtasks(

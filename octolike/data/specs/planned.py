@@ -11,7 +11,7 @@ from typing import NamedTuple
 from octolike.config import Config, DataConfig, resolve
 from octolike.data.specs import catalog, mixes
 from octolike.data.specs.spec import DatasetSpec
-from octolike.embodiment import Embodiment
+from octolike.embodiment import Embodiment, recorded_representation
 from octolike.types import BatchSpec, Names
 
 
@@ -74,8 +74,6 @@ def batch_spec(d: DataConfig, specs: list[DatasetSpec]) -> BatchSpec:
 
 
 def _record(spec: DatasetSpec, d: DataConfig) -> Embodiment:
-    texts = (d.representation, d.proprio_representation)
-    action, proprio = ("" if text == "as_stored" else text for text in texts)
     return Embodiment(
         name=spec.name,
         robot=spec.robot,
@@ -83,6 +81,6 @@ def _record(spec: DatasetSpec, d: DataConfig) -> Embodiment:
         gripper=spec.gripper,
         action=spec.action,
         proprio=spec.proprio,
-        representation=action,
-        proprio_representation=proprio,
+        representation=recorded_representation(d.representation),
+        proprio_representation=recorded_representation(d.proprio_representation),
     )
