@@ -188,8 +188,10 @@ def _explain(error: Exception, argv: list[str]) -> str:
             node = getattr(node, name)
     text = str(error)
     if match := re.search(r"No such file or directory: '(.*)'\Z", text.strip()):
-        shipped_names = ", ".join(path.stem for path in sorted(shipped("configs").glob("*.py")))
-        return f"there is no file {match[1]}; shipped configs: {shipped_names}"
+        shipped_names = [path.stem for path in sorted(shipped("configs").glob("*.py"))]
+        if match[1] in shipped_names:  # a script was started, not the command
+            return f"there is no file {match[1]}; a script needs the path configs/{match[1]}.py"
+        return f"there is no file {match[1]}; shipped configs: {', '.join(shipped_names)}"
     if match := re.search(r"flag --([\w.]+)=(.*?): (.*)", text, re.DOTALL):
         expected = next((v for k, v in EXPECTED.items() if k in match[3]), match[3])
         return f"--{match[1]}={match[2]}: {expected}"

@@ -54,7 +54,7 @@ class TabletopExpert:
 
 
 def subtask(task: TabletopTask, state: TaskState) -> str:
-    """Return what the expert does at present, in words that name one thing.
+    """Return the expert's present subtask, in words that name one object.
 
     While it is held, the target is "it". The words follow from what the hand holds, which a robot
     can feel: after placing they are those of the grasp, and the images say that the hand retreats.
@@ -64,11 +64,10 @@ def subtask(task: TabletopTask, state: TaskState) -> str:
         return f"touch the {target}"
     if task.skill == "push":
         return f"push the {target} to the {reference}"
-    holds = state.grasped == task.target
-    if task.skill == "lift":
-        return "lift it" if holds else f"grasp the {target}"
-    if not holds:
+    if state.grasped != task.target:
         return f"grasp the {target}"
+    if task.skill == "lift":
+        return "lift it"
     return f"put it {'into' if task.skill == 'put' else 'on'} the {reference}"
 
 
