@@ -7,8 +7,8 @@
 
 Arguments: checkpoint; mode (full, head, readouts, frozen_vision, frozen_language, lora); head (a
 kind, or 'fresh' for the same one from scratch, as other action dimensions need); camera=name:side
-adds one; proprio=add, drop or
-fresh (another robot's); window, horizon. RESULTS.md has results under few demonstrations.
+adds one; proprio=add, drop or fresh (another robot's); window, horizon. RESULTS.md has results under
+few demonstrations.
 """
 
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ MODES = ("full", "head", "readouts", "frozen_vision", "frozen_language", "lora")
 HEADS, READOUTS = ("!heads_*",), ("!heads_*", "!readout_*")
 # The data settings that shape the network and its inputs are taken from the run.
 SHAPING = ("cameras", "depth", "window", "horizon", "use_proprio", "text", "goal")
-SHAPING += ("normalization", "representation", "proprio_representation", "resize")
+SHAPING += ("normalization", "representation", "proprio_representation", "resize", "subtasks")
 
 
 def get_config(arg: str = "") -> Config:

@@ -11,7 +11,8 @@ import policy_fakes
 import pytest
 from train_fakes import SPEC, FakeSource, Tiny, config, make_batch
 
-from octolike.config import ConfigError, OptimConfig
+from octolike.config import ConfigError, OptimConfig, load_module, resolve
+from octolike.data.specs.planned import plan_data
 from octolike.model.network import build_network, named_rows
 from octolike.train import checkpoint, gradients, initial_state, loop, lora, optimizer
 from octolike.train import state as states
@@ -191,6 +192,13 @@ def test_rows_of_robots_and_tasks_are_transferred_by_name(by, capsys):
         initial_state.reorder_named_rows(params, named_rows(model, there), other, fresh, "runs/a"),
         params,
     )
+
+
+@pytest.mark.parametrize("arguments", ["mode=lora", "proprio=drop", "head=fresh,debug"])
+def test_the_network_of_the_quick_start_gets_its_inputs_in_a_finetune(arguments):
+    run = resolve(load_module("configs/finetune.py").get_config(arguments))
+    data = plan_data(run)
+    build_network(dataclasses.asdict(run.model), data.spec, data.names)  # else ConfigError
 
 
 def test_reinitialising_the_head_takes_over_the_rest(source, tmp_path, capsys):
