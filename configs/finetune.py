@@ -7,7 +7,7 @@
 
 Arguments: checkpoint; mode (full, head, readouts, frozen_vision, frozen_language, lora); head (a
 kind, or 'fresh' for the same one from scratch, as other action dimensions need); camera=name:side
-adds one; proprio=add, drop or fresh (another robot's); window, horizon. RESULTS.md has results under
+adds one; proprio=add, drop or fresh (another robot's); window, horizon. RESULTS.md has results of
 few demonstrations.
 """
 

@@ -19,7 +19,6 @@ from octolike.config.python_files import shipped, shipped_config
 
 # {package: the extra of pyproject.toml that installs it}
 EXTRAS = {
-    "grpc": "train",
     "imageio": "train",
     "matplotlib": "train",
     "scipy": "train",

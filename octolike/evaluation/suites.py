@@ -195,9 +195,10 @@ def _libero_suites() -> dict[str, Suite]:
     for name in names:
         about = f"LIBERO's suite {name}, every task"
         suites[f"libero_{name}"] = Suite("libero", about, ("train",), skills[name])
-        for split, ending in libero_tasks.PERTURBATIONS.items() if name != "90" else ():
-            about = f"LIBERO-PRO's suite libero_{name}_{ending}: {SPLIT_MEANINGS[split]}"
-            suites[f"libero_{name}_{ending}"] = Suite("libero", about, (split,), skills[name])
+        for split in libero_tasks.PERTURBATIONS if name != "90" else ():
+            suite = libero_tasks.suite_name(split, name)
+            about = f"LIBERO-PRO's suite {suite}: {SPLIT_MEANINGS[split]}"
+            suites[suite] = Suite("libero", about, (split,), skills[name])
         if name != "90":
             about = f"LIBERO's suite {name}, and all of LIBERO-PRO's variants of it"
             suites[f"libero_{name}_pro"] = Suite("libero", about, libero_tasks.SPLITS, skills[name])

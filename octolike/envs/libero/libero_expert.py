@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from octolike.envs.libero.libero_env import LiberoEnv, axis_angle, proprio
+from octolike.envs.libero.libero_env import LiberoEnv, proprio
 from octolike.envs.libero.libero_scene import Scene
 from octolike.envs.libero.libero_skills import Target, plan
 
@@ -115,10 +116,7 @@ def servo(scene: Scene, target: Target) -> np.ndarray:
     position, rotation = scene.hand()
     move = _GAIN * (target.position - position) / MOVE_SCALE
     move *= target.speed / max(float(np.abs(move).max()), target.speed)
-    turn = axis_angle(_quaternion(target.rotation @ rotation.T))
-    angle = float(np.linalg.norm(turn))
-    if angle > np.pi:
-        turn *= (angle - 2 * np.pi) / angle
+    turn = Rotation.from_matrix(target.rotation @ rotation.T).as_rotvec()
     turn = np.clip(_GAIN * turn / TURN_SCALE, -0.5, 0.5)
     return np.concatenate([move, turn, [1.0 if target.is_closed else -1.0]])
 
@@ -131,19 +129,3 @@ def is_idle(action: np.ndarray, previous: np.ndarray) -> bool:
 def to_env(action: np.ndarray) -> np.ndarray:
     """Return a stored action as LiberoEnv takes it: 1 opens the gripper, 0 closes it."""
     return np.append(action[:6], (1 - action[6]) / 2)
-
-
-def _quaternion(matrix: np.ndarray) -> np.ndarray:
-    """Return the quaternion (x, y, z, w) of a rotation matrix."""
-    w = np.sqrt(max(1 + np.trace(matrix), 0)) / 2
-    if w > 0.1:
-        axis = np.array(
-            [
-                matrix[2, 1] - matrix[1, 2],
-                matrix[0, 2] - matrix[2, 0],
-                matrix[1, 0] - matrix[0, 1],
-            ]
-        )
-        return np.append(axis / (4 * w), w)
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    return np.append(vectors[:, int(np.argmax(values))], 0.0)

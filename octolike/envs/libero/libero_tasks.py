@@ -43,13 +43,16 @@ def tasks_of(split: str, skills: Sequence[str] | None = None) -> tuple[str, ...]
     return names if split == "train" else tuple(n for n in names if not n.startswith("90/"))
 
 
+def suite_name(split: str, base: str) -> str:
+    """Return the benchmark's name of a suite, e.g. "object", in a split."""
+    return f"libero_{base}" if split == "train" else f"libero_{base}_{PERTURBATIONS[split]}"
+
+
 def suite_of(split: str, skill: str) -> tuple[str, int]:
     """Return (the benchmark's name of a skill's suite in a split, the number of the task)."""
     check_choice("split", split, SPLITS)
     check_choice("LIBERO task", skill, SKILLS)
     name, number = skill.split("/")
-    if split == "train":
-        return f"libero_{name}", int(number)
-    if name == "90":
+    if split != "train" and name == "90":
         raise ConfigError(f"LIBERO-PRO has no suite of libero_90, so {split!r} has no {skill!r}")
-    return f"libero_{name}_{PERTURBATIONS[split]}", int(number)
+    return suite_name(split, name), int(number)

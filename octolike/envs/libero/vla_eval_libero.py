@@ -24,7 +24,7 @@ from vla_eval.benchmarks.libero.benchmark import MAX_STEP_MAPPING, LIBEROBenchma
 
 from octolike.config import ConfigError, unknown
 from octolike.envs.libero.libero_package import load_libero, load_task
-from octolike.envs.libero.libero_tasks import COUNTS, PERTURBATIONS, SPLITS
+from octolike.envs.libero.libero_tasks import COUNTS, SPLITS, suite_name
 
 
 class LiberoBenchmark(LIBEROBenchmark):
@@ -70,11 +70,11 @@ class LiberoBenchmark(LIBEROBenchmark):
 
 def parse_suite(name: str) -> tuple[str, str]:
     """Return (suite, split) of the benchmark's name of a suite; ConfigError if it is unknown."""
-    names = {}
-    for base in COUNTS:
-        names[f"libero_{base}"] = (base, SPLITS[0])
-        for split, ending in PERTURBATIONS.items() if base != "90" else ():
-            names[f"libero_{base}_{ending}"] = (base, split)
+    names = {
+        suite_name(split, base): (base, split)
+        for base in COUNTS
+        for split in (SPLITS if base != "90" else SPLITS[:1])
+    }
     if name not in names:
         raise ConfigError(unknown("suite of LIBERO", name, names))
     return names[name]
