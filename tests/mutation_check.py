@@ -143,7 +143,7 @@ MUTATIONS = (
     Mutation(
         "features.json may import modules",
         "data/rlds/known_features.py",
-        "if not own and name not in registered:",
+        "if not is_tfds and name not in registered:",
         "if False:",
         "test_strangers_files.py",
     ),

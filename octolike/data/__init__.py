@@ -16,9 +16,9 @@ from octolike.types import DataSource
 # before the log level is read; oneDNN is not used in reading, decoding or resizing.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# TensorFlow fills a buffer of 64 MiB at each place of a gs:// file where it begins to read. Larger
-# reads than the buffer are single requests of their own size: with a small one, an episode costs
-# its bytes, and a few more to get to its offset.
+# For each read at a new offset of a gs:// file, TensorFlow fills a buffer, by default of 64 MiB.
+# Larger reads are single requests of their own size: with a small buffer, an episode costs its
+# bytes, and a few more to get to its offset.
 os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(4 << 10))
 
 

@@ -448,7 +448,7 @@ def _with_statistics(robot: Embodiment, frames: ArrayFrames, config: DataConfig)
 
 
 def _learned_actions(robot: Embodiment, frames: ArrayFrames, horizon: int) -> np.ndarray:
-    """Return what is learned of the actions, [n, A']: of all valid steps of all chunks."""
+    """Return the learned form of the actions, [n, A']: of all valid steps of all chunks."""
     if robot.transform is None:
         return frames.action
     last = np.repeat(frames.starts[1:] - 1, np.diff(frames.starts))[:, None]

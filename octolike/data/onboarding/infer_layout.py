@@ -29,7 +29,7 @@ class InferredLayout:
     Attributes:
         layout: of the columns.
         grippers: indices of the columns that are grippers.
-        evidence: {"names", "units", "absolute" or "gripper": the reason for what was inferred}.
+        evidence: {"names", "units", "absolute" or "gripper": the reason for the inference}.
         doubts: sentences on columns that are unlike the usual radians, metres and shares.
     """
 

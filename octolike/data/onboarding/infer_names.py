@@ -2,7 +2,7 @@
 
 Names that the file gives are taken. Other columns are named after their fields: one of several
 columns gets a number. A rotation is recognised by its values: the four of a quaternion have norm 1,
-the six of two columns of a rotation matrix are orthogonal. Whatever the data do not say is said.
+the six of two columns of a rotation matrix are orthogonal. The evidence states the open questions.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from octolike.embodiment import MIN_SPREAD, Statistics
 
 CARTESIAN = ("pose", "eef", "ee_", "tcp", "cartesian", "end_effector")
 GRIPPER = ("gripper", "finger", "jaw", "claw")
-RARE = 0.02  # a switch that is thrown less often is no gripper
+RARE = 0.02  # a column that switches less often is not a gripper
 CONTROLLER = 1.0 + ranges.TOLERANCE  # the largest change of a pose: in metres, or of a controller
 NORM = 1e-3  # rounding of a rotation in float32
 
 
 class ActionContext(NamedTuple):
-    """What names of actions depend on: see `infer_layout`.
+    """The state that actions move, from which they are named (`infer_layout`).
 
     absolute: of the columns; matches: the state column that each one moves, or -1; state_names: of
     the state.
@@ -46,20 +46,20 @@ class ColumnNames(NamedTuple):
 def name_columns(
     part: str,
     widths: Mapping[str, int],
-    given: Sequence[str],
+    file_names: Sequence[str],
     episodes: Sequence[np.ndarray],
     s: Statistics,
     action: ActionContext | None = None,
 ) -> ColumnNames:
-    """Return the names of the columns of the fields `widths`; given: those in the file.
+    """Return the names of the columns of the fields `widths`.
 
-    action: of actions; None for proprio.
+    file_names: those in the file, () for none. action: of actions; None for proprio.
     """
     dims = sum(widths.values())
     rotations = find_rotations(episodes)
-    doubts = tuple(_rotation_doubt(part, start, found, episodes) for start, found in rotations)
-    if len(given) == dims == len(set(given)):
-        return ColumnNames(tuple(given), "", doubts)
+    doubts = tuple(_rotation_doubt(part, start, kind, episodes) for start, kind in rotations)
+    if len(file_names) == dims == len(set(file_names)):
+        return ColumnNames(tuple(file_names), "", doubts)
     if len(widths) > 1:
         columns = [
             _stem(field) + (f"_{i}" if width > 1 else "")
@@ -119,7 +119,7 @@ def find_rotations(episodes: Sequence[np.ndarray]) -> list[tuple[int, Rotation]]
     while len(x) and start + 4 <= x.shape[1]:
         kind = ROTATION_6D if _is_rotation_6d(x[:, start : start + 6]) else None
         if kind is None and _is_unit(x[:, start : start + 4]):
-            # Three columns of norm 1 and a constant 0 next to them are no quaternion.
+            # Three columns of norm 1 next to a constant 0 are not a quaternion.
             moving = np.ptp(x[:, start : start + 4], axis=0) > NORM
             kind = QUATERNION if moving.sum() >= 2 else None
         if kind is None:
@@ -174,7 +174,7 @@ def _after_state(dims: int, action: ActionContext, s: Statistics) -> tuple[str, 
         return ()
     if len(states) == dims and sum(action.absolute) >= dims - 1:
         return states
-    # A switch does not move its state at once, and what stands still moves none.
+    # A switch moves its state with a delay, and a constant column moves none.
     is_quiet = ranges.is_binary(s) | (s.max - s.min <= MIN_SPREAD)
     is_square = len(states) == dims
     names = tuple(

@@ -41,7 +41,7 @@ class InferredSpec:
         grippers: indices of the gripper's action dimensions.
         control_hz: 0 if unknown.
         action_layout, proprio_layout: names, units and more of the dimensions.
-        evidence: {"action.names", "control_hz", …: the reason for what was inferred}.
+        evidence: {"action.names", "control_hz", …: the reason for the inference}.
     """
 
     cameras: dict[str, str]
@@ -217,10 +217,10 @@ def describe_spec(spec: InferredSpec) -> str:
         for name in ("cameras", "depth", "language", "action", "proprio", "grippers", "control_hz")
     ]
     parts = ("action", spec.action_layout, "target"), ("proprio", spec.proprio_layout, "state")
-    for part, inferred, held in parts:
+    for part, inferred, absolute in parts:
         layout = inferred.layout
         rows = [
-            (n, u or "-", held if a else "change", kind or ("normalised" if z else "as it is"))
+            (n, u or "-", absolute if a else "change", kind or ("normalised" if z else "as it is"))
             for n, u, a, z, kind in zip(
                 layout.names,
                 layout.units,
@@ -362,11 +362,11 @@ def _cameras(keys: list[str]) -> dict[str, str]:
     names = sorted(k.removeprefix("observation.") for k in keys if k.startswith("observation."))
     names = [n for n in names if "depth" not in n.lower()]
     wrist = [n for n in names if any(w in n.lower() for w in WRIST)]
-    others = [n for n in names if n not in wrist]
-    others.sort(key=lambda n: (any(s in n.lower() for s in SECOND), n))
-    if not others and len(wrist) > 1:
-        others, wrist = wrist[:1], wrist[1:]
-    result = dict(zip(("primary", "secondary"), others, strict=False))
+    cameras = [n for n in names if n not in wrist]
+    cameras.sort(key=lambda n: (any(s in n.lower() for s in SECOND), n))
+    if not cameras and len(wrist) > 1:
+        cameras, wrist = wrist[:1], wrist[1:]
+    result = dict(zip(("primary", "secondary"), cameras, strict=False))
     return result | ({"wrist": wrist[0]} if wrist else {})
 
 

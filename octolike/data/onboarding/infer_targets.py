@@ -2,8 +2,8 @@
 
 A target moves with the next state, a change or a velocity with the difference of two states. The
 correlations decide, because they know neither units nor the order of the columns: a dict of actions
-may list the gripper first, a state last. Where they do not, an action that is much closer to the
-state or to its change decides, and what is still undecided follows its field.
+may list the gripper first, a state last. If they are undecided, an action that is much closer to
+the state or to its change decides; columns that are still undecided follow their field.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class InferredTargets(NamedTuple):
     """For each action column: whether it is a target, and the state column that it moves.
 
     matches: -1 where no state column follows. evidence: a clause. mixed: groups of columns, by
-    their indices, of which some are targets and the others changes.
+    their indices, that contain both targets and changes.
     """
 
     absolute: tuple[bool, ...]
@@ -46,8 +46,8 @@ def infer_targets(
     Args:
         action: float [T, A] of each episode.
         state: float [T, S] of each episode; () or no columns for none.
-        groups: the columns of each field of the action; what is undecided follows its field.
-        two_valued: of each column: grippers and switches, which say nothing about the others.
+        groups: the columns of each field of the action; undecided columns follow their field.
+        two_valued: of each column: grippers and switches, which are no evidence for the others.
     """
     dims = action[0].shape[1] if action else 0
     pairs = [i for i, x in enumerate(action) if len(x) > 1]
@@ -101,12 +101,12 @@ def _votes_by_state(
     change = np.max([_correlation(a, m) for m in moves], axis=0)
     matches = _matches(np.maximum(target, change))
     column = np.where(matches >= 0, matches, np.arange(dims) if is_square else 0)
-    rows, known = np.arange(dims), (matches >= 0) | is_square
+    rows, has_state = np.arange(dims), (matches >= 0) | is_square
     difference = target[rows, column] - change[rows, column]
     is_clear = (matches >= 0) & (np.abs(difference) > DECISIVE) & (len(a) >= FEWEST)
     to_state = np.median(np.abs(a - after[:, column]), axis=0)
     to_change = np.median(np.abs(a - moves[LAGS.index(0)][:, column]), axis=0)
-    moves_at_all = known & (np.ptp(a, axis=0) > 0) & (np.ptp(after[:, column], axis=0) > 0)
+    moves_at_all = has_state & (np.ptp(a, axis=0) > 0) & (np.ptp(after[:, column], axis=0) > 0)
     nearer = np.where(CLOSER * to_state < to_change, 1, 0)
     nearer -= np.where(CLOSER * to_change < to_state, 1, 0)
     return np.where(is_clear, np.sign(difference), nearer * moves_at_all), matches

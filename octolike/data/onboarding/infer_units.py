@@ -88,14 +88,14 @@ def _angle_unit(
     if beyond:
         d = max(beyond, key=lambda d: largest[d])
         text = f"{names[d]} {s.min[d]:.3g} to {s.max[d]:.3g}, beyond 2π: degrees"
-        rest = "" if len(beyond) == len(angles) else ", and so are the other angles"
-        return "deg", text + rest
+        note = "" if len(beyond) == len(angles) else ", and so are the other angles"
+        return "deg", text + note
     if state is not None and matches:
         followed = {state.units[matches[d]] for d in angles if matches[d] >= 0}
         if "deg" in followed:
             return "deg", "angles whose states are in degrees"
     if not angles or max(largest[d] for d in angles) < ranges.MIN_SPREAD:
-        return "", ""  # zeros say nothing
+        return "", ""  # zeros fit any unit
     return "rad", "angles within ±2π: radians"
 
 

@@ -15,7 +15,7 @@ LANGUAGE = ("language_instruction", "natural_language_instruction", "instruction
 TASK_GROUPS = ("task", "instruction", "language", *LANGUAGE)
 TASK_LEAVES = ("text", "task", "description", "instruction")
 PROPRIO = ("state", "proprio", "qpos", "joint_positions", "robot_state", "eef_state", "cartesian")
-# What only a simulator knows: the poses of objects.
+# Known to a simulator only: the poses of objects.
 PRIVILEGED = re.compile(
     r"(^|[._])(objects?|object_states?|privileged|sim_states?|env_states?|environment_states?)($|_)"
 )
@@ -88,7 +88,7 @@ def unused_fields(
     """
     keys = {f"observation.{k}" for k in (*cameras.values(), *depth.values())}
     result = {}
-    listed = {_list_of(k, survey) for k in used}  # a list of texts, of which some are used
+    listed = {_list_of(k, survey) for k in used}  # lists with a text that is used
     fields = {*survey.features, *survey.texts} - {*used} - listed - keys - BOOKKEEPING
     for field in sorted(fields):
         if not field.startswith("episode."):

@@ -57,8 +57,8 @@ class Survey:
         frozen: {camera field: number of episodes with identical first and last images}.
         black: {camera field: number of black or empty frames in each episode}.
         undecodable: {camera field: number of episodes with a frame that cannot be decoded}.
-        dark, uniform: {camera field: number of episodes whose middle frame is nearly black, or has
-            nearly one colour}; black ones are not counted again.
+        dark, uniform: {camera field: number of episodes with a nearly black middle frame, or with
+            one of nearly one colour}; black ones are not counted again.
         control_hz: 0 if unknown.
         about: metadata of the converter.
     """
@@ -272,9 +272,8 @@ def _episodes(info: Any, split: str, most: int, cameras: Sequence[str]) -> Itera
     share = -(-most // len(files)) if most else max(info.splits[split].shard_lengths)
     tree = record_fields.field_tree(info.features)
     paths = {k: record_fields.find_path(tree, k) or () for k in cameras}
-    wanted = record_fields.not_image_array
     parse = tf.function(
-        record_fields.graph_parser(info.features, wanted, paths, {}, 1),
+        record_fields.graph_parser(info.features, record_fields.not_image_array, paths, {}, 1),
         input_signature=[tf.TensorSpec((), tf.string)],
         autograph=False,
     )

@@ -36,7 +36,7 @@ class DatasetSplit:
     Attributes:
         number, record: indices of the dataset and of its embodiment record in a batch.
         cameras, depth: names of the cameras to read.
-        views: interchangeable cameras, of which each is shown as any other; () for none.
+        views: interchangeable cameras; each is shown as any other; () for none.
         tasks: int64 [episodes], the task id of each episode.
         has_task: bool [episodes], False if the task is unknown.
     """

@@ -169,8 +169,8 @@ class EpisodeLoader:
         """Return the function of a record of one dataset that gives the standard episode."""
         spec = source.spec
         views = range(len(source.views) or 1)
-        shown = [[_shown_camera(source, c, view) for c in self._cameras] for view in views]
-        cameras = dict.fromkeys(c for names in shown for c in names if c in spec.cameras)
+        names_of_views = [[_shown_camera(source, c, view) for c in self._cameras] for view in views]
+        cameras = dict.fromkeys(c for names in names_of_views for c in names if c in spec.cameras)
         parse = source.reader.graph_parse(cameras, source.depth)
         paths = spec.language_paths if source.reader.uses_instructions else ()
 
@@ -184,7 +184,7 @@ class EpisodeLoader:
             columns = _one_of(
                 [
                     [parsed.images[c][:steps] if c in cameras else missing for c in names]
-                    for names in shown
+                    for names in names_of_views
                 ],
                 view,
             )
@@ -258,12 +258,12 @@ def _presence(sources: Sequence[DatasetSplit], cameras: Sequence[str], view: int
     rows = []
     for source in sources:
         names = list(source.spec.cameras)
-        shown = [_shown_camera(source, c, view) for c in cameras]
+        view_cameras = [_shown_camera(source, c, view) for c in cameras]
         columns = [
             source.index.has_image[:, names.index(c)]
             if c in names
             else np.zeros(len(source.index.steps), bool)
-            for c in shown
+            for c in view_cameras
         ]
         rows.append(
             np.stack(columns, axis=1) if columns else np.zeros((len(source.index.steps), 0))

@@ -303,10 +303,10 @@ def next_good(good: tf.Tensor) -> tf.Tensor:
     """
     count = tf.size(good, tf.int64)
     positions = tf.where(good)[:, 0]
-    found = tf.searchsorted(positions, tf.range(count), side="left", out_type=tf.int64)
+    next_index = tf.searchsorted(positions, tf.range(count), side="left", out_type=tf.int64)
     number = tf.maximum(tf.size(positions, tf.int64), 1)
     padded = tf.concat([positions, tf.zeros([1], tf.int64)], 0)
-    return tf.where(tf.reduce_any(good), tf.gather(padded, found % number), tf.range(count))
+    return tf.where(tf.reduce_any(good), tf.gather(padded, next_index % number), tf.range(count))
 
 
 def _replace_bad_rows(
@@ -345,7 +345,7 @@ def _gather_images(pool: Pool, position: tf.Tensor) -> tf.Tensor:
     if len(pool.images) == 1:
         return tf.gather(pool.images[0], position)
     block = tf.searchsorted(pool.starts, position, side="right", out_type=tf.int32) - 1
-    # An empty block starts where the next one does: the last of equal starts has the position.
+    # An empty block has the start of the next one: the last of equal starts has the position.
     indices = tf.dynamic_partition(tf.range(tf.size(position)), block, len(pool.images))
     parts = [
         tf.gather(images, tf.gather(position, index) - pool.starts[i])

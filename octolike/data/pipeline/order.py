@@ -186,9 +186,11 @@ class FrameOrder:
         """Divide a section into blocks of similar cost, each of at least one episode."""
         ends = tf.cumsum(tf.gather(self._cost, episodes))
         total = tf.reduce_max(tf.concat([ends, [0.0]], 0))
-        whole = total <= WHOLE
-        one = tf.ones_like(total)
-        number = tf.where(whole, one, tf.maximum(tf.math.ceil(total * BLOCKS), BLOCKS + one))
+        is_single = total <= WHOLE
+        single = tf.ones_like(total)
+        number = tf.where(
+            is_single, single, tf.maximum(tf.math.ceil(total * BLOCKS), BLOCKS + single)
+        )
         middle = ends - tf.gather(self._cost, episodes) / 2
         block = tf.cast(tf.minimum(middle / total * number, number - 1), tf.int64)
         _, block = tf.unique(block, out_idx=tf.int64)

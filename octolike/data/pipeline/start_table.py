@@ -94,10 +94,10 @@ def _views(source: DatasetSplit) -> list[str]:
     """Return a line on cameras that are shown as others."""
     if not source.views:
         return []
-    shown = [c for c in source.cameras if c in source.views]
+    cameras = [c for c in source.cameras if c in source.views]
     has_all = source.has_views
     return [
-        f"views: {source.reader.title}: {', '.join(shown)} shows {' or '.join(source.views)}, "
+        f"views: {source.reader.title}: {', '.join(cameras)} shows {' or '.join(source.views)}, "
         f"drawn per episode and epoch, in {has_all.sum():,} of {len(has_all):,} episodes; the "
         "others lack one"
     ]

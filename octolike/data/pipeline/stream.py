@@ -23,7 +23,7 @@ from octolike.types import Batch
 
 _LAST_BATCH = 1 << 40
 _REPORTED = 5  # bad episodes of a dataset that are printed one by one
-# One of several hosts stops after so many batches in a row in which its own part has no usable row.
+# One of several hosts stops after this many consecutive batches without a usable row in its part.
 _PATIENCE = 100
 
 
@@ -72,8 +72,8 @@ class BadRows:
         """Report the rows of a batch; bad: int64 [B], −1 for none; masked: no row has an action.
 
         Raises DataError for a bad row unless they are dropped, and if a batch has no good row. A
-        host knows its own part only, and that part may have none where the batch has: such rows
-        have no action, as they would in a batch of one host; the host stops after _PATIENCE
+        host sees its own part only, which may have no good row although the batch has one: such
+        rows have no action, as in a batch of one host, and the host stops after _PATIENCE
         batches.
         """
         for row in bad[bad >= 0].tolist():

@@ -56,15 +56,15 @@ def graph_subtasks(
     subtasks = tf.fill(tf.shape(instruction), "")
     if not spec.subtask_rules:
         return subtasks
-    held = gripper_holds(action[:, spec.action.names.index(GRIPPER)])
+    is_held = gripper_holds(action[:, spec.action.names.index(GRIPPER)])
     text = tf.strings.lower(instruction, encoding="utf-8")
     for rule in spec.subtask_rules:
-        whole = f"^(?:{rule.pattern})$"
+        pattern = f"^(?:{rule.pattern})$"
         open_text, held_text = (
-            tf.strings.regex_replace(text, whole, part) for part in (rule.open, rule.held)
+            tf.strings.regex_replace(text, pattern, part) for part in (rule.open, rule.held)
         )
         is_first_match = tf.strings.regex_full_match(text, rule.pattern) & (subtasks == "")
-        subtasks = tf.where(is_first_match, tf.where(held, held_text, open_text), subtasks)
+        subtasks = tf.where(is_first_match, tf.where(is_held, held_text, open_text), subtasks)
     return subtasks
 
 

@@ -1,4 +1,4 @@
-"""The order of red and blue of a dataset's images: decided by what is on disk.
+"""The order of red and blue of a dataset's images, read off the files on disk.
 
 The raw releases of the datasets in question are PNG with blue first. Their public copies by
 prepare_open_x are JPEG, and their channels are swapped already.
@@ -29,7 +29,7 @@ class ChannelOrder:
 
     @cached_property
     def swapped(self) -> tuple[str, ...]:
-        """The cameras whose red and blue must be swapped."""
+        """The cameras with red and blue to be swapped."""
         spec = self._spec
         if self._setting == "spec":
             return spec.bgr

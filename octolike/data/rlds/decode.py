@@ -140,8 +140,8 @@ def black_frames(frames: tf.Tensor) -> np.ndarray:
         suspicious[:] = True  # not compressed: the size means nothing
     steps = {encoded[t]: t for t in np.flatnonzero(~black & suspicious).tolist()[::-1]}
     steps.pop(encoded[first], None)
-    found = {encoded[first]: _is_black(pixels), **_find_black(steps)}
-    return black | [found.get(x, False) for x in encoded]
+    is_black = {encoded[first]: _is_black(pixels), **_find_black(steps)}
+    return black | [is_black.get(x, False) for x in encoded]
 
 
 class UndecodableFrameError(Exception):
@@ -175,7 +175,7 @@ def _find_black(steps: Mapping[bytes, int]) -> dict[bytes, bool]:
         return {}
     try:
         return dict(zip(steps, _are_black(list(steps)).numpy().tolist(), strict=True))
-    except tf.errors.OpError:  # which step it is, only the slow way says
+    except tf.errors.OpError:  # one at a time finds the step
         return {x: _is_black(_decoded_frame(x, t)) for x, t in steps.items()}
 
 

@@ -48,7 +48,7 @@ class EpisodeIndex:
         shard, offset, length, steps: int64 [episodes]; offset and length in bytes.
         content: int64 [episodes], a fingerprint of the record (record_files.content_fingerprint).
         kept_start, kept: if the filter drops idle steps, an episode consists of the standard steps
-            at the positions kept[kept_start : kept_start + steps] (int32); of all of them where
+            at the positions kept[kept_start : kept_start + steps] (int32); of all of them if
             kept_start, int64 [episodes], is -1. `positions` returns them.
         task: int64 [episodes], index into `tasks`: the stored instructions, "" for none.
         label: int64 [episodes], index into `labels`: texts of the spec's label field, "" for none.
@@ -118,7 +118,7 @@ class EpisodeIndex:
 def data_digest(reader: Reader) -> str:
     """Return a digest of everything but the spec that an index depends on: the files, the code."""
     values = [FORMAT, ALGORITHM, reader.stamps, reader.counts, repr(reader.features)]
-    # What differs from the default: an index of a whole split does not depend on new options.
+    # Only options that differ from their defaults: a new option keeps the digests of old indices.
     if not all(mask.all() for mask in reader.selected):
         values.append([np.flatnonzero(mask).tolist() for mask in reader.selected])
     if reader.share:

@@ -29,11 +29,11 @@ def open_builder(directory: str) -> tfds.core.DatasetBuilder:
         if tf.io.gfile.exists(path):
             check_metadata(read_json(path), path)
     builder = tfds.builder_from_directory(directory)
-    own = str(directory).rstrip("/")
+    root = str(directory).rstrip("/")
     for split in builder.info.splits.values():
         for shard in split.filepaths:
             folder, _, name = str(shard).rpartition("/")
-            if folder.rstrip("/") != own or name in ("", ".", ".."):
+            if folder.rstrip("/") != root or name in ("", ".", ".."):
                 raise DataError(
                     f"{directory}/dataset_info.json names the file {str(shard)!r:.200}, which is "
                     "not in the dataset's directory"
@@ -60,8 +60,10 @@ def check_metadata(data: Any, path: str) -> None:
     """Raise DataError if a features.json names a class that is not one of tensorflow_datasets."""
     registered = tfds.features.FeatureConnector._registered_features
     for key, name in _class_names(data):
-        own = name.startswith(OWN) if key in CLASS_KEYS else name.startswith("tensorflow_datasets.")
-        if not own and name not in registered:
+        is_tfds = (
+            name.startswith(OWN) if key in CLASS_KEYS else name.startswith("tensorflow_datasets.")
+        )
+        if not is_tfds and name not in registered:
             raise DataError(
                 f"{path} names the class {name!r:.200}, and reading it would execute that module; "
                 f"expected a class of {OWN[:-1]}. If you trust it, import the module first"
@@ -69,7 +71,7 @@ def check_metadata(data: Any, path: str) -> None:
 
 
 def _class_names(data: Any) -> Iterator[tuple[str, str]]:
-    """Yield (key, value) of every text in JSON data whose key may name a class."""
+    """Yield (key, value) of every text in JSON data under a key that may name a class."""
     nodes = [data]
     while nodes:
         node = nodes.pop()

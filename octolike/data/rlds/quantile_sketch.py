@@ -155,8 +155,8 @@ class QuantileSketch:
         sketch = cls(*size.tolist())
         bins = (len(arrays["keys"]),)
         for name in (*_MOMENTS, *_BINS):
-            own, x = getattr(sketch, name), arrays[name]
-            if x.dtype != own.dtype or x.shape != (own.shape if name in _MOMENTS else bins):
+            current, x = getattr(sketch, name), arrays[name]
+            if x.dtype != current.dtype or x.shape != (current.shape if name in _MOMENTS else bins):
                 raise ValueError(f"{name} of a sketch of statistics is {x.dtype} {list(x.shape)}")
             setattr(sketch, name, x)
         return sketch

@@ -63,10 +63,10 @@ class Reader:
 
         split: a split or slice, such as "train[:1000]".
         uninformative: keep instructions that the spec marks as uninformative.
-        held_out: what this split leaves out: the method `held_out` opens it.
+        held_out: the split, slice or share left out of this split; the method `held_out` opens it.
         filters: of the config; those of the spec apply as well.
-        representation, horizon: what of the actions is learned, and in chunks of how many; the
-            statistics of the actions are those of what is learned.
+        representation, horizon: of the learned actions, and the length of their chunks; the
+            statistics of the actions are those of the learned ones.
         channel_order: the setting of ChannelOrder.
 
         Raises DataError if the directory, the version, the split, a shard or a feature is missing.
@@ -91,10 +91,10 @@ class Reader:
         self.directory = find_directory(spec, root)
         info = read_info(spec.name, self.directory)
         self._splits, self._rule = info.splits, held_out
-        self.share, self._slice = 0.0, ""  # what is held out: a share, or a slice
+        self.share, self._slice = 0.0, ""  # held out: a share, or a slice
         records = self._find_records()
         self.files, self.counts, self.selected = records.files, records.counts, records.selected
-        # What an index depends on: the name, bytes and last change of each shard.
+        # An index depends on the name, bytes and last change of each shard.
         self.stamps = stamp_shards(spec.name, self.directory, self.files, split)
         self.features = info.features
         self.fields = record_fields.field_tree(info.features)
@@ -112,7 +112,7 @@ class Reader:
         return bool(self.spec.subtask_rules) or (text != "" and has_path(self.fields, text))
 
     def _find_records(self) -> SplitRecords:
-        """Return the records of the split without a slice that is held out; note what is."""
+        """Return the records of the split without a held-out slice; remember the slice or share."""
         split, held_out = self.split, self._rule
         title = f"{self.spec.name}: no split {{!r}} in {self.directory}"
         records = find_records(self._splits, split, title)
@@ -138,7 +138,7 @@ class Reader:
         return f"{self.spec.name}/{self.split}{suffix}"
 
     def held_out(self) -> Reader:
-        """Return a reader of what is held out; MissingSplitError if nothing is."""
+        """Return a reader of the held-out episodes; MissingSplitError if there are none."""
         split = self._rule.split
         if self.share:
             reader = copy.copy(self)
@@ -157,20 +157,20 @@ class Reader:
     def _first_bytes(self) -> dict[str, bytes]:
         """Return the first bytes of an image of each camera in spec.bgr."""
         parser = self.parser(self.spec.bgr)
-        found: dict[str, bytes] = {}
+        first_bytes: dict[str, bytes] = {}
         for shard in range(len(self.files)):
             for record in self.read_records(shard):
                 parsed = self._parse(record, self.files[shard], parser)
                 for camera, frames in parsed.images.items():
                     frame = next((x for x in frames.numpy() if x), b"")
                     if frame:
-                        found.setdefault(camera, frame[:2])
-                if len(found) == len(self.spec.bgr):
-                    return found
-        return {camera: found.get(camera, b"") for camera in self.spec.bgr}
+                        first_bytes.setdefault(camera, frame[:2])
+                if len(first_bytes) == len(self.spec.bgr):
+                    return first_bytes
+        return {camera: first_bytes.get(camera, b"") for camera in self.spec.bgr}
 
     def describe_held_out(self) -> str:
-        """Return a line on what is left out of a training split; "" for nothing."""
+        """Return a line on the episodes held out from a training split; "" for none."""
         if self.share:
             names = ", ".join(sorted(self._splits))
             return (
@@ -224,7 +224,7 @@ class Reader:
             )
 
     def check_shard(self, shard: int) -> None:
-        """Raise DataError for a shard whose records claim more bytes than it has."""
+        """Raise DataError for a shard with records that claim more bytes than it has."""
         record_files.check_lengths(self.files[shard], self.stamps[shard][1])
 
     def read_episode(
@@ -299,16 +299,16 @@ class Reader:
         parsed = self._parse(record, place, self.parser(cameras, depth))
         steps = to_numpy(parsed.steps)
         standard = self.standardize(steps, place)
-        kept = self.kept_steps(steps, standard, place)
-        standard, t = take_steps(standard, kept), len(kept)
+        positions = self.kept_steps(steps, standard, place)
+        standard, t = take_steps(standard, positions), len(positions)
         images = {}
         for camera, frames in parsed.images.items():
-            frames = tf.gather(frames, kept)
+            frames = tf.gather(frames, positions)
             if 2 * self.black_frames(frames, camera, place).sum() <= t:
                 images[camera] = list(frames.numpy())
-        depth_images = {c: list(tf.gather(x, kept).numpy()) for c, x in parsed.depth.items()}
+        depth_images = {c: list(tf.gather(x, positions).numpy()) for c, x in parsed.depth.items()}
         texts = [
-            [step_texts[i] for i in kept]
+            [step_texts[i] for i in positions]
             for step_texts in (texts_at(steps, path) for path in self.spec.language_paths)
         ]
         if not self.uses_instructions or not texts:
@@ -341,12 +341,12 @@ class Reader:
         self,
         cameras: Collection[str] | None,
         depth: Collection[str],
-        wanted: Callable[[record_fields.Path, Any], bool],
+        selects: Callable[[record_fields.Path, Any], bool],
     ) -> Callable[[tf.Tensor], ParsedEpisode]:
         names = self._camera_paths if cameras is None else cameras
         images = {c: p for c, p in self._camera_paths.items() if c in names}
         depths = {c: p for c, p in self._depth_paths.items() if c in depth}
-        return record_fields.graph_parser(self.features, wanted, images, depths, self.spec.every)
+        return record_fields.graph_parser(self.features, selects, images, depths, self.spec.every)
 
     def _concrete(self, key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
         """Return a function for eager use, traced once: tracing takes a tenth of a second."""

@@ -1,7 +1,7 @@
 """The fields of a record, and the graph that parses only those that are needed.
 
 A record is a tf.train.Example. TensorFlow copies the fields that its parser is asked for and skips
-all others, so a camera that nobody uses costs nothing but its bytes on disk. Images come out as
+all others, so an unused camera costs nothing but its bytes on disk. Images come out as
 encoded strings, however the dataset stores them: as images, as plain uint8 arrays, or as a sequence
 of images per step.
 """
@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from octolike.data.rlds.fields import IS_FIRST, OBSERVATION, STEPS
 
-EPISODE = "episode"  # where the fields of the episode are, in parsed steps and in paths
+EPISODE = "episode"  # key of the fields of the episode, in parsed steps and in paths
 CHANNELS = (1, 3, 4)
 _STACKS = (tfds.features.Sequence, tfds.features.Video)
 
@@ -102,14 +102,14 @@ def image_problem(feature: Any) -> str:
 
 def graph_parser(
     features: tfds.features.FeaturesDict,
-    wanted: Callable[[Path, Any], bool],
+    selects: Callable[[Path, Any], bool],
     cameras: Mapping[str, Path],
     depth: Mapping[str, Path],
     every: int,
 ) -> Callable[[tf.Tensor], ParsedEpisode]:
     """Return a function of a serialized record (scalar string), to be used inside Dataset.map.
 
-    wanted: of a path under steps and its feature, whether to parse the field.
+    selects: function of a path under steps and its feature: whether to parse the field.
     cameras, depth: paths under steps, parsed in any case.
     """
     whole_picture = not isinstance(
@@ -119,7 +119,7 @@ def graph_parser(
 
     def select(path: Path, feature: Any) -> bool:
         logical = (OBSERVATION, OBSERVATION) if whole_picture and path == (OBSERVATION,) else path
-        return logical in extra or (not is_picture(feature) and wanted(logical, feature))
+        return logical in extra or (not is_picture(feature) and selects(logical, feature))
 
     reduced = _reduce(features, select)
     stored = field_tree(features)
@@ -136,7 +136,7 @@ def graph_parser(
         depths = {c: _value(steps, path) for c, path in depth.items()}
         for path in {*cameras.values(), *depth.values()}:
             _drop(steps, path)
-        # TensorFlow splits a field that has another shape than features.json says.
+        # TensorFlow splits a field that has another shape than in features.json.
         lengths = list(map(_length, [*tf.nest.flatten(steps), *images.values(), *depths.values()]))
         tf.debugging.assert_equal(
             lengths, lengths[0], message="the fields of the steps have different lengths"
@@ -164,13 +164,13 @@ def thin_steps(steps: Mapping[str, Any], every: int) -> dict[str, Any]:
 
 
 def under(paths: Iterable[Path]) -> Callable[[Path, Any], bool]:
-    """Return a function for `wanted`: whether a field is one of the paths, or inside of one."""
+    """Return a function for `selects`: whether a field is one of the paths, or inside of one."""
     groups = set(paths)
     return lambda path, feature: any(path[:i] in groups for i in range(1, len(path) + 1))
 
 
 def not_image_array(path: Path, feature: Any) -> bool:
-    """Return whether a field is not an image that is stored as an array: a choice of `wanted`."""
+    """Return whether a field is not an image that is stored as an array; for `selects`."""
     return not is_image_array(feature)
 
 

@@ -1,6 +1,6 @@
 """Which records of a dataset's files belong to a split, a slice of it, or its held-out part.
 
-Where a dataset has the validation split of the config, nothing else is held out. A slice of the
+If a dataset has the validation split of the config, nothing else is held out. A slice of the
 training split ("train[95%:]") is left out of training. Without such a split, a share of the
 training episodes is held out by a hash of their records: it depends neither on the number of
 episodes or processes nor on the order, and copies of an episode are on the same side.
@@ -26,7 +26,7 @@ class MissingSplitError(DataError):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is held out from a training split.
+    """The part of a training split that is held out.
 
     Attributes:
         split: a split or slice of the dataset; "" for none.

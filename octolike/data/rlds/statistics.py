@@ -144,13 +144,13 @@ def _join(shards: Iterable[EpisodeIndex]) -> EpisodeIndex:
     texts: dict[str, dict[str, int]] = {"task": {}, "label": {}}
     sketches: dict[str, QuantileSketch] = {}
     filtered: Counter[str] = Counter()
-    kept: list[np.ndarray] = [np.zeros(0, np.int32)]
+    positions: list[np.ndarray] = [np.zeros(0, np.int32)]
     idle = 0
     for shard in shards:
         filtered.update(shard.filtered_by)
         start = shard.kept_start
-        columns["kept_start"].append(np.where(start < 0, -1, start + sum(map(len, kept))))
-        kept.append(shard.kept)
+        columns["kept_start"].append(np.where(start < 0, -1, start + sum(map(len, positions))))
+        positions.append(shard.kept)
         idle += shard.idle_steps
         for k in ("shard", "offset", "length", "content", "steps", *CAMERA_COLUMNS):
             columns[k].append(getattr(shard, k))
@@ -167,7 +167,7 @@ def _join(shards: Iterable[EpisodeIndex]) -> EpisodeIndex:
         sketches=sketches,
         bad=tuple(bad),
         filtered_by=dict(filtered),
-        kept=np.concatenate(kept),
+        kept=np.concatenate(positions),
         idle_steps=idle,
     )
 
@@ -220,9 +220,9 @@ class _ShardIndexBuilder:
             )
         reader, steps = self.reader, to_numpy(episode.steps)
         standard = reader.standardize(steps, place)
-        kept, available = reader.kept_steps(steps, standard, place), len(standard.action)
-        standard, t = take_steps(standard, kept), len(kept)
-        take = (lambda x: x) if t == available else functools.partial(tf.gather, indices=kept)
+        positions, available = reader.kept_steps(steps, standard, place), len(standard.action)
+        standard, t = take_steps(standard, positions), len(positions)
+        take = (lambda x: x) if t == available else functools.partial(tf.gather, indices=positions)
         images = {c: take(x) for c, x in episode.images.items()}
         counts = {
             "image_bytes": [_stored_bytes(x) for x in images.values()],
@@ -248,7 +248,7 @@ class _ShardIndexBuilder:
         start = -1
         if t < available:
             start, self.idle = len(self.kept), self.idle + available - t
-            self.kept += kept.tolist()
+            self.kept += positions.tolist()
         self.rows.append((self.shard, offset, record.length, record.content, t, start, *numbers))
         for k, column in counts.items():
             self.cameras[k].append(column)
@@ -275,7 +275,7 @@ class _ShardIndexBuilder:
 
 
 def learned_actions(reader: Reader, standard: StandardSteps) -> np.ndarray:
-    """Return what is learned of the valid actions of all chunks of an episode, float32 [n, A'].
+    """Return the learned form of the valid actions of all chunks of an episode, float32 [n, A'].
 
     Raises ConfigError if the representation does not apply to the dataset.
     """

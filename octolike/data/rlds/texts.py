@@ -1,7 +1,7 @@
 """Texts of parsed steps, such as the instruction: in numpy and in the graph.
 
 A path leads to a field of the steps ("observation.task.text") or of the episode
-("episode.instruction"). Of a field that lists several texts, a number chooses one, "" where the
+("episode.instruction"). Of a field that lists several texts, a number chooses one, "" if the
 list is shorter: "language_instruction.0", "language_instruction.1".
 """
 

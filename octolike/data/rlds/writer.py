@@ -76,7 +76,7 @@ class Writer:
         root, name, version: the directory is <root>/<name>/<version>.
         shards: number of TFRecord files per split.
         settings: everything that the episodes depend on, as plain JSON values.
-        may_change: settings of which another value starts an unfinished dataset again.
+        may_change: settings; a change of one of them starts an unfinished dataset again.
     """
 
     root: str
@@ -227,7 +227,7 @@ class Writer:
             files.write_json(directory / SETTINGS, self.settings)
 
     def _discard_if_changed(self) -> None:
-        """Remove an unfinished dataset whose settings differ in no others than `may_change`."""
+        """Remove an unfinished dataset if its settings differ in those of `may_change` alone."""
         directory = self._unfinished_directory
         differ = self._differences(directory)
         if differ and differ[0].keys() <= {*self.may_change}:

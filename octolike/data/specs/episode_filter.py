@@ -67,7 +67,7 @@ class EpisodeFilter:
 
 
 def build_filter(*settings: Mapping[str, Any], title: str) -> EpisodeFilter:
-    """Return the filter of settings, of which later ones override earlier ones.
+    """Return the filter of settings; later ones override earlier ones.
 
     Raises ConfigError, naming `title`, for an unknown field or a value that is not allowed.
     """

@@ -58,7 +58,8 @@ class Operations(NamedTuple):
 def check_expression(expression: str) -> None:
     """Raise ValueError, in one line, if a text is not an expression of this language.
 
-    What passes can only fail on the data: a missing field, too few columns, another dtype.
+    An expression that passes can fail only on the data: a missing field, too few columns, another
+    dtype.
     """
     _parse(expression)
 

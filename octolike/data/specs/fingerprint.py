@@ -41,7 +41,7 @@ import numpy as np
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 _FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
 _IGNORED_INSTRUCTIONS = {"NOP", "EXTENDED_ARG", "CACHE"}
-# What a class body stores about its source rather than its behaviour.
+# Entries of a class body that describe its source rather than its behaviour.
 _CLASS_METADATA = {"__doc__", "__firstlineno__", "__static_attributes__"}
 _MODULE_METADATA = {"__name__", "__file__", "__doc__", "__spec__", "__package__", "__builtins__"}
 _STANDARD_LIBRARY = tuple(

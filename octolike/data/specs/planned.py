@@ -16,7 +16,7 @@ from octolike.types import BatchSpec, Names
 
 
 class PlannedData(NamedTuple):
-    """What a config's data will look like; steps: of all datasets together, 0 if one is unknown."""
+    """The batch spec and names of a config's data; steps: of all datasets, 0 if one is unknown."""
 
     spec: BatchSpec
     names: Names

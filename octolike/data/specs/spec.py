@@ -31,14 +31,14 @@ class DatasetSpec:
             for a nested key, "observation" for an observation that is a picture itself.
         bgr: cameras stored with their channels in the order blue, green, red, unless they are
             JPEG: those are copies in the order red, green, blue.
-        views: interchangeable cameras, such as two on stands of which every laboratory places each
-            anywhere: with data.draw_views, training shows one as any other.
+        views: interchangeable cameras, such as two stands without a fixed place: with
+            data.draw_views, training shows one as any other.
         depth: camera name: key of its depth image under steps.observation.
         depth_unit: metres per stored unit of depth.
         language: path of the instruction under steps, or "". With several paths, an episode has
             several instructions, and training draws one of them.
         language_informative: False if the text does not describe the task.
-        subtask: path of a text under steps that says what is done at that step, for data.subtasks:
+        subtask: path of a text under steps that names the subtask of each step, for data.subtasks:
             "grasp the cup", then "put it on the plate"; "" for none.
         subtask_rules: without such a text, how it follows from instruction and gripper.
         label: path of a text that names the task (data.tasks="label"), under steps or as
@@ -55,8 +55,8 @@ class DatasetSpec:
         embodiment: name of the record shared by datasets of one robot and convention; "": the
             dataset's own.
         uncertain: open questions about the dataset, printed at the start of a run.
-        inferred: {"action.units", "control_hz", …: evidence} of what inspect_data inferred and
-            nobody has verified yet, printed likewise.
+        inferred: {"action.units", "control_hz", …: evidence} of fields that inspect_data inferred
+            and no user has verified yet, printed likewise.
         steps, episodes: size of the complete dataset; 0 if unknown.
     """
 

@@ -1,4 +1,4 @@
-"""Rules that give steps a subtask: of a dataset whose steps have no such text."""
+"""Rules that derive the subtask of each step, for a dataset without such a text."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SubtaskRule(NamedTuple):
 
     pattern: a regular expression (RE2) of the whole instruction, in lower case. held: the subtask
     of the steps after the one that closes the gripper, up to the one that opens it; open: that of
-    the others. So the words follow from what the hand holds. Both may contain groups of the
-    pattern.
+    the other steps. So the words follow from the object in the hand. Both may contain groups of
+    the pattern.
     """
 
     pattern: str

@@ -4,8 +4,8 @@
     columns.add("front", array)          # [T, ...]: numpy, or a dataset of h5py
     recording.episode(steps, columns, instruction, {})
 
-Every column is either used or listed in `left_out` with the reason; `changed` says what is stored
-in another form than it was recorded.
+Every column is either used or listed in `left_out` with the reason; `changed` lists the columns
+that are not stored in the form in which they were recorded.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def blocks(array: Any) -> Iterator[np.ndarray]:
 
 
 def is_depth_name(name: str) -> bool:
-    """Return whether a name says that a picture is depth."""
+    """Return whether a name is that of a depth image."""
     return "depth" in name.lower()
 
 
@@ -219,6 +219,6 @@ def _without_prefixes(parts: list[str]) -> list[str]:
     return parts[start:]
 
 
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+def _chain(first: Any, remaining: Iterator[Any]) -> Iterator[Any]:
     yield first
-    yield from rest
+    yield from remaining

@@ -298,10 +298,10 @@ def _check_signature(
     left_out: Mapping[str, str],
 ) -> None:
     """Raise DataError for an episode with other fields than the first; left_out: of the episode."""
-    fields, others = (
+    expected_fields, present = (
         {k for k in x if not k.endswith(sources.RANGE)} for x in (expected, signature)
     )
-    missing, extra = sorted(fields - others), sorted(others - fields)
+    missing, extra = sorted(expected_fields - present), sorted(present - expected_fields)
     if missing or extra:
         parts = [f"lacks {', '.join(missing)}"] * bool(missing)
         parts += [f"has {', '.join(extra)}"] * bool(extra)

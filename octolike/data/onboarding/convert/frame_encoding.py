@@ -112,7 +112,7 @@ def encode_depth(frames: Iterable[np.ndarray | bytes], source: str) -> tuple[Enc
 
 
 def describe_form(frame: np.ndarray | bytes, place: str) -> str:
-    """Return what becomes of a frame that is not RGB; "" for one that is."""
+    """Return how a frame that is not RGB is stored; "" for an RGB frame."""
     if isinstance(frame, bytes):
         mode = _header(frame, place).mode
         return "" if mode == "RGB" else f"{mode} images: stored as RGB, without transparency"

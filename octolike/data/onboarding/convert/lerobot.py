@@ -328,8 +328,8 @@ def _role(key: str, keys: set[str]) -> tuple[str, str]:
         return STEPS[key], ""
     if parent in ("action", "actions"):
         name = part.replace(".", "_")
-        whole = keys & {"action", "actions"}
-        return ("extra", f"action_{name}") if whole else ("action", name)
+        has_full_action = keys & {"action", "actions"}
+        return ("extra", f"action_{name}") if has_full_action else ("action", name)
     if parent in ("observation", "observations"):
         return "observation", ""
     if parent == "next":
@@ -367,7 +367,7 @@ def _add_step(
 
 
 def _unusable_depth(name: str, feature: Mapping[str, Any], listing: VideoListing) -> str:
-    """Return why a video is depth whose scale is unknown; "" for any other video."""
+    """Return why the depth of a video cannot be recovered; "" for usable depth and for a camera."""
     info = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
     scaled = [k for k in info if k.rpartition(".")[2] in SCALES]
     if listing.is_depth and not scaled:

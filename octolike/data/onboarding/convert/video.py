@@ -73,19 +73,19 @@ class VideoListing:
                 f"{place}: {self.path} has {len(self.times)} frames, none of them between "
                 f"{first:.3f} and {end:.3f} s; copy the dataset again"
             )
-        shown = self.times[usable]
-        after = np.clip(np.searchsorted(shown, times), 1, max(len(shown) - 1, 1))
-        after = np.minimum(after, len(shown) - 1)
+        stamps = self.times[usable]
+        after = np.clip(np.searchsorted(stamps, times), 1, max(len(stamps) - 1, 1))
+        after = np.minimum(after, len(stamps) - 1)
         before = np.maximum(after - 1, 0)
-        nearer = np.where(times - shown[before] <= shown[after] - times, before, after)
-        distance = np.abs(shown[nearer] - times)
+        nearer = np.where(times - stamps[before] <= stamps[after] - times, before, after)
+        distance = np.abs(stamps[nearer] - times)
         if (distance > margin + _SLACK).any():
             step = int(np.argmax(distance > margin + _SLACK))
             raise DataError(
                 f"{place}: the row of step {step} is at {times[step]:.3f} s, but the nearest of "
-                f"{len(shown)} frames in {self.path} is at {shown[nearer[step]]:.3f} s, more than "
-                f"half a frame ({margin:.3f} s) away; leave such episodes out with --drop-bad, or "
-                "cut their rows to the length of the video"
+                f"{len(stamps)} frames in {self.path} is at {stamps[nearer[step]]:.3f} s, more "
+                f"than half a frame ({margin:.3f} s) away; leave such episodes out with --drop-bad "
+                "or cut their rows to the length of the video"
             )
         return usable[nearer]
 
