@@ -63,12 +63,12 @@ def flash(
 def with_mask_channels(
     query: jax.Array, key: jax.Array, value: jax.Array, excluded: Excluded, visible: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return query, key and value whose unmasked attention equals the masked one.
+    """Return query, key and value for which unmasked attention equals the masked one.
 
     The logit of an excluded pair gets −EXCLUDE per reason from the extra channels: the query's
     channel is 1 if the reason holds for the query, the key's −EXCLUDE if it holds for the key. That
-    replaces a bias tensor [B, 1, n, N], which the kernel would read in every layer, and whose
-    gradient it would compute. The value's extra channels are 0: cuDNN wants equal widths.
+    replaces a bias tensor [B, 1, n, N], which the kernel would read, and differentiate, in every
+    layer. The value's extra channels are 0: cuDNN wants equal widths.
     """
     reasons_q = np.concatenate([np.ones((query.shape[1], 1), bool), excluded[0]], axis=-1)
     static = jnp.asarray(excluded[1])

@@ -4,8 +4,8 @@
 
 A chunk is flattened to F = H · A values, action dimensions innermost; the leading axes are
 arbitrary but equal. known: bool [..., H], True for actions of x that are clean (real-time
-chunking); None without such a prefix. Its weights start at zero: a network that had none keeps its
-function. Dropout uses the stream "dropout", in training only.
+chunking); None without such a prefix. The weights of this input start at zero, so that a
+network trained without it keeps its function. Dropout uses the stream "dropout", in training only.
 
     mlp          a residual MLP over the concatenated inputs, as in Octo
     unet         convolutions along the chunk at several scales (Diffusion Policy, Chi et al. 2023)

@@ -1,4 +1,4 @@
-"""The heads that denoise: diffusion and flow matching, and how their chunks continue a prefix.
+"""The denoising heads: diffusion and flow matching, and how their chunks continue a prefix.
 
 The samplers are in `diffusion`, the networks in `denoisers`, the interface of heads in `head`.
 """
@@ -103,7 +103,7 @@ class Denoising(Head):
         return jnp.clip(flat(prefix.action), -self.clip, self.clip), weight
 
     def draw_prefix(self, shape: tuple[int, ...]) -> jax.Array | None:
-        """Return known, bool [*shape, H], of simulated delays 0 to `prefix`; None without."""
+        """Return `known`, bool [*shape, H], of random delays 0 to `prefix`; None for no prefix."""
         if not self.prefix:
             return None
         key = jax.random.fold_in(self.make_rng("noise"), 1)
@@ -121,8 +121,8 @@ class Denoising(Head):
     ) -> jax.Array:
         """Return squared errors [B, W, H, A], the mean over K draws, of the network's output.
 
-        x, target: [K, B, W, F]; clean: [B, W, F]; known: bool [K, B, W, H], those actions are given
-        clean and have no error, and the others count as much more as makes their mean that of H.
+        x, target: [K, B, W, F]; clean: [B, W, F]; known: bool [K, B, W, H], actions that are given
+        clean and have no error; the errors of the others are scaled up, to a mean over H actions.
         """
         if known is not None:
             x = jnp.where(jnp.repeat(known, self.action_dim, axis=-1), clean, x)

@@ -117,7 +117,7 @@ class Keypoints(nn.Module):
         batch, h, w, channels = x_BxhxwxC.shape
         x_BxNxC = x_BxhxwxC.reshape(batch, h * w, channels)
         logits_BxNxK = nn.Dense(self.keypoints, dtype=self.dtype, name="attention")(x_BxNxC)
-        # float32: with bfloat16's 8 bits a mean position is no finer than a cell of the map.
+        # float32: bfloat16's 8 bits resolve a mean position only to a cell of the map.
         weights_BxNxK = jax.nn.softmax(logits_BxNxK.astype(jnp.float32), axis=1)
         y, x = jnp.meshgrid(jnp.linspace(-1, 1, h), jnp.linspace(-1, 1, w), indexing="ij")
         grid_Nx2 = jnp.stack([x, y], axis=-1).reshape(h * w, 2)

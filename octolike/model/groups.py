@@ -75,10 +75,10 @@ class PerGroup(WrappedHead):
 
         def run(group_of_tile: jax.Array, example: jax.Array, rngs: dict[str, jax.Array]):
             params = jax.tree.map(lambda x: jnp.asarray(x)[group_of_tile], stacked)
-            *inputs, own = jax.tree.map(
+            *inputs, head_options = jax.tree.map(
                 lambda x: jnp.asarray(x)[example], (group, values, context, options)
             )
-            return head.apply({"params": params}, *inputs, **own, rngs=rngs, method=method)
+            return head.apply({"params": params}, *inputs, **head_options, rngs=rngs, method=method)
 
         out = jax.vmap(run)(tiles.group, tiles.example, keys)
         return out.reshape(-1, *out.shape[2:])[tiles.place]

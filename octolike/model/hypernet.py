@@ -73,8 +73,10 @@ class Hypernet(WrappedHead):
         params = jax.tree.map(jnp.add, base, flax.traverse_util.unflatten_dict(changes))
 
         def run(params: Any, inputs: Any, rngs: dict[str, jax.Array]) -> jax.Array:
-            *inputs, own = jax.tree.map(lambda x: x[None], inputs)
-            return head.apply({"params": params}, *inputs, **own, rngs=rngs, method=method)[0]
+            *inputs, head_options = jax.tree.map(lambda x: x[None], inputs)
+            return head.apply(
+                {"params": params}, *inputs, **head_options, rngs=rngs, method=method
+            )[0]
 
         return jax.vmap(run)(params, (group, values, context, options), keys)
 

@@ -1,4 +1,4 @@
-"""The tokenizer over the states of a pretrained text encoder, and where that encoder runs.
+"""The tokenizer over the states of a pretrained text encoder, and the frozen encoder itself.
 
     ids, mask [B, L] ─ T5, CLIP or BERT ─ states [B, L, E] ─ TextEncoder (the tokenizer) ─ tokens
 
@@ -28,7 +28,7 @@ from octolike.model.text_encoders import ENCODERS
 from octolike.types import Batch, BatchSpec, TokenGroup
 
 STATES = "task.language.states"
-PREPARED_AT_ONCE = 1024  # instructions whose states are stacked at once
+PREPARED_AT_ONCE = 1024  # instructions stacked at once
 STATE_DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -159,7 +159,7 @@ def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
 def read(source: str, kind: str, shapes: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Return parameters nested like `shapes`, float32, read from the safetensors at `source`.
 
-    Raises ConfigError if there are no such files, and with all parameters that are missing,
+    Raises ConfigError if the files are missing, and with all parameters that are missing,
     unknown or of another shape; path: the setting's name in errors.
     """
     patterns = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors")

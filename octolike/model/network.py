@@ -55,7 +55,7 @@ class EncodedTokens(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """What a head reads of an observation: a TokenGroup [B, 1, N, D] and the Context."""
+    """The input of a head for one observation: a TokenGroup [B, 1, N, D] and the Context."""
 
     group: TokenGroup
     context: Context

@@ -4,8 +4,8 @@
     NVIDIA    to TF32 (11 bits)
     CPU       not at all
 
-A network whose compute type is float32 asks for float32 everywhere. One in bfloat16 asks for it
-where little work decides the actions: the last layers of heads, and denoising.
+A network of compute type float32 asks for float32 everywhere. One in bfloat16 asks for it in the
+last layers of heads and in denoising, which take little time and decide the actions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def exact_products() -> contextlib.AbstractContextManager[Any]:
 
 def products_of(dtype: Any) -> contextlib.AbstractContextManager[Any]:
     """Return the context of a network of this compute type."""
-    # Not for bfloat16: Pallas refuses an exact product of bfloat16, whose inputs are exact anyway.
+    # Not for bfloat16: Pallas refuses an exact product of it, and its inputs are exact anyway.
     exact = jnp.dtype(dtype) == jnp.float32
     return exact_products() if exact else contextlib.nullcontext()
 

@@ -1,10 +1,10 @@
-"""Rematerialisation by name: what the backward pass finds stored, and what it computes again.
+"""Rematerialisation by name: which values the backward pass reads, and which it computes again.
 
 none   every intermediate value is stored
 dots   the results of matrix products, convolutions and attention kernels are stored; norms,
        activations and softmaxes are computed again: no matrix product runs twice
 full   only the inputs of each transformer block and tokenizer are stored
-auto   dots on an accelerator, where memory is scarce; none on a CPU
+auto   dots on an accelerator, because memory is scarce; none on a CPU
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PRODUCTS = ("conv_general_dilated", "dot_product_attention_fwd", "pallas_call")
 
 
 def checkpoint(function: F, policy: str, static_argnums: tuple[int, ...] = ()) -> F:
-    """Return a module class, or a function whose first argument is a module, under a policy."""
+    """Return a module class, or a function of a module, under a policy."""
     policy = resolve(policy)
     if policy == "none":
         return function

@@ -1,4 +1,4 @@
-"""The subtask level: the network words what to do now, and the policy acts on those words.
+"""The subtask level: the network predicts the words of the present subtask, and acts on them.
 
     instruction words ─┐
     proprio           ─┼─ reader ─ words of the present subtask ─ embeddings ─ tokens, FiLM
@@ -10,7 +10,7 @@
 In training, the tokens are those of the subtask that labels the step (`task.subtask`), and the
 reader learns to predict its words. Otherwise, in validation and on a robot, they are those of the
 predicted words, so that nothing but the instruction and the robot's state is needed. All tasks that
-share a subtask share its examples, and a subtask names fewer things than an instruction.
+share a subtask share its examples, and a subtask names fewer objects than an instruction.
 
 A word is generated from the vocabulary or copied from the instruction (See et al. 2017), so that
 pairs of words never seen together can be named. The reader should not depend on the wording: in
@@ -145,7 +145,7 @@ class SubtaskReader(nn.Module):
         return logits.reshape(batch, window, length, self.vocabulary + 1)
 
     def _embed_state(self, observation: Mapping[str, Any]) -> jax.Array:
-        """Return the embedded state [B, W, C], 0 where it is absent."""
+        """Return the embedded state [B, W, C], 0 if it is absent."""
         state, present = observation["proprio"], observation["present"]["proprio"][..., None]
         hidden = nn.swish(self._dense(self.width, "hidden")(state.astype(self.dtype)))
         return jnp.where(present, self._dense(self.width, "state")(hidden), 0)

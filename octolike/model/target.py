@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-COUNT = "count"  # no device: a trace whose operations are counted, without rematerialisation
+COUNT = "count"  # no device: a trace to count operations, without rematerialisation
 
 
 class Target(NamedTuple):

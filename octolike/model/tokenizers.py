@@ -3,8 +3,8 @@
 A tokenizer takes the observation and the task of the batch contract and returns a TokenGroup of
 any width; `network.py` projects it. Its `place` is "task" (tokens [B, N, C]), "observation" or
 "subtask" (tokens [B, W, N, C]). Observation tokenizers also take a conditioning vector per step
-[B, W, E], None without task and subtask tokens; a subtask tokenizer also returns metrics, of which
-subtask_loss is trained. `reads()` lists the batch paths that a tokenizer needs.
+[B, W, E], None without task and subtask tokens; a subtask tokenizer also returns metrics;
+its subtask_loss is added to the loss. `reads()` lists the batch paths that a tokenizer needs.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def build(
 def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Return the mean [B, C] over the visible tokens of [B, N, C]; zeros if none is visible."""
     weight = mask[..., None].astype(tokens.dtype)
-    # where, not a product: a hidden token must not matter even if it is not finite
+    # jnp.where, not a product: a hidden token must not matter even if it is not finite
     total = jnp.where(mask[..., None], tokens, 0).sum(axis=-2)
     return total / jnp.maximum(weight.sum(axis=-2), 1)
 

@@ -46,7 +46,7 @@ class Transformer(nn.Module):
             mask: None: every token attends to every token.
             condition: [B, E], the pooled task tokens, or None without task tokens.
             read: the positions to return; None: all. The last block computes the
-                others only as keys, unless it has experts, whose capacity counts all tokens.
+                others only as keys, unless it has experts: their capacity counts all tokens.
             train: whether dropout and the capacity of experts apply.
 
         The metrics are those of `Experts`: losses summed, others averaged over the blocks.
@@ -141,8 +141,8 @@ class SelfAttention(nn.Module):
         if read is None:
             x = attention.masked_attention(q_BxnxHxDh, k_BxNxHxDh, v_BxNxHxDh, mask)
         else:  # few queries
-            some = None if mask is None else mask.dense(np.array(read))
-            x = attention.dot_product(q_BxnxHxDh, k_BxNxHxDh, v_BxNxHxDh, some)
+            dense_mask = None if mask is None else mask.dense(np.array(read))
+            x = attention.dot_product(q_BxnxHxDh, k_BxNxHxDh, v_BxNxHxDh, dense_mask)
         x_BxnxD = x.reshape(batch, -1, width)
         return Projection((*shape[1:], width), 2, dtype=self.dtype, name="out")(x_BxnxD)
 

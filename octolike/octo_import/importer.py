@@ -308,8 +308,8 @@ def _rewrite(path: str, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
         pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", old) + r"(?P<rest>/.*|)"
         if match := re.fullmatch(pattern, path):
             parts = match.groupdict()
-            rest = parts.pop("rest")
-            yield _fill(new, parts) + rest
+            leaf_path = parts.pop("rest")
+            yield _fill(new, parts) + leaf_path
 
 
 def _fill(template: str, parts: Mapping[str, str]) -> str:

@@ -33,7 +33,7 @@ class ExampleBatch(NamedTuple):
 
 
 def matching(patterns: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Return the sorted keys whose start matches a pattern, as Octo selects them."""
+    """Return the sorted keys that a pattern matches from their start, as Octo selects them."""
     return [k for k in sorted(keys) if any(re.match(p, k) for p in patterns)]
 
 
@@ -86,9 +86,9 @@ def _image(
     if settings["task_stack_keys"]:
         # For every matching observation key, Octo fills a missing goal with zeros.
         goals = matching(settings["task_stack_keys"], [*{*example.task, *example.observation}])
-    others = [k for k in [*keys, *goals] if not k.startswith("image_")]
-    if others:
-        raise ConfigError(f"{path} stacks {others}; octolike only stacks images")
+    vectors = [k for k in [*keys, *goals] if not k.startswith("image_")]
+    if vectors:
+        raise ConfigError(f"{path} stacks {vectors}; octolike only stacks images")
     if goals not in ([], keys):
         raise ConfigError(
             f"{path} stacks {keys} and the goals {goals}; octolike stacks the goals of the same "

@@ -58,7 +58,7 @@ def import_text(
             checkpoint states.
 
     Raises:
-        ConfigError: weights are missing, unknown or of another shape, or there is no tokenizer.
+        ConfigError: weights are missing, unknown or of another shape, or the tokenizer is missing.
     """
     components = {n: t for n, t in config.model.tokenizers.items() if t["kind"] == "text_encoder"}
     for name in params.encoders.keys() - components.keys():
