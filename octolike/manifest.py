@@ -146,12 +146,12 @@ def faults(
     return clauses
 
 
-def _difference(name: str, found: Entry, expected: tuple[Entry, ...]) -> str:
+def _difference(name: str, actual: Entry, expected: tuple[Entry, ...]) -> str:
     sizes = sorted({entry.size for entry in expected})
-    if found.size not in sizes:
-        return f"{name} has {found.size:,} bytes, expected {' or '.join(f'{x:,}' for x in sizes)}"
+    if actual.size not in sizes:
+        return f"{name} has {actual.size:,} bytes, expected {' or '.join(f'{x:,}' for x in sizes)}"
     digests = " or ".join(entry.sha256[:12] for entry in expected)
-    return f"{name} has changed (sha256 {found.sha256[:12]}, expected {digests})"
+    return f"{name} has changed (sha256 {actual.sha256[:12]}, expected {digests})"
 
 
 def _entries(name: str, items: Any) -> tuple[Entry, ...]:

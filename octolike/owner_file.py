@@ -106,7 +106,7 @@ class OwnerFile:
         return None
 
     def _refresh(self) -> None:
-        """Change the directory: a network file system then forgets what it remembers of it."""
+        """Change the directory, so that a network file system drops its cached listing."""
         if files.is_remote(self.path):
             return
         with (
@@ -116,7 +116,7 @@ class OwnerFile:
             pass
 
     def _remove(self, owner: Owner | None) -> None:
-        """Remove the file if it still names a dead owner, or nobody."""
+        """Remove the file if it still names a dead owner, or none."""
         if self.read() == owner:
             self._unlink()
 
@@ -139,7 +139,7 @@ class OwnerFile:
                 try:
                     os.link(part.name, self.path)
                 except FileExistsError:
-                    pass  # NFS: also if the first answer was lost, so look whose file it is
+                    pass  # NFS: also if the first answer was lost, so look at the owner
                 except OSError:  # a file system without hard links
                     self._write()
                     time.sleep(SETTLE)
@@ -181,7 +181,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Return when a process started, "" if it has ended, "unknown" if this cannot be told."""
+    """Return when a process started, "" if it has ended, "unknown" if this cannot be found out."""
     try:
         text = pathlib.Path(f"/proc/{pid}/stat").read_text()
         fields = text.rpartition(")")[2].split()

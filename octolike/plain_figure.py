@@ -1,6 +1,6 @@
 """A matplotlib figure that shows every text as it is.
 
-Instructions, datasets and dimensions may have any name; matplotlib would read what is between two
+Instructions, datasets and dimensions may have any name; matplotlib would read text between two
 dollar signs as TeX, and fail to draw the figure if it is not. Every figure of octolike is a
 `PlainFigure`.
 """
@@ -16,7 +16,7 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 
 class PlainFigure(Figure):
-    """A figure whose texts are not parsed as TeX, however they were added."""
+    """A figure with texts that are never parsed as TeX, however they were added."""
 
     def draw(self, renderer: Any) -> None:
         """Draw the figure: called by savefig, and by notebooks."""

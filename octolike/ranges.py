@@ -1,4 +1,4 @@
-"""Checks of an embodiment record's ranges: what heads cannot learn, and which side of a gripper.
+"""Checks of an embodiment record's ranges: dimensions that heads cannot learn, units, two sides.
 
 An unnormalised dimension is learned as it is, so it must be a share in [0, 1] or [-1, 1]: heads
 clip larger values, and their noise drowns smaller ones. Everything here is computed from the
@@ -26,9 +26,9 @@ from octolike.tables import text_table
 
 PARTS = ("action", "proprio")
 TOLERANCE = 0.1  # beyond [-1, 1]: measured shares overshoot
-SMALL = 0.25  # unnormalised actions that move, but stay below it, are no shares: metres, perhaps
+SMALL = 0.25  # unnormalised actions that move, but stay below it, are not shares: metres, perhaps
 BINARY = 0.9  # of the largest variance that values between the extremes can have
-# {unit: (the largest plausible value, what larger ones are)}
+# {unit: (the largest plausible value, the likely unit of larger ones)}
 LARGEST = {"rad": (2.02 * np.pi, "degrees"), "m": (20.0, "millimetres")}
 OUTSIDE = 0.5  # of the recorded range: how far a robot may leave it without a warning
 # A dimension that hardly moved in the data leaves its range by noise: it counts as at least this

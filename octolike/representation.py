@@ -1,4 +1,4 @@
-"""What of the actions is learned: invertible transforms of an action chunk.
+"""The form in which actions are learned: invertible transforms of an action chunk.
 
 A representation is a text, config.data.representation:
 
@@ -194,10 +194,10 @@ class Representation:
             return []  # they are so already
         if is_change and self._mode == "relative":  # the sum of the changes needs no state
             return [Block(tuple(d for d, _ in pairs), None, True, False)] if pairs else []
-        known = [(d, s) for d, s in pairs if s is not None]
-        if not known:
+        matched = [(d, s) for d, s in pairs if s is not None]
+        if not matched:
             return []
-        return [Block(tuple(d for d, _ in known), tuple(s for _, s in known), is_change, False)]
+        return [Block(tuple(d for d, _ in matched), tuple(s for _, s in matched), is_change, False)]
 
     def _describe(
         self, names: Sequence[str], absolute: Sequence[bool]

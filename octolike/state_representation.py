@@ -1,4 +1,4 @@
-"""What of the proprio is shown: angles without their jump at ±π.
+"""The form of proprio that the network sees: angles without their jump at ±π.
 
 A state representation is a text, config.data.proprio_representation: "as_stored", or one or both of
 
@@ -6,9 +6,9 @@ A state representation is a text, config.data.proprio_representation: "as_stored
     rotation_6d    the first two columns of the rotation matrix in place of roll, pitch and yaw
 
 Angles are the dimensions in radians; those named roll, pitch and yaw, with any prefix, are a
-rotation Rz(yaw) Ry(pitch) Rx(roll), which rotation_6d takes where both are given. The robot sends
-its proprio as stored, and its statistics are those of the stored values: the new columns lie within
-±1 and are not normalised.
+rotation Rz(yaw) Ry(pitch) Rx(roll), which rotation_6d replaces if both words are given. The robot
+sends its proprio as stored, and its statistics are those of the stored values: the new columns lie
+within ±1 and are not normalised.
 
 `encode` runs on numpy arrays and on TensorFlow's (xp=tf.experimental.numpy).
 """
@@ -54,8 +54,8 @@ class StateRepresentation:
         turned = {d for dims in self._rotations for d in dims}
         pairs = [d for d in range(len(names)) if is_angle[d] and d not in turned]
         self._pairs = pairs if "sin_cos" in words else []
-        for word, found in (("rotation_6d", self._rotations), ("sin_cos", self._pairs or turned)):
-            if word in words and not found:
+        for word, angles in (("rotation_6d", self._rotations), ("sin_cos", self._pairs or turned)):
+            if word in words and not angles:
                 needed = "roll, pitch and yaw" if word == "rotation_6d" else "angles"
                 listed = ", ".join(f"{n} ({u or 'no unit'})" for n, u in zip(names, units))
                 raise ValueError(
@@ -71,7 +71,7 @@ class StateRepresentation:
         )
 
     def encode(self, x: Any, state: Any, xp: Any = np) -> Any:
-        """Return what the network sees, [..., P'].
+        """Return the columns that the network sees, [..., P'].
 
         x: proprio [..., P], normalised; state: the same in robot units.
         """

@@ -50,7 +50,7 @@ MOST_ELEMENTS = 2**31  # of one example of an array: more is a corrupted or host
 class TokenGroup(NamedTuple):
     """Tokens that enter the transformer together.
 
-    tokens: float [..., N, D]; mask: bool [..., N], False where a token must not be attended to.
+    tokens: float [..., N, D]; mask: bool [..., N], False for tokens that must not be attended to.
     Task groups have leading axes [B]; observation and readout groups [B, W].
     """
 

@@ -152,11 +152,11 @@ def test_bad_places_are_one_line(run_dir, hub, tmp_path):
         push(run_dir, str(run_dir))
     with pytest.raises(ConfigError, match="neither a local path nor a URI"):
         push(run_dir, "http://host/run")
-    with pytest.raises(FileNotFoundError, match="is no run"):
+    with pytest.raises(FileNotFoundError, match="is not a run"):
         push(tmp_path, str(tmp_path / "a"))
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 5; it has \[7\]"):
         push(run_dir, str(tmp_path / "a"), 5)
-    with pytest.raises(FileNotFoundError, match="there is no directory"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         pull(str(tmp_path / "none"), tmp_path / "a")
     with pytest.raises(ConfigError, match="not empty"):
         pull(str(run_dir), run_dir)

@@ -87,7 +87,7 @@ def run(main: Callable[[Config], Any]) -> None:
     app.run(start, argv=argv, flags_parser=parse)
 
 
-# What config_flags says of a value of the wrong type, and a clearer sentence.
+# {config_flags' message for a value of the wrong type: a clearer sentence}
 EXPECTED = {
     "invalid literal for int()": "expected a whole number",
     "could not convert string to float": "expected a number",

@@ -72,19 +72,19 @@ def build_component(
     """
     cls, fields = entry_of(table, component, path), dict(component)
     kind = fields.pop("kind")
-    known = {f.name: f for f in component_fields(cls)}
+    by_name = {f.name: f for f in component_fields(cls)}
     for name, value in fields.items():
         if name in context:
             raise ConfigError(f"{path}.{name} follows from the rest of the config; remove it here")
-        if name not in known:
-            names = known.keys() - context.keys()
+        if name not in by_name:
+            names = by_name.keys() - context.keys()
             raise ConfigError(unknown(f"field of {path} ({kind!r})", name, names))
-        check_value(known[name], value, f"{path}.{name}")
-    for name, f in known.items():
+        check_value(by_name[name], value, f"{path}.{name}")
+    for name, f in by_name.items():
         required = default_of(f) is dataclasses.MISSING
         if required and name not in fields and name not in context:
             raise ConfigError(f"{path} ({kind!r}) lacks {name!r}, which has no default")
-    names = known.keys() | {"name"}
+    names = by_name.keys() | {"name"}
     return cls(**fields, **{k: v for k, v in context.items() if k in names})
 
 

@@ -45,11 +45,11 @@ def _summary(cls: type) -> str:
 def _sections(node: Any, prefix: str) -> Iterator[tuple[str, str, list[tuple[str, ...]]]]:
     """Yield (name, docstring, rows) of each section of the schema."""
     fields = dataclasses.fields(node)
-    own = [f for f in fields if not dataclasses.is_dataclass(f.type)]
+    leaves = [f for f in fields if not dataclasses.is_dataclass(f.type)]
     yield (
         f"config.{prefix}".rstrip("."),
         _summary(type(node)),
-        [_row(f, f"{prefix}{f.name}") for f in own],
+        [_row(f, f"{prefix}{f.name}") for f in leaves],
     )
     for f in fields:
         if dataclasses.is_dataclass(f.type):
@@ -68,8 +68,8 @@ def _row(f: dataclasses.Field, name: str) -> tuple[str, ...]:
     kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
     if not isinstance(f.type, str) and getattr(f.type, "__args__", None):
         kind = str(f.type).replace("octolike.config.components.", "")
-    shown = "required" if default is dataclasses.MISSING else repr(default)
-    return name, kind, shown, "; ".join(n for n in notes if n)
+    text = "required" if default is dataclasses.MISSING else repr(default)
+    return name, kind, text, "; ".join(n for n in notes if n)
 
 
 def _bounds(low: float | None, high: float | None) -> str:

@@ -5,7 +5,7 @@ runs/, is stored as "{run}/../../data"; other paths are stored as absolute ones.
 data can be moved or copied together. `workdir` is stored as an absolute path: if nothing exists at
 "{run}/…", the place as seen from the first run directory is used.
 
-Runs of format 1 stored paths as they were typed, relative to the directory where training was
+Runs of format 1 stored paths as they were typed, relative to the directory from which training was
 started. They are looked up in the current directory, then in the directory that the stored workdir
 ("runs/x") suggests.
 """
@@ -148,8 +148,8 @@ def _absolute(path: str) -> str:
 
 def _join(base: str, relative: str) -> str:
     """Return base/relative without "..", in a bucket too."""
-    scheme, mark, rest = base.partition("://") if _is_absolute_uri(base) else ("", "", base)
-    return scheme + mark + os.path.normpath(os.path.join(rest, relative))
+    scheme, mark, path = base.partition("://") if _is_absolute_uri(base) else ("", "", base)
+    return scheme + mark + os.path.normpath(os.path.join(path, relative))
 
 
 def _relative(path: str, start: str) -> str | None:

@@ -64,9 +64,9 @@ def approved(stored: Iterable[str], paths: Iterable[str]) -> tuple[str, ...]:
     """
     allowed = {Path(p).name: p for p in paths}
     files = [(path, allowed.get(Path(path).name)) for path in stored]
-    if any(own is None for _, own in files):
+    if any(local is None for _, local in files):
         return StoredFiles(path for path, _ in files)
-    return tuple(own if own and Path(own).is_file() else path for path, own in files)
+    return tuple(local if local and Path(local).is_file() else path for path, local in files)
 
 
 def refuse_stored(paths: Iterable[str], noun: str) -> None:
@@ -191,7 +191,7 @@ def _check_digest(path: Path, digest: str, run_dir: str | os.PathLike[str], flag
 
 
 def _add(path: str, digest: str) -> None:
-    # The same name in each process: what a plug-in defines is pickled and imported by it.
+    # The same name in each process: a plug-in's classes are pickled and imported by it.
     name = f"octolike_plugin_{Path(path).stem}_{digest[:12]}".replace(".", "_")
     additions = getattr(load_module(path, name=name), "PLUGINS", None)
     if not isinstance(additions, dict) or not additions:

@@ -62,8 +62,8 @@ class DataConfig:
     )
     representation: str = option(
         "as_stored",
-        "what of the actions is learned: 'as_stored', or 'relative', 'delta' or 'absolute', with "
-        "'tool_frame' and 'rotation_6d' after it: octolike.representation",
+        "form in which actions are learned: 'as_stored', or 'relative', 'delta' or 'absolute', "
+        "optionally followed by 'tool_frame' and 'rotation_6d': octolike.representation",
     )
     proprio_representation: str = option(
         "as_stored",
@@ -372,7 +372,7 @@ class EvaluateConfig:
         0.0, "a gripper keeps its target until a prediction differs by more; 0: off", low=0
     )
     release: int = option(
-        0, "after a gripper opens, execute so many more actions of the same chunk; 0: off", low=0
+        0, "after a gripper opens, execute this many more actions of the same chunk; 0: off", low=0
     )
     videos: int = option(2, "videos of successes, and of failures, per skill and split", low=0)
     embodiment: str = option("", "embodiment of the run to evaluate; '': its only one")

@@ -66,7 +66,7 @@ def read_options(text: str, source: str = CONFIG) -> dict[str, Any]:
 def stored_config(run_dir: str | os.PathLike[str], plugin_files: Sequence[str] = ()) -> Config:
     """Return the config that a run was started with, its paths as seen from here.
 
-    Raises ConfigError if there is no such run. The result has no plug-ins, and its dataset specs
+    Raises ConfigError if the run does not exist. The result has no plug-ins, and its dataset specs
     are not executed (plugins.StoredFiles) unless plugin_files names them: the code of another run
     needs the user's consent.
     """

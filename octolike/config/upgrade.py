@@ -149,7 +149,7 @@ def add_lanes(config: Json) -> Json:
 
 
 def keep_all_episodes(config: Json) -> Json:
-    """Hold nothing out, filter nothing, and swap red and blue as the dataset specs say."""
+    """Hold nothing out, filter nothing, and swap red and blue as in the dataset specs."""
     options: Json = {
         "held_out": 0.0,
         "validation_splits": {},

@@ -1,4 +1,4 @@
-"""The model card of a run: README.md with what a stranger must know before a robot moves.
+"""The model card of a run: a README.md for users who did not train it.
 
 Everything in it is read from the run's files; nothing is executed and no plug-in is loaded.
 """
@@ -68,8 +68,8 @@ def _trained_on(directory: Path, config: Mapping[str, Any], names: Any, step: in
         rows.append(("parameters", f"{read_json(costs)['parameters']:,}"))
     versions = directory / "versions.json"
     if versions.exists():
-        found = {k: v for k, v in read_json(versions).items() if v}
-        rows.append(("versions", ", ".join(f"{k} {v}" for k, v in found.items())))
+        stated = {k: v for k, v in read_json(versions).items() if v}
+        rows.append(("versions", ", ".join(f"{k} {v}" for k, v in stated.items())))
     if config["plugins"]:
         rows.append(("plug-ins (Python code)", ", ".join(config["plugins"])))
     return "## Trained on\n\n" + _markdown(("", ""), rows)
@@ -149,10 +149,10 @@ def _success(directory: Path, step: int) -> str:
     header = ("policy", "tasks", "skill", "success [95 %]", "episodes")
     setup = report.get("setup", {})
     evaluated = setup.get("checkpoint", setup.get("step", step))
-    other = ""
+    warning = ""
     if isinstance(evaluated, int) and evaluated != step:
-        other = f"\n\n**These are of checkpoint {evaluated}, not of {step}.**"
-    return f"{title}{report['headline']}\n\n{_markdown(header, rows)}{other}"
+        warning = f"\n\n**These are of checkpoint {evaluated}, not of {step}.**"
+    return f"{title}{report['headline']}\n\n{_markdown(header, rows)}{warning}"
 
 
 def _use(name: str, records: Sequence[Embodiment]) -> str:

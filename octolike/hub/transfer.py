@@ -1,9 +1,9 @@
 """Push and pull a run: a Hugging Face hub repository (hf://), a bucket, or a directory.
 
 A revision names a content that never changes: the commit of a hub repository; elsewhere the sha256
-over all files. `push` returns it, `pull` refuses anything else. What is pushed is the run's own
+over all files. `push` returns it, `pull` refuses any other content. A push contains the run's own
 files with one checkpoint, without the optimizer's state, and a model card. Every file is checked
-against the run's manifests (octolike.manifest) before it leaves and after it arrives. Nothing of a
+against the run's manifests (octolike.manifest) before the push and after the pull. No code of a
 run is executed.
 """
 
@@ -30,7 +30,7 @@ FOR_TRAINING = ("optimizer/", "data/")  # items of a checkpoint that acting does
 
 
 class Location(NamedTuple):
-    """Where a run lies. place: a repository of the hub ("owner/name"), or a path or URI."""
+    """The location of a run. place: a repository of the hub ("owner/name"), or a path or URI."""
 
     place: str
     is_hub: bool
@@ -79,7 +79,7 @@ def push(
 
     Raises:
         ConfigError: a bad location, or a directory that is not empty.
-        FileNotFoundError: there is no such run or checkpoint.
+        FileNotFoundError: the run or the checkpoint does not exist.
         RunError: a file is damaged, or the hub refuses.
     """
     location, run = parse_location(target), files.as_path(run_dir)
@@ -105,7 +105,7 @@ def pull(source: str, directory: PathLike) -> str:
 
     Raises:
         ConfigError: a bad location, or a directory that exists.
-        FileNotFoundError: there is no such run.
+        FileNotFoundError: the run does not exist.
         RunError: the content is not that of the revision, is damaged, or the hub refuses.
     """
     location, target = parse_location(source), files.output_directory(directory, "the directory")
@@ -128,10 +128,10 @@ def pull(source: str, directory: PathLike) -> str:
 
 
 def stage(run: Path, staged: LocalPath, step: int | None, with_optimizer: bool) -> int:
-    """Copy what is pushed of a run into a new directory; return the checkpoint's step."""
+    """Copy the files to be pushed of a run into a new directory; return the checkpoint's step."""
     steps = checkpoint_steps(run / CHECKPOINTS)
     if not run.is_dir() or not (run / "config.json").exists():
-        raise FileNotFoundError(f"{run} is no run: it has no config.json")
+        raise FileNotFoundError(f"{run} is not a run: it has no config.json")
     if not steps or (step is not None and step not in steps):
         raise FileNotFoundError(f"{run} has no checkpoint {step or ''}; it has {steps}")
     step = steps[-1] if step is None else step
@@ -155,7 +155,7 @@ def stage(run: Path, staged: LocalPath, step: int | None, with_optimizer: bool) 
 
 
 def check(run: LocalPath, name: str) -> None:
-    """Raise RunError unless a directory holds a run whose files are those of its manifests."""
+    """Raise RunError unless a directory holds a run with the files of its manifests."""
     read_json(files.as_path(run / "config.json"))
     steps = checkpoint_steps(files.as_path(run / CHECKPOINTS))
     if not steps:
@@ -206,7 +206,7 @@ def _copy_out(staged: LocalPath, place: str) -> str:
 def _copy_in(location: Location, staged: LocalPath) -> str:
     source = files.as_path(location.place)
     if not source.is_dir():
-        raise FileNotFoundError(f"there is no directory {location.place}")
+        raise FileNotFoundError(f"the directory {location.place} does not exist")
     for name in _all_files(source):
         _copy(source / name, staged / name)
     return digest(staged)
@@ -240,7 +240,7 @@ def _upload(staged: LocalPath, repository: str, message: str, public: bool) -> s
             repo_type="model",
             folder_path=str(staged),
             commit_message=message,
-            delete_patterns=["*"],  # a revision holds one checkpoint: what was pushed with it
+            delete_patterns=["*"],  # a revision holds the one checkpoint of its push
         )
     except Exception as error:  # of the hub, of the network, of the login
         raise RunError(

@@ -146,7 +146,7 @@ class RemotePolicy:
         )
 
     def warmup(self) -> None:
-        """Do nothing: a server compiles before it says that it is ready."""
+        """Do nothing: a server compiles before it is ready."""
 
     def create_task(
         self,
@@ -173,7 +173,7 @@ class RemotePolicy:
     ) -> np.ndarray:
         """Return an action chunk float32 [H, A] in the robot's units; see `Policy.sample_actions`.
 
-        prefix: what the chunk must continue.
+        prefix: the actions that the chunk must continue.
 
         Raises:
             ValueError: the server refuses the observation or the task.
@@ -220,7 +220,7 @@ class RemotePolicy:
             return value
         image = np.asarray(value)
         if image.dtype != np.uint8 or image.ndim not in (3, 4):
-            return image  # the server explains what is wrong
+            return image  # the server names the fault
         if image.ndim == 3:
             return wire.encode_jpeg(image, self._jpeg)
         return [wire.encode_jpeg(frame, self._jpeg) for frame in image]

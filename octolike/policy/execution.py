@@ -1,4 +1,4 @@
-"""What a robot executes of predicted action chunks: history and plan, without time; numpy only.
+"""From action chunks to the actions that a robot executes: history and plan, no clock; numpy only.
 
 A chunk [H, A] predicts the actions of the H steps from its observation on. It arrives `delay` steps
 after that observation, so its first actions come too late; meanwhile the robot executes those of
@@ -36,7 +36,7 @@ class ActionPrefix(NamedTuple):
     """The actions that a robot plans for the first steps of a new chunk, in its units.
 
     actions: float [n, A], n ≤ H; delay: the number of them that the robot will have executed when
-    the chunk arrives, at most n. method: of `METHODS`; "" for what the policy's head was made for.
+    the chunk arrives, at most n. method: of `METHODS`; "": that of the policy's head.
     """
 
     actions: np.ndarray
@@ -50,15 +50,15 @@ class ExecutionSettings:
 
     Attributes:
         execute: steps between two inferences, at least 1.
-        overlap: what the robot does while a chunk is computed: "continue" with the previous chunk
-            at the same time, or "wait" and hold still.
+        overlap: behaviour while a chunk is computed: "continue" with the previous chunk at the
+            same time, or "wait" and hold still.
         real_time: "guided" or "trained": chunks continue the actions executed meanwhile; "": off.
         ensemble: decay of temporal ensembling; 0: off.
         gripper_band: a gripper keeps its target until a prediction differs by more than this;
             0: off. It stops a gripper that chatters about its threshold.
-        release: after a gripper opens, so many further actions of the same chunk are executed
-            before the next inference; 0: off. A policy without memory takes a hand that has just
-            placed something for one that is about to grasp it.
+        release: number of further actions of the same chunk to execute after a gripper opens,
+            before the next inference; 0: off. To a policy without memory, a hand that has just
+            placed an object looks like one that is about to grasp it.
     """
 
     execute: int = 1
@@ -72,7 +72,7 @@ class ExecutionSettings:
         if self.execute < 1:
             raise ValueError(f"execute is {self.execute}; it must be at least 1")
         if self.overlap not in OVERLAPS:
-            raise ValueError(f"overlap is {self.overlap!r}; choose of {', '.join(OVERLAPS)}")
+            raise ValueError(f"overlap is {self.overlap!r}; choose one of {', '.join(OVERLAPS)}")
         if self.real_time not in ("", *METHODS):
             raise ValueError(
                 f"real_time is {self.real_time!r}; choose '' (off), {' or '.join(METHODS)}"
@@ -174,7 +174,7 @@ class ChunkPlan:
         return ActionPrefix(actions, min(delay, len(actions)), self.settings.real_time)
 
     def add(self, chunk: np.ndarray, start: int) -> None:
-        """Add a chunk [H, A] whose observation was made at the step `start`."""
+        """Add a chunk [H, A], predicted from the observation of the step `start`."""
         if chunk.ndim != 2 or chunk.shape[-1] != len(self._gripper):
             raise ValueError(
                 f"the chunk has shape {list(chunk.shape)}; expected [H, {len(self._gripper)}]"
@@ -207,8 +207,8 @@ class ChunkPlan:
     def round(self, chunk: np.ndarray, delay: int) -> np.ndarray:
         """Return the actions [n, A] until the next inference, for a chunk that takes `delay` steps.
 
-        For simulations, where time stands still during inference. The first chunk of an episode
-        takes none: the robot starts when it is there.
+        For simulations, in which no time passes during inference. The first chunk of an episode
+        has no delay: the robot starts when the chunk has arrived.
         """
         delay = 0 if self._last is None else delay
         start, actions = self.step, []

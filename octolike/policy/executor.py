@@ -1,4 +1,4 @@
-"""Executor: from single observations to single actions, with inference beside the robot.
+"""Executor: from single observations to single actions; inference runs while the robot moves.
 
     executor = Executor(policy, task, ExecutionSettings(execute=4, real_time="guided"))
     report = ControlLoop(robot, executor, hz=10, stop=lambda: "done" if robot.done else "").run()
@@ -35,7 +35,7 @@ from octolike.policy.execution import (
     plan_for,
 )
 
-RECENT = 10  # inferences whose longest delay is expected next
+RECENT = 10  # inferences; the longest of their delays is expected next
 
 
 class ChunkPolicy(Protocol):
@@ -43,7 +43,7 @@ class ChunkPolicy(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What a robot must know; `Policy.metadata`."""
+        """The description of the policy for a robot; `Policy.metadata`."""
 
     def sample_actions(
         self,
@@ -124,7 +124,7 @@ class Executor:
     def step(self, observation: Mapping[str, Any]) -> np.ndarray | None:
         """Return the action [A] of this step; None while nothing was ever planned.
 
-        Raises what the policy raises: the robot must then be stopped.
+        Errors of the policy are raised here: the robot must then be stopped.
         """
         self._history.append(observation)
         self._receive()
@@ -251,15 +251,17 @@ class ControlLoop:
 
     def run(self) -> LoopReport:
         """Run one episode; Ctrl-C ends it, too."""
-        executor, late, overruns, steps, held = self._executor, [], 0, 0, 0
+        executor, late, overruns, steps, held_in_row = self._executor, [], 0, 0, 0
         executor.reset()
         begin = due = self._clock()
         reason = ""
         try:
-            while not (reason := self._reason(steps, held)):
+            while not (reason := self._reason(steps, held_in_row)):
                 late.append(self._clock() - due)
                 action = executor.step(self._robot.observe())
-                held = held + 1 if executor.inferences and not executor.has_plan else 0
+                held_in_row = (
+                    held_in_row + 1 if executor.inferences and not executor.has_plan else 0
+                )
                 if action is not None:
                     self._robot.act(action)
                     steps += 1
@@ -273,10 +275,10 @@ class ControlLoop:
             reason = "interrupted"
         return self._report(reason, steps, self._clock() - begin, overruns, late)
 
-    def _reason(self, steps: int, held: int) -> str:
+    def _reason(self, steps: int, held_in_row: int) -> str:
         if self._max_steps and steps >= self._max_steps:
             return "step limit"
-        if held * self._period > self._patience:
+        if held_in_row * self._period > self._patience:
             return f"no planned action for {self._patience:g} s"
         return self._stop()
 

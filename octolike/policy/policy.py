@@ -106,11 +106,11 @@ class Policy:
             embodiment: name of the robot; required if the run has several.
             step: of the checkpoint; default: the newest.
             batch_size: examples per compiled call: 1 on a robot, the number of environments in a
-                simulator; or several sizes, of which a call takes the smallest that suffices.
-            plugins: files of the run whose code may be executed, by name or path.
+                simulator; or several sizes; a call takes the smallest that suffices.
+            plugins: files of the run that may be executed, by name or path.
 
         Raises:
-            FileNotFoundError: there is no such run or checkpoint.
+            FileNotFoundError: the run or the checkpoint does not exist.
             ValueError: the robot is unknown, or the run has several and none was named.
             RunError: a file of the run is corrupted.
         """
@@ -145,7 +145,7 @@ class Policy:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a robot must know to use the policy, as JSON data."""
+        """The description of the policy for a robot or client, as JSON data."""
         action, proprio = self.embodiment.action, self.embodiment.proprio
         shapes: dict[str, Any] = {k: list(s) for k, s in self.image_shapes.items()}
         if proprio is not None and "proprio" in self.observation_keys:
@@ -303,11 +303,11 @@ class Policy:
         """
         if not any(prefixes):
             return None
-        given = [(b, p) for b, p in enumerate(prefixes) if p is not None and len(p.actions)]
-        methods = [self._method_of(prefix) for _, prefix in given]
+        present = [(b, p) for b, p in enumerate(prefixes) if p is not None and len(p.actions)]
+        methods = [self._method_of(prefix) for _, prefix in present]
         sampler, guided = self._parts.sampler, "guided" in methods or self.real_time != "trained"
         encoded = sampler.no_prefix(len(prefixes), guided)
-        for (b, prefix), method in zip(given, methods, strict=True):
+        for (b, prefix), method in zip(present, methods, strict=True):
             check_prefix(prefix, self.horizon, len(self.embodiment.action))
             state = None if states is None else states[b : b + 1]
             actions = self.embodiment.encode(np.asarray(prefix.actions)[None], state)[0]

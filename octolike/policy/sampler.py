@@ -2,7 +2,7 @@
 
 A call has two compiled parts:
 
-    read_out   observation and task → what the head reads            once per observation
+    read_out   observation and task → the input of the head          once per observation
     decode     readout, seeds and a prefix → chunks, by the head     once per chunk
 
 Both apply the network once to a whole batch of a fixed size. Only the noise is drawn per example,
@@ -147,9 +147,9 @@ class ActionSampler:
                 readout = self._read_out(params, *inputs)
                 first, count = examples[0], len(np.unique(examples))
                 for rows in self._batches(count * repeats):
-                    own = rows + first * repeats
-                    given = jax.tree.map(lambda x, own=own: x[own], prefix)
-                    chunk = self._decode(params, readout, rows // repeats, keys[own], given)
+                    chosen = rows + first * repeats
+                    continued = jax.tree.map(lambda x, rows=chosen: x[rows], prefix)
+                    chunk = self._decode(params, readout, rows // repeats, keys[chosen], continued)
                     chunks.append(np.asarray(chunk)[: len(np.unique(rows))])
         actions = np.concatenate(chunks)
         if not np.isfinite(actions).all():

@@ -89,7 +89,7 @@ class TaskEncoder:
         return task
 
     def _check_complete(self, instruction: Any, goal_images: Any, task_id: Any) -> None:
-        """Raise ValueError if the network needs something that was not given."""
+        """Raise ValueError if the network needs a conditioning that was not given."""
         arguments = self._arguments()
         if arguments and instruction is None and not goal_images and task_id is None:
             raise ValueError(
@@ -111,11 +111,11 @@ class TaskEncoder:
         }
         return {name: argument for name, argument in arguments.items() if argument}
 
-    def _not_trained(self, given: str, conditioning: str) -> ValueError:
+    def _not_trained(self, argument: str, conditioning: str) -> ValueError:
         arguments = self._arguments()
         accepted = " or ".join(arguments.values()) if arguments else "no task at all"
         return ValueError(
-            f"{given} was given, but this policy was trained without {conditioning}; it takes "
+            f"{argument} was given, but this policy was trained without {conditioning}; it takes "
             f"{accepted}"
         )
 

@@ -1,9 +1,9 @@
 """Cast parameters once at load instead of in every call.
 
-Modules keep float32 parameters and cast them to the compute type where they use them. A parameter
-that is used in one other type only can be stored in that type: half the memory and half of what a
-call reads, and the same results bit for bit. Which ones these are is read off the traced function,
-so that it holds for any component.
+Modules keep float32 parameters and cast them to the compute type at each use. A parameter that is
+used in one other type only can be stored in that type: half the memory, half the bytes to read in a
+call, and the same results bit for bit. These parameters are read off the traced function, which
+works for any component.
 """
 
 from __future__ import annotations

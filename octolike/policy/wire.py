@@ -1,15 +1,15 @@
 """Messages between a robot and a policy server: msgpack with numpy arrays, decoded within limits.
 
 Two encodings of an array are read, that of openpi and that of vla-eval; they differ in the type of
-the keys. `pack` writes openpi's unless told otherwise:
+the keys. `pack` writes openpi's by default:
 
     {b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [4, 7]}
     {"__ndarray__": True, "data": bytes, "dtype": "<f4", "shape": [4, 7]}
     {"__image__": True, "format": "jpeg", "data": bytes, "shape": [256, 256, 3]}
 
-A decoder must not trust its input. What a message claims is checked before memory is allocated for
-it: dtypes other than bool, integers and floats are refused (so nothing is ever unpickled), a shape
-must fit the bytes that came with it, and containers and pixels are counted.
+A decoder must not trust its input. The claims of a message are checked before memory is allocated
+for them: dtypes other than bool, integers and floats are refused (so nothing is ever unpickled), a
+shape must fit the bytes that came with it, and containers and pixels are counted.
 
 Only numpy and msgpack are imported, for Python 3.10 and later; images in JPEG or PNG need pillow.
 """
@@ -31,7 +31,7 @@ IMAGE_FORMATS = ("raw", "jpeg", "png")
 
 
 class WireError(ValueError):
-    """A message that cannot be decoded, or whose contents exceed a limit."""
+    """A message that cannot be decoded, or that exceeds a limit."""
 
 
 class Limits(NamedTuple):

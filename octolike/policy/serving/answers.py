@@ -29,7 +29,7 @@ from octolike.policy.serving.requests import RequestEncoder, Session
 
 ENCODERS = 2  # threads that decode and check requests
 TEXT = "the message is text; expected msgpack in a binary message"
-Reply = tuple[str | bytes, str]  # what is sent, and the outcome: a label of requests_total
+Reply = tuple[str | bytes, str]  # the message, and the outcome: a label of requests_total
 
 
 class ClientGoneError(Exception):

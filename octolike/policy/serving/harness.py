@@ -1,14 +1,14 @@
 """vla-eval's protocol: an evaluation harness sends each step of an episode, and gets one action.
 
-A message is {"type", "payload", "seq", "timestamp"}. The types, and what the server does:
+A message is {"type", "payload", "seq", "timestamp"}. The types, and the server's reaction:
 
-    hello          answers with the conventions of its actions and what it needs to observe
+    hello          answers with the conventions of its actions and the observations it needs
     episode_start  forgets history and chunk
     observation    answers with one action: the chunk's next one, or the first of a new chunk
     episode_end    forgets history and chunk
 
 `BENCHMARKS` translates between a benchmark's conventions and those of octolike's records: the names
-of cameras and state, and the gripper, of which 1 means open here.
+of cameras and state, and the gripper, for which 1 means open in octolike.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ OPEN_IS_ONE = "1 = open"  # how the text of a record's gripper begins
 
 
 class Benchmark(NamedTuple):
-    """How a benchmark names things.
+    """The names and conventions of a benchmark.
 
     cameras: {camera of the policy: its name there}. state: key of proprio. gripper: 1 = open to its
-    convention. params: (for images of a second camera, for states) what it must be asked to send.
-    action_spec: of its actions, in vla-eval's words.
+    convention. params: (second camera, states), whether the policy reads them → the benchmark's
+    parameters to send them. action_spec: of its actions, in vla-eval's words.
     """
 
     cameras: Mapping[str, str]
@@ -71,7 +71,7 @@ BENCHMARKS = {
         {**ARM, "gripper": (1, "binary_close_positive")},
     ),
 }
-# octolike's own class of LIBERO (octolike.envs.libero.vla_eval_libero) speaks as vla-eval's.
+# octolike's own class of LIBERO (octolike.envs.libero.vla_eval_libero) has vla-eval's conventions.
 OWN_LIBERO = "octolike.envs.libero."
 for _name in ("libero_plus", "libero_pro", "libero_mem"):  # the same robot and observations
     BENCHMARKS[_name] = BENCHMARKS["libero"]
@@ -142,10 +142,10 @@ class HarnessProtocol:
             name: {"name": name, "dims": dims, "format": text}
             for name, (dims, text) in benchmark.action_spec.items()
         }
-        seen = {self._camera(benchmark, k): "rgb_hwc_uint8" for k in self._policy.image_shapes}
+        formats = {self._camera(benchmark, k): "rgb_hwc_uint8" for k in self._policy.image_shapes}
         if "language" in self._policy.conditioning:
-            seen["language"] = "language"
-        observation = {n: {"name": n, "dims": 0, "format": text} for n, text in seen.items()}
+            formats["language"] = "language"
+        observation = {n: {"name": n, "dims": 0, "format": text} for n, text in formats.items()}
         return {
             "harness_version": str(payload.get("harness_version", ""))[:40],
             "protocol_version": PROTOCOL,
@@ -162,7 +162,7 @@ class HarnessProtocol:
         """Return a payload as (observation under the policy's keys, instruction)."""
         if not isinstance(payload, Mapping) or not isinstance(payload.get("images", {}), Mapping):
             raise ValueError("the observation must be a map with a map of images")
-        images, found = payload.get("images", {}), {}
+        images, observation = payload.get("images", {}), {}
         for key in self._policy.image_shapes:
             name = self._camera(benchmark, key)
             if name not in images:
@@ -170,7 +170,7 @@ class HarnessProtocol:
                     unknown("camera of the observation", name, images)
                     + "; name it with --cameras POLICY=BENCHMARK"
                 )
-            found[key] = images[name]
+            observation[key] = images[name]
         if "proprio" in self._policy.observation_keys:
             state = payload.get(benchmark.state, payload.get("state"))
             if state is None:
@@ -178,8 +178,8 @@ class HarnessProtocol:
                     f"the observation lacks {benchmark.state!r}, the robot's proprio; ask the "
                     "benchmark to send it"
                 )
-            found["proprio"] = np.asarray(state, np.float32)
-        return found, payload.get("task_description", "")
+            observation["proprio"] = np.asarray(state, np.float32)
+        return observation, payload.get("task_description", "")
 
     def action(self, benchmark: Benchmark, action: np.ndarray) -> np.ndarray:
         """Return an action [A] in the benchmark's conventions."""

@@ -1,4 +1,4 @@
-"""ActionLimits: what a robot may not do, per action dimension."""
+"""ActionLimits: the range and the largest step of a robot's actions, per dimension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ServeOptions: everything that `octolike serve` can be told, once."""
+"""ServeOptions: every option of `octolike serve`, once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ON_LIMIT = ("refuse", "clip")
 
 @dataclass(kw_only=True, frozen=True)
 class ServeOptions:
-    """The settings of a server; they are no part of a run."""
+    """The settings of a server; they are not part of a run."""
 
     host: str = option("127.0.0.1", "address to listen at; another one than loopback needs a key")
     port: int = option(8000, "port; 0: a free one, which is printed", low=0, high=65535)
@@ -138,15 +138,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add an argument per option."""
     for f in dataclasses.fields(ServeOptions):
         default = default_of(f)
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        note = f" (default: {shown})" if shown not in ("", {}) else ""
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        note = f" (default: {text})" if text not in ("", {}) else ""
         kind: dict[str, Any] = {"type": type(default), "metavar": type(default).__name__.upper()}
         if isinstance(default, dict):
             kind = {"action": "append", "metavar": "KEY=VALUE", "default": []}
         elif isinstance(default, tuple):
             kind = {"type": str, "metavar": "N,N,…"}
         help_text = f"{f.metadata['meaning']}{note}".replace("%", "%%")
-        parser.add_argument(f"--{f.name}", **{"default": shown, **kind}, help=help_text)
+        parser.add_argument(f"--{f.name}", **{"default": text, **kind}, help=help_text)
 
 
 def from_arguments(args: argparse.Namespace) -> ServeOptions:

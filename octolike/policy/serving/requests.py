@@ -46,7 +46,7 @@ PREFIX = {"actions", "delay", "method"}  # keys of a request's prefix
 
 
 class Session:
-    """What the server knows of one connection.
+    """The state of one connection.
 
     Attributes:
         number: of the connection, from 1.
@@ -171,18 +171,22 @@ class RequestEncoder:
 
     def _observation(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Return the observation under the policy's keys."""
-        own = {k: v for k, v in message.items() if k not in RESERVED}
+        observation = {k: v for k, v in message.items() if k not in RESERVED}
         keys = self._options.keys
         if not keys:
-            return {k: _stacked(v) for k, v in own.items()}
+            return {k: _stacked(v) for k, v in observation.items()}
         named = {
-            k: v for k, v in own.items() if k in (*self._policy.observation_keys, "timestep_mask")
+            k: v
+            for k, v in observation.items()
+            if k in (*self._policy.observation_keys, "timestep_mask")
         }
         for key, text in keys.items():
             parts = text.split("+")
             missing = [part for part in parts if part not in message]
             if missing:
-                raise ValueError(unknown("key of the observation", missing[0], own) + " (expected)")
+                raise ValueError(
+                    unknown("key of the observation", missing[0], observation) + " (expected)"
+                )
             if len(parts) == 1:
                 named[key] = message[parts[0]]
             else:

@@ -13,9 +13,9 @@ One port speaks
     /metrics     counters and durations for Prometheus
 
 The life of a request: read from the socket, decoded and checked on a thread (`RequestEncoder`),
-queued and computed in a batch on the inference thread (`Batcher`), held against the robot's limits
-(`ActionLimits`), sent; `Answers` holds these together. The event loop only moves bytes, so that a
-slow, silent or vanishing client holds up nobody but itself. Errors are text messages "busy: …",
+queued and computed in a batch on the inference thread (`Batcher`), checked against the robot's
+limits (`ActionLimits`), sent; `Answers` holds these together. The event loop only moves bytes, so
+that a slow, silent or vanishing client delays only itself. Errors are text messages "busy: …",
 "invalid: …" or "failed: …".
 """
 
@@ -114,18 +114,18 @@ class PolicyServer:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether requests are answered: compiled, not stopping, and inference goes on."""
+        """Whether requests are answered: compiled, not stopping, and inference does not hang."""
         since = self._batcher.running_since
         is_stalled = since is not None and time.monotonic() - since > STALL
         return self._ready.is_set() and not self._stop.is_set() and not is_stalled
 
     def describe(self) -> list[str]:
-        """Return lines on what the server will do."""
+        """Return lines on the settings of the server."""
         policy, options = self.policy, self._options
         images = ", ".join(f"{k} {h} x {w}" for k, (h, w, _) in policy.image_shapes.items())
-        others = [k for k in policy.observation_keys if k not in policy.image_shapes]
+        vectors = [k for k in policy.observation_keys if k not in policy.image_shapes]
         lines = [
-            f"observation: {', '.join(filter(None, [images, *others]))}; "
+            f"observation: {', '.join(filter(None, [images, *vectors]))}; "
             f"actions: {policy.horizon} x {', '.join(policy.embodiment.action.names)}",
             f"batches of {', '.join(map(str, options.batch_sizes))}; key: "
             f"{'required' if self._key else 'none'}; TLS: {'yes' if options.certificate else 'no'}",
@@ -145,13 +145,13 @@ class PolicyServer:
         return lines
 
     def stop(self) -> None:
-        """Finish what runs, then return from `run`; may be called from any thread."""
+        """Finish the running requests, then return from `run`; may be called from any thread."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended already
                 self._loop.call_soon_threadsafe(self._stop.set)
 
     async def run(self) -> None:
-        """Listen, compile, serve until SIGTERM, Ctrl-C or `stop`, and finish what runs.
+        """Listen, compile, serve until SIGTERM, Ctrl-C or `stop`, and finish the running requests.
 
         Raises ConfigError if the address cannot be opened.
         """
