@@ -151,14 +151,14 @@ def with_own_files(config: Config, directory: PathLike) -> Config:
 
     Paths to files that the directory does not have stay as they are.
     """
-    run, own = files.as_path(directory), copy.deepcopy(config)
-    if own.data.text.get("path") and (run / TOKENIZER).is_dir():
-        own.data.text = Component({**own.data.text, "path": str(run / TOKENIZER)})
+    run, local_config = files.as_path(directory), copy.deepcopy(config)
+    if local_config.data.text.get("path") and (run / TOKENIZER).is_dir():
+        local_config.data.text = Component({**local_config.data.text, "path": str(run / TOKENIZER)})
     if (run / TEXT_ENCODER).is_dir():
-        tokenizers = {"tokenizers": own.model.tokenizers}
+        tokenizers = {"tokenizers": local_config.model.tokenizers}
         local = language.with_paths(tokenizers, str(run / TEXT_ENCODER))
-        own.model.tokenizers = local["tokenizers"]
-    return own
+        local_config.model.tokenizers = local["tokenizers"]
+    return local_config
 
 
 def readable(config: Config) -> Config:
@@ -174,8 +174,8 @@ def readable(config: Config) -> Config:
 
     first = files.as_path(config.train.init_from)
     started = config.train.init_from and (first / "config.json").is_file()
-    other = stored_config(config.train.init_from) if started else None
-    if other and text(aligned(other, config)) == text(config):
+    source = stored_config(config.train.init_from) if started else None
+    if source and text(aligned(source, config)) == text(config):
         config = with_own_files(config, first)
     return with_own_files(config, config.workdir)
 
@@ -189,7 +189,7 @@ def check_same_run(
     """Return whether `config.workdir` holds this run already.
 
     Settings in `MAY_CHANGE` are not compared. The files of a start that ended before its
-    first metrics and checkpoint are no run: they may differ, and are replaced.
+    first metrics and checkpoint do not count as a run: they may differ, and are replaced.
 
     Raises:
         ConfigError: the directory holds another run: a config, embodiment, batch spec or name
@@ -266,8 +266,8 @@ def record_differences(old: Embodiment, new: Embodiment) -> list[str]:
             path = f"{part}.{name}" if part else name
             if values[0] != values[1]:
                 mark = " (inferred, not verified)" if path in new.inferred else ""
-                shown = " -> ".join(json.dumps(x) for x in values)
-                changes.append(f"{path}: {shown}{mark}")
+                old_and_new = " -> ".join(json.dumps(x) for x in values)
+                changes.append(f"{path}: {old_and_new}{mark}")
         if (a is None) != (b is None):
             changes.append(
                 f"{part}: {'absent' if a is None else 'present'} -> "
@@ -348,7 +348,7 @@ def load_params(run_dir: PathLike, step: int | None = None) -> tuple[int, Params
     updates are not merged. step: default: the newest.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint; the message lists the existing ones.
+        FileNotFoundError: the checkpoint does not exist; the message lists the existing ones.
         RunError: the checkpoint is corrupted or differs from its manifest.
     """
     directory = files.as_path(run_dir)
@@ -418,7 +418,7 @@ def _nested(x: Any) -> Any:
 
 
 def _verified(records: Any) -> Any:
-    """Return embodiments.json without the marks of what nobody has verified yet."""
+    """Return embodiments.json without the marks of inferred, unverified fields."""
     if not isinstance(records, list):
         return records
     return [{k: v for k, v in record.items() if k != "inferred"} for record in records]

@@ -22,7 +22,7 @@ from octolike.errors import RunError
 COMMIT_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 SHOWN = 3  # faults in an error
 _timings: dict[str, tuple[float, float]] = {}  # {checkpoint directory: of its last manifest}
-_noted: set[str] = set()  # checkpoint directories whose lack of a manifest was printed
+_noted: set[str] = set()  # checkpoint directories; their lack of a manifest was printed
 
 
 class CheckedRename(atomicity.AtomicRenameTemporaryPath):
@@ -61,7 +61,7 @@ def write_manifest(directory: files.Path, final: files.Path) -> None:
 
 
 def describe_cost(directory: files.Path, opened: float, start: float) -> str:
-    """Return a line on what the last manifest in a checkpoint directory cost; "" without one.
+    """Return a line on the cost of the last manifest in a checkpoint directory; "" without one.
 
     opened, start: when the directory was opened for training, and when the save started, in
     time.perf_counter's seconds.

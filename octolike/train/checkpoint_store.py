@@ -171,7 +171,7 @@ class CheckpointStore:
             free = f"{shutil.disk_usage(self.directory).free:,} are free on that disk"
             free = f", and {free} (a quota may allow less)"
         steps = [s for s in self.complete() if s != step]
-        intact = f"Checkpoints {steps} are intact" if steps else "There is no other checkpoint yet"
+        intact = f"Checkpoints {steps} are intact" if steps else "No other checkpoint exists yet"
         remedy = files.remedy(error)
         if not remedy or "space" in remedy:
             remedy = "free some space, or lower train.keep"
@@ -313,13 +313,13 @@ def cause_of(error: Exception) -> str:
 
 
 class _NoOrbax(logging.Filter):
-    """Drops orbax's notes and tracebacks: what fails is raised, and reported in one line.
+    """Drops orbax's notes and tracebacks: errors are raised, and reported in one line.
 
     Its background threads log whenever they like, so a filter stays on the logger.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record is of somebody else."""
+        """Return whether a record is not orbax's."""
         return "orbax" not in record.pathname
 
 

@@ -82,7 +82,7 @@ class BeforeHook(Protocol):
         """Act, with the batch of the next step, on the devices."""
 
     def close(self) -> None:
-        """End what was begun."""
+        """End an unfinished action, such as a trace."""
 
 
 def call(hooks: Sequence[Hook], event: StepEvent) -> None:

@@ -27,7 +27,7 @@ from octolike.train.state import Params, TrainState
 
 # Conventions that give a head's outputs their meaning.
 MEANING = ("action.names", "action.units", "action.absolute", "representation")
-FEW = 8  # parameters whose paths fit on a line or two
+FEW = 8  # paths of parameters that fit on a line or two
 
 
 def make_init(

@@ -303,7 +303,7 @@ class Loop:
 
 
 def _check_vocabulary(config: Config, model: Mapping[str, Any]) -> None:
-    """Raise ConfigError if the text tokenizer has ids that the text encoder does not know."""
+    """Raise ConfigError if the text tokenizer has ids beyond the text encoder's vocabulary."""
     if language.source(model):
         text = build_component(TOKENIZERS, config.data.text, "data.text")
         language.check_vocabulary(model, text.vocabulary)

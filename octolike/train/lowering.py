@@ -1,4 +1,4 @@
-"""What an accelerator would get, on a machine that has none: traces and lowerings of a config.
+"""Traces and lowerings of a config for an accelerator, on a machine that has none.
 
 A `Workload` holds a config's functions and their abstract arguments. It is traced for any platform,
 and lowered for CUDA with jax's questions about the installed cuDNN answered in advance; nothing is
@@ -31,7 +31,7 @@ from octolike.train import step as steps
 
 AMPERE, HOPPER = 8.0, 9.0  # compute capabilities
 KERNELS = ("dot_product_attention_fwd_wrapper", "pallas_call")
-CUDNN = 91500  # the version that jax is told
+CUDNN = 91500  # the version that is reported to jax
 
 
 class Workload(NamedTuple):
@@ -109,7 +109,7 @@ class AttentionFacts(NamedTuple):
 def attention_facts(
     function: Callable[..., Any], *args: Any, platform: str, capability: float = 0.0
 ) -> AttentionFacts:
-    """Return what the attention of a function becomes on a platform."""
+    """Return how the attention of a function is computed on a platform."""
     with compile_for(platform, capability), _cudnn(capability):
         jaxpr = jax.make_jaxpr(function)(*args)
     kernels: Counter[str] = Counter()
@@ -129,7 +129,7 @@ def attention_facts(
 
 
 def residual_bytes(work: Workload, policy: str, platform: str, capability: float = 0.0) -> int:
-    """Return the bytes that the backward pass of a step finds stored, under a remat policy.
+    """Return the bytes stored for the backward pass of a step, under a remat policy.
 
     The parameters, which it reads as well, are not counted; their casts are.
     """
@@ -141,8 +141,10 @@ def residual_bytes(work: Workload, policy: str, platform: str, capability: float
     with compile_for(platform, capability), _cudnn(capability):
         residuals = jax.eval_shape(lambda p: jax.vjp(work.loss, p)[1], work.state.params)
     total = sum(map(nbytes, jax.tree.leaves(residuals)))
-    own = {(x.shape, x.dtype) for x in jax.tree.leaves(work.state.params)}
-    return total - sum(nbytes(x) for x in jax.tree.leaves(residuals) if (x.shape, x.dtype) in own)
+    parameters = {(x.shape, x.dtype) for x in jax.tree.leaves(work.state.params)}
+    return total - sum(
+        nbytes(x) for x in jax.tree.leaves(residuals) if (x.shape, x.dtype) in parameters
+    )
 
 
 def nbytes(x: Any) -> int:

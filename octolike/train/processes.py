@@ -29,8 +29,8 @@ def slurm_devices(
 ) -> list[int] | None:
     """Return the indices of this task's GPUs among the visible ones; None outside of SLURM.
 
-    By itself jax gives a task the GPU whose index is the task's number on the node: the first of
-    eight with one task per node, and a wrong index where SLURM shows each task its own GPU only.
+    By default jax gives a task one GPU, with the task's number on the node as index: the first of
+    eight with one task per node, and a wrong index if SLURM shows each task its own GPU only.
 
     Raises:
         ConfigError: the node's tasks cannot share its GPUs equally.

@@ -11,7 +11,7 @@ DIRECTORY = "profile"  # in the run's directory
 
 
 class ProfileHook:
-    """Records what host and devices do from one step to another, on the first process."""
+    """Records the activity of host and devices between two steps, on the first process."""
 
     def __init__(self, steps: tuple[int, int], workdir: files.PathLike, first: int = 0) -> None:
         """steps: (start, stop); first: the number of steps done before this process."""

@@ -1,4 +1,4 @@
-"""What a run needs, without a device: memory, operations, step time, data rate, days.
+"""The resources that a run needs, without a device: memory, operations, step time, data rate, days.
 
 The peak rates and memories are the vendors' (`device_flops`, CHIPS); the share of the peak that a
 step reaches (MFU) is an assumption that the reader states.
@@ -28,7 +28,7 @@ class Chip(NamedTuple):
     capability: float = 0.0
 
 
-# Memory from the vendors' data sheets, in GB of 10^9 bytes except where they are sold as GiB.
+# Memory from the vendors' data sheets, in GB of 10^9 bytes except cards sold by GiB.
 CHIPS = {
     "a100": Chip("A100", 80, "cuda", 8.0),
     "a6000": Chip("RTX A6000", 48, "cuda", 8.6),
@@ -68,12 +68,12 @@ class ResourcePlan(NamedTuple):
 
     Attributes:
         parameters: their number.
-        memory: {part: bytes per device}; activations are what the backward pass finds stored.
+        memory: {part: bytes per device}; activations are those stored for the backward pass.
         operations: floating-point operations of a step, on all devices together.
         step_seconds: at the assumed MFU.
         host_bytes: decoded bytes per second that each host must deliver.
         examples: per second and host.
-        limits: sentences on what does not fit.
+        limits: a sentence on each part that does not fit.
     """
 
     parameters: int
@@ -106,7 +106,7 @@ def plan(
     sharding.check_fsdp(config.train.fsdp, cluster.devices, chip.device_kind)
     memory = memory_plan.plan_memory(work.state, work.batch, mesh, None)
     share = math.ceil(batch / cluster.devices / config.optim.accumulate)
-    # Residuals grow with the batch: those of few examples tell those of many.
+    # Residuals grow linearly with the batch: they are extrapolated from few examples.
     small = _residuals(work, chip, 2), _residuals(work, chip, 4)
     per_example = (small[1] - small[0]) // 2
     memory["activations"] = small[0] + per_example * (share - 2)
@@ -165,13 +165,13 @@ def _capacity(cluster: Cluster) -> float:
 
 
 def _limits(memory: dict[str, int], cluster: Cluster, batch: int) -> tuple[str, ...]:
-    found = []
+    sentences = []
     total = sum(memory.values())
     if total > _capacity(cluster):
-        found.append(
+        sentences.append(
             f"{total / GIB:.0f} GiB exceed the {_capacity(cluster) / GIB:.0f} GiB of a "
             f"{cluster.name}: {memory_plan.REMEDY}; or more devices"
         )
     if batch % cluster.devices:
-        found.append(f"data.batch_size {batch} does not divide over {cluster.devices} devices")
-    return tuple(found)
+        sentences.append(f"data.batch_size {batch} does not divide over {cluster.devices} devices")
+    return tuple(sentences)

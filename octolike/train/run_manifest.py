@@ -15,7 +15,7 @@ from octolike import files, manifest
 from octolike.config import plugins
 from octolike.errors import RunError
 
-# Folders whose files a resumed run keeps; the JSON files are compared and written again.
+# A resumed run keeps the files in these folders; the JSON files are compared and written again.
 KEPT = ("plugins", "tokenizer", "text_encoder")
 JSON_FILES = (
     "config.json",
@@ -25,7 +25,7 @@ JSON_FILES = (
     "versions.json",
 )
 SPECS = "dataset specs"
-_noted: set[str] = set()  # run directories whose lack of a manifest was printed
+_noted: set[str] = set()  # run directories; their lack of a manifest was printed
 
 
 def write_with(directory: files.Path, texts: Mapping[str, str], specs: Iterable[str]) -> None:
@@ -35,15 +35,15 @@ def write_with(directory: files.Path, texts: Mapping[str, str], specs: Iterable[
     a run that loads.
     """
     new = {name: (manifest.entry_of(text.encode()),) for name, text in texts.items()}
-    kept = {k: (v,) for k, v in manifest.hash_files(directory, kept_files(directory)).items()}
+    unchanged = {k: (v,) for k, v in manifest.hash_files(directory, kept_files(directory)).items()}
     about = {SPECS: _spec_digests(specs)}
     before = manifest.read(directory)
     if before is not None:
         both = {k: tuple(dict.fromkeys((*before.entries.get(k, ()), *v))) for k, v in new.items()}
-        manifest.write(directory, manifest.Manifest(about, kept | both))
+        manifest.write(directory, manifest.Manifest(about, unchanged | both))
     for name, text in texts.items():
         files.write_text(directory / name, text)
-    manifest.write(directory, manifest.Manifest(about, kept | new))
+    manifest.write(directory, manifest.Manifest(about, unchanged | new))
 
 
 def kept_files(directory: files.Path) -> list[str]:
@@ -97,10 +97,10 @@ def changed_specs(directory: files.Path, specs: Iterable[str]) -> list[str]:
     recorded = stored.about.get(SPECS, {}) if stored is not None else {}
     clauses = []
     for path in specs:
-        expected, found = recorded.get(files.as_path(path).name), _spec_digests([path])
-        if not found:
+        expected, present = recorded.get(files.as_path(path).name), _spec_digests([path])
+        if not present:
             clauses.append(f"{path} is missing")
-        elif expected and expected not in found.values():
+        elif expected and expected not in present.values():
             clauses.append(f"{path} has changed since training")
     return clauses
 

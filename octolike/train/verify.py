@@ -133,7 +133,7 @@ def _logs(directory: files.Path) -> list[files.Path]:
 
 
 def _read_lines(path: files.Path) -> str:
-    """Read a JSON file, or one with a JSON object per line; a partial last line is no fault."""
+    """Read a JSON file, or one with a JSON object per line; a partial last line is not a fault."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         json.loads(text)
