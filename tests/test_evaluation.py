@@ -102,7 +102,7 @@ def test_an_unsupported_robot_is_skipped_in_all_and_rejected_alone(tmp_path):
     supported, (reason,) = evaluate.robots_to_evaluate(tmp_path, "all")
     assert supported == ["tabletop"]
     assert "'tabletop' can be tabletop, tabletop_target, " in reason
-    assert "not the robot 'bridge_dataset', whose actions differ in meaning" in reason
+    assert "not the robot 'bridge_dataset': their actions differ in meaning" in reason
     with pytest.raises(ConfigError, match="not the robot 'bridge_dataset'"):
         evaluate.Evaluation(tmp_path, embodiment="bridge_dataset")
     run.config.evaluate.embodiment = "bridge_dataset"

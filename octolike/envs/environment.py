@@ -35,7 +35,7 @@ def episode_info(instruction: str, skill: str, success: bool, failure: str) -> d
 
 
 def scene_digest(names: Sequence[str], state: np.ndarray) -> str:
-    """Return a short digest of a scene: what is in it, and the positions of everything (metres).
+    """Return a short digest of a scene: the names of its objects, and all positions (metres).
 
     Episodes with equal digests started equally, whatever their instruction: `info["scene"]` of
     reset. The evaluation pairs them.

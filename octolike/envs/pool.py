@@ -34,7 +34,7 @@ from octolike import files
 from octolike.config import ConfigError, plugins
 
 TIMEOUT = 120.0  # seconds per command
-QUIET = 15.0  # seconds of waiting for a reply before a line says so
+QUIET = 15.0  # seconds of waiting for a reply before a line reports it
 
 
 class ResetCommand(NamedTuple):

@@ -67,8 +67,8 @@ def check_robot(component: Mapping[str, Any], embodiment: str, recorded: str) ->
     robots = simulator(kind).load("robots")
     if embodiment not in (*robots, recorded):
         raise ConfigError(
-            f"the simulator {kind!r} can be {', '.join(robots)}, not the robot {embodiment!r}, "
-            "whose actions differ in meaning; if it does simulate that robot, state so in the "
+            f"the simulator {kind!r} can be {', '.join(robots)}, not the robot {embodiment!r}: "
+            "their actions differ in meaning; if it does simulate that robot, state so in the "
             f"dataset spec: embodiment={next(iter(robots))!r}"
         )
 

@@ -28,7 +28,7 @@ class Simulator:
     goal: (env, seed, options of reset) -> {"image_<camera>": view of the finished task}.
     robots: {embodiment: the settings that make the environment that robot}.
     groups: {skill: its group}, if results are also reported as means over groups.
-    check: (env, [(split, skill), …]) -> what the installation lacks, as a sentence, or "".
+    check: (env, [(split, skill), …]) -> a sentence on missing files of the installation, or "".
     """
 
     env: str

@@ -1,7 +1,7 @@
 """Wrappers of environments: any environment, and one that executes sequences of actions.
 
-Wrappers follow gymnasium's protocol (reset, step, render, close). What is executed of a policy's
-chunks is planned in octolike.policy.execution, by simulators and robots alike.
+Wrappers follow gymnasium's protocol (reset, step, render, close). The actions to
+execute are planned from a policy's chunks in octolike.policy.execution, for simulators and robots.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Wrapper:
         self.env = env
 
     def __getattr__(self, name: str) -> Any:
-        if name == "env":  # during unpickling there is no inner environment yet
+        if name == "env":  # during unpickling the inner environment is still missing
             raise AttributeError(name)
         return getattr(self.env, name)
 
@@ -90,7 +90,7 @@ class ActionSequence(Wrapper):
 def spaces(env: Any) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]], float]:
     """Return (shape of an action, {key: shape of the observation}, steps per second or 0).
 
-    The rate is `metadata["control_hz"]`, of environments whose rate is always the same.
+    The rate is `metadata["control_hz"]`, of environments with a fixed rate.
     """
     observation = env.observation_space.spaces
     shapes = {key: space.shape for key, space in observation.items()}

@@ -56,9 +56,9 @@ def robots_to_evaluate(
     """Return (robots to evaluate one after the other, why others are skipped).
 
     `embodiment` names one robot, or 'all' of the run's; default: the run's setting
-    evaluate.embodiment. [None] if that is empty, or if there is no run (`Evaluation` reports it).
+    evaluate.embodiment. [None] if that is empty, or without a run (`Evaluation` reports it).
     With 'all', robots that the simulator does not support are skipped, a sentence each; ConfigError
-    if it supports none of them. `plugins`: plug-ins of the run whose code may be executed.
+    if it supports none of them. `plugins`: plug-ins of the run that may be executed.
     """
     files = [Path(run_dir) / name for name in ("config.json", "names.json")]
     if not all(path.is_file() for path in files):
@@ -109,7 +109,7 @@ class Evaluation:
             overrides: fields of the suite: splits, skills, episodes, seed.
             step: the checkpoint; default: the newest.
             embodiment: the robot, required if the run has several.
-            plugins: plug-ins of the run whose code may be executed.
+            plugins: plug-ins of the run that may be executed.
 
         Raises:
             ConfigError: the run's config has no simulator, the simulator does not support the
@@ -205,7 +205,7 @@ class Evaluation:
         with progress("videos", len(rows), "episodes") as bar:
             videos = rollouts.render_episodes(pool, rows, self.results.directory)
             for row, images in zip(rows, videos):
-                if isinstance(images, str):  # why there is no video
+                if isinstance(images, str):  # the reason for a missing video
                     bar.write(images)
                     self._remarks.append(images)
                 else:
@@ -332,7 +332,7 @@ def task_name_function(config: Config, policy: Policy) -> Callable[[Mapping[str,
 
 
 def read_curves(directory: Path) -> LearningCurves:
-    """Return the curves in a run's metrics.jsonl; empty curves if there is no such file."""
+    """Return the curves in a run's metrics.jsonl; empty curves if it does not exist."""
     rows = metrics.read(directory / metrics.FILE)
     validation: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "action_error": {}}
     for row in rows:

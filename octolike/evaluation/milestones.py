@@ -1,4 +1,4 @@
-"""How far episodes come: the share that passes each milestone, and what was grasped.
+"""Progress of episodes: the share that passes each milestone, and the object grasped first.
 
 A simulator may report {milestone: passed} for each episode, in the order of a good one, and the
 first object that was grasped next to the one to grasp (`octolike.evaluation.rollouts.OUTCOMES`).
@@ -38,7 +38,7 @@ def funnels(
 def grasps(
     rows: Sequence[ResultRow], policy: str = "trained"
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """Return {split: {skill: {what was grasped first: episodes}}}, keys of OUTCOMES.
+    """Return {split: {skill: {object grasped first: episodes}}}, keys of OUTCOMES.
 
     Objects are named "colour shape". Skills in which no episode grasped anything are omitted.
     """
@@ -53,7 +53,7 @@ def grasps(
 
 
 def to_html(rows: Sequence[ResultRow]) -> str:
-    """Return the funnels and what was grasped as HTML; "" without reported milestones."""
+    """Return the funnels and the objects grasped first as HTML; "" without reported milestones."""
     body = ""
     for split, skills in funnels(rows).items():
         lines = "".join(
@@ -74,7 +74,7 @@ def to_html(rows: Sequence[ResultRow]) -> str:
             for skill, counts in skills.items()
         )
         body += (
-            "<h3>What was grasped first</h3>\n<p>Episodes, by the object that the instruction "
+            "<h3>First grasped object</h3>\n<p>Episodes, by the object that the instruction "
             f'names.</p><div class="wide"><table class="rates"><tr><th></th>{head}</tr>\n{lines}'
             "</table></div>\n"
         )

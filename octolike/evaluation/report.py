@@ -1,8 +1,8 @@
 """The report of a run: report.json for programs, report.html for readers without context.
 
-The page embeds its images and videos, so it can be mailed or copied as one file. It shows what was
-trained, on which data and for how long; the success rates next to those of the untrained network;
-whether success carries over to held-out tasks; and videos of failures as well as successes.
+The page embeds its images and videos, so it can be mailed or copied as one file. It shows the
+network, its data and the duration of training; the success rates next to those of the untrained
+network; whether success carries over to held-out tasks; and videos of failures and successes.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ReportContent:
 def write(content: ReportContent, directory: Path, page: Path) -> Path:
     """Write report.json and the images into `directory`, and the HTML page; return its path.
 
-    Raises ValueError if there is no result of the trained policy.
+    Raises ValueError without a result of the trained policy.
     """
     table = success.rate_table(content.rows)
     if "trained" not in table:

@@ -39,7 +39,7 @@ from octolike.policy import Policy, Task
 from octolike.policy.execution import ChunkPlan, ExecutionSettings, FrameHistory, plan_for
 
 ATTEMPTS = 2
-# What an environment may report about an episode: whether the scene's original task was done;
+# Optional reports of an environment about an episode: whether the scene's original task was done;
 # {milestone: passed} in order; the first object that was grasped, "" for none; the one to grasp.
 OUTCOMES = ("instead", "milestones", "grasped", "target")
 

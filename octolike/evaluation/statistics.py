@@ -1,4 +1,4 @@
-"""Intervals and tests for success rates: what seeds and layouts can show, and what they cannot.
+"""Intervals and tests for success rates over training seeds and layouts.
 
 Success is measured on a grid. A row is one trained policy (a training seed), a column is one layout
 (a scene with its instruction), a cell is 1 or 0. Policies that are compared meet the same layouts.
@@ -17,7 +17,7 @@ The questions, in the order of this file:
     other measures than success, one value per seed: `seed_difference`.
  4. Which of many? `holm` adjusts the p-values of a table, `compact_letters` writes them into it.
  5. Are two equal? `is_equivalent`: the whole 90 % interval lies within a margin.
- 6. What could a study show at all? `detectable_difference`, before it runs.
+ 6. Which difference can a study detect? `detectable_difference`, before it runs.
  7. May it stop now? `SignFlipProcess`: its evidence is valid at any time.
 
 `tests/test_statistics.py` simulates the coverage of every interval and the rate of false alarms.
@@ -98,7 +98,7 @@ class SuccessRate:
 class Difference:
     """A difference of two rates with its 95 % interval and two-sided p-value.
 
-    method: the interval and the test, for the reader. NaN where one side has no outcome.
+    method: the interval and the test, for the reader. NaN if one side has no outcome.
     """
 
     value: float
@@ -133,7 +133,7 @@ class OutcomeGrid:
     """The outcomes of a recipe: float [seeds S, layouts L], 1 for success, 0 for failure.
 
     layouts: a key per column; policies with equal keys met equal scenes. strata: a name per column,
-    such as its skill; the choice of strata is fixed, so differences between them are no noise.
+    such as its skill; the choice of strata is fixed, so differences between them are not noise.
     left_out: columns without an outcome for every seed (crashed or missing episodes).
     """
 
@@ -169,7 +169,7 @@ class OutcomeGrid:
 
 @dataclass(frozen=True)
 class SeedEffect:
-    """What the training seed contributes to an outcome's variance, pooled over recipes.
+    """The training seed's share of an outcome's variance, pooled over recipes.
 
     In shares of p (1 − p), the variance of an outcome, which shrinks towards 0 % and 100 %.
 
@@ -200,9 +200,9 @@ def seed_effect(grids: Iterable[OutcomeGrid]) -> SeedEffect:
             continue
         y = grid.outcomes
         rows, columns = y.mean(axis=1, keepdims=True), y.mean(axis=0, keepdims=True)
-        rest = float(((y - rows - columns + y.mean()) ** 2).sum()) / (layouts - 1)
-        residual += rest
-        excess += (seeds - 1) * float(rows.var(ddof=1)) - rest / layouts
+        remainder = float(((y - rows - columns + y.mean()) ** 2).sum()) / (layouts - 1)
+        residual += remainder
+        excess += (seeds - 1) * float(rows.var(ddof=1)) - remainder / layouts
         scale += (seeds - 1) * grid.rate * (1 - grid.rate)
         freedom += seeds - 1
     return SeedEffect(excess / scale, residual / scale, freedom) if scale else SeedEffect()
@@ -262,8 +262,8 @@ def paired_difference(
     value = float(per_layout.mean())
     # Two more layouts, won once by each side, keep the interval honest near 0 and 1. Their weight
     # is that of a layout averaged over seeds.
-    one = math.sqrt((1 / counts[0] + 1 / counts[1]) / 2)
-    padded = np.array([*per_layout, one, -one])
+    won = math.sqrt((1 / counts[0] + 1 / counts[1]) / 2)
+    padded = np.array([*per_layout, won, -won])
     by_layout = float(padded.var()) / len(padded)
     by_seed = sum(g.rate * (1 - g.rate) / n for g, n in zip((a, b), counts, strict=True))
     deviations = [(math.inf, math.sqrt(by_layout + effect.share * by_seed))]

@@ -1,4 +1,4 @@
-"""The design of a comparison: what it can find before it runs, and when it may stop."""
+"""The design of a comparison: the difference that it can detect, and when it may stop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sentence(config: Config, variants: Sequence[str], seeds: int) -> str:
 
 
 def decided(directory: Path, variants: Sequence[str]) -> tuple[set[str], str]:
-    """Return (the variants whose difference to the first is certain, the evidence as text).
+    """Return (the variants that certainly differ from the first, the evidence as text).
 
     5 % for all of them together (Bonferroni), whenever it is called.
     """

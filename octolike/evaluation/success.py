@@ -285,8 +285,11 @@ class InstructionFollowing:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for report.json."""
-        asked, instead = self.instructed.to_json(), self.original.to_json()
-        return {"asked": asked, "instead": instead, "sentence": self.sentence}
+        return {
+            "asked": self.instructed.to_json(),
+            "instead": self.original.to_json(),
+            "sentence": self.sentence,
+        }
 
 
 def instruction_following(

@@ -117,8 +117,8 @@ def overrides(
     if block and block not in BLOCKS:
         raise ConfigError(unknown("block of scenes", block, BLOCKS))
     seed = BLOCKS[block] if block else None
-    given = {"splits": splits and tuple(splits), "skills": skills and tuple(skills)}
-    fields = given | {"episodes": episodes, "seed": seed}
+    choices = {"splits": splits and tuple(splits), "skills": skills and tuple(skills)}
+    fields = choices | {"episodes": episodes, "seed": seed}
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -137,7 +137,7 @@ def suite_by_name(name: str, environment: Mapping[str, Any]) -> Suite:
 
 
 def seed_offset(split: str, skill: int) -> int:
-    """Return what a split and the number of a skill in its simulator add to an episode's seed."""
+    """Return the offset of an episode's seed, from its split and the skill's number."""
     return _PER_SKILL * skill + _OTHER_SCENES * (split not in SAME_SCENES)
 
 
@@ -148,7 +148,7 @@ def block_of(episode: EpisodePlan) -> str:
 
 
 def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:
-    """Return a sentence for each split with a misleading name: seen is not what was demonstrated.
+    """Return a sentence for each split with a misleading name: seen tasks without demonstrations.
 
     collect: the collection settings of the run's config; other datasets are unknown here.
     """
@@ -157,8 +157,8 @@ def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:
     for episode in plan:
         skills_of.setdefault(episode.split, set()).add(episode.skill)
     held_out = skills_of.get(HELD_OUT_TASKS, set())
-    others = set().union(*(x for split, x in skills_of.items() if split != HELD_OUT_TASKS))
-    new = others - demonstrated
+    seen_skills = set().union(*(x for split, x in skills_of.items() if split != HELD_OUT_TASKS))
+    new = seen_skills - demonstrated
     if demonstrated and new:
         sentences.append(
             f"The run's config collects no demonstrations of {_join(new)}: unless another dataset "

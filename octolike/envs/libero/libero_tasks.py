@@ -1,7 +1,7 @@
 """LIBERO's tasks: suites, step limits, and the splits that are LIBERO-PRO's suites.
 
 A skill is "<suite>/<number>", e.g. "spatial/3"; the number is the benchmark's. A split is the
-benchmark itself ("train") or a suite of LIBERO-PRO, whose task of the same name takes the skill's
+benchmark itself ("train") or a suite of LIBERO-PRO; its task of the same name takes the skill's
 place. Imports no numpy and no LIBERO.
 """
 

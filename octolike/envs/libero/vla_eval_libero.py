@@ -6,8 +6,8 @@
         params: {suite: libero_spatial, seed: 0}
 
 The episodes are vla-eval's own. Two things differ. The initial states are read by the package, as
-vla-eval would import torch for this. In LIBERO-PRO's suites whose names of tasks do not say what
-the task is (`OTHER_WORDS`), the instruction is the one written in the task's file.
+vla-eval would import torch for this. In LIBERO-PRO's suites with names that do not describe
+the task (`OTHER_WORDS`), the instruction is the one written in the task's file.
 
 With seed 0, episode i of a task is the one of octolike's suite with seed 1,000,000 + i. vla-eval
 draws the fixtures from a generator that it seeds when a task is opened, so this holds if the task's

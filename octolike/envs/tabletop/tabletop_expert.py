@@ -56,8 +56,8 @@ class TabletopExpert:
 def subtask(task: TabletopTask, state: TaskState) -> str:
     """Return the expert's present subtask, in words that name one object.
 
-    While it is held, the target is "it". The words follow from what the hand holds, which a robot
-    can feel: after placing they are those of the grasp, and the images say that the hand retreats.
+    While it is held, the target is "it". The words follow from the object in the hand, which a
+    robot can feel: after placing they are those of the grasp, and the images show the hand retreat.
     """
     target, reference = task.target.words, task.reference.replace("_", " ")
     if task.skill == "touch":

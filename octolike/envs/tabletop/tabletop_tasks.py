@@ -269,12 +269,12 @@ def distractors(rng: np.random.Generator, task: TabletopTask, count: int) -> lis
 
     For put, the first is a bowl of another colour, so that the bowl's colour has to be read.
     """
-    taken = {task.target, task.reference_object}
+    used = {task.target, task.reference_object}
     bowls: list[TableObject] = []
     if task.skill == "put" and count:
-        choices = [TableObject(c, "bowl") for c in COLOURS if TableObject(c, "bowl") not in taken]
+        choices = [TableObject(c, "bowl") for c in COLOURS if TableObject(c, "bowl") not in used]
         bowls.append(choices[rng.integers(len(choices))])
-    free = [TableObject(c, s) for c in COLOURS for s in SHAPES if TableObject(c, s) not in taken]
+    free = [TableObject(c, s) for c in COLOURS for s in SHAPES if TableObject(c, s) not in used]
     picks = rng.permutation(len(free))[: count - len(bowls)]
     return bowls + [free[i] for i in picks]
 

@@ -235,7 +235,7 @@ def measure_errors(
     The error is the mean absolute difference between sampled and demonstrated actions at a few
     frames per demonstration, in standard deviations of the group's own held-out actions: runs with
     other mixes normalise differently. Noise is the same for all runs. Does nothing if the errors of
-    the same step and demonstrations exist. `plugins`: those of the run whose code may be executed.
+    the same step and demonstrations exist. `plugins`: those of the run that may be executed.
     """
     loaded = load_run(run, plugin_files=plugins)
     actions = b"".join(d.action.tobytes() for episodes in held_out.values() for d in episodes)

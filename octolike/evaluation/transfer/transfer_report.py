@@ -99,7 +99,7 @@ def effects_sentence(effects: Sequence[TransferEffect]) -> str:
         f"{len(effects)} comparisons; {len(effects) - len(helps + hurts)} are undecided"
     )
     if not hurts:
-        return f"{counts}. There is no significant negative transfer."
+        return f"{counts}. No negative transfer is significant."
     omitted = len(hurts) - LISTED_EFFECTS
     more = f" And {omitted} more, listed below." if omitted > 0 else ""
     listed = " ".join(e.sentence for e in hurts[:LISTED_EFFECTS])
@@ -117,8 +117,8 @@ def conflict_sentences(gradients: Mapping[str, GradientSummary]) -> list[str]:
     if without:
         lines.append(
             f"During training, no pair conflicts significantly in {', '.join(without)} (in "
-            "brackets: share of single comparisons with a negative cosine). This does not prove "
-            "that there is no conflict, since common features can hide one."
+            "brackets: share of single comparisons with a negative cosine). This does not "
+            "exclude conflicts, since common features can hide them."
         )
     return lines
 
