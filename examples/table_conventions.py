@@ -12,12 +12,14 @@
         --config.workdir=runs/percent
     octolike check_policy runs/percent
     python examples/table_conventions.py act percent runs/percent --episodes 50
-    python examples/table_conventions.py compare original=… percent=…    the files that act writes
+    python examples/table_conventions.py compare original=… percent=…    the files that act writes,
+        several of one convention with commas in between: further seeds, in the same order
 
 Conventions: original; metres, percent (of the gripper: its width in metres, or 0 to 100); joints
-(targets of the table's six joints in place of changes); degrees; trimmed (LeRobot 3.0: videos with
-idle frames at the start of each episode, whose rows were cut). The driver undoes them, so a policy
-should succeed as often as that of the original. `act` plays the same layouts for every run.
+(targets of the table's six joints in place of changes; inspect_data recommends
+--config.data.representation=delta for them); degrees; trimmed (LeRobot 3.0: videos with idle frames
+at the start of each episode, whose rows were cut). The driver undoes them, so a policy should
+succeed as often as that of the original. `act` plays the same layouts for every run.
 """
 
 from __future__ import annotations
@@ -229,12 +231,24 @@ def act(convention: Convention, run: str, episodes: int, execute: int = 2) -> li
     return rows
 
 
+def read_results(files: str) -> list[dict[str, Any]]:
+    """Return the rows of the files (with commas in between), each numbered as the run `run`."""
+    return [
+        row | {"run": number}
+        for number, file in enumerate(files.split(","))
+        for row in json.loads(Path(file).read_text())
+    ]
+
+
 def compare(results: dict[str, list[dict[str, Any]]], draws: int = 10_000) -> Iterator[str]:
-    """Yield a line per run: its success, and its difference to the first run's, in pairs."""
+    """Yield a line per convention: its success, and its difference to the first one's, in pairs.
+
+    A pair is a layout, played by the runs of one number (their seed) of both.
+    """
     rng = np.random.default_rng(0)
-    first: dict[tuple[str, int], bool] = {}
+    first: dict[tuple[int, str, int], bool] = {}
     for name, rows in results.items():
-        outcome = {(r["skill"], r["seed"]): r["success"] for r in rows}
+        outcome = {(r["run"], r["skill"], r["seed"]): r["success"] for r in rows}
         first = first or outcome
         pairs = np.array([(outcome[k], first[k]) for k in outcome if k in first], float)
         difference = pairs[:, 0] - pairs[:, 1]
@@ -263,11 +277,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sub.add_argument("folder", type=Path)
         else:
             sub.add_argument("--episodes", type=int, default=50, help="layouts per skill")
-    commands.add_parser("compare").add_argument("files", nargs="+", help="name=episodes.json")
+    commands.add_parser("compare").add_argument("files", nargs="+", help="name=a.json,b.json")
     args = parser.parse_args(arguments)
     if args.command == "compare":
         pairs = [text.split("=", 1) for text in args.files]
-        print(*compare({k: json.loads(Path(v).read_text()) for k, v in pairs}), sep="\n")
+        print(*compare({name: read_results(files) for name, files in pairs}), sep="\n")
         return
     convention = CONVENTIONS[args.convention]
     if args.command == "record":
@@ -278,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = act(convention, str(args.source), args.episodes)
     path = args.source / "table_conventions.json"
     path.write_text(json.dumps(rows))
-    print(*compare({args.convention: rows}), path, sep="\n")
+    print(*compare({args.convention: read_results(str(path))}), path, sep="\n")
 
 
 if __name__ == "__main__":

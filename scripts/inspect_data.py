@@ -59,7 +59,10 @@ def inspect(args: argparse.Namespace) -> None:
     infer_spec.write_spec(path, survey, spec)
     root = survey.directory.parent.parent
     print(f"{path}: verify and correct it, then add to a training command")
-    print(f"  --config.data.root={root} --config.data.specs={path} --config.data.mix={survey.name}")
+    options = (
+        f"--config.data.root={root} --config.data.specs={path} --config.data.mix={survey.name}"
+    )
+    print(" ", options, *infer_spec.representation_options(spec))
 
 
 if __name__ == "__main__":

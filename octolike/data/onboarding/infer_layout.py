@@ -31,12 +31,14 @@ class InferredLayout:
         grippers: indices of the columns that are grippers.
         evidence: {"names", "units", "absolute" or "gripper": the reason for the inference}.
         doubts: sentences on columns that are unlike the usual radians, metres and shares.
+        matches: of actions, the state column that each column moves, −1 for none.
     """
 
     layout: Layout
     grippers: tuple[int, ...] = ()
     evidence: Mapping[str, str] = dataclasses.field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    matches: tuple[int, ...] = ()
 
 
 def infer_layout(
@@ -89,7 +91,7 @@ def infer_layout(
     )
     evidence = {k: v for k, v in evidence.items() if v}
     doubts = (*columns.doubts, *_mixed(layout, targets), *_doubts(part, layout, hands, s))
-    return InferredLayout(layout, hands, evidence, doubts)
+    return InferredLayout(layout, hands, evidence, doubts, targets.matches)
 
 
 def _groups(widths: Mapping[str, int]) -> list[list[int]]:

@@ -15,6 +15,11 @@ import numpy as np
 from octolike import files
 from octolike.data.onboarding import spec_fields
 from octolike.data.onboarding.infer_layout import InferredLayout, infer_layout
+from octolike.data.onboarding.infer_representation import (
+    Recommendation,
+    recommend,
+    repeated_states,
+)
 from octolike.data.onboarding.survey import Survey
 from octolike.data.rlds.fields import ACTION
 from octolike.embodiment import Layout
@@ -35,6 +40,7 @@ class InferredSpec:
         depth: {camera: key of its depth under steps.observation}.
         depth_unit: metres per stored unit.
         unused: {field under steps: why the spec does not read it}.
+        recommendation: what of the actions to learn.
         action, proprio: dotted fields under steps, to be concatenated; proprio may be empty.
         action_names, proprio_names: of the dimensions.
         absolute: per action dimension.
@@ -59,6 +65,7 @@ class InferredSpec:
     depth: Mapping[str, str]
     depth_unit: float
     unused: Mapping[str, str]
+    recommendation: Recommendation
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -109,6 +116,13 @@ def infer(survey: Survey) -> InferredSpec:
         depth=depth,
         depth_unit=spec_fields.depth_unit(survey, depth),
         unused=spec_fields.unused_fields(survey, (*actions, *proprio, *language), cameras, depth),
+        recommendation=recommend(
+            action_layout.layout,
+            proprio_layout.layout,
+            join_fields(survey, tuple(actions)),
+            state,
+            action_layout.matches,
+        ),
     )
 
 
@@ -177,6 +191,13 @@ def find_problems(survey: Survey, spec: InferredSpec) -> list[str]:
     for field in (*spec.action, *spec.proprio):
         problems += _field_problems(field, survey.numbers[field])
     problems += [*spec.action_layout.doubts, *spec.proprio_layout.doubts]
+    layouts = spec.action_layout.layout, spec.proprio_layout.layout
+    numbers = (join_fields(survey, x) if x else [] for x in (spec.action, spec.proprio))
+    if repeated := repeated_states(*layouts, *numbers):
+        problems.append(
+            f"action: {', '.join(repeated)} equal the states of the same step: a policy learns to "
+            "stay where it is; in standardize, use the next step's state as the action"
+        )
     return problems + _action_problems(
         spec, join_fields(survey, spec.action) if spec.action else []
     )
@@ -233,7 +254,16 @@ def describe_spec(spec: InferredSpec) -> str:
         if rows:
             lines.append(text_table(rows, (part, "unit", "", ""), indent=2))
     lines += [f"  inferred {name}: {text}" for name, text in spec.evidence.items()]
+    if spec.recommendation.reason:
+        title = " ".join(("recommended", *representation_options(spec)))
+        lines.append(f"  {title}: {spec.recommendation.reason}")
     return "\n".join(lines)
+
+
+def representation_options(spec: InferredSpec) -> tuple[str, ...]:
+    """Return the options of a training command for the recommended representation."""
+    text = spec.recommendation.representation
+    return (f"--config.data.representation={text}",) if text else ()
 
 
 def write_spec(path: Path, survey: Survey, spec: InferredSpec) -> Path:
@@ -262,10 +292,11 @@ def spec_text(survey: Survey, spec: InferredSpec) -> str:
     inferred = "".join(f"        {k!r}: {v!r},\n" for k, v in spec.evidence.items())
     depth = f"    depth={dict(spec.depth)!r},\n    depth_unit={spec.depth_unit:g},\n"
     depth = depth if spec.depth else ""
+    options = "".join(f"    {text}\n" for text in representation_options(spec))
     return f'''"""Spec of {survey.name}, inferred by octolike inspect_data: verify and correct it.
 
     --config.data.specs=my_robot.py --config.data.mix={survey.name}     (the path of this file)
-"""
+{options}"""
 
 import numpy as np
 
