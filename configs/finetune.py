@@ -78,20 +78,20 @@ def source(args: SimpleNamespace) -> Config:
 
 
 def change(config: Config, args: SimpleNamespace) -> None:
-    """Make the changes to the network that the arguments ask for; what is new starts afresh."""
+    """Change the network as the arguments ask; new parameters are reinitialised."""
     data, model, fresh = config.data, config.model, []
     if args.head:
-        kept = model.heads["action"]["kind"] if args.head == "fresh" else args.head
+        kind = model.heads["action"]["kind"] if args.head == "fresh" else args.head
         if args.head != "fresh":
-            model.heads = {"action": Component(kind=kept)}
+            model.heads = {"action": Component(kind=kind)}
         fresh.append("heads_*")
     if args.camera:
         name, _, side = args.camera.partition(":")
         likely = [t for t in model.tokenizers.values() if t["kind"] == "image"]
         if not side.isdigit() or name in data.cameras or name in model.tokenizers or not likely:
             raise ConfigError(
-                f"camera={args.camera!r}: expected name:pixels of a camera that the run has not "
-                f"({', '.join(data.cameras)}), and an image tokenizer to take after"
+                f"camera={args.camera!r}: expected name:pixels of a camera that the run does not "
+                f"have ({', '.join(data.cameras)}), and an image tokenizer to copy"
             )
         data.cameras = {**data.cameras, name: int(side)}
         model.tokenizers[name] = Component({**likely[0], "cameras": (name,)})
@@ -127,7 +127,7 @@ def change(config: Config, args: SimpleNamespace) -> None:
 
 
 def freeze(config: Config, mode: str) -> None:
-    """Say which parameters are trained; what starts afresh always is."""
+    """Freeze parameters by `mode`; reinitialised ones are always trained."""
     tokenizers, fresh = config.model.tokenizers, config.train.reinit
     named = lambda kind: tuple(
         f"tokenizers_{k}/*" for k, t in tokenizers.items() if t["kind"] == kind

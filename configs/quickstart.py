@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> Config:
     data.window, data.horizon, data.goal = 1, 8, "none"
     data.batch_size, data.pool = 32, 4096
     data.text = Component(kind="hash", length=16, vocabulary=1024)
-    # "grasp the red cube", then "put it into the blue bowl": what the policy acts on
+    # the policy acts on "grasp the red cube", then on "put it into the blue bowl"
     data.subtasks = args.subtasks
     language = Component(kind="language", vocabulary=1024, pooled=True)
     subtask = Component(kind="subtask", vocabulary=1024)

@@ -1,4 +1,4 @@
-"""A policy on a robot at a fixed rate, with inference beside the motion.
+"""A policy on a robot at a fixed rate; inference runs while the robot moves.
 
     python examples/robot_loop.py runs/quickstart --instruction "lift the red cube"
     python examples/robot_loop.py runs/quickstart --slow 0.5 --real-time guided
@@ -95,7 +95,7 @@ def run_table(pipe: Connection, environment: dict[str, Any], seed: int, hz: floa
 
 
 class SlowPolicy:
-    """A policy whose every inference takes `seconds` longer."""
+    """A policy with every inference delayed by `seconds`."""
 
     def __init__(self, policy: Any, seconds: float) -> None:
         self._policy, self._seconds, self.metadata = policy, seconds, policy.metadata

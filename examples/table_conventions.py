@@ -18,7 +18,7 @@
 Conventions: original; metres, percent (of the gripper: its width in metres, or 0 to 100); joints
 (targets of the table's six joints in place of changes; inspect_data recommends
 --config.data.representation=delta for them); degrees; trimmed (LeRobot 3.0: videos with idle frames
-at the start of each episode, whose rows were cut). The driver undoes them, so a policy should
+at the start of each episode, without rows). The driver undoes them, so a policy should
 succeed as often as that of the original. `act` plays the same layouts for every run.
 """
 
@@ -40,9 +40,10 @@ FIRST_SEED = 1_000_000  # as octolike evaluate
 
 
 class Convention(NamedTuple):
-    """What the robot's numbers are times the table's; targets: commands are targets, not changes.
+    """The robot's convention, relative to the table's.
 
-    scale: of the seven dimensions x y z roll pitch yaw gripper, of commands and states.
+    scale: factor on the table's numbers in commands and states, for x y z roll pitch yaw gripper.
+    targets: commands are targets, not changes.
     """
 
     scale: np.ndarray = np.ones(7)
@@ -127,7 +128,7 @@ def write_hdf5(folder: Path, episodes: Iterator[Demonstration]) -> int:
 
 
 def write_lerobot(folder: Path, episodes: Iterator[Demonstration]) -> int:
-    """Write LeRobot 3.0 whose videos start with idle frames that have no rows."""
+    """Write LeRobot 3.0 with videos that start with idle frames without rows."""
     import imageio_ffmpeg
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -219,9 +220,9 @@ def act(convention: Convention, run: str, episodes: int, execute: int = 2) -> li
             observation, info = env.reset(seed=seed, options=options)
             task, ended, t = policy.create_task(instruction=info["instruction"]), False, 0
             while not ended:
-                seen = {k: observation[v] for k, v in cameras.items()}
-                seen["proprio"] = convention.state(observation["proprio"])
-                for command in policy.sample_actions(seen, task, seed=1000 * seed + t)[:execute]:
+                inputs = {k: observation[v] for k, v in cameras.items()}
+                inputs["proprio"] = convention.state(observation["proprio"])
+                for command in policy.sample_actions(inputs, task, seed=1000 * seed + t)[:execute]:
                     action = convention.action(command, observation["proprio"])
                     observation, _, done, late, info = env.step(action)
                     ended, t = done or late, t + 1

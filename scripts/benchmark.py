@@ -1,4 +1,4 @@
-"""Measure how fast a part of octolike is, as ratios to what the same machine can do at best.
+"""Measure how fast a part of octolike is, as ratios to the limits of the same machine.
 
     octolike benchmark data                 the data engine
     octolike benchmark data --only decode   one of its measurements
@@ -34,7 +34,7 @@ def main() -> None:
     chosen, modules = [name for name in names if name in sys.argv[1:]], {}
     for name in names:
         part = parts.add_parser(name)
-        if name in chosen:  # a part imports what it measures, and nothing else should be loaded
+        if name in chosen:  # import only the code that is measured
             modules[name] = importlib.import_module(f"benchmarks.{name}")
             modules[name].arguments(part)
     args = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def circumstances(part: str) -> dict[str, object]:
-    """Return what was measured, when, and on what."""
+    """Return the part, date, machine and versions of a measurement."""
     return {
         "part": part,
         "command": " ".join(sys.argv),
@@ -58,7 +58,7 @@ def circumstances(part: str) -> dict[str, object]:
 
 
 def version(library: str) -> str:
-    """Return a library's version; '' where it is not installed."""
+    """Return a library's version; '' if it is not installed."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:

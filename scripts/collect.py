@@ -37,7 +37,7 @@ def collect(config: configs.Config) -> None:
     plan = demonstrations.plan(config.environment, config.collect)
     shards = {s.split: s.total for s in plan}
     settings = demonstrations.settings(config.environment, config.collect)
-    # Specs of public datasets whose version no source states have none.
+    # Specs of public datasets have no version if no source states it.
     version = spec.version or FIRST_VERSION
     writer = Writer(config.data.root, spec.name, version, shards, settings)
     if writer.finished:

@@ -1,11 +1,11 @@
-"""Plan a run without a device: memory, operations, step time, data rate, days, and what limits.
+"""Plan a run without a device: memory, operations, step time, data rate, days, and limits.
 
     octolike plan --config pretrain:size=base --chips h100:32
     octolike plan --config bridge --chips 4090:2 --mfu 0.3 --per-host 2
 
 Nothing is compiled and no data are read: shapes come from the dataset specs. The step time is the
-operations over the vendors' peak times --mfu, an assumption; the activations are what the backward
-pass finds stored, without the compiler's temporary buffers.
+operations over the vendors' peak times --mfu, an assumption; the activations are those stored
+for the backward pass, without the compiler's temporary buffers.
 """
 
 import sys

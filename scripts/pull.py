@@ -1,10 +1,10 @@
-"""Pull a run that was pushed: every file is checked, and nothing of it is executed.
+"""Pull a run that was pushed: every file is checked, and no code of it is executed.
 
     octolike pull hf://OWNER/NAME@REVISION runs/NAME
     octolike pull gs://BUCKET/NAME@REVISION runs/NAME
 
-Expect the location with its revision. Without @REVISION the newest content is taken: pin what a
-robot runs.
+Expect the location with its revision. Without @REVISION the newest content is taken: pin the
+revision that a robot runs.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     octolike serve RUN --host 0.0.0.0 --key_file key --certificate cert.pem --private_key key.pem
     octolike serve RUN --reload_seconds 30            follow the newest checkpoint of a training run
 
-Expect a line "ready after …" once everything is compiled; SIGTERM and Ctrl-C finish what runs.
-docs/deploying.md describes clients, messages, limits and monitoring.
+Expect a line "ready after …" once everything is compiled; SIGTERM and Ctrl-C finish the running
+requests. docs/deploying.md describes clients, messages, limits and monitoring.
 """
 
 import argparse

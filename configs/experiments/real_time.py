@@ -15,7 +15,7 @@ Stated before the run:
   actions and holds still for `delay` steps.
 - The same scenes for all methods and delays; the step limits of the tasks stay.
 - Smoothness: the mean change of the commanded translation, |a_t − a_{t−1}| in millimetres, at the
-  step where a new chunk takes over, over the same inside chunks.
+  step at which a new chunk takes over, next to the same within chunks.
 
 Expected: waiting loses by the time limit alone; continuing loses little success and is rough at the
 borders; both kinds of real-time chunking are as successful and smoother.

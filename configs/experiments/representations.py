@@ -1,4 +1,4 @@
-"""What of the actions is learned: each representation on the simulated table, three seeds.
+"""Representations of the learned actions, compared on the simulated table, three seeds.
 
     octolike collect --config representations
     octolike compare --config representations            every variant, 3 seeds
@@ -7,9 +7,9 @@
 Stated before the runs: touch and lift, 500 demonstrations each, 1,500 steps of 32 examples, seeds
 0, 1 and 2; every run meets the same 25 layouts per skill. The measure is the success of a variant
 less that of `default` on the same layouts, over all seeds, with a 95 % interval over (seed, layout)
-pairs. The demonstrations are changes (dx …) with the pose as proprio, so that `delta` is what is
-stored, and `absolute`, `relative` and the rotations come out of the pose. A run takes two to three
-minutes on one core; RESULTS.md has the results.
+pairs. The demonstrations are changes (dx …) with the pose as proprio, so that `delta` is the stored
+form, and `absolute`, `relative` and the rotations are computed from the pose. A run takes two to
+three minutes on one core; RESULTS.md has the results.
 """
 
 from octolike.config import Config, ConfigError, base_config, parse_arg, unknown

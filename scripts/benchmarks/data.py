@@ -12,7 +12,7 @@ decode      CPU time per example of the pipeline, relative to decoding each dist
 concurrency images decoded at a time if decoding takes no CPU time, for 2, 16 and 96 threads
 memory      resident memory over the batches of 25 datasets
 first       seconds to open 1, 25 and 60 datasets and get the first batch
-grain       CPU time per example, beside Grain over array_record files with the same transforms
+grain       CPU time per example, next to Grain over array_record files with the same transforms
             (`pip install grain array_record`; not part of all measurements)
 statistics  episodes per second of the pass over the records
 order       exact resume, 2 and 4 processes against one
@@ -323,14 +323,14 @@ def hosts(args: argparse.Namespace, root: Path) -> list[Row]:
             # the older blocks of the first phase are loaded before it, and once more at the end
             again = episodes[splits[max(len(splits) - BLOCKS, 0)] :]
             sections.append(table.sizes[episodes].sum() + table.sizes[again].sum())
-        held = table.sizes.mean() * settings["pool"] * mixing.OVERHEAD
+        pool_bytes = table.sizes.mean() * settings["pool"] * mixing.OVERHEAD
         for count in HOSTS:
             per_host = np.reshape(sections, (count, -1)).sum(1)
             share = table.sizes.sum() / count
             title = f"{name}, {count} hosts"
             rows += [
                 row("hosts", f"{title}: read", per_host.max() / share, "of its share", "≤ 1.1"),
-                row("hosts", f"{title}: held", held / count / 2**20, "MiB per host"),
+                row("hosts", f"{title}: held", pool_bytes / count / 2**20, "MiB per host"),
             ]
     return rows
 

@@ -3,7 +3,7 @@
     octolike benchmark --output device.json device             on one GPU or TPU
     octolike benchmark device --rehearse                       tiny, on a CPU
 
-In this order, and what does not fit into --seconds is left out and said:
+In this order; parts that do not fit into --seconds are left out and listed:
 
     1. the attention kernel against XLA's: largest difference of results and gradients
     2. octo-base's step per batch size: examples per second, MFU, memory against the plan
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             break
         try:
             rows += list(part())
-        except Exception as error:  # the other parts still tell something
+        except Exception as error:  # the other parts are still of use
             rows.append({"part": "failed", "error": f"{type(error).__name__}: {error}"[:200]})
         print(f"{time.perf_counter() - started:6.1f} s  {rows[-1]}", flush=True)
     return rows

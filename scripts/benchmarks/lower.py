@@ -1,10 +1,10 @@
-"""What accelerators would get, on a machine without one.
+"""Attention kernels, memory and operations on accelerators, without one.
 
     octolike benchmark lower                       attention and memory of every shipped config
     octolike benchmark lower --tpu v6e:2x2         and a block of octo-base, compiled for a TPU
 
 The first part only traces: the attention kernel, bytes of dense masks and logits, operations, and
-what the backward pass finds stored under each policy of model.remat. The second compiles with
+the bytes stored for the backward pass under each policy of model.remat. The second compiles with
 libtpu (pip install libtpu, of jax's version; minutes) and adds the compiler's cycles against those
 of a large matrix product. The compiler has no estimate for Pallas kernels: their rows hold the
 cycles of everything else, and the kernel's operations.

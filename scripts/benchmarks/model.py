@@ -1,4 +1,4 @@
-"""How long acting takes, beside the time that its arithmetic alone would take.
+"""The duration of acting, next to the time that its arithmetic alone would take.
 
     octolike benchmark model                         octo-small at batch 1, every head
     octolike benchmark model --size base --heads diffusion
@@ -102,11 +102,11 @@ def _in_turn(repeats: int, *functions: Callable[[], Any]) -> list[float]:
     """Return the median seconds of each function, called in turn: all meet the same machine."""
     times: list[list[float]] = [[] for _ in functions]
     for i in range(repeats + 2):  # the first two warm up
-        for function, found in zip(functions, times, strict=True):
+        for function, seconds in zip(functions, times, strict=True):
             start = time.perf_counter()
             jax.block_until_ready(function())
             if i >= 2:
-                found.append(time.perf_counter() - start)
+                seconds.append(time.perf_counter() - start)
     return [float(np.median(t)) for t in times]
 
 

@@ -1,7 +1,7 @@
-"""Latency and throughput of a policy server on loopback, beside the policy in the same process.
+"""Latency and throughput of a policy server on loopback, next to the policy without a server.
 
     octolike benchmark serve                        a small network at 256 px, 1, 4 and 16 robots
-    octolike benchmark serve --only overhead        what the server adds to a call
+    octolike benchmark serve --only overhead        time that the server adds to a call
     octolike benchmark serve --only memory --calls 10000
     octolike benchmark serve --only install         sizes of installations (uses the package index)
 
@@ -51,16 +51,16 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _overhead(args: argparse.Namespace) -> list[dict[str, Any]]:
-    policy, seen = _policy(args.width, args.layers, (1,)), _observation()
+    policy, observation = _policy(args.width, args.layers, (1,)), _observation()
     task = policy.create_task(instruction="lift the red cube")
     here, there = [], []
     with _Server(args.width, args.layers, (1,)) as server, server.connect() as remote:
         far_task = remote.create_task(instruction="lift the red cube")
         for i in range(args.pairs + 5):
             start = time.perf_counter()
-            policy.sample_actions(seen, task, seed=i)
+            policy.sample_actions(observation, task, seed=i)
             middle = time.perf_counter()
-            remote.sample_actions(seen, far_task, seed=i)
+            remote.sample_actions(observation, far_task, seed=i)
             if i >= 5:
                 here.append(middle - start)
                 there.append(time.perf_counter() - middle)
@@ -97,15 +97,15 @@ def _load(server: _Server, count: int, seconds: float) -> tuple[list[float], lis
     ready, go = threading.Barrier(count), threading.Event()
 
     def robot(number: int) -> None:
-        seen = _observation(number)
+        observation = _observation(number)
         with server.connect() as remote:
             task = remote.create_task(instruction="lift the red cube")
-            remote.sample_actions(seen, task)
+            remote.sample_actions(observation, task)
             ready.wait()
             end = time.perf_counter() + seconds
             while time.perf_counter() < end:
                 start = time.perf_counter()
-                remote.sample_actions(seen, task, seed=number)
+                remote.sample_actions(observation, task, seed=number)
                 durations.append(time.perf_counter() - start)
                 batches.append(remote.timing["batch"])
 
@@ -121,10 +121,10 @@ def _load(server: _Server, count: int, seconds: float) -> tuple[list[float], lis
 def _memory(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     with _Server(32, 1, (1,)) as server, server.connect() as remote:
-        task, seen = remote.create_task(instruction="lift the red cube"), _observation()
+        task, observation = remote.create_task(instruction="lift the red cube"), _observation()
         marks = {args.calls // 10, args.calls // 2, args.calls}
         for i in range(1, args.calls + 1):
-            remote.sample_actions(seen, task, seed=i)
+            remote.sample_actions(observation, task, seed=i)
             if i in marks:
                 rows.append({"measurement": f"memory after {i:,} calls", "MiB": server.memory()})
     return rows
@@ -255,9 +255,9 @@ def _policy(width: int, layers: int, sizes: tuple[int, ...]) -> Any:
     shapes = jax.eval_shape(lambda: init_params(network, spec, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (0.02 * rng.normal(size=x.shape)).astype(np.float32), shapes)
-    one = np.ones(n, np.float32)
+    ones = np.ones(n, np.float32)
     statistics = Statistics(
-        mean=0 * one, std=one, min=-one, max=one, p01=-one, p99=one, steps=9, episodes=3
+        mean=0 * ones, std=ones, min=-ones, max=ones, p01=-ones, p99=ones, steps=9, episodes=3
     )
     layout = Layout(
         names=NAMES, units=("",) * n, absolute=(True,) * n, normalized=(True,) * 6 + (False,)

@@ -1,4 +1,4 @@
-"""How long a training step takes, beside the time that its arithmetic alone would take.
+"""The duration of a training step, next to the time that its arithmetic alone would take.
 
     octolike benchmark train                          octo-small and the quickstart's model
     octolike benchmark train --only small --batches 256,512 --dtype bfloat16 --remat dots
@@ -71,10 +71,10 @@ def _measure(
     step = steps.make_step(model, tx, config, key)
     compiled, costs = steps.compile_step(step, state, spec, size, mesh)
     prepared = time.perf_counter() - began
-    batch, held = sharding.put_batch(_random(spec, size), mesh), [state]
+    batch, box = sharding.put_batch(_random(spec, size), mesh), [state]
 
     def train() -> Any:
-        held[0], metrics = compiled(held[0], batch)  # the old state is given away
+        box[0], metrics = compiled(box[0], batch)  # the old state is donated
         return metrics
 
     a = jnp.ones((_side(), _side()), args.dtype)
@@ -112,7 +112,7 @@ def _octo(args: argparse.Namespace) -> Config:
 
 
 def _tabletop(config: Config) -> types.BatchSpec:
-    """Return the batch of the quickstart's data: what octolike collect writes."""
+    """Return the batch spec of the quickstart's data, as octolike collect writes them."""
     spec = acting._spec(config.data.window, config.data.horizon)
     spec = {k: v for k, v in spec.items() if "image" not in k}
     length = config.data.text["length"]

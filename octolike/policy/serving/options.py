@@ -43,7 +43,9 @@ class ServeOptions:
     send_seconds: float = option(
         10.0, "a client that takes longer to read a reply is disconnected", low=0.1
     )
-    drain_seconds: float = option(30.0, "time to finish what runs after SIGTERM or Ctrl-C", low=0)
+    drain_seconds: float = option(
+        30.0, "time to finish running requests after SIGTERM or Ctrl-C", low=0
+    )
     reload_seconds: float = option(
         0.0, "how often to look for a newer checkpoint of the run; 0: never", low=0
     )
