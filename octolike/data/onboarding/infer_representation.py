@@ -1,9 +1,9 @@
 """Recommend a `data.representation` for targets, with the evidence for it.
 
-A target is the state plus a small motion. A head that learns targets makes its error relative to
-their whole spread, and the motion drowns in it; a head that learns the motion does not. Changes
-(`delta`) are recommended where the first one, from the state, is as large as the others; where the
-state lags behind its targets, or differs from them by an offset, it is not, and `relative` is.
+A target is the state plus a small motion. The error of a head that learns targets is relative to
+their whole spread, which may exceed the motion; a head that learns the motion avoids this. Changes
+(`delta`) are recommended if the first one, from the state, is as large as the others. It is not if
+the state lags behind its targets or differs from them by an offset: then `relative` is.
 """
 
 from __future__ import annotations

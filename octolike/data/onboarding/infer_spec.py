@@ -40,7 +40,7 @@ class InferredSpec:
         depth: {camera: key of its depth under steps.observation}.
         depth_unit: metres per stored unit.
         unused: {field under steps: why the spec does not read it}.
-        recommendation: what of the actions to learn.
+        recommendation: the representation of the actions, with the reason.
         action, proprio: dotted fields under steps, to be concatenated; proprio may be empty.
         action_names, proprio_names: of the dimensions.
         absolute: per action dimension.
