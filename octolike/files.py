@@ -178,7 +178,7 @@ def is_regular(path: PathLike) -> bool:
 
 
 def read_text(path: PathLike) -> str:
-    """Return the text of a file that somebody else may have written.
+    """Return the text of an untrusted file.
 
     Raises RunError for a pipe, a device or a file of more than LARGEST_TEXT bytes; OSError for a
     missing one.
@@ -195,7 +195,7 @@ def read_text(path: PathLike) -> str:
 def child(directory: PathLike, name: str) -> Path:
     """Return directory/name; ValueError for a name that leaves the directory.
 
-    For names out of files that somebody else may have written.
+    For names in untrusted files.
     """
     root = as_path(directory)
     parts = pathlib.PurePosixPath(name).parts

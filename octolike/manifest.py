@@ -5,8 +5,9 @@
 
 A checkpoint has one (train.checkpoint_store), written before the checkpoint gets its name, and a
 run has one over its other files (train.checkpoint). A file usually has one entry; while it is being
-replaced it has two, and either content is intact. Manifests find accidents: bit rot, truncated
-copies, edited files. They are not signatures: whoever can write the files can write the manifest.
+replaced it has two, and either content is intact. Manifests detect accidents: bit rot, truncated
+copies, edited files. They are not signatures: anyone who can write the files can write the
+manifest.
 """
 
 from __future__ import annotations

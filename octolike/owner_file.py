@@ -1,11 +1,11 @@
 """OwnerFile: a file that names the process which owns something, with a heartbeat.
 
-The file holds host, process and a counter that its owner increases every few seconds. Whoever finds
-it watches the counter: if it moves, the owner lives; if it stands still, the owner has died (kill
--9, a lost machine). No clocks are compared and nothing is locked, so it works between the machines
-of a shared file system. An owner is known to be dead at once if it was a process of this machine
-that has ended, or an earlier start of the same SLURM job. The file is created by a hard link, which
-fails if it exists: of simultaneous starts one wins.
+The file holds host, process and a counter that its owner increases every few seconds. Another
+process that finds it watches the counter: if it moves, the owner lives; if it stands still, the
+owner has died (kill -9, a lost machine). No clocks are compared and no file is locked, so it works
+between the machines of a shared file system. Without watching, an owner counts as dead if it was a
+process of this machine that has ended, or an earlier start of the same SLURM job. The file is
+created by a hard link, which fails if it exists: of simultaneous starts one wins.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def run(main: Callable[[Config], Any]) -> None:
         return remaining
 
     def start(_: list[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # the libraries' notes would drown our own
+        logging.set_verbosity(logging.WARNING)  # the libraries' notes would hide octolike's
         try:
             main(flag.value)
         except KeyboardInterrupt:  # a second one, while the first is being handled

@@ -42,7 +42,7 @@ def option(
 ) -> Any:
     """Return a dataclass field that carries its meaning and the values that it allows.
 
-    Serves the schema and the components alike (linen modules too).
+    For the schema and for components (linen modules too).
 
     Args:
         default: the value, or a function that makes it; without one the field is required.

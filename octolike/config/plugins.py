@@ -54,7 +54,7 @@ def loaded() -> tuple[str, ...]:
 
 
 class StoredFiles(tuple):
-    """Python files that somebody's stored run names; executed only once the user allows them."""
+    """Python files that a stored run names; executed only once the user allows them."""
 
 
 def approved(stored: Iterable[str], paths: Iterable[str]) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def recorded(run_dir: str | os.PathLike[str]) -> Mapping[str, str]:
         path = files.as_path(run_dir) / "config.json"
         data = json.loads(files.read_text(path))
     except (OSError, ValueError):
-        return {}  # whoever reads the config reports that
+        return {}  # reading the config reports that
     names = data.get("plugins", {}) if isinstance(data, dict) else {}
     return names if isinstance(names, dict) else {}
 

@@ -37,8 +37,8 @@ def episode_info(instruction: str, skill: str, success: bool, failure: str) -> d
 def scene_digest(names: Sequence[str], state: np.ndarray) -> str:
     """Return a short digest of a scene: the names of its objects, and all positions (metres).
 
-    Episodes with equal digests started equally, whatever their instruction: `info["scene"]` of
-    reset. The evaluation pairs them.
+    Episodes with equal digests started equally, though perhaps with other instructions;
+    `info["scene"]` of reset. The evaluation pairs them.
     """
     text = "\n".join(names).encode() + np.round(state, 6).astype("<f8").tobytes()
     return hashlib.sha256(text).hexdigest()[:12]

@@ -1,1 +1,1 @@
-"""Closed-loop rollouts and the reports that one can look at."""
+"""Closed-loop rollouts, statistics and reports."""

@@ -213,7 +213,7 @@ def recipe_rate(grid: OutcomeGrid, seeds: SeedEffect | None = None) -> tuple[flo
 
     The wider of two Wilson intervals with an effective number of episodes, rate · (1 − rate) /
     variance (Korn and Graubard 1998): the seeds' rates with a t quantile, and layouts plus the
-    seeds' share. The first is honest for few seeds, the second for few layouts.
+    seeds' share. The first is valid for few seeds, the second for few layouts.
 
     Args:
         grid: one recipe.
@@ -260,7 +260,7 @@ def paired_difference(
     counts = len(a.outcomes), len(b.outcomes)
     per_layout = a.outcomes.mean(axis=0) - b.outcomes.mean(axis=0)
     value = float(per_layout.mean())
-    # Two more layouts, won once by each side, keep the interval honest near 0 and 1. Their weight
+    # Two more layouts, won once by each side, keep the interval valid near 0 and 1. Their weight
     # is that of a layout averaged over seeds.
     won = math.sqrt((1 / counts[0] + 1 / counts[1]) / 2)
     padded = np.array([*per_layout, won, -won])

@@ -91,7 +91,7 @@ def steps_to_success(rows: Iterable[ResultRow], **fields: str) -> float | None:
 
 
 def mean_rates(rates: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> dict[str, float]:
-    """Return means of success rates that weight every skill alike; {} without finished episodes.
+    """Return means of success rates, all skills weighted equally; {} without finished episodes.
 
     Args:
         rates: {skill: rate} of one split, as in `rate_table`.

@@ -68,7 +68,7 @@ def with_mask_channels(
     The logit of an excluded pair gets −EXCLUDE per reason from the extra channels: the query's
     channel is 1 if the reason holds for the query, the key's −EXCLUDE if it holds for the key. That
     replaces a bias tensor [B, 1, n, N], which the kernel would read, and differentiate, in every
-    layer. The value's extra channels are 0: cuDNN wants equal widths.
+    layer. The value's extra channels are 0: cuDNN requires equal widths.
     """
     reasons_q = np.concatenate([np.ones((query.shape[1], 1), bool), excluded[0]], axis=-1)
     static = jnp.asarray(excluded[1])

@@ -54,7 +54,7 @@ class Denoising(Head):
 
     def setup(self) -> None:
         super().setup()
-        # float32 whatever the compute type: the network sees noise levels below bfloat16's steps,
+        # float32 for any compute type: noise levels are finer than bfloat16's steps,
         # and it is small.
         self.score = denoisers.build(
             self.network, "network", horizon=self.horizon, dtype=jnp.float32

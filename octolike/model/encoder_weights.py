@@ -4,8 +4,8 @@ The formats are .npz in the layout of big_vision and its predecessors (ViT), and
 timm's layout (ViT; ResNet with group norm). `RULES` maps the leaves of a file to parameters. The
 mapping is strict: an unknown leaf, a parameter missing from the file, or another shape is an error.
 
-Two kinds of parameters are adapted: position embeddings are interpolated to the grid of the images
-at hand, and additional image channels (a stacked goal image or camera, depth) get zero weights, so
+Two kinds of parameters are adapted: position embeddings are interpolated to the grid of the run's
+images, and additional image channels (a stacked goal image or camera, depth) get zero weights, so
 that the network starts as the published one and ignores them.
 """
 

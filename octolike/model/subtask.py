@@ -129,7 +129,7 @@ class SubtaskReader(nn.Module):
         n, rows = ids.shape[1], batch * window
         places = self._positions("places", length) * self.width**0.5
         places = jnp.broadcast_to(places, (rows, length, self.width))
-        if self.proprio:  # each place asks for its word in this state
+        if self.proprio:  # one query per place, for its word in this state
             places += self._embed_state(observation).reshape(rows, 1, self.width)
         x = jnp.concatenate([jnp.repeat(words, window, axis=0), places], axis=1)
         visible = jnp.repeat(visible, window, axis=0)

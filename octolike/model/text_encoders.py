@@ -1,6 +1,6 @@
 """Pretrained text encoders: T5, CLIP and BERT, from ids [B, L] to states [B, L, E].
 
-Parameters are named alike in all of them; `language_weights.py` maps the names to Hugging Face's.
+Parameters have the same names in all of them; `language_weights.py` maps these to Hugging Face's.
 `language.py` puts the states into the network.
 """
 

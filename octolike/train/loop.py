@@ -274,7 +274,7 @@ class Loop:
                 batch = next_batch
             for hook in self._before:
                 hook.close()
-            self._checkpoints.wait()  # the farewell states that the run is saved
+            self._checkpoints.wait()  # the last line states that the run is saved
             log.write(self._farewell(step, signum))
         if signum is not None and step < steps:
             raise SystemExit(128 + signum)

@@ -126,7 +126,7 @@ class ProportionalSampling(Sampling):
 
 @dataclass
 class UniformSampling(Sampling):
-    """Equal shares, whatever the size of a group."""
+    """Equal shares for groups of any size."""
 
     def shares(self, groups: SamplingGroups, batch: int, memory: np.ndarray) -> np.ndarray:
         return _normalize(np.ones(len(groups.names)))

@@ -130,7 +130,7 @@ class RldsSource:
         *,
         decode: bool = True,
     ) -> tf.data.Dataset:
-        """Return the training batches as a tf.data.Dataset, e.g. to look at, chain or profile it.
+        """Return the training batches as a tf.data.Dataset, to inspect, extend or profile.
 
         Its elements are the batches of `train`, except that instructions are strings [B] under
         "text", next to "paraphrase_draw" [B], the "batch_number" [] and "bad" [B]: for replaced

@@ -1,6 +1,6 @@
 """The order of red and blue of a dataset's images, read off the files on disk.
 
-The raw releases of the datasets in question are PNG with blue first. Their public copies by
+The raw releases of the datasets with bgr cameras are PNG with blue first. Their public copies by
 prepare_open_x are JPEG, and their channels are swapped already.
 """
 
@@ -22,7 +22,7 @@ class ChannelOrder:
     ) -> None:
         """Decide by a setting or by the encoding of the images.
 
-        setting: "rgb" or "bgr", of all cameras in question; "spec": as in the spec; "": by
+        setting: "rgb" or "bgr", of all these cameras; "spec": as in the spec; "": by
         `encodings`, which returns the first bytes of an image of each camera in spec.bgr.
         """
         self._spec, self._setting, self._read = spec, setting, encodings
@@ -38,7 +38,7 @@ class ChannelOrder:
         return tuple(c for c in spec.bgr if not self._encodings[c].startswith(JPEG))
 
     def describe(self) -> str:
-        """Return a line if the order is in question; else ""."""
+        """Return a line on the order if the dataset has bgr cameras or a setting; else ""."""
         name = self._spec.name
         if not self._spec.bgr and self._setting in ("", "spec"):
             return ""

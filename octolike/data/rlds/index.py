@@ -272,7 +272,7 @@ def _load(path: str) -> EpisodeIndex:
 def _check(index: EpisodeIndex) -> None:
     """Raise ValueError unless the parts of a stored index fit together.
 
-    The checksums of its file find accidents. This finds a file that somebody else made.
+    The checksums of its file detect accidents; this check detects files written by others.
     """
     episodes = len(index.steps)
     for name in (*COLUMNS, *CAMERA_COLUMNS):

@@ -1,4 +1,4 @@
-"""Metadata of a dataset that somebody else wrote: checked before tensorflow_datasets reads it.
+"""Untrusted metadata of a dataset: checked before tensorflow_datasets reads it.
 
 tensorflow_datasets imports the module that a features.json names, which executes it, and joins the
 file names of dataset_info.json to the directory. So only its own feature classes are allowed, and

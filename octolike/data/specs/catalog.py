@@ -1,6 +1,6 @@
 """The dataset specs by name.
 
-The specs of Open X-Embodiment are in `oxe`. Further specs may live outside the package, in Python
+The specs of Open X-Embodiment are in `oxe`. Further specs may be outside the package, in Python
 files that config.data.specs lists (`load_specs`).
 """
 

@@ -1,7 +1,7 @@
 """Named mixtures of datasets. The weights of a mixture are either multipliers or shares.
 
-Multipliers scale the number of steps of a dataset; shares are fractions of the examples, whatever
-the sizes of the datasets. A mixture never combines both.
+Multipliers scale the number of steps of a dataset; shares are fractions of the examples,
+independent of the sizes of the datasets. A mixture never combines both.
 """
 
 from __future__ import annotations

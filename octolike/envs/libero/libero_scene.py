@@ -1,4 +1,4 @@
-"""A LIBERO scene as an expert sees it: clouds of points of the collision boxes, and the hand."""
+"""A LIBERO scene for an expert: clouds of points of the collision boxes, and the hand."""
 
 from __future__ import annotations
 

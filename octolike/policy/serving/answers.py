@@ -1,6 +1,6 @@
 """Answers: a client's message to the reply, in openpi's protocol and in vla-eval's.
 
-Whatever a client or the policy does wrong becomes a reply of one sentence; only the end of the
+Every error of a client or the policy becomes a reply of one sentence; only the end of the
 connection is raised (ConnectionClosed, ClientGoneError).
 """
 

@@ -47,7 +47,7 @@ class CheckpointWatcher:
             await asyncio.sleep(seconds)
             try:
                 policy = await asyncio.to_thread(self.newer, current())
-            except Exception as error:  # the present policy keeps serving, whatever it was
+            except Exception as error:  # after any error, the present policy keeps serving
                 fail(error)
                 continue
             if policy is not None:

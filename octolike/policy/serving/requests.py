@@ -86,7 +86,7 @@ class RequestEncoder:
     def prepare(self, message: Any, session: Session) -> Prepared | None:
         """Return a request as the network's input; None for one that only checks its task.
 
-        Raises ValueError for whatever the client did wrong.
+        Raises ValueError for any fault of the request.
         """
         if not isinstance(message, Mapping) or not all(isinstance(k, str) for k in message):
             raise ValueError(

@@ -224,7 +224,7 @@ class PolicyServer:
         )
 
     def _rehearse(self) -> None:
-        """Compile every batch size, and whatever encodes an instruction."""
+        """Compile every batch size, and the encoder of instructions."""
         self.policy.warmup()
         if self.policy.conditioning == {"language"}:
             self._answers.encoder.task("warm up", None, None)

@@ -1,11 +1,11 @@
-"""HDF5 recordings: ALOHA, DROID and one's own layouts (`Hdf5Recording`), robomimic.
+"""HDF5 recordings: ALOHA, DROID and other layouts (`Hdf5Recording`), robomimic.
 
 One episode per file, or one per numbered group of a file (h5py paths in the file or group):
     action or actions [T, A], or a group of arrays; observations, observation or obs and their
     groups → observation; qpos → observation.state; images: uint8 or floats [T, h, w, 3],
     [T, 3, h, w], or encoded frames, uint8 [T, bytes] padded with zeros or of varying length;
     depth [T, h, w] or [T, h, w, 1]; rewards, dones; any other array of T rows belongs to the
-    observation. --field NAME=PATH names fields of a layout of one's own.
+    observation. --field NAME=PATH names the fields of other layouts.
 DROID: <episode>/trajectory.h5 with recordings/MP4/<serial>.mp4 next to it.
 robomimic (also LIBERO, RoboCasa, Isaac Lab), one file for all episodes, or a folder of such files:
     data/demo_<i>/actions [T, A]; obs and its groups; rewards, dones; mask/train and mask/valid,
@@ -228,7 +228,7 @@ class _GroupReader:
             )
 
     def _find_action(self, roles: dict[str, tuple[str, str]]) -> None:
-        """Use the only array named action, in whatever group it is."""
+        """Use the only array named action, in any group."""
         named = [p for p in roles if p.rpartition("/")[2] in ACTIONS]
         if len(named) == 1:
             roles[named[0]] = ("action", "")
