@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> Config:
     data.cameras = {"primary": 64, "wrist": 48}
     data.window, data.horizon, data.goal = 1, 8, "none"
     data.batch_size, data.pool = 32, 4096
-    data.text = Component(kind="hash", length=16, vocabulary=1024)
+    data.text = Component(kind="hash", length=12, vocabulary=1024)
     # the policy acts on "grasp the red cube", then on "put it into the blue bowl"
     data.subtasks = args.subtasks
     language = Component(kind="language", vocabulary=1024, pooled=True)

@@ -19,7 +19,7 @@ from octolike.data.specs.catalog import find_spec
 from octolike.data.specs.planned import plan_data
 from octolike.data.specs.subtask_rules import SubtaskRule
 from octolike.model.network import build_network
-from octolike.model.subtask import Subtask, SubtaskReader
+from octolike.model.subtask import Subtask, SubtaskReader, WordChoice
 from octolike.text import HashTokenizer
 
 CAMERAS = ("image_primary", "image_wrist")
@@ -195,7 +195,7 @@ def test_the_policy_acts_on_the_predicted_subtask_and_not_on_the_instruction_its
         reader = SubtaskReader(fakes.VOCABULARY, 8, 2, 4, 0.0)
         params = {"params": variables["params"]["tokenizers_subtask"]["reader"]}
         inputs = batch["observation"], batch["task"]
-        return reader.apply(params, *inputs, train=False).argmax(-1)
+        return reader.apply(params, *inputs, train=False).likeliest()
 
     differing = 0
     for seed in range(12):
@@ -224,6 +224,23 @@ def test_an_instruction_that_is_absent_has_no_subtask():
         inputs = hidden["observation"], hidden["task"]
         group, _ = tokenizer.apply(params, *inputs, train=train, rngs=rngs)
         assert not group.mask.any()
+
+
+def test_a_word_is_chosen_from_the_mixture_over_the_vocabulary():
+    rng, size = np.random.default_rng(0), (3, 2, 5)
+    generated = rng.normal(size=(*size, 12)).astype(np.float32) * 2
+    copied = jax.nn.softmax(rng.normal(size=(*size, 4)).astype(np.float32) * 3)
+    ids = rng.integers(0, 11, (3, 4))
+    ids[:, 3] = ids[:, 2]  # a word that the instruction repeats
+    share = rng.random(size).astype(np.float32)
+    choice = WordChoice(generated, copied, ids, share)
+    is_id = np.arange(12) == ids[..., None]
+    mixture = share[..., None] * np.einsum("bwln,bnv->bwlv", copied, is_id)
+    mixture += (1 - share[..., None]) * np.asarray(jax.nn.softmax(generated))
+    np.testing.assert_array_equal(choice.likeliest(), mixture.argmax(-1))
+    for word in range(12):
+        probability = np.exp(choice.log_probability(np.full(size, word)))
+        np.testing.assert_allclose(probability, mixture[..., word], rtol=1e-4, atol=1e-6)
 
 
 THINGS, PLACES = range(1, 9), range(9, 17)

@@ -21,7 +21,7 @@ words are added in front.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -83,11 +83,11 @@ class Subtask(nn.Module):
             dtype=self.dtype,
             name="reader",
         )
-        label, logits = task["subtask"], reader(observation, task, train=train)
-        ids = logits.argmax(-1)
+        label, choice = task["subtask"], reader(observation, task, train=train)
+        ids = choice.likeliest()
         exists = ids < self.vocabulary
         self.sow("intermediates", "ids", jnp.where(exists, ids, -1))
-        metrics = reading_errors(logits, label["ids"], label["mask"])
+        metrics = reading_errors(choice, label["ids"], label["mask"])
         if train:
             ids, exists = label["ids"], label["mask"]
         exists &= task["present"]["language"][:, None, None]
@@ -100,6 +100,39 @@ class Subtask(nn.Module):
         mean = (words * weight).sum(-2) / jnp.maximum(weight.sum(-2), 1)
         token = nn.swish(nn.Dense(self.width, dtype=self.dtype, name="pooled")(mean))
         return TokenGroup(token[..., None, :], exists.any(-1, keepdims=True)), metrics
+
+
+class WordChoice(NamedTuple):
+    """How each place of a subtask chooses its word: from the vocabulary or from the instruction.
+
+    generated: logits [B, W, L, V + 1] of the vocabulary, the last one for no word;
+    copied: probabilities [B, W, L, n] of the words of the instruction; ids: [B, n], these words;
+    share: [B, W, L], the probability of copying.
+
+    The mixture over the vocabulary is never computed: both methods need it for few words only.
+    """
+
+    generated: jax.Array
+    copied: jax.Array
+    ids: jax.Array
+    share: jax.Array
+
+    def log_probability(self, word: jax.Array) -> jax.Array:
+        """Return the log-probability [B, W, L] of one word [B, W, L] per place; V: no word."""
+        logit = jnp.take_along_axis(self.generated, word[..., None], axis=-1)[..., 0]
+        generated = jnp.exp(logit - jax.nn.logsumexp(self.generated, axis=-1))
+        is_copy = self.ids[:, None, None] == word[..., None]
+        copied = jnp.where(is_copy, self.copied, 0).sum(-1)
+        return jnp.log(self.share * copied + (1 - self.share) * generated + 1e-9)
+
+    def likeliest(self) -> jax.Array:
+        """Return the likeliest word [B, W, L] of each place; V: no word."""
+        # No other word can be: one that is not copied is at most as likely as the first generated.
+        first = self.generated.argmax(-1)[..., None]
+        ids = jnp.broadcast_to(self.ids[:, None, None], self.copied.shape)
+        words = jnp.concatenate([first, ids], axis=-1)
+        scores = jax.vmap(self.log_probability, in_axes=-1, out_axes=-1)(words)
+        return jnp.take_along_axis(words, scores.argmax(-1)[..., None], axis=-1)[..., 0]
 
 
 class SubtaskReader(nn.Module):
@@ -116,8 +149,8 @@ class SubtaskReader(nn.Module):
     @nn.compact
     def __call__(
         self, observation: Mapping[str, Any], task: Mapping[str, Any], *, train: bool
-    ) -> jax.Array:
-        """Return log-probabilities [B, W, L, V + 1] of the L words; the last one: no word."""
+    ) -> WordChoice:
+        """Return the choice of each of the L words of the present subtask."""
         label, ids = task["subtask"], task["language"]["ids"]
         batch, window, length = label["ids"].shape
         visible = task["language"]["mask"] & task["present"]["language"][:, None]
@@ -141,8 +174,9 @@ class SubtaskReader(nn.Module):
             dtype=self.dtype,
             name="transformer",
         )(x, AttentionMask(mask, Layout((n + length,), (), (), 0)), None, train=train)
-        logits = self._choose(x[:, :n], x[:, n:], jnp.repeat(ids, window, axis=0), visible)
-        return logits.reshape(batch, window, length, self.vocabulary + 1)
+        choice = self._choose(x[:, :n], x[:, n:], visible)
+        generated, copied, share = (y.reshape(batch, window, *y.shape[1:]) for y in choice)
+        return WordChoice(generated, copied, ids, share)
 
     def _embed_state(self, observation: Mapping[str, Any]) -> jax.Array:
         """Return the embedded state [B, W, C], 0 if it is absent."""
@@ -151,18 +185,16 @@ class SubtaskReader(nn.Module):
         return jnp.where(present, self._dense(self.width, "state")(hidden), 0)
 
     def _choose(
-        self, words: jax.Array, places: jax.Array, ids: jax.Array, visible: jax.Array
-    ) -> jax.Array:
-        """Return log-probabilities [R, L, V + 1]: of copied and of generated words, mixed."""
+        self, words: jax.Array, places: jax.Array, visible: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return `generated` [R, L, V + 1], `copied` [R, L, n] and `share` [R, L] of WordChoice."""
         queries = self._dense(self.width, "queries")(places).astype(jnp.float32)
         keys = self._dense(self.width, "keys")(words).astype(jnp.float32)
         scores = jnp.einsum("rld,rnd->rln", queries, keys) / self.width**0.5
         copied = jax.nn.softmax(jnp.where(visible[:, None], scores, -1e9))
-        is_id = jax.nn.one_hot(ids, self.vocabulary + 1)
-        copied = jnp.einsum("rln,rnv->rlv", copied, is_id)
-        generated = jax.nn.softmax(self._dense(self.vocabulary + 1, "generated")(places))
-        share = jax.nn.sigmoid(self._dense(1, "copied")(places).astype(jnp.float32))
-        return jnp.log(share * copied + (1 - share) * generated.astype(jnp.float32) + 1e-9)
+        generated = self._dense(self.vocabulary + 1, "generated")(places).astype(jnp.float32)
+        share = self._dense(1, "copied")(places).astype(jnp.float32)
+        return generated, copied, jax.nn.sigmoid(share)[..., 0]
 
     def _vary_wording(
         self, ids: jax.Array, visible: jax.Array, label: Mapping[str, jax.Array]
@@ -195,15 +227,15 @@ class SubtaskReader(nn.Module):
         return nn.Dense(width, dtype=self.dtype, name=name)
 
 
-def reading_errors(logits: jax.Array, ids: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Return subtask_loss and subtask_exact of log-probabilities [B, W, L, V + 1].
+def reading_errors(choice: WordChoice, ids: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Return subtask_loss and subtask_exact of a reader's choice.
 
-    ids, mask: [B, W, L] of the labels; the place after the last word is predicted to be empty, too.
+    ids, mask: [B, W, L] of the labels; the places after the last word are predicted to be empty.
     """
-    target = jnp.where(mask, ids, logits.shape[-1] - 1)
+    target = jnp.where(mask, ids, choice.generated.shape[-1] - 1)
     is_labelled = mask.any(-1)
-    errors = -jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0].mean(-1)
-    exact = (logits.argmax(-1) == target).all(-1)
+    errors = -choice.log_probability(target).mean(-1)
+    exact = (choice.likeliest() == target).all(-1)
     count = jnp.maximum(is_labelled.sum(), 1)
     return {
         "subtask_loss": jnp.where(is_labelled, errors, 0).sum() / count,
