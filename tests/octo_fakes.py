@@ -63,6 +63,14 @@ def sized(head: dict) -> dict:
     return head
 
 
+def lowdim(**kwargs) -> dict:
+    return spec("LowdimObsTokenizer", obs_keys=["proprio"], **kwargs)
+
+
+def head(name: str, **kwargs) -> dict:
+    return sized(spec(name, readout_key="readout_action", **kwargs))
+
+
 def batch(cameras=("primary",), size: int = 1, seed: int = 0) -> dict:
     """Return a batch of Octo with proprio, goal images and everything present."""
     rng = np.random.default_rng(seed)
@@ -157,3 +165,9 @@ def write(
     numbers = statistics() if numbers is None else numbers
     (folder / "dataset_statistics.json").write_text(json.dumps(numbers))
     return folder
+
+
+def import_run(tmp_path: pathlib.Path, *parts, **kwargs) -> importer.ImportedRun:
+    """Write a checkpoint into tmp_path/octo and import it as tmp_path/run."""
+    write(tmp_path / "octo", *parts)
+    return importer.import_checkpoint(tmp_path / "octo", tmp_path / "run", **kwargs)

@@ -1,6 +1,6 @@
 """Noise schedules and samplers against arrays that Octo computed: see shared/golden/README.md.
 
-Whole checkpoints are compared in test_octo_import.py, heads in test_model_heads_golden.py.
+Whole checkpoints are compared in test_octo_golden.py, heads in test_model_heads_golden.py.
 """
 
 from pathlib import Path

@@ -1,13 +1,7 @@
-"""Octo's checkpoints become runs that act and finetune; unsupported parts are refused.
-
-The golden checkpoints and arrays are Octo's own (shared/golden/README.md). The variants that they
-lack are tiny checkpoints with random parameters: octo_fakes.py.
-"""
+"""Tiny checkpoints in Octo's layout (octo_fakes.py) become runs that act and finetune."""
 
 import copy
-import dataclasses
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
@@ -17,13 +11,10 @@ import octo_fakes as fakes
 import pytest
 from train_fakes import FakeSource
 
-from octolike import types
 from octolike.config import ConfigError
-from octolike.model import heads, language, language_weights, tokens
-from octolike.octo_import import golden, importer, octo_config, octo_text
+from octolike.octo_import import importer, octo_config
 from octolike.policy import Policy
 from octolike.train import checkpoint, loop
-from octolike.types import Names, TokenGroup, batch_spec, unflatten
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -32,209 +23,7 @@ needs_golden = pytest.mark.skipif(
 )
 
 
-def import_fake(tmp_path, *parts, **kwargs):
-    fakes.write(tmp_path / "octo", *parts)
-    return importer.import_checkpoint(tmp_path / "octo", tmp_path / "run", **kwargs)
-
-
-# Octo's own arrays
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """Return a function that imports a golden checkpoint, once each."""
-    done = {}
-
-    def get(name):
-        if name not in done:
-            source = GOLDEN / name / "octo_ckpt"
-            target = tmp_path_factory.mktemp(name)
-            encoder = str(GOLDEN / "tiny-t5")
-            done[name] = importer.import_checkpoint(source, target, text_encoder=encoder)
-        return done[name]
-
-    return get
-
-
-@needs_golden
-@pytest.mark.parametrize("name", ["octo_small_shape", "octo_l1_map"])
-def test_outputs_equal_those_of_octo(imported, name):
-    rows = golden.compare(imported(name), GOLDEN / name)
-    table = golden.table(rows)
-    # a whole sampling run amplifies rounding: a few values may differ more, and the table shows it
-    assert all(row.good for row in rows), table
-    assert "float32 products" in table
-    assert max(row.difference for row in rows) < 5e-4, table
-    outputs = set(np.load(GOLDEN / name / "outputs.npz").files)
-    inputs = {"eps/time", "eps/noisy_actions", "loss/time", "loss/noise", "ddpm/init", "ddpm/z"}
-    assert {row.output for row in rows} == outputs - inputs - set(golden.IGNORED)
-    exact = [r for r in rows if r.output.startswith(("tokens", "mask", "eps", "betas", "sample"))]
-    assert max(row.difference for row in exact) < 1e-5, table
-
-
-def test_a_chain_is_judged_by_its_sensitivity_if_single_passes_agree():
-    row = golden.OutputComparison
-    chain = row(golden.CHAIN, 3e-4, False, sensitivity=5e-4)
-
-    def verdict(*rows):
-        return golden._judge_chain(list(rows))[-1].good
-
-    assert verdict(row("eps/pred", 1e-6, True), chain)
-    assert not verdict(row("eps/pred", 5e-5, True), chain)  # a pass that differs explains nothing
-    assert not verdict(row("eps/pred", 1e-6, True), chain._replace(sensitivity=2e-4))
-    assert not verdict(chain)  # alone
-
-
-@needs_golden
-def test_golden_comparison_sees_a_changed_parameter(imported):
-    """Break it on purpose: one parameter off by a thousandth."""
-    good = imported("octo_l1_map")
-    params = jax.tree.map(np.copy, good.run.params)
-    params["transformer"]["block_0"]["mlp_in"]["bias"] += 1e-3
-    bad = good._replace(run=dataclasses.replace(good.run, params=params))
-    rows = golden.compare(bad, GOLDEN / "octo_l1_map")
-    assert not all(row.good for row in rows)
-    assert "NO" in golden.table(rows)
-
-
-@needs_golden
-@pytest.mark.parametrize("repeat", [False, True])
-def test_attention_of_first_releases(repeat):
-    """The first releases treat a readout as a register, as the recorded masks show."""
-    parts = np.load(GOLDEN / "octo_parts" / "outputs.npz")
-    expected = np.load(GOLDEN / "octo_parts" / "variants.npz")[
-        f"repeat{repeat:d}_correct0/attention_mask"
-    ]
-    names = ["obs_primary", "obs_wrist", *(["obs_task_language"] if repeat else [])]
-
-    def group(name):
-        mask = parts[f"transformer/{name}/mask"].astype(bool)
-        return TokenGroup(np.zeros((*mask.shape, 1)), mask)
-
-    seen = {name: group(name) for name in [*names, "readout_action"]}
-    groups = tokens.TokenSequence({"task_language": group("task_language")}, seen, {})
-    np.testing.assert_array_equal(tokens.attention_mask(groups).dense(), expected)
-
-
-def test_first_releases_make_a_register_of_the_readout(tmp_path):
-    run = import_fake(tmp_path, fakes.config(use_correct_attention=False)).run
-    assert run.config.model.registers == ("action",)
-    batch = types.zeros(run.spec, 1)
-    batch["observation"]["present"]["image_primary"][:] = True
-    other = jax.tree.map(np.copy, run.params)
-    other["readout_action_pos_embedding"] *= -1
-    seen = [
-        golden.encode(dataclasses.replace(run, params=p), batch)["obs_primary"].tokens
-        for p in (run.params, other)
-    ]
-    assert np.abs(seen[0] - seen[1]).max() > 1e-3  # observations look at it
-
-
-HEADS = {
-    "continuous_mean": fakes.spec("ContinuousActionHead"),
-    "mse_map": fakes.spec("MSEActionHead"),
-    "l1_map": fakes.spec("L1ActionHead"),
-    "discrete_uniform_single": fakes.spec("DiscreteActionHead", token_per=""),
-    "discrete_normal_action_horizon": fakes.spec(
-        "DiscreteActionHead", token_per="action_horizon", normalization_type="normal"
-    ),
-    "discrete_uniform_action_dim_and_action_horizon": fakes.spec("DiscreteActionHead"),
-}
-
-
-@needs_golden
-@pytest.mark.parametrize("name", HEADS)
-def test_other_heads(name):
-    """Put each recorded head in place of the checkpoint's, with its parameters."""
-    stored = importer.read(GOLDEN / "octo_small_shape" / "octo_ckpt")
-    head = copy.deepcopy(HEADS[name])
-    head["kwargs"] |= {"readout_key": "readout_action", "action_horizon": 4, "action_dim": 7}
-    if head["name"] == "DiscreteActionHead":
-        head["kwargs"] |= {"vocab_size": 32, "use_map": True}
-    stored.config["model"]["heads"]["action"] = head
-    parts = np.load(GOLDEN / "octo_parts" / "heads.npz")
-    prefix = f"{name}/params/"
-    own = {f"heads_action/{k[len(prefix) :]}": v for k, v in parts.items() if k.startswith(prefix)}
-    component = octo_config.translate(stored.config, stored.batch).config.model.heads["action"]
-    params = unflatten({importer.target_path(k).replace("/", "."): v for k, v in own.items()})
-    spec = {"action": ((2, 4, 7), "float32")}
-    made = heads.build(component, "head", spec, names=Names((), ()), dtype=np.float32)
-    bound = made.bind({"params": params["heads_action"]})
-    # The recorded heads with attention pooling read all observations.
-    prefix = "readout_action" if name == "continuous_mean" else "obs"
-    outputs = np.load(GOLDEN / "octo_parts" / "outputs.npz")
-    x, mask = (outputs[f"transformer/{prefix}/{part}"] for part in ("tokens", "mask"))
-    group = TokenGroup(x, mask.astype(bool))
-    got = bound.sample(group)
-    np.testing.assert_allclose(got, parts[f"{name}/predict_argmax"], atol=1e-5, rtol=0)
-
-
-@needs_golden
-@pytest.mark.parametrize("size", ["small", "base"])
-def test_published_sizes(tmp_path, size):
-    """Octo 1.5 as published: every path has a place, every parameter of ours is filled."""
-    file = GOLDEN / "octo_parts" / f"octo_{size}_1_5_param_shapes.json"
-    leaves = {k: jax.ShapeDtypeStruct(*v) for k, v in json.loads(file.read_text()).items()}
-    stored, example = published(size)
-    translation = octo_config.translate(stored, example)
-    spec = batch_spec(importer.to_batch(example, translation))
-    parts = octo_text.split_text_encoders(leaves)
-    sizes = octo_text.t5_config(parts.encoders["language"])
-    language_weights.save(tmp_path / "t5", sizes, {})
-    encoder = {"kind": "t5", "path": str(tmp_path / "t5")}
-    translation.config.model.tokenizers["language"]["encoder"] = encoder
-    shapes = importer.shapes_of(translation.config, spec, Names((), ()))
-    assert sorted(importer.fit(parts.others, shapes).values()) == sorted(parts.others)
-    states = language.extend_spec(dataclasses.asdict(translation.config.model), spec)
-    assert states[language.STATES] == ((16, 768), "float32")
-    counts = {k: int(np.prod(x.shape)) for k, x in leaves.items() if "hf_model" not in k}
-    assert round(sum(counts.values()) / 1e6) == {"small": 27, "base": 93}[size]
-
-
-def published(size: str) -> tuple[dict, dict]:
-    """Return config.json and the example batch of Octo 1.5."""
-    width, mlp, heads = {"small": (384, 1536, 6), "base": (768, 3072, 12)}[size]
-    sizes = {"num_layers": 12, "mlp_dim": mlp, "num_attention_heads": heads, "dropout_rate": 0.0}
-    cameras = {"primary": 256, "wrist": 128}
-
-    def look(camera: str) -> dict:
-        key = f"image_{camera}"
-        return fakes.image(key, task_stack_keys=[key], encoder=fakes.spec("SmallStem16"))
-
-    chunk = {"action_horizon": 4, "action_dim": 7, "n_diffusion_samples": 1}
-    head = fakes.spec("DiffusionActionHead", readout_key="readout_action", use_map=False, **chunk)
-    stored = fakes.config(
-        observation_tokenizers={camera: look(camera) for camera in cameras},
-        task_tokenizers={"language": fakes.spec("LanguageTokenizer", encoder="t5-base")},
-        heads={"action": head},
-        token_embedding_size=width,
-        transformer_kwargs={**sizes, "attention_dropout_rate": 0.0},
-        max_horizon=10,
-        repeat_task_tokens=True,
-    )
-    options = {"max_length": 16, "padding": "max_length", "truncation": True}
-    stored["text_processor"] = fakes.spec(
-        "HFTokenizer", tokenizer_name="t5-base", tokenizer_kwargs=options
-    )
-    images = {f"image_{c}": np.zeros((1, 2, n, n, 3), np.uint8) for c, n in cameras.items()}
-    words = {k: np.ones((1, 16), np.int64) for k in ("input_ids", "attention_mask")}
-    example = {
-        "observation": {**images, "timestep_pad_mask": np.ones((1, 2), bool)},
-        "task": {"language_instruction": words},
-        "action": np.zeros((1, 2, 4, 7), np.float32),
-    }
-    return stored, example
-
-
 # Variants in Octo's layout
-
-
-def lowdim(**kwargs):
-    return fakes.spec("LowdimObsTokenizer", obs_keys=["proprio"], **kwargs)
-
-
-def head(name, **kwargs):
-    return fakes.sized(fakes.spec(name, readout_key="readout_action", **kwargs))
 
 
 VARIANTS = {
@@ -265,9 +54,11 @@ VARIANTS = {
         {
             "observation_tokenizers": {
                 "primary": fakes.image("image_primary"),
-                "state": lowdim(discretize=True, bin_type="normal", n_bins=8),
+                "state": fakes.lowdim(discretize=True, bin_type="normal", n_bins=8),
             },
-            "heads": {"action": head("DiffusionActionHead", diffusion_steps=5, hidden_dim=32)},
+            "heads": {
+                "action": fakes.head("DiffusionActionHead", diffusion_steps=5, hidden_dim=32)
+            },
         },
         ("primary",),
         {
@@ -277,8 +68,11 @@ VARIANTS = {
     ),
     "proprio as it is, all observations read": (
         {
-            "observation_tokenizers": {"primary": fakes.image("image_primary"), "state": lowdim()},
-            "heads": {"action": head("L1ActionHead") | {}},
+            "observation_tokenizers": {
+                "primary": fakes.image("image_primary"),
+                "state": fakes.lowdim(),
+            },
+            "heads": {"action": fakes.head("L1ActionHead") | {}},
             "readouts": {"action": 2, "spare": 1},
         },
         ("primary",),
@@ -291,7 +85,7 @@ VARIANTS = {
 def test_variants_fit(tmp_path, name):
     """Every parameter has its place, and the settings equal Octo's."""
     model, cameras, expected = VARIANTS[name]
-    imported = import_fake(tmp_path, fakes.config(**model), fakes.batch(cameras))
+    imported = fakes.import_run(tmp_path, fakes.config(**model), fakes.batch(cameras))
     assert imported.run.step == fakes.STEP
     assert imported.run.config.data.resize == "lanczos3"  # as Octo's data pipeline
     assert imported.run.config.model.max_window == 4  # Octo's max_horizon, wider than the window
@@ -302,9 +96,9 @@ def test_variants_fit(tmp_path, name):
 
 
 def test_observation_readout(tmp_path):
-    stored = fakes.config(heads={"action": head("MSEActionHead", use_map=True)})
+    stored = fakes.config(heads={"action": fakes.head("MSEActionHead", use_map=True)})
     stored["model"]["heads"]["action"]["kwargs"]["readout_key"] = "obs"
-    run = import_fake(tmp_path, stored).run
+    run = fakes.import_run(tmp_path, stored).run
     assert run.config.model.heads["action"]["readout"] == "obs"
     assert act(tmp_path / "run").shape == (fakes.HORIZON, fakes.ACTION)
 
@@ -331,7 +125,7 @@ def test_film_follows_the_embedded_instruction():
 def test_parts_that_the_data_lack_are_left_out(tmp_path):
     """Octo drops a tokenizer whose camera is not in the data; the import does, too."""
     both = {c: fakes.image(f"image_{c}") for c in ("primary", "wrist")}
-    imported = import_fake(tmp_path, fakes.config(observation_tokenizers=both))
+    imported = fakes.import_run(tmp_path, fakes.config(observation_tokenizers=both))
     assert set(imported.run.config.model.tokenizers) == {"primary"}
     assert any("observation_tokenizers.wrist is left out" in note for note in imported.notes)
 
@@ -345,7 +139,7 @@ def test_first_releases_have_other_names(tmp_path):
     example["tasks"] = example.pop("task")
     example["observation"]["pad_mask"] = example["observation"].pop("timestep_pad_mask")
     example["action"] = example["action"][:, :, 0]  # chunked later, by the head
-    run = import_fake(tmp_path, stored, example, None, leaves).run
+    run = fakes.import_run(tmp_path, stored, example, None, leaves).run
     assert run.spec["action"] == ((fakes.WINDOW, fakes.HORIZON, fakes.ACTION), "float32")
     assert run.config.model.registers == ("action",)
 
@@ -367,10 +161,10 @@ def test_orbax_is_read_if_there_is_no_file_of_flax(tmp_path):
 
 def test_records_follow_the_statistics(tmp_path):
     stored = fakes.config(
-        observation_tokenizers={"primary": fakes.image("image_primary"), "state": lowdim()}
+        observation_tokenizers={"primary": fakes.image("image_primary"), "state": fakes.lowdim()}
     )
     stored["dataset_kwargs"] = {"action_proprio_normalization_type": "bounds"}
-    run = import_fake(tmp_path, stored).run
+    run = fakes.import_run(tmp_path, stored).run
     assert run.names.embodiments == run.names.datasets == ("one", "two")
     robot, numbers = run.embodiments[1], fakes.statistics()["two"]
     assert robot.normalization == "bounds"
@@ -385,9 +179,9 @@ def test_proprio_without_statistics_is_taken_as_it_is(tmp_path):
     numbers = fakes.statistics()["one"]
     del numbers["proprio"]
     stored = fakes.config(
-        observation_tokenizers={"primary": fakes.image("image_primary"), "state": lowdim()}
+        observation_tokenizers={"primary": fakes.image("image_primary"), "state": fakes.lowdim()}
     )
-    imported = import_fake(tmp_path, stored, None, numbers)
+    imported = fakes.import_run(tmp_path, stored, None, numbers)
     x = np.arange(fakes.PROPRIO, dtype=np.float32)
     np.testing.assert_array_equal(imported.run.embodiments[0].normalize_proprio(x), x)
     assert any("proprio is missing" in note for note in imported.notes)
@@ -406,9 +200,9 @@ def act(run_dir, **observation):
 
 def test_imported_policy_acts_and_finetunes(tmp_path, capsys):
     stored = fakes.config(
-        observation_tokenizers={"primary": fakes.image("image_primary"), "state": lowdim()}
+        observation_tokenizers={"primary": fakes.image("image_primary"), "state": fakes.lowdim()}
     )
-    run = import_fake(tmp_path, stored).run
+    run = fakes.import_run(tmp_path, stored).run
     actions = act(tmp_path / "run", proprio=np.zeros(fakes.PROPRIO, np.float32))
     assert actions.shape == (fakes.HORIZON, fakes.ACTION)
     assert np.isfinite(actions).all()
@@ -439,96 +233,7 @@ def test_imported_policy_acts_and_finetunes(tmp_path, capsys):
     assert 0 < max(jax.tree.leaves(moved)) < 1e-2
 
 
-# Bad input
-
-
-def changed(**model):
-    return fakes.config(**model)
-
-
-ERRORS = {
-    "more than one token per readout": (
-        changed(use_correct_attention=False, readouts={"action": 2}),
-        "use_correct_attention is false",
-    ),
-    "position embedding over the sequence": (
-        changed(
-            transformer_kwargs={
-                "num_layers": 1,
-                "mlp_dim": 8,
-                "num_attention_heads": 2,
-                "add_position_embedding": True,
-            }
-        ),
-        "add_position_embedding is True",
-    ),
-    "unknown encoder": (
-        changed(
-            observation_tokenizers={"p": fakes.image("image_.*", encoder=fakes.spec("ViTResnet"))}
-        ),
-        "encoder: 'ViTResnet'.*choices: PatchEncoder, SmallStem",
-    ),
-    "unknown head": (
-        changed(heads={"action": head("UNetDDPMActionHead")}),
-        "class at model.heads.action: 'UNetDDPMActionHead'.*DiffusionActionHead",
-    ),
-    "unknown setting": (
-        changed(heads={"action": head("MSEActionHead", max_actoin=3)}),
-        "'max_actoin'; did you mean 'max_action'",
-    ),
-    "unknown model setting": (changed(token_dropout=0.1), "setting of model: 'token_dropout'"),
-    "padding that is seen": (
-        changed(observation_tokenizers={"p": fakes.image("image_.*", proper_pad_mask=False)}),
-        "proper_pad_mask is False",
-    ),
-    "other goals than cameras": (
-        changed(
-            observation_tokenizers={"p": fakes.image("image_pri", task_stack_keys=["image_wr"])}
-        ),
-        r"goals \['image_wrist'\]",
-    ),
-    "two chunk sizes": (
-        changed(
-            heads={
-                "action": head("MSEActionHead"),
-                "long": fakes.spec("L1ActionHead", readout_key="readout_action", action_horizon=9),
-            }
-        ),
-        "differ in .action_horizon, action_dim.",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_parts_that_octolike_does_not_have_are_named(name):
-    stored, match = ERRORS[name]
-    with pytest.raises(ConfigError, match=match):
-        octo_config.translate(stored, fakes.batch(("primary", "wrist")))
-
-
-def test_unknown_text_processor():
-    stored = fakes.config(task_tokenizers={"language": fakes.spec("LanguageTokenizer")})
-    stored["text_processor"] = fakes.spec("MuseEmbedding")
-    example = fakes.batch()
-    example["task"]["language_instruction"] = np.ones((1, 512), np.float32)
-    with pytest.raises(ConfigError, match=r"class at text_processor: 'MuseEmbedding'"):
-        octo_config.translate(stored, example)
-
-
-def test_every_leaf_must_fit(tmp_path):
-    stored, example = fakes.config(), fakes.batch()
-    leaves = fakes.params(stored, example)
-    path = "octo_transformer/obs_primary_projection/kernel"
-    spoiled = {
-        "missing": ({k: v for k, v in leaves.items() if k != path}, f"nothing fills.*{path}"),
-        "extra": ({**leaves, "heads_action/extra/kernel": leaves[path]}, "no place for heads_act"),
-        "shape": ({**leaves, path: leaves[path][:-1]}, rf"{path} is \[7, 16\], expected \[8, 16\]"),
-    }
-    for name, (bad, match) in spoiled.items():
-        fakes.write(tmp_path / name, stored, example, None, bad)
-        with pytest.raises(ValueError, match=match):
-            importer.import_checkpoint(tmp_path / name, tmp_path / f"{name}_run")
-        assert not (tmp_path / f"{name}_run").exists()
+# Files and the command
 
 
 def test_missing_files(tmp_path):
