@@ -25,7 +25,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Refuse to run simulator tests beside others: OpenGL and tensorflow crash in one process."""
+    """Refuse simulator tests together with others: OpenGL and tensorflow crash in one process."""
     folders = {"simulator", "libero"}
     simulator = sum(bool(folders & {*item.path.parts}) for item in items)
     if 0 < simulator < len(items):
@@ -48,7 +48,7 @@ def optimized():
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The golden arrays and real episodes that lie beside the checkout."""
+    """The golden arrays and real episodes in the folder shared next to the checkout."""
     path = Path(__file__).parents[2] / "shared"
     if not (path / "golden").is_dir():
         pytest.skip(f"no golden data in {path}")

@@ -1,7 +1,7 @@
 """Plant faults in the code, one at a time, and check that the named tests go red.
 
     python tests/mutation_check.py                all: about 20 minutes on two cores
-    python tests/mutation_check.py ema gripper    those whose name contains a word
+    python tests/mutation_check.py ema gripper    those with a word in their names
 
 Each fault is planted in a copy of the repository, and only its test file runs. Expect a line per
 fault: red, or NOT NOTICED; the exit code is 1 if any was not noticed. "stale" means that the code
@@ -232,7 +232,7 @@ def check(mutation: Mutation, copy: Path) -> str:
 
 
 def main() -> None:
-    """Check the mutations whose name contains one of the arguments; print a line each."""
+    """Check the mutations with one of the arguments in their names; print a line each."""
     words = sys.argv[1:]
     chosen = [m for m in MUTATIONS if not words or any(w in m.name for w in words)]
     verdicts = []

@@ -1,4 +1,4 @@
-"""Tiny checkpoints in Octo's layout with random parameters: for the tests of what imports them."""
+"""Tiny checkpoints in Octo's layout with random parameters, for tests of the import."""
 
 import copy
 import dataclasses
@@ -74,12 +74,12 @@ def head(name: str, **kwargs) -> dict:
 def batch(cameras=("primary",), size: int = 1, seed: int = 0) -> dict:
     """Return a batch of Octo with proprio, goal images and everything present."""
     rng = np.random.default_rng(seed)
-    seen = {"timestep": (), "proprio": (PROPRIO,)}
+    shapes = {"timestep": (), "proprio": (PROPRIO,)}
     images = {
         f"image_{c}": rng.integers(0, 256, (size, WINDOW, SIDE, SIDE, 3), np.uint8) for c in cameras
     }
     observation = {
-        k: rng.normal(size=(size, WINDOW, *s)).astype(np.float32) for k, s in seen.items()
+        k: rng.normal(size=(size, WINDOW, *s)).astype(np.float32) for k, s in shapes.items()
     }
     observation |= images
     there = {k: np.ones((size, WINDOW), bool) for k in observation}

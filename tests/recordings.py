@@ -14,13 +14,13 @@ STEPS, SIDE, FPS = 6, 16, 10
 
 
 def numbers(episode: int, dims: int = 14, steps: int = STEPS) -> np.ndarray:
-    """Return float32 [steps, dims] that say episode, step and dimension."""
+    """Return float32 [steps, dims] that encode episode, step and dimension."""
     t, d = np.arange(steps)[:, None], np.arange(dims)
     return (episode + 0.1 * t + 0.01 * d).astype(np.float32)
 
 
 def frames(episode: int, steps: int = STEPS, side: int = SIDE) -> np.ndarray:
-    """Return uint8 [steps, side, side, 3]: grey that says episode and step."""
+    """Return uint8 [steps, side, side, 3]: grey that encodes episode and step."""
     grey = (10 + 40 * episode + 5 * np.arange(steps)).astype(np.uint8)
     return np.broadcast_to(grey[:, None, None, None], (steps, side, side, 3)).copy()
 
@@ -51,7 +51,7 @@ def aloha(root: Path, count: int = 4, *, compressed: bool = False) -> Path:
 
 
 def robomimic(path: Path, count: int = 4) -> Path:
-    """Write robomimic's layout: a file with demos, one of which is held out."""
+    """Write robomimic's layout: a file with demos, one of them held out."""
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": 20}})

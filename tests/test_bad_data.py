@@ -113,8 +113,8 @@ def test_a_truncated_or_corrupted_record_and_its_file_are_named(complete, tmp_pa
     row = data.describe().splitlines()[1].split()
     assert (row[0], row[1], row[4]) == ("fake/train", "4", "1")
     assert "left out: " in data.describe()
-    seen = shown(next(data.train())["observation"]["image_primary"])
-    assert {e for ((e, _),) in seen} == {0, 1, 2, 3}
+    frames = shown(next(data.train())["observation"]["image_primary"])
+    assert {e for ((e, _),) in frames} == {0, 1, 2, 3}
 
 
 def test_missing_records_are_counted(complete, tmp_path):
@@ -168,8 +168,8 @@ def test_bad_episodes_are_excluded_counted_and_reported(not_finite):
     assert "episode 1: proprio at step 3" in reasons[0]
     assert "episode 3: action at step 2 is nan in dimension 1 (dy)" in reasons[1]
     assert "val" in reasons[2]
-    seen = shown(next(data.train())["observation"]["image_primary"])
-    assert {e for ((e, _),) in seen} == {0, 2, 4}
+    frames = shown(next(data.train())["observation"]["image_primary"])
+    assert {e for ((e, _),) in frames} == {0, 2, 4}
     record = data.embodiments[0]
     assert (record.action_statistics.episodes, record.action_statistics.steps) == (3, 15)
     assert np.isfinite(record.proprio_statistics.mean).all()

@@ -140,8 +140,8 @@ def test_each_robot_has_its_own_columns(tmp_path):
 def test_each_planned_episode_counts_once_and_other_episodes_do_not_count(tmp_path):
     make_run(tmp_path, "default-0", {"train": 0})
     crashed = episodes("touch", 2)[1] | {"success": None}
-    other = [r | {"seed": r["seed"] + 9} for r in episodes("touch", 4)]
-    rows = [crashed, *other, *episodes("lift", 4), *episodes("touch", 2)[:3]]
+    other_seed = [r | {"seed": r["seed"] + 9} for r in episodes("touch", 4)]
+    rows = [crashed, *other_seed, *episodes("lift", 4), *episodes("touch", 2)[:3]]
     add_rows(tmp_path / "default-0" / "evaluation", rows, {"checkpoint": 30})
     (summary,) = comparison.read(tmp_path)
     assert (summary.pooled("train"), summary.missing) == (SuccessRate(2, 3), 1)
@@ -152,6 +152,6 @@ def test_each_planned_episode_counts_once_and_other_episodes_do_not_count(tmp_pa
         ValueError, match=r"is an evaluation of step 20, but the run has 30 steps; finish"
     ):
         comparison.read(tmp_path)
-    add_rows(tmp_path / "default-0" / "evaluation", other, {"checkpoint": 30})
+    add_rows(tmp_path / "default-0" / "evaluation", other_seed, {"checkpoint": 30})
     with pytest.raises(ValueError, match=r"no episode of the run's own settings .* --run .*-0"):
         comparison.read(tmp_path)

@@ -1,4 +1,4 @@
-"""The config system: its six doors reject unknown names, and what is stored comes back."""
+"""The config system: unknown names are rejected at all six entries; stored configs read back."""
 
 import dataclasses
 import json

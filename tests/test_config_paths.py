@@ -128,8 +128,8 @@ def test_configs_are_compared_with_the_same_spelling(home):
     old = loaded(a_config(), home / "runs" / "x")
     assert old.data.root != "data"
     assert paths.aligned(old, a_config()).data.root == "data"
-    other = a_config(root="elsewhere")
-    assert paths.aligned(old, other).data.root == old.data.root
+    moved = a_config(root="elsewhere")
+    assert paths.aligned(old, moved).data.root == old.data.root
 
 
 def test_a_moved_run_is_the_same_run(tmp_path, monkeypatch):

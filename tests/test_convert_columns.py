@@ -75,7 +75,7 @@ def test_float_pictures_keep_one_range_in_all_episodes(tmp_path):
     )
     with h5py.File(demos(tmp_path / "b.hdf5", {"cam": np.float32(frames(0))}, 2), "a") as file:
         del file["data/demo_1/obs/cam"]
-        file["data/demo_1/obs/cam"] = light  # dark, or in another range: nobody can tell
+        file["data/demo_1/obs/cam"] = light  # dark, or in another range: ambiguous
     with pytest.raises(
         DataError, match=r"cam range is floats in 0 to (1|255).*first episode floats"
     ):
@@ -299,10 +299,10 @@ def test_encoded_frames_keep_their_bytes_only_if_they_are_rgb():
         encoded = encode([buffer.getvalue()], ConvertOptions(), "here")
         assert (encoded[0] == buffer.getvalue()) == keeps, (mode, image_format)
         assert encoded.shape == (16, 16, 3)
-        shown = tf.io.decode_image(encoded[0]).numpy().astype(int)
-        assert shown.shape == (16, 16, 3)
+        pixels = tf.io.decode_image(encoded[0]).numpy().astype(int)
+        assert pixels.shape == (16, 16, 3)
         expected = np.asarray(converted.convert("RGB"), int)
-        assert np.abs(shown - expected).max() <= 8, (mode, image_format)
+        assert np.abs(pixels - expected).max() <= 8, (mode, image_format)
 
 
 def test_the_odd_first_episode_is_the_one_that_is_dropped(tmp_path):

@@ -76,8 +76,8 @@ def test_any_frame_of_a_video_is_found_by_its_time(tmp_path):
     listing = list_frames(tmp_path / "a.mp4")
     np.testing.assert_allclose(listing.times, np.arange(60) / 30, atol=1e-6)
     numbers = [7, 7, 19, 44, 59]
-    shown = [x.mean() for x in read_frames(listing, numbers, "here")]
-    np.testing.assert_allclose(shown, [10 + 5 * (n % 30) for n in numbers], atol=2)
+    greys = [x.mean() for x in read_frames(listing, numbers, "here")]
+    np.testing.assert_allclose(greys, [10 + 5 * (n % 30) for n in numbers], atol=2)
 
 
 def test_a_truncated_video_is_named_and_leaves_no_open_pipe(tmp_path, recwarn):
@@ -111,7 +111,7 @@ def test_depth_videos_become_depth_or_are_left_out(tmp_path):
             recordings.video(
                 directory / f"observation.images.{name}/episode_{i:06d}.mp4", frames(i)
             )
-        # named mp4, as the layout of the folder says; ffmpeg looks at the content
+        # named mp4 by the layout of the folder; ffmpeg detects the format by content
         file = directory / f"observation.images.metric_depth/episode_{i:06d}.mkv"
         options = {"pix_fmt_in": "gray16le", "codec": "ffv1", "pix_fmt_out": "gray16le"}
         recordings.video(file, millimetres, **options)

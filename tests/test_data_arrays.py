@@ -165,8 +165,8 @@ def test_validation_is_the_same_at_every_call_and_keeps_instructions():
     for batch in first:
         types.check_batch(batch, data.spec)
         assert batch["task"]["present"]["language"].all()
-        known = batch["task"]["task_id"] < 3
-        np.testing.assert_array_equal(batch["task"]["present"]["task_id"], known)
+        is_trained = batch["task"]["task_id"] < 3
+        np.testing.assert_array_equal(batch["task"]["present"]["task_id"], is_trained)
     shares = [next(data.validation((i, 4))["metaworld"]()) for i in range(4)]
     assert [len(x["action"]) for x in shares] == [2, 2, 2, 2]  # of 6
     assert not shares[3]["action_mask"].any()

@@ -1,7 +1,7 @@
 """Bridge V2: real episodes agree with Octo's, except for Octo's own faults.
 
-The golden arrays hold what Octo makes of the same 25 episodes (window 2, horizon 4). Where they
-differ from ours, the test says which fault it is and that the difference is exactly that.
+The golden arrays are Octo's batches of the same 25 episodes (window 2, horizon 4). Where they
+differ from octolike's, a test names the fault of Octo that explains the difference exactly.
 """
 
 import json
@@ -24,7 +24,7 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # Octo sums in float32: values of several 
 
 @pytest.fixture(scope="module")
 def root(shared, tmp_path_factory):
-    """A copy of the episodes that may be written beside."""
+    """A copy of the episodes in a writable folder."""
     if not (shared / "data" / "bridge_dataset").exists():
         pytest.skip(f"no Bridge episodes in {shared / 'data'}")
     root = tmp_path_factory.mktemp("data")
@@ -73,7 +73,7 @@ def test_statistics_are_octos(shared, source, raw, part):
     # Octo's fault: statistics over train and val together. Ours are of the training steps ...
     assert (octos["num_trajectories"], octos["num_transitions"]) == (50, 450)
     assert (ours.episodes, ours.steps) == (25, 225)
-    # ... and since val is a copy of train here, only the interpolated quantiles can tell.
+    # ... and since val is a copy of train here, only the interpolated quantiles can differ.
     both = twice(source, raw, part)
     for name in STATISTICS:
         np.testing.assert_allclose(getattr(both, name), octos[part][name], atol=1e-5, err_msg=name)
@@ -103,13 +103,13 @@ def test_normalised_chunks_are_octos(shared, source, raw, kind):
         action_statistics=twice(source, raw, "action"),
         proprio_statistics=twice(source, raw, "proprio"),
     )
-    found = set()
+    numbers = set()
     for episode in raw:
         length = len(episode)
         proprio = record.normalize_proprio(episode.proprio)
         action = record.normalize_action(episode.action)
         number, octo = golden_of(arrays, kind, proprio)
-        found.add(number)
+        numbers.add(number)
         window = [windows.window_steps(t, W) for t in range(length)]
         chunks = [windows.chunk_steps(t, W, H, length, length) for t in range(length)]
         steps, mask = map(np.stack, zip(*window, strict=True))
@@ -131,7 +131,7 @@ def test_normalised_chunks_are_octos(shared, source, raw, kind):
 
         text = octo["task/language_instruction"]
         assert {t.decode() for t in text} == set(episode.instructions)
-    assert found == set(range(25))
+    assert numbers == set(range(25))
 
 
 def test_the_last_step_is_dropped_and_flags_are_not_believed(source, raw):
@@ -149,9 +149,9 @@ def test_the_last_step_is_dropped_and_flags_are_not_believed(source, raw):
 def test_pictures_come_as_they_are_stored(data, raw):
     batch = next(data.train())
     types.check_batch(batch, data.spec)
-    known = {tf.io.decode_jpeg(x).numpy().tobytes() for e in raw for x in e.images["primary"]}
+    images = {tf.io.decode_jpeg(x).numpy().tobytes() for e in raw for x in e.images["primary"]}
     shots = batch["observation"]["image_primary"].reshape(-1, 64, 64, 3)
-    assert all(shot.tobytes() in known for shot in shots)
+    assert all(shot.tobytes() in images for shot in shots)
     np.testing.assert_array_equal(batch["task"]["language"]["mask"].any(1), True)
 
 

@@ -239,13 +239,15 @@ def test_a_partial_conversion_does_not_resume_with_other_settings(tmp_path):
     with pytest.raises(DataError):
         convert(path, str(tmp_path), "mine", plan(validation=0, episodes_per_shard=1))
     damaged.write_bytes(content)
-    other = plan(validation=0, episodes_per_shard=1, options=ConvertOptions(instruction="else"))
+    changed_plan = plan(
+        validation=0, episodes_per_shard=1, options=ConvertOptions(instruction="else")
+    )
     with pytest.raises(DataError, match=r"was started with .*'instruction': ''.*now it is .*else"):
-        convert(path, str(tmp_path), "mine", other)
+        convert(path, str(tmp_path), "mine", changed_plan)
     directory, *_ = convert(path, str(tmp_path), "mine", plan(validation=0, episodes_per_shard=1))
     assert len(read(directory)) == 4
     with pytest.raises(DataError, match="was started with"):
-        convert(path, str(tmp_path), "mine", other)
+        convert(path, str(tmp_path), "mine", changed_plan)
 
 
 def test_a_conversion_resumes_after_a_full_disk(tmp_path):

@@ -169,7 +169,7 @@ def rows_of(robots, batch):
 
 def test_pictures_have_the_stored_colours_and_depth_its_unit(robots):
     batch = next(robots.data.train())
-    observation, seen = batch["observation"], set()
+    observation, covered = batch["observation"], set()
     for b, name, e, t in rows_of(robots, batch):
         expected = robots.observations[name, e, t]
         image = expected["image"][..., :: -1 if name == "raw" else 1]
@@ -182,8 +182,8 @@ def test_pictures_have_the_stored_colours_and_depth_its_unit(robots):
         wrist = expected["hand"] if has_wrist else np.zeros((8, 8, 3), np.uint8)
         np.testing.assert_array_equal(observation["image_wrist"][b, 0], wrist)
         assert observation["present"]["depth_primary"][b, 0]
-        seen.add((name, e, t))
-    assert seen == set(robots.observations)
+        covered.add((name, e, t))
+    assert covered == set(robots.observations)
 
 
 def test_one_of_several_instructions_of_a_step_is_drawn(robots):

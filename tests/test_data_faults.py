@@ -27,7 +27,7 @@ NAME = "fake-train.tfrecord-00000-of-00001"
 
 
 def episode_of_noise(number: int, steps: int) -> dict:
-    """Return a numbered episode with noise beside the first pixel."""
+    """Return a numbered episode with noise around the first pixel."""
     episode = numbered(number, steps, (), f"do {number}")
     image = np.random.default_rng(number).integers(1, 255, (steps, SIDE, SIDE, 3)).astype(np.uint8)
     image[:, 0, 0, 0], image[:, 0, 0, 1] = number, np.arange(steps)
@@ -38,7 +38,7 @@ def episode_of_noise(number: int, steps: int) -> dict:
 
 
 class Faulty:
-    """A dataset of which files change after it was opened, and its batches before.
+    """A dataset with files that change after it was opened, and its batches before.
 
     Attributes:
         data: the opened dataset.

@@ -110,9 +110,9 @@ def test_a_mix_that_is_nearly_in_memory_is_not_warned_about():
 def test_the_reported_memory_stays_within_the_budget(episodes):
     table = table_of(STEPS["similar"][:episodes])
     budget = 160 * 40_000.0
-    held = report(table, budget=budget)[0].episode_bytes
-    assert held <= 1.02 * mixing.OVERHEAD * budget
-    assert held <= 2.02 * table.sizes.sum()
+    episode_bytes = report(table, budget=budget)[0].episode_bytes
+    assert episode_bytes <= 1.02 * mixing.OVERHEAD * budget
+    assert episode_bytes <= 2.02 * table.sizes.sum()
 
 
 def test_bytes_read_per_batch_are_those_of_its_share_of_an_epoch():

@@ -240,8 +240,8 @@ def test_batches_have_every_frame_once_per_epoch(root):
     assert len(frames) == 35
     stream = opened(root, batch_size=5, pool=3).train()
     for _ in range(2):
-        seen = [next(stream)["observation"]["image_primary"][:, -1] for _ in range(7)]
-        assert sorted(map(tuple, shown(np.concatenate(seen)))) == frames
+        images = [next(stream)["observation"]["image_primary"][:, -1] for _ in range(7)]
+        assert sorted(map(tuple, shown(np.concatenate(images)))) == frames
     stream.close()
 
 
@@ -342,10 +342,12 @@ def test_realised_shares_match_the_configured_ones(root, kind, mix, share):
     assert data.shares[0] == pytest.approx(share)
     assert f"{share:.1%}" in data.describe()
     stream = data.train()
-    seen = np.concatenate([next(stream)["dataset"] for _ in range(4)])
-    assert np.mean(seen == 0) == pytest.approx(share, abs=0.04)
+    datasets = np.concatenate([next(stream)["dataset"] for _ in range(4)])
+    assert np.mean(datasets == 0) == pytest.approx(share, abs=0.04)
     assert list(stream.realised()) == data.datasets
-    np.testing.assert_allclose(list(stream.realised().values()), np.bincount(seen) / len(seen))
+    np.testing.assert_allclose(
+        list(stream.realised().values()), np.bincount(datasets) / len(datasets)
+    )
     stream.close()
 
 
@@ -404,8 +406,8 @@ def test_validation_is_the_same_at_every_call(root):
     for name, loader in loaders.items():
         first = list(loader())
         assert len(first) == 2
-        others = (list(loader()), list(opened(root, **settings).validation()[name]()))
-        for batches in others:
+        streams = (list(loader()), list(opened(root, **settings).validation()[name]()))
+        for batches in streams:
             for a, b in zip(first, batches, strict=True):
                 assert_equal(a, b)
         for batch in first:

@@ -198,8 +198,8 @@ def test_a_state_stays_small_with_ten_thousand_tasks():
     schedule = SamplingSchedule(make("difficulty", over="task"), groups(**names))
     rng = np.random.default_rng(0)
     for batch in range(6):
-        seen = rng.choice(list(names), 300)
-        schedule.feedback(batch, dict(zip(seen, rng.random(300).tolist(), strict=True)))
+        drawn = rng.choice(list(names), 300)
+        schedule.feedback(batch, dict(zip(drawn, rng.random(300).tolist(), strict=True)))
     assert len(json.dumps(schedule.state())) < 12_000
     schedule = SamplingSchedule(make("uniform", over="task"), groups(**names))
     assert len(json.dumps(schedule.state())) < 200
@@ -293,18 +293,18 @@ def test_realised_shares_match_the_planned_ones(by_group, over, fields):
         fields.pop("weights", None)
     data = by_group[over]
     data._strategy = make(over=over, **fields)
-    stream, asked, seen = data.train(), [], []
+    stream, planned, drawn = data.train(), [], []
     for i in range(60):
         if i == 20 and fields["kind"] in ("difficulty", "group_dro"):
             stream.feedback({"fake": 1.0, "bridge_dataset": 2.0}, {"put": 1.0, "lift": 3.0})
-        asked.append(list(stream.shares().values()))
+        planned.append(list(stream.shares().values()))
         batch = next(stream)
-        seen.append(batch["task"]["task_id"] if over == "task" else batch["dataset"])
+        drawn.append(batch["task"]["task_id"] if over == "task" else batch["dataset"])
     names = data.tasks if over == "task" else data.datasets
     assert list(stream.shares()) == list(names)
-    actual = np.bincount(np.concatenate(seen), minlength=len(names)) / 1800
+    actual = np.bincount(np.concatenate(drawn), minlength=len(names)) / 1800
     np.testing.assert_allclose(actual, list(stream.realised().values()))
-    np.testing.assert_allclose(actual, np.mean(asked, 0), atol=0.03)
+    np.testing.assert_allclose(actual, np.mean(planned, 0), atol=0.03)
     stream.close()
 
 
@@ -340,7 +340,7 @@ def test_feedback_changes_a_running_pipeline_and_resumes_exactly(root):
 def test_the_union_over_hosts_is_the_order_of_one_host(root):
     settings = {"batch_size": 12, "pool": 3, "keep_language": 0.5, "goal": "uniform", "lanes": 3}
     data = opened(root, BOTH, **settings)
-    whole = data.train()
+    single = data.train()
     parts = [opened(root, BOTH, **settings).train(process=(i, 3)) for i in range(3)]
     for _ in range(10):
         actual = [next(part) for part in parts]
@@ -349,8 +349,8 @@ def test_the_union_over_hosts_is_the_order_of_one_host(root):
             for path, leaf in types.flatten(batch):
                 assert len(leaf) == 4
                 joined[path].append(leaf)
-        equal(next(whole), types.unflatten({k: np.concatenate(v) for k, v in joined.items()}))
-    assert len({json.dumps(part.state()) for part in (*parts, whole)}) == 1
+        equal(next(single), types.unflatten({k: np.concatenate(v) for k, v in joined.items()}))
+    assert len({json.dumps(part.state()) for part in (*parts, single)}) == 1
     with pytest.raises(ConfigError, match=r"process 0 of 5 has no part of the 3 lanes of a batch"):
         data.train(process=(0, 5))
 

@@ -22,20 +22,20 @@ def sources(tmp_path_factory):
 
 def methods(protocol):
     """Return {name: function} of a protocol's own methods; properties are left out."""
-    own = {k: v for k, v in vars(protocol).items() if inspect.isfunction(v)}
+    methods = {k: v for k, v in vars(protocol).items() if inspect.isfunction(v)}
     dunder = ("__next__",)
-    return {k: v for k, v in own.items() if not k.startswith("_") or k in dunder}
+    return {k: v for k, v in methods.items() if not k.startswith("_") or k in dunder}
 
 
-def check_signatures(thing, protocol):
+def check_signatures(source, protocol):
     for name, function in methods(protocol).items():
         expected = list(inspect.signature(function).parameters.values())[1:]  # without self
-        actual = list(inspect.signature(getattr(thing, name)).parameters.values())
-        assert [p.name for p in actual] == [p.name for p in expected], (thing, name)
+        actual = list(inspect.signature(getattr(source, name)).parameters.values())
+        assert [p.name for p in actual] == [p.name for p in expected], (source, name)
         for a, e in zip(actual, expected, strict=True):
-            assert a.kind == e.kind, (thing, name)
+            assert a.kind == e.kind, (source, name)
             # A default of the protocol is a promise; a source may have more.
-            assert e.default in (inspect.Parameter.empty, a.default), (thing, name)
+            assert e.default in (inspect.Parameter.empty, a.default), (source, name)
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -55,31 +55,33 @@ def assert_close(a, b):
 @pytest.mark.parametrize("q", [0.01, 0.5, 0.99])
 def test_quantiles_are_within_the_bound(steps, q):
     x = hard(steps)
-    found = sketch(x).quantile(q)
+    quantiles = sketch(x).quantile(q)
     ranks = np.sort(x, axis=0).astype(np.float64)
     near = np.array([np.floor(q * (steps - 1)), np.ceil(q * (steps - 1))], int)
     bound = RELATIVE_ERROR * np.abs(ranks[near]).max(0) + 1e-38
-    error = np.abs(found - np.quantile(ranks, q, axis=0))
+    error = np.abs(quantiles - np.quantile(ranks, q, axis=0))
     assert (error <= bound * (1 + 1e-9)).all(), dict(zip(HARD, error / bound, strict=True))
 
 
 def test_moments_are_exact():
     x = hard(5000)[:, [i for i, name in enumerate(HARD) if name != "all scales"]]
-    found, wide = sketch(x, 100, 1000).statistics(), x.astype(np.float64)
-    np.testing.assert_allclose(found.mean, wide.mean(0), rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(found.std, wide.std(0), rtol=1e-6, atol=1e-12)
-    np.testing.assert_array_equal(found.min, x.min(0))
-    np.testing.assert_array_equal(found.max, x.max(0))
-    assert (found.steps, found.episodes) == (5000, 3)
+    statistics_of_x, wide = sketch(x, 100, 1000).statistics(), x.astype(np.float64)
+    np.testing.assert_allclose(statistics_of_x.mean, wide.mean(0), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(statistics_of_x.std, wide.std(0), rtol=1e-6, atol=1e-12)
+    np.testing.assert_array_equal(statistics_of_x.min, x.min(0))
+    np.testing.assert_array_equal(statistics_of_x.max, x.max(0))
+    assert (statistics_of_x.steps, statistics_of_x.episodes) == (5000, 3)
 
 
 def test_small_data_constants_and_grippers_have_exact_quantiles():
     x = np.array([[0.7, t % 2, 1.5 * 2**t] for t in range(30)], np.float32)
-    found = sketch(x).statistics()
+    statistics_of_x = sketch(x).statistics()
     for name, q in (("p01", 0.01), ("p99", 0.99)):
-        np.testing.assert_allclose(getattr(found, name), np.quantile(x, q, axis=0), rtol=1e-6)
-    assert found.p01[0] == found.p99[0] == np.float32(0.7)
-    assert found.std[0] < 1e-7
+        np.testing.assert_allclose(
+            getattr(statistics_of_x, name), np.quantile(x, q, axis=0), rtol=1e-6
+        )
+    assert statistics_of_x.p01[0] == statistics_of_x.p99[0] == np.float32(0.7)
+    assert statistics_of_x.std[0] < 1e-7
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -100,11 +102,11 @@ def test_merging_gives_the_same_in_any_order_and_grouping(seed, monkeypatch):
 
 def test_the_size_of_a_sketch_depends_on_the_spread_not_on_the_number_of_values():
     rng, sizes = np.random.default_rng(0), []
-    found = QuantileSketch(1)
+    summary = QuantileSketch(1)
     for _ in range(20):
-        found.update(rng.normal(size=(20_000, 1)).astype(np.float32))
-        found.flush()
-        sizes.append(len(found.keys))
+        summary.update(rng.normal(size=(20_000, 1)).astype(np.float32))
+        summary.flush()
+        sizes.append(len(summary.keys))
     assert sizes[-1] < 8000
     assert sizes[-1] < 1.5 * sizes[4]
 
@@ -140,19 +142,19 @@ def make_index(root, name="fake", **settings):
 
 def test_the_index_finds_every_episode_and_its_task(tmp_path):
     lengths = write(tmp_path)
-    found = make_index(tmp_path)
+    index = make_index(tmp_path)
     reader = Reader(find_spec("fake"), str(tmp_path), "train")
-    assert found.steps.tolist() == lengths
+    assert index.steps.tolist() == lengths
     for i, steps in enumerate(lengths):
         episode = reader.read_episode(
-            *(int(x[i]) for x in (found.shard, found.offset, found.length))
+            *(int(x[i]) for x in (index.shard, index.offset, index.length))
         )
         assert len(episode) == steps
-        assert episode.instructions[0].strip() == found.tasks[found.task[i]]
-    assert sorted(found.tasks) == ["", "close", "open", "push"]
-    assert (found.labels, set(found.label.tolist())) == (("",), {0})
-    few = found.first_episodes(2)
-    assert (few.steps.tolist(), few.task.tolist()) == (lengths[:2], found.task[:2].tolist())
+        assert episode.instructions[0].strip() == index.tasks[index.task[i]]
+    assert sorted(index.tasks) == ["", "close", "open", "push"]
+    assert (index.labels, set(index.label.tolist())) == (("",), {0})
+    few = index.first_episodes(2)
+    assert (few.steps.tolist(), few.task.tolist()) == (lengths[:2], index.task[:2].tolist())
     assert few.action.episodes == 6
 
 
@@ -235,11 +237,11 @@ def test_bad_episodes_are_excluded_and_offsets_stay_correct(tmp_path):
             file.write(record)
     with pytest.raises(DataError, match=r"episode 1 does not match features\.json"):
         make_index(tmp_path)
-    found = make_index(tmp_path, drop_bad=True)
+    index = make_index(tmp_path, drop_bad=True)
     reader = Reader(find_spec("fake"), str(tmp_path), "train")
-    at = [(int(s), int(o), int(n)) for s, o, n in zip(found.shard, found.offset, found.length)]
+    at = [(int(s), int(o), int(n)) for s, o, n in zip(index.shard, index.offset, index.length)]
     assert [reader.read_episode(*where).action[0, 0] for where in at] == [0, 2]
-    assert len(found.bad) == 1
+    assert len(index.bad) == 1
 
 
 def test_datasets_of_one_embodiment_pool_their_steps(tmp_path):

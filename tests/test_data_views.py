@@ -53,15 +53,15 @@ def an_epoch(data, process=(0, 1), start=None, count=EPISODES * STEPS // 16):
 
 def drawn(batches, camera="primary"):
     """Return {episode: numbers of the cameras that it shows}, in windows and goals alike."""
-    shown = {}
+    numbers_of = {}
     for batch in batches:
         pictures = batch["observation"][f"image_{camera}"][:, :, 0, 0]
         goals = batch["task"][f"image_{camera}"][:, 0, 0]
         for window, goal in zip(pictures, goals, strict=True):
             for episode, _, number in (*window.tolist(), goal.tolist()):
                 if number:
-                    shown.setdefault(episode, set()).add(number)
-    return shown
+                    numbers_of.setdefault(episode, set()).add(number)
+    return numbers_of
 
 
 def test_each_episode_shows_one_of_its_views_in_an_epoch(root):
@@ -71,12 +71,12 @@ def test_each_episode_shows_one_of_its_views_in_an_epoch(root):
     first, state = an_epoch(data)
     second, _ = an_epoch(data, start=state)
     epochs = [drawn(first), drawn(second)]
-    for shown in epochs:
-        assert len(shown) == EPISODES
-        assert all(len(numbers) == 1 for numbers in shown.values())
-        assert all(shown[e] == {NUMBERS["primary"]} for e in range(WITHOUT))
-        others = sum(numbers == {NUMBERS["secondary"]} for numbers in shown.values())
-        assert 8 <= others <= 29  # of 37: in 99.8 % of all seeds
+    for numbers_of in epochs:
+        assert len(numbers_of) == EPISODES
+        assert all(len(numbers) == 1 for numbers in numbers_of.values())
+        assert all(numbers_of[e] == {NUMBERS["primary"]} for e in range(WITHOUT))
+        swapped = sum(numbers == {NUMBERS["secondary"]} for numbers in numbers_of.values())
+        assert 8 <= swapped <= 29  # of 37: in 99.8 % of all seeds
     assert epochs[0] != epochs[1]
     assert all(b["observation"]["present"]["image_primary"].all() for b in first)
     for batch in data.validation()["stands"]():

@@ -23,13 +23,13 @@ from octolike.policy.serving.options import ServeOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-# What stands for something of the reader's; a config that exists takes the place of C.
+# Placeholders for names of the reader's; an existing config takes the place of C.
 PLACEHOLDERS = {"C": "quickstart", "DIR": "data", "RUN": "runs/quickstart", "OXE": "data"}
 
 
 def commands(page):
     """Return the octolike commands of a page's shell blocks, continued lines joined."""
-    found, previous = [], ""
+    commands_found, previous = [], ""
     for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -39,8 +39,8 @@ def commands(page):
                 words = words[1:]
             if words[:1] == ["octolike"]:
                 previous = words
-                found.append(words)
-    return found
+                commands_found.append(words)
+    return commands_found
 
 
 CASES = [
@@ -74,8 +74,8 @@ def _parse(arguments, command):
     assert Path(path.partition(":")[0]).is_file(), f"there is no config {name}"
     if "checkpoint=" in name:
         pytest.skip("needs the run that the config names")
-    own = [a for a in arguments if a.startswith("--config.")]
-    argv, overrides = cli.split_overrides(["octolike", "--config", path, *own])
+    overrides_of_config = [a for a in arguments if a.startswith("--config.")]
+    argv, overrides = cli.split_overrides(["octolike", "--config", path, *overrides_of_config])
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     values(argv)
@@ -94,7 +94,7 @@ def test_the_pages_have_commands():
     assert len(CASES) > 25
 
 
-# Each command in a child of one process that has imported what all of them need.
+# Each command in a child of one process that has imported the modules they share.
 HELP = """
 import os, sys
 from absl import app, flags

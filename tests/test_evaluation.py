@@ -143,7 +143,7 @@ def test_success_is_measured_during_training(tmp_path):
     text = path.read_text()
     assert f'"seed": {closed_loop.FIRST_SEED}' in text
     try:
-        assert measure(run.params, 10) == rates  # a resumed run reads what it has measured
+        assert measure(run.params, 10) == rates  # a resumed run reads the stored rates
         assert path.read_text() == text
     finally:
         measure.close()

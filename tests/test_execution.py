@@ -1,4 +1,4 @@
-"""History, plans of chunks, ensembling, delays and prefixes: what a robot executes."""
+"""History, plans of chunks, ensembling, delays and prefixes: the executed actions."""
 
 import types
 
@@ -25,7 +25,7 @@ def plan(**settings):
 
 
 def chunk_of(number):
-    """Return a chunk whose first dimension is 100 · number + index."""
+    """Return a chunk with 100 · number + index in its first dimension."""
     chunk = np.zeros((H, A), np.float32)
     chunk[:, 0] = 100 * number + np.arange(H)
     return chunk

@@ -12,7 +12,7 @@ H = 6
 
 
 class Counting:
-    """A policy whose chunk continues the observed number; inference waits for `release`."""
+    """A policy with chunks that continue the observed number; inference waits for `release`."""
 
     def __init__(self, blocking=False):
         action = {"names": ["x"], "absolute": [True], "not_averaged": [False]}
@@ -90,8 +90,8 @@ def test_a_robot_without_a_planned_action_holds_and_waits():
         let_infer(policy, executor)
         for t in range(6):
             executor.step(observation(t))
-        held = [executor.step(observation(50)).item() for _ in range(3)]
-        assert held == [5, 5, 5]
+        actions = [executor.step(observation(50)).item() for _ in range(3)]
+        assert actions == [5, 5, 5]
         assert executor.held == 3
         let_infer(policy, executor)
         # requested at the observation 5, executed for one step, then held: its second action
@@ -119,7 +119,7 @@ def test_an_episode_starts_without_the_previous_one():
 
 
 class Clock:
-    """Time that passes only by sleeping, and by what a robot takes."""
+    """Time that passes only by sleeping and by a robot's delays."""
 
     def __init__(self):
         self.now = 100.0
@@ -133,7 +133,7 @@ class Clock:
 
 
 class Arm:
-    """A robot whose n-th observation takes `slow[n]` seconds."""
+    """A robot that takes `slow[n]` seconds for its n-th observation."""
 
     def __init__(self, clock, slow=()):
         self.clock, self.slow, self.seen, self.times = clock, dict(slow), 0, []

@@ -225,7 +225,7 @@ WORDS += [
 @settings(max_examples=60)
 @given(st.text(max_size=20) | st.lists(st.sampled_from(WORDS), max_size=8).map("".join))
 def test_any_text_is_an_expression_or_one_line(text):
-    """What passes the check either does not fit the data, in one line, or makes columns."""
+    """A checked expression gives columns, or an error in one line that it does not fit the data."""
     try:
         check_expression(text)
         value = evaluate((text,), DATA)

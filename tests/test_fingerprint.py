@@ -1,4 +1,4 @@
-"""The fingerprint of a dataset spec: it follows what the spec computes, and nothing else."""
+"""The fingerprint of a dataset spec: it depends on the spec's computation alone."""
 
 import dataclasses
 import functools

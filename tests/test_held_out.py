@@ -261,10 +261,10 @@ def test_idle_steps_are_dropped_from_numbers_images_and_texts(tmp_path):
         read = reader.read_episode(*map(int, row))
         full = Reader(dataclasses.replace(spec, filters={}), str(tmp_path), "train")
         whole = full.read_episode(*map(int, row))
-        kept = index.positions(e)
-        np.testing.assert_array_equal(read.action, whole.action[kept])
-        assert read.images["primary"] == [whole.images["primary"][i] for i in kept]
-        assert read.instructions == [whole.instructions[i] for i in kept]
+        positions = index.positions(e)
+        np.testing.assert_array_equal(read.action, whole.action[positions])
+        assert read.images["primary"] == [whole.images["primary"][i] for i in positions]
+        assert read.instructions == [whole.instructions[i] for i in positions]
     cached = statistics.index_episodes(reader, threads=2, cache="", drop_bad=False)
     np.testing.assert_array_equal(cached.kept, index.kept)
     assert cached.take(np.array([2])).positions(0).tolist() == [1, 2]

@@ -80,8 +80,8 @@ def hub(tmp_path, monkeypatch):
 
 def act(directory):
     policy = Policy.load(directory)
-    seen = {"image_primary": np.full((SIDE, SIDE, 3), 9, np.uint8), "proprio": np.ones(P)}
-    return policy.sample_actions(seen, policy.create_task(instruction="lift"), seed=1)
+    inputs = {"image_primary": np.full((SIDE, SIDE, 3), 9, np.uint8), "proprio": np.ones(P)}
+    return policy.sample_actions(inputs, policy.create_task(instruction="lift"), seed=1)
 
 
 def test_a_pulled_run_acts_as_the_pushed_one(run_dir, hub, tmp_path):
@@ -98,9 +98,9 @@ def test_a_pulled_run_acts_as_the_pushed_one(run_dir, hub, tmp_path):
         again = pull(target, tmp_path / f"{name}2")  # the newest
         assert again == pinned
     assert hub.private == {"someone/arm": True}
-    whole = push(run_dir, str(tmp_path / "whole"), 7, with_optimizer=True)
+    complete = push(run_dir, str(tmp_path / "whole"), 7, with_optimizer=True)
     assert (tmp_path / "whole" / "checkpoints" / "7" / "optimizer").is_dir()
-    assert whole.partition("@")[2] != pinned.partition("@")[2]
+    assert complete.partition("@")[2] != pinned.partition("@")[2]
 
 
 def test_a_pushed_run_can_be_pushed_on(run_dir, tmp_path):

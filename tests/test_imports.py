@@ -1,4 +1,4 @@
-"""Who may know whom: the import rules of the README's architecture section, read off the source."""
+"""The import rules of docs/architecture.md, checked on the source."""
 
 import ast
 import subprocess
@@ -14,8 +14,8 @@ PACKAGE = ROOT / "octolike"
 FRAMEWORKS = {"jax", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "rlds", "torch"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "rlds"}
 
-# The ground floor: modules without a framework that every room may import.
-GROUND = {
+# The lowest layer: modules without a framework that every part may import.
+LOWEST = {
     "types",
     "errors",
     "config",
@@ -27,8 +27,8 @@ GROUND = {
     "progress",
     "plain_figure",
 }
-# room: the rooms of octolike that it may import
-MAY_SEE = {
+# part (a package or module of octolike): the parts that it may import
+MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "config": {"config", "errors", "files", "tables"},
@@ -36,24 +36,24 @@ MAY_SEE = {
     "manifest": {"errors", "files"},
     "owner_file": {"files"},
     "pictures": {"files"},
-    "commands": GROUND,
+    "commands": LOWEST,
     "tables": set(),
     "plain_figure": set(),
     "progress": set(),
     "images": set(),
-    "representation": GROUND,
-    "state_representation": {*GROUND, "representation"},
-    "embodiment": {*GROUND, "representation", "state_representation"},
-    "ranges": {*GROUND, "embodiment"},
-    "text": GROUND,
-    "data": {*GROUND, "embodiment", "ranges", "representation", "text", "data"},
-    "model": {*GROUND, "model"},
-    "train": {*GROUND, "embodiment", "ranges", "text", "model", "train"},
-    "octo_import": {*GROUND, "embodiment", "ranges", "text", "model", "train", "octo_import"},
-    "policy": {*GROUND, "images", "embodiment", "ranges", "text", "model", "train", "policy"},
-    "hub": {*GROUND, "embodiment", "train", "hub"},
-    "envs": {*GROUND, "envs"},
-    "evaluation": {*GROUND, "embodiment", "ranges", "policy", "envs", "train", "evaluation"},
+    "representation": LOWEST,
+    "state_representation": {*LOWEST, "representation"},
+    "embodiment": {*LOWEST, "representation", "state_representation"},
+    "ranges": {*LOWEST, "embodiment"},
+    "text": LOWEST,
+    "data": {*LOWEST, "embodiment", "ranges", "representation", "text", "data"},
+    "model": {*LOWEST, "model"},
+    "train": {*LOWEST, "embodiment", "ranges", "text", "model", "train"},
+    "octo_import": {*LOWEST, "embodiment", "ranges", "text", "model", "train", "octo_import"},
+    "policy": {*LOWEST, "images", "embodiment", "ranges", "text", "model", "train", "policy"},
+    "hub": {*LOWEST, "embodiment", "train", "hub"},
+    "envs": {*LOWEST, "envs"},
+    "evaluation": {*LOWEST, "embodiment", "ranges", "policy", "envs", "train", "evaluation"},
 }
 
 
@@ -73,28 +73,28 @@ def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def room(path: Path) -> str:
+def part(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_room_imports_only_the_rooms_that_it_may(path):
-    if room(path) == "__init__":
+def test_a_part_imports_only_those_that_it_may(path):
+    if part(path) == "__init__":
         assert not imports(path)
         return
-    rooms = {n.split(".")[1] for n in imports(path) if n.startswith("octolike.")}
-    extra = rooms - MAY_SEE[room(path)] - {"errors"}  # which every room may see
-    assert not extra, f"{path} imports {extra}; {room(path)} may see {MAY_SEE[room(path)]}"
+    parts = {n.split(".")[1] for n in imports(path) if n.startswith("octolike.")}
+    extra = parts - MAY_IMPORT[part(path)] - {"errors"}  # which every part may import
+    assert not extra, f"{path} imports {extra}; {part(path)} may import {MAY_IMPORT[part(path)]}"
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_frameworks_stay_in_their_rooms(path):
+def test_frameworks_stay_in_their_parts(path):
     roots = {n.split(".")[0] for n in imports(path)}
     assert not roots & {"scripts", "configs", "notebooks"}
-    if room(path) != "data":
+    if part(path) != "data":
         assert not roots & TENSORFLOW, "tensorflow belongs to octolike/data alone"
     plain = {"embodiment", "ranges", "representation", "state_representation", "envs"}
-    if room(path) in GROUND | {"__init__"} | plain:
+    if part(path) in LOWEST | {"__init__"} | plain:
         assert not roots & FRAMEWORKS
 
 
@@ -145,7 +145,7 @@ def test_a_client_needs_numpy_msgpack_websockets_and_python_3_10(module):
     roots = {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names
     assert roots <= {"numpy", "msgpack", "websockets", "PIL", "octolike"}
     if module.endswith("__init__"):
-        return  # imports what the client does not need only when it is asked for
+        return  # imports further modules only at their first use
     files = {name for name in imports(path) if (ROOT / f"{name.replace('.', '/')}.py").exists()}
     assert files <= set(client_modules())
 
@@ -158,8 +158,8 @@ def test_the_client_has_the_version_of_the_whole():
     assert projects[0]["version"] == projects[1]["version"]
 
 
-# Rooms inside octolike/data: its sub-folders and single files.
-MOST_DATA_ROOMS, MOST_DATA_ARROWS = 15, 25
+# Parts of octolike/data: its sub-folders and single files.
+MOST_DATA_PARTS, MOST_DATA_EDGES = 15, 25
 
 
 def module_graph() -> dict[str, set[str]]:
@@ -185,8 +185,8 @@ def module_imports(path: Path, modules: Collection[str]) -> set[str]:
     return names.intersection(modules)
 
 
-def find_circle(graph: dict[str, set[str]]) -> list[str]:
-    """Return the nodes of a circle in order, the first one repeated; [] if there is no circle."""
+def find_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Return the nodes of a cycle in order, the first one repeated; [] without a cycle."""
     finished, path = set(), []
 
     def visit(node: str) -> list[str]:
@@ -196,62 +196,62 @@ def find_circle(graph: dict[str, set[str]]) -> list[str]:
             return []
         path.append(node)
         for target in sorted(graph[node]):
-            if circle := visit(target):
-                return circle
+            if cycle := visit(target):
+                return cycle
         finished.add(path.pop())
         return []
 
-    return next((circle for node in sorted(graph) if (circle := visit(node))), [])
+    return next((cycle for node in sorted(graph) if (cycle := visit(node))), [])
 
 
-def arrows(graph: dict[str, set[str]], prefix: str, depth: int) -> set[tuple[str, str]]:
-    """Return the (from, to) pairs between the rooms `depth` names below `prefix`."""
+def edges(graph: dict[str, set[str]], prefix: str, depth: int) -> set[tuple[str, str]]:
+    """Return the (from, to) pairs between the parts `depth` names below `prefix`."""
     inside = {m: ".".join(m.split(".")[:depth]) for m in graph if f"{m}.".startswith(f"{prefix}.")}
     pairs = {(inside[m], inside[n]) for m in inside for n in graph[m] if n in inside}
     return {(a, b) for a, b in pairs if a != b}
 
 
-def test_modules_import_without_circles():
-    circle = find_circle(module_graph())
-    assert not circle, "circular imports: " + " -> ".join(circle)
+def test_modules_import_without_cycles():
+    cycle = find_cycle(module_graph())
+    assert not cycle, "import cycle: " + " -> ".join(cycle)
 
 
-def test_rooms_import_downward_only():
-    """Each room stands above all that it may import, and imports only from below."""
-    floors: dict[str, int] = {}
-    rooms = {name: seen - {name} for name, seen in MAY_SEE.items()}
-    assert not find_circle(rooms), f"MAY_SEE has a circle: {find_circle(rooms)}"
-    while len(floors) < len(rooms):
-        for name, seen in rooms.items():
-            if seen <= floors.keys():
-                floors[name] = 1 + max((floors[r] for r in seen), default=0)
-    for a, b in arrows(module_graph(), "octolike", 2):
+def test_parts_import_from_lower_layers_only():
+    """Each part is in a higher layer than the parts that it may import, and imports only these."""
+    layers: dict[str, int] = {}
+    parts = {name: allowed - {name} for name, allowed in MAY_IMPORT.items()}
+    assert not find_cycle(parts), f"MAY_IMPORT has a cycle: {find_cycle(parts)}"
+    while len(layers) < len(parts):
+        for name, allowed in parts.items():
+            if allowed <= layers.keys():
+                layers[name] = 1 + max((layers[r] for r in allowed), default=0)
+    for a, b in edges(module_graph(), "octolike", 2):
         a, b = a.partition(".")[2], b.partition(".")[2]
         if a and b and b != "errors":  # the package itself imports nothing
-            assert floors[a] > floors[b], f"{a} (floor {floors[a]}) imports {b} ({floors[b]})"
+            assert layers[a] > layers[b], f"{a} (layer {layers[a]}) imports {b} ({layers[b]})"
 
 
-def test_data_has_few_rooms_and_arrows():
+def test_data_has_few_parts_and_edges():
     graph = module_graph()
-    rooms = {".".join(m.split(".")[:3]) for m in graph if f"{m}.".startswith("octolike.data.")}
-    between = arrows(graph, "octolike.data", 3)
+    parts = {".".join(m.split(".")[:3]) for m in graph if f"{m}.".startswith("octolike.data.")}
+    between = edges(graph, "octolike.data", 3)
     inner = {
-        room: f"{sum(m.startswith(f'{room}.') for m in graph)} files, "
-        f"{len(arrows(graph, room, 4))} arrows"
-        for room in sorted(rooms - {"octolike.data"})
+        part: f"{sum(m.startswith(f'{part}.') for m in graph)} files, "
+        f"{len(edges(graph, part, 4))} edges"
+        for part in sorted(parts - {"octolike.data"})
     }
     report = "\n".join(
         [
-            f"{len(rooms)} rooms, {len(between)} arrows:",
+            f"{len(parts)} parts, {len(between)} edges:",
             *(f"  {a} -> {b}" for a, b in sorted(between)),
-            "inside the rooms:",
-            *(f"  {room}: {text}" for room, text in inner.items()),
+            "inside the parts:",
+            *(f"  {part}: {text}" for part, text in inner.items()),
         ]
     )
-    assert len(rooms) <= MOST_DATA_ROOMS, report
-    assert len(between) <= MOST_DATA_ARROWS, report
+    assert len(parts) <= MOST_DATA_PARTS, report
+    assert len(between) <= MOST_DATA_EDGES, report
 
 
-def test_a_circle_is_found():
-    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
-    assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+def test_a_cycle_is_found():
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
+    assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

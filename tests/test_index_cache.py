@@ -47,10 +47,10 @@ def test_other_files_of_the_same_size_are_read_again(tmp_path, passes):
     later = [numbered(i, n, cameras, f"do {i}") for i, n in ((2, 3), (3, 4))]
     write(tmp_path / "later", "fake", {"train": later})
     for path in (tmp_path / "later" / "fake" / "1.0.0").glob("*train*"):
-        known = tmp_path / "fake" / "1.0.0" / path.name
-        assert known.stat().st_size == path.stat().st_size
-        path.replace(known)
-        os.utime(known, (1e9, 1e9))
+        restored = tmp_path / "fake" / "1.0.0" / path.name
+        assert restored.stat().st_size == path.stat().st_size
+        path.replace(restored)
+        os.utime(restored, (1e9, 1e9))
     assert opened(tmp_path).embodiments[0].action_statistics.max[0] == 3
     assert passes == ["fake", "fake"]
 
@@ -116,9 +116,9 @@ def test_a_changed_stored_index_is_the_same_or_computed_again(stored_index, data
         content[place:place] = data.draw(st.binary(min_size=1, max_size=8))
     else:
         content = data.draw(st.binary(max_size=200))
-    other = path.parent / "changed.npz"
-    other.write_bytes(content)
-    read = _load_first([str(path.parent)], other.name)
+    damaged = path.parent / "changed.npz"
+    damaged.write_bytes(content)
+    read = _load_first([str(path.parent)], damaged.name)
     assert read is None or contents(read) == contents(index)
 
 

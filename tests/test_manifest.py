@@ -34,7 +34,7 @@ def directory(original, tmp_path) -> Path:
     return shutil.copytree(original, tmp_path / "a")
 
 
-# What a policy does not read is not checked when it is loaded.
+# Loading a policy checks only the files that it reads.
 NOT_READ = ("checkpoints/7/optimizer/", "checkpoints/7/data/")
 
 
@@ -46,7 +46,7 @@ def flip(path: Path, seed: int) -> None:
 
 
 def files_of(directory: Path) -> list[str]:
-    """Return the files that decide what a policy does."""
+    """Return the files that determine a policy's actions."""
     skipped = (*checkpoint_manifest.COMMIT_FILES, "versions.json")
     paths = [p for p in directory.rglob("*") if p.is_file() and p.stat().st_size]
     return sorted(str(p.relative_to(directory)) for p in paths if p.name not in skipped)

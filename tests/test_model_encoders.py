@@ -52,8 +52,8 @@ def test_film_modulates_the_tokens_of_each_example(kind):
     apply = jax.jit(encoder.apply)
     got = apply(params, x, condition)
     assert got.shape == (2, *SHAPES[kind])
-    other = condition + np.float32([[0], [1]])  # a new array: `got` may still be computed
-    changed = np.abs(apply(params, x, other) - got).max(axis=(1, 2))
+    shifted = condition + np.float32([[0], [1]])  # a new array: `got` may still be computed
+    changed = np.abs(apply(params, x, shifted) - got).max(axis=(1, 2))
     assert changed[0] == 0
     assert changed[1] > 1e-3
     plain = jax.eval_shape(encoder.init, jax.random.key(0), x)["params"]

@@ -1,4 +1,4 @@
-"""Precision: what an accelerator would round is asked for in float32, or is no matrix product."""
+"""Precision: products that an accelerator would round are float32, or not matrix products."""
 
 import jax
 import jax.numpy as jnp

@@ -41,7 +41,7 @@ def lines(batch):
 
 @functools.cache
 def trained(kind, prefix=0):
-    """Return (head, parameters) fitted to `lines` whose readout does not tell up from down."""
+    """Return (head, parameters) fitted to `lines`, with a readout that is equal for up and down."""
     head = head_of(kind, prefix=prefix)
     same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), group(16))
     action = jnp.asarray(lines(16))[:, None]
@@ -84,7 +84,7 @@ def test_guidance_without_weight_equals_the_plain_sample(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_guidance_chooses_the_mode_of_the_prefix(kind):
-    """Up and down are equally likely: a guided chunk goes on as its prefix began."""
+    """Up and down are equally likely: a guided chunk continues in the direction of its prefix."""
     head, params = trained(kind)
     target = lines(8)
     plain, guided = sample(head, params), sample(head, params, prefix=prefix_of(target, 2))

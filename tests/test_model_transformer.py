@@ -46,10 +46,10 @@ def test_the_last_block_computes_only_the_tokens_that_are_read():
     everything, _ = model.apply(variables, x, mask, None, train=False)
     read = tokens.positions(groups, ["readout_d"])
     assert read == (8, 9, 15, 16, 22, 23)
-    some, _ = model.apply(variables, x, mask, None, read=read, train=False)
-    np.testing.assert_allclose(some, everything[:, list(read)], atol=2e-6)
+    selected, _ = model.apply(variables, x, mask, None, read=read, train=False)
+    np.testing.assert_allclose(selected, everything[:, list(read)], atol=2e-6)
     expected = tokens.split(everything, groups).readout["readout_d"].tokens
-    result = tokens.split_read(some, groups, ["readout_d"])["readout_d"].tokens
+    result = tokens.split_read(selected, groups, ["readout_d"])["readout_d"].tokens
     np.testing.assert_allclose(result, expected, atol=2e-6)
     assert tokens.positions(groups, ["obs_b"]) is None  # most of the sequence: no saving
     assert tokens.positions(groups, ["obs"]) is None

@@ -123,7 +123,7 @@ def test_film_follows_the_embedded_instruction():
 
 
 def test_parts_that_the_data_lack_are_left_out(tmp_path):
-    """Octo drops a tokenizer whose camera is not in the data; the import does, too."""
+    """Octo drops a tokenizer if its camera is not in the data; the import does, too."""
     both = {c: fakes.image(f"image_{c}") for c in ("primary", "wrist")}
     imported = fakes.import_run(tmp_path, fakes.config(observation_tokenizers=both))
     assert set(imported.run.config.model.tokenizers) == {"primary"}

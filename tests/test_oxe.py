@@ -71,25 +71,25 @@ def test_every_dataset_of_the_field_has_a_spec():
         assert all(spec.action.absolute[i] for i in grippers)
 
 
-# Expressions whose values are a share whatever is stored, and stored values that are one.
+# Expressions with values that are always a share, and stored values that are one.
 BOUNDED = ("clip", "binarize", "rel2abs", "zeros", "ones", "/ 255")
 STATED = ("boolean", "binary", "1 = closed", "1 = close", "1 = open", "closedness, 1 = closed")
 
 
 def test_a_gripper_of_unknown_range_is_normalised_to_a_share():
-    known, unknown = set(), set()
+    shares, unknown = set(), set()
     for spec in OXE:
         for i in (i for i, n in enumerate(spec.action.names) if "gripper" in n):
             text, stored = spec.action_from[-1], spec.gripper.partition("stored:")[2]
             is_share = any(x in text for x in BOUNDED) or any(x in stored for x in STATED)
             assert spec.action.normalized[i] != is_share, spec.name
             assert spec.action.normalization[i : i + 1] == (() if is_share else ("share",))
-            (known if is_share else unknown).add(spec.name)
-    assert len(known) > 45
+            (shares if is_share else unknown).add(spec.name)
+    assert len(shares) > 45
     assert len(unknown) == 21
 
 
-# What the stored gripper means, as the specs write it.
+# Meanings of the stored gripper, in the words of the specs.
 CLOSED = re.compile(r"(positive|1|255) = clos(ed|e|ing)|closedness|\+1 closed")
 OPEN = re.compile(r"(positive|(?<!-)1|true) = open(ing)?|\+1 open")
 

@@ -1,4 +1,4 @@
-"""One process makes an index, others wait for its file, and a dead one blocks nobody."""
+"""One process makes an index, others wait for its file, and a dead one blocks none."""
 
 import json
 import os

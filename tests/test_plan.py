@@ -34,20 +34,22 @@ def test_every_chip_has_a_peak():
 
 def test_a_plan_of_a_small_recipe_adds_up():
     config, *data = recipe("debug")
-    one, four = (
+    single, four = (
         resource_plan.plan(config, *data, resource_plan.parse_chips(f"h100:{n}", 2), 0.5)
         for n in (1, 4)
     )
-    assert one.operations == four.operations > 0
-    assert four.step_seconds == pytest.approx(one.step_seconds / 4)
-    assert four.examples == pytest.approx(2 * one.examples)  # two hosts share four times the rate
-    assert one.memory["parameters"] == 4 * one.parameters
-    assert four.memory["activations"] < one.memory["activations"]
-    assert not one.limits
+    assert single.operations == four.operations > 0
+    assert four.step_seconds == pytest.approx(single.step_seconds / 4)
+    assert four.examples == pytest.approx(
+        2 * single.examples
+    )  # two hosts share four times the rate
+    assert single.memory["parameters"] == 4 * single.parameters
+    assert four.memory["activations"] < single.memory["activations"]
+    assert not single.limits
     config.train.fsdp = 4
     sharded = resource_plan.plan(config, *data, resource_plan.parse_chips("h100:4"), 0.5)
     assert sharded.memory["optimiser"] < four.memory["optimiser"]
-    text = resource_plan.describe(one, config, resource_plan.parse_chips("h100:1"), 0.5)
+    text = resource_plan.describe(single, config, resource_plan.parse_chips("h100:1"), 0.5)
     for word in ("parameters", "operations per step", "step at MFU 50%", "days", "MB/s"):
         assert word in text
 

@@ -97,10 +97,10 @@ def test_a_full_history_keeps_its_frames_and_its_mask(policy):
 
 def test_masked_history_does_not_matter(policy):
     task = policy.create_task(instruction="lift the cube")
-    one = policy.sample_actions(observation(), task)
+    expected = policy.sample_actions(observation(), task)
     padded = {k: np.stack([np.zeros_like(v), v]) for k, v in observation().items()}
     padded["timestep_mask"] = np.array([False, True])
-    np.testing.assert_allclose(policy.sample_actions(padded, task), one, atol=1e-5)
+    np.testing.assert_allclose(policy.sample_actions(padded, task), expected, atol=1e-5)
 
 
 def test_the_noise_depends_on_the_seed_and_not_on_the_batch(policy):

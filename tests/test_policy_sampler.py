@@ -117,7 +117,7 @@ def test_weights_of_a_half_precision_policy_are_cast_once_and_change_nothing():
     np.testing.assert_array_equal(policy.sample_actions(observation(), task, 2), fast)
 
 
-# CUDA, without a GPU: what would be compiled there
+# as compiled for CUDA, without a GPU
 
 POOLED = {"kind": "bins", "bins": 8, "layout": "step", "pooling": "attention", "pooling_heads": 2}
 WRAPPED = {

@@ -262,8 +262,8 @@ def test_datasets_of_one_record_must_share_its_conventions(change, message):
 def test_the_specs_of_the_package_that_share_a_record_share_its_conventions():
     first = {}
     for spec in DATASETS.values():
-        other = first.setdefault(spec.embodiment or spec.name, spec)
-        _check_conventions(other.embodiment, other, spec, strict=True)
+        first_spec = first.setdefault(spec.embodiment or spec.name, spec)
+        _check_conventions(first_spec.embodiment, first_spec, spec, strict=True)
 
 
 @pytest.mark.parametrize(

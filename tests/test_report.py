@@ -141,8 +141,8 @@ def test_the_headline_states_whether_the_policy_learned(content):
 
 def test_the_headline_has_no_rate_without_finished_episodes(tmp_path):
     crash = {"success": None, "failure": "crashed: ArithmeticError"}
-    seen = [r | crash if r["split"] == "train" else r for r in rows()]
-    text = report.headline(seen)
+    crashed = [r | crash if r["split"] == "train" else r for r in rows()]
+    text = report.headline(crashed)
     assert text.startswith(
         "All 10 episodes on seen tasks crashed. The policy succeeds in 10% of the other"
     )
@@ -212,8 +212,8 @@ def test_a_table_has_a_column_per_group_as_benchmarks_publish_theirs():
         "object/1": SuccessRate(1, 4),
         "goal/0": SuccessRate(1, 4),
     }
-    other = {"object/0": SuccessRate(0, 4)}
-    table = report.group_table({"train": rates, "held_out_phrasing": other}, groups)
+    held_out = {"object/0": SuccessRate(0, 4)}
+    table = report.group_table({"train": rates, "held_out_phrasing": held_out}, groups)
     assert [line.split() for line in table.splitlines()] == [
         ["success", "object", "goal", "mean"],
         ["seen", "50.0%", "25.0%", "37.5%"],

@@ -149,8 +149,8 @@ def test_two_arms_are_two_poses():
     both = plan("relative tool_frame", names, names, (True,) * 14)
     learned = both.encode(chunk, state)
     for i, (x, s) in enumerate((left, right)):
-        one = plan("relative tool_frame").encode(x, s)
-        np.testing.assert_allclose(learned[..., 7 * i : 7 * i + 6], one[..., :6], atol=1e-6)
+        encoded = plan("relative tool_frame").encode(x, s)
+        np.testing.assert_allclose(learned[..., 7 * i : 7 * i + 6], encoded[..., :6], atol=1e-6)
     assert both.stored == ("left_gripper", "right_gripper")
 
 

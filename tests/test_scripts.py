@@ -1,4 +1,4 @@
-"""What scripts hand on to what they start, and how they end where something is missing."""
+"""Scripts: arguments of the commands that they start, and errors for missing parts."""
 
 import ast
 import importlib.util
@@ -24,7 +24,7 @@ CONFIGS = sorted((SCRIPTS.parent / "configs").rglob("*.py"))
 
 @pytest.fixture(scope="module")
 def load():
-    """Return what imports a script by its name, once: absl's flags can be defined only once."""
+    """Return a function that imports a script by name, once: absl's flags are defined only once."""
     loaded = {}
     sys.path.append(str(SCRIPTS))
 
@@ -80,8 +80,8 @@ def test_a_transfer_study_hands_its_root_and_plug_ins_on(load, monkeypatch, tmp_
     run(script, monkeypatch, *arguments, "--root", "elsewhere")
     assert roots == ["elsewhere", "elsewhere"]
     assert {c[0] for c in commands} == {"collect.py", "train.py", "evaluate.py"}
-    for name, *given in commands:
-        assert (given[1:] == ["--config.data.root=elsewhere"]) == (name != "evaluate.py")
+    for name, *extra in commands:
+        assert (extra[1:] == ["--config.data.root=elsewhere"]) == (name != "evaluate.py")
     commands.clear()
     run(script, monkeypatch, *arguments)
     assert roots[2] != "elsewhere"
@@ -111,14 +111,16 @@ def test_a_comparison_hands_arguments_on(load, monkeypatch, config, argument, ru
     monkeypatch.setattr(
         comparison, "write", lambda directory, first: written.append(f"{directory}/")
     )
-    given = f"{path}:{argument}" if argument else path
-    run(script, monkeypatch, "--config", given, "--variants", "default", "--seeds", 2)
-    own = [",".join(filter(None, (argument, f"variant=default,seed={s}"))) for s in range(2)]
+    config_text = f"{path}:{argument}" if argument else path
+    run(script, monkeypatch, "--config", config_text, "--variants", "default", "--seeds", 2)
+    config_arguments = [
+        ",".join(filter(None, (argument, f"variant=default,seed={s}"))) for s in range(2)
+    ]
     assert commands == [
         command
         for s in range(2)
         for command in (
-            ["train.py", "--config", f"{path}:{own[s]}"],
+            ["train.py", "--config", f"{path}:{config_arguments[s]}"],
             ["evaluate.py", "--run", f"{runs}default-{s}"],
         )
     ]
@@ -189,7 +191,7 @@ def test_a_config_lists_the_install_commands_of_its_simulator(name):
 
 
 def evaluation(root, predict_chunks=list):
-    """Return what scripts/evaluate.py asks of an evaluation, of a policy of the dataset `fake`."""
+    """Return the parts of an evaluation that scripts/evaluate.py uses, for the dataset `fake`."""
     policy = types.SimpleNamespace(
         embodiment=types.SimpleNamespace(datasets=("fake",)),
         observation_keys=("image_primary", "proprio"),
@@ -201,10 +203,15 @@ def evaluation(root, predict_chunks=list):
 
 def test_demonstrations_are_shown_to_the_policy_as_stored(load, tmp_path):
     data_fakes.write_numbered(tmp_path, "fake", [3, 5])
-    shown = load("evaluate").predict_chunks(evaluation(tmp_path))
-    assert [d.instruction for d in shown] == ["do 0", "do 1"]
-    assert shown[1].observation["image_primary"].shape == (5, data_fakes.SIDE, data_fakes.SIDE, 3)
-    assert shown[1].observation["proprio"][:, 1].tolist() == [0, 1, 2, 3, 4]
+    demonstrations = load("evaluate").predict_chunks(evaluation(tmp_path))
+    assert [d.instruction for d in demonstrations] == ["do 0", "do 1"]
+    assert demonstrations[1].observation["image_primary"].shape == (
+        5,
+        data_fakes.SIDE,
+        data_fakes.SIDE,
+        3,
+    )
+    assert demonstrations[1].observation["proprio"][:, 1].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_held_out_data_without_an_episode_are_no_comparison(load, tmp_path, capsys):

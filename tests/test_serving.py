@@ -85,10 +85,10 @@ def test_requests_of_several_robots_are_one_batch_on_one_thread():
 
         first = pool.submit(call, 0)
         until(policy.started.is_set)
-        others = [pool.submit(call, i) for i in range(1, 7)]
+        further = [pool.submit(call, i) for i in range(1, 7)]
         until(lambda: server._batcher.waiting == 6)  # while the first is computed
         gate.set()
-        for i, future in enumerate([first, *others]):
+        for i, future in enumerate([first, *further]):
             np.testing.assert_allclose(future.result(10)[0, :2], [i, i])
         assert policy.batches == [1, 6]
         assert len(policy.threads) == 1
@@ -266,7 +266,7 @@ def test_actions_that_are_not_finite_never_leave():
 
 
 class Checkpoints:
-    """A watcher without files: `found` is what the next looks find."""
+    """A watcher without files: `found` has the results of the next looks."""
 
     def __init__(self, *found):
         self.found = list(found)

@@ -97,7 +97,7 @@ def test_another_address_than_loopback_needs_a_key(tmp_path, monkeypatch):
 
 
 def test_a_web_page_cannot_connect():
-    """A browser states the page's origin; a page may otherwise reach what listens at loopback."""
+    """A browser states the page's origin; a page may otherwise reach servers at loopback."""
     with serving(NumpyPolicy()) as server:
         with pytest.raises(InvalidStatus, match="403"):
             connect(address(server), origin="http://example.org").__enter__()
@@ -109,10 +109,12 @@ def test_tls_encrypts_and_its_certificate_is_verified(tmp_path):
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     try:
-        made = subprocess.run([*command, "-keyout", key, "-out", certificate], capture_output=True)
+        result = subprocess.run(
+            [*command, "-keyout", key, "-out", certificate], capture_output=True
+        )
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
-    assert made.returncode == 0, made.stderr
+    assert result.returncode == 0, result.stderr
     files = {"certificate": str(certificate), "private_key": str(key)}
     with serving(NumpyPolicy(), **files) as server:
         url = f"wss://localhost:{server.port}"
@@ -203,7 +205,7 @@ def test_a_bad_message_is_answered_without_a_traceback(shared_server, message, a
         assert answer in reply
         assert "Traceback" not in reply
         assert len(reply.splitlines()) == 1
-        socket.send(request())  # the connection goes on
+        socket.send(request())  # the connection still works
         assert wire.unpack(socket.recv(timeout=10))["actions"].shape == (H, A)
 
 

@@ -87,7 +87,7 @@ from vla_eval.connection import Connection  # noqa: E402
 
 
 class Table(StepBenchmark):
-    """A benchmark whose episodes succeed if the gripper closes at the fourth step."""
+    """A benchmark with success if the gripper closes at the fourth step."""
 
     actions: list = []  # noqa: RUF012
 
@@ -109,8 +109,8 @@ class Table(StepBenchmark):
 
     def make_obs(self, raw_obs, task):
         image = np.full((SIDE, SIDE, 3), 10 * self.steps, np.uint8)
-        seen = {"images": {"agentview": image}, "task_description": task["name"]}
-        return {**seen, "states": np.zeros(P)} if self.send_state else seen
+        observation = {"images": {"agentview": image}, "task_description": task["name"]}
+        return {**observation, "states": np.zeros(P)} if self.send_state else observation
 
     def get_step_result(self, step_result):
         return {"success": bool(step_result.done)}

@@ -61,12 +61,12 @@ def test_remote_actions_are_the_local_ones_bit_for_bit(policy, remote):
     for arguments in ({"instruction": "lift the cube"}, {"instruction": "push it"}):
         here, there = policy.create_task(**arguments), remote.create_task(**arguments)
         for frames in (None, 1, W):
-            seen = observation(frames=frames)
-            local = policy.sample_actions(seen, here, seed=3)
-            np.testing.assert_array_equal(remote.sample_actions(seen, there, seed=3), local)
+            inputs = observation(frames=frames)
+            local = policy.sample_actions(inputs, here, seed=3)
+            np.testing.assert_array_equal(remote.sample_actions(inputs, there, seed=3), local)
             prefix = ActionPrefix(local[1:], 1)
-            local = policy.sample_actions(seen, here, seed=4, prefix=prefix)
-            far = remote.sample_actions(seen, there, seed=4, prefix=prefix)
+            local = policy.sample_actions(inputs, here, seed=4, prefix=prefix)
+            far = remote.sample_actions(inputs, there, seed=4, prefix=prefix)
             np.testing.assert_array_equal(far, local)
         absent = {**observation(), "proprio": None}
         np.testing.assert_array_equal(
@@ -223,8 +223,8 @@ def test_sigterm_under_load_answers_or_refuses_every_request(run_dir):
     for thread in threads:
         thread.join(60)
     assert process.wait(60) == 0
-    rest = process.stdout.read()
-    assert f"stopped after {sum(answered) + 6} answers" in rest  # and six checks of a task
+    output = process.stdout.read()
+    assert f"stopped after {sum(answered) + 6} answers" in output  # and six checks of a task
     assert refused == [1] * 6
     assert errors == []
     assert process.stderr.read() == ""

@@ -86,9 +86,9 @@ def test_batches_show_what_the_record_makes_of_the_stored_proprio(root, text):
     (plain,), (arm,) = stored.embodiments, data.embodiments
     shift, scale = plain.affine("proprio")
     raw = next(stored.train())["observation"]["proprio"] * scale + shift
-    shown = next(data.train())["observation"]["proprio"]
-    assert shown.shape == (4, 2, 10) == (4, 2, len(arm.proprio_names))
-    np.testing.assert_allclose(shown, arm.normalize_proprio(raw), atol=1e-5)
+    proprio = next(data.train())["observation"]["proprio"]
+    assert proprio.shape == (4, 2, 10) == (4, 2, len(arm.proprio_names))
+    np.testing.assert_allclose(proprio, arm.normalize_proprio(raw), atol=1e-5)
     np.testing.assert_array_equal(plain.proprio_statistics.mean, arm.proprio_statistics.mean)
     assert f"proprio of fake is shown as '{text}': x, y, z, gripper, " in data.describe()
     planned = batch_spec(
@@ -118,6 +118,6 @@ def test_the_policy_takes_proprio_as_stored():
     encoder = ObservationEncoder(spec, new, "area")
     proprio = np.linspace(-1, 1, P, dtype=np.float32)
     image = np.zeros((SIDE, SIDE, 3), np.uint8)
-    shown = encoder.encode({"image_primary": image, "proprio": proprio})["proprio"]
-    np.testing.assert_allclose(shown[-1], new.normalize_proprio(proprio), atol=1e-6)
-    assert shown.shape[-1] == P + 2
+    encoded = encoder.encode({"image_primary": image, "proprio": proprio})["proprio"]
+    np.testing.assert_allclose(encoded[-1], new.normalize_proprio(proprio), atol=1e-6)
+    assert encoded.shape[-1] == P + 2

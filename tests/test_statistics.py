@@ -99,8 +99,8 @@ def test_crashed_layouts_are_left_out_and_counted():
     g = OutcomeGrid.from_seeds(seeds, dict.fromkeys("abcd", "skill"))
     assert (g.layouts, g.left_out) == (("a", "c"), 2)
     assert g.outcomes.tolist() == [[1, 0], [0, 1]]
-    other = OutcomeGrid.from_seeds([{"c": True, "z": True}], dict.fromkeys("cz", "skill"))
-    assert paired_difference(g, other).value == pytest.approx(-0.5)
+    disjoint = OutcomeGrid.from_seeds([{"c": True, "z": True}], dict.fromkeys("cz", "skill"))
+    assert paired_difference(g, disjoint).value == pytest.approx(-0.5)
     nothing = OutcomeGrid.from_seeds([{"z": True}], {"z": "skill"})
     assert math.isnan(paired_difference(g, nothing).value)
 
@@ -196,7 +196,7 @@ def test_a_study_finds_the_difference_that_its_design_promises():
     smallest = statistics.detectable_difference(seeds, layouts)
     assert 0.1 < smallest < 0.35
     spread = 0.25
-    found = 0
+    detections = 0
     for _ in range(REPEATS):
         difficulty = rng.normal(0, math.sqrt(statistics.LAYOUT_SHARE * spread), layouts)
         grids = []
@@ -204,8 +204,8 @@ def test_a_study_finds_the_difference_that_its_design_promises():
             luck = rng.normal(0, math.sqrt(statistics.SEED_SHARE * spread), (seeds, 1))
             p = np.clip(rate + difficulty + luck, 0, 1)
             grids.append(grid(rng.random((seeds, layouts)) < p))
-        found += paired_difference(*grids).p < statistics.LEVEL
-    assert 0.65 < found / REPEATS < 0.92
+        detections += paired_difference(*grids).p < statistics.LEVEL
+    assert 0.65 < detections / REPEATS < 0.92
     more = [statistics.detectable_difference(n, layouts) for n in (2, 3, 5, 12)]
     assert more == sorted(more, reverse=True)
     assert statistics.detectable_difference(5, layouts, comparisons=10) > smallest
@@ -213,7 +213,7 @@ def test_a_study_finds_the_difference_that_its_design_promises():
 
 
 def test_evidence_may_be_read_after_every_seed():
-    rng, alarms, found, needed = np.random.default_rng(3), 0, 0, []
+    rng, alarms, detections, needed = np.random.default_rng(3), 0, 0, []
     for _ in range(2000):
         process = SignFlipProcess()
         alarms += any(process.update(d) >= 20 for d in rng.normal(0, 0.1, 30))
@@ -223,8 +223,8 @@ def test_evidence_may_be_read_after_every_seed():
         for d in rng.normal(0.2, 0.1, 12):
             process.update(d)
             if process.p <= 0.05:
-                found += 1
+                detections += 1
                 needed.append(process.seeds)
                 break
-    assert found / 200 > 0.8
+    assert detections / 200 > 0.8
     assert np.median(needed) <= 8

@@ -247,9 +247,9 @@ def test_the_dataset_specs_of_a_stored_run_are_executed_only_by_name(run_dir, tm
 
 
 def test_a_file_of_ones_own_takes_the_place_of_the_stored_one(tmp_path):
-    own = tmp_path / "theirs.py"
-    own.write_text("")
-    assert plugins.approved(["/nowhere/theirs.py"], [str(own)]) == (str(own),)
+    local = tmp_path / "theirs.py"
+    local.write_text("")
+    assert plugins.approved(["/nowhere/theirs.py"], [str(local)]) == (str(local),)
     assert isinstance(plugins.approved(["/nowhere/theirs.py"], []), plugins.StoredFiles)
 
 

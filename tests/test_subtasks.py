@@ -31,7 +31,7 @@ RULES = (
 
 
 def labelled(episode, steps, text="do it"):
-    """Return a numbered episode whose step t has the subtask "part t"; the last one has none."""
+    """Return a numbered episode; its step t has the subtask "part t"; the last one has none."""
     result = numbered(episode, steps, CAMERAS, text)
     names = [f"part {t}" for t in range(steps - 1)]
     result["steps"]["subtask"] = np.array([*names, ""])
@@ -94,7 +94,7 @@ def test_rules_give_the_subtask_of_an_open_and_of_a_holding_gripper(instruction,
     action = np.zeros((len(gripper), 7), np.float32)
     action[:, -1] = gripper
     subtasks = graph_subtasks(spec, {}, tf.constant(action), tf.fill([len(gripper)], instruction))
-    # Step 4 closes it and step 6 opens it: their actions belong to what the hand held before.
+    # Step 4 closes it and step 6 opens it: their actions belong to the subtask before.
     expected = [open] * 5 + [held] * 2 + [open]
     assert [x.decode() for x in subtasks.numpy()] == expected
 
@@ -155,14 +155,14 @@ def network(**changes):
 
 def changed(batch, path, value):
     """Return a batch with another value at a dotted path."""
-    key, _, rest = path.partition(".")
-    return {**batch, key: changed(batch[key], rest, value) if rest else value}
+    key, _, remainder = path.partition(".")
+    return {**batch, key: changed(batch[key], remainder, value) if remainder else value}
 
 
 def test_only_training_sees_the_labels():
     model, variables, batch = network()
-    other = changed(batch, "task.subtask.ids", (batch["task"]["subtask"]["ids"] + 1) % 32)
-    unlabelled = changed(other, "task.subtask.mask", np.zeros((2, 2, fakes.WORDS), bool))
+    relabelled = changed(batch, "task.subtask.ids", (batch["task"]["subtask"]["ids"] + 1) % 32)
+    unlabelled = changed(relabelled, "task.subtask.mask", np.zeros((2, 2, fakes.WORDS), bool))
 
     @jax.jit
     def act(batch):
@@ -170,11 +170,11 @@ def test_only_training_sees_the_labels():
             variables, batch["observation"], batch["task"], method="encode", train=False
         )["readout_action"].tokens
 
-    np.testing.assert_array_equal(act(batch), act(other))
+    np.testing.assert_array_equal(act(batch), act(relabelled))
     np.testing.assert_array_equal(act(batch), act(unlabelled))
     rngs = {name: jax.random.key(0) for name in ("noise", "dropout")}
     loss = jax.jit(lambda batch: model.apply(variables, batch, train=True, rngs=rngs)[1])
-    a, b, c = loss(batch), loss(other), loss(unlabelled)
+    a, b, c = loss(batch), loss(relabelled), loss(unlabelled)
     assert a["action_loss"] != b["action_loss"] != c["action_loss"]
     assert c["subtask_loss"] == 0, "unlabelled steps teach nothing"
 
@@ -200,12 +200,12 @@ def test_the_policy_acts_on_the_predicted_subtask_and_not_on_the_instruction_its
     differing = 0
     for seed in range(12):
         again = fakes.batch(spec(), 2, seed)
-        other = changed(batch, "task.language.ids", again["task"]["language"]["ids"])
-        if (words(other) == words(batch)).all():
-            np.testing.assert_array_equal(act(other), act(batch))
+        reworded = changed(batch, "task.language.ids", again["task"]["language"]["ids"])
+        if (words(reworded) == words(batch)).all():
+            np.testing.assert_array_equal(act(reworded), act(batch))
         else:
             differing += 1
-            assert (np.asarray(act(other)) != np.asarray(act(batch))).any()
+            assert (np.asarray(act(reworded)) != np.asarray(act(batch))).any()
     assert differing
     # a later state does not change an earlier slot
     late = batch["observation"]["proprio"].copy()
@@ -251,14 +251,14 @@ def examples(pairs, seed, size=32):
     """Return a batch of "stack A B": "grasp A" with an open hand, else "put B"; ids of words."""
     rng = np.random.default_rng(seed)
     chosen = np.array(pairs)[rng.integers(len(pairs), size=size)]
-    held = rng.random(size) < 0.5
+    is_held = rng.random(size) < 0.5
     ids = np.zeros((size, 5), np.int32)
     ids[:, 0], ids[:, 1:3] = STACK, chosen
     label = np.zeros((size, 1, 5), np.int32)
-    label[:, 0, 0] = np.where(held, PUT, GRASP)
-    label[:, 0, 1] = np.where(held, chosen[:, 1], chosen[:, 0])
+    label[:, 0, 0] = np.where(is_held, PUT, GRASP)
+    label[:, 0, 1] = np.where(is_held, chosen[:, 1], chosen[:, 0])
     language = {"ids": ids, "mask": ids > 0}
-    observation = {"proprio": held[:, None, None].astype(np.float32)}
+    observation = {"proprio": is_held[:, None, None].astype(np.float32)}
     observation["present"] = {"proprio": np.ones((size, 1), bool)}
     task = {"language": language, "present": {"language": np.ones(size, bool)}}
     return observation, task | {"subtask": {"ids": label, "mask": label > 0}}

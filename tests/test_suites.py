@@ -45,11 +45,11 @@ def test_caveats_name_splits_that_contradict_the_demonstrations():
     table = suites.suite_by_name("tabletop", {"kind": "tabletop"})
     (note,) = suites.caveats(table.plan(), collect)
     assert "no demonstrations of push, put, stack: unless" in note
-    known = dataclasses.replace(table, skills=("touch", "lift"))
-    assert suites.caveats(known.plan(), collect) == []
+    demonstrated = dataclasses.replace(table, skills=("touch", "lift"))
+    assert suites.caveats(demonstrated.plan(), collect) == []
     collect.split = "held_out_family"
-    assert "of the split 'held_out_family'" in suites.caveats(known.plan(), collect)[0]
-    early = dataclasses.replace(known, seed=5).plan()
+    assert "of the split 'held_out_family'" in suites.caveats(demonstrated.plan(), collect)[0]
+    early = dataclasses.replace(demonstrated, seed=5).plan()
     assert "Seeds below 1,000,000" in suites.caveats(early, collect)[1]
     ml10 = suites.suite_by_name("metaworld_ml10", {"kind": "metaworld"})
     collect = CollectConfig(skills=dict.fromkeys((*ml10.skills, "drawer-open"), 1))

@@ -129,22 +129,22 @@ def test_a_leading_exclamation_mark_unfreezes_parameters(params):
 
 
 def test_matching_parameters_are_taken_over_and_reinit_patterns_are_not(params):
-    other = jax.tree.map(lambda x: x + 1, params)
-    other["head"] = {"kernel": np.zeros((8, 2)), "bias": np.zeros(2), "gone": np.zeros(1)}
-    transfer = states.transfer_params(params, other, ("head/*",), "runs/a")
+    source = jax.tree.map(lambda x: x + 1, params)
+    source["head"] = {"kernel": np.zeros((8, 2)), "bias": np.zeros(2), "gone": np.zeros(1)}
+    transfer = states.transfer_params(params, source, ("head/*",), "runs/a")
     assert set(transfer.taken) == {k for k in optimizer.flatten(params) if "head" not in k}
-    np.testing.assert_array_equal(transfer.taken["stem/bias"], other["stem"]["bias"])
+    np.testing.assert_array_equal(transfer.taken["stem/bias"], source["stem"]["bias"])
     assert (transfer.reinitialized, transfer.unused) == (
         ["head/bias", "head/kernel"],
         ["head/gone"],
     )
     assert "head            0" not in states.describe_transfer(transfer)
     with pytest.raises(ConfigError, match=r"of runs/a do not fit[^$]*head/gone[^$]*train\.reinit"):
-        states.transfer_params(params, other, (), "runs/a")
+        states.transfer_params(params, source, (), "runs/a")
     with pytest.raises(ConfigError, match=r"train\.reinit=\"\('stem/b\*', 'head\*'\)\""):
-        states.transfer_params(params, other, ("stem/b*",), "runs/a")  # one remedy for all
+        states.transfer_params(params, source, ("stem/b*",), "runs/a")  # one remedy for all
     with pytest.raises(ConfigError, match=r"train\.reinit matches no parameter.*'heda/\*'"):
-        states.transfer_params(params, other, ("heda/*",), "runs/a")
+        states.transfer_params(params, source, ("heda/*",), "runs/a")
 
 
 def test_parameters_that_start_afresh_must_be_trained(source, tmp_path):
@@ -176,20 +176,22 @@ def test_rows_of_robots_and_tasks_are_transferred_by_name(by, capsys):
 
     network = build_network(model, spec, there)
     params = model_fakes.parameters(network.init, batch, train=False)["params"]
-    taken = initial_state.reorder_named_rows(
+    reordered = initial_state.reorder_named_rows(
         params, named_rows(model, there), named_rows(model, here), (), "runs/a"
     )
     assert "tokenizers_which/token/kernel: the rows of touch, push" in capsys.readouterr().out
     for task in here.tasks:
         expected = act(there, params, "base", task)
-        np.testing.assert_allclose(act(here, taken, "base", task), expected, atol=1e-5)
+        np.testing.assert_allclose(act(here, reordered, "base", task), expected, atol=1e-5)
 
-    other = named_rows(model, Names(("d",), ("base", "hand"), ("fold", "push")))
+    wrong_rows = named_rows(model, Names(("d",), ("base", "hand"), ("fold", "push")))
     with pytest.raises(ConfigError, match=r"in runs/a, but none for (hand|fold); reinitialise it"):
-        initial_state.reorder_named_rows(params, named_rows(model, there), other, (), "runs/a")
+        initial_state.reorder_named_rows(params, named_rows(model, there), wrong_rows, (), "runs/a")
     fresh = ("heads_action/*", "tokenizers_which/*")
     chex.assert_trees_all_equal(
-        initial_state.reorder_named_rows(params, named_rows(model, there), other, fresh, "runs/a"),
+        initial_state.reorder_named_rows(
+            params, named_rows(model, there), wrong_rows, fresh, "runs/a"
+        ),
         params,
     )
 

@@ -107,7 +107,7 @@ def test_of_simultaneous_starts_one_owns_the_directory(tmp_path):
 
 
 def test_another_process_is_refused_while_the_owner_lives(tmp_path):
-    """A process of the same host, whose number says that it lives."""
+    """A process of the same host, alive by its number."""
     command = [sys.executable, "-c", START, str(tmp_path)]
     with RunLease(tmp_path, INTERVAL) as lease:
         done = subprocess.run(command, input="\n", capture_output=True, text=True, check=True)

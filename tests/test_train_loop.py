@@ -137,11 +137,11 @@ def test_run_files_are_written_before_the_first_batch(tmp_path):
 
 
 def test_another_config_in_the_directory_is_an_error(uninterrupted):
-    other = run(uninterrupted[0])
-    other.optim.learning_rate, other.train.augment.hue = 1e-3, 0.1
-    other.evaluate.episodes, other.train.steps = 3, 99
+    changed = run(uninterrupted[0])
+    changed.optim.learning_rate, changed.train.augment.hue = 1e-3, 0.1
+    changed.evaluate.episodes, changed.train.steps = 3, 99
     with pytest.raises(ConfigError, match=r"holds another run; its config\.json differs") as error:
-        loop.train(other, FakeSource(), model=Tiny())
+        loop.train(changed, FakeSource(), model=Tiny())
     lines = [line.strip() for line in str(error.value).splitlines()]
     assert lines[1:3] == ["optim.learning_rate: 0.01 -> 0.001", "train.augment.hue: 0.0 -> 0.1"]
     assert "--config.workdir=" in lines[3]
@@ -230,11 +230,11 @@ def step():
 def test_the_step_donates_its_state_and_makes_no_implicit_transfer(step):
     compiled, before, mesh = step
     before = jax.tree.map(lambda x: x.copy(), before)
-    held = jax.tree.leaves(before)
+    leaves = jax.tree.leaves(before)
     with jax.transfer_guard("disallow"):
         after, out = compiled(before, sharding.put_batch(make_batch(0), mesh))
         after, _ = compiled(after, sharding.put_batch(make_batch(1), mesh))
-    assert all(x.is_deleted() for x in held)
+    assert all(x.is_deleted() for x in leaves)
     assert out["loss_per_example"].shape == (4,)
     assert int(after.step) == 2
 

@@ -1,4 +1,4 @@
-"""SLURM's tasks and the GPUs of a node: what each process uses, and what is said about it."""
+"""SLURM's tasks and the GPUs of a node: those that each process uses, and the messages."""
 
 import jax
 import pytest

@@ -39,8 +39,8 @@ def test_half_batch_cosines_are_extrapolated_to_full_batches():
         np.mean(wholes), abs=0.02
     )
     rows = [row(k, 0.5, within=r) for k, r in enumerate((0.4, 0.6))]
-    found = gradient_agreement.summarize("both", ("a", "b"), rows, np.nan)
-    np.testing.assert_allclose(found.within, [2 / 3, np.nan])
+    summary = gradient_agreement.summarize("both", ("a", "b"), rows, np.nan)
+    np.testing.assert_allclose(summary.within, [2 / 3, np.nan])
 
 
 def row(step, cosine, within=0.5, seconds=2.0):
@@ -63,20 +63,20 @@ def test_gradient_comparisons_are_summarised():
     rows = [row(10 * i, c) for i, c in enumerate(cosines)]
     for r in rows:
         r["modules"]["heads_own"] = {"cosine": [[1.0, None], [None, 1.0]], "conflict_rate": None}
-    found = gradient_agreement.summarize("together", ["a", "b"], rows, 3.5)
-    assert found.cosine[0, 1] == pytest.approx(cosines.mean(), abs=1e-6)
-    early, *later = found.periods
-    assert [(p.first, p.last) for p in found.periods] == [(0, 130), (140, 260), (270, 390)]
+    summary = gradient_agreement.summarize("together", ["a", "b"], rows, 3.5)
+    assert summary.cosine[0, 1] == pytest.approx(cosines.mean(), abs=1e-6)
+    early, *later = summary.periods
+    assert [(p.first, p.last) for p in summary.periods] == [(0, 130), (140, 260), (270, 390)]
     assert early.low[0, 1] > 0
     for p in later:
         assert p.low[0, 1] < p.cosine[0, 1] < p.high[0, 1] < 0
-    conflicts_found = found.conflicting()
+    conflicts_found = summary.conflicting()
     assert {(x.a, x.b, x.first) for x in conflicts_found} == {("a", "b", 140), ("a", "b", 270)}
     assert "from step 140 to 260 (cosine -0.3" in " ".join(x.sentence for x in conflicts_found)
-    assert 0.5 < found.rate < 0.8
-    assert list(found.modules) == ["heads_action"]
-    assert len(found.curve) == gradient_agreement.MAX_POINTS
-    assert json.dumps(found.to_json(), allow_nan=False)
+    assert 0.5 < summary.rate < 0.8
+    assert list(summary.modules) == ["heads_action"]
+    assert len(summary.curve) == gradient_agreement.MAX_POINTS
+    assert json.dumps(summary.to_json(), allow_nan=False)
     friends = gradient_agreement.summarize(
         "x", ["a", "b"], [row(i, 0.01 * (-1) ** i) for i in range(20)], 1.0
     )
@@ -152,10 +152,10 @@ def test_seeds_that_disagree_widen_the_interval():
     d = transfer_effects.gain("success", shared, alone)
     assert d.low < 0 < d.high
     assert d.p > 0.05
-    one = transfer_effects.gain(
+    single_seed = transfer_effects.gain(
         "success", transfer_effects.GroupResult(rates(5)), transfer_effects.GroupResult(rates(45))
     )
-    assert one.high < 0
+    assert single_seed.high < 0
 
 
 def test_a_smaller_error_is_a_gain():
@@ -173,10 +173,10 @@ def make_run(directory, name, datasets, skills, wins, error=None, robots=None):
     config["optim"] = {"warmup": 1}
     (run / "config.json").write_text(json.dumps(config))
     (run / "names.json").write_text(json.dumps({"datasets": datasets}))
-    known = robots or {"arm": datasets}
-    records = [{"name": k, "datasets": v} for k, v in known.items()]
+    robots_of = robots or {"arm": datasets}
+    records = [{"name": k, "datasets": v} for k, v in robots_of.items()]
     (run / "embodiments.json").write_text(json.dumps(records))
-    for robot in known:
+    for robot in robots_of:
         lines = [{"setup": {"embodiment": robot, "checkpoint": 100}}]
         for skill in skills:
             won = wins[robot] if robots else wins[skill]
@@ -201,11 +201,11 @@ def runs(tmp_path):
     plan = {"together": skills, "together_short": skills}
     plan |= {f"only_t_{s}": (s,) for s in skills}
     plan |= {f"without_t_{s}": tuple(x for x in skills if x != s) for s in skills}
-    for variant, mine in plan.items():
+    for variant, mixed in plan.items():
         for seed in range(2):
-            wins = dict.fromkeys(mine, 16 + seed) | ({"lift": 2} if len(mine) > 1 else {})
-            names = [f"t_{s}" for s in mine]
-            run = make_run(tmp_path, f"{variant}-{seed}", names, mine, wins, 0.3 + 0.01 * seed)
+            wins = dict.fromkeys(mixed, 16 + seed) | ({"lift": 2} if len(mixed) > 1 else {})
+            names = [f"t_{s}" for s in mixed]
+            run = make_run(tmp_path, f"{variant}-{seed}", names, mixed, wins, 0.3 + 0.01 * seed)
             if variant == "together":
                 lines = [json.dumps(row(50 * i, -0.2 + 0.02 * (-1) ** i)) for i in range(8)]
                 lines = [
@@ -217,12 +217,12 @@ def runs(tmp_path):
 
 
 def test_runs_are_read_by_group(runs):
-    found = transfer_effects.read_results(transfer_effects.find_runs(runs))
-    assert found["together"].results["t_touch"].success.rate == 33 / 40
-    assert found["together"].results["t_lift"].success.outcomes.sum() == 4
-    assert found["only_t_lift"].results.keys() == {"t_lift"}
-    assert found["without_t_lift"].results["t_push"].error == pytest.approx((0.3, 0.31))
-    effects = transfer_effects.estimate_effects(found)
+    results = transfer_effects.read_results(transfer_effects.find_runs(runs))
+    assert results["together"].results["t_touch"].success.rate == 33 / 40
+    assert results["together"].results["t_lift"].success.outcomes.sum() == 4
+    assert results["only_t_lift"].results.keys() == {"t_lift"}
+    assert results["without_t_lift"].results["t_push"].error == pytest.approx((0.3, 0.31))
+    effects = transfer_effects.estimate_effects(results)
     hurts = {(e.kind, e.group) for e in effects if e.verdict == "hurts"}
     assert hurts == {("together", "t_lift"), ("together_short", "t_lift")}
     brought = [e for e in effects if e.kind == "from" and e.measure == "success"]
@@ -233,9 +233,9 @@ def test_runs_are_read_by_group(runs):
 def test_a_shared_run_without_single_runs_has_no_effects(tmp_path):
     wins = {"touch": 18, "push": 1}
     make_run(tmp_path, "together-0", ["t_touch", "t_push"], ("touch", "push"), wins, 0.3)
-    found = transfer_effects.read_results(transfer_effects.find_runs(tmp_path))
-    assert found["together"].results["t_push"] == transfer_effects.GroupResult(None, (0.3,))
-    assert transfer_effects.estimate_effects(found) == []
+    results = transfer_effects.read_results(transfer_effects.find_runs(tmp_path))
+    assert results["together"].results["t_push"] == transfer_effects.GroupResult(None, (0.3,))
+    assert transfer_effects.estimate_effects(results) == []
 
 
 def test_each_robot_of_a_run_has_its_own_result(tmp_path):
@@ -245,12 +245,12 @@ def test_each_robot_of_a_run_has_its_own_result(tmp_path):
         make_run(tmp_path, f"default-{seed}", list(both), ("touch", "push"), wins, robots=both)
     alone = {"mirrored": ["mirrored"]}
     make_run(tmp_path, "alone-0", ["mirrored"], ("touch", "push"), {"touch": 19, "push": 18})
-    found = transfer_effects.read_results(transfer_effects.find_runs(tmp_path))
-    assert found["default"].results["mirrored"].success.outcomes.sum(axis=1).tolist() == [2, 2]
-    assert found["default"].results["tabletop"].success.rate == 72 / 80
-    (effect,) = transfer_effects.estimate_effects(found)
+    results = transfer_effects.read_results(transfer_effects.find_runs(tmp_path))
+    assert results["default"].results["mirrored"].success.outcomes.sum(axis=1).tolist() == [2, 2]
+    assert results["default"].results["tabletop"].success.rate == 72 / 80
+    (effect,) = transfer_effects.estimate_effects(results)
     assert (effect.group, effect.verdict) == ("mirrored", "hurts")
-    assert alone.keys() == found["alone"].results.keys()
+    assert alone.keys() == results["alone"].results.keys()
 
 
 def test_the_report_contains_all_results(runs, base):
@@ -280,13 +280,13 @@ def test_a_new_study_has_a_report(tmp_path):
 
 
 def test_the_plan_starts_with_the_plain_mix_and_passes_arguments():
-    asked = []
+    arguments = []
     module = SimpleNamespace(
-        VARIANTS={"only_a": 0, "together": 0}, get_config=lambda arg: asked.append(arg) or arg
+        VARIANTS={"only_a": 0, "together": 0}, get_config=lambda arg: arguments.append(arg) or arg
     )
     runs = study.plan_runs(module, "debug", 2)
     assert [(r.variant, r.seed) for r in runs[:2]] == [("together", 0), ("only_a", 0)]
-    assert asked[0] == "variant=together,seed=0,debug"
+    assert arguments[0] == "variant=together,seed=0,debug"
     assert [r.variant for r in study.runs_of_stage(runs, "during")] == ["together", "together"]
     assert study.plan_runs(SimpleNamespace(), "", 3) == []
 

@@ -96,8 +96,8 @@ def test_a_constant_offset_is_detected(base):
 
 
 def test_different_tasks_in_the_same_scene_need_conditioning(base):
-    other = sample("other", 1, lambda a: a[:, [1, 2, 0, 3, 4, 5, 6]], text=("lift",))
-    pair, result = compared(base, other)
+    permuted = sample("other", 1, lambda a: a[:, [1, 2, 0, 3, 4, 5, 6]], text=("lift",))
+    pair, result = compared(base, permuted)
     assert pair.states == ("proprio", "pictures")
     assert pair.same_instructions == 0
     assert set(pair.of_kind("unrelated")) == {"dx", "dy", "dz"}
@@ -148,9 +148,9 @@ def test_neighbours_come_from_other_episodes(base):
 
 
 def test_a_sample_is_split_by_episodes_and_too_few_are_rejected(base):
-    one, two = base.halves()
-    assert not set(one.episode) & set(two.episode)
-    assert len(one) + len(two) == len(base)
+    first, two = base.halves()
+    assert not set(first.episode) & set(two.episode)
+    assert len(first) + len(two) == len(base)
     few = base.take(base.episode < 3)
     with pytest.raises(ValueError, match="base has 3 episodes; a comparison needs at least 4"):
         group_comparison.compare_all([few, few])
@@ -226,9 +226,9 @@ def test_a_single_dataset_is_compared_by_task():
         )
 
     rows = [episode("lift/red", "lift it")] * 5 + [episode("", "push")] * 4 + [episode("", "no")]
-    one, two = group_sample.group_samples([(DATASETS["tabletop"], rows)])
-    assert (one.name, two.name, len(one), len(two)) == ("lift", "push", 15, 12)
-    assert one.images.shape == (15, 4, 4, 3)
+    lift, two = group_sample.group_samples([(DATASETS["tabletop"], rows)])
+    assert (lift.name, two.name, len(lift), len(two)) == ("lift", "push", 15, 12)
+    assert lift.images.shape == (15, 4, 4, 3)
     mixed = group_sample.group_sample(
         "x", DATASETS["tabletop"], [rows[0], episode("", "", pictures=False)]
     )

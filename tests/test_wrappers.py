@@ -72,7 +72,7 @@ def test_a_sequence_ends_with_the_episode_and_gives_the_last_observations():
 
 
 class LazyCounter(Counter):
-    """A Counter whose step has two halves; counts its observations."""
+    """A Counter with a step in two halves; counts its observations."""
 
     observed = 0
 

@@ -32,7 +32,7 @@ def script(monkeypatch, name: str, *arguments) -> None:
 
 
 def tiny(directory: Path) -> Config:
-    """Return the config of a run with two cameras: what one finetunes from."""
+    """Return the config of a run with two cameras, to finetune from."""
     config = Config(workdir=str(directory / "base"))
     data, model = config.data, config.model
     data.root, data.mix, data.cache = str(directory), "fake", str(directory)

@@ -12,7 +12,7 @@ EPISODES, STEPS = 60, 8
 def sample(
     name, seed, change=None, traits=TRAITS, text=("go left", "go right"), shift=0.0, noise=0.3
 ):
-    """Return steps of a noisy expert whose actions depend on proprio and the image's brightness.
+    """Return steps of a noisy expert; its actions depend on proprio and the image's brightness.
 
     change: function of its actions, [n, 7] to [n, 7]; shift: of its states.
     """

@@ -1,4 +1,4 @@
-"""Faults on runs and data, seeded and bounded: what resumes exactly, is refused, lost, or wrong.
+"""Faults on runs and data, seeded and bounded: exact resumes, refusals, losses, wrong results.
 
     python tests/faults/run.py            the short set, as in CI (test_faults.py)
     python tests/faults/run.py --long     ≥ 50 kills, ≥ 200 damaged files: about 20 minutes

@@ -1,4 +1,4 @@
-"""The table of faults: what happened to a run, how often."""
+"""The table of faults: outcomes of runs, counted."""
 
 from __future__ import annotations
 

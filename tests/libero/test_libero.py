@@ -2,7 +2,7 @@
 
     make libero      installs it and runs these
 
-Skipped with the reason where it is not.
+Skipped with the reason if it is not.
 """
 
 import importlib.util

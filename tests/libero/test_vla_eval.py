@@ -1,4 +1,4 @@
-"""vla-eval, unchanged but for what would need torch, evaluates a policy on LIBERO by our server."""
+"""vla-eval, unchanged apart from imports of torch, evaluates a policy on LIBERO by the server."""
 
 import importlib.util
 import sys
@@ -29,7 +29,7 @@ SKILL, START, SIDE = "object/0", 1_000_000, 256
 
 
 class LookupPolicy(NumpyPolicy):
-    """Does what a demonstration did where the arm was as it is now; records what it sees."""
+    """Repeats the demonstrated action of the nearest state of the arm; records its observations."""
 
     def __init__(self, states, actions):
         super().__init__(window=1)
@@ -111,8 +111,8 @@ def test_the_harness_runs_our_episode(demonstration, tmp_path):
     assert task["task"] == info["instruction"]
     assert task["mean_success"] == 1.0
     assert len(policy.seen) == len(ours.seen)
-    for t, (theirs, own) in enumerate(zip(policy.seen, ours.seen, strict=True)):
-        for key, value in own.items():
+    for t, (theirs, expected) in enumerate(zip(policy.seen, ours.seen, strict=True)):
+        for key, value in expected.items():
             np.testing.assert_array_equal(theirs[key], value, err_msg=f"{key} at step {t}")
 
 

@@ -80,10 +80,10 @@ def test_axis_angles_equal_the_rotation_matrices():
         return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
 
     roll, pitch, yaw = 0.3, -0.5, 0.9
-    wanted = matrix([0, 0, 1], yaw) @ matrix([0, 1, 0], pitch) @ matrix([1, 0, 0], roll)
+    rotation = matrix([0, 0, 1], yaw) @ matrix([0, 1, 0], pitch) @ matrix([1, 0, 0], roll)
     turn = simpler.rpy_to_axis_angle(roll, pitch, yaw)
     angle = np.linalg.norm(turn)
-    np.testing.assert_allclose(matrix(turn / angle, angle), wanted, atol=1e-9)
+    np.testing.assert_allclose(matrix(turn / angle, angle), rotation, atol=1e-9)
 
 
 def test_the_error_for_a_missing_simulator_has_the_installation_command(monkeypatch):

@@ -100,12 +100,12 @@ def test_the_observation_has_the_image_and_the_hand_only(env):
         "proprio": ((4,), "float32"),
     }
     # goal and puck lie elsewhere with another seed; the hand does not know
-    other, _ = begin(env, 4, "push")
+    repeated, _ = begin(env, 4, "push")
     states = [env.privileged_state().copy()]
     begin(env, 3, "push")
     assert not np.array_equal(env.privileged_state()[-3:], states[0][-3:])
-    np.testing.assert_allclose(observation["proprio"], other["proprio"], atol=0.01)
-    assert (observation["image_primary"] != other["image_primary"]).any()
+    np.testing.assert_allclose(observation["proprio"], repeated["proprio"], atol=0.01)
+    assert (observation["image_primary"] != repeated["image_primary"]).any()
 
 
 @needs
@@ -130,8 +130,8 @@ def test_an_episode_depends_on_seed_and_actions_but_not_on_earlier_episodes(env)
         env.step(np.ones(4, np.float32))
     for skill in SKILLS[:5]:  # evicts the task's simulation from the cache
         begin(env, 1, skill)
-    again, other = play()
-    np.testing.assert_array_equal(end, other)
+    again, end_again = play()
+    np.testing.assert_array_equal(end, end_again)
     for a, b in zip(first, again, strict=True):
         assert all(np.array_equal(a[k], b[k]) for k in a)
 

@@ -27,7 +27,7 @@ def example():
 
 
 class Still:
-    """A policy that keeps the arm where it is; `chunk` replaces its actions."""
+    """A policy that keeps the arm still; `chunk` replaces its actions."""
 
     metadata = {  # noqa: RUF012
         "horizon": 8,

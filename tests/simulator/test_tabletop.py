@@ -189,9 +189,9 @@ def test_same_seed_and_actions_give_the_same_observations(env):
     first = play(env, 11, actions)
     env.reset(seed=5)
     again = play(env, 11, actions)
-    other = play(env, 12, actions)
+    other_end = play(env, 12, actions)
     assert all(map(same, first, again))
-    assert not any(map(same, first, other))
+    assert not any(map(same, first, other_end))
 
 
 def test_a_restored_state_continues_identically(env):

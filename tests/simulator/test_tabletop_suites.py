@@ -181,11 +181,11 @@ def test_conventions_are_inverted_exactly(convention):
 
 @pytest.mark.parametrize("convention", ["mirrored", "rescaled"])
 def test_robots_of_all_conventions_move_identically(env, convention):
-    other = TabletopEnv(TabletopSettings(**SIZES, action_convention=convention))
+    second_env = TabletopEnv(TabletopSettings(**SIZES, action_convention=convention))
     try:
-        ours, theirs = (collect_episode(e, 2, skills=["push"]) for e in (env, other))
+        ours, theirs = (collect_episode(e, 2, skills=["push"]) for e in (env, second_env))
     finally:
-        other.close()
+        second_env.close()
     assert theirs["episode_metadata"]["success"]
     for key, images in ours["steps"]["observation"].items():
         assert np.array_equal(images, theirs["steps"]["observation"][key])
@@ -193,7 +193,7 @@ def test_robots_of_all_conventions_move_identically(env, convention):
         expected = to_robot(ours["steps"][key], convention)
         assert np.array_equal(theirs["steps"][key], expected)
         assert np.abs(theirs["steps"][key] - ours["steps"][key]).max() > 0.02
-    assert other.action_space.contains(theirs["steps"]["executed_action"][0])
+    assert second_env.action_space.contains(theirs["steps"]["executed_action"][0])
 
 
 def test_an_unknown_convention_is_rejected():
@@ -220,8 +220,8 @@ def test_the_stored_settings_name_the_robot_and_the_split():
     usual = demonstrations.settings(environment, collect)
     assert usual["environment"]["action_convention"] == "mirrored"
     assert "split" not in usual  # otherwise existing datasets could not be continued
-    other = dataclasses.replace(collect, split="held_out_family")
-    assert demonstrations.settings(environment, other)["split"] == "held_out_family"
+    held_out = dataclasses.replace(collect, split="held_out_family")
+    assert demonstrations.settings(environment, held_out)["split"] == "held_out_family"
 
 
 @pytest.mark.parametrize(
