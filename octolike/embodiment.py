@@ -37,7 +37,7 @@ class Layout:
     """The meaning of each dimension of an action or proprio vector.
 
     Attributes:
-        names: of the dimensions, e.g. ("dx", ..., "gripper").
+        names: names of the dimensions, e.g. ("dx", ..., "gripper").
         units: "m", "rad", or "" for a fraction in [0, 1].
         absolute: True for a target or position, False for a change since the previous step.
         normalized: False for dimensions that are learned as they are: shares in [0, 1] or [-1, 1].
@@ -115,8 +115,8 @@ class Embodiment:
         representation: form in which actions are learned (octolike.representation); "": as stored.
         proprio_representation: how the network sees proprio (octolike.state_representation); "": as
             stored.
-        action_statistics, proprio_statistics: of their training steps; those of the actions are of
-            the learned chunks, those of proprio are of the stored values.
+        action_statistics, proprio_statistics: statistics of the training steps: of the learned
+            chunks, and of the stored proprio.
     """
 
     name: str

@@ -211,7 +211,7 @@ def child(directory: PathLike, name: str) -> Path:
 def local_path(path: PathLike, name: str) -> pathlib.Path:
     """Return a path for code that needs the local file system; ConfigError for one in a bucket.
 
-    name: of the setting, for the message.
+    name: name of the setting, for the message.
     """
     if is_remote(as_path(path)):
         raise ConfigError(

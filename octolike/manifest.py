@@ -127,8 +127,8 @@ def faults(
     """Return a clause for each file that is missing or has another content.
 
     Args:
-        directory: of the files.
-        manifest: of the directory.
+        directory: holds the files.
+        manifest: manifest of the directory.
         about: facts that the manifest should state.
         names: the files to check; default: all of the manifest.
     """

@@ -61,10 +61,10 @@ class Representation:
 
     Attributes:
         text: as in the config.
-        names: of the learned dimensions.
+        names: names of the learned dimensions.
         source: for each learned dimension, the action dimension that it comes from; of a rotation
             in six dimensions, the first of its angles.
-        absolute: of the learned dimensions.
+        absolute: bool per learned dimension, as in Layout.
         needs_state: encode and decode need the robot's proprio.
         stored: names of the action dimensions that are learned as stored.
         angles: the action dimensions that are the angles of a pose.
@@ -82,10 +82,10 @@ class Representation:
 
         Args:
             text: the representation.
-            names: of the action dimensions.
-            absolute: of the action dimensions.
-            normalized: of the action dimensions.
-            state_names: of the proprio dimensions.
+            names: names of the action dimensions.
+            absolute: bool per action dimension, as in Layout.
+            normalized: bool per action dimension, as in Layout.
+            state_names: names of the proprio dimensions.
 
         Raises:
             ValueError: the text is not a representation, or does not apply to these dimensions.
@@ -300,7 +300,7 @@ def encode_rows(
     """Return the chunks of rows of several robots as learned, [n, ..., H, largest A'].
 
     Args:
-        transforms: of each robot; None for actions that are learned as stored.
+        transforms: transforms of each robot; None for actions that are learned as stored.
         widths: (A, P) of each robot: its dimensions of action and proprio.
         chunk: [n, ..., H, largest A] in robot units, padded.
         proprio: [n, ..., largest P] in robot units, padded.

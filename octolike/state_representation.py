@@ -31,7 +31,7 @@ class StateRepresentation:
 
     Attributes:
         text: as in the config.
-        names: of the columns that the network sees.
+        names: names of the columns that the network sees.
     """
 
     def __init__(

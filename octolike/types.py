@@ -91,7 +91,7 @@ class BatchStream(Protocol):
 class DataSource(Protocol):
     """The data of a run, as training needs them.
 
-    spec: of every batch; embodiments: the records (octolike.embodiment) that `embodiment` in a
+    spec: the batch spec; embodiments: the records (octolike.embodiment) that `embodiment` in a
     batch indexes.
     """
 

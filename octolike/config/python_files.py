@@ -34,7 +34,7 @@ def load_module(path: str, *, relative_to: str = "", name: str = "") -> types.Mo
     """Return the module of a Python file; ConfigError if there is none or it does not run.
 
     Args:
-        path: of the file.
+        path: the file.
         relative_to: a file whose folder the path starts from.
         name: makes the module importable by this name, so that its classes can be pickled; "": not.
     """

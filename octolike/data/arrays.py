@@ -146,9 +146,9 @@ class ArraySource:
     """A DataSource of frames in memory.
 
     Attributes:
-        spec: of every batch.
+        spec: the batch spec.
         embodiments: the record of the only robot.
-        names: of the batch's integers.
+        names: names of the batch's integers.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class ArraySource:
         """Compute the statistics and the batch spec.
 
         Args:
-            config: of the run; data.mix names one dataset.
+            config: the run's config; data.mix names one dataset.
             train: training frames; the statistics come from them.
             held_out: validation frames, or None.
             robot: the record without statistics.

@@ -77,9 +77,9 @@ def demonstration_record(
         observations: from the simulator, one per step.
         labels: the expert's actions [A], one per step.
         executed: the executed actions [A], one per step.
-        info: of the last step.
-        seed: of the episode.
-        split: of the task.
+        info: the info of the last step.
+        seed: seed of the episode.
+        split: split of the task.
 
     Returns:
         {"steps": {"observation": {"image_<camera>": uint8 [T, h, w, 3], "state": float32 [T, P]},

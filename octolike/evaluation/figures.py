@@ -108,7 +108,7 @@ def learning_curves(
     """Draw the losses over optimiser steps, and in a second panel the error of sampled actions.
 
     Args:
-        path: of the PNG.
+        path: the PNG file.
         train: (step, loss).
         validation: {dataset: (step, loss) on held-out demonstrations}.
         action_error: {dataset: (step, error)}; the second panel is drawn only if not empty.

@@ -261,7 +261,7 @@ def run_episodes(
         policy: its batch_size must equal the pool's number of slots: slot s is row s.
         label: 'trained' or 'untrained', for the rows' field `policy`.
         plan: all episodes; those with an outcome in `results` are skipped.
-        pool: of environments made by `env_maker`.
+        pool: pool of environments made by `env_maker`.
         results: receives the rows.
         on_episode: called with each new row.
         conditioning: any of "language", "goal", "task_id".

@@ -388,8 +388,8 @@ def detectable_difference(
 
     Args:
         seeds: training seeds of each recipe.
-        layouts: of each seed, the same for all recipes.
-        comparisons: of the table, for Holm's first and strictest step.
+        layouts: number of layouts of each seed, the same for all recipes.
+        comparisons: number of comparisons of the table, for Holm's first and strictest step.
         rate: the success rate around which the recipes lie.
         seed_share: the share of an outcome's variance due to the seed.
         layout_share: the share due to the layout; it cancels between recipes.

@@ -12,7 +12,7 @@ from octolike.evaluation import comparison, statistics, suites
 def sentence(config: Config, variants: Sequence[str], seeds: int) -> str:
     """Return the design as a sentence, with the smallest difference that it can find.
 
-    config: of one run of the study; its first split counts.
+    config: config of one run of the study; its first split counts.
     """
     if not config.environment:
         return f"design: {len(variants)} variants, {seeds} seeds, no simulator"

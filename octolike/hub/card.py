@@ -20,7 +20,7 @@ TITLES = {"train": "seen tasks"}
 def model_card(directory: Path, step: int, name: str, license: str = "") -> str:
     """Return the card of a checkpoint of a run.
 
-    name: of the repository or directory; license: an identifier such as "mit"; "": none is stated.
+    name: the repository or directory; license: an identifier such as "mit"; "": none is stated.
     """
     config = read_json(directory / "config.json")
     records = embodiments_from_json(read_json(directory / "embodiments.json"))

@@ -69,10 +69,10 @@ def push(
     """Copy a run with one checkpoint to a location; return it with the pinned revision.
 
     Args:
-        run_dir: of the run.
+        run_dir: the run directory.
         target: "hf://owner/name", or a directory (local or in a bucket) that is absent or empty.
-        step: of the checkpoint; default: the newest.
-        message: of the hub's commit.
+        step: the checkpoint's step; default: the newest.
+        message: message of the hub's commit.
         license: stated in the model card.
         public: whether a repository that is created is public.
         with_optimizer: also the optimizer's state and the position in the data, for training.

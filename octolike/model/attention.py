@@ -82,7 +82,7 @@ def _best(query: jax.Array, key: jax.Array, mask: AttentionMask | None) -> Imple
 def implementation_for(dtype: Any, width: int, channels: int = 0) -> Implementation:
     """Return the attention kernel of the device that is traced for.
 
-    width: of a head; channels: those that the flash kernel adds to it, for a mask.
+    width: width of a head; channels: number that the flash kernel adds to it, for a mask.
     """
     device, half = target(), jnp.dtype(dtype) == jnp.bfloat16
     if device.platform == "tpu" and half:

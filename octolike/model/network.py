@@ -157,7 +157,7 @@ class PolicyNetwork(nn.Module):
     ) -> jax.Array:
         """Return normalised action chunks, float32 [B, H, A], of a head alone.
 
-        noise: of `draw`, by default from the stream "noise"; prefix: for real-time chunking.
+        noise: noise of `draw`, by default from the stream "noise"; prefix: for real-time chunking.
         """
         options = {"noise": noise, "prefix": prefix}
         options = {name: value for name, value in options.items() if value}

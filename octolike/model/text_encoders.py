@@ -65,7 +65,7 @@ class _TextTransformer(nn.Module):
     ) -> jax.Array:
         """Return the attention of block i; queries, keys and values have `width` in all heads.
 
-        divisor: of the queries; None: they are used as they are.
+        divisor: divisor of the queries; None: they are used as they are.
         """
         q, k, v = (self._dense(width, f"block_{i}_{name}")(x) for name in ("query", "key", "value"))
         q = q if divisor is None else q / divisor

@@ -41,7 +41,7 @@ IGNORED = ("loss_rngkey3", "sample_actions_key5_jax0420")
 class OutputComparison(NamedTuple):
     """One output: its largest absolute difference, whether it is within the limit, and a remark.
 
-    sensitivity: of a sampling chain, the effect of rounding in its first score on the result.
+    sensitivity: for a sampling chain, the effect of rounding in its first score on the result.
     """
 
     output: str

@@ -131,7 +131,7 @@ def import_checkpoint(
         target: a directory that does not exist or is empty.
         text_encoder: directory or hub id of the tokenizer (and of the encoder's weights, if the
             checkpoint has none); default: the name that the checkpoint states.
-        step: of the checkpoint; default: the newest.
+        step: the checkpoint's step; default: the newest.
 
     Raises:
         ConfigError: a setting that octolike cannot represent.

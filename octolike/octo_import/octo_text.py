@@ -51,7 +51,7 @@ def import_text(
 
     Args:
         config: the translated config.
-        params: of the checkpoint.
+        params: parameters of the checkpoint.
         source: the checkpoint directory.
         target: the run directory.
         text_encoder: directory or hub id of the tokenizer (and weights); "": the name that the

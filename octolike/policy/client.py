@@ -54,7 +54,7 @@ class RemotePolicy:
     Attributes:
         metadata: the server's description of the policy (`Policy.metadata`).
         timing: milliseconds of the last call, as measured by the server, and "total" by the client.
-        step: of the checkpoint that computed the last actions.
+        step: the checkpoint's step that computed the last actions.
     """
 
     batch_size = 1
@@ -73,7 +73,7 @@ class RemotePolicy:
 
         Args:
             address: "ws://host:port", "wss://host:port" with TLS, or "host:port".
-            key: of the server, if it needs one.
+            key: key of the server, if it needs one.
             timeout: seconds to wait for a reply before TimeoutError.
             connect_timeout: seconds to try to connect before ConnectionError.
             jpeg: quality, 1 to 95, of images as JPEG for slow links; 0 sends them as they are.

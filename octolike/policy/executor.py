@@ -92,7 +92,7 @@ class Executor:
             policy: local or remote.
             task: from its `create_task`.
             settings: default: `ExecutionSettings()`.
-            seed: of the sampling noise; it changes with every inference.
+            seed: seed of the sampling noise; it changes with every inference.
             asynchronous: infer in a thread. False: `step` waits for each chunk, as if no time
                 passed, e.g. in a simulator without a clock.
 
@@ -235,7 +235,7 @@ class ControlLoop:
 
         Args:
             robot: commanded once per step; not commanded before the first chunk.
-            executor: of the policy.
+            executor: computes the actions.
             hz: steps per second, those of the training data (`metadata["control_hz"]`).
             stop: called at every step; a reason ends the loop, "" does not.
             max_steps: ends the loop; 0: no limit.

@@ -53,9 +53,9 @@ class Policy:
     """A network with its parameters and the embodiment record of one robot.
 
     Attributes:
-        config: of the run.
-        spec: of the run's batches.
-        step: of the checkpoint.
+        config: the run's config.
+        spec: the run's batch spec.
+        step: the checkpoint's step.
         embodiment: the robot's action and proprio layout with their statistics.
         batch_sizes: examples per compiled call, in ascending order; batch_size: the largest.
         window: W, frames of history.
@@ -104,7 +104,7 @@ class Policy:
         Args:
             run_dir: the directory that training wrote.
             embodiment: name of the robot; required if the run has several.
-            step: of the checkpoint; default: the newest.
+            step: the checkpoint's step; default: the newest.
             batch_size: examples per compiled call: 1 on a robot, the number of environments in a
                 simulator; or several sizes; a call takes the smallest that suffices.
             plugins: files of the run that may be executed, by name or path.
@@ -236,7 +236,7 @@ class Policy:
                 proprio: float [P] or [w, P] in the robot's units.
                 timestep_mask: optional bool [w], False for frames before the episode's first step.
             task: from `create_task`.
-            seed: of the sampling noise; the same seed gives the same actions.
+            seed: seed of the sampling noise; the same seed gives the same actions.
             prefix: actions that the chunk must continue, for real-time chunking (`real_time`).
 
         Raises:

@@ -35,12 +35,12 @@ class ActionSampler:
 
     Attributes:
         network: the linen module.
-        spec: of its input, including the states of a frozen text encoder.
+        spec: batch spec of its input, including the states of a frozen text encoder.
         batch_sizes: examples per compiled call, in ascending order.
         tokenizer_reads: the dotted paths of its input that the tokenizers read.
         is_denoising: whether chunks can continue a prefix; trained_prefix: the longest one that
             the head was trained with, 0 for none.
-        head_reads: those that the heads read, e.g. "task.task_id" for a head per task.
+        head_reads: the paths that the heads read, e.g. "task.task_id" for a head per task.
     """
 
     def __init__(

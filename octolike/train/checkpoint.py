@@ -102,11 +102,11 @@ class Run:
 
     Attributes:
         config: with paths to the run's own tokenizer and text encoder (`with_own_files`).
-        embodiments: in the order of a batch's `embodiment`.
-        spec: of the batches.
-        names: of datasets, embodiments and tasks.
+        embodiments: records in the order of a batch's `embodiment`.
+        spec: the batch spec.
+        names: names of datasets, embodiments and tasks.
         params: numpy arrays; averaged if the run averages.
-        step: of the checkpoint.
+        step: the checkpoint's step.
     """
 
     config: Config
@@ -280,8 +280,8 @@ def load_run(run_dir: PathLike, step: int | None = None, plugin_files: Sequence[
     """Load a run for inference: its JSON files and the parameters of a checkpoint.
 
     Args:
-        run_dir: directory of the run.
-        step: of the checkpoint; default: the newest.
+        run_dir: the run directory.
+        step: the checkpoint's step; default: the newest.
         plugin_files: plug-ins of the run that may be executed.
 
     Raises:

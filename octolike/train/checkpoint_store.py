@@ -45,7 +45,7 @@ class CheckpointStore:
         """Open or create workdir/checkpoints and remove the remains of an interrupted save.
 
         Args:
-            workdir: of the run.
+            workdir: the run directory.
             keep: number of newest checkpoints to retain.
             keep_every: also retain checkpoints at multiples of this step; 0 for none.
             keep_best: also retain the checkpoint with the lowest value of this score.

@@ -29,8 +29,8 @@ class ActionChunk(NamedTuple):
     Attributes:
         demonstrated: float [H, A], the robot's own dimensions; NaN past the episode's end.
         predicted: float [H, A].
-        names: of the dimensions.
-        units: of the dimensions.
+        names: names of the dimensions.
+        units: units of the dimensions.
         titles: robot, dataset, task.
     """
 
@@ -52,7 +52,7 @@ class ActionChunk(NamedTuple):
         """Return the chunk in the units of the learned actions.
 
         Args:
-            robot: of these actions.
+            robot: the robot.
             demonstrated: normalised actions [H, A], padded as in a batch.
             predicted: normalised actions [H, A], padded as in a batch.
             valid: bool [H].

@@ -160,8 +160,8 @@ class GradientComparer:
         Args:
             loss_fn: (state, params, batch, key) -> (loss, metrics), the training loss.
             key: the key that the training step folds its step number into.
-            config: of the run.
-            names: of the groups.
+            config: the run's config.
+            names: names of the groups.
             step: first step of this process.
         """
         self._loss_fn, self._key = loss_fn, key

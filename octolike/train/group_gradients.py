@@ -83,7 +83,7 @@ def group_gradients(
         loss_fn: must return the metric loss_per_example [B], and balance_loss if it has one.
         params: trained parameters.
         batch: B examples.
-        key: of the loss.
+        key: random key of the loss.
         groups: int32 [B], the group of each example.
         count: number of groups.
     """

@@ -44,7 +44,7 @@ class StepEvent:
         step: number of steps done.
         state: the state after them.
         position: the position in the data after them.
-        log: of the run.
+        log: the run's log.
         validation: the result of a validation at this step.
         measured: False if the success rates could not be measured.
     """

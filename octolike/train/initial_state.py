@@ -69,12 +69,12 @@ def load_params(
     """Return the parameters that are loaded: those of train.init_from, and pretrained encoders.
 
     Args:
-        config: of this run.
-        settings: of the model, with paths of files that exist. A file is not read if the other
-            run's parameters take its place.
-        shapes: of all parameters.
-        names: of this run.
-        embodiments: of this run, compared with the other run's.
+        config: this run's config.
+        settings: settings of the model, with paths of existing files. A file is not read if the
+            other run's parameters take its place.
+        shapes: shapes of all parameters.
+        names: this run's names.
+        embodiments: records of this run, compared with the other run's.
     """
     transferred: Params = {}
     if config.train.init_from:
@@ -103,7 +103,7 @@ def params_from_run(
 ) -> Params:
     """Return the parameters taken over from train.init_from; print how the two runs differ.
 
-    names: of this run; parameters of a robot or task go to the robot or task of the same name.
+    names: this run's names; parameters of a robot or task go to the robot or task of the same name.
     """
     options = config.train
     run = checkpoint.load_run(options.init_from, options.init_step or None, config.plugins)
@@ -156,7 +156,7 @@ def reorder_named_rows(
     """Return another run's parameters with the rows of robots and tasks in this run's order.
 
     Args:
-        params: of the other run.
+        params: parameters of the other run.
         source_rows: {parameter pattern: names of its rows} in the other run (`named_rows`).
         rows: the same for this run.
         reinit: patterns (train.reinit); parameters they match keep their rows.

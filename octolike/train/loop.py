@@ -225,11 +225,11 @@ class Loop:
         """Prepare.
 
         Args:
-            config: of the run.
+            config: the run's config.
             step: the compiled step.
-            feeder: of the batches.
-            checkpoints: of the run; closed at the end.
-            names: of datasets and tasks, for the log.
+            feeder: supplies the batches.
+            checkpoints: the run's checkpoints; closed at the end.
+            names: names of datasets and tasks, for the log.
             before: called before a step, with its batch.
             after: called after a step, in this order.
             flops: operations of a step on all devices, for the log.

@@ -97,7 +97,7 @@ def lower_for_cuda(function: Callable[..., Any], *args: Any, capability: float =
 class AttentionFacts(NamedTuple):
     """The attention of a trace: {kernel: calls}, bytes of dense masks, bytes of dense logits.
 
-    logits: of all products with batch axes together, which are attention without a kernel. The
+    logits: results of all products with batch axes, which are attention without a kernel. The
     augmentation's crop, on a TPU a product as well, is left out.
     """
 

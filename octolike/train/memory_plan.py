@@ -20,7 +20,7 @@ def plan_memory(state: TrainState, batch: Any, mesh: Mesh, temporary: int | None
     Args:
         state: may be abstract.
         batch: may be abstract.
-        mesh: of the devices.
+        mesh: the devices.
         temporary: bytes of the compiled step in addition to its inputs and results, with gradients;
             None if the compiler does not report it: then the plan has no row of activations.
     """

@@ -52,7 +52,7 @@ class MetricsLogger:
         """Open the log, and drop the rows after `step` that an interrupted run has left.
 
         Args:
-            workdir: of the run.
+            workdir: the run directory.
             step: steps done so far.
             steps: final step.
             batch_size: examples per step.

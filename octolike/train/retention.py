@@ -56,7 +56,7 @@ class RetentionPolicy:
         """Read the scores so far.
 
         Args:
-            workdir: of the run.
+            workdir: the run directory.
             newest: number of newest checkpoints to retain.
             every: retain checkpoints at multiples of this step; 0 for none.
             best: also retain the checkpoint with the lowest value of this score.

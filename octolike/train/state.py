@@ -130,8 +130,8 @@ def transfer_params(
     All parameters must fit exactly, except those that the patterns `reinit` match.
 
     Args:
-        params: of this model; may be abstract.
-        source_params: of the other run.
+        params: parameters of this model; may be abstract.
+        source_params: parameters of the other run.
         reinit: patterns (train.reinit).
         source: name of the other run, for messages.
 

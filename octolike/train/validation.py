@@ -84,13 +84,13 @@ class Validator:
 
         Args:
             model: the network.
-            loaders: of this process's shares of the held-out batches (types.batch_share).
-            embodiments: in the order of a batch's `embodiment`.
-            spec: of the batches.
+            loaders: iterators of this process's shares of the held-out batches (types.batch_share).
+            embodiments: records in the order of a batch's `embodiment`.
+            spec: the batch spec.
             tasks: names in the order of a batch's task ids.
             batches: number of batches to take of each loader.
-            mesh: of the devices.
-            key: of the noise.
+            mesh: the devices.
+            key: random key of the noise.
             encoder: the frozen text encoder, if there is one.
         """
         self._encoder = encoder

@@ -27,11 +27,11 @@ class InferredLayout:
     """The inferred meaning of the columns of a vector.
 
     Attributes:
-        layout: of the columns.
+        layout: layout of the columns.
         grippers: indices of the columns that are grippers.
         evidence: {"names", "units", "absolute" or "gripper": the reason for the inference}.
         doubts: sentences on columns that are unlike the usual radians, metres and shares.
-        matches: of actions, the state column that each column moves, −1 for none.
+        matches: for actions, the state column that each column moves, −1 for none.
     """
 
     layout: Layout
@@ -55,10 +55,10 @@ def infer_layout(
         part: "action" or "proprio".
         widths: {field: number of its columns}, in the order of the columns.
         episodes: the columns of all fields, for each episode.
-        names: of the columns, from the file.
+        names: names of the columns, from the file.
         state: for actions: the proprio of each episode.
-        state_layout: of its columns; actions without names of their own get those of the state that
-            they move, and its units.
+        state_layout: layout of the proprio; actions without names of their own get the names of the
+            state that they move, and its units.
     """
     dims = sum(widths.values())
     s = _statistics(episodes, dims)

@@ -26,8 +26,8 @@ NORM = 1e-3  # rounding of a rotation in float32
 class ActionContext(NamedTuple):
     """The state that actions move, from which they are named (`infer_layout`).
 
-    absolute: of the columns; matches: the state column that each one moves, or -1; state_names: of
-    the state.
+    absolute: bool per column; matches: the state column that each one moves, or -1; state_names:
+    names of the state's columns.
     """
 
     absolute: tuple[bool, ...]

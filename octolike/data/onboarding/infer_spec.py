@@ -42,7 +42,7 @@ class InferredSpec:
         unused: {field under steps: why the spec does not read it}.
         recommendation: the representation of the actions, with the reason.
         action, proprio: dotted fields under steps, to be concatenated; proprio may be empty.
-        action_names, proprio_names: of the dimensions.
+        action_names, proprio_names: names of the dimensions.
         absolute: per action dimension.
         grippers: indices of the gripper's action dimensions.
         control_hz: 0 if unknown.

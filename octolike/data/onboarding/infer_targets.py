@@ -47,7 +47,7 @@ def infer_targets(
         action: float [T, A] of each episode.
         state: float [T, S] of each episode; () or no columns for none.
         groups: the columns of each field of the action; undecided columns follow their field.
-        two_valued: of each column: grippers and switches, which are no evidence for the others.
+        two_valued: bool per column, for grippers and switches: they are no evidence for others.
     """
     dims = action[0].shape[1] if action else 0
     pairs = [i for i, x in enumerate(action) if len(x) > 1]

@@ -32,8 +32,8 @@ def infer_units(
 ) -> tuple[tuple[str, ...], str]:
     """Return (the unit of each column, "" for unknown ones; the evidence).
 
-    state, matches: of actions, the layout of the proprio and the column that each action moves: the
-    changes of a state have its unit.
+    state, matches: for actions, the layout of the proprio and the column that each action moves:
+    the changes of a state have its unit.
     """
     units, reasons = [""] * len(names), []
     largest = np.maximum(np.abs(s.min), np.abs(s.max))

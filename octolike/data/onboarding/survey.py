@@ -43,7 +43,7 @@ class Survey:
     """Fields and values of one split.
 
     Attributes:
-        directory, name, version, split: of the dataset.
+        directory, name, version, split: identify the data.
         total: {split: number of episodes}.
         count: number E of episodes read.
         features: {field under steps: description of its type}.

@@ -181,7 +181,7 @@ def embodiment_records(
 ) -> tuple[list[Embodiment], list[int]]:
     """Return the embodiment records, and the record index of each dataset.
 
-    range_check, representation, proprio_representation: of config.data.
+    range_check, representation, proprio_representation: options of config.data.
 
     Raises ConfigError if two specs name the same embodiment with different layouts, grippers or
     rates, and for an unnormalised dimension that is not a share.

@@ -51,8 +51,8 @@ class EpisodeLoader:
         steps: int64 [E], of each episode.
         source: int32 [E], the number of its split.
         has_depth: bool [E, D], which of the run's depth cameras it has.
-        views: of an episode, at most; in view v, an interchangeable camera shows the images of the
-            one v places further on.
+        views: largest number of views of an episode; in view v, an interchangeable camera shows
+            the images of the one v places further on.
     """
 
     def __init__(

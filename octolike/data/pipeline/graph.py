@@ -59,11 +59,11 @@ class StreamSettings:
 
     Attributes:
         batch_size: examples of a batch over all hosts.
-        lanes: over all hosts.
-        seed: of the order and of all draws.
+        lanes: number over all hosts.
+        seed: seed of the order and of all draws.
         dropout: drop conditioning and vary the wording of instructions, as in training.
         pool: maximum number of episodes that are mixed; budget: their maximum bytes.
-        threads: that decode at the same time; prefetch: batches made ahead.
+        threads: number that decode at the same time; prefetch: batches made ahead.
     """
 
     batch_size: int

@@ -16,8 +16,8 @@ class MemoryBudget:
     """The memory of all hosts together, in bytes.
 
     Attributes:
-        ahead: of the batches made ahead and the one in use.
-        training, validation: of the mixed episodes, at most.
+        ahead: bytes of the batches made ahead and the one in use.
+        training, validation: largest number of bytes of the mixed episodes.
     """
 
     def __init__(self, config: DataConfig) -> None:

@@ -95,7 +95,7 @@ class FrameOrder:
 
         Args:
             table: the episodes.
-            seed: of the run.
+            seed: the run's seed.
             batch_size: rows of a batch over all hosts, a multiple of `lanes`.
             lanes: over all hosts.
             pool: maximum number of episodes that are mixed, over all lanes.
@@ -220,7 +220,7 @@ class FrameOrder:
     def _derive(self, stream: int, start: tf.Tensor, *numbers: tf.Tensor) -> tf.Tensor:
         """Return the seed of a random stream, int64 [2]: (the run's, a hash of the numbers).
 
-        start: of the segment; with the stream it gives one number, different for every pair.
+        start: first batch of the segment; with the stream it gives one number, different per pair.
         """
         value = (stream + _STREAMS * tf.cast(start, tf.int64)) * _MULTIPLIER
         for number in numbers:

@@ -18,7 +18,8 @@ def describe_reach(
 ) -> list[str]:
     """Return lines on actions that the normalisation clips, and on those beyond a head's outputs.
 
-    sketches: of the actions of the record's datasets; low, high: of the head's outputs, normalised.
+    sketches: of the actions of the record's datasets; low, high: range of the head's outputs,
+    normalised.
     """
     total = QuantileSketch(sketches[0].dims)
     for sketch in sketches:

@@ -43,7 +43,7 @@ class SampledFrames(NamedTuple):
         conditionings: per frame.
         actions: float32 [n, H, A], in the robot's units; the last one repeats past the end.
         places: per frame, its file, record and step.
-        batch: of the training pipeline.
+        batch: the same frames from the training pipeline.
     """
 
     observations: list[dict[str, np.ndarray | None]]

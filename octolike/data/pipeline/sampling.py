@@ -38,7 +38,7 @@ class SamplingGroups:
     """The groups of a run.
 
     Attributes:
-        names: of the G groups.
+        names: names of the G groups.
         steps: int64 [G].
         weights: float64 [G], the weights in data.mix if the groups are datasets; else None.
         kind: data.mix_weights (or that of a named mix): "multipliers" of steps, or "shares".

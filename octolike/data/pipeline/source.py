@@ -61,10 +61,10 @@ class RldsSource:
     """The opened datasets of a config.
 
     Attributes:
-        spec: of every batch.
+        spec: the batch spec.
         datasets, tasks: names in the order of batch["dataset"] and batch["task"]["task_id"].
         embodiments: records in the order of batch["embodiment"].
-        names: of all three.
+        names: names of datasets, embodiments and tasks.
         shares: initial share of the examples per dataset, float64 [datasets].
     """
 

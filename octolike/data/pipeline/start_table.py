@@ -26,7 +26,7 @@ def describe(
 ) -> list[str]:
     """Return a table of the datasets, the reasons of dropped episodes, and uncertain specs.
 
-    shares: of the examples per training dataset, float [datasets].
+    shares: shares of the examples per training dataset, float [datasets].
     """
     sources, specs = [*training, *held_out], [s.spec for s in training]
     lines = [_table(sources, [f"{x:.1%}" for x in shares] + ["held out"] * len(held_out))]

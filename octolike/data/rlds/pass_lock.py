@@ -24,8 +24,8 @@ def make_once(
 ) -> _Value:
     """Return load() or, in one process at a time, make().
 
-    path: of the lock file, in a directory that can be written; load: returns None until the result
-    of `make` is stored; title: of the result, for messages.
+    path: the lock file, in a directory that can be written; load: returns None until the result of
+    `make` is stored; title: name of the result, for messages.
     """
     waiting = False
     while True:

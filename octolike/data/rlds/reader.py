@@ -64,9 +64,9 @@ class Reader:
         split: a split or slice, such as "train[:1000]".
         uninformative: keep instructions that the spec marks as uninformative.
         held_out: the split, slice or share left out of this split; the method `held_out` opens it.
-        filters: of the config; those of the spec apply as well.
-        representation, horizon: of the learned actions, and the length of their chunks; the
-            statistics of the actions are those of the learned ones.
+        filters: filters of the config; those of the spec apply as well.
+        representation, horizon: form of the learned actions and length of their chunks; the
+            statistics are those of the learned actions.
         channel_order: the setting of ChannelOrder.
 
         Raises DataError if the directory, the version, the split, a shard or a feature is missing.

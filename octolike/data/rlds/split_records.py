@@ -30,7 +30,7 @@ class HeldOut:
 
     Attributes:
         split: a split or slice of the dataset; "" for none.
-        share: of the training episodes, if the dataset lacks the split; 0 for none.
+        share: share of the training episodes, if the dataset lacks the split; 0 for none.
     """
 
     split: str = ""
@@ -64,7 +64,7 @@ class SplitRecords:
 def find_records(splits: Any, split: str, title: str) -> SplitRecords:
     """Return the records of a split or slice; MissingSplitError if the dataset lacks it.
 
-    splits: of a tfds.core.DatasetInfo; title: the dataset, for messages.
+    splits: splits of a tfds.core.DatasetInfo; title: the dataset, for messages.
     """
     if not has_split(splits, split):
         raise MissingSplitError(

@@ -126,9 +126,9 @@ class Writer:
         """Write one shard unless it exists, and return its number of episodes.
 
         Args:
-            split: of the shard.
-            index: of the shard in its split.
-            episodes: of the shard.
+            split: split of the shard.
+            index: index of the shard in its split.
+            episodes: episodes of the shard.
             check: called with the written file and its features before the file gets its final
                 name; an exception discards the shard.
             notes: plain values stored with the shard (see `shard_note`), read when it is complete.

@@ -47,7 +47,7 @@ def parse(text: str, kind: str, specs: Collection[str] = DATASETS) -> Mixture:
 
     Args:
         text: data.mix.
-        kind: of the weights in a list; a named mixture has its own.
+        kind: kind of the weights in a list; a named mixture has its own.
         specs: names of the available datasets.
     """
     if text in MIXES:

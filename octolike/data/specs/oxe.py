@@ -34,8 +34,8 @@ def _spec(
     """Return a spec with layouts made from the names of the dimensions.
 
     Args:
-        name: of the dataset.
-        version: of the dataset.
+        name: name of the dataset.
+        version: version of the dataset.
         cameras: as in DatasetSpec.
         action: names of the dimensions, separated by spaces.
         proprio: likewise; "" for none.

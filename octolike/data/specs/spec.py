@@ -22,7 +22,7 @@ class DatasetSpec:
     """The fields of one RLDS dataset and their meaning.
 
     Attributes:
-        name: of the RLDS dataset; its directory is <data.root>/<name>/<version>.
+        name: name of the RLDS dataset; its directory is <data.root>/<name>/<version>.
         folder: directory name of the public release if it differs from `name`; preferred if it
             exists.
         version: RLDS version that the spec was written for; "" if no source states one: the only

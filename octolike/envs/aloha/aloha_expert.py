@@ -36,8 +36,8 @@ _ITERATIONS = 4  # of inverse kinematics per step, starting from the previous so
 class Pose(NamedTuple):
     """Target pose of one hand.
 
-    position: of the fingertips, metres; pitch (down), roll: about the hand's axes, radians;
-    opening: in [0, 1].
+    position: position of the fingertips, metres; pitch (down), roll: angles about the hand's axes,
+    radians; opening: in [0, 1].
     """
 
     position: np.ndarray
@@ -96,7 +96,7 @@ def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarra
 def plan_targets(scene: AlohaScene, skill: str, offset: np.ndarray) -> np.ndarray:
     """Return the joint targets of an episode, float64 [STEP_LIMIT, 14].
 
-    offset: of the hands' meeting point, metres [3].
+    offset: offset of the hands' meeting point, metres [3].
     """
     arms = [_ArmKinematics(scene, "left"), _ArmKinematics(scene, "right")]
     start = Waypoint(0, *(arm.pose() for arm in arms))

@@ -32,7 +32,7 @@ def find_grasps(
     Args:
         cloud: points of the object [n, 3].
         obstacles: points of everything else [m, 3].
-        finger_axis: of the hand's initial pose [3].
+        finger_axis: axis between the fingers in the hand's initial pose [3].
         failed: earlier grasps, which become costly.
     """
     base = float(np.arctan2(finger_axis[1], finger_axis[0]))

@@ -36,8 +36,8 @@ _TURN = 0.9  # radians; a stove is on from 0.5
 class Target(NamedTuple):
     """A target of the hand.
 
-    position: of the fingertips [3]; rotation [3, 3]; is_closed: of the gripper; speed: largest
-    action; is_delicate: with less noise, and no kicks.
+    position: position of the fingertips [3]; rotation: of the hand [3, 3]; is_closed: whether the
+    gripper closes; speed: largest action; is_delicate: with less noise, and no kicks.
     """
 
     position: np.ndarray

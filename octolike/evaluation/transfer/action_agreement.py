@@ -30,7 +30,7 @@ def mean_agreement(
     Args:
         a: first group.
         b: second group.
-        actions: of a and of b, [n, D]: their common dimensions in a common scale.
+        actions: actions of a and of b, [n, D]: their common dimensions in a common scale.
         rng: draws the probed states.
 
     Returns:
@@ -97,7 +97,8 @@ def _matched_agreement(
 ) -> dict[str, Any]:
     """Return the agreement among steps with equal `match` ("instruction" or "task"; "": any).
 
-    features, actions: of a and of b. The result lacks "probes" if there are too few of them.
+    features, actions: those of a, then those of b. The result lacks "probes" if they are
+    too few.
     """
     probes = rng.choice(len(a), min(PROBES, len(a)), replace=False)
     second_half = [s.is_second_half for s in (a, b)]

@@ -223,8 +223,8 @@ def mean_interval(values: np.ndarray, tests: int = 1) -> tuple[np.ndarray, np.nd
 def cost_in_steps(rows: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]]) -> float:
     """Return the median duration of a comparison in training steps; NaN if unknown.
 
-    rows: of conflicts.jsonl; log: of metrics.jsonl. The duration of steps is the time between two
-    rows of the log minus the comparisons in between.
+    rows: rows of conflicts.jsonl; log: rows of metrics.jsonl. The duration of steps is the time
+    between two rows of the log minus the comparisons in between.
     """
     times = [(r["step"], r["seconds"]) for r in log if "loss" in r]
     steps = []

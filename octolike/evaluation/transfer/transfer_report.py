@@ -27,7 +27,7 @@ LISTED_EFFECTS, LISTED_CONFLICTS, LISTED_ADVICES = 4, 5, 3  # in the summary
 class TransferReportContent:
     """The content of a report; the page states which parts are missing.
 
-    names: of the groups; facts: {name: text}.
+    names: names of the groups; facts: {name: text}.
     """
 
     title: str

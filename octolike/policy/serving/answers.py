@@ -41,8 +41,8 @@ class Answers:
 
     Attributes:
         stopping: set when further requests are refused.
-        encoder: of requests.
-        limits: of the robot's actions.
+        encoder: encodes requests.
+        limits: limits of the robot's actions.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class LimitError(ValueError):
 class ActionLimits(NamedTuple):
     """Limits of a robot's actions in its units, float32 [A] each; infinite for none.
 
-    low, high: of an action. step: of the change between consecutive actions of a chunk.
+    low, high: bounds of an action. step: largest change between consecutive actions of a chunk.
     is_clipped: whether actions beyond them are clipped, or refused.
     """
 

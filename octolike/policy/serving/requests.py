@@ -49,7 +49,7 @@ class Session:
     """The state of one connection.
 
     Attributes:
-        number: of the connection, from 1.
+        number: number of the connection, from 1.
         calls: chunks that it was answered.
         frames: its last observations, if the server keeps the history.
         active: time of its last request (`time.monotonic`); 0 before the first.

@@ -65,7 +65,7 @@ class PolicyServer:
 
     Attributes:
         policy: that answers now; a newer checkpoint replaces it.
-        metrics: of the server.
+        metrics: counters and durations.
         port: that it listens at, once it does.
     """
 
@@ -81,7 +81,7 @@ class PolicyServer:
         Args:
             policy: loaded with `options.batch_sizes`.
             options: checked here.
-            watcher: of the run, for `options.reload_seconds`.
+            watcher: of the run's checkpoints, for `options.reload_seconds`.
             log: called with lines for the operator.
 
         Raises:

@@ -76,7 +76,7 @@ class Conversion(NamedTuple):
     """The result of a conversion.
 
     Attributes:
-        directory: of the dataset.
+        directory: the dataset's directory.
         dropped: reasons of the episodes that were left out.
         left_out: {column: reason} of the columns that were left out of every or of some episodes.
         changed: {column: how it is stored}, for columns that are not stored as recorded.

@@ -26,7 +26,7 @@ class EpisodeLocation:
     """The location of an episode in a recording.
 
     file: relative to the path of the recording, or its own name; key: of the episode in the file;
-    split: of the recording, or "".
+    split: split of the recording, or "".
     """
 
     file: str

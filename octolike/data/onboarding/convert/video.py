@@ -35,7 +35,7 @@ class VideoListing:
     """The frames of a video file.
 
     Attributes:
-        path: of the file.
+        path: the file.
         times: float64 [N], seconds, increasing.
         size: (h, w).
         pixel_format: in ffmpeg's words, such as yuv420p.
