@@ -76,7 +76,7 @@ def write_fake_dataset(
 ) -> Path:
     """Write a dataset of synthetic episodes under `root` and return its directory.
 
-    name: a spec in DATASETS with the fields of "fake" or "tabletop"; side: of the images, in pixels.
+    name: a spec in DATASETS with the fields of "fake" or "tabletop"; side: of the images (pixels).
     """
     spec = find_spec(name)
     cameras = dict.fromkeys(spec.cameras, side)
