@@ -64,7 +64,7 @@ BY_TABLE = {open_set.table: open_set for open_set in OPEN_SETS.values()}
 
 
 def resolve(config: Config) -> Config:
-    """Return a copy whose components hold all of their fields, with today's defaults.
+    """Return a copy with all fields of its components, by today's defaults if unset.
 
     Raises ConfigError for an unknown kind or field, a missing field, and a value that is not
     allowed.

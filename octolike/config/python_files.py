@@ -35,7 +35,7 @@ def load_module(path: str, *, relative_to: str = "", name: str = "") -> types.Mo
 
     Args:
         path: the file.
-        relative_to: a file whose folder the path starts from.
+        relative_to: a file; the path starts from its folder.
         name: makes the module importable by this name, so that its classes can be pickled; "": not.
     """
     path = os.path.join(os.path.dirname(relative_to), path)

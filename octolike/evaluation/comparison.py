@@ -104,7 +104,7 @@ def table(summaries: Sequence[VariantSummary], first: str = "") -> str:
     A cell holds the rate with its 95 % interval over seeds and layouts, and the lowest and highest
     seed; the second line of columns compares on the first split: the difference to `first`, and
     letters. With several skills, the table has a column per skill (on the first split, over its
-    episodes), the worst skill and the mean over skills. Notes below say how to read it.
+    episodes), the worst skill and the mean over skills. Notes below explain it.
     """
     rows_in_order = ordered(summaries, first)
     splits = list(dict.fromkeys(split for v in summaries for split in v.success))
@@ -139,7 +139,7 @@ def seed_effect(summaries: Sequence[VariantSummary], split: str) -> statistics.S
 
 
 def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -> list[str]:
-    """Return the notes below a table: what the intervals cover, and what is missing."""
+    """Return the notes below a table: the meaning of intervals, and missing episodes."""
     if effect.freedom:
         notes = [
             "Rates: 95 % intervals over training seeds and layouts (`evaluation/statistics.py`); "

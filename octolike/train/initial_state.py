@@ -123,18 +123,18 @@ def params_from_run(
 
 
 def describe_conventions(
-    others: Sequence[Embodiment], embodiment: Embodiment, reinit: Sequence[str]
+    records: Sequence[Embodiment], embodiment: Embodiment, reinit: Sequence[str]
 ) -> list[str]:
     """Return lines: how a robot's conventions differ from those of another run's robot.
 
     That robot is the one of the same name, or else the first. A head that is taken over acts in the
     other robot's conventions until it has learned the new ones, which a last line states.
     """
-    if not others:
+    if not records:
         return [f"robot {embodiment.name}: the other run holds no embodiment record to compare"]
-    other = next((e for e in others if e.name == embodiment.name), others[0])
-    changes = checkpoint.record_differences(other, embodiment)
-    lines = [f"conventions of the robot that differ ({other.name} -> {embodiment.name}):"]
+    previous = next((e for e in records if e.name == embodiment.name), records[0])
+    changes = checkpoint.record_differences(previous, embodiment)
+    lines = [f"conventions of the robot that differ ({previous.name} -> {embodiment.name}):"]
     lines += changes or ["none"]
     is_reinitialized = any(fnmatch.fnmatch("heads_action/out/kernel", p) for p in reinit)
     meaning = [c.partition(":")[0] for c in changes if c.startswith(MEANING)]

@@ -120,7 +120,9 @@ def _reason(field: str, survey: Survey) -> str:
         return "another action: add it in standardize, or use it in place of the action"
     if field in survey.numbers:
         return "numbers that are not part of the proprio: add them in standardize"
-    return f"{survey.features.get(field, 'a field')} is no measurement that a spec reads by itself"
+    return (
+        f"{survey.features.get(field, 'a field')} is not a measurement that a spec reads by default"
+    )
 
 
 def _stem(key: str) -> str:

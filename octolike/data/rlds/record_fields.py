@@ -25,7 +25,7 @@ Path = tuple[str, ...]
 
 
 class ParsedEpisode(NamedTuple):
-    """One parsed record, over T steps: every k-th one if the dataset spec says so.
+    """One parsed record, over T steps: every k-th one if the dataset spec has `every`.
 
     Attributes:
         steps: nested dict of tensors [T, ...] without images; `is_first` is always there. The

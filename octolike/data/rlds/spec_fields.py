@@ -18,7 +18,7 @@ def image_paths(
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Return the paths under steps of the spec's cameras and of their depth.
 
-    fields: record_fields.field_tree. Raises DataError for one that does not exist or is no image.
+    fields: record_fields.field_tree. Raises DataError for a missing field or one without images.
     """
     observation = fields[OBSERVATION]
     result: tuple[dict[str, Path], dict[str, Path]] = ({}, {})

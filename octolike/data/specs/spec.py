@@ -1,4 +1,4 @@
-"""DatasetSpec: which fields a dataset has and what they mean."""
+"""DatasetSpec: the fields of a dataset and their meaning."""
 
 from __future__ import annotations
 
