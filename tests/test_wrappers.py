@@ -160,6 +160,7 @@ def test_the_time_limit_applies_to_each_command(monkeypatch):
         monkeypatch.setattr("octolike.envs.pool.TIMEOUT", 2.0)
         slow = pool.run({s: CallCommand(nap, (1.2,)) for s in range(3)})
         assert slow == {0: 0, 1: 1, 2: 2}
+        assert pool.run({0: CallCommand(nap, (2.5,), limit=60.0)}) == {0: 0}
         hung = pool.run({0: CallCommand(nap, (0.0,)), 1: CallCommand(nap, (60.0,))})
         # the environment of slot 0 was lost with the process
         assert [r.text for r in hung.values()] == [

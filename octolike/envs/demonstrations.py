@@ -19,7 +19,7 @@ import numpy as np
 
 from octolike.config import CollectConfig, ConfigError
 from octolike.envs.environment import last_images
-from octolike.envs.pool import CallCommand, EnvCrash, EnvPool
+from octolike.envs.pool import EPISODE_LIMIT, CallCommand, EnvCrash, EnvPool
 from octolike.envs.registry import choose_names, environment_of, kind_of, make_env, simulator
 from octolike.tables import text_table
 
@@ -115,10 +115,11 @@ class Recorder:
                 )
 
     def _record_episode(self, skill: str, seed: int) -> dict[str, Any]:
-        call = CallCommand(self._collect_episode, (seed, self._split, [skill], self._noise))
+        arguments = (seed, self._split, [skill], self._noise)
+        call = CallCommand(self._collect_episode, arguments, limit=EPISODE_LIMIT)
         episode = self._pool.run({0: call})[0]
         if isinstance(episode, EnvCrash):
-            raise RuntimeError(f"the simulator crashed at {skill!r}, seed {seed}:\n{episode.text}")
+            raise RuntimeError(f"the simulator failed at {skill!r}, seed {seed}:\n{episode.text}")
         return episode
 
 

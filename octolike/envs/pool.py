@@ -33,8 +33,9 @@ from typing import Any, NamedTuple
 from octolike import files
 from octolike.config import ConfigError, plugins
 
-TIMEOUT = 120.0  # seconds per command
-QUIET = 15.0  # seconds of waiting for a reply before a line reports it
+TIMEOUT = 120.0  # seconds per command, unless it has a limit of its own
+EPISODE_LIMIT = 1200.0  # of a whole episode: LIBERO renders one in minutes on a slow core
+QUIET = 1 / 8  # of that time; then a line reports the wait
 
 
 class ResetCommand(NamedTuple):
@@ -51,10 +52,14 @@ class StepCommand(NamedTuple):
 
 
 class CallCommand(NamedTuple):
-    """Call function(env, *arguments); the reply is its result. It must be importable."""
+    """Call function(env, *arguments); the reply is its result. It must be importable.
+
+    limit: seconds after which the worker is taken to hang; None: TIMEOUT.
+    """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
+    limit: float | None = None
 
 
 class EnvCrash(NamedTuple):
@@ -213,15 +218,17 @@ class _ProcessWorker:
         if not commands:
             return {}
         replies: dict[int, Any] = {}
+        limits = [c.limit for c in commands.values() if isinstance(c, CallCommand) and c.limit]
+        limit = max(limits, default=TIMEOUT)
         try:
-            while self._wait():
+            while self._wait(limit):
                 if not self._ready:
                     self._ready = self._pipe.recv()
                     continue
                 replies |= self._pipe.recv()
                 if len(replies) == len(commands):
                     return replies
-            outcome = f"did not answer within {TIMEOUT:.0f} s"
+            outcome = f"did not answer within {limit:.0f} s"
         except (EOFError, OSError):
             self._process.join(5)
             outcome = f"ended with exit code {self._process.exitcode}"
@@ -233,16 +240,16 @@ class _ProcessWorker:
         # Slots that had already replied are included, since their environments are lost too.
         return {slot: EnvCrash(f"the worker process {outcome}") for slot in commands}
 
-    def _wait(self) -> bool:
-        """Return whether a reply is there within TIMEOUT."""
-        quiet = min(QUIET, TIMEOUT)
+    def _wait(self, limit: float) -> bool:
+        """Return whether a reply arrives within `limit` seconds."""
+        quiet = QUIET * limit
         if self._pipe.poll(quiet):
             return True
         print(
-            f"an environment has not answered for {quiet:.0f} s; waiting up to {TIMEOUT:.0f} s",
+            f"an environment has not answered for {quiet:.0f} s; waiting up to {limit:.0f} s",
             file=sys.stderr,
         )
-        return self._pipe.poll(TIMEOUT - quiet)
+        return self._pipe.poll(limit - quiet)
 
     def close(self) -> None:
         try:
@@ -298,7 +305,10 @@ def _serve(pipe: Connection, plugin_paths: Sequence[str]) -> None:
     try:
         pipe.send(True)
         while (commands := pipe.recv()) is not None:
-            for slot, command in commands.items():  # one reply each, so that TIMEOUT is per command
+            for (
+                slot,
+                command,
+            ) in commands.items():  # one reply each, for its own limit
                 pipe.send(envs.run({slot: command}))
     except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent is gone
         pass

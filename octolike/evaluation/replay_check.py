@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from octolike.embodiment import Embodiment
-from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, default_workers
+from octolike.envs.pool import EPISODE_LIMIT, CallCommand, EnvCrash, EnvPool, default_workers
 from octolike.envs.registry import make_env
 from octolike.envs.replays import Replay, replay
 from octolike.evaluation import figures
@@ -100,7 +100,7 @@ def _calls(d: ReplayableEpisode, embodiment: Embodiment) -> list[CallCommand]:
     chunk = embodiment.encode(d.actions[:, None], states)
     round_trip = embodiment.decode(chunk, states)[:, 0]
     return [
-        CallCommand(replay, (d.seed, options, actions, dict(d.observation)))
+        CallCommand(replay, (d.seed, options, actions, dict(d.observation)), EPISODE_LIMIT)
         for actions in (d.actions, round_trip)
     ]
 

@@ -28,7 +28,14 @@ import numpy as np
 
 from octolike import files
 from octolike.config import EvaluateConfig
-from octolike.envs.pool import CallCommand, EnvCrash, EnvPool, ResetCommand, StepCommand
+from octolike.envs.pool import (
+    EPISODE_LIMIT,
+    CallCommand,
+    EnvCrash,
+    EnvPool,
+    ResetCommand,
+    StepCommand,
+)
 from octolike.envs.registry import make_wrapped_env
 from octolike.envs.replays import render_replay
 from octolike.envs.wrappers import spaces
@@ -416,7 +423,8 @@ def render_episodes(
         for slot, row in enumerate(batch):
             episode = planned_episode(row)
             actions = np.load(files.child(directory, row["actions"]), allow_pickle=False)
-            commands[slot] = CallCommand(render_replay, (episode.seed, episode.options, actions))
+            arguments = (episode.seed, episode.options, actions)
+            commands[slot] = CallCommand(render_replay, arguments, EPISODE_LIMIT)
         replies = pool.run(commands)
         for slot, row in enumerate(batch):
             reply = replies[slot]
