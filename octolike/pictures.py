@@ -1,4 +1,4 @@
-"""Pictures that may fail: a picture must not end a run or an evaluation.
+"""Figures that may fail: a figure must not end a run or an evaluation.
 
 Failures are counted; the cause of each is printed once.
 """
@@ -16,7 +16,7 @@ _Picture = TypeVar("_Picture")
 
 
 class PictureAttempts:
-    """Draws pictures; `failures` counts those that were not drawn, by cause."""
+    """Draws figures; `failures` counts those that were not drawn, by cause."""
 
     def __init__(self) -> None:
         self.failures: collections.Counter[str] = collections.Counter()
@@ -39,4 +39,4 @@ class PictureAttempts:
         if not self.failures:
             return ""
         causes = "; ".join(f"{n} × {cause}" for cause, n in self.failures.items())
-        return f"{self.failures.total()} pictures were not drawn: {causes}"
+        return f"{self.failures.total()} figures were not drawn: {causes}"

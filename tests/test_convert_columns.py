@@ -115,7 +115,7 @@ def test_what_is_no_camera_is_named_with_the_reason(tmp_path):
     result = convert(demos(tmp_path / "a.hdf5", observation), str(tmp_path), "mine", PLAN)
     assert "values from -0.922 to -0.725" in result.left_out["normals"]
     assert "its scale is not recorded" in result.left_out["depth_colours"]
-    assert "2 pictures per step" in result.left_out["stack"]
+    assert "2 images per step" in result.left_out["stack"]
     assert "a text: use it as the instruction" in result.left_out["names"]
     assert "kept as numbers" in result.changed["segmentation"]
     assert set(first_episode(result)["observation"]) == {"segmentation"}

@@ -1,4 +1,4 @@
-"""Hooks: the checkpoint comes before pictures, and neither pictures nor simulators end a run."""
+"""Hooks: the checkpoint comes before figures, and neither figures nor simulators end a run."""
 
 import types
 
@@ -79,4 +79,4 @@ def test_failures_are_counted_by_cause():
     assert attempts.summary() == ""
     for text in ("x", "x", "y"):
         assert attempts.draw("a", lambda text=text: int(text)) is None
-    assert attempts.summary().startswith("3 pictures were not drawn: 2 × ValueError")
+    assert attempts.summary().startswith("3 figures were not drawn: 2 × ValueError")

@@ -7,7 +7,7 @@ in this order, after it has read the metrics of the step:
     2. SuccessHook       success rates in the simulator
     3. FeedbackHook      validation errors or success rates, for adaptive sampling weights
     4. CheckpointHook    the state and the position in the data, which includes the feedback
-    5. ChunkFigureHook   a figure of predicted action chunks; last, since pictures may fail
+    5. ChunkFigureHook   a figure of predicted action chunks; last, since drawing may fail
 
 Hooks 2, 3 and 5 are due with the validation and use its result.
 """

@@ -2,7 +2,7 @@
 
     octolike benchmark delay --runs runs/real-time-0,runs/real-time-1,runs/real-time-2
 
-Expect a row per run, method and delay, and with --figure a picture of them; episodes that exist in
+Expect a row per run, method and delay, and with --figure a figure of them; episodes that exist in
 RUN/delay are not run again. configs/experiments/real_time.py states the design.
 """
 
@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=20, help="per skill, method and delay")
     parser.add_argument("--slots", type=int, default=20, help="environments stepped together")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--figure", type=Path, help="picture to write")
+    parser.add_argument("--figure", type=Path, help="figure to write")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:

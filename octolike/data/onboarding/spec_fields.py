@@ -126,7 +126,7 @@ def _reason(field: str, survey: Survey) -> str:
 
 
 def _stem(key: str) -> str:
-    """Return the name of a camera without the words for its kind of picture."""
+    """Return the name of a camera without the words for its kind of image."""
     words = re.split(r"[._]", key.lower())
     kinds = {"image", "images", "rgb", "color", "depth", "img", "observation"}
     return "_".join(w for w in words if w not in kinds)

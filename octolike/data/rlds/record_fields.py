@@ -43,7 +43,7 @@ class ParsedEpisode(NamedTuple):
 def field_tree(features: tfds.features.FeaturesDict) -> dict[str, Any]:
     """Return the features under steps as a nested dict; those of the episode are under "episode".
 
-    An observation that is a single picture is `observation.observation`.
+    An observation that is a single image is `observation.observation`.
     """
     steps = _as_tree(features[STEPS].feature)
     if not isinstance(steps.get(OBSERVATION, {}), dict):

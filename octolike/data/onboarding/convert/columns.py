@@ -29,12 +29,12 @@ from octolike.data.rlds.writer import EncodedImage
 from octolike.errors import DataError
 
 BLOCK = 64  # frames per read of an array on disk
-SMALLEST = 4  # pixels: shorter sides are those of matrices, not of pictures
+SMALLEST = 4  # pixels: shorter sides are those of matrices, not of images
 CHANNELS = (1, 3, 4)
 FLOATS = "floats in 0 to"
-OVERSHOOT = 0.01  # of the range of float pictures: resampling leaves it by a little
-DARKEST = 3.0  # of 255: the largest value of float pictures that show something
-LABELS = ("seg", "mask", "label")  # pictures of class numbers: interpolation would mix the classes
+OVERSHOOT = 0.01  # of the range of float images: resampling leaves it by a little
+DARKEST = 3.0  # of 255: the largest value of float images that are not empty
+LABELS = ("seg", "mask", "label")  # images of class numbers: interpolation would mix the classes
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Columns:
     changed: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, x: Any) -> None:
-        """Add an array [T, ...] of pictures or numbers, in memory or on disk."""
+        """Add an array [T, ...] of images or numbers, in memory or on disk."""
         shape, kind = tuple(x.shape), np.dtype(x.dtype).kind
         if is_encoded(x):
             self.add_frames(name, encoded_frames(x))
@@ -67,13 +67,13 @@ class Columns:
                 f"a text: use it as the instruction with --field language_instruction={name}"
             )
         elif kind not in "fiub" or not shape:
-            self.left_out[name] = f"{x.dtype} {list(shape)} is neither numbers nor pictures"
+            self.left_out[name] = f"{x.dtype} {list(shape)} is neither numbers nor images"
         elif len(shape) == 4 and _is_channels_first(shape):
             self._add_pictures(name, x, channels_first=True)
         elif _is_pictures(name, x):
             self._add_pictures(name, x)
         elif len(shape) == 5 and shape[-1] in CHANNELS and min(shape[2:4]) > SMALLEST:
-            self.left_out[name] = f"{shape[1]} pictures per step; store each camera on its own"
+            self.left_out[name] = f"{shape[1]} images per step; store each camera on its own"
         else:
             self._set(self.numbers, name, np.asarray(x[()]))
 
@@ -88,7 +88,7 @@ class Columns:
             self.add_depth(name, _chain(first, frames))
         elif is_depth_name(name):
             self.left_out[name] = (
-                "depth as a picture of 8 bits: its scale is not recorded; rename it to use it as a "
+                "depth as an image of 8 bits: its scale is not recorded; rename it to use it as a "
                 "camera"
             )
         else:
@@ -125,7 +125,7 @@ class Columns:
         elif kind == "f":
             self._add_float_pictures(name, x, frames)
         else:
-            self.left_out[name] = f"pictures of {x.dtype}; expected uint8, or floats in 0 to 1"
+            self.left_out[name] = f"images of {x.dtype}; expected uint8, or floats in 0 to 1"
 
     def _add_float_pictures(self, name: str, x: Any, frames: Iterator[np.ndarray]) -> None:
         low, high = np.inf, -np.inf
@@ -137,7 +137,7 @@ class Columns:
         if not (low >= -OVERSHOOT * largest and high <= (1 + OVERSHOOT) * largest) or is_black:
             self.left_out[name] = (  # also NaN
                 f"{x.dtype} {list(x.shape[1:])} with values from {low:.3g} to {high:.3g}; expected "
-                "pictures in 0 to 1 or 0 to 255"
+                "images in 0 to 1 or 0 to 255"
             )
             return
         self.add_frames(
@@ -201,7 +201,7 @@ def _is_channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def _is_pictures(name: str, x: Any) -> bool:
-    """Return whether an array is pictures [T, h, w, c], or one channel of them [T, h, w]."""
+    """Return whether an array is images [T, h, w, c], or one channel of them [T, h, w]."""
     shape = tuple(x.shape)
     if len(shape) == 4:
         return shape[-1] in CHANNELS and min(shape[1:3]) > SMALLEST

@@ -117,7 +117,7 @@ def texts(values: Any, steps: int) -> np.ndarray:
     return np.array(items if len(items) == steps else items[:1] * steps, np.str_)
 
 
-RANGE = " range"  # of float pictures, in a signature; episodes of black ones have none
+RANGE = " range"  # of float images, in a signature; episodes of black ones have none
 
 
 def signature(episode: Mapping[str, Any]) -> dict[str, str]:
@@ -132,7 +132,7 @@ def signature(episode: Mapping[str, Any]) -> dict[str, str]:
             result[key] = f"{np.asarray(x).dtype} {np.shape(x)[1:]}"
     changed = episode.get("changed", {})
     rows = changed.get("observation", "one observation per action")
-    # The range of float pictures is read off each episode; a dark one must not become bright.
+    # The range of float images is read off each episode; a dark one must not become bright.
     scales = {
         f"observation.{name}{RANGE}": part
         for name, text in changed.items()

@@ -135,7 +135,7 @@ def read_frames(
     if first:
         middle = (listing.times[first - 1] + listing.times[first]) / 2
         seek = ["-seek_timestamp", "1", "-ss", f"{middle:.6f}"]
-    # The picture as stored, like LeRobot: ffmpeg would turn it by the file's rotation tag.
+    # The image as stored, like LeRobot: ffmpeg would turn it by the file's rotation tag.
     command = _ffmpeg("-v", "error", "-noautorotate", *seek, "-i", str(listing.path))
     command += ["-map", "0:v:0", "-frames:v", str(last - first + 1), "-fps_mode", "passthrough"]
     command += ["-f", "rawvideo", "-pix_fmt", kind, "-"]
