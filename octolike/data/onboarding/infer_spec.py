@@ -169,7 +169,8 @@ def find_problems(survey: Survey, spec: InferredSpec) -> list[str]:
         missing = sum(not any(t.strip() for t in set().union(*sets)) for sets in texts)
         if missing:
             problems.append(
-                f"{missing} of {survey.count} episodes have no instruction (unlabelled)"
+                f"{missing} of {survey.count} episodes have no instruction (unlabelled); "
+                "octolike convert --instruction gives them one"
             )
     for key in spec.instructions:
         changing = sum(len({t.strip() for t in texts} - {""}) > 1 for texts in survey.texts[key])
