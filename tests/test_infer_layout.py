@@ -114,7 +114,7 @@ def test_a_noisy_controller_has_changes_in_its_own_scale():
     action, _ = infer({"action": 7}, {"observation.state": 7}, episode)
     assert action.layout.absolute == (False,) * 6 + (True,)
     assert action.layout.names == ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
-    assert action.layout.units[:3] == ("", "", "")  # not metres
+    assert action.layout.units[:6] == ("",) * 6  # neither metres nor radians
     assert action.layout.normalized == (True,) * 6 + (False,)
 
 

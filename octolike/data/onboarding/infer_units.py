@@ -46,10 +46,22 @@ def infer_units(
             reasons.append(reason)
     angles = [d for d, name in enumerate(names) if d not in grippers and is_angle(name)]
     unit, reason = _angle_unit(names, angles, s, largest, state, matches)
+    turns = [d for d in angles if not absolute[d] and _axis(names[d]) in POSE[3:]]
+    if unit == "rad" and turns and _has_own_scale(names, absolute, units):
+        angles = [d for d in angles if d not in turns]
+        reason = f"{', '.join(names[d] for d in turns)}: turns of a controller with its own scale"
     for d in angles:
         units[d] = unit
     reasons.append(reason)
     return tuple(units), "; ".join(dict.fromkeys(filter(None, reasons)))
+
+
+def _has_own_scale(names: Sequence[str], absolute: Sequence[bool], units: Sequence[str]) -> bool:
+    """Return whether changes of a position are too large for metres: in a controller's scale."""
+    return any(
+        not a and not unit and _axis(name) in POSE[:3]
+        for name, a, unit in zip(names, absolute, units, strict=True)
+    )
 
 
 def is_angle(name: str) -> bool:
