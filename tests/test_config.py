@@ -312,6 +312,23 @@ def test_resolving_names_values_that_are_not_allowed(component, message):
         c.resolve(config)
 
 
+@pytest.mark.parametrize(
+    ("source", "argument", "message"),
+    [
+        ("c.parse_arg(arg, head='l1')", ":haed=l1", "error: unknown config argument: 'haed'; did"),
+        ("undefined()", "", "error: NameError: name 'undefined' is not defined: {path}, line 4"),
+        ("((", "", "error: SyntaxError: '(' was never closed: {path}, line 4"),
+    ],
+)
+def test_an_error_of_a_config_file_is_one_line(tmp_path, source, argument, message):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from octolike import config as c\n\ndef get_config(arg=''):\n    {source}\n")
+    done = run_script("pass", f"--config={path}{argument}")
+    assert done.returncode
+    assert done.stderr.startswith(message.format(path=path))
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_key_that_a_config_file_lacks_is_named_with_its_line():
     trace = 'Traceback:\n  File "/my/config.py", line 6, in get_config\n'
     text = cli._explain(ValueError(f"{trace}KeyError: 'wrist'"), [])

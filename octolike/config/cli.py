@@ -17,13 +17,14 @@ import dataclasses
 import re
 import signal
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from octolike.config import plugins
-from octolike.config.components import Component, as_component, unknown
+from octolike.config.components import Component, MissingKeyError, as_component, unknown
 from octolike.config.python_files import shipped
 from octolike.config.schema import Config
 from octolike.errors import ConfigError
@@ -74,6 +75,8 @@ def run(main: Callable[[Config], Any]) -> None:
             plugins.load_of(flag.value)
         except (KeyError, AttributeError, OSError, ValueError, TypeError, flags.Error) as error:
             sys.exit(f"error: {_explain(error, argv)}")
+        except Exception as error:  # of the code in a config file
+            sys.exit(f"error: {_raised(error)}")
         return remaining
 
     def start(_: list[str]) -> None:
@@ -86,6 +89,8 @@ def run(main: Callable[[Config], Any]) -> None:
 
     app.run(start, argv=argv, flags_parser=parse)
 
+
+TRACEBACK = "Traceback"
 
 # {config_flags' message for a value of the wrong type: a clearer sentence}
 EXPECTED = {
@@ -172,6 +177,15 @@ def _parse_like(text: str, example: Any, place: str) -> Any:
     return value
 
 
+def _raised(error: Exception) -> str:
+    """Return an error of somebody's code in one line, with its place."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg}: {error.filename}, line {error.lineno}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}: {frame.filename}, line {frame.lineno}"
+
+
 def _explain(error: Exception, argv: list[str]) -> str:
     """Return one line: the option that config_flags could not find, or the error itself."""
     for item in argv:
@@ -192,17 +206,19 @@ def _explain(error: Exception, argv: list[str]) -> str:
         if match[1] in shipped_names:  # a script was started, not the command
             return f"there is no file {match[1]}; a script needs the path configs/{match[1]}.py"
         return f"there is no file {match[1]}; shipped configs: {', '.join(shipped_names)}"
-    if match := re.search(r"flag --([\w.]+)=(.*?): (.*)", text, re.DOTALL):
+    match = re.search(r"flag --([\w.]+)=(.*?): (.*)", text, re.DOTALL)
+    if match and TRACEBACK not in match[3]:
         expected = next((v for k, v in EXPECTED.items() if k in match[3]), match[3])
         return f"--{match[1]}={match[2]}: {expected}"
     lines = text.strip().splitlines()
     if not lines:
         return repr(error)
     # config_flags puts the traceback of a config file into its error
-    match = re.match(r"([\w.]+(?:Error|Exception)): (.*)", lines[-1])
-    if not match:
-        return lines[-1]
+    match = re.match(r"([\w.]+): ?(.*)", lines[-1])
     places = re.findall(r'File "(.*)", line (\d+)', text)
-    if match[1].rpartition(".")[2] != "KeyError" or not places:
+    if not match or TRACEBACK not in text or not places:
+        return lines[-1]
+    kind, place = match[1].rpartition(".")[2], f"{places[-1][0]}, line {places[-1][1]}"
+    if kind in (ConfigError.__name__, MissingKeyError.__name__):  # they name the option
         return match[2]
-    return f"{match[2]} is missing: {places[-1][0]}, line {places[-1][1]}"
+    return f"{match[2]} is missing: {place}" if kind == "KeyError" else f"{lines[-1]}: {place}"
