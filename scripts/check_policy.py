@@ -50,13 +50,13 @@ def check(directory: str):
 
     directory = files.output_directory(directory, "the run")
     config = (run := load_run(directory, CHECKPOINT.value, PLUGINS.value)).config
-    config.data.move(ROOT.value)
+    (d := config.data).move(ROOT.value)
     data = open_data(config)
     compared, replays, simulators = [], [], []
     reason = f"no simulator is known for {', '.join(data.datasets)}, or --demonstrations is 0"
     for name, source in ((name, data.source(name)) for name in data.datasets):
-        frames = recorded_frames.sample_frames(data, config.data, name, FRAMES.value)
         policy = Policy(run, run.embodiments[source.record].name, recorded_frames.BATCH)
+        frames = recorded_frames.sample_frames(data, d, name, FRAMES.value, policy.conditioning)
         batches = -(-FRAMES.value // recorded_frames.BATCH)
         with progress(f"frames of {name}", batches, "batches") as bar:
             compared.append(frame_check.compare_frames(policy, name, frames, run, bar.update))

@@ -1,12 +1,14 @@
 """Policy and training agree bit for bit; a wrong resize or normalisation is detected."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import data_fakes
 import jax
 import numpy as np
 import pytest
@@ -132,6 +134,24 @@ def test_every_kernel_of_the_data_is_that_of_the_policy(tmp_path, kernel):
     run.config.data.resize = next_kernel
     different = differences(Policy(run, batch_size=recorded_frames.BATCH), frames)
     assert "observation.image_primary" in different
+
+
+def test_frames_without_an_instruction_are_counted_and_left_out(tmp_path):
+    cameras = ["image_primary", "image_wrist"]
+    for name, texts in (("fake", ("", "go", "", "up")), ("tabletop", ("", ""))):
+        episodes = [data_fakes.numbered(i, 5, cameras, text) for i, text in enumerate(texts)]
+        data_fakes.write(tmp_path, name, {"train": episodes})
+    config = data_fakes.config(tmp_path, "fake,tabletop", cameras={"primary": 8})
+    data = open_data(config)
+    table = data.describe()
+    assert "no instruction: fake/train: 2 of 4 episodes\n" in table
+    assert "no instruction: tabletop/train: 2 of 2 episodes; a policy conditioned on" in table
+    sample = functools.partial(recorded_frames.sample_frames, data, config.data)
+    (frames,) = sample("fake", 16, {"language"})
+    assert {c.instruction for c in frames.conditionings} == {"go", "up"}
+    with pytest.raises(DataError, match="no episode of tabletop/train has an instruction"):
+        next(sample("tabletop", 16, {"language"}))
+    assert len(next(sample("tabletop", 16, {"language", "goal"})).places) == 16
 
 
 def test_a_wrong_resize_is_detected_with_its_place(opened, monkeypatch):

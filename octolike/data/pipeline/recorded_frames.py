@@ -7,7 +7,7 @@ in `SampledFrames` goes through the training pipeline.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,16 +68,29 @@ class RecordedEpisode(NamedTuple):
 
 
 def sample_frames(
-    data: RldsSource, config: DataConfig, dataset: str, count: int
+    data: RldsSource,
+    config: DataConfig,
+    dataset: str,
+    count: int,
+    conditioning: Collection[str] = (),
 ) -> Iterator[SampledFrames]:
     """Yield at least `count` frames in batches of `BATCH`, from the held-out split if there is one.
 
-    Each batch has the first step of an episode and the last step of another one.
+    Each batch has the first step of an episode and the last step of another one. conditioning: of
+    the policy; for one on "language" alone, the episodes have an instruction, and DataError is
+    raised if none has.
     """
     source, rng = data.source(dataset), np.random.default_rng(0)
+    has_text, labelled = source.index.has_instruction, set(conditioning) == {"language"}
+    if labelled and not has_text.any():
+        raise DataError(
+            f"no episode of {source.reader.title} has an instruction, without which this policy "
+            "does not act: nothing to compare; octolike convert --instruction gives them one"
+        )
     # A head per task has no output for tasks that are not in training.
-    candidates = np.flatnonzero(source.has_task)
-    candidates = candidates if len(candidates) else np.arange(len(source.has_task))
+    usable = has_text if labelled else np.ones(len(has_text), bool)
+    candidates = np.flatnonzero(source.has_task & usable)
+    candidates = candidates if len(candidates) else np.flatnonzero(usable)
     for _ in range(-(-count // BATCH)):
         episodes = rng.choice(candidates, BATCH)
         steps = rng.integers(source.index.steps[episodes])

@@ -34,7 +34,7 @@ def describe(
         lines += [f"left out: {reason}" for reason in bad[:_LISTED]]
         lines += [f"left out: {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
     for source in sources:
-        lines += _filtered(source) + _black_frames(source) + _views(source)
+        lines += _filtered(source) + _unlabelled(source) + _black_frames(source) + _views(source)
     for reader in (s.reader for s in training):
         lines += filter(None, [reader.describe_held_out(), reader.channels.describe()])
     validated, of = {s.spec.name for s in held_out}, config.validation_split_of
@@ -74,6 +74,15 @@ def _filtered(source: DatasetSplit) -> list[str]:
     if copies:
         lines.append(f"copies: {copies:,} episodes of {source.reader.title} equal another one")
     return lines
+
+
+def _unlabelled(source: DatasetSplit) -> list[str]:
+    """Return the number of episodes without an instruction."""
+    missing, total = int((~source.index.has_instruction).sum()), len(source.index.steps)
+    if not missing:
+        return []
+    effect = "; a policy conditioned on language needs one to act" if missing == total else ""
+    return [f"no instruction: {source.reader.title}: {missing:,} of {total:,} episodes{effect}"]
 
 
 def _black_frames(source: DatasetSplit) -> list[str]:

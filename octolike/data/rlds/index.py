@@ -106,6 +106,11 @@ class EpisodeIndex:
         """Bool [episodes, C]: False for cameras with more black frames than others."""
         return 2 * self.black_frames <= self.steps[:, None]
 
+    @property
+    def has_instruction(self) -> np.ndarray:
+        """Bool [episodes]: which of them have an instruction."""
+        return np.array([bool(text) for text in self.tasks], bool)[self.task]
+
     def first_episodes(self, count: int) -> EpisodeIndex:
         """Return the index of the first episodes (0: all); the statistics remain those of all."""
         return self.take(slice(count or len(self.steps)))
