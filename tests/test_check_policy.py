@@ -413,6 +413,27 @@ def test_commands_outside_the_demonstrated_range_are_counted(opened):
     _, _, frames, policy = opened
     samples = np.stack([frames[0].actions, frames[0].actions], axis=1).copy()
     samples[:, 1, :, 0] += 10
+    record = policy.embodiment
+    s = record.action_statistics
     check = frame_check.MeaningCheck()
-    check.add(policy.embodiment, frames[0], samples, samples)
-    assert "commands outside the demonstrated range: dx 50.0%" in "\n".join(check.lines())
+    check.add(record, frames[0], samples, samples)
+    expected = "commands outside the demonstrated range: dx 50.0% (by up to "
+    assert expected in "\n".join(check.lines())
+    farthest = (samples[:, 1, :, 0].max() - s.max[0]) / (s.max[0] - s.min[0])
+    assert check.farthest["dx"] == pytest.approx(farthest, rel=1e-4)
+    assert check.farthest["dy"] == 0
+
+
+def test_a_dimension_that_never_moved_has_no_range_to_leave(opened):
+    _, _, frames, policy = opened
+    s = policy.embodiment.action_statistics
+    low, high = s.min.copy(), s.max.copy()
+    low[1] = high[1] = s.mean[1]
+    record = dataclasses.replace(
+        policy.embodiment, action_statistics=dataclasses.replace(s, min=low, max=high)
+    )
+    samples = frames[0].actions[:, None]
+    check = frame_check.MeaningCheck()
+    check.add(record, frames[0], samples, samples)
+    assert "dy" not in check.commands
+    assert "dx" in check.commands

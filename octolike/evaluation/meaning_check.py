@@ -2,7 +2,7 @@
 
 sides      of grippers and other two-valued actions: the share of actions on the demonstrated
            side, next to that of a policy that always takes the more frequent one
-commands   outside the demonstrated range of actions
+commands   outside the demonstrated range of actions, and how far at most
 proprio    far outside the range of the record: other units, or another order
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from octolike import ranges
-from octolike.embodiment import Embodiment
+from octolike.embodiment import MIN_SPREAD, Embodiment
 
 FAULT = 0.05  # share of the frames with proprio far outside the record: another unit
 ROUNDING = 0.01  # of the range, for commands
@@ -24,12 +24,14 @@ ROUNDING = 0.01  # of the range, for commands
 class MeaningCheck:
     """The counts of one dataset; {dimension: (numbers)} over all frames added so far.
 
-    sides: (right, upper, all) of the demonstrated actions; commands: (outside, all); proprio:
-    (far outside, all, an example, recorded minimum, recorded maximum).
+    sides: (right, upper, all) of the demonstrated actions; commands: (outside, all); farthest: the
+    largest distance of a command to its range, in lengths of it; proprio: (far outside, all, an
+    example, recorded minimum, recorded maximum). Dimensions that never moved have no range.
     """
 
     sides: dict[str, np.ndarray] = field(default_factory=dict)
     commands: dict[str, np.ndarray] = field(default_factory=dict)
+    farthest: dict[str, float] = field(default_factory=dict)
     proprio: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(
@@ -53,10 +55,13 @@ class MeaningCheck:
             counts = [(above == expected)[inside].sum(), expected[inside].sum(), inside.sum()]
             _add(self.sides, names[d], counts)
         if record.action_statistics is not None:
-            excess = ranges.outside(learned, record.action_statistics) > ROUNDING
-            for d, name in enumerate(names):
-                inside = valid[..., d]
-                _add(self.commands, name, [excess[..., d][inside].sum(), inside.sum()])
+            s = record.action_statistics
+            excess = ranges.outside(learned, s)
+            for d in np.flatnonzero(s.max - s.min > MIN_SPREAD).tolist():
+                distances = excess[..., d][valid[..., d]]
+                _add(self.commands, names[d], [(distances > ROUNDING).sum(), len(distances)])
+                largest = float(distances.max(initial=0.0))
+                self.farthest[names[d]] = max(self.farthest.get(names[d], 0.0), largest)
         self._add_proprio(record, frames)
 
     def _add_proprio(self, record: Embodiment, frames: Any) -> None:
@@ -92,7 +97,11 @@ class MeaningCheck:
                 f"{name}: {right / max(total, 1):.1%} of the actions on the demonstrated side; "
                 f"always the more frequent side: {majority:.1%}{better}"
             )
-        outside = [f"{k} {n / total:.1%}" for k, (n, total) in self.commands.items() if n]
+        outside = [
+            f"{k} {n / total:.1%} (by up to {self.farthest[k]:.0%} of it)"
+            for k, (n, total) in self.commands.items()
+            if n
+        ]
         if outside:
             lines.append(f"commands outside the demonstrated range: {', '.join(outside)}")
         few = [f"{k} {int(n[0])} of {int(n[1])}" for k, n in self.proprio.items() if n[0]]
@@ -108,6 +117,7 @@ class MeaningCheck:
                 for k, (right, upper, n) in ((k, v.tolist()) for k, v in self.sides.items())
             },
             "commands_outside": {k: float(a / max(b, 1)) for k, (a, b) in self.commands.items()},
+            "commands_outside_by": dict(self.farthest),
             "proprio_outside": {k: float(v[0] / max(v[1], 1)) for k, v in self.proprio.items()},
         }
 
