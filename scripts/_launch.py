@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from octolike.config import Config, ConfigError
+from octolike.config import Config, ConfigError, resolve
 from octolike.types import DataSource
 
 
@@ -16,6 +16,7 @@ def launch(config: Config) -> None:
 
     try:
         files.check_writable(config.workdir, "config.workdir")
+        resolve(config)  # before the data: their statistics can take hours
         sharding.initialize(config.train)  # so that only the first process describes the data
         train(config, open_source(config))
     except (ConfigError, DataError, RunError, OSError, FloatingPointError) as error:

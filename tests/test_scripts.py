@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from octolike.config import load_module
+from octolike.config import Component, load_module
 from octolike.config.python_files import shipped_config
 from octolike.evaluation import comparison
 
@@ -270,6 +270,15 @@ def mistaken(kind):
         raise kind("of our own")
 
     return fail
+
+
+def test_an_unknown_kind_is_refused_before_the_data_are_opened(load, tmp_path, monkeypatch):
+    script, config = load("_launch"), data_fakes.config(tmp_path)
+    config.workdir = str(tmp_path / "run")
+    config.model.heads = {"action": Component(kind="diffusoin")}
+    monkeypatch.setattr(script, "open_source", lambda config: pytest.fail("the data were opened"))
+    with pytest.raises(SystemExit, match=r"unknown kind at .*: 'diffusoin'; did"):
+        script.launch(config)
 
 
 @pytest.mark.parametrize(
