@@ -26,7 +26,7 @@ from octolike.errors import RunError
 NAME = "manifest.json"
 FORMAT = 1
 THREADS = 4  # hashing releases the interpreter's lock
-BLOCK = 1 << 20  # bytes per read
+BLOCK, LARGE_BLOCK = 1 << 17, 1 << 20  # bytes per read of a local file, and of a bucket's
 
 
 class Entry(NamedTuple):
@@ -173,9 +173,18 @@ def _entries(name: str, items: Any) -> tuple[Entry, ...]:
 
 
 def _hash(path: files.Path) -> Entry:
+    if not files.is_regular(path):
+        raise RunError(f"{path} is not a regular file; restore the file that was written there")
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            size += len(block)
+    if files.is_remote(path):
+        with path.open("rb") as file:
+            while block := file.read(LARGE_BLOCK):
+                digest.update(block)
+                size += len(block)
+        return Entry(digest.hexdigest(), size)
+    view = memoryview(bytearray(BLOCK))  # one buffer, in the cache: a new one costs page faults
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(view):
+            digest.update(view[:count])
+            size += count
     return Entry(digest.hexdigest(), size)

@@ -132,7 +132,10 @@ class HuggingFaceTokenizer(TextTokenizer):
         from transformers import AutoTokenizer  # takes seconds to import
 
         try:
-            return AutoTokenizer.from_pretrained(files.package_path(self.path))
+            # Without the argument transformers asks whether it may execute the tokenizer's code.
+            return AutoTokenizer.from_pretrained(
+                files.package_path(self.path), trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"data.text.path {self.path!r} is neither a directory with a tokenizer "

@@ -30,6 +30,7 @@ def main() -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Print the survey, save its figures, write the spec file."""
+    from octolike import files
     from octolike.data.onboarding import infer_spec, survey_figures
     from octolike.data.onboarding.spec_fields import describe_unused
     from octolike.data.onboarding.survey import describe_survey, survey_dataset
@@ -50,7 +51,7 @@ def inspect(args: argparse.Namespace) -> None:
     for key in survey.images:
         if survey.images[key]:
             sheet = survey_figures.contact_sheet(survey, key)
-            name = key.removeprefix("observation.").replace(".", "_")
+            name = files.file_name(key.removeprefix("observation.").replace(".", "_"))
             paths.append(survey_figures.save(sheet, folder / f"{name}.png"))
     print("\npictures: " + ", ".join(map(str, paths)))
     path = args.spec or Path(f"{survey.name}.py")

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import shutil
 import types
 
@@ -203,3 +204,26 @@ def test_a_run_without_an_evaluation_says_so(run_dir, tmp_path):
     shutil.copytree(run_dir, copy)
     shutil.rmtree(copy / "evaluation")
     assert "Not evaluated in closed loop" in model_card(files.as_path(copy), 7, "x")
+
+
+def test_a_link_out_of_the_source_is_not_pulled(run_dir, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    source = shutil.copytree(run_dir, tmp_path / "source")
+    (source / "parameters.txt").unlink(missing_ok=True)
+    (source / "parameters.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(RunError, match=r"'parameters.txt' is not a file below .*: a link"):
+        pull(str(source), tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "scores.json", "tokenizer/tokenizer.json"])
+def test_a_pipe_is_neither_pulled_nor_pushed(run_dir, tmp_path, name):
+    source = shutil.copytree(run_dir, tmp_path / "source")
+    (source / name).unlink(missing_ok=True)
+    (source / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(source / name)
+    with pytest.raises(RunError, match="is not a regular file"):
+        pull(str(source), tmp_path / "pulled")
+    if name != "README.md":  # which a push writes itself
+        with pytest.raises(RunError, match="is not a regular file"):
+            push(source, str(tmp_path / "pushed"))

@@ -1,10 +1,14 @@
 """Somebody else's runs, datasets and recordings: no code is executed, no other file is read."""
 
+import dataclasses
 import json
 import os
+import pickle
+import runpy
 import shutil
 import signal
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import h5py
 import numpy as np
 import policy_fakes as fakes
 import pytest
+import recordings
 import stored
 import tensorflow_datasets as tfds
 from hypothesis import given
@@ -19,7 +24,8 @@ from hypothesis import strategies as st
 
 from octolike import files, manifest, types
 from octolike.config import ConfigError, plugins, stored_config
-from octolike.data.onboarding.convert import frame_encoding, video
+from octolike.data.onboarding import infer_spec
+from octolike.data.onboarding.convert import conversion, frame_encoding, video
 from octolike.data.onboarding.convert.hdf5 import open_hdf5
 from octolike.data.onboarding.survey import survey_dataset
 from octolike.data.rlds import decode, known_features
@@ -27,8 +33,10 @@ from octolike.data.rlds.reader import Reader
 from octolike.data.specs.catalog import load_specs
 from octolike.embodiment import embodiments_from_json, embodiments_to_json
 from octolike.errors import DataError, RunError
+from octolike.text import HuggingFaceTokenizer
 from octolike.train import checkpoint, run_manifest
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 EVIL = "from pathlib import Path\nPath({path!r}).touch()\nDATASETS = []\n"
 
 
@@ -38,6 +46,11 @@ def dataset(tmp_path_factory) -> Path:
     image = tfds.features.Image(shape=(8, 8, 3), encoding_format="jpeg")
     shard = [stored.example(4, lambda t, rng: {"image": stored.picture(rng)})]
     return stored.write(root, "robot", {"image": image}, {"train": [shard]})
+
+
+def write_text(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 def change_json(path: Path, change) -> None:
@@ -68,6 +81,16 @@ def test_a_dataset_info_reads_only_files_of_its_directory(dataset, tmp_path):
         lambda d: d["splits"][0].update({"filepathTemplate": template}),
     )
     with pytest.raises(DataError, match=r"\A.*robot.*(not in the dataset's directory|cannot be).*"):
+        Reader(stored.spec("robot"), str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("length", ["-5", "999999999999"])
+def test_an_impossible_number_of_episodes_is_one_line(dataset, tmp_path, length):
+    directory = shutil.copytree(dataset, tmp_path / "robot" / "1.0.0")
+    change_json(
+        directory / "dataset_info.json", lambda d: d["splits"][0].update(shardLengths=[length])
+    )
+    with pytest.raises(DataError, match=r"\Arobot: .*dataset_info.json states shards of [^\n]*\Z"):
         Reader(stored.spec("robot"), str(tmp_path), "train")
 
 
@@ -222,6 +245,114 @@ def test_a_video_file_that_is_a_playlist_reads_no_other_file(tmp_path, text):
     (tmp_path / "playlist.mp4").write_text(text.format(secret=tmp_path / "secret.ts"))
     with pytest.raises(DataError, match="cannot be decoded"):
         video.list_frames(tmp_path / "playlist.mp4")
+
+
+def test_a_video_with_giant_frames_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    recordings.video(tmp_path / "video.mp4", recordings.frames(0))
+    monkeypatch.setattr(video, "MOST_PIXELS", recordings.SIDE**2 - 1)
+    with pytest.raises(DataError, match=r"frames of 16 × 16 pixels; expected at most 255"):
+        video.list_frames(tmp_path / "video.mp4")
+
+
+def test_a_postscript_picture_is_not_given_to_ghostscript():
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(DataError, match="place, step 0 is not an image"):
+        frame_encoding.encode([script], frame_encoding.ConvertOptions(), "place")
+
+
+BAD_INFO = {
+    "a width of a billion digits": {"data_path": "data/{episode_index:0900000000d}.parquet"},
+    "an attribute": {"data_path": "{video_key.__class__}"},
+    "a path outside": {"data_path": "../../secret-{episode_index}.parquet"},
+    "an absolute path": {"data_path": "/etc/passwd"},
+    "a path that is no text": {"data_path": [1]},
+    "features that are no object": {"features": []},
+    "a feature without a type": {"features": {"action": {}}},
+    "a rate that is no number": {"fps": "x"},
+    "a rate of zero": {"fps": 0},
+    "splits of words": {"splits": {"train": "a:b", "val": "c:d"}},
+    "chunks of no size": {"chunks_size": None},
+}
+
+
+@pytest.mark.parametrize("name", BAD_INFO)
+def test_a_malformed_lerobot_dataset_is_one_line(tmp_path, name):
+    root = recordings.lerobot(tmp_path / "in", 2, 1, images=True)
+    change_json(root / "meta" / "info.json", lambda d: d.update(BAD_INFO[name]))
+    with pytest.raises(DataError) as error:
+        conversion.convert(root, str(tmp_path / "out"), "robot", conversion.ConversionPlan())
+    assert "\n" not in str(error.value)
+    assert str(root) in str(error.value)
+
+
+class Touch:
+    """Executes something when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self):
+        return Path.touch, (self._path,)
+
+
+BAD_NPZ = {
+    "pickled objects": lambda path: np.savez(
+        path, action=np.zeros((4, 3)), x=np.array([Touch(path.with_name("executed"))] * 4)
+    ),
+    "a pickle": lambda path: path.write_bytes(pickle.dumps(Touch(path.with_name("executed")))),
+    "an npy file": lambda path: np.save(path.open("wb"), np.zeros(3)),
+    "a success of several values": lambda path: np.savez(
+        path, action=np.zeros((4, 3)), success=np.ones(2)
+    ),
+    "a rate that is no number": lambda path: np.savez(
+        path, action=np.zeros((4, 3)), control_hz="fast"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_NPZ)
+def test_a_malformed_npz_recording_is_one_line_and_executes_nothing(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    BAD_NPZ[name](tmp_path / "in" / "episode.npz")
+    with pytest.raises(DataError) as error:
+        conversion.convert(
+            tmp_path / "in", str(tmp_path / "out"), "robot", conversion.ConversionPlan()
+        )
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "in" / "executed").exists()
+
+
+def test_names_of_a_dataset_do_not_become_code_in_its_spec(dataset, tmp_path):
+    mark = tmp_path / "executed"
+    code = f'x"""\nimport pathlib; pathlib.Path({str(mark)!r}).touch()\n"""'
+    survey = dataclasses.replace(survey_dataset(dataset), name=code, version=code)
+    text = infer_spec.spec_text(survey, infer_spec.infer(survey))
+    runpy.run_path(str(write_text(tmp_path / "spec.py", text)))
+    assert not mark.exists()
+
+
+def test_the_name_of_a_camera_is_no_path_of_its_picture(tmp_path, monkeypatch, capsys):
+    outside = tmp_path / "outside"
+    image = tfds.features.Image(shape=(8, 8, 3), encoding_format="jpeg")
+    shard = [stored.example(4, lambda t, rng: {str(outside): stored.picture(rng)})]
+    directory = stored.write(tmp_path, "robot", {str(outside): image}, {"train": [shard]})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["inspect_data", str(directory)])
+    runpy.run_path(str(SCRIPTS / "inspect_data.py"), run_name="__main__")
+    assert not outside.with_suffix(".png").exists()
+    assert len(list((tmp_path / "robot_pictures").iterdir())) == 2
+
+
+def test_the_code_of_a_tokenizer_is_not_executed(tmp_path):
+    mark = tmp_path / "executed"
+    (tmp_path / "evil.py").write_text(EVIL.format(path=str(mark)))
+    code = {"AutoTokenizer": ["evil.Evil", None], "AutoConfig": "evil.Evil"}
+    for name in ("tokenizer_config.json", "config.json"):
+        settings = {"tokenizer_class": "Evil", "model_type": "evil", "auto_map": code}
+        (tmp_path / name).write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="neither a directory with a tokenizer"):
+        _ = HuggingFaceTokenizer(path=str(tmp_path)).vocabulary
+    assert not mark.exists()
 
 
 @pytest.fixture

@@ -173,6 +173,8 @@ def _check_checkpoint(checkpoint: Path) -> None:
 
 
 def _copy(source: PathLike, target: PathLike) -> None:
+    if not files.is_regular(source):
+        raise RunError(f"{source} is not a regular file, so it is not copied; remove it")
     path = files.as_path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(files.as_path(source).read_bytes())
@@ -208,7 +210,11 @@ def _copy_in(location: Location, staged: LocalPath) -> str:
     if not source.is_dir():
         raise FileNotFoundError(f"the directory {location.place} does not exist")
     for name in _all_files(source):
-        _copy(source / name, staged / name)
+        try:
+            path = files.child(source, name)
+        except ValueError as error:  # a link would copy any file of this machine
+            raise RunError(f"{error}: a link; put a copy of the file in its place") from None
+        _copy(path, staged / name)
     return digest(staged)
 
 

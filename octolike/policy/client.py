@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import socket as sockets
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from octolike.policy import wire
 from octolike.policy.execution import ActionPrefix
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds between two attempts to connect
+QUIET = 2.0  # seconds without a connection before a line says so
 
 
 class ServerError(RuntimeError):
@@ -183,7 +185,7 @@ class RemotePolicy:
             ConnectionError: the connection is lost and cannot be opened again.
         """
         sent = {k: self._image(v) if k.startswith("image_") else v for k, v in observation.items()}
-        request = {**task.request, **sent, "seed": int(seed), "history": "client"}
+        request = {**task.request, **sent, "seed": seed, "history": "client"}
         if prefix is not None and len(prefix[0]):
             actions, delay, method = ActionPrefix(*prefix)
             request["prefix"] = {"actions": np.asarray(actions, np.float32), "delay": int(delay)}
@@ -267,7 +269,8 @@ class RemotePolicy:
 
     def _connect(self) -> None:
         """Connect and read the metadata; try again until the time is over."""
-        deadline, wait = time.monotonic() + self._connect_timeout, FIRST_WAIT
+        begin, wait, is_said = time.monotonic(), FIRST_WAIT, False
+        deadline = begin + self._connect_timeout
         headers = {"Authorization": f"Api-Key {self._key}"} if self._key else None
         while True:
             remaining = max(deadline - time.monotonic(), 0.1)
@@ -307,6 +310,13 @@ class RemotePolicy:
                         f"no policy server at {self.address} within {self._connect_timeout:g} s "
                         f"({type(error).__name__}: {error}); start one with: octolike serve RUN"
                     ) from error
+                if not is_said and time.monotonic() - begin > QUIET:
+                    is_said = True
+                    print(
+                        f"no policy server answers at {self.address} ({type(error).__name__}: "
+                        f"{error}); waiting up to {self._connect_timeout:g} s",
+                        file=sys.stderr,
+                    )
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)
 

@@ -51,10 +51,14 @@ class Limits(NamedTuple):
 def pack(message: Any, text_keys: bool = False) -> bytes:
     """Return a message as bytes; text_keys: encode arrays as vla-eval does, not as openpi does.
 
-    Raises TypeError for an object that msgpack cannot encode, and for arrays of objects.
+    Raises TypeError for an object that msgpack cannot encode, and for arrays of objects; ValueError
+    for an integer of more than 64 bits.
     """
     key: Callable[[str], Any] = str if text_keys else str.encode
-    return msgpack.packb(message, default=lambda x: _encode(x, key))
+    try:
+        return msgpack.packb(message, default=lambda x: _encode(x, key))
+    except OverflowError:
+        raise ValueError("a message cannot hold an integer of more than 64 bits") from None
 
 
 def _encode(x: Any, key: Callable[[str], Any]) -> Any:

@@ -240,6 +240,8 @@ def read(path: files.PathLike) -> list[dict[str, Any]]:
     source = files.as_path(path)
     if not source.exists():
         return []
+    if not files.is_regular(source):
+        raise RunError(f"{source} is not a regular file; restore the file that was written there")
     return list(_parse_rows(source.read_text(encoding="utf-8").splitlines(), source))
 
 

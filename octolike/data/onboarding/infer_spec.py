@@ -6,6 +6,7 @@ the user to verify.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,9 +295,11 @@ def spec_text(survey: Survey, spec: InferredSpec) -> str:
     depth = f"    depth={dict(spec.depth)!r},\n    depth_unit={spec.depth_unit:g},\n"
     depth = depth if spec.depth else ""
     options = "".join(f"    {text}\n" for text in representation_options(spec))
-    return f'''"""Spec of {survey.name}, inferred by octolike inspect_data: verify and correct it.
+    # Everything of the dataset is a literal here: its names must not become code.
+    title = re.sub(r"[^\w.+-]", "_", survey.name)
+    return f'''"""Spec of {title}, inferred by octolike inspect_data: verify and correct it.
 
-    --config.data.specs=my_robot.py --config.data.mix={survey.name}     (the path of this file)
+    --config.data.specs=my_robot.py --config.data.mix={title}     (the path of this file)
 {options}"""
 
 import numpy as np

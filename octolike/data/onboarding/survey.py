@@ -10,7 +10,6 @@ encoded images of five steps of four of them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,9 +115,7 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
     metadata = [collector.add(episode) for episode in parsed]
     if not sum(collector.lengths):
         raise DataError(f"{path}: none of the {len(collector.lengths)} episodes read has steps")
-    rates = [float(m["control_hz"]) for m in metadata if "control_hz" in m]
-    settings = path / SETTINGS
-    about = json.loads(settings.read_text()).get("about", {}) if settings.is_file() else {}
+    rates = [_rate(m["control_hz"]) for m in metadata if "control_hz" in m]
     return Survey(
         directory=path,
         name=path.parent.name,
@@ -139,7 +136,7 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
         dark=collector.dark,
         uniform=collector.uniform,
         control_hz=rates[0] if rates else 0.0,
-        about=about,
+        about=_about(path / SETTINGS),
     )
 
 
@@ -292,6 +289,20 @@ def _episodes(info: Any, split: str, most: int, cameras: Sequence[str]) -> Itera
             raise DataError(f"{path} {problem or reason}") from None
         if remaining <= 0:
             return
+
+
+def _rate(value: Any) -> float:
+    """Return a control rate; 0 for one that is not a positive number."""
+    x = np.ravel(value)
+    is_rate = x.size == 1 and x.dtype.kind in "fiu" and 0 < x[0] < np.inf
+    return float(x[0]) if is_rate else 0.0
+
+
+def _about(settings: Path) -> Mapping[str, Any]:
+    """Return the converter's metadata; {} without them."""
+    data = known_features.read_json(str(settings)) if settings.is_file() else {}
+    about = data.get("about") if isinstance(data, dict) else None
+    return about if isinstance(about, dict) else {}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,8 @@ import tensorflow_datasets as tfds
 from octolike.errors import DataError
 
 LARGEST = 32 << 20  # bytes of a JSON file: metadata of real datasets has kilobytes
+MOST_SHARDS = 100_000  # of a split: tensorflow_datasets takes a minute for a million
+MOST_EPISODES = 100_000_000  # of a split: there is a byte of memory for each
 OWN = "tensorflow_datasets.core.features."
 CLASS_KEYS = ("type", "pythonClassName", "python_class_name")
 PROTO_KEYS = ("proto_cls",)
@@ -27,13 +29,22 @@ def open_builder(directory: str) -> tfds.core.DatasetBuilder:
     for name in ("features.json", "dataset_info.json"):
         path = f"{directory}/{name}"
         if tf.io.gfile.exists(path):
-            check_metadata(read_json(path), path)
+            data = read_json(path)
+            check_metadata(data, path)
+            _check_shards(data, path)
     builder = tfds.builder_from_directory(directory)
     root = str(directory).rstrip("/")
     for split in builder.info.splits.values():
+        lengths = split.shard_lengths
+        if min(lengths, default=0) < 0 or sum(lengths) > MOST_EPISODES:
+            raise DataError(
+                f"{directory}/dataset_info.json states shards of {min(lengths):,} to "
+                f"{max(lengths):,} episodes; expected at most {MOST_EPISODES:,} in all"
+            )
         for shard in split.filepaths:
             folder, _, name = str(shard).rpartition("/")
-            if folder.rstrip("/") != root or name in ("", ".", ".."):
+            is_plain = name.isprintable() and name not in ("", ".", "..")
+            if folder.rstrip("/") != root or not is_plain:
                 raise DataError(
                     f"{directory}/dataset_info.json names the file {str(shard)!r:.200}, which is "
                     "not in the dataset's directory"
@@ -68,6 +79,14 @@ def check_metadata(data: Any, path: str) -> None:
                 f"{path} names the class {name!r:.200}, and reading it would execute that module; "
                 f"expected a class of {OWN[:-1]}. If you trust it, import the module first"
             )
+
+
+def _check_shards(data: Any, path: str) -> None:
+    splits = data.get("splits") if isinstance(data, dict) else None
+    for split in splits if isinstance(splits, list) else ():
+        shards = split.get("shardLengths") if isinstance(split, dict) else None
+        if isinstance(shards, list) and len(shards) > MOST_SHARDS:
+            raise DataError(f"{path} has {len(shards):,} shards; expected at most {MOST_SHARDS:,}")
 
 
 def _class_names(data: Any) -> Iterator[tuple[str, str]]:

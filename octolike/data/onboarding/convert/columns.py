@@ -28,7 +28,8 @@ from octolike.data.onboarding.convert.frame_encoding import (
 from octolike.data.rlds.writer import EncodedImage
 from octolike.errors import DataError
 
-BLOCK = 64  # frames per read of an array on disk
+BLOCK, BLOCK_BYTES = 64, 1 << 28  # frames, and bytes, per read of an array on disk
+LARGEST_NUMBERS = 4 << 30  # bytes of an array of numbers, which is read at once
 SMALLEST = 4  # pixels: shorter sides are those of matrices, not of images
 CHANNELS = (1, 3, 4)
 FLOATS = "floats in 0 to"
@@ -75,7 +76,7 @@ class Columns:
         elif len(shape) == 5 and shape[-1] in CHANNELS and min(shape[2:4]) > SMALLEST:
             self.left_out[name] = f"{shape[1]} images per step; store each camera on its own"
         else:
-            self._set(self.numbers, name, np.asarray(x[()]))
+            self._set(self.numbers, name, read_numbers(x, f"{self.source}, {name}"))
 
     def add_frames(self, name: str, frames: Iterable[np.ndarray | bytes]) -> None:
         """Add the frames of a camera: uint8 [h, w, 3, 1 or 4], or encoded; encoded depth too."""
@@ -110,7 +111,7 @@ class Columns:
         channels = 1 if len(shape) == 3 else shape[1 if channels_first else -1]
         frames: Iterator[np.ndarray] = blocks(x)
         if kind == "b" or any(word in name.lower() for word in LABELS):
-            self._set(self.numbers, name, np.asarray(x[()]))
+            self._set(self.numbers, name, read_numbers(x, f"{self.source}, {name}"))
             self._change(name, "labels of pixels, not a camera: kept as numbers")
             return
         if channels_first:
@@ -155,6 +156,16 @@ class Columns:
         columns[name] = x
 
 
+def read_numbers(x: Any, place: str) -> np.ndarray:
+    """Return an array, in memory or on disk; DataError for one of more than LARGEST_NUMBERS."""
+    if x.nbytes > LARGEST_NUMBERS:
+        raise DataError(
+            f"{place}: {x.dtype} {list(x.shape)} has {x.nbytes:,} bytes; expected at most "
+            f"{LARGEST_NUMBERS:,} of an array of numbers"
+        )
+    return np.asarray(x[()])
+
+
 def short_names(paths: Iterable[str], separator: str) -> dict[str, str]:
     """Return {path: name}: without the groups "images" and "obs", joined by underscores.
 
@@ -185,9 +196,11 @@ def encoded_frames(x: Any) -> Iterator[bytes]:
 
 
 def blocks(array: Any) -> Iterator[np.ndarray]:
-    """Yield the rows of an array on disk, reading `BLOCK` at a time."""
-    for start in range(0, len(array), BLOCK):
-        yield from array[start : start + BLOCK]
+    """Yield the rows of an array on disk, reading at most `BLOCK` of them at a time."""
+    row = max(1, array.nbytes // max(1, len(array)))
+    size = max(1, min(BLOCK, BLOCK_BYTES // row))
+    for start in range(0, len(array), size):
+        yield from array[start : start + size]
 
 
 def is_depth_name(name: str) -> bool:

@@ -119,7 +119,11 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> Conversio
     if not path.exists():
         raise DataError(f"{path} does not exist")
     source = FORMATS[kind](path, plan.options)
-    locations, about = source.episodes(), source.metadata()
+    with sources.checked(str(path)):
+        locations, about = source.episodes(), source.metadata()
+    rate = plan.options.control_hz or about.get("control_hz") or 0.0
+    if not 0 <= rate < np.inf:
+        raise DataError(f"{path}: the control rate is {rate:g}; expected a positive number, --hz")
     if not plan.options.control_hz and about.get("control_hz"):
         options = dataclasses.replace(plan.options, control_hz=about["control_hz"])
         source = FORMATS[kind](path, options)
@@ -172,7 +176,7 @@ def detect(path: Path) -> str:
         return "npz"
     if path.suffix in SUFFIXES or (path.is_dir() and any(_hdf5(path))):
         first = path if path.is_file() else path / hdf5_files(path)[0]
-        with open_hdf5(first) as file:
+        with sources.checked(str(first)), open_hdf5(first) as file:
             if "data" in file and any("actions" in demo for demo in file["data"].values()):
                 return "hdf5-robomimic"
             return "hdf5-aloha" if "observations" in file and "action" in file else "hdf5"
@@ -273,7 +277,7 @@ def _episodes(
 ) -> Iterator[dict[str, Any]]:
     for location in job.locations:
         try:
-            episode = source.read(location)
+            episode = _read(source, location)
             signature, left_out = sources.signature(episode), episode["left_out"]
             _check_signature(signature, job.expected, str(location), left_out)
             remarks = {part: episode[part] for part in sources.REMARKS}
@@ -289,6 +293,12 @@ def _episodes(
             notes[part].update(columns)
         prints.append(fingerprints(episode[STEPS]))
         yield episode
+
+
+def _read(source: Recording, location: EpisodeLocation) -> dict[str, Any]:
+    """Return an episode; DataError if it is malformed in any way."""
+    with sources.checked(str(location)):
+        return source.read(location)
 
 
 def _check_signature(
@@ -325,13 +335,13 @@ def _typical_episode(
     count = min(len(locations), PROBES) if drop_bad else 1
     for i in np.linspace(0, len(locations) - 1, count).round().astype(int):
         try:
-            episodes.append(source.read(locations[i]))
+            episodes.append(_read(source, locations[i]))
         except DataError as error:
             reasons.append(str(error))
     if not episodes and drop_bad:
         for location in locations:
             try:
-                return source.read(location)
+                return _read(source, location)
             except DataError as error:
                 reasons.append(str(error))
     if not episodes:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from octolike.data.rlds.decode import MOST_PIXELS
 from octolike.data.rlds.writer import EncodedImage
 from octolike.errors import DataError
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# Pillow would give a PostScript picture to Ghostscript, which executes it.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SMALL = 128  # pixels: frames with a shorter side are stored as PNG
 
 
@@ -144,6 +146,8 @@ def _header(encoded: bytes, place: str) -> _Header:
     try:
         with _open_image(encoded) as image:  # reads only the header
             return _Header(image)
+    except UnidentifiedImageError:  # its message is the address of the bytes
+        raise DataError(f"{place} is not an image ({', '.join(FORMATS)})") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{place} is not an image: {error}") from None
 
@@ -153,7 +157,7 @@ def _open_image(encoded: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
         try:
-            image = Image.open(io.BytesIO(encoded))
+            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise ValueError(str(error)) from None
     if image.width * image.height > MOST_PIXELS:

@@ -29,17 +29,20 @@ from typing import Any
 import h5py
 import numpy as np
 
+from octolike import files
 from octolike.data.onboarding.convert import recording
-from octolike.data.onboarding.convert.columns import Columns, is_encoded, short_names
+from octolike.data.onboarding.convert.columns import Columns, is_encoded, read_numbers, short_names
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
 from octolike.data.onboarding.convert.recording import EpisodeLocation
 from octolike.data.onboarding.convert.video import list_frames, read_frames
+from octolike.data.rlds.decode import MOST_PIXELS
 from octolike.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
 LARGEST = 64 << 30  # bytes of one array: more is a decompression bomb
+LARGEST_ROW = 4 * MOST_PIXELS  # bytes of a picture
+DEEPEST = 100  # groups within each other
 SPLITS = {"train": "train", "valid": "val"}
-ACTIONS = ("action", "actions")
 OBSERVATIONS = ("observation", "observations", "obs")
 STEPS = {
     "reward": "reward",
@@ -94,13 +97,13 @@ class Hdf5Recording:
     def _episode_groups(self, file: h5py.File) -> list[str]:
         """Return the numbered groups that hold an action; [] if the file is one episode."""
         action = dict(self.options.fields).get("action", "")
-        if action in file if action else any(a in file for a in ACTIONS):
+        if action in file if action else any(a in file for a in recording.ACTIONS):
             return []
         groups: list[str] = []
 
         def visit(name: str, node: Any) -> None:
             has_action = isinstance(node, h5py.Group) and (
-                action in node if action else any(a in node for a in ACTIONS)
+                action in node if action else any(a in node for a in recording.ACTIONS)
             )
             if has_action and re.search(r"\d$", name):
                 groups.append(name)
@@ -166,15 +169,19 @@ class _GroupReader:
         self.instruction: Any = None  # named by --field
         self.length = 0
         self.paths: list[str] = []
-        group.visititems(
-            lambda name, node: self.paths.append(name) if isinstance(node, h5py.Dataset) else None
-        )
+        group.visititems(self._list)
         self._fields = {path: field for field, path in options.fields}
         for path in self._fields:
             if path not in group:
                 raise DataError(
                     f"{source} has no {path!r} (--field); it has {', '.join(self.paths) or 'none'}"
                 )
+
+    def _list(self, name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset) and node.shape is None:
+            self.columns.left_out[name] = "empty"
+        elif isinstance(node, h5py.Dataset):
+            self.paths.append(name)
 
     def add_all(self, roles: dict[str, tuple[str, str]]) -> None:
         """Add every array by its (role, name); the role "" has the reason to leave it out."""
@@ -185,7 +192,8 @@ class _GroupReader:
         if not any(role == "action" for role, _ in roles.values()):
             self._find_action(roles)
         actions = [p for p, (role, _) in roles.items() if role == "action"]
-        self.length = len(self._group[actions[0]]) if actions else 0
+        shape = self._group[actions[0]].shape if actions else ()
+        self.length = recording.check_steps(shape[0] if shape else 0, self.columns.source)
         observation = [p for p, (role, _) in roles.items() if role == "observation"]
         targets = {p: self._target(p) for p in observation}
         short = short_names(targets.values(), "/")
@@ -201,9 +209,9 @@ class _GroupReader:
             elif not x.shape or x.dtype.kind not in "fiub" or len(x) != self.length:
                 self.columns.left_out[path] = f"{x.dtype} {list(x.shape)} is not {self.length} rows"
             elif role == "action" and name:
-                self.steps.setdefault("action", {})[name] = x[()]
+                self.steps.setdefault("action", {})[name] = read_numbers(x, path)
             else:
-                self.steps[name or role] = x[()]
+                self.steps[name or role] = read_numbers(x, path)
 
     def episode(self, instruction: Any) -> dict[str, Any]:
         """Return the episode, with rewards as float32 and ends as bool."""
@@ -229,7 +237,7 @@ class _GroupReader:
 
     def _find_action(self, roles: dict[str, tuple[str, str]]) -> None:
         """Use the only array named action, in any group."""
-        named = [p for p in roles if p.rpartition("/")[2] in ACTIONS]
+        named = [p for p in roles if p.rpartition("/")[2] in recording.ACTIONS]
         if len(named) == 1:
             roles[named[0]] = ("action", "")
             self.columns.changed[named[0]] = "used as the action"
@@ -279,6 +287,7 @@ def hdf5_files(path: Path) -> list[str]:
 
 def open_hdf5(path: Path) -> h5py.File:
     """Open an HDF5 file; DataError if it is not one, truncated, or refers to other files."""
+    recording.check_regular(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -303,6 +312,8 @@ def _foreign_part(path: Path, _size: int, _changed: int) -> str:
         groups, visited = [file], set()
         while groups:
             group = groups.pop()
+            if group.name.count("/") > DEEPEST:  # HDF5 takes quadratic time
+                return f"has groups more than {DEEPEST} deep"
             for name in group:
                 link, place = group.get(name, getlink=True), f"{group.name}/{name}"
                 if isinstance(link, h5py.ExternalLink):
@@ -327,6 +338,8 @@ def _foreign_data(x: h5py.Dataset) -> str:
         return "is a view of other files; copy their data into this one"
     if x.nbytes > LARGEST:
         return f"has {x.nbytes:,} bytes; expected at most {LARGEST:,}"
+    if x.shape and x.nbytes > LARGEST_ROW * len(x):
+        return f"has rows of {x.nbytes // len(x):,} bytes; expected at most {LARGEST_ROW:,}"
     return ""
 
 
@@ -349,7 +362,7 @@ def _role(path: str) -> tuple[str, str]:
         return "instruction", leaf
     if path in NOT_READ:
         return "", NOT_READ[path]
-    if head in ACTIONS:
+    if head in recording.ACTIONS:
         return "action", tail.replace("/", "_")
     if path in STEPS:
         return STEPS[path], ""
@@ -362,7 +375,7 @@ def _robomimic_role(path: str) -> tuple[str, str]:
     head = path.partition("/")[0]
     if head in NOT_READ:
         return "", NOT_READ[head]
-    if head == "obs" or head in ACTIONS or path in STEPS or "action" in head:
+    if head == "obs" or head in recording.ACTIONS or path in STEPS or "action" in head:
         return _role(path)
     leaf = path.rpartition("/")[2]
     if leaf in recording.INSTRUCTIONS or recording.FURTHER.fullmatch(leaf):
@@ -419,7 +432,7 @@ def _droid_task(directory: Path) -> str:
     """Return the task in the metadata that DROID keeps next to a trajectory, "" for none."""
     for path in sorted(directory.glob("metadata_*.json")):
         try:
-            return str(json.loads(path.read_text()).get("current_task") or "")
-        except ValueError:
+            return str(json.loads(files.read_text(path)).get("current_task") or "")
+        except (ValueError, AttributeError, RecursionError):
             return ""
     return ""

@@ -17,6 +17,8 @@ stored as depth if its scale is known, or left out.
 from __future__ import annotations
 
 import json
+import re
+import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +56,7 @@ STEPS = {
     "next.success": "success",
     "success": "success",
 }
+MOST_ROWS = 16 * recording.MOST_STEPS  # of a parquet file
 # Columns without measurements.
 COUNTERS = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 # Keys of a depth video's scale in meta/info.json, which this reader does not undo.
@@ -235,8 +238,13 @@ class LeRobotRecording:
         if not path.is_file():
             raise DataError(f"{self.path} has no meta/info.json: it is not a LeRobot dataset")
         info = _parse_json(path, path.read_text())
+        info = info if isinstance(info, dict) else {}
         if missing := [k for k in ("features", "fps") if k not in info]:
             raise DataError(f"{path} lacks {', '.join(missing)}")
+        if not isinstance(info["features"], dict):
+            raise DataError(f"{path}: features is {info['features']!r:.80}; expected an object")
+        if not isinstance(info["fps"], (int, float)) or not 0 < info["fps"] < np.inf:
+            raise DataError(f"{path}: fps is {info['fps']!r:.80}; expected a positive number")
         return info
 
     @property
@@ -278,20 +286,29 @@ class LeRobotRecording:
         prefix = f"videos/{video}" if video else "data"
         chunk, number = (row.get(f"{prefix}/{k}", 0) for k in ("chunk_index", "file_index"))
         try:
-            name = text.format(
-                episode_chunk=index // int(self._info.get("chunks_size", 1000)),
-                episode_index=index,
-                chunk_index=chunk,
-                file_index=number,
-                video_key=video,
-            )
-            return Path(files.child(self.path, name))
-        except (ValueError, LookupError, AttributeError, ZeroDivisionError) as error:
+            values = {
+                "episode_chunk": index // int(self._info.get("chunks_size", 1000)),
+                "episode_index": index,
+                "chunk_index": chunk,
+                "file_index": number,
+                "video_key": video,
+            }
+            name = _filled(text, values)
+        except (ValueError, TypeError, ArithmeticError) as error:
             raise DataError(f"{self.path}/meta/info.json: {key} {text!r:.200}: {error}") from None
+        try:
+            return Path(files.child(self.path, name))
+        except ValueError as error:
+            raise DataError(
+                f"{self.path}/meta/info.json: {key} {text!r:.200}: {error}; if it is a link, copy "
+                "the dataset with cp -rL"
+            ) from None
 
     def _image_file(self, name: str, source: str) -> bytes:
         try:
-            return files.child(self.path, name).read_bytes()
+            path = files.child(self.path, name)
+            recording.check_regular(Path(path))
+            return path.read_bytes()
         except (ValueError, OSError) as error:
             raise DataError(f"{source}: {error}") from None
 
@@ -302,6 +319,7 @@ class LeRobotRecording:
         if "frame_index" in table.column_names:
             table = table.sort_by("frame_index")
         expected = self._episodes[index].get("length", table.num_rows)
+        recording.check_steps(table.num_rows, source)
         if table.num_rows != expected:
             raise DataError(f"{source}: {path} has {table.num_rows} steps, meta has {expected}")
         return table
@@ -315,6 +333,22 @@ class LeRobotRecording:
             if not data:
                 raise DataError(f"{source}: no image at step {t}")
             yield data
+
+
+def _filled(template: Any, values: Mapping[str, Any]) -> str:
+    """Return a path template of meta/info.json with its fields filled in.
+
+    Raises ValueError for other fields, and for formats other than a short number's: a width of a
+    billion digits would fill the memory.
+    """
+    if not isinstance(template, str):
+        raise ValueError("expected text")
+    for _, field, form, conversion in string.Formatter().parse(template):
+        if field is None:
+            continue
+        if field not in values or conversion or not re.fullmatch(r"(0?\d?\dd)?", form or ""):
+            raise ValueError(f"unknown field {{{field}:{form}}} (fields: {', '.join(values)})")
+    return template.format(**values)
 
 
 def _role(key: str, keys: set[str]) -> tuple[str, str]:
@@ -395,8 +429,9 @@ def _names(names: Any) -> list[str]:
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path} is missing; copy the dataset again")
+    recording.check_regular(path)
     return [_parse_json(path, line) for line in path.read_text().splitlines() if line.strip()]
 
 
@@ -408,13 +443,18 @@ def _parse_json(path: Path, text: str) -> Any:
 
 
 def _read_parquet(path: Path, **options: Any) -> pa.Table:
+    recording.check_regular(path)
     try:
+        rows = pq.read_metadata(path).num_rows
+        if rows > MOST_ROWS:
+            raise DataError(f"{path} has {rows:,} rows; expected at most {MOST_ROWS:,}")
         return pq.read_table(path, partitioning=None, **options)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {error}; copy the dataset again") from None
 
 
 def _read_schema(path: Path) -> pa.Schema:
+    recording.check_regular(path)
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:

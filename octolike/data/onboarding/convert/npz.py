@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from octolike import files
 from octolike.data.onboarding.convert import recording
 from octolike.data.onboarding.convert.columns import Columns
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
@@ -23,6 +24,7 @@ from octolike.data.onboarding.convert.hdf5 import natural_key
 from octolike.data.onboarding.convert.recording import EpisodeLocation
 from octolike.errors import DataError
 
+LARGEST = 64 << 30  # bytes of the arrays of a file: more is a decompression bomb
 STEP_KEYS = ("action", "reward", "is_terminal", "discount")
 
 
@@ -46,7 +48,12 @@ class NpzRecording:
     def metadata(self) -> dict[str, Any]:
         """Return the control rate in the first file."""
         with _open_npz(self._file(self.episodes()[0])) as file:
-            return {"control_hz": float(file["control_hz"])} if "control_hz" in file else {}
+            source = str(self.path)
+            return (
+                {"control_hz": float(_one(file["control_hz"], "control_hz", source))}
+                if "control_hz" in file
+                else {}
+            )
 
     def read(self, location: EpisodeLocation) -> dict[str, Any]:
         """Return the episode of a file."""
@@ -58,7 +65,8 @@ class NpzRecording:
         with _open_npz(self._file(location)) as file:
             arrays = {key: _read(file, key, source) for key in file.files}
         names = self._names(arrays, source)
-        length = len(arrays[names["action"]]) if "action" in names else 0
+        shape = arrays[names["action"]].shape if "action" in names else ()
+        length = recording.check_steps(shape[0] if shape else 0, source)
         for name, key in names.items():
             x = arrays[key]
             if name in recording.INSTRUCTIONS:
@@ -66,7 +74,7 @@ class NpzRecording:
             elif recording.FURTHER.fullmatch(name):
                 steps[name] = recording.texts(x, length)
             elif name == "success":
-                metadata["success"] = bool(x)
+                metadata["success"] = bool(_one(x, name, source))
             elif name == "control_hz":
                 continue
             elif name in STEP_KEYS:
@@ -101,15 +109,27 @@ class NpzRecording:
         return self.path / location.file if self.path.is_dir() else self.path
 
 
+def _one(x: np.ndarray, name: str, source: str) -> Any:
+    """Return the number or flag in an array of one element; DataError for anything else."""
+    if x.size != 1 or x.dtype.kind not in "fiub":
+        raise DataError(f"{source}: {name} is {x.dtype} {list(x.shape)}; expected one number")
+    return x.item()
+
+
 def _read(file: Any, key: str, source: str) -> np.ndarray:
     try:
         return file[key]
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{source}: {key} cannot be read: {error}") from None
+    except (*recording.MALFORMED, zipfile.BadZipFile) as error:
+        raise DataError(f"{source}: {key} cannot be read: {files.cause(error)}") from None
 
 
 def _open_npz(path: Path) -> Any:
+    recording.check_regular(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST:
+            raise DataError(f"{path} has arrays of {size:,} bytes; expected at most {LARGEST:,}")
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path} is not a complete npz file: {error}") from None
+        raise DataError(f"{path} is not a complete npz file: {files.cause(error)}") from None

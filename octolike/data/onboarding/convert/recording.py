@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+import traceback
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from octolike import files
+from octolike.config import ConfigError
 from octolike.data.onboarding.convert.columns import FLOATS, Columns
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
 from octolike.data.rlds.writer import EncodedImage
 from octolike.errors import DataError
 
+# What parsers raise for a malformed file, next to DataError.
+MALFORMED = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(RuntimeError, MemoryError, OSError, zlib.error),
+)
+MOST_STEPS = 1_000_000  # of an episode: five hours at 50 per second
+ACTIONS = ("action", "actions")
 REMARKS = ("left_out", "changed")  # keys of an episode: {column: reason or form}
 # Keys of the instruction in recordings.
 INSTRUCTIONS = ("language_instruction", "instruction", "natural_language_instruction", "language")
@@ -58,6 +70,19 @@ class Recording(Protocol):
         """Return the known facts: {"control_hz": …, "names": {field: names of its dimensions}}."""
 
 
+@contextlib.contextmanager
+def checked(place: str) -> Iterator[None]:
+    """Raise DataError, naming the place, for whatever parsers raise for a malformed file."""
+    try:
+        yield
+    except (DataError, ConfigError):
+        raise
+    except MALFORMED as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        source = f"{Path(frame.filename).name}, line {frame.lineno}"
+        raise DataError(f"{place} cannot be read: {files.cause(error)} ({source})") from error
+
+
 def episode(
     steps: Mapping[str, Any], columns: Columns, instruction: Any, metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -75,7 +100,13 @@ def episode(
     if "action" not in steps:
         names = (*flat(numbers), *columns.cameras, *columns.left_out)
         keys = ", ".join(sorted(names)) or "nothing"
-        raise DataError(f"{source} has no action; found: {keys}. Name it: --field action=NAME")
+        reasons = [f" ({columns.left_out[k]})" for k in ACTIONS if k in columns.left_out]
+        raise DataError(
+            f"{source} has no action{''.join(reasons)}; found: {keys}. Name it: --field action=NAME"
+        )
+    if not columns.numbers and not columns.cameras:
+        reasons = [f"{name} ({reason})" for name, reason in columns.left_out.items()]
+        raise DataError(f"{source} has no observation; left out: {', '.join(reasons) or 'nothing'}")
     lengths = {k: len(v) for k, v in flat(numbers).items()}
     lengths |= {f"observation.{k}": len(v) for k, v in columns.cameras.items()}
     length = next(n for k, n in lengths.items() if k == "action" or k.startswith("action."))
@@ -103,6 +134,21 @@ def to_storage_type(x: Any) -> np.ndarray:
     if x.dtype == bool or x.dtype == np.uint8 or x.dtype.kind == "U":
         return x
     return x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float32)
+
+
+def check_regular(path: Path) -> None:
+    """Raise DataError for a missing file, and for a pipe or a device, which may never end."""
+    if not path.exists():
+        raise DataError(f"{path} is missing; copy the recording again")
+    if not files.is_regular(path):
+        raise DataError(f"{path} is not a regular file; copy the recording again")
+
+
+def check_steps(count: int, source: str) -> int:
+    """Return the number of steps of an episode; DataError for more than MOST_STEPS."""
+    if count > MOST_STEPS:
+        raise DataError(f"{source} has {count:,} steps; expected at most {MOST_STEPS:,}")
+    return count
 
 
 def text(x: Any) -> str:

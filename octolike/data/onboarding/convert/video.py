@@ -22,6 +22,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 
+from octolike.data.rlds.decode import MOST_PIXELS
 from octolike.errors import DataError
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,gif"
@@ -113,8 +114,13 @@ def _list_frames(path: Path, _changed: int) -> VideoListing:
             times += [int(columns[2])] if not int(flags, 16) & _DISCARD else []
     if base is None or size is None or pixel_format is None or not times:
         raise DataError(f"{path} cannot be decoded: {_reason(done.stderr)}; copy it again")
+    width, height = int(size[1]), int(size[2])
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"{path} has frames of {width} × {height} pixels; expected at most {MOST_PIXELS:,}"
+        )
     seconds = np.sort(np.array(times)) * int(base[1]) / int(base[2])
-    return VideoListing(path, seconds, (int(size[2]), int(size[1])), pixel_format[1])
+    return VideoListing(path, seconds, (height, width), pixel_format[1])
 
 
 def read_frames(
