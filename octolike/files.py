@@ -160,6 +160,12 @@ def remedy(error: BaseException) -> str:
     return ""
 
 
+def with_remedy(error: BaseException) -> str:
+    """Return an error's message, with the remedy if it is the operating system's own."""
+    text = remedy(error) if getattr(error, "errno", None) else ""
+    return f"{error}. Remedy: {text}" if text else str(error)
+
+
 def file_name(text: str) -> str:
     """Return a text as one file name: it stays unless it could be a path or something special.
 

@@ -20,7 +20,7 @@ def launch(config: Config) -> None:
         sharding.initialize(config.train)  # so that only the first process describes the data
         train(config, open_source(config))
     except (ConfigError, DataError, RunError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {files.with_remedy(error)}")
 
 
 def open_source(config: Config) -> DataSource:

@@ -159,6 +159,7 @@ class Bounded:
     mode: str = option("fast", choices=("fast", "slow"))
     widths: tuple[int, ...] = option((4,), low=2)
     scale: float = option(1.0, low=0)
+    seed: int = option(0, low=0, high=2**32 - 1)
     network: "dict[str, float]" = option(dict, low=0)
 
 
@@ -166,6 +167,7 @@ class Bounded:
     ("fields", "message"),
     [
         ({"size": 0}, r"^heads\.a\.size is 0; it must lie in \[1, 8\] \(its size\)$"),
+        ({"seed": 2**32}, r"seed is 4294967296; it must lie in \[0, 4294967295\]"),
         ({"size": 9}, r"size is 9; it must lie in \[1, 8\]"),
         ({"size": True}, "size is True; expected int"),
         ({"size": "3"}, "size is '3'; expected int"),

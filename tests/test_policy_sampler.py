@@ -85,6 +85,12 @@ def test_a_pickled_policy_acts_the_same(policy):
     )
 
 
+@pytest.mark.parametrize("seed", [1.5, -1, 2**32])
+def test_an_untrained_policy_has_a_seed_of_32_bits(policy, seed):
+    with pytest.raises(ValueError, match="expected an integer from 0"):
+        policy.untrained(seed=seed)
+
+
 def test_threads_get_their_own_actions(policy):
     """Two policies in one process, called from four threads at once."""
     other, task = policy.untrained(seed=4), task_of(policy)

@@ -11,7 +11,7 @@ from serving_fakes import SIDE, A, H, NumpyPolicy, P, get, observation, serving,
 from websockets.sync.client import connect
 
 from octolike.errors import ConfigError
-from octolike.policy import wire
+from octolike.policy import client, wire
 from octolike.policy.client import RemotePolicy, ServerBusyError, ServerError
 from octolike.policy.execution import ExecutionSettings
 from octolike.policy.executor import Executor
@@ -342,7 +342,7 @@ def test_stopping_finishes_what_waits_and_refuses_what_comes():
         assert server.lines[-1] == "stopped after 3 answers"  # one of them checked a task
 
 
-def test_a_client_reconnects_to_a_server_that_was_started_again():
+def test_a_client_reconnects_to_a_server_that_was_started_again(monkeypatch, capsys):
     with serving(NumpyPolicy()) as server:
         port = server.port
         remote = RemotePolicy(address(server), connect_timeout=10)
@@ -351,8 +351,22 @@ def test_a_client_reconnects_to_a_server_that_was_started_again():
         assert remote.sample_actions(observation(), task).shape == (H, A)
         assert remote.step == 8
         remote.close()
+    monkeypatch.setattr(client, "QUIET", 0.1)
     with pytest.raises(ConnectionError, match="no policy server at"):
-        RemotePolicy(f"127.0.0.1:{port}", connect_timeout=0.2)
+        RemotePolicy(f"127.0.0.1:{port}", connect_timeout=0.5)
+    said = capsys.readouterr().err
+    assert said.count("no policy server answers at") == 1
+    assert "waiting up to 0.5 s" in said
+
+
+@pytest.mark.parametrize("seed", [1.5, -1, 2**32, 2**63, 2**70])
+def test_a_seed_that_is_no_integer_of_32_bits_is_refused(seed):
+    with serving(NumpyPolicy()) as server, RemotePolicy(address(server)) as remote:
+        task = remote.create_task(instruction="lift")
+        with pytest.raises(ValueError, match=r"expected an integer from 0|more than 64 bits"):
+            remote.sample_actions(observation(), task, seed=seed)
+    with pytest.raises(ConfigError, match=r"seed is .*; (it must lie in|expected int)"):
+        ServeOptions(seed=seed).check()
 
 
 def test_a_late_reply_is_never_taken_for_the_next_one():

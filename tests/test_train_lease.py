@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -122,6 +123,18 @@ def test_an_owner_notices_that_it_was_replaced(tmp_path):
         with pytest.raises(RunError, match="running process, 1 on elsewhere"):
             lease.check()
     assert owner(tmp_path)["token"] == "another"  # left alone
+
+
+def test_an_owner_notices_that_its_run_was_removed(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "config.json").touch()
+    with RunLease(directory, INTERVAL) as lease:
+        lease.check()
+        shutil.rmtree(directory)
+        (directory / "checkpoints").mkdir(parents=True)  # as orbax would make it again
+        with pytest.raises(RunError, match="was removed or emptied while its run was training"):
+            lease.check()
 
 
 # The rules of a network file system, on a local one: other hosts, no locks, the two ways to create.

@@ -1,5 +1,6 @@
 """The training log: metrics.jsonl and its truncation on resume, lines, progress bar, W&B."""
 
+import errno
 import json
 import sys
 import types
@@ -57,6 +58,21 @@ def test_a_resumed_log_continues_rows_and_seconds(tmp_path, capsys):
     assert "GiB (data 0.5)" in output
     assert "held-out bridge: action error 0.2500" in output
     assert "\r" not in output
+
+
+def test_a_full_disk_is_named_with_its_remedy(tmp_path):
+    def write(text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def train():
+        with metrics.MetricsLogger(tmp_path, step=0, steps=2, batch_size=1) as logger:
+            logger._file.close()
+            logger._file = types.SimpleNamespace(write=write, close=lambda: write(""))
+            logger.train(1, {"loss": 1.0}, 0.0)
+
+    message = rf"step 1 could not be written to {tmp_path}.*No space.*Remedy: free some space"
+    with pytest.raises(OSError, match=message):
+        train()
 
 
 def test_rates_exclude_paused_time(tmp_path, monkeypatch):

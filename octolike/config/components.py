@@ -190,9 +190,11 @@ def _within(value: float, low: float | None, high: float | None) -> bool:
 
 
 def _bounds(low: float | None, high: float | None) -> str:
-    if low is not None and high is not None:
-        return f"lie in [{low:g}, {high:g}]"
-    return f"be at least {low:g}" if high is None else f"be at most {high:g}"
+    # an integer in full: 2^32 - 1 must not look like 2^32
+    texts = [str(x) if isinstance(x, int) else f"{x:g}" for x in (low, high) if x is not None]
+    if len(texts) == 2:
+        return f"lie in [{', '.join(texts)}]"
+    return f"be {'at least' if high is None else 'at most'} {texts[0]}"
 
 
 def unknown(noun: str, name: Any, choices: Iterable[Any]) -> str:

@@ -77,7 +77,7 @@ class ActionSampler:
     def init_params(self, seed: int) -> Params:
         """Return freshly initialised parameters."""
         init = jax.jit(functools.partial(init_params, self.network, self.spec))
-        return init(jax.random.key(seed))
+        return init(jax.random.key(int(check_seeds([seed])[0])))
 
     def load(self, params: Params) -> Params:
         """Return parameters on the device, those in the compute type that are only used in it."""

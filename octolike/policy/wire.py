@@ -55,10 +55,7 @@ def pack(message: Any, text_keys: bool = False) -> bytes:
     for an integer of more than 64 bits.
     """
     key: Callable[[str], Any] = str if text_keys else str.encode
-    try:
-        return msgpack.packb(message, default=lambda x: _encode(x, key))
-    except OverflowError:
-        raise ValueError("a message cannot hold an integer of more than 64 bits") from None
+    return msgpack.packb(message, default=lambda x: _encode(x, key))
 
 
 def _encode(x: Any, key: Callable[[str], Any]) -> Any:
@@ -67,6 +64,8 @@ def _encode(x: Any, key: Callable[[str], Any]) -> Any:
         return {key("__ndarray__"): True, **{key(k): v for k, v in values.items()}}
     if isinstance(x, np.generic) and DTYPE.fullmatch(x.dtype.str):
         return x.item()
+    if isinstance(x, int):
+        raise ValueError("a message cannot hold an integer of more than 64 bits")
     raise TypeError(f"a message cannot hold {getattr(x, 'dtype', None) or type(x).__name__}")
 
 

@@ -187,7 +187,7 @@ class CheckpointHook:
         scores: Mapping[str, float] | None = None
         if event.validation is not None:
             scores = retention.mean_scores(event.validation.datasets)
-        if self._lease:  # a process that was suspended for long may have been replaced
+        if self._lease:
             self._lease.check()
         self._checkpoints.save(event.state, event.position, scores)
 

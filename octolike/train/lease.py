@@ -50,10 +50,19 @@ class RunLease:
         self._file.release()
 
     def check(self) -> None:
-        """Raise RunError if another process has taken over, before something is written."""
+        """Raise RunError, before something is written, if the run is no longer this process's.
+
+        Another process may have taken over while this one was suspended for long; or the run's
+        files were removed, and checkpoints alone are no run.
+        """
         owner = self._file.read()
         if owner and not self._file.is_mine(owner):
             raise self._refusal(owner)
+        if owner is None and not (self._directory / "config.json").exists():
+            raise RunError(
+                f"{self._directory} was removed or emptied while its run was training; put it "
+                "back from a copy to resume, or start again"
+            )
 
     def _refusal(self, owner: Owner) -> RunError:
         return RunError(

@@ -82,8 +82,12 @@ class MetricsLogger:
     def __enter__(self) -> MetricsLogger:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(OSError):  # the first error stays the one that is reported
+            self.close()
 
     @property
     def seconds(self) -> float:
@@ -169,10 +173,17 @@ class MetricsLogger:
     def _write_row(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step, "seconds": round(self.seconds, 3)}
         row.update({k: float(v) for k, v in values.items()})
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, float(value), step)
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, float(value), step)
+        except OSError as error:
+            raise OSError(
+                f"the metrics of step {step} could not be written to {self._files.target}: "
+                f"{files.cause(error)}. Remedy: {files.remedy(error) or 'repair the storage'}; "
+                "then the same command resumes from the newest checkpoint"
+            ) from error
         if self._wandb is not None:
             self._wandb.write(step, {k: float(v) for k, v in values.items()})
         if time.monotonic() - self._upload_time > UPLOAD_SECONDS:

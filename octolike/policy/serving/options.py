@@ -60,7 +60,9 @@ class ServeOptions:
         "connection as consecutive control steps (right if the client asks at every step)",
         choices=("none", "server"),
     )
-    seed: int = option(0, "of the noise of clients that send no seed of their own")
+    seed: int = option(
+        0, "of the noise of clients that send no seed of their own", low=0, high=2**32 - 1
+    )
     execute: int = option(
         0, "vla-eval: actions of each chunk to execute; 0: the run's evaluate.execute", low=0
     )
