@@ -32,6 +32,22 @@ ROOT = Path(__file__).parents[1]
 NETWORK = {"kind": "mlp", "hidden": 16, "blocks": 1}
 
 
+INVERSE = """
+import dataclasses
+
+from octolike.data.specs.catalog import find_spec
+
+SPEC = dataclasses.replace(
+    find_spec("fake"),
+    name="inverse",
+    standardize=None,
+    action_from=("action[0:6]", "1 - action[6:7]"),
+    proprio_from=("observation.state",),
+)
+DATASETS = [SPEC]
+"""
+
+
 def config_for(directory: Path, mix: str) -> Config:
     """Return the config of a run with every input, and images smaller than the stored ones."""
     config = Config(workdir=str(directory / "run"))
@@ -325,6 +341,25 @@ def test_a_replay_has_the_idle_steps_that_training_leaves_out(tmp_path):
     (replayed,) = episodes
     np.testing.assert_array_equal(replayed.actions, steps["executed_action"])
     np.testing.assert_array_equal(replayed.observation["proprio"], steps["observation"]["state"])
+
+
+def test_executed_actions_are_converted_as_the_labels_are(tmp_path):
+    """With noise they differ from the labels; both are stored in the dataset's convention."""
+    episode = next(fake_episodes(0, 1, steps=8, cameras={"primary": 40, "wrist": 40}))
+    steps = episode["steps"]
+    steps["executed_action"] = executed = steps["action"] + np.float32(0.01)
+    episode["episode_metadata"] |= {"seed": 3, "split": "train", "skill": "touch"}
+    writer = Writer(str(tmp_path / "data"), "inverse", "1.0.0", {"train": 1})
+    writer.write("train", 0, [episode])
+    writer.finish()
+    config = config_for(tmp_path, "inverse")
+    config.data.validation_split = ""
+    (tmp_path / "inverse.py").write_text(INVERSE)
+    config.data.specs = (str(tmp_path / "inverse.py"),)
+    _, episodes = recorded_frames.sample_episodes(open_data(config).source("inverse"), 1)
+    (replayed,) = episodes
+    np.testing.assert_array_equal(replayed.actions[:, :6], executed[:, :6])
+    np.testing.assert_array_equal(replayed.actions[:, 6], 1 - executed[:, 6])
 
 
 def test_an_unknown_dataset_is_named(opened):

@@ -226,6 +226,17 @@ def _recorded_episode(source: DatasetSplit, number: int) -> RecordedEpisode:
         skill=metadata["skill"].decode(),
         split=metadata["split"].decode(),
         seed=int(metadata["seed"]),
-        actions=np.asarray(fields.get("executed_action", episode.action))[: len(episode)],
+        actions=_executed_actions(source, number, fields, episode)[: len(episode)],
         observation=observation,
     )
+
+
+def _executed_actions(
+    source: DatasetSplit, number: int, fields: Mapping[str, Any], episode: Episode
+) -> np.ndarray:
+    """Return the executed actions, with noise if recorded with noise, in the robot's units."""
+    if "executed_action" not in fields:
+        return episode.action
+    # They are stored as the labels are, so the spec converts them in the same way.
+    executed = {**fields, "action": fields["executed_action"]}
+    return source.reader.standardize(executed, source.name_of(number)).action
