@@ -81,13 +81,19 @@ def test_a_pose_in_degrees_is_to_be_converted_first():
 
 
 def test_targets_that_repeat_their_states_are_named():
-    targets, states = episodes()
-    for target, state in zip(targets, states, strict=True):
-        target[:, :2] = state[:, :2]
-    layouts = layout(JOINTS), layout(JOINTS)
-    assert repeated_states(*layouts, targets, states) == JOINTS[:2]
-    assert repeated_states(*layouts, *episodes()) == ()
+    layouts, (_, states) = (layout(JOINTS), layout(JOINTS)), episodes()
+    assert repeated_states(*layouts, states, states) == JOINTS
     assert recommend(*layouts, states, states) == ("", "")
+
+
+def test_some_joints_may_stand_still():
+    layouts, (targets, states) = (layout(JOINTS), layout(JOINTS)), episodes()
+    for target, state in zip(targets, states, strict=True):
+        target[:, :4] = state[:, :4]
+    assert repeated_states(*layouts, targets, states) == ()
+    found = recommend(*layouts, targets, states)
+    assert found.representation == "delta"
+    assert found.reason.startswith("2 targets are ")
 
 
 def test_the_spec_file_and_its_command_agree_with_the_recommendation(tmp_path):

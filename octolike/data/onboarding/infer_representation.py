@@ -16,7 +16,7 @@ import numpy as np
 from octolike.embodiment import MIN_SPREAD, Layout
 from octolike.representation import KEPT, Representation
 
-CLOSE = 0.3  # of the spread of a target: the distance to its state
+CLOSE = 0.5  # of the spread of a target: the distance to its state
 SAME = 1e-4  # of the spread: a smaller distance to the state is a rounding error
 LAG = 3.0  # times the motion per step: a longer distance to the state is a lag or an offset
 
@@ -48,15 +48,15 @@ def recommend(
     if not pairs or not states:
         return _unnamed(action, proprio, targets, matches)
     distance, spread, motion = _sizes(pairs, actions, states)
-    moving = spread > MIN_SPREAD
+    moving = (spread > MIN_SPREAD) & (distance > SAME * spread)
     if not moving.any():
         return Recommendation()
     share = float(np.median(distance[moving] / spread[moving]))
-    if not SAME < share <= CLOSE:  # also if it is not finite
+    if not share <= CLOSE:  # also if it is not finite
         return Recommendation()
     steps = float(np.median(distance[moving] / np.maximum(motion[moving], MIN_SPREAD)))
     reason = (
-        f"{len(pairs)} targets are {share:.2f} of their spread away from their states (median): "
+        f"{moving.sum()} targets are {share:.2f} of their spread away from their states (median): "
         "learned as they are, their error is relative to the spread, not to the motion"
     )
     text = "delta"
@@ -79,13 +79,18 @@ def repeated_states(
     actions: Sequence[np.ndarray],
     states: Sequence[np.ndarray],
 ) -> tuple[str, ...]:
-    """Return the names of the targets that equal their states of the same step; as `recommend`."""
+    """Return the names of the targets if all equal their states of the same step, or ().
+
+    The arguments are those of `recommend`. Joints that are not used may equal their states.
+    """
     pairs = _pairs(action, proprio)
     if not pairs or not states:
         return ()
     distance, spread, _ = _sizes(pairs, actions, states)
-    same = (spread > MIN_SPREAD) & (distance <= SAME * spread)
-    return tuple(action.names[d] for (d, _), equal in zip(pairs, same, strict=True) if equal)
+    moving = spread > MIN_SPREAD
+    if not moving.any() or (distance > SAME * spread)[moving].any():
+        return ()
+    return tuple(action.names[d] for (d, _), moves in zip(pairs, moving, strict=True) if moves)
 
 
 def _targets(action: Layout) -> list[int]:
@@ -113,8 +118,9 @@ def _sizes(
     away = [t - s[:, of_state] for t, s in zip(targets, states, strict=True)]
     moves = [np.diff(t, axis=0) for t in targets]
     size = lambda parts: np.sqrt(np.nanmean(np.square(np.concatenate(parts)), axis=0))
-    steps = size(moves) if sum(map(len, moves)) else np.zeros(len(pairs))
-    return size(away), np.nanstd(np.concatenate(targets), axis=0), steps
+    with np.errstate(invalid="ignore"):  # infinite values: nothing is recommended
+        steps = size(moves) if sum(map(len, moves)) else np.zeros(len(pairs))
+        return size(away), np.nanstd(np.concatenate(targets), axis=0), steps
 
 
 def _unnamed(
