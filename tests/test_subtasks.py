@@ -245,16 +245,22 @@ def test_a_word_is_chosen_from_the_mixture_over_the_vocabulary():
 
 THINGS, PLACES = range(1, 9), range(9, 17)
 GRASP, PUT, STACK = 17, 18, 19
+UNSEEN = range(20, 200)
 
 
-def examples(pairs, seed, size=32):
-    """Return a batch of "stack A B": "grasp A" with an open hand, else "put B"; ids of words."""
+def examples(pairs, seed, size=32, wording="stack A B"):
+    """Return a batch of a wording, 8 places: "grasp A" with an open hand, else "put B".
+
+    A word of the wording that is neither stack, A nor B is another one of UNSEEN in each row.
+    """
     rng = np.random.default_rng(seed)
     chosen = np.array(pairs)[rng.integers(len(pairs), size=size)]
     is_held = rng.random(size) < 0.5
-    ids = np.zeros((size, 5), np.int32)
-    ids[:, 0], ids[:, 1:3] = STACK, chosen
-    label = np.zeros((size, 1, 5), np.int32)
+    ids = np.zeros((size, 8), np.int32)
+    known = {"stack": STACK, "A": chosen[:, 0], "B": chosen[:, 1]}
+    for place, word in enumerate(wording.split()):
+        ids[:, place] = known.get(word, rng.choice(UNSEEN, size))
+    label = np.zeros((size, 1, 8), np.int32)
     label[:, 0, 0] = np.where(is_held, PUT, GRASP)
     label[:, 0, 1] = np.where(is_held, chosen[:, 1], chosen[:, 0])
     language = {"ids": ids, "mask": ids > 0}
@@ -264,10 +270,10 @@ def examples(pairs, seed, size=32):
     return observation, task | {"subtask": {"ids": label, "mask": label > 0}}
 
 
-def test_the_predictor_learns_pairs_that_it_never_saw():
+def test_the_predictor_reads_pairs_and_wordings_that_it_never_saw():
     pairs = [(a, b) for a in THINGS for b in PLACES]
     held_out = pairs[::5]
-    tokenizer = Subtask(vocabulary=24, width=32, layers=1)
+    tokenizer = Subtask(vocabulary=200, width=32, layers=1)
     params = tokenizer.init(jax.random.key(0), *examples(pairs, 0), train=False)
     tx = optax.adam(5e-3)
 
@@ -283,6 +289,43 @@ def test_the_predictor_learns_pairs_that_it_never_saw():
     state, training = tx.init(params), [p for p in pairs if p not in held_out]
     for i in range(250):
         params, state = step(params, state, examples(training, i), jax.random.key(i))
-    _, metrics = tokenizer.apply(params, *examples(held_out, 1000, 256), train=False)
-    assert metrics["subtask_exact"] > 0.95, "copied words, not memorised sentences"
-    assert jnp.isfinite(metrics["subtask_loss"])
+    exact = {}
+    for wording in (
+        "stack A B",
+        "A B",
+        "please now A B",
+        "stack A right on B",
+        "A goes B from above",
+    ):
+        inputs = examples(held_out, 1000, 256, wording)
+        _, metrics = tokenizer.apply(params, *inputs, train=False)
+        assert jnp.isfinite(metrics["subtask_loss"])
+        exact[wording] = float(metrics["subtask_exact"])
+    assert exact["stack A B"] > 0.95, "copied words, not memorised sentences"
+    assert min(exact.values()) > 0.8, f"the wording should not matter: {exact}"
+
+
+def test_a_varied_wording_keeps_the_order_and_most_words_of_the_subtask():
+    rows, n = 512, 12
+    reader = SubtaskReader(10_000, 8, 1, 2, 0.8)
+    ids = np.where(np.arange(n) < 9, np.arange(n) + 1, 0)
+    label = {"ids": np.array([[3, 4, 9]]), "mask": np.ones((1, 3), bool)}
+    inputs = np.tile(ids, (rows, 1)), np.tile(ids > 0, (rows, 1))
+    label = {k: np.tile(x, (rows, 1, 1)) for k, x in label.items()}
+    rngs = {"dropout": jax.random.key(0)}
+    varied, visible = reader.apply({}, *inputs, label, method="_vary_wording", rngs=rngs)
+    kept, counts, is_new, named = np.zeros(10), [], [], np.array([3, 4, 9])
+    for row, mask in zip(np.asarray(varied), np.asarray(visible), strict=True):
+        words = row[mask]
+        assert not mask[len(words) :].any(), "no gap between words"
+        old = words[words < 10]
+        np.testing.assert_array_equal(old, np.sort(old))
+        assert np.isin(named, old).sum() >= 2, "one word of the subtask changes at most"
+        kept[old] += 1
+        counts.append(len(words))
+        is_new.append([words[0] >= 10, words[-1] >= 10])
+    assert min(counts) < 9 < max(counts) == n
+    assert (np.mean(is_new, axis=0) > 0.05).all(), "words change in front and at the end, too"
+    others = kept[[1, 2, 5, 6, 7, 8]] / rows
+    np.testing.assert_allclose(kept[named] / rows, 0.93, atol=0.04)
+    np.testing.assert_allclose(others, 0.55, atol=0.1)

@@ -14,8 +14,7 @@ share a subtask share its examples, and a subtask names fewer objects than an in
 
 A word is generated from the vocabulary or copied from the instruction (See et al. 2017), so that
 pairs of words never seen together can be named. The reader should not depend on the wording: in
-training, words that the subtask does not contain are sometimes replaced by random ones, and random
-words are added in front.
+training, words are replaced by random ones, left out and added (`SubtaskReader._vary_wording`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,11 @@ from octolike.model.tokens import AttentionMask, Layout
 from octolike.model.transformer import Transformer
 from octolike.types import TokenGroup
 
-MOST_ADDED = 4  # random words in front of an instruction
+# How the wording varies in training, relative to `replaced`.
+NAMED = 0.5  # instructions with one of the words of subtasks replaced
+LEFT_OUT = 0.3  # other words, left out
+ADDED = 0.15  # places with words added
+MOST_ADDED = 4  # words at one place
 
 
 class Subtask(nn.Module):
@@ -48,9 +51,9 @@ class Subtask(nn.Module):
     layers: int = option(2, "transformer blocks of the reader", low=1)
     attention_heads: int = option(4, "attention heads of the reader; they divide the width", low=1)
     replaced: float = option(
-        0.3,
-        "in training, the share of the instruction's words outside the subtask that are replaced, "
-        "and of the instructions with words added in front",
+        0.8,
+        "in training, the largest share of an instruction's words outside the subtask that are "
+        "replaced by random ones; fewer are left out, added, or replaced inside the subtask",
         low=0,
         high=1,
     )
@@ -201,23 +204,34 @@ class SubtaskReader(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Return (ids [B, n], visible): as if the instruction had other words.
 
-        Some words that no subtask of the window contains are replaced by random ones, and some
-        instructions get up to MOST_ADDED random words in front, if there is room.
+        Each instruction draws how much it changes. Its words are replaced by random ones or left
+        out, and random words are added in front and after words, as far as there is room. Words
+        that some subtask of the batch contains are never left out, and at most one is replaced:
+        whether an instruction names one thing or two must stay visible ("pick up", "put").
         """
-        keys = jax.random.split(self.make_rng("dropout"), 4)
+        keys = jax.random.split(self.make_rng("dropout"), 8)
         rows, n = ids.shape
-        same = ids[:, None, None] == label["ids"][..., None]
-        is_named = (same & label["mask"][..., None]).any((1, 2))
-        is_replaced = jax.random.bernoulli(keys[0], self.replaced, ids.shape) & ~is_named
-        random = jax.random.randint(keys[1], ids.shape, 0, self.vocabulary)
-        ids = jnp.where(is_replaced, random, ids)
-        added = jax.random.randint(keys[2], (rows,), 1, MOST_ADDED + 1)
-        added *= jax.random.bernoulli(keys[3], self.replaced, (rows,))
-        source = jnp.arange(n) - jnp.minimum(added, n - visible.sum(1))[:, None]
-        is_new, source = source < 0, jnp.maximum(source, 0)
-        moved = (jnp.take_along_axis(x, source, axis=1) for x in (ids, visible))
-        ids, visible = moved
-        return jnp.where(is_new, random, ids), visible | is_new
+        is_named = jnp.zeros(self.vocabulary, bool).at[label["ids"]].max(label["mask"])[ids]
+        change = self.replaced * jax.random.uniform(keys[0], (rows, 1))
+        random = jax.random.randint(keys[1], (rows, n + 1, 1 + MOST_ADDED), 0, self.vocabulary)
+        is_replaced = jax.random.bernoulli(keys[2], change, ids.shape) & ~is_named
+        lot = jax.random.uniform(keys[3], ids.shape) * (is_named & visible)
+        is_one = jnp.arange(n) == lot.argmax(1, keepdims=True)
+        is_replaced |= is_one & jax.random.bernoulli(keys[4], NAMED * change)
+        is_left_out = jax.random.bernoulli(keys[5], LEFT_OUT * change, ids.shape) & ~is_named
+        words, is_kept = jnp.where(is_replaced, random[:, 1:, 0], ids), visible & ~is_left_out
+        # n + 1 groups of a word and the random words after it; the first group has no word.
+        is_gap = jnp.pad(visible, ((0, 0), (1, 0)), constant_values=True)
+        is_gap &= jax.random.bernoulli(keys[6], ADDED * change, is_gap.shape)
+        added = jax.random.randint(keys[7], is_gap.shape, 1, MOST_ADDED + 1) * is_gap
+        is_added = jnp.arange(MOST_ADDED) < added[..., None]
+        room = n - is_kept.sum(1)[:, None]
+        is_added &= (is_added.reshape(rows, -1).cumsum(1) <= room).reshape(is_added.shape)
+        words, is_kept = (jnp.pad(x, ((0, 0), (1, 0)))[..., None] for x in (words, is_kept))
+        words = jnp.concatenate([words, random[..., 1:]], axis=-1).reshape(rows, -1)
+        visible = jnp.concatenate([is_kept, is_added], axis=-1).reshape(rows, -1)
+        first = jnp.argsort(~visible, axis=1, stable=True)[:, :n]
+        return jnp.take_along_axis(words, first, 1), jnp.take_along_axis(visible, first, 1)
 
     def _positions(self, name: str, count: int) -> jax.Array:
         init, shape = nn.initializers.normal(self.width**-0.5), (count, self.width)
