@@ -196,7 +196,9 @@ def compare(killed: Path, uninterrupted: Path) -> None:
     assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
 
 
-def run(directory: Path, times: int, seed: int, config: str = "") -> tuple[list[Path], dict]:
+def run(
+    directory: Path, times: int, seed: int, config: str = "", steps: int = 0
+) -> tuple[list[Path], dict]:
     """Kill runs `times` times, and finish them; return their directories and a summary.
 
     `directory`/uninterrupted is the run to compare them with, once no process is forked any more.
@@ -204,7 +206,8 @@ def run(directory: Path, times: int, seed: int, config: str = "") -> tuple[list[
     Raises:
         AssertionError: a run cannot be resumed.
     """
-    steps, cache, random, partial = min(100, 20 * times), directory / "cache", Random(seed), 0
+    steps, cache = steps or min(100, 20 * times), directory / "cache"
+    random, partial = Random(seed), 0
     uninterrupted, runs = directory / "uninterrupted", [directory / "killed_1"]
     finish(start(uninterrupted, steps, cache, config), log_of(uninterrupted))
     for i in range(times):

@@ -109,11 +109,15 @@ def full_disks(tally: Tally, folder: Path, steps: int, times: int, seed: int) ->
 
 
 def run(tally: Tally, folder: Path, times: int, seed: int) -> Pending:
-    """Run all; return the finished runs, to be compared once no process is forked any more."""
+    """Run all; return the finished runs, to be compared once no process is forked any more.
+
+    folder/uninterrupted, a run of STEPS steps, is made if it does not exist.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     steps = STEPS
     workdir = folder / "uninterrupted"
-    kills.finish(kills.start(workdir, steps, folder / "cache"), kills.log_of(workdir))
+    if not workdir.exists():
+        kills.finish(kills.start(workdir, steps, folder / "cache"), kills.log_of(workdir))
     pending = signal_runs(tally, folder, steps, times, seed)
     pending += second_starts(tally, folder, steps, max(times // 4, 1))
     return pending + full_disks(tally, folder, steps, max(times // 2, 1), seed)
