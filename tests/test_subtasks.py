@@ -307,7 +307,7 @@ def test_the_predictor_reads_pairs_and_wordings_that_it_never_saw():
 
 def test_a_varied_wording_keeps_the_order_and_most_words_of_the_subtask():
     rows, n = 512, 12
-    reader = SubtaskReader(10_000, 8, 1, 2, 0.8)
+    reader = SubtaskReader(1_000_000, 8, 1, 2, 0.8)
     ids = np.where(np.arange(n) < 9, np.arange(n) + 1, 0)
     label = {"ids": np.array([[3, 4, 9]]), "mask": np.ones((1, 3), bool)}
     inputs = np.tile(ids, (rows, 1)), np.tile(ids > 0, (rows, 1))
