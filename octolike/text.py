@@ -139,7 +139,8 @@ class HuggingFaceTokenizer(TextTokenizer):
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"data.text.path {self.path!r} is neither a directory with a tokenizer "
-                f"(tokenizer.json, tokenizer_config.json) nor a reachable hub id: {error}"
+                f"(tokenizer.json, tokenizer_config.json) nor a reachable hub id: "
+                f"{files.cause(error)}"
             ) from error
 
     @property

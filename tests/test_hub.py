@@ -224,6 +224,23 @@ def test_a_pipe_is_neither_pulled_nor_pushed(run_dir, tmp_path, name):
     os.mkfifo(source / name)
     with pytest.raises(RunError, match="is not a regular file"):
         pull(str(source), tmp_path / "pulled")
-    if name != "README.md":  # which a push writes itself
+    if name == "scores.json":  # a push writes the card, and takes a tokenizer that training wrote
         with pytest.raises(RunError, match="is not a regular file"):
             push(source, str(tmp_path / "pushed"))
+
+
+def test_a_push_takes_only_files_that_training_wrote(run_dir, tmp_path):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "key").write_text("secret")
+    source = shutil.copytree(run_dir, tmp_path / "source")
+    (source / "plugins").symlink_to(tmp_path / "secrets")
+    (source / "checkpoints" / "7" / "extra").symlink_to(tmp_path / "secrets" / "key")
+    push(source, str(tmp_path / "pushed"))
+    assert not [p for p in (tmp_path / "pushed").rglob("*") if p.name in ("key", "extra")]
+
+
+def test_a_config_that_is_nested_too_deeply_is_one_line(run_dir, tmp_path):
+    source = shutil.copytree(run_dir, tmp_path / "source")
+    (source / "config.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match=r"config\.json cannot be read as JSON"):
+        pull(str(source), tmp_path / "pulled")

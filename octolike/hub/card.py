@@ -41,7 +41,7 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file of a run; RunError if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read as JSON: {error}") from error
 
 

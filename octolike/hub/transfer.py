@@ -138,17 +138,23 @@ def stage(run: Path, staged: LocalPath, step: int | None, with_optimizer: bool) 
     run_manifest.check(run)
     checkpoint = run / CHECKPOINTS / str(step)
     _check_checkpoint(checkpoint)
-    names = [*run_manifest.JSON_FILES, *OPTIONAL, *run_manifest.kept_files(run)]
+    # Only files that training wrote: a folder may link anywhere.
+    listed, stored = manifest.read(run), manifest.read(checkpoint)
+    kept = [k for k in run_manifest.kept_files(run) if listed is None or k in listed.entries]
+    names = [*run_manifest.JSON_FILES, *OPTIONAL, *kept]
     for name in dict.fromkeys(names):
         if (run / name).exists():
             _copy(run / name, staged / name)
     inside = manifest.list_files(checkpoint)
+    if stored is not None:
+        written = {*stored.entries, *checkpoint_manifest.COMMIT_FILES}
+        inside = [name for name in inside if name in written]
     if not with_optimizer:
         inside = [name for name in inside if not name.startswith(FOR_TRAINING)]
     copied = staged / CHECKPOINTS / str(step)
     for name in inside:
         _copy(checkpoint / name, copied / name)
-    if (stored := manifest.read(checkpoint)) is not None:
+    if stored is not None:
         entries = {k: v for k, v in stored.entries.items() if k in inside}
         manifest.write(copied, manifest.Manifest(stored.about, entries))
     return step
