@@ -2,7 +2,7 @@
 
 make quickstart                         everything, from installation to report
 octolike train --config quickstart      only the training
-... --config quickstart:debug           seconds, a quick check
+... --config quickstart:debug           few demonstrations and steps, a quick check
 ... --config quickstart:subtasks=false  without the subtask level: one text for a whole episode
 """
 
