@@ -201,14 +201,16 @@ def read_text(path: PathLike) -> str:
 def child(directory: PathLike, name: str) -> Path:
     """Return directory/name; ValueError for a name that leaves the directory.
 
-    For names in untrusted files.
+    For names in untrusted files. In the cache of the Hugging Face hub, snapshots/REVISION consists
+    of links to the files in `blobs` next to `snapshots`; these count as inside.
     """
     root = as_path(directory)
     parts = pathlib.PurePosixPath(name).parts
     leaves = not parts or ".." in parts or parts[0] == "/" or "\\" in name or "\0" in name
     if not leaves and not is_remote(root):
-        inside = pathlib.Path(root / name).resolve()
-        leaves = not inside.is_relative_to(pathlib.Path(root).resolve())
+        target, top = pathlib.Path(root / name).resolve(), pathlib.Path(root).resolve()
+        cached = top.parent.parent / "blobs" if top.parent.name == "snapshots" else top
+        leaves = not (target.is_relative_to(top) or target.is_relative_to(cached))
     if leaves:
         raise ValueError(f"{name!r:.200} is not a file below {os.fspath(directory)}")
     return root / name

@@ -194,6 +194,28 @@ def test_a_stored_name_must_stay_below_its_directory(tmp_path, name):
     assert files.child(tmp_path / "run", "a/b.npy") == tmp_path / "run" / "a" / "b.npy"
 
 
+def test_links_of_the_hugging_face_cache_stay_inside(tmp_path):
+    """A snapshot there consists of links: datasets--OWNER--NAME/{blobs, snapshots/REVISION}."""
+    snapshot, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
+    (snapshot / "data").mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "1f").write_text("rows")
+    (tmp_path / "secret").write_text("key")
+    (blobs / "2e").symlink_to(tmp_path / "secret")
+    for name in ("1f", "2e"):
+        (snapshot / "data" / name).symlink_to(f"../../../blobs/{name}")
+    assert files.child(snapshot, "data/1f").read_text() == "rows"
+    with pytest.raises(ValueError, match="'data/2e' is not a file below"):
+        files.child(snapshot, "data/2e")
+    (tmp_path / "copy").symlink_to(snapshot)
+    assert files.child(tmp_path / "copy", "data/1f").read_text() == "rows"
+    (snapshot / "data").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "1f").unlink()
+    (tmp_path / "elsewhere" / "1f").symlink_to(blobs / "1f")
+    with pytest.raises(ValueError, match="'1f' is not a file below"):
+        files.child(tmp_path / "elsewhere", "1f")
+
+
 def test_a_folder_of_a_package_is_found_without_running_its_code(tmp_path, monkeypatch):
     package = tmp_path / "with_weights"
     (package / "model").mkdir(parents=True)
