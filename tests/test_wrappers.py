@@ -367,7 +367,7 @@ def test_failed_demonstrations_are_repeated_and_counted():
     assert [(m["seed"], m["skill"], f) for m, f in got] == [(2, "touch", 2), (10, "push", 2)]
     with pytest.raises(RuntimeError, match=r"'touch' failed with seeds 0 to 7, noise 0.25"):
         list(make_recorder(8).record(shard))
-    with pytest.raises(RuntimeError, match=r"crashed at 'push', seed 14(.|\n)*exploded"):
+    with pytest.raises(RuntimeError, match=r"failed at 'push', seed 14(.|\n)*exploded"):
         list(
             make_recorder(7).record(
                 demonstrations.DemonstrationShard("train", 0, 1, (("push", 8),))
