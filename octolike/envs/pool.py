@@ -34,8 +34,8 @@ from octolike import files
 from octolike.config import ConfigError, plugins
 
 TIMEOUT = 120.0  # seconds per command, unless it has a limit of its own
-EPISODE_LIMIT = 1200.0  # of a whole episode: LIBERO renders one in minutes on a slow core
-QUIET = 1 / 8  # of that time; then a line reports the wait
+EPISODE_LIMIT = 1200.0  # seconds for a whole episode: LIBERO renders one in minutes on a slow core
+QUIET = 1 / 8  # share of the time limit after which a line reports the wait
 
 
 class ResetCommand(NamedTuple):

@@ -97,7 +97,7 @@ def infer(survey: Survey) -> InferredSpec:
         for name, text in layout.evidence.items()
     }
     if not survey.control_hz:
-        evidence["control_hz"] = f"not in the data: {DEFAULT_HZ:g} is a default"
+        evidence["control_hz"] = f"not in the data as a rate above 0: {DEFAULT_HZ:g} is a default"
     if depth:
         evidence["depth_unit"] = "by the type of the pixels: uint16 millimetres, float32 metres"
     action_layout, proprio_layout = layouts["action"], layouts["proprio"]
@@ -194,15 +194,13 @@ def find_problems(survey: Survey, spec: InferredSpec) -> list[str]:
         problems += _field_problems(field, survey.numbers[field])
     problems += [*spec.action_layout.doubts, *spec.proprio_layout.doubts]
     layouts = spec.action_layout.layout, spec.proprio_layout.layout
-    numbers = (join_fields(survey, x) if x else [] for x in (spec.action, spec.proprio))
-    if repeated := repeated_states(*layouts, *numbers):
+    actions, states = (join_fields(survey, x) if x else [] for x in (spec.action, spec.proprio))
+    if repeated := repeated_states(*layouts, actions, states):
         problems.append(
             f"action: {', '.join(repeated)} equal the states of the same step: a policy learns to "
             "stay where it is; in standardize, use the next step's state as the action"
         )
-    return problems + _action_problems(
-        spec, join_fields(survey, spec.action) if spec.action else []
-    )
+    return problems + _action_problems(spec, actions)
 
 
 def _camera_problems(survey: Survey) -> list[str]:

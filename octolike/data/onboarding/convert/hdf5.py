@@ -39,7 +39,6 @@ from octolike.data.rlds.decode import MOST_PIXELS
 from octolike.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
-LARGEST = 64 << 30  # bytes of one array: more is a decompression bomb
 LARGEST_ROW = 4 * MOST_PIXELS  # bytes of a picture
 DEEPEST = 100  # groups within each other
 SPLITS = {"train": "train", "valid": "val"}
@@ -336,8 +335,8 @@ def _foreign_data(x: h5py.Dataset) -> str:
         return f"has its values in {x.external[0][0]!r:.200}; copy them into the file"
     if x.is_virtual and any(source.file_name != "." for source in x.virtual_sources()):
         return "is a view of other files; copy their data into this one"
-    if x.nbytes > LARGEST:
-        return f"has {x.nbytes:,} bytes; expected at most {LARGEST:,}"
+    if x.nbytes > recording.LARGEST:
+        return f"has {x.nbytes:,} bytes; expected at most {recording.LARGEST:,}"
     if x.shape and x.nbytes > LARGEST_ROW * len(x):
         return f"has rows of {x.nbytes // len(x):,} bytes; expected at most {LARGEST_ROW:,}"
     return ""

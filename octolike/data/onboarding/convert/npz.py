@@ -24,7 +24,6 @@ from octolike.data.onboarding.convert.hdf5 import natural_key
 from octolike.data.onboarding.convert.recording import EpisodeLocation
 from octolike.errors import DataError
 
-LARGEST = 64 << 30  # bytes of the arrays of a file: more is a decompression bomb
 STEP_KEYS = ("action", "reward", "is_terminal", "discount")
 
 
@@ -128,8 +127,10 @@ def _open_npz(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > LARGEST:
-            raise DataError(f"{path} has arrays of {size:,} bytes; expected at most {LARGEST:,}")
+        if size > recording.LARGEST:
+            raise DataError(
+                f"{path} has arrays of {size:,} bytes; expected at most {recording.LARGEST:,}"
+            )
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} is not a complete npz file: {files.cause(error)}") from None

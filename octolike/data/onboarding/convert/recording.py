@@ -25,6 +25,7 @@ MALFORMED = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
     *(RuntimeError, MemoryError, OSError, zlib.error),
 )
+LARGEST = 64 << 30  # bytes of an HDF5 array or an npz file: more is a decompression bomb
 MOST_STEPS = 1_000_000  # of an episode: five hours at 50 per second
 ACTIONS = ("action", "actions")
 REMARKS = ("left_out", "changed")  # keys of an episode: {column: reason or form}
