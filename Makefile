@@ -34,9 +34,9 @@ RUN := runs/quickstart
 	@touch $@
 
 quickstart: gl .venv/ready
-	@echo "octolike: 1 of 3, collecting demonstrations of five skills (about 1.5 minutes on two cores)"
+	@echo "octolike: 1 of 3, collecting demonstrations of five skills (1.5 to 3 minutes on two cores)"
 	@$(BIN)/octolike collect --config quickstart
-	@echo "octolike: 2 of 3, training one policy (about 5 minutes on two cores)"
+	@echo "octolike: 2 of 3, training one policy (5 to 10 minutes on two cores)"
 	@$(BIN)/octolike train --config quickstart
 	@echo "octolike: 3 of 3, evaluating it and the untrained network (about 2 minutes)"
 	@$(BIN)/octolike evaluate --run $(RUN)

@@ -1,4 +1,4 @@
-"""The ten-minute run: five skills on the simulated table, demonstrations included.
+"""The quick start: five skills on the simulated table, demonstrations included.
 
 make quickstart                         everything, from installation to report
 octolike train --config quickstart      only the training
