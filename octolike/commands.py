@@ -14,6 +14,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from octolike import terminal
 from octolike.config.components import unknown
 from octolike.config.python_files import shipped, shipped_config
 
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     # For _launch.py and benchmarks/; last, since a standard module is named statistics, too.
     sys.path.append(str(script.parent))
     sys.argv = [str(script), *_with_config_paths(arguments[1:])]
+    terminal.prepare()
     try:
         runpy.run_path(str(script), run_name="__main__")
     except KeyboardInterrupt:

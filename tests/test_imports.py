@@ -26,12 +26,13 @@ LOWEST = {
     "tables",
     "progress",
     "plain_figure",
+    "terminal",
 }
 # part (a package or module of octolike): the parts that it may import
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
-    "config": {"config", "errors", "files", "tables"},
+    "config": {"config", "errors", "files", "tables", "terminal"},
     "files": {"errors"},
     "manifest": {"errors", "files"},
     "owner_file": {"files"},
@@ -40,6 +41,7 @@ MAY_IMPORT = {
     "tables": set(),
     "plain_figure": set(),
     "progress": set(),
+    "terminal": set(),
     "images": set(),
     "representation": LOWEST,
     "state_representation": {*LOWEST, "representation"},

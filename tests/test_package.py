@@ -53,6 +53,36 @@ def test_the_command_runs_a_script_with_a_config_of_that_name(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+LOST = """
+import gc, runpy, signal, sys, time
+from octolike import commands
+
+def callback(phase, info):
+    gc.callbacks.remove(callback)
+    signal.raise_signal(signal.SIGINT)
+
+def command(*_, **__):
+    print("a \\x1b[2J \\u202e text")
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(60)
+
+runpy.run_path = command
+commands.main(["config"])
+"""
+
+
+def test_a_ctrl_c_during_a_callback_of_the_garbage_collector_ends_the_command():
+    """JAX has such a callback, and Python ignores what is raised there.
+
+    Escape sequences of printed texts do not reach the terminal.
+    """
+    done = run(sys.executable, "-c", LOST, env=_environment(), timeout=30)
+    assert done.returncode == 130
+    assert done.stdout == "a \\x1b[2J \\u202e text\ninterrupted; what is on disk stays\n"
+    assert done.stderr == ""
+
+
 def test_a_config_is_a_file_or_the_name_of_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shipped_config("quickstart:debug") == f"{shipped('configs')}/quickstart.py:debug"

@@ -23,6 +23,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from octolike import terminal
 from octolike.config import plugins
 from octolike.config.components import Component, MissingKeyError, as_component, unknown
 from octolike.config.python_files import shipped
@@ -57,6 +58,7 @@ def run(main: Callable[[Config], Any]) -> None:
     from absl import app, flags, logging
     from ml_collections import config_flags
 
+    terminal.prepare()
     argv, overrides = split_overrides(sys.argv)
     flag = config_flags.DEFINE_config_file(
         "config", help_string="path of a config file", sys_argv=argv
