@@ -25,6 +25,24 @@ def run_script(body: str, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
+def test_a_ctrl_c_in_main_is_one_line():
+    """A second one, for example, while the first is being handled."""
+    done = run_script("raise KeyboardInterrupt", "--config=configs/quickstart.py")
+    assert done.returncode == 130
+    assert done.stdout == "interrupted; what is on disk stays, and the same command resumes\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("seed", [2**64, 2**63, 2**32, -1, 1.5, True, "1"])
+def test_a_seed_beyond_those_of_jax_is_refused(seed):
+    """Of 2**32 JAX would take the lower half, 0."""
+    for name in ("seed", "evaluate.seed"):
+        config = c.Config()
+        (config.evaluate if "." in name else config).seed = seed
+        with pytest.raises(c.ConfigError, match=rf"\A{name} is "):
+            config.check()
+
+
 def test_json_round_trip_keeps_everything():
     original = c.Config(workdir="runs/x")
     original.model.heads["action"] = c.Component(kind="diffusion", steps=10)

@@ -170,6 +170,14 @@ def test_a_comparison_that_cannot_be_made_is_one_line(load, monkeypatch):
     assert len(commands) == 1
 
 
+@pytest.mark.parametrize("name", ["compare", "transfer"])
+@pytest.mark.parametrize("seeds", ["0", "-1", "1.5", "x"])
+def test_a_study_needs_a_seed(load, monkeypatch, capsys, name, seeds):
+    with pytest.raises(SystemExit):
+        run(load(name), monkeypatch, "--config", "x", f"--seeds={seeds}")
+    assert f"{seeds} is not a number of at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", [SCRIPTS / "compare.py", *CONFIGS], ids=lambda p: p.stem)
 def test_variants_in_a_command_exist(path):
     """A command at the head of a file names the variants that its config has."""

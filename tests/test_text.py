@@ -36,6 +36,15 @@ def test_a_text_without_words_still_has_tokens():
     assert mask.sum(1).tolist() == [2, 1, 0]
 
 
+@pytest.mark.parametrize("text", ["put it " * 50_000, "a" * 350_000, "把" * 100_000])
+def test_a_giant_instruction_is_truncated_with_a_short_warning(text):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ids, mask = HashTokenizer(length=8).encode([text])
+    assert ids.shape == mask.shape == (1, 8)
+    assert all(len(str(warning.message)) < 400 for warning in caught)
+
+
 def test_runs_before_format_3_keep_their_ids():
     old = HashTokenizer(segmentation="words")
     assert old._ids("把红色的块放进碗") == [zlib.crc32("把红色的块放进碗".encode()) % 4095 + 1]

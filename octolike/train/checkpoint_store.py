@@ -173,8 +173,9 @@ class CheckpointStore:
         steps = [s for s in self.complete() if s != step]
         intact = f"Checkpoints {steps} are intact" if steps else "No other checkpoint exists yet"
         remedy = files.remedy(error)
-        if not remedy or "space" in remedy:
-            remedy = "free some space, or lower train.keep"
+        if "space" in remedy:
+            remedy += ", or lower train.keep"
+        remedy = remedy or "none is known for this cause; remove it"
         return SaveError(
             f"checkpoint {step} could not be written to {self.directory}: {cause_of(error)}. "
             f"It needs up to {size:,} bytes{free}. {intact}. Remedy: {remedy}; then the "
