@@ -6,6 +6,7 @@ other values to test optimized code, or to keep the compiled code for the next r
 """
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,12 +17,27 @@ import pytest
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
 
+TEMPORARY, PREFIX = "OCTOLIKE_TESTS_TEMPORARY", "octolike-tests-"
+
+
+def _remove_remains() -> None:
+    """Remove the temporary directories of sessions that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 # Before JAX is imported; the processes that xdist and the tests start inherit these.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    COMPILED = tempfile.TemporaryDirectory(prefix="octolike-compiled-")  # removed at the end
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+if TEMPORARY not in os.environ:  # in the first process of a session
+    _remove_remains()
+    # tensorflow_datasets leaves a directory for each builder; this one is removed at the end.
+    SESSION = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-")
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    os.environ[TEMPORARY] = os.environ["TMPDIR"] = tempfile.tempdir = SESSION.name
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{os.environ[TEMPORARY]}/compiled")
 
 
 def pytest_collection_modifyitems(config, items):
