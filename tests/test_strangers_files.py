@@ -28,7 +28,7 @@ from octolike.data.onboarding import infer_spec
 from octolike.data.onboarding.convert import conversion, frame_encoding, video
 from octolike.data.onboarding.convert.hdf5 import open_hdf5
 from octolike.data.onboarding.survey import survey_dataset
-from octolike.data.rlds import decode, known_features
+from octolike.data.rlds import decode, known_features, statistics
 from octolike.data.rlds.reader import Reader
 from octolike.data.specs.catalog import load_specs
 from octolike.embodiment import embodiments_from_json, embodiments_to_json
@@ -92,6 +92,129 @@ def test_an_impossible_number_of_episodes_is_one_line(dataset, tmp_path, length)
     )
     with pytest.raises(DataError, match=r"\Arobot: .*dataset_info.json states shards of [^\n]*\Z"):
         Reader(stored.spec("robot"), str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("key", ["filepathTemplate", "filepath_template"])
+@pytest.mark.parametrize(
+    "template", ["{DATASET:999999999}-{SPLIT}", "{SPLIT.__class__}", "{SHARD_X_OF_Y!r}", "{0}", 5]
+)
+def test_the_name_of_a_shard_has_no_other_fields(dataset, tmp_path, template, key):
+    """A width of a billion would make a message of a gigabyte."""
+    directory = shutil.copytree(dataset, tmp_path / "robot" / "1.0.0")
+
+    def change(info):
+        info["splits"][0].pop("filepathTemplate")
+        info["splits"][0][key] = template
+
+    change_json(directory / "dataset_info.json", change)
+    with pytest.raises(DataError, match=r"\Arobot: .* names its shards [^\n]*\Z") as error:
+        Reader(stored.spec("robot"), str(tmp_path), "train")
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize(
+    "name", ["features.json", "dataset_info.json", "settings.json", "x.labels.txt", "a-shard"]
+)
+def test_a_pipe_or_device_in_a_dataset_is_one_line(dataset, tmp_path, name, kind, patience):
+    """tensorflow_datasets would wait for the pipe, and fill the memory with the device."""
+    directory = shutil.copytree(dataset, tmp_path / "robot" / "1.0.0")
+    (directory / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(directory / name)
+    else:
+        (directory / name).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"\A[^\n]*(a pipe or device|not an RLDS)[^\n]*\Z"):
+        survey_dataset(tmp_path / "robot")
+    with pytest.raises(DataError, match=r"\A[^\n]*a pipe or device[^\n]*\Z"):
+        Reader(stored.spec("robot"), str(tmp_path), "train")
+
+
+def test_a_link_in_a_circle_does_not_hinder_reading(dataset, tmp_path):
+    directory = shutil.copytree(dataset, tmp_path / "robot" / "1.0.0")
+    (directory / "circle").symlink_to("circle")
+    assert survey_dataset(directory).count == 1
+    assert Reader(stored.spec("robot"), str(tmp_path), "train").counts == [1]
+
+
+def test_a_json_file_with_a_key_twice_is_one_line(tmp_path):
+    (tmp_path / "twice.json").write_text('{"a": 1, "a": 2}')
+    with pytest.raises(DataError, match="has the key 'a' twice"):
+        known_features.read_json(str(tmp_path / "twice.json"))
+
+
+def change_field(directory: Path, name: str, shape, **changes) -> None:
+    """Write a field of the steps into features.json: a tensor of a shape, with other settings."""
+
+    def change(data):
+        steps = data["featuresDict"]["features"]["steps"]["sequence"]["feature"]
+        fields = steps["featuresDict"]["features"]
+        field = json.loads(json.dumps(fields["action"]))
+        field["tensor"].update(shape={"dimensions": [str(x) for x in shape]}, **changes)
+        fields[name] = field
+
+    change_json(directory / "features.json", change)
+
+
+@pytest.mark.parametrize("name", ["action", "unused"])
+@pytest.mark.parametrize("shape", [[2**40], [2**40, 2**40], [2**27, 2, 2], [1] * 300])
+def test_a_field_of_an_impossible_shape_is_one_line(dataset, tmp_path, name, shape):
+    """TensorFlow ends the process for two of them, one fills the memory."""
+    directory = shutil.copytree(dataset, tmp_path / "robot" / "1.0.0")
+    change_field(directory, name, shape, optional=True)
+    for read in (lambda: survey_dataset(directory), lambda: read_all(tmp_path)):
+        with pytest.raises(DataError, match=r"\A[^\n]*has a field of shape [^\n]*\Z"):
+            read()
+
+
+PARSED = {
+    "no values": ([0], {}, "has the shape"),
+    "compressed": ([3], {"encoding": "zlib"}, "is stored as bytes or zlib"),
+    "of bytes": ([3], {"encoding": "bytes"}, "is stored as bytes or zlib"),
+    "complex numbers": ([3], {"dtype": "complex128"}, "cannot be parsed"),
+    "optional": ([3], {"optional": True}, "cannot be parsed"),
+    "of unknown shape": ([-1, -1], {}, "cannot be parsed"),
+}
+
+
+@pytest.mark.parametrize("name", PARSED)
+def test_a_field_that_is_never_parsed_is_one_line(dataset, tmp_path, name):
+    """TensorFlow divides by the 0 of a shape, which ends the process."""
+    shape, changes, message = PARSED[name]
+    directory = shutil.copytree(dataset, tmp_path / "robot" / "1.0.0")
+    change_field(directory, "action", shape, **changes)
+    with pytest.raises(DataError, match=rf"\Arobot: [^\n]*{message}[^\n]*\Z"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no values", "compressed"])
+def test_a_field_that_is_never_parsed_may_be_there(dataset, tmp_path, name):
+    shape, changes, message = PARSED[name]
+    directory = shutil.copytree(dataset, tmp_path / "robot" / "1.0.0")
+    expected = read_all(tmp_path)
+    change_field(directory, "unused", shape, **changes)
+    assert read_all(tmp_path) == expected
+    survey = survey_dataset(directory)
+    assert "unused" not in survey.numbers
+    assert message in survey.features["unused"]
+
+
+@pytest.mark.parametrize("name", ["ro\nbot", "ro\x1b[2Jbot"])
+def test_a_directory_with_control_characters_is_one_line(dataset, tmp_path, name):
+    directory = shutil.copytree(dataset, tmp_path / name / "1.0.0")
+    message = r"\A[^\n\x1b]*control characters[^\n\x1b]*\Z"
+    with pytest.raises(DataError, match=message):
+        survey_dataset(directory)
+    with pytest.raises(DataError, match=message):
+        Reader(stored.spec("1.0.0"), str(tmp_path / name), "train")
+
+
+def read_all(root: Path) -> list:
+    """Return the actions of all episodes of the dataset "robot"."""
+    reader = Reader(stored.spec("robot"), str(root), "train")
+    index = statistics.index_episodes(reader, threads=1, cache="", drop_bad=False)
+    rows = zip(index.shard, index.offset, index.length, strict=True)
+    return [reader.read_episode(*map(int, row)).action.tolist() for row in rows]
 
 
 NAMES = st.sampled_from(["featuresDict", "features", "tensor", "shape", "dimensions", "type", "x"])

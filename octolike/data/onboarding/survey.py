@@ -142,6 +142,7 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
 
 def find_version(directory: Path) -> Path:
     """Return the directory of a version; DataError lists the files found instead."""
+    known_features.check_path(str(directory))
     if (directory / "features.json").is_file():
         return directory.absolute()
     if directory.is_dir():
@@ -269,11 +270,8 @@ def _episodes(info: Any, split: str, most: int, cameras: Sequence[str]) -> Itera
     share = -(-most // len(files)) if most else max(info.splits[split].shard_lengths)
     tree = record_fields.field_tree(info.features)
     paths = {k: record_fields.find_path(tree, k) or () for k in cameras}
-    parse = tf.function(
-        record_fields.graph_parser(info.features, record_fields.not_image_array, paths, {}, 1),
-        input_signature=[tf.TensorSpec((), tf.string)],
-        autograph=False,
-    )
+    parser = record_fields.graph_parser(info.features, record_fields.not_image_array, paths, {}, 1)
+    parse = record_fields.traced(parser, str(info.data_dir))
     remaining = most or info.splits[split].num_examples
     for path in files:
         if not Path(path).is_file():
@@ -331,6 +329,8 @@ def _is_number(feature: Any) -> bool:
     shape, dtype = getattr(feature, "shape", None), getattr(feature, "np_dtype", None)
     if shape is None or None in shape or dtype is None:
         return False
+    if record_fields.parse_problem(feature):
+        return False
     return np.dtype(dtype).kind in "fiub" and len(shape) <= 2 and np.prod(shape) <= WIDEST
 
 
@@ -347,7 +347,10 @@ def _type_name(feature: Any) -> str:
         return "list of texts"
     if isinstance(feature, tfds.features.Dataset):
         return "nested dataset"
-    return f"{np.dtype(feature.np_dtype).name} {tuple(feature.shape)}"
+    problem = record_fields.parse_problem(feature)
+    return f"{np.dtype(feature.np_dtype).name} {tuple(feature.shape)}" + (
+        f": not read, {problem}" if problem else ""
+    )
 
 
 def _version(name: str) -> list[int]:

@@ -20,6 +20,7 @@ class MissingDatasetError(DataError):
 def find_directory(spec: DatasetSpec, root: str) -> str:
     """Return the directory of a dataset's version; DataError lists the existing ones."""
     parent = f"{root.rstrip('/')}/{spec.name}"
+    known_features.check_path(parent)
     if spec.folder and tf.io.gfile.isdir(released := f"{root.rstrip('/')}/{spec.folder}"):
         parent = released
     directory = f"{parent}/{spec.version or _only_version(parent)}"

@@ -346,15 +346,17 @@ class Reader:
         names = self._camera_paths if cameras is None else cameras
         images = {c: p for c, p in self._camera_paths.items() if c in names}
         depths = {c: p for c, p in self._depth_paths.items() if c in depth}
-        return record_fields.graph_parser(self.features, selects, images, depths, self.spec.every)
+        try:
+            return record_fields.graph_parser(
+                self.features, selects, images, depths, self.spec.every
+            )
+        except DataError as error:
+            raise DataError(f"{self.spec.name}: {error}") from None
 
     def _concrete(self, key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
         """Return a function for eager use, traced once: tracing takes a tenth of a second."""
         if key not in self._parsers:
-            function = tf.function(
-                build(), input_signature=[tf.TensorSpec((), tf.string)], autograph=False
-            )
-            self._parsers[key] = function.get_concrete_function()
+            self._parsers[key] = record_fields.traced(build(), self.spec.name)
         return self._parsers[key]
 
     def _parse(self, record: bytes, place: str, parser: Any) -> ParsedEpisode:

@@ -16,6 +16,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from octolike.data.rlds.fields import IS_FIRST, OBSERVATION, STEPS
+from octolike.data.rlds.record_files import one_line
+from octolike.errors import DataError
 
 EPISODE = "episode"  # key of the fields of the episode, in parsed steps and in paths
 CHANNELS = (1, 3, 4)
@@ -152,6 +154,23 @@ def graph_parser(
     return parse
 
 
+def traced(parser: Callable[[tf.Tensor], ParsedEpisode], title: str) -> Any:
+    """Return a parser traced for eager use; DataError if its features cannot be parsed at all.
+
+    title: the dataset, for the message.
+    """
+    function = tf.function(parser, input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+    try:
+        return function.get_concrete_function()
+    except DataError:
+        raise
+    except (ValueError, TypeError, NotImplementedError) as error:  # of tensorflow_datasets
+        raise DataError(
+            f"{title}: features.json describes a field that cannot be parsed: {one_line(error)}; "
+            "write the dataset again"
+        ) from error
+
+
 def thin_steps(steps: Mapping[str, Any], every: int) -> dict[str, Any]:
     """Return every k-th step of nested arrays or tensors [T, ...].
 
@@ -170,8 +189,18 @@ def under(paths: Iterable[Path]) -> Callable[[Path, Any], bool]:
 
 
 def not_image_array(path: Path, feature: Any) -> bool:
-    """Return whether a field is not an image that is stored as an array; for `selects`."""
-    return not is_image_array(feature)
+    """Return whether a field can be parsed and is not an image in an array; for `selects`."""
+    return not is_image_array(feature) and not parse_problem(feature)
+
+
+def parse_problem(feature: Any) -> str:
+    """Return why a feature is never parsed; "" for an ordinary one."""
+    shape = getattr(feature, "shape", None)
+    if isinstance(shape, tuple) and 0 in shape:
+        return f"has the shape {list(shape)}"  # TensorFlow would divide by 0: the process ends
+    if getattr(feature, "_encoded_to_bytes", False):  # a few bytes can decompress to gigabytes
+        return "is stored as bytes or zlib; write it with encoding='none'"
+    return ""
 
 
 def _as_tree(feature: Any) -> Any:
@@ -202,6 +231,8 @@ def _selected(feature: Any, path: Path, select: Callable[[Path, Any], bool]) -> 
         return tfds.features.FeaturesDict(fields) if fields else None
     if not select(path, feature):
         return None
+    if problem := parse_problem(feature):
+        raise DataError(f"the field {'.'.join(path)!r:.200} {problem}")
     if isinstance(feature, _STACKS) and is_picture(feature):
         # TFDS fails to parse sequences of images with a fixed length; the bytes are the same.
         return tfds.features.Sequence(tfds.features.Image(shape=(None, None, None)))

@@ -37,7 +37,7 @@ def list_directory(directory: str) -> dict[str, tuple[int, str]]:
     """
     if not files.is_remote(directory):
         with os.scandir(directory) as entries:
-            stats = {e.name: e.stat() for e in entries if e.is_file()}
+            stats = {e.name: e.stat() for e in entries if os.path.isfile(e)}
         return {name: (s.st_size, str(s.st_mtime_ns)) for name, s in stats.items()}
     listing = _fsspec_listing(directory)
     if listing is not None:
