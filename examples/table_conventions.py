@@ -13,7 +13,7 @@
     octolike check_policy runs/percent
     python examples/table_conventions.py act percent runs/percent --episodes 50
     python examples/table_conventions.py compare original=… percent=…    the files that act writes,
-        several of one convention with commas in between: further seeds, in the same order
+        several of one convention with commas in between: further seeds of training
 
 Conventions: original; metres, percent (of the gripper: its width in metres, or 0 to 100); joints
 (targets of the table's six joints in place of changes; inspect_data recommends
@@ -28,9 +28,12 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from octolike.evaluation.statistics import OutcomeGrid
 
 SKILLS = ("touch", "lift")
 HZ, IDLE = 5, 4  # rows per second; idle frames in front of each trimmed episode
@@ -232,36 +235,31 @@ def act(convention: Convention, run: str, episodes: int, execute: int = 2) -> li
     return rows
 
 
-def read_results(files: str) -> list[dict[str, Any]]:
-    """Return the rows of the files (with commas in between), each numbered as the run `run`."""
-    return [
-        row | {"run": number}
-        for number, file in enumerate(files.split(","))
-        for row in json.loads(Path(file).read_text())
+def read_results(files: str) -> OutcomeGrid:
+    """Return the outcomes of the files (with commas in between), one seed of training each."""
+    from octolike.evaluation.statistics import OutcomeGrid
+
+    seeds = [
+        {(row["skill"], row["seed"]): row["success"] for row in json.loads(Path(file).read_text())}
+        for file in files.split(",")
     ]
+    return OutcomeGrid.from_seeds(seeds, {layout: layout[0] for seed in seeds for layout in seed})
 
 
-def compare(results: dict[str, list[dict[str, Any]]], draws: int = 10_000) -> Iterator[str]:
-    """Yield a line per convention: its success, and its difference to the first one's, in pairs.
+def compare(results: dict[str, OutcomeGrid]) -> Iterator[str]:
+    """Yield a line per convention: its success, and its difference to that of the first one."""
+    from octolike.evaluation.statistics import paired_difference, recipe_rate, seed_effect
 
-    A pair is a layout, played by the runs of one number (their seed) of both.
-    """
-    rng = np.random.default_rng(0)
-    first: dict[tuple[int, str, int], bool] = {}
-    for name, rows in results.items():
-        outcome = {(r["run"], r["skill"], r["seed"]): r["success"] for r in rows}
-        first = first or outcome
-        pairs = np.array([(outcome[k], first[k]) for k in outcome if k in first], float)
-        difference = pairs[:, 0] - pairs[:, 1]
-        means = difference[rng.integers(len(pairs), size=(draws, len(pairs)))].mean(axis=1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        skills = ", ".join(
-            f"{s} {np.mean([r['success'] for r in rows if r['skill'] == s]):.0%}" for s in SKILLS
-        )
-        yield (
-            f"{name}: {pairs[:, 0].mean():.0%} of {len(pairs)} ({skills}); difference "
-            f"{difference.mean():+.0%} [{low:+.0%}, {high:+.0%}]"
-        )
+    first, effect = next(iter(results.values())), seed_effect(results.values())
+    for name, grid in results.items():
+        rate, low, high = recipe_rate(grid, effect)
+        skills = np.array(grid.strata)
+        per_skill = ", ".join(f"{s} {grid.outcomes[:, skills == s].mean():.0%}" for s in SKILLS)
+        line = f"{name}: {rate:.0%} [{low:.0%}, {high:.0%}] of {grid.outcomes.size} ({per_skill})"
+        if grid is not first:
+            d = paired_difference(grid, first, effect)
+            line += f"; difference {d.value:+.0%} [{d.low:+.0%}, {d.high:+.0%}], {d.method}"
+        yield line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> Config:
     args = parse_arg(arg, seed=0, debug=False)
     config = Config(workdir=f"runs/real-time-{args.seed}", seed=args.seed)
     config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
-    config.collect.skills = {"touch": 350, "lift": 350}
+    config.collect.skills = {"touch": 1000, "lift": 1000}
 
     data = config.data
     data.root, data.mix = "runs/real-time/data", "tabletop"
@@ -42,12 +42,12 @@ def get_config(arg: str = "") -> Config:
 
     def camera(name: str) -> Component:
         encoder = Component(
-            kind="keypoints", features=(32, 48, 48), kernels=(4, 3, 3), strides=(4, 2, 1)
+            kind="keypoints", features=(48, 64, 64), kernels=(4, 3, 3), strides=(4, 2, 1)
         )
         return Component(kind="image", cameras=(name,), film=True, encoder=encoder)
 
     model = config.model
-    model.width, model.layers, model.attention_heads, model.mlp_width = 96, 2, 4, 384
+    model.width, model.layers, model.attention_heads, model.mlp_width = 128, 2, 4, 512
     model.tokenizers = {
         "language": Component(kind="language", vocabulary=1024, pooled=True),
         "primary": camera("primary"),
@@ -63,9 +63,9 @@ def get_config(arg: str = "") -> Config:
             prefix=LONGEST,
         )
     }
-    config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.995
-    config.train.steps, config.train.validate_every = 2000, 2000
-    config.train.checkpoint_every, config.train.log_every = 2000, 200
+    config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.999
+    config.train.steps, config.train.validate_every = 5000, 1000
+    config.train.checkpoint_every, config.train.log_every = 5000, 200
     config.evaluate.execute, config.evaluate.splits = 2, ("train",)
 
     if args.debug:

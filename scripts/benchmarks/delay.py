@@ -2,8 +2,9 @@
 
     octolike benchmark delay --runs runs/real-time-0,runs/real-time-1,runs/real-time-2
 
-Expect a row per run, method and delay, and with --figure a figure of them; episodes that exist in
-RUN/delay are not run again. configs/experiments/real_time.py states the design.
+Expect a row per run, method and delay, and one over all runs with the difference to "continue" in
+the same scenes; with --figure a figure of them. Episodes that exist in RUN/delay are not run again.
+configs/experiments/real_time.py states the design.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+Outcomes = dict[tuple[str, int], bool | None]  # success per (skill, seed of the scene)
+
 WAITED = 8  # actions that a waiting robot executes per chunk
 PERIOD = 2  # steps between two inferences of the others, or the delay if that is longer
 METHODS: dict[str, dict[str, Any]] = {
@@ -25,6 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "guided": {"real_time": "guided"},
     "trained": {"real_time": "trained"},
 }
+REFERENCE = "continue"
 LABELS = {
     "wait": "wait for the chunk",
     "continue": "continue the previous chunk",
@@ -46,14 +50,43 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row per run, method and delay."""
-    rows = [row for directory in args.runs.split(",") for row in _measure(args, Path(directory))]
+    """Return a row per run, method and delay, then one over all runs."""
+    measured = [m for directory in args.runs.split(",") for m in _measure(args, Path(directory))]
+    rows = [row for row, _ in measured]
     if args.figure:
         draw(rows, args.figure)
-    return rows
+    return rows + list(_over_runs(measured))
 
 
-def _measure(args: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
+def _over_runs(measured: list[tuple[dict[str, Any], Outcomes]]) -> Iterator[dict[str, Any]]:
+    """Yield success over runs and scenes per method and delay, and its difference to REFERENCE."""
+    from octolike.evaluation.statistics import (
+        OutcomeGrid,
+        paired_difference,
+        recipe_rate,
+        seed_effect,
+    )
+
+    seeds: dict[tuple[str, int], list[Outcomes]] = {}
+    for row, outcomes in measured:
+        seeds.setdefault((row["method"], row["delay"]), []).append(outcomes)
+    skill = {scene: scene[0] for _, outcomes in measured for scene in outcomes}
+    grids = {cell: OutcomeGrid.from_seeds(runs, skill) for cell, runs in seeds.items()}
+    effect = seed_effect(grids.values())
+    for (method, delay), grid in grids.items():
+        rate, low, high = recipe_rate(grid, effect)
+        row = {"run": "all", "method": method, "delay": delay, "success": rate}
+        row |= {"episodes": grid.outcomes.size, "low": low, "high": high}
+        if method != REFERENCE and (REFERENCE, delay) in grids:
+            less = paired_difference(grid, grids[REFERENCE, delay], effect)
+            row |= {f"less {REFERENCE}": less.value, "from": less.low, "to": less.high}
+        yield row
+
+
+def _measure(
+    args: argparse.Namespace, directory: Path
+) -> Iterator[tuple[dict[str, Any], Outcomes]]:
+    """Yield the figures of a run per method and delay, and the outcome of each scene."""
     from octolike.envs.pool import EnvPool
     from octolike.envs.registry import environment_of, kind_of, simulator
     from octolike.evaluation import rollouts, suites
@@ -84,7 +117,8 @@ def _measure(args: argparse.Namespace, directory: Path) -> Iterator[dict[str, An
                     execution=settings,
                     delay=delay,
                 )
-                yield {"run": directory.name} | _summary(results, method, delay)
+                outcomes = {(row["skill"], row["seed"]): row["success"] for row in results.rows}
+                yield {"run": directory.name} | _summary(results, method, delay), outcomes
 
 
 def _settings(method: str) -> Any:
