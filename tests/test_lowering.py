@@ -66,9 +66,9 @@ def test_a_long_sequence_gets_a_kernel_and_no_tensor_of_all_pairs():
         )
         for platform, capability in PLATFORMS
     }
-    # one block is read completely, in two spans; the last one for the readouts alone
+    # one block is read completely, on CUDA in two spans; the last one for the readouts alone
     assert facts["cuda"].kernels == {"dot_product_attention": 2}
-    assert facts["tpu"].kernels == {"pallas_call": 4}  # forward and backward
+    assert facts["tpu"].kernels == {"pallas_call": 3}  # forward, and two backward
     assert facts["cpu"].kernels == {}
     assert {f.mask_bytes for f in facts.values()} == {0}
     batch, heads = 2, work.config.model.attention_heads

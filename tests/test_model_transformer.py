@@ -7,7 +7,7 @@ import model_fakes as fakes
 import numpy as np
 import pytest
 
-from octolike.model import tokens
+from octolike.model import attention, tokens
 from octolike.model.tokens import TokenSequence
 from octolike.model.transformer import Transformer
 from octolike.types import TokenGroup
@@ -67,6 +67,18 @@ def gradients(model, variables, x, mask):
         return jnp.square(y).mean()
 
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(variables))
+
+
+def test_attention_in_the_layout_of_a_tpus_kernel_is_the_same(monkeypatch):
+    x, mask, model = small()
+    variables = fakes.parameters(model.init, x, mask, None, train=False)
+    expected = gradients(model, variables, x, mask), gradients(model, variables, x, None)
+    monkeypatch.setattr(attention, "FEW", 1)
+    monkeypatch.setattr(attention, "implementation_for", lambda *_: "splash")
+    shapes = jax.tree.map(np.shape, fakes.parameters(model.init, x, mask, None, train=False))
+    chex.assert_trees_all_equal(shapes, jax.tree.map(np.shape, variables))
+    actual = gradients(model, variables, x, mask), gradients(model, variables, x, None)
+    chex.assert_trees_all_close(actual, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("policy", ["dots", "full"])

@@ -50,13 +50,15 @@ def masked_attention(
     implementation = implementation or _best(query, key, mask)
     if implementation == "xla":
         return _by_xla(query, key, value, mask)
-    kernel = attention_kernels.KERNELS[implementation]
+    if implementation == "splash":
+        return attention_kernels.splash(query, key, value, mask)
     if mask is None:
-        return kernel(query, key, value, None, None)
+        return attention_kernels.flash(query, key, value, None, None)
     out = []
     for start, end in mask.layout.spans():
         span = query[:, start:end], key[:, :end], value[:, :end]
-        out.append(kernel(*span, mask.layout.exclusions(start, end), mask.visible[:, :end]))
+        excluded = mask.layout.exclusions(start, end)
+        out.append(attention_kernels.flash(*span, excluded, mask.visible[:, :end]))
     return jnp.concatenate(out, axis=1)
 
 
@@ -73,10 +75,15 @@ def _by_xla(
 
 
 def _best(query: jax.Array, key: jax.Array, mask: AttentionMask | None) -> Implementation:
-    if min(query.shape[1], key.shape[1]) < FEW:
+    if not is_long(query.shape[1], key.shape[1]):
         return "xla"
     channels = attention_kernels.channels(mask.layout) if mask else 0
     return implementation_for(query.dtype, query.shape[-1], channels)
+
+
+def is_long(queries: int, keys: int) -> bool:
+    """Return whether a kernel is worth it for these numbers of tokens."""
+    return min(queries, keys) >= FEW
 
 
 def implementation_for(dtype: Any, width: int, channels: int = 0) -> Implementation:

@@ -1,10 +1,11 @@
 """Attention kernels of accelerators: neither reads a mask of [queries, keys] per example.
 
-    kernel(query [B, n, H, Dh], key and value [B, N, H, Dh], excluded, visible) → [B, n, H, Dh]
+    flash     cuDNN's, one call per span of the sequence (`tokens.Layout.spans`): it has no static
+              mask, but a span's keys can be cut
+    splash    for TPUs, one call for the whole sequence: it skips the tiles that the static mask
+              empties, and cutting the sequence costs more than the tiles
 
-excluded: (query [n, C], key [N, C]) of `tokens.Layout.exclusions`, numpy, static; visible: bool
-[B, N]; both None: every query attends to every key. A query without any allowed key gets finite but
-arbitrary values.
+A query without any allowed key gets finite but arbitrary values.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from octolike.model.target import target
-from octolike.model.tokens import Layout
+from octolike.model.tokens import AttentionMask, Layout
 
 Excluded = tuple[np.ndarray, np.ndarray]
 ALIGNMENT = 8  # cuDNN's head widths are multiples of it, and here its lengths
@@ -41,15 +42,19 @@ def flash(
     excluded: Excluded | None,
     visible: jax.Array | None,
 ) -> jax.Array:
-    """Return cuDNN's flash attention (NVIDIA), with the mask in extra channels of the heads."""
+    """Return cuDNN's flash attention (NVIDIA), with the mask in extra channels of the heads.
+
+    query: [B, n, H, Dh]; key, value: [B, N, H, Dh]; excluded: (query [n, C], key [N, C]) of
+    `tokens.Layout.exclusions`, static; visible: bool [B, N]; both None: every query attends to
+    every key.
+    """
     (n, _, width), keys = query.shape[1:], key.shape[1]
     # jax refuses odd lengths in training; a multiple of 8 tokens is aligned in memory as well.
     queries_pad, keys_pad = -n % ALIGNMENT, -keys % ALIGNMENT
     if keys_pad and visible is None:
         excluded = np.zeros((n, 0), bool), np.zeros((keys, 0), bool)
         visible = jnp.ones((len(key), keys), bool)
-    query = _pad_tokens(query, queries_pad)
-    key, value = _pad_tokens(key, keys_pad), _pad_tokens(value, keys_pad)
+    query, key, value = (pad_tokens(x, ALIGNMENT) for x in (query, key, value))
     if excluded is not None and visible is not None:
         padding = (queries_pad, keys_pad)
         excluded = tuple(np.pad(x, ((0, p), (0, 0))) for x, p in zip(excluded, padding))  # type: ignore[assignment]
@@ -89,26 +94,37 @@ def with_mask_channels(
 
 
 def splash(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask | None
+) -> jax.Array:
+    """Return splash attention (TPU), [B, n, H, Dh].
+
+    query: [B, n, H, Dh]; key, value: [B, N, H, Dh]; mask: of a sequence that is both; None: every
+    query attends to every key.
+    """
+    lengths = query.shape[1], key.shape[1]
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    padded = (pad_tokens(x, LANES).swapaxes(1, 2) for x in (scaled, key, value))
+    return splash_by_heads(*padded, mask, lengths).swapaxes(1, 2)[:, : lengths[0]]
+
+
+def splash_by_heads(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    excluded: Excluded | None,
-    visible: jax.Array | None,
+    mask: AttentionMask | None,
+    lengths: tuple[int, int],
 ) -> jax.Array:
-    """Return splash attention (TPU): the static mask skips tiles, segment ids hide keys."""
-    n, keys = query.shape[1], key.shape[1]
-    allowed = np.ones((n, keys), bool)
-    if excluded is not None:
-        allowed = (excluded[0].astype(np.int32) @ excluded[1].T.astype(np.int32)) == 0
-    if visible is None:
-        visible = jnp.ones((len(key), keys), bool)
-    queries_pad, keys_pad = -n % LANES, -keys % LANES
-    # Padded queries attend to all keys, padded keys are invisible.
-    allowed = np.pad(allowed, ((0, queries_pad), (0, keys_pad)), constant_values=True)
-    kernel = _splash_kernel(allowed, query.shape[2])
+    """Return splash attention of padded sequences, in the layout of jax's kernel.
 
-    def pad(x: jax.Array, padding: int) -> jax.Array:
-        return _pad_tokens(x, padding).swapaxes(1, 2)
+    query: [B, H, n, Dh], divided by √Dh; key, value: [B, H, N, Dh]. n and N are multiples of LANES;
+    `lengths` of them are tokens, the others may hold anything finite.
+    """
+    batch, heads, *_ = query.shape
+    allowed = np.ones(lengths, bool) if mask is None else mask.layout.pattern
+    visible = jnp.ones((batch, lengths[1]), bool) if mask is None else mask.visible
+    padding = tuple((0, x.shape[2] - n) for x, n in zip((query, key), lengths, strict=True))
+    # Padded queries attend to all keys, padded keys are invisible.
+    kernel = _splash_kernel(np.pad(allowed, padding, constant_values=True), heads)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
         return jax.vmap(kernel)(q, k, v, visible)
@@ -117,15 +133,12 @@ def splash(
     if mesh.axis_names:  # the compiler cannot partition a Pallas kernel: each device its examples
         spec = PartitionSpec(mesh.axis_names)
         attend = jax.shard_map(attend, in_specs=spec, out_specs=spec, check_vma=False)
-    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    segments = jnp.pad(visible.astype(jnp.int32), ((0, 0), (0, keys_pad)))
-    out = attend(pad(scaled, queries_pad), pad(key, keys_pad), pad(value, keys_pad), segments)
-    return out.swapaxes(1, 2)[:, :n]
+    return attend(query, key, value, jnp.pad(visible.astype(jnp.int32), ((0, 0), padding[1])))
 
 
-def _pad_tokens(x: jax.Array, padding: int) -> jax.Array:
-    """Return [B, n + padding, H, Dh]."""
-    return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
+def pad_tokens(x: jax.Array, multiple: int) -> jax.Array:
+    """Return x [B, n, ...] with zeros appended, up to a multiple of tokens."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2))
 
 
 def _splash_kernel(allowed: np.ndarray, heads: int) -> Callable[..., jax.Array]:
@@ -140,8 +153,11 @@ def _splash_kernel(allowed: np.ndarray, heads: int) -> Callable[..., jax.Array]:
         block_kv=block_kv,
         block_q_dkv=block_q,
         block_kv_dkv=block_kv,
-        use_fused_bwd_kernel=True,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
     )
+    # Not the fused backward kernel: outside of it, partial gradients of the queries are summed,
+    # which costs a fourth of a block of octo-base.
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([masks.NumpyMask(allowed)] * heads),
         block_sizes=sizes,
@@ -160,6 +176,3 @@ def _splash_kernel(allowed: np.ndarray, heads: int) -> Callable[..., jax.Array]:
 def _tile(length: int) -> int:
     """Return the largest tile of at most TILE that divides a length."""
     return max(n for n in range(LANES, min(length, TILE) + 1, LANES) if length % n == 0)
-
-
-KERNELS = {"flash": flash, "splash": splash}

@@ -6,8 +6,8 @@
 The first part only traces: the attention kernel, bytes of dense masks and logits, operations, and
 the bytes stored for the backward pass under each policy of model.remat. The second compiles with
 libtpu (pip install libtpu, of jax's version; minutes) and adds the compiler's cycles against those
-of a large matrix product. The compiler has no estimate for Pallas kernels: their rows hold the
-cycles of everything else, and the kernel's operations.
+of a large matrix product. The compiler has no estimate for splash's backward kernels: their row
+holds the cycles of everything else, and the share leaves out the operations of attention.
 """
 
 from __future__ import annotations
