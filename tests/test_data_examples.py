@@ -96,9 +96,7 @@ def test_depth_is_decoded_as_by_numpy(shape):
     metres = RNG.random((3, *shape)).astype(np.float32)
     encoded = [tf.io.encode_png(x).numpy() for x in raw]
     encoded += [tf.io.encode_png(x[..., None].view(np.uint8)).numpy() for x in metres]
-    pixels = (
-        decode.decode_array(tf.constant([*encoded, b""]), 6, "area", depth=True).stack().numpy()
-    )
+    pixels = decode.decode_images(tf.constant([*encoded, b""]), 6, "area", depth=True).numpy()
     for image, content in zip(pixels, encoded, strict=False):
         np.testing.assert_array_equal(image, decode.decode_depth(content, 6))
     for image, content in zip(pixels, (*raw, *metres), strict=False):

@@ -168,7 +168,7 @@ def grain(args: argparse.Namespace, root: Path) -> list[Row]:
 
 def concurrency(args: argparse.Namespace, root: Path) -> list[Row]:
     """Measure how many images are decoded at a time if decoding is a pause."""
-    pause, rows, original = 0.02, [], image_decoding.decode_image_or_black
+    pause, rows, original = 0.02, [], image_decoding.decode_image
 
     def wait(_: tf.Tensor, side: int, resize: str) -> tf.Tensor:
         def black() -> np.ndarray:
@@ -180,7 +180,7 @@ def concurrency(args: argparse.Namespace, root: Path) -> list[Row]:
     for threads in CORES:
         config = _episodes.config(root, "fake", args)
         config.data.threads = threads
-        image_decoding.decode_image_or_black = wait
+        image_decoding.decode_image = wait
         try:
             stream = open_data(config).train()
             next(stream)
@@ -190,7 +190,7 @@ def concurrency(args: argparse.Namespace, root: Path) -> list[Row]:
             seconds = time.perf_counter() - begin
             stream.close()
         finally:
-            image_decoding.decode_image_or_black = original
+            image_decoding.decode_image = original
         images = len(distinct_images(open_data(config), None, count))
         value = images * pause / seconds
         rows.append(row("concurrency", f"{threads} threads", value, "images at a time"))

@@ -134,7 +134,8 @@ class EpisodeLoader:
         tf.debugging.assert_equal(tf.size(good, tf.int64), steps)
         tf.debugging.assert_all_finite(action, "action")
         tf.debugging.assert_all_finite(proprio, "proprio")
-        images = tf.where(has, images, "")
+        # A copy of all strings only where a camera is absent.
+        images = tf.cond(tf.reduce_all(has), lambda: images, lambda: tf.where(has, images, ""))
         return EpisodeTensors(images, action, proprio, texts, subtasks, good)
 
     def _record(self, episode: tf.Tensor) -> tf.Tensor:

@@ -228,16 +228,15 @@ class ExampleGraph:
     ) -> dict[str, tf.Tensor]:
         if self._has_goals:
             steps = tf.concat([steps, task.step[:, None]], axis=1)
-        shape = tf.shape(steps)
-        position = tf.reshape(rows.base[:, None] + steps, [-1])
-        images = tf.reshape(
-            _gather_images(pool, position), tf.concat([shape, pool.images[0].shape[1:]], 0)
-        )
+        position = rows.base[:, None] + steps
         frames = rows.episode[:, None] * MAX_STEPS + steps
+        unused = tf.zeros_like(steps, tf.bool)
         if self._has_goals:
-            unused = ~task.goal[:, None] & (tf.range(shape[1]) == shape[1] - 1)
-            images = tf.where(unused[..., None], "", images)
+            is_goal = tf.range(tf.shape(steps)[1]) == tf.shape(steps)[1] - 1
+            unused = ~task.goal[:, None] & is_goal
             frames = tf.where(unused, tf.constant(-1, tf.int64), frames)
+        images = _gather_images(pool, tf.reshape(position, [-1]), tf.reshape(unused, [-1]))
+        images = tf.reshape(images, tf.concat([tf.shape(steps), tf.shape(images)[1:]], 0))
         return {"images": images, "frames": frames}
 
     def _pixels(self, images: tf.Tensor, frames: tf.Tensor, source: tf.Tensor) -> Any:
@@ -261,23 +260,22 @@ class ExampleGraph:
     ) -> dict[str, tf.Tensor]:
         """Return the decoded images of n rows; each distinct frame is decoded once."""
         d, rows, columns = self._config, tf.shape(frames)[0], frames.shape[1]
-        flat = tf.reshape(images, [-1, images.shape[2]])
         numbers, inverse = tf.unique(tf.reshape(frames, [-1]))
         position = tf.range(tf.size(inverse))
-        first = tf.math.unsorted_segment_min(position, inverse, tf.size(numbers))
-        encoded = tf.gather(flat, first)
+        first = tf.math.unsorted_segment_min(position, inverse, tf.size(numbers)) * images.shape[2]
+        encoded = tf.reshape(images, [-1])
         inverse = tf.reshape(inverse, [rows, columns])
         window = tf.reshape(inverse[:, : d.window], [-1])
         leaves: dict[str, tf.Tensor] = {}
         for i, (camera, side) in enumerate(d.cameras.items()):
-            array = decode.decode_array(encoded[:, i], side, d.resize)
+            array = decode.DecodedImages(encoded, first + i, side, d.resize)
             pixels = tf.reshape(array.gather(window), [rows, d.window, side, side, 3])
             leaves[f"observation.image_{camera}"] = self._in_rgb(pixels, i, source)
             if self._has_goals:
                 goal = array.gather(inverse[:, d.window])
                 leaves[f"task.image_{camera}"] = self._in_rgb(goal, i, source)
         for i, (camera, side) in enumerate(d.depth.items(), start=len(d.cameras)):
-            array = decode.decode_array(encoded[:, i], side, d.resize, depth=True)
+            array = decode.DecodedImages(encoded, first + i, side, d.resize, depth=True)
             depth = tf.reshape(array.gather(window), [rows, d.window, side, side, 1])
             unit = tf.reshape(tf.gather(self._depth_unit, source), [-1, 1, 1, 1, 1])
             leaves[f"observation.depth_{camera}"] = depth * unit
@@ -331,27 +329,28 @@ def _can_decode(encoded: tf.Tensor, depth: bool) -> tf.Tensor:
 
     def can_decode_one(x: tf.Tensor) -> tf.Tensor:
         single = tf.data.Dataset.from_tensors(x[None])
-        good = single.map(
-            lambda y: tf.size(decode.decode_array(y, 1, "bilinear", depth=depth).stack()) > 0
-        )
+        good = single.map(lambda y: tf.size(decode.decode_images(y, 1, "bilinear", depth)) > 0)
         bad = single.map(lambda _: False)
         return good.ignore_errors().concatenate(bad).take(1).get_single_element()
 
     return tf.map_fn(can_decode_one, encoded, fn_output_signature=tf.TensorSpec((), tf.bool))
 
 
-def _gather_images(pool: Pool, position: tf.Tensor) -> tf.Tensor:
-    """Return the encoded images at positions among the steps in memory, string [n, C + D]."""
-    if len(pool.images) == 1:
-        return tf.gather(pool.images[0], position)
+def _gather_images(pool: Pool, position: tf.Tensor, unused: tf.Tensor) -> tf.Tensor:
+    """Return the encoded images at positions among the steps in memory, string [n, C + D].
+
+    unused: bool [n], "" for these.
+    """
     block = tf.searchsorted(pool.starts, position, side="right", out_type=tf.int32) - 1
     # An empty block has the start of the next one: the last of equal starts has the position.
-    indices = tf.dynamic_partition(tf.range(tf.size(position)), block, len(pool.images))
+    block = tf.where(unused, len(pool.images), block)
+    indices = tf.dynamic_partition(tf.range(tf.size(position)), block, len(pool.images) + 1)
     parts = [
         tf.gather(images, tf.gather(position, index) - pool.starts[i])
-        for i, (images, index) in enumerate(zip(pool.images, indices, strict=True))
+        for i, (images, index) in enumerate(zip(pool.images, indices[:-1], strict=True))
     ]
-    return tf.dynamic_stitch(indices, parts)
+    blank = tf.fill([tf.size(indices[-1]), pool.images[0].shape[1]], "")
+    return tf.dynamic_stitch(indices, [*parts, blank])
 
 
 def _affine(embodiments: Sequence[Embodiment], part: str) -> tuple[tf.Tensor, Any, Any]:
