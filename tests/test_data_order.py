@@ -1,5 +1,6 @@
 """Order, lanes, resume and caching: a batch is a pure function of config and position."""
 
+import copy
 import gc
 import json
 import os
@@ -324,8 +325,37 @@ def test_a_state_of_another_mix_or_version_is_rejected(single, in_lanes):
         DataError, match=r"datasets \['fake'\], this mix has \['bridge_dataset', 'f"
     ):
         in_lanes.train(state)
-    with pytest.raises(DataError, match=r"has \['batches', 'datasets'\], expected batches, datase"):
+    with pytest.raises(DataError, match=r"has \['batches', 'datasets'\], expected batches, cont"):
         single.train({"batches": 3, "datasets": ["fake"]})
+
+
+def other_order(episodes: list[dict]) -> list[dict]:
+    return episodes[::-1]
+
+
+def other_image(episodes: list[dict]) -> list[dict]:
+    changed = copy.deepcopy(episodes)
+    changed[2]["steps"]["observation"]["image_primary"][3] ^= 64
+    return changed
+
+
+@pytest.mark.parametrize("change", [other_order, other_image])
+def test_a_state_of_other_episodes_is_rejected(tmp_path, change):
+    """Statistics, names and counts are the same, so nothing else notices the change."""
+    episodes = [numbered(i, 5, ("image_primary", "image_wrist")) for i in range(4)]
+    settings = {"validation_split": "", "tasks": "dataset"}
+    for folder, stored in (("a", episodes), ("b", change(episodes))):
+        write(tmp_path / folder, "fake", {"train": stored})
+    data, changed = (opened(tmp_path / folder, **settings) for folder in "ab")
+    state = json.loads(json.dumps(data.train().state()))
+    means = [x.embodiments[0].action_statistics.mean for x in (data, changed)]
+    np.testing.assert_array_equal(*means)
+    assert data.names == changed.names
+    message = r"episodes of fake have changed since .* were 4 episodes, 20 steps, .*; restore the"
+    with pytest.raises(DataError, match=message):
+        changed.train(state)
+    data.train(state)
+    changed.train({k: x for k, x in state.items() if k != "contents"})  # of an older version
 
 
 @pytest.mark.parametrize(

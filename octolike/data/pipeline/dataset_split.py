@@ -6,6 +6,7 @@ an instruction, a label or a dataset, as config.data.tasks defines.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -102,6 +103,14 @@ class DatasetSplit:
             columns = [i for i, name in enumerate(names) if name in chosen]
             total = total + counts[:, columns].sum(axis=1)
         return total
+
+    def contents(self) -> str:
+        """Return the counts of the episodes, and a digest of their records, order and tasks."""
+        i = self.index
+        columns = (i.steps, i.length, i.content, self.tasks, self.has_task)
+        digest = hashlib.sha256(b"".join(np.asarray(x, "<i8").tobytes() for x in columns))
+        counts = f"{len(i.steps)} episodes, {i.steps.sum()} steps"
+        return f"{counts}, {digest.hexdigest()[:16]}"
 
     def name_of(self, episode: int) -> str:
         """Return the location of an episode, for messages."""

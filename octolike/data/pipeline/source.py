@@ -105,12 +105,14 @@ class RldsSource:
         """
         schedule, first = self._position(start)
         graph = self._training_graph(process)
+        contents = {s.spec.name: s.contents() for s in self._sources}
+        _check_contents(start or {}, contents)
         return RldsStream(
             graph,
             schedule,
             self._wording,
             BadRows(self._supply, self._config.bad_episodes == "drop", process[1]),
-            datasets=self.datasets,
+            contents=contents,
             start=first,
             process=process,
             memory=(int(self._mixing_report.episode_bytes) + self._memory.ahead) // process[1],
@@ -186,16 +188,9 @@ class RldsSource:
     def contents(self) -> dict[str, str]:
         """Return a summary of the data, to compare two machines with the same config.
 
-        {dataset/split: counts, and a digest of the episodes' lengths, bytes and tasks}.
+        {dataset/split: DatasetSplit.contents()}, and a digest of the paraphrases.
         """
-        summary = {}
-        for s in self._sources + self._held_out:
-            columns = (s.index.steps, s.index.length, s.tasks, s.has_task)
-            digest = hashlib.sha256(b"".join(np.asarray(x, "<i8").tobytes() for x in columns))
-            summary[s.reader.title] = (
-                f"{len(s.index.steps)} episodes, {s.index.steps.sum()} steps, "
-                f"{digest.hexdigest()[:16]}"
-            )
+        summary = {s.reader.title: s.contents() for s in self._sources + self._held_out}
         texts = json.dumps(
             {k: list(v) for k, v in self._wording.paraphrases.items()}, sort_keys=True
         )
@@ -274,7 +269,7 @@ class RldsSource:
             SamplingSchedule(sampling.ProportionalSampling(), groups),
             self._wording,
             BadRows(supply, self._config.bad_episodes == "drop", readers),
-            datasets=self.datasets,
+            contents={source.spec.name: source.contents()},
             process=(process[0] // sharing, readers),
             batches=self._validation_batches,
         )
@@ -434,9 +429,11 @@ class RldsSource:
 
 def _checked(start: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
     """Return a saved state; DataError if it is of another mix or of another format."""
-    if start.keys() != {"batches", "datasets", "sampling"}:
+    # Older versions stored no contents.
+    if {*start, "contents"} != {"batches", "contents", "datasets", "sampling"}:
         raise DataError(
-            f"the saved data state has {sorted(start)}, expected batches, datasets, sampling: it "
+            f"the saved data state has {sorted(start)}, expected batches, contents, datasets, "
+            "sampling: it "
             "is from another version of octolike; start a new run with train.init_from"
         )
     if sorted(start["datasets"]) != sorted(names):
@@ -445,3 +442,14 @@ def _checked(start: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any
             f"{sorted(names)}; start a new run, or restore data.mix"
         )
     return start
+
+
+def _check_contents(start: Mapping[str, Any], contents: Mapping[str, str]) -> None:
+    """Raise DataError if a saved state is of other episodes: its position has other batches now."""
+    for name, saved in start.get("contents", contents).items():
+        if contents.get(name) != saved:
+            raise DataError(
+                f"the training episodes of {name} have changed since the state was saved: they "
+                f"were {saved}, now they are {contents.get(name)}; restore the files of the "
+                "dataset to resume, or start a new run with train.init_from"
+            )

@@ -141,15 +141,19 @@ class RldsStream(Iterator[Batch]):
         wording: Wording,
         bad_rows: BadRows,
         *,
-        datasets: Sequence[str],
+        contents: Mapping[str, str],
         start: int = 0,
         process: tuple[int, int] = (0, 1),
         batches: int = 0,
         memory: int = 0,
     ) -> None:
-        """batches: length of the stream, 0: endless; memory: bytes that the graph holds."""
+        """Begin at batch `start`.
+
+        contents: {dataset: DatasetSplit.contents()}; batches: length of the stream, 0: endless;
+        memory: bytes that the graph holds.
+        """
         self._graph, self._schedule, self._wording = graph, schedule, wording
-        self._bad_rows, self._datasets, self._process = bad_rows, list(datasets), process
+        self._bad_rows, self._contents, self._process = bad_rows, dict(contents), process
         self._count, self._batches, self._memory = start, batches, memory
         self._elements: Iterator[Any] | None = None
         self._group_counts = np.zeros(len(schedule.groups.names), np.int64)
@@ -171,7 +175,8 @@ class RldsStream(Iterator[Batch]):
         """Return the position after the last returned batch, for `RldsSource.train(start=...)`."""
         return {
             "batches": self._count,
-            "datasets": self._datasets,
+            "datasets": list(self._contents),
+            "contents": self._contents,
             "sampling": self._schedule.state(),
         }
 
