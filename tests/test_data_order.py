@@ -319,6 +319,12 @@ def test_threads_and_prefetching_do_not_change_batches(root):
     assert_equal(a, b)
 
 
+def test_the_graph_has_threads_of_its_own(single):
+    threading = single.dataset().options().threading
+    assert threading.private_threadpool_size == single._threads + 2
+    assert threading.max_intra_op_parallelism == 1
+
+
 def test_a_state_of_another_mix_or_version_is_rejected(single, in_lanes):
     state = single.train().state()
     with pytest.raises(

@@ -9,6 +9,7 @@ Rows: the measurement, a number with its unit, and the goal if there is one.
 decode      CPU time per example of the pipeline, relative to decoding each distinct JPEG of a batch
             once with tf.io.decode_jpeg, in as many threads, alternating in one process; and the
             share of the thread that runs Python, the most that the GIL can be held
+resize      CPU time of decoding 480×640 JPEGs and resizing them to 256, relative to decoding alone
 concurrency images decoded at a time if decoding takes no CPU time, for 2, 16 and 96 threads
 memory      resident memory over the batches of 25 datasets
 first       seconds to open 1, 25 and 60 datasets and get the first batch
@@ -24,6 +25,7 @@ mixing      distinct episodes per batch for Bridge, the soup and DROID-like epis
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import runpy
 import tempfile
@@ -164,6 +166,30 @@ def grain(args: argparse.Namespace, root: Path) -> list[Row]:
     rows += [row("grain", name, 1 / wall, "examples/s") for name, (_, wall) in medians.items()]
     ratio = medians["Grain"][0] / medians["octolike"][0]
     return [*rows, row("grain", "Grain / octolike, CPU", ratio, "ratio")]
+
+
+def resize(args: argparse.Namespace, root: Path) -> list[Row]:
+    """Measure decoding with resizing, relative to decoding alone, alternating in one process."""
+    shots = _episodes.frames(np.random.default_rng(0), steps=24, side=640)
+    images = (tf.io.decode_jpeg(x)[:480] for x in shots)
+    encoded = tf.constant([tf.io.encode_jpeg(x, quality=95).numpy() for x in images])
+    works: dict[str, Any] = {"decoding": lambda: only_decode(encoded)}
+    for kernel in image_decoding.KERNELS:
+        resized = tf.function(functools.partial(image_decoding.decode_images, encoded, 256, kernel))
+        works[kernel] = resized.get_concrete_function()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for round_ in range(3 * args.rounds + 1):
+        for name, work in works.items():
+            cpu, _ = timed(work)
+            if round_:  # the first one starts threads and lets the allocator grow
+                times[name].append(cpu)
+    floor = np.array(times.pop("decoding"))
+    ratios = {name: float(np.median(np.array(x) / floor)) for name, x in times.items()}
+    goals = {"area": "≤ 1.6"}
+    return [
+        row("resize", f"480×640 to 256, {name} / decoding", ratio, "ratio", goals.get(name, ""))
+        for name, ratio in ratios.items()
+    ]
 
 
 def concurrency(args: argparse.Namespace, root: Path) -> list[Row]:
@@ -411,6 +437,7 @@ def row(part: str, what: str, value: float, unit: str, goal: str = "") -> Row:
 MEASUREMENTS = {
     "decode": decode,
     "grain": grain,
+    "resize": resize,
     "concurrency": concurrency,
     "memory": memory,
     "first": first,
