@@ -32,13 +32,14 @@ def inspect(args: argparse.Namespace) -> None:
     """Print the survey, save its figures, write the spec file."""
     from octolike import files
     from octolike.data.onboarding import infer_spec, survey_figures
+    from octolike.data.onboarding.problems import find_problems
     from octolike.data.onboarding.spec_fields import describe_unused
     from octolike.data.onboarding.survey import describe_survey, survey_dataset
 
     survey = survey_dataset(args.directory, args.episodes, args.split)
     spec = infer_spec.infer(survey)
     print(describe_survey(survey))
-    problems = infer_spec.find_problems(survey, spec)
+    problems = find_problems(survey, spec)
     print("\nproblems:" if problems else "\nno problems found")
     for problem in problems:
         print(f"  - {problem}")

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from octolike.data.onboarding import infer_spec, survey_figures
+from octolike.data.onboarding.problems import find_problems
 from octolike.data.onboarding.survey import describe_survey, survey_dataset
 from octolike.data.rlds import decode, statistics
 from octolike.data.rlds.reader import Reader
@@ -221,7 +222,7 @@ def test_a_survey_counts_black_and_corrupted_images(tmp_path):
     write_black(tmp_path, IMAGE, {0}, {0, 1, 2, 3})
     survey = survey_dataset(tmp_path / "dark")
     assert survey.black == {"observation.image": [1, 4]}
-    problems = "\n".join(infer_spec.find_problems(survey, infer_spec.infer(survey)))
+    problems = "\n".join(find_problems(survey, infer_spec.infer(survey)))
     assert "observation.image: 5 of 12 frames are black or empty, in 2 of 2 episodes" in problems
 
 
@@ -239,7 +240,7 @@ def test_episodes_of_no_or_one_step_can_be_inspected(tmp_path, lengths):
     directory = stored.write(tmp_path / str(lengths), "short", {"image": IMAGE}, {"train": shards})
     survey = survey_dataset(directory)
     assert survey.lengths.tolist() == list(lengths)
-    problems = infer_spec.find_problems(survey, infer_spec.infer(survey))
+    problems = find_problems(survey, infer_spec.infer(survey))
     assert any("fewer than 3 steps" in x for x in problems)
     describe_survey(survey)
     survey_figures.histograms(survey, infer_spec.infer(survey))

@@ -8,8 +8,10 @@ import recordings
 from data_fakes import numbered, write
 
 from octolike.data.onboarding import infer_spec, survey_figures
+from octolike.data.onboarding.column_problems import field_problems
 from octolike.data.onboarding.convert.conversion import ConversionPlan, convert
 from octolike.data.onboarding.infer_layout import infer_layout
+from octolike.data.onboarding.problems import find_problems
 from octolike.data.onboarding.survey import describe_survey, survey_dataset
 from octolike.data.rlds.reader import Reader
 from octolike.data.rlds.synthetic import fake_episodes, write_fake_dataset
@@ -85,7 +87,7 @@ def test_problems_are_found(tmp_path):
         np.arange(len(steps[3]["action"])) % 2, 3.1, -3.1
     )
     survey = survey_dataset(write(tmp_path, "odd", {"train": bad}))
-    problems = "\n".join(infer_spec.find_problems(survey, infer_spec.infer(survey)))
+    problems = "\n".join(find_problems(survey, infer_spec.infer(survey)))
     assert "1 of 4 episodes have no instruction" in problems
     assert "language_instruction: the text changes within 1 of 4 episodes" in problems
     assert "action: dimensions [3, 4, 5] never change" in problems
@@ -107,7 +109,7 @@ def test_a_camera_that_shows_nothing_is_named(tmp_path):
         observation["image_blue"] = np.full(shape, (0, 0, 255), np.uint8)
         observation["image_good"] = rng.integers(0, 255, shape).astype(np.uint8)
     survey = survey_dataset(write(tmp_path, "dark", {"train": episodes}))
-    problems = "\n".join(infer_spec.find_problems(survey, infer_spec.infer(survey)))
+    problems = "\n".join(find_problems(survey, infer_spec.infer(survey)))
     assert "image_cap: the middle frame is nearly black in 3 of 3 episodes" in problems
     assert "image_blue: the middle frame is of nearly one colour in 3 of 3" in problems
     assert "image_good" not in problems
@@ -115,16 +117,13 @@ def test_a_camera_that_shows_nothing_is_named(tmp_path):
 
 def test_a_jump_and_numbers_that_are_not_finite():
     smooth = np.cumsum(np.full((300, 2), 0.01), axis=0)
-    assert infer_spec._field_problems("state", [smooth]) == []
+    assert field_problems("state", [smooth]) == []
     smooth[150:, 1] += 5
-    assert infer_spec._field_problems("state", [smooth]) == [
+    assert field_problems("state", [smooth]) == [
         "state: jumps in dimensions [1], larger than 10 times the 99th percentile"
     ]
     smooth[3, 0] = np.nan
-    assert (
-        "not finite in 1 episodes, the first is 0"
-        in infer_spec._field_problems("state", [smooth])[0]
-    )
+    assert "not finite in 1 episodes, the first is 0" in field_problems("state", [smooth])[0]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import runpy
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from octolike.config import Config
 from octolike.data import open_data
 from octolike.data.onboarding import infer_spec, survey_figures
+from octolike.data.onboarding.problems import find_problems
 from octolike.data.onboarding.spec_fields import describe_unused
 from octolike.data.onboarding.survey import describe_survey, survey_dataset
 from octolike.data.rlds.reader import Reader
@@ -21,12 +23,15 @@ TEXTS = tfds.features.Sequence(TEXT)
 CAMERA = tfds.features.Image(shape=(16, 16, 3))
 
 
-def vector(size):
-    return tfds.features.Tensor(shape=(size,), dtype=np.float32)
+def vector(*shape):
+    return tfds.features.Tensor(shape=shape, dtype=np.float32)
 
 
-def build(root, name, step, lengths, episode=None, **values):
-    """Write a dataset with TFDS' own builder; values: of a field, else zeros or grey pictures."""
+def build(root, name, step, lengths, episode=None, edit=None, **values):
+    """Write a dataset with TFDS' own builder; values: of a field, else zeros or grey pictures.
+
+    edit: function of (step, number of the step) that changes a step.
+    """
     episode = episode or {}
 
     def value(feature, key):
@@ -45,7 +50,10 @@ def build(root, name, step, lengths, episode=None, **values):
 
     def _generate_examples(self):
         for i, length in enumerate(lengths):
-            yield i, {"steps": [value(step, "")] * length, **value(episode, "")}
+            steps = [value(step, "") for _ in range(length)]
+            for t, one in enumerate(steps if edit else ()):
+                edit(one, t)
+            yield i, {"steps": steps, **value(episode, "")}
 
     members = {
         "name": name,
@@ -132,7 +140,7 @@ def test_instructions_of_the_episode_and_of_groups_are_found(tmp_path, step, epi
     survey = survey_dataset(path)
     spec = infer_spec.infer(survey)
     assert expected in spec.language
-    assert not any("no instruction" in x for x in infer_spec.find_problems(survey, spec))
+    assert not any("no instruction" in x for x in find_problems(survey, spec))
     file = infer_spec.write_spec(tmp_path / "mine.py", survey, spec)
     (read,) = runpy.run_path(str(file))["DATASETS"]
     reader = Reader(read, str(tmp_path), "train")
@@ -211,8 +219,114 @@ def test_episodes_of_no_and_of_one_step_are_surveyed(tmp_path):
     survey = survey_dataset(fields(tmp_path, (1, 0, 1)))
     spec = infer_spec.infer(survey)
     assert "0 to 1 steps" in describe_survey(survey)
-    problems = "\n".join(infer_spec.find_problems(survey, spec))
+    problems = "\n".join(find_problems(survey, spec))
     assert "3 of 3 episodes have fewer than 3 steps" in problems
     survey_figures.save(survey_figures.histograms(survey, spec), tmp_path / "a.png")
     for key in survey.images:
         survey_figures.save(survey_figures.contact_sheet(survey, key), tmp_path / "b.png")
+
+
+SMALL = {
+    "action": vector(3),
+    "is_first": tfds.features.Scalar(dtype=np.bool_),
+    "observation": {"cam": CAMERA, "state": vector(3)},
+    "language_instruction": TEXT,
+}
+
+
+def inspected(path):
+    """Return (inferred spec, its problems, the text on unused fields)."""
+    survey = survey_dataset(path)
+    spec = infer_spec.infer(survey)
+    unused = describe_unused(spec.unused, survey.about)
+    return survey, spec, "\n".join(find_problems(survey, spec)), unused
+
+
+def batch_of(root, path):
+    """Return a batch of the dataset in `path`, trained with the spec that inspect_data writes."""
+    survey = survey_dataset(path)
+    spec_path = infer_spec.write_spec(root / "mine.py", survey, infer_spec.infer(survey))
+    config = Config()
+    config.data.root, config.data.mix, config.data.cache = str(root), "mine", str(root / "cache")
+    config.data.specs, config.data.cameras = (str(spec_path),), {"primary": 16}
+    config.data.batch_size, config.data.pool, config.data.range_check = 4, 8, "warn"
+    config.data.validation_split = ""
+    return next(open_data(config).train())
+
+
+def test_a_field_without_values_ends_no_process(tmp_path):
+    """TensorFlow's parser divides by the number of values of a step."""
+    step = {"cloud": vector(0), **SMALL}
+    path = build(tmp_path, "mine", step, (4, 4))
+    _, _, _, unused = inspected(path)
+    assert "steps.cloud: it has the shape [0]" in unused
+    assert batch_of(tmp_path, path)["observation"]["present"]["image_primary"].all()
+
+
+@pytest.mark.parametrize("feature", ["text", "image"])
+def test_plain_strings_are_texts_or_encoded_images(tmp_path, feature):
+    string = tfds.features.Tensor(shape=(), dtype=tf.string)
+    image = tf.io.encode_jpeg(np.full((16, 16, 3), 90, np.uint8)).numpy()
+    step = {**SMALL, "language_instruction": string} if feature == "text" else SMALL
+    if feature == "image":
+        step = {**SMALL, "observation": {"cam": string, "state": vector(3)}}
+
+    def edit(one, t):
+        if feature == "image":
+            one["observation"]["cam"] = image
+        else:
+            one["language_instruction"] = "lift"
+
+    path = build(tmp_path, "mine", step, (4, 4), edit=edit)
+    _, spec, _, _ = inspected(path)
+    assert spec.cameras == {"primary": "cam"}
+    assert spec.language == "language_instruction"
+    assert batch_of(tmp_path, path)["observation"]["present"]["image_primary"].all()
+
+
+def test_an_image_next_to_the_observation_is_a_camera(tmp_path):
+    step = {**SMALL, "observation": {"state": vector(3)}, "picture": CAMERA}
+    path = build(tmp_path, "mine", step, (4, 4))
+    _, spec, _, unused = inspected(path)
+    assert spec.cameras == {"primary": "steps.picture"}
+    assert "picture" not in unused
+    assert batch_of(tmp_path, path)["observation"]["present"]["image_primary"].all()
+
+
+@pytest.mark.parametrize("feature", [tfds.features.Scalar(np.int64), vector(1, 3)])
+def test_the_spec_reads_actions_of_any_shape(tmp_path, feature):
+    path = build(tmp_path, "mine", {**SMALL, "action": feature}, (4, 4))
+    dims = 1 if feature.shape == () else 3
+    assert batch_of(tmp_path, path)["action"].shape[-1] == dims
+
+
+def test_times_and_calibrations_are_no_proprio(tmp_path):
+    arm = {"arm": vector(3), "arm_time": vector(1), "cam_intrinsics": vector(9), "cam": CAMERA}
+    _, spec, _, unused = inspected(build(tmp_path, "mine", {**SMALL, "observation": arm}, (4, 4)))
+    assert spec.proprio == ("observation.arm",)
+    assert unused.count("a time or a calibration, which is no state of the robot") == 2
+
+
+def test_images_of_floats_are_named(tmp_path):
+    floats = tfds.features.Tensor(shape=(16, 16, 3), dtype=np.float32)
+    step = {**SMALL, "observation": {"cam": floats, "state": vector(3)}}
+    assert "an image of floats: " in inspected(build(tmp_path, "mine", step, (4, 4)))[3]
+
+
+def test_several_recordings_rates_and_repeated_images_are_named(tmp_path):
+    def edit(one, t):
+        one["observation"]["state"] = np.full(3, t, np.float32)
+        one["observation"]["cam"] = np.full((16, 16, 3), 40 + t // 3, np.uint8)
+        one["is_first"] = t in (0, 5)
+        one["language_instruction"] = b"caf\xe9"
+
+    rates = iter([5.0, 30.0])
+    episode = {"episode_metadata": {"control_hz": tfds.features.Scalar(dtype=np.float32)}}
+    path = build(tmp_path, "mine", SMALL, (9, 9), episode, edit)
+    problems = inspected(path)[2]
+    assert "2 of 2 episodes have is_first or is_last inside" in problems
+    assert "observation.cam: 75% of the images equal the image before" in problems
+    assert "bytes that are not UTF-8" in problems
+    survey = dataclasses.replace(survey_dataset(path), rates=tuple(rates))
+    text = "\n".join(find_problems(survey, infer_spec.infer(survey)))
+    assert "different rates, 5, 30 steps per second" in text

@@ -60,6 +60,10 @@ def name_columns(
     doubts = tuple(_rotation_doubt(part, start, kind, episodes) for start, kind in rotations)
     if len(file_names) == dims == len(set(file_names)):
         return ColumnNames(tuple(file_names), "", doubts)
+    if file_names:
+        repeated = sorted({n for n in file_names if file_names.count(n) > 1})
+        found = f"repeats {', '.join(repeated)}" if repeated else f"has {len(file_names)} names"
+        doubts += (f"{part}: the file {found} for {dims} columns: its names are not used",)
     if len(widths) > 1:
         columns = [
             _stem(field) + (f"_{i}" if width > 1 else "")

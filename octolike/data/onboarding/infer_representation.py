@@ -18,6 +18,7 @@ from octolike.representation import KEPT, Representation
 
 CLOSE = 0.5  # of the spread of a target: the distance to its state
 SAME = 1e-4  # of the spread: a smaller distance to the state is a rounding error
+REPEATED = 0.2  # of the motion per step: a target that close to its state repeats it
 LAG = 3.0  # times the motion per step: a longer distance to the state is a lag or an offset
 
 
@@ -49,7 +50,7 @@ def recommend(
         return _unnamed(action, proprio, targets, matches)
     distance, spread, motion = _sizes(pairs, actions, states)
     moving = (spread > MIN_SPREAD) & (distance > SAME * spread)
-    if not moving.any():
+    if not moving.any() or repeated_states(action, proprio, actions, states):
         return Recommendation()
     share = float(np.median(distance[moving] / spread[moving]))
     if not share <= CLOSE:  # also if it is not finite
@@ -79,16 +80,17 @@ def repeated_states(
     actions: Sequence[np.ndarray],
     states: Sequence[np.ndarray],
 ) -> tuple[str, ...]:
-    """Return the names of the targets if all equal their states of the same step, or ().
+    """Return the names of the targets if all repeat their states of the same step, or ().
 
-    The arguments are those of `recommend`. Joints that are not used may equal their states.
+    They do if they are far closer to them than the motion of a step. The arguments are those of
+    `recommend`. Joints that are not used may equal their states.
     """
     pairs = _pairs(action, proprio)
     if not pairs or not states:
         return ()
-    distance, spread, _ = _sizes(pairs, actions, states)
-    moving = spread > MIN_SPREAD
-    if not moving.any() or (distance > SAME * spread)[moving].any():
+    distance, spread, motion = _sizes(pairs, actions, states)
+    moving, limit = spread > MIN_SPREAD, np.maximum(SAME * spread, REPEATED * motion)
+    if not moving.any() or (distance > limit)[moving].any():
         return ()
     return tuple(action.names[d] for (d, _), moves in zip(pairs, moving, strict=True) if moves)
 

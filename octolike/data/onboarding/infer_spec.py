@@ -1,4 +1,4 @@
-"""Infer the spec of a surveyed dataset, list its problems, and write a spec file.
+"""Infer the spec of a surveyed dataset, and write a spec file.
 
 Everything is inferred from names, shapes and numbers. The spec file marks the uncertain values, for
 the user to verify.
@@ -16,11 +16,7 @@ import numpy as np
 from octolike import files
 from octolike.data.onboarding import spec_fields
 from octolike.data.onboarding.infer_layout import InferredLayout, infer_layout
-from octolike.data.onboarding.infer_representation import (
-    Recommendation,
-    recommend,
-    repeated_states,
-)
+from octolike.data.onboarding.infer_representation import Recommendation, recommend
 from octolike.data.onboarding.survey import Survey
 from octolike.data.rlds.fields import ACTION
 from octolike.embodiment import Layout
@@ -156,81 +152,6 @@ def join_fields(survey: Survey, fields: tuple[str, ...]) -> list[np.ndarray]:
     ]
 
 
-def find_problems(survey: Survey, spec: InferredSpec) -> list[str]:
-    """Return suspicious findings, one sentence each; none of them prevents training."""
-    problems = []
-    if not spec.action:
-        problems.append("no action field: there is nothing to predict")
-    if not spec.cameras:
-        problems.append("no camera")
-    if not spec.language:
-        problems.append("no instruction field: condition on goal images, or convert with one")
-    else:
-        texts = zip(*(survey.texts[k] for k in spec.instructions), strict=True)
-        missing = sum(not any(t.strip() for t in set().union(*sets)) for sets in texts)
-        if missing:
-            problems.append(
-                f"{missing} of {survey.count} episodes have no instruction (unlabelled); "
-                "octolike convert --instruction gives them one"
-            )
-    for key in spec.instructions:
-        changing = sum(len({t.strip() for t in texts} - {""}) > 1 for texts in survey.texts[key])
-        if changing:
-            problems.append(
-                f"{key}: the text changes within {changing} of {survey.count} episodes: each frame "
-                "is trained with its own, and chunks run on into the next"
-            )
-    short = int((survey.lengths < 3).sum())
-    if short:
-        problems.append(f"{short} of {survey.count} episodes have fewer than 3 steps")
-    for key, count in survey.frozen.items():
-        if count:
-            problems.append(
-                f"{key}: the first and last images are identical in {count} of {survey.count} "
-                "episodes (frozen camera, or nothing moves)"
-            )
-    problems += _camera_problems(survey)
-    for field in (*spec.action, *spec.proprio):
-        problems += _field_problems(field, survey.numbers[field])
-    problems += [*spec.action_layout.doubts, *spec.proprio_layout.doubts]
-    layouts = spec.action_layout.layout, spec.proprio_layout.layout
-    actions, states = (join_fields(survey, x) if x else [] for x in (spec.action, spec.proprio))
-    if repeated := repeated_states(*layouts, actions, states):
-        problems.append(
-            f"action: {', '.join(repeated)} equal the states of the same step: a policy learns to "
-            "stay where it is; in standardize, use the next step's state as the action"
-        )
-    return problems + _action_problems(spec, actions)
-
-
-def _camera_problems(survey: Survey) -> list[str]:
-    """Return the black frames and the images that cannot be decoded, per camera."""
-    problems = []
-    for key, black in survey.black.items():
-        if sum(black):
-            total = int(survey.lengths.sum())
-            problems.append(
-                f"{key}: {sum(black)} of {total} frames are black or empty, in "
-                f"{sum(n > 0 for n in black)} of {survey.count} episodes; where most are black, "
-                "the camera counts as absent"
-            )
-        for count, kind in (
-            (survey.dark[key], "nearly black"),
-            (survey.uniform[key], "of nearly one colour"),
-        ):
-            if count:
-                problems.append(
-                    f"{key}: the middle frame is {kind} in {count} of {survey.count} episodes: a "
-                    "camera that shows nothing still counts as present"
-                )
-        if survey.undecodable[key]:
-            problems.append(
-                f"{key}: images of {survey.undecodable[key]} of {survey.count} episodes cannot be "
-                "decoded"
-            )
-    return problems
-
-
 def describe_spec(spec: InferredSpec) -> str:
     """Return the inferred fields, a row per dimension, and the evidence."""
     lines = [
@@ -279,7 +200,7 @@ def write_spec(path: Path, survey: Survey, spec: InferredSpec) -> Path:
 
 def spec_text(survey: Survey, spec: InferredSpec) -> str:
     """Return the source of the spec file."""
-    action, proprio = _join_expression(spec.action), _join_expression(spec.proprio)
+    action, proprio = (_join_expression(x, survey) for x in (spec.action, spec.proprio))
     standard = (
         f"StandardSteps(np.float32({action}), {f'np.float32({proprio})' if proprio else None})"
     )
@@ -333,66 +254,9 @@ DATASETS = [SPEC]
 '''
 
 
-def _field_problems(field: str, episodes: list[np.ndarray]) -> list[str]:
-    """Return the problems of a field: not finite, constant, jumping or wrapping values."""
-    problems, values = [], np.concatenate(episodes)
-    bad = [i for i, x in enumerate(episodes) if not np.isfinite(x).all()]
-    if bad:
-        problems.append(f"{field}: not finite in {len(bad)} episodes, the first is {bad[0]}")
-        values = values[np.isfinite(values).all(1)]
-    if not len(values):
-        return problems
-    constant = np.flatnonzero(np.ptp(values, axis=0) == 0)
-    if len(constant):
-        problems.append(f"{field}: dimensions {constant.tolist()} never change")
-    steps = [np.abs(np.diff(x, axis=0)) for x in episodes if len(x) > 1 and np.isfinite(x).all()]
-    if not steps:
-        return problems
-    moves = np.concatenate(steps)
-    wraps = [
-        d
-        for d in range(values.shape[1])
-        if np.abs(values[:, d]).max() <= np.pi + 0.01 and (moves[:, d] > 1.8 * np.pi).any()
-    ]
-    if wraps:
-        problems.append(
-            f"{field}: dimensions {wraps} jump by about 2π: angles that wrap at ±π; unwrap them, "
-            "or show proprio as sine and cosine: data.proprio_representation=sin_cos"
-        )
-    typical = np.quantile(moves, 0.99, axis=0)
-    binary = np.array([len(np.unique(c)) <= 2 for c in values.T])
-    high = (moves > 10 * np.maximum(typical, 1e-6)) & ~binary & (typical > 0)
-    jumps = [d for d in np.flatnonzero(high.any(0)).tolist() if d not in wraps]
-    if jumps:
-        problems.append(
-            f"{field}: jumps in dimensions {jumps}, larger than 10 times the 99th percentile"
-        )
-    return problems
-
-
-def _action_problems(spec: InferredSpec, episodes: list[np.ndarray]) -> list[str]:
-    """Return the problems of actions: idle steps, and grippers that never move."""
-    if not episodes:
-        return []
-    problems, idle, total = [], 0, 0
-    moving = [i for i in range(episodes[0].shape[1]) if i not in spec.grippers]
-    absolute = all(spec.absolute[i] for i in moving)
-    scale = np.concatenate(episodes)[:, moving].std(0) + 1e-12
-    for x in episodes:
-        motion = np.diff(x[:, moving], axis=0) if absolute else x[:, moving]
-        idle, total = idle + int((np.abs(motion) < 1e-3 * scale).all(1).sum()), total + len(motion)
-    if total and idle > 0.1 * total:
-        problems.append(f"{idle / total:.0%} of the steps are idle: the actions command no motion")
-    for i in spec.grippers:
-        still = sum(np.ptp(x[:, i]) == 0 for x in episodes)
-        if still:
-            problems.append(f"the gripper (dimension {i}) never moves in {still} episodes")
-    return problems
-
-
 def _cameras(keys: list[str]) -> dict[str, str]:
     """Return up to three cameras: the wrist camera by its name, then the others in order."""
-    names = sorted(k.removeprefix("observation.") for k in keys if k.startswith("observation."))
+    names = sorted(spec_fields.camera_key(k) for k in keys)
     names = [n for n in names if "depth" not in n.lower()]
     wrist = [n for n in names if any(w in n.lower() for w in WRIST)]
     cameras = [n for n in names if n not in wrist]
@@ -413,10 +277,12 @@ def _layout_code(part: str, layout: Layout) -> str:
     ),"""
 
 
-def _join_expression(fields: tuple[str, ...]) -> str:
-    """Return the Python expression that concatenates fields of `steps`."""
+def _join_expression(fields: tuple[str, ...], survey: Survey) -> str:
+    """Return the Python expression that concatenates fields of `steps`, each [T, ...]."""
     parts = ["steps" + "".join(f"[{k!r}]" for k in f.split(".")) for f in fields]
-    if len(parts) <= 1:
+    if not parts or (len(parts) == 1 and re.search(r"\(\d+,\)$", survey.features[fields[0]])):
         return "".join(parts)
+    if len(parts) == 1:
+        return f"{parts[0]}.reshape(len({parts[0]}), -1)"
     flat = ", ".join(f"{p}.reshape(len({p}), -1)" for p in parts)
     return f"np.concatenate([{flat}], axis=1)"

@@ -20,6 +20,7 @@ EQUAL = 0.02  # correlations that differ by less are equal
 FEWEST = 20  # steps; few of them correlate by chance
 CLOSER = 3.0  # the factor by which an action is closer to one of the two
 SLOW = 0.2  # of the spread: targets move less than this in a step
+EARLIER = 0.25  # of the unexplained variance: less remains if the state moves before the action
 
 
 class InferredTargets(NamedTuple):
@@ -84,6 +85,33 @@ def infer_targets(
         f"{count} of {dims} are targets: {reason}",
         tuple(mixed),
     )
+
+
+def leading_states(
+    action: Sequence[np.ndarray], state: Sequence[np.ndarray], matches: Sequence[int]
+) -> dict[int, tuple[float, float]]:
+    """Return the action columns that their states precede: {column: its two correlations}.
+
+    The first is with the change of the state that ends at the step of the action, the second the
+    largest with a change that begins there or later. matches: as of `InferredTargets`.
+    """
+    pairs = [i for i, x in enumerate(action) if len(x) > 1]
+    columns = [d for d, m in enumerate(matches) if m >= 0]
+    if not pairs or not columns or not len(state):
+        return {}
+    a = np.concatenate(_each([action[i] for i in pairs], 0, -1))
+    moves = [_moves([state[i] for i in pairs], lag) for lag in LAGS]
+    finite = np.isfinite(a).all(1) & np.all([np.isfinite(m).all(1) for m in moves], axis=0)
+    if finite.sum() < FEWEST:
+        return {}
+    of_state = [matches[d] for d in columns]
+    correlations = np.array(
+        [np.diagonal(_correlation(a[finite][:, columns], m[finite][:, of_state])) for m in moves]
+    )
+    before, after = correlations[0], correlations[1:].max(axis=0)
+    unexplained = [1 - np.square(np.maximum(x, 0)) for x in (before, after)]
+    is_earlier = (before > STRONG) & (unexplained[0] < EARLIER * unexplained[1])
+    return {columns[i]: (float(before[i]), float(after[i])) for i in np.flatnonzero(is_earlier)}
 
 
 def _votes_by_state(

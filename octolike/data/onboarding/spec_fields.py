@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from octolike.data.onboarding.survey import BOOKKEEPING, MOST_TEXTS, Survey
+from octolike.data.onboarding.survey import BOOKKEEPING, MOST_TEXTS, Survey, is_state
+from octolike.data.rlds.fields import OBSERVATION, STEPS
 
 LANGUAGE = ("language_instruction", "natural_language_instruction", "instruction", "language")
 TASK_GROUPS = ("task", "instruction", "language", *LANGUAGE)
@@ -58,12 +59,18 @@ def _natural(key: str) -> list[tuple[int, str]]:
 def proprio_fields(survey: Survey) -> list[str]:
     """Return the state field by its name, or all float fields that a robot can measure."""
     fields = [k for k in survey.numbers if k.startswith("observation.")]
-    fields = [k for k in fields if not PRIVILEGED.search(k)]
+    fields = [k for k in fields if not PRIVILEGED.search(k) and is_state(k)]
     for name in PROPRIO:
         named = [k for k in fields if k.rpartition(".")[2] == name]
         if named:
             return [min(named, key=lambda k: (len(k), k))]
     return [k for k in fields if survey.features[k].startswith("float")]
+
+
+def camera_key(field: str) -> str:
+    """Return the key of a camera in a spec: under observation, or steps.NAME for another one."""
+    prefix = f"{OBSERVATION}."
+    return field.removeprefix(prefix) if field.startswith(prefix) else f"{STEPS}.{field}"
 
 
 def depth_fields(survey: Survey, cameras: Mapping[str, str]) -> dict[str, str]:
@@ -86,7 +93,10 @@ def unused_fields(
 
     used: fields under steps of the action, the proprio and the instruction.
     """
-    keys = {f"observation.{k}" for k in (*cameras.values(), *depth.values())}
+    keys = {
+        k.removeprefix("steps.") if k.startswith("steps.") else f"observation.{k}"
+        for k in (*cameras.values(), *depth.values())
+    }
     result = {}
     listed = {_list_of(k, survey) for k in used}  # lists with a text that is used
     fields = {*survey.features, *survey.texts} - {*used} - listed - keys - BOOKKEEPING
@@ -116,6 +126,13 @@ def _reason(field: str, survey: Survey) -> str:
         return "a text that is not named as the instruction: name it in language"
     if PRIVILEGED.search(field):
         return "the state of objects or the simulator, which no robot measures"
+    _, _, problem = survey.features.get(field, "").partition(": not read, ")
+    if problem:
+        return f"it {problem}"
+    if not is_state(field):
+        return "a time or a calibration, which is no state of the robot"
+    if re.match(r"float\d+ \(\d+, \d+, [134]\)", survey.features.get(field, "")):
+        return "an image of floats: a camera needs images or uint8; convert it to uint8"
     if "action" in field:
         return "another action: add it in standardize, or use it in place of the action"
     if field in survey.numbers:

@@ -2,7 +2,7 @@
 
     survey = survey_dataset("data/my_robot")
     spec = infer_spec.infer(survey)
-    print(describe_survey(survey)); infer_spec.find_problems(survey, spec)
+    print(describe_survey(survey)); problems.find_problems(survey, spec)
 
 Reads the fields of features.json, in at most `episodes` episodes spread over the shards, and the
 encoded images of five steps of four of them.
@@ -11,6 +11,7 @@ encoded images of five steps of four of them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ BOOKKEEPING = {IS_FIRST, IS_LAST, IS_TERMINAL, DISCOUNT, "reward"}
 SAMPLE_EPISODES, SAMPLE_FRAMES = 4, 5  # images kept: episodes, frames of each
 DARK, CONTRAST = 16, 8  # of 255: a darker frame, or one with less contrast, shows nothing
 MOST_TEXTS = 16  # of a list of texts
+# Words in the names of times, which differ at each start of the robot, and of calibrations.
+NOT_STATE = re.compile(
+    r"(^|[._])(time|timestamps?|stamps?|clock|intrinsics?|extrinsics?|cam2world|cam(era)?_k)([._]|$)"
+)
 WIDEST = 256  # fields with more dimensions are embeddings, not measurements
 
 
@@ -56,9 +61,13 @@ class Survey:
         frozen: {camera field: number of episodes with identical first and last images}.
         black: {camera field: number of black or empty frames in each episode}.
         undecodable: {camera field: number of episodes with a frame that cannot be decoded}.
+        repeated: {camera field: share of the steps with a motion of the robot whose image equals
+            the image before}.
+        restarts: number of episodes with is_first or is_last at a step inside.
         dark, uniform: {camera field: number of episodes with a nearly black middle frame, or with
             one of nearly one colour}; black ones are not counted again.
-        control_hz: 0 if unknown.
+        control_hz: 0 if unknown; of the first episode.
+        rates: the different rates of the episodes.
         about: metadata of the converter.
     """
 
@@ -80,7 +89,10 @@ class Survey:
     undecodable: Mapping[str, int]
     dark: Mapping[str, int]
     uniform: Mapping[str, int]
+    repeated: Mapping[str, float]
+    restarts: int
     control_hz: float
+    rates: tuple[float, ...]
     about: Mapping[str, Any]
 
 
@@ -109,6 +121,7 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
         raise DataError(f"{path} is not an RLDS dataset: it lacks steps.observation")
     fields = record_fields.field_tree(info.features)
     leaves = _leaves({k: v for k, v in fields.items() if k != record_fields.EPISODE})
+    leaves = _with_strings(info, split, leaves)
     episode_leaves = _leaves({record_fields.EPISODE: fields[record_fields.EPISODE]})
     collector = SurveyCollector(leaves, episode_leaves)
     parsed = _episodes(info, split, episodes, collector.cameras)
@@ -135,9 +148,17 @@ def survey_dataset(directory: str | Path, episodes: int = 200, split: str = "") 
         undecodable=collector.undecodable,
         dark=collector.dark,
         uniform=collector.uniform,
+        repeated={k: a / b if b else 0.0 for k, (a, b) in collector.repeated.items()},
+        restarts=collector.restarts,
         control_hz=rates[0] if rates else 0.0,
+        rates=tuple(dict.fromkeys(filter(None, rates))),
         about=_about(path / SETTINGS),
     )
+
+
+def is_state(field: str) -> bool:
+    """Return whether a name is not that of a time or of a camera's calibration."""
+    return not NOT_STATE.search(field.lower())
 
 
 def find_version(directory: Path) -> Path:
@@ -212,6 +233,9 @@ class SurveyCollector:
         self.undecodable = dict.fromkeys(self.cameras, 0)
         self.dark = dict.fromkeys(self.cameras, 0)
         self.uniform = dict.fromkeys(self.cameras, 0)
+        # Images that equal the one before, and the steps with a motion.
+        self.repeated = dict.fromkeys(self.cameras, (0, 0))
+        self.restarts = 0
 
     def add(self, episode: ParsedEpisode) -> Mapping[str, Any]:
         """Add the values of an episode; return its metadata."""
@@ -220,6 +244,8 @@ class SurveyCollector:
         steps, t = _leaves(parsed), len(parsed[IS_FIRST])
         steps |= _leaves({record_fields.EPISODE: of_episode})
         self.lengths.append(t)
+        inside = [steps[IS_FIRST][1:], np.ravel(steps.get(IS_LAST, []))[:-1]]
+        self.restarts += any(np.any(flags) for flags in inside)
         for key, arrays in self.numbers.items():
             x = np.asarray(steps[key], np.float64)
             arrays.append(x.reshape(t, math.prod(x.shape[1:])))
@@ -240,6 +266,7 @@ class SurveyCollector:
                 self.undecodable[key] += 1
                 continue
             self.frozen[key] += t > 1 and frames[0] == frames[-1]
+            self._add_repeated(key, frames, black)
             if len(self.images[key]) < SAMPLE_EPISODES:
                 sampled = np.linspace(0, t - 1, SAMPLE_FRAMES).round().astype(int)
                 self.images[key].append([frames[i] for i in sampled])
@@ -254,6 +281,17 @@ class SurveyCollector:
         for i in range(min(self.longest[key], MOST_TEXTS)):
             texts = self.texts.setdefault(f"{key}.{i}", [set() for _ in range(earlier)])
             texts.append({x[i].decode("utf-8", "replace") for x in lists if i < len(x)})
+
+    def _add_repeated(self, key: str, frames: np.ndarray, black: np.ndarray) -> None:
+        """Count the images that equal the image before, of the steps in which the robot moved."""
+        fields = [k for k in self.numbers if k.startswith(f"{OBSERVATION}.") and is_state(k)]
+        moved = np.zeros(max(len(frames) - 1, 0), bool)
+        for field in fields:
+            moved |= (np.diff(self.numbers[field][-1], axis=0) != 0).any(axis=1)
+        moved &= ~black[1:]
+        same = frames[1:] == frames[:-1]
+        repeated, steps = self.repeated[key]
+        self.repeated[key] = repeated + int((same & moved).sum()), steps + int(moved.sum())
 
     def _add_contrast(self, key: str, encoded: bytes) -> None:
         """Count a frame that shows nothing, such as that of a camera with its cap on."""
@@ -287,6 +325,26 @@ def _episodes(info: Any, split: str, most: int, cameras: Sequence[str]) -> Itera
             raise DataError(f"{path} {problem or reason}") from None
         if remaining <= 0:
             return
+
+
+def _with_strings(info: Any, split: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields; plain strings become texts, or encoded images by the first record."""
+    strings = {
+        k for k, f in leaves.items() if type(f) is tfds.features.Tensor and _is_one_string(f)
+    }
+    result = dict(leaves)
+    episodes = _episodes(info, split, 1, ()) if strings else iter(())
+    for episode in episodes:
+        values = _leaves(to_numpy(episode.steps))
+        for key in strings:
+            encoded = next((x for x in np.ravel(values[key]) if x), b"")
+            is_image = encoded.startswith((b"\xff\xd8\xff", b"\x89PNG"))
+            result[key] = tfds.features.Image() if is_image else tfds.features.Text()
+    return result
+
+
+def _is_one_string(feature: Any) -> bool:
+    return feature.shape == () and tf.as_dtype(feature.np_dtype) == tf.string
 
 
 def _rate(value: Any) -> float:

@@ -96,6 +96,8 @@ def image_problem(feature: Any) -> str:
     """
     if isinstance(feature, Mapping):
         return f"a group with {', '.join(sorted(feature)) or 'nothing'}"
+    if problem := parse_problem(feature):
+        return f"a field that {problem}"
     if is_picture(feature) or is_image_array(feature):
         return ""
     shape, dtype = tuple(feature.shape or ()), tf.as_dtype(feature.np_dtype)
@@ -240,11 +242,17 @@ def _selected(feature: Any, path: Path, select: Callable[[Path, Any], bool]) -> 
 
 
 def _smallest(steps: tfds.features.FeaturesDict) -> tfds.features.FeaturesDict:
-    """Return any one field of the steps, to count them."""
-    key, feature = next(iter(steps.items()))
+    """Return any one field of the steps that can be parsed, to count them."""
+    key, feature = next((k, f) for k, f in steps.items() if _is_parsed(f))
     if isinstance(feature, tfds.features.FeaturesDict):
         feature = _smallest(feature)
     return tfds.features.FeaturesDict({key: feature})
+
+
+def _is_parsed(feature: Any) -> bool:
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return any(map(_is_parsed, feature.values()))
+    return not parse_problem(feature)
 
 
 def _encoded(x: Any, feature: Any) -> tf.Tensor:

@@ -26,18 +26,21 @@ def image_paths(
         result, ("camera {!r}", "the depth of {!r}"), (spec.cameras, spec.depth), strict=True
     ):
         for camera, key in keys.items():
-            path = record_fields.find_path(observation, key)
-            title = f"{spec.name}: {kind.format(camera)} should be steps.observation.{key}"
+            outside = key.startswith(f"{STEPS}.")  # an image next to the observation
+            group, name = (fields, key.removeprefix(f"{STEPS}.")) if outside else (observation, key)
+            path = record_fields.find_path(group, name)
+            place = key if outside else f"{STEPS}.{OBSERVATION}.{key}"
+            title = f"{spec.name}: {kind.format(camera)} should be {place}"
             if path is None:
-                names = ", ".join(sorted(observation)) or "no observation"
+                names = ", ".join(sorted(group)) or "no observation"
                 raise DataError(f"{title}, but {directory} has {names}")
-            problem = record_fields.image_problem(record_fields.get_path(observation, path))
+            problem = record_fields.image_problem(record_fields.get_path(group, path))
             if problem and keys is spec.cameras:
                 raise DataError(
                     f"{title}, but it is {problem} in {directory}; expected images, or "
                     "uint8 arrays [height, width, 1, 3 or 4]: convert the dataset"
                 )
-            paths[camera] = (OBSERVATION, *path)
+            paths[camera] = path if outside else (OBSERVATION, *path)
     return result
 
 

@@ -28,7 +28,8 @@ class DatasetSpec:
         version: RLDS version that the spec was written for; "" if no source states one: the only
             version on disk is read.
         cameras: camera name (primary, secondary, wrist, ...): key under steps.observation; "a.b"
-            for a nested key, "observation" for an observation that is an image itself.
+            for a nested key, "observation" for an observation that is an image itself,
+            "steps.a" for an image next to the observation.
         bgr: cameras stored with their channels in the order blue, green, red, unless they are
             JPEG: those are copies in the order red, green, blue.
         views: interchangeable cameras, such as two stands without a fixed place: with
