@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import recordings
 import tensorflow as tf
@@ -127,3 +129,35 @@ def test_depth_videos_become_depth_or_are_left_out(tmp_path):
     assert set(observation) == {"state", "top", "metric_depth"}
     stored = [tf.io.decode_png(x, dtype=tf.uint16) for x in observation["metric_depth"]]
     np.testing.assert_array_equal(np.stack(stored)[..., 0], millimetres)
+
+
+def test_rows_without_a_time_are_matched_by_their_number_or_refused(tmp_path):
+    path = recordings.lerobot(tmp_path / "in", 2)
+    set_times(path, [None] * STEPS)
+    result = convert(path, str(tmp_path / "out"), "mine", PLAN)
+    for pairs in pictures_and_steps(result.directory).values():
+        assert all(abs(shown - step) < 0.45 for shown, step in pairs)
+    assert "missing: computed from" in result.changed["timestamp"]
+    for bad in (None, np.nan):
+        set_times(path, [t / FPS if t != 4 else bad for t in range(STEPS)])
+        with pytest.raises(DataError, match="timestamp of step 4 is missing or not finite"):
+            convert(path, str(tmp_path / "out"), "bad", PLAN)
+
+
+def set_times(path, times):
+    for file in (path / "data").rglob("*.parquet"):
+        columns = pq.read_table(file).to_pydict() | {"timestamp": pa.array(times, pa.float32())}
+        pq.write_table(pa.table(columns), file)
+
+
+def test_episodes_that_claim_the_same_frames_are_refused(tmp_path):
+    """A faulty merge of datasets of LeRobot 3 lets episodes point to the frames of others."""
+    path = recordings.lerobot(tmp_path / "in", 3)
+    file = path / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(file).to_pylist()
+    for row in rows:
+        row["videos/observation.images.top/from_timestamp"] = 0.0
+        row["videos/observation.images.top/to_timestamp"] = STEPS / FPS
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    with pytest.raises(DataError, match="episodes 0 and 1 have the same frames of one video file"):
+        convert(path, str(tmp_path / "out"), "mine", PLAN)

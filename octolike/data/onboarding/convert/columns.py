@@ -31,6 +31,7 @@ from octolike.errors import DataError
 BLOCK, BLOCK_BYTES = 64, 1 << 28  # frames, and bytes, per read of an array on disk
 LARGEST_NUMBERS = 4 << 30  # bytes of an array of numbers, which is read at once
 SMALLEST = 4  # pixels: shorter sides are those of matrices, not of images
+SIDE = 16  # pixels: planes of uint8 with shorter sides may be matrices
 CHANNELS = (1, 3, 4)
 FLOATS = "floats in 0 to"
 OVERSHOOT = 0.01  # of the range of float images: resampling leaves it by a little
@@ -69,6 +70,8 @@ class Columns:
             )
         elif kind not in "fiub" or not shape:
             self.left_out[name] = f"{x.dtype} {list(shape)} is neither numbers nor images"
+        elif 0 in shape[1:]:
+            self.left_out[name] = f"{x.dtype} {list(shape[1:])} has no values"
         elif len(shape) == 4 and _is_channels_first(shape):
             self._add_pictures(name, x, channels_first=True)
         elif _is_pictures(name, x):
@@ -77,6 +80,12 @@ class Columns:
             self.left_out[name] = f"{shape[1]} images per step; store each camera on its own"
         else:
             self._set(self.numbers, name, read_numbers(x, f"{self.source}, {name}"))
+            if len(shape) in (3, 4) and min(shape[1:3]) >= SIDE:
+                self.change(
+                    name,
+                    f"{x.dtype} {list(shape[1:])} kept as numbers: a camera has 1, 3 or 4 channels "
+                    "of 8 bits, and the name of depth contains depth",
+                )
 
     def add_frames(self, name: str, frames: Iterable[np.ndarray | bytes]) -> None:
         """Add the frames of a camera: uint8 [h, w, 3, 1 or 4], or encoded; encoded depth too."""
@@ -94,16 +103,16 @@ class Columns:
             )
         else:
             if form := describe_form(first, place):
-                self._change(name, form)
+                self.change(name, form)
             self._set(self.cameras, name, encode(_chain(first, frames), self.options, place))
 
     def add_depth(self, name: str, frames: Iterable[np.ndarray | bytes]) -> None:
         """Add depth frames: integers or floats [h, w] or [h, w, 1], or encoded."""
         depth, replaced = encode_depth(frames, f"{self.source}, depth {name}")
         self._set(self.cameras, name, depth)
-        self._change(name, f"depth, stored as {depth.pixels}")
+        self.change(name, f"depth, stored as {depth.pixels}")
         if replaced:
-            self._change(name, "values that are not finite became 0")
+            self.change(name, "values that are not finite became 0")
 
     def _add_pictures(self, name: str, x: Any, channels_first: bool = False) -> None:
         """Add an array [T, h, w], [T, h, w, c] or [T, c, h, w] as depth, a camera or labels."""
@@ -112,11 +121,11 @@ class Columns:
         frames: Iterator[np.ndarray] = blocks(x)
         if kind == "b" or any(word in name.lower() for word in LABELS):
             self._set(self.numbers, name, read_numbers(x, f"{self.source}, {name}"))
-            self._change(name, "labels of pixels, not a camera: kept as numbers")
+            self.change(name, "labels of pixels, not a camera: kept as numbers")
             return
         if channels_first:
             frames = (np.moveaxis(f, 0, -1) for f in frames)
-            self._change(name, "channels first: moved behind height and width")
+            self.change(name, "channels first: moved behind height and width")
         if channels == 1 and (is_depth_name(name) or x.dtype != np.uint8):
             self.add_depth(name, frames)
         elif is_depth_name(name):
@@ -145,9 +154,10 @@ class Columns:
             name, (np.clip(np.round(f * scale), 0, 255).astype(np.uint8) for f in frames)
         )
         span = f"{FLOATS} {255 // scale}" if high > 0 else "floats, all of them 0"
-        self._change(name, f"{span}: rounded to 8 bits")
+        self.change(name, f"{span}: rounded to 8 bits")
 
-    def _change(self, name: str, text: str) -> None:
+    def change(self, name: str, text: str) -> None:
+        """Add a remark on how a column is stored."""
         self.changed[name] = f"{self.changed[name]}; {text}" if name in self.changed else text
 
     def _set(self, columns: dict[str, Any], name: str, x: Any) -> None:
@@ -220,7 +230,7 @@ def _is_pictures(name: str, x: Any) -> bool:
         return shape[-1] in CHANNELS and min(shape[1:3]) > SMALLEST
     if len(shape) != 3 or min(shape[1:]) <= SMALLEST:
         return False
-    return is_depth_name(name) or (x.dtype == np.uint8 and min(shape[1:]) >= 16)
+    return is_depth_name(name) or (x.dtype == np.uint8 and min(shape[1:]) >= SIDE)
 
 
 def _without_prefixes(parts: list[str]) -> list[str]:

@@ -48,6 +48,7 @@ from octolike.errors import DataError
 from octolike.progress import progress
 
 VERSION = "1.0.0"
+FAILURES = {"failure", "failures", "failed"}  # names of folders
 PROBES = 9  # episodes that decide which fields are usual, if bad episodes are to be left out
 
 
@@ -129,6 +130,8 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> Conversio
         source = FORMATS[kind](path, options)
     shards = assign_splits(locations, plan)
     first = _typical_episode(source, locations, plan.drop_bad)
+    failures = _describe_failures(locations)
+    first["changed"] |= failures
     about = {**about, "left_out": first["left_out"], "changed": first["changed"]}
     settings = {
         "converted_from": kind,
@@ -165,7 +168,20 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> Conversio
     remarks = [
         {k: v for note in finished for k, v in note[part].items()} for part in sources.REMARKS
     ]
-    return Conversion(directory, dropped, *remarks)
+    left_out, changed = remarks
+    return Conversion(directory, dropped, left_out, changed | failures)
+
+
+def _describe_failures(locations: list[EpisodeLocation]) -> dict[str, str]:
+    """Return {"episodes": remark} if some lie in folders of failures (DROID), or {}."""
+    failed = [x for x in locations if {*Path(x.file).parts[:-1]} & FAILURES]
+    if not failed:
+        return {}
+    return {
+        "episodes": f"{len(failed)} of {len(locations)} lie in folders named "
+        f"{' or '.join(sorted(FAILURES))}: converted like the others; move them away to leave "
+        "them out"
+    }
 
 
 def detect(path: Path) -> str:
@@ -185,7 +201,8 @@ def detect(path: Path) -> str:
     names = sorted(p.name for p in path.iterdir())[:10] if path.is_dir() else [path.name]
     raise DataError(
         f"{path} has an unknown format (known: {', '.join(FORMATS)}): it contains "
-        f"{', '.join(names) or 'nothing'}"
+        f"{', '.join(names) or 'nothing'}; for other formats, write one npz file per episode "
+        "(octolike/data/onboarding/convert/npz.py lists its keys)"
     )
 
 

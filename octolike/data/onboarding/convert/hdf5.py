@@ -13,7 +13,8 @@ robomimic (also LIBERO, RoboCasa, Isaac Lab), one file for all episodes, or a fo
     problem_info (JSON).
 
 The instruction of an episode is an attribute or text named in `recording.INSTRUCTIONS`, at the root
-or in the episode. No format records success; rewards are kept.
+or in the episode, or in RoboCasa's ep_meta (JSON); --field language_instruction=NAME names another
+one. The attribute success, of the episode or the file, becomes episode_metadata.success.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from octolike import files
 from octolike.data.onboarding.convert import recording
-from octolike.data.onboarding.convert.columns import Columns, is_encoded, read_numbers, short_names
+from octolike.data.onboarding.convert.columns import Columns, read_numbers, short_names
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
+from octolike.data.onboarding.convert.hdf5_attributes import (
+    OBSERVATIONS,
+    attributes_of,
+    droid_task,
+    instruction_of,
+    success_of,
+    unread_attributes,
+)
 from octolike.data.onboarding.convert.recording import EpisodeLocation
 from octolike.data.onboarding.convert.video import list_frames, read_frames
 from octolike.data.rlds.decode import MOST_PIXELS
@@ -42,7 +50,6 @@ SUFFIXES = (".hdf5", ".h5")
 LARGEST_ROW = 4 * MOST_PIXELS  # bytes of a picture
 DEEPEST = 100  # groups within each other
 SPLITS = {"train": "train", "valid": "val"}
-OBSERVATIONS = ("observation", "observations", "obs")
 STEPS = {
     "reward": "reward",
     "rewards": "reward",
@@ -86,12 +93,14 @@ class Hdf5Recording:
         path = _file(self.path, location.file)
         with open_hdf5(path) as file:
             group = file[location.key] if location.key else file
-            reader = _GroupReader(group, self.options, str(location))
+            reader = _GroupReader((group, file), self.options, str(location))
             reader.add_all({p: _role(p) for p in reader.paths})
             if path.name.startswith("trajectory."):
                 _add_droid_videos(reader.columns, path.parent, reader.length)
-            instruction = _instruction(group, reader.length) or _instruction(file, reader.length)
-            return reader.episode(instruction or _droid_task(path.parent))
+            instruction = instruction_of(group, reader.length) or instruction_of(
+                file, reader.length
+            )
+            return reader.episode(instruction or droid_task(path.parent))
 
     def _episode_groups(self, file: h5py.File) -> list[str]:
         """Return the numbered groups that hold an action; [] if the file is one episode."""
@@ -152,26 +161,32 @@ class RobomimicRecording:
         """Return one demo."""
         with open_hdf5(_file(self.path, location.file)) as file:
             demo = file["data"][location.key]
-            reader = _GroupReader(demo, self.options, str(location))
+            reader = _GroupReader((demo, file["data"], file), self.options, str(location))
             reader.add_all({p: _robomimic_role(p) for p in reader.paths})
             length = reader.length
-            instruction = _instruction(demo, length) or _instruction(file["data"], length)
-            return reader.episode(instruction or _instruction(file, length))
+            instruction = instruction_of(demo, length) or instruction_of(file["data"], length)
+            return reader.episode(instruction or instruction_of(file, length))
 
 
 class _GroupReader:
     """Reads the arrays of one episode's group into steps and columns."""
 
-    def __init__(self, group: Any, options: ConvertOptions, source: str) -> None:
+    def __init__(self, groups: Sequence[Any], options: ConvertOptions, source: str) -> None:
+        """Read the first of the groups; the others are around it and may have attributes."""
+        group = groups[0]
         self._group, self.columns = group, Columns(options, source)
+        self._attributes = attributes_of(*groups)
         self.steps: dict[str, Any] = {}
         self.instruction: Any = None  # named by --field
         self.length = 0
         self.paths: list[str] = []
         group.visititems(self._list)
         self._fields = {path: field for field, path in options.fields}
-        for path in self._fields:
-            if path not in group:
+        for path, field in list(self._fields.items()):
+            if path not in group and path in self._attributes and field in recording.INSTRUCTIONS:
+                self.instruction = [self._attributes[path]]
+                del self._fields[path]
+            elif path not in group:
                 raise DataError(
                     f"{source} has no {path!r} (--field); it has {', '.join(self.paths) or 'none'}"
                 )
@@ -188,6 +203,12 @@ class _GroupReader:
             for path in roles:
                 if path == prefix or path.startswith(f"{prefix}/"):
                     roles[path] = _role(f"{field}{path.removeprefix(prefix)}")
+        if (
+            "action" in self._fields.values()
+        ):  # the other parts of a group "action" are further ones
+            for path, (role, name) in roles.items():
+                if role == "action" and self._target(path) == path:
+                    roles[path] = ("extra", f"action_{name}")
         if not any(role == "action" for role, _ in roles.values()):
             self._find_action(roles)
         actions = [p for p, (role, _) in roles.items() if role == "action"]
@@ -219,10 +240,14 @@ class _GroupReader:
         for key, dtype in (("reward", np.float32), ("is_terminal", bool)):
             if key in self.steps:
                 self.steps[key] = self.steps[key].reshape(self.length).astype(dtype)
-        return recording.episode(self.steps, self.columns, instruction, {})
+        unread = unread_attributes(self._attributes)
+        used = {f"attribute {path}" for _, path in self.columns.options.fields}
+        self.columns.left_out |= {k: v for k, v in unread.items() if k not in used}
+        success = success_of(self._attributes, self.columns.source)
+        return recording.episode(self.steps, self.columns, instruction, success)
 
     def _add_instruction(self, path: str, name: str) -> None:
-        """Add a further wording of the instruction; the first one is read by `_instruction`."""
+        """Add a further wording of the instruction; the first one is read by `instruction_of`."""
         values = np.ravel(self._group[path][()])
         if name:
             self.steps[name] = recording.texts(values, self.length)
@@ -240,6 +265,10 @@ class _GroupReader:
         if len(named) == 1:
             roles[named[0]] = ("action", "")
             self.columns.changed[named[0]] = "used as the action"
+
+    def _is_named(self, path: str) -> bool:
+        """Return whether --field names an array, or a group with it."""
+        return any(path == p or path.startswith(f"{p}/") for p in self._fields)
 
     def _target(self, path: str) -> str:
         """Return the path of an array after the renaming of --field."""
@@ -386,32 +415,6 @@ def _state_name(name: str) -> str:
     return "state" if name == "qpos" else name
 
 
-def _instruction(group: Any, length: int) -> Any:
-    """Return the instruction of a group, "" for none, or a list of one per step."""
-    for name in recording.INSTRUCTIONS:
-        if name in group.attrs:
-            return recording.text(group.attrs[name])
-        for path in _datasets_named(group, name):
-            values = np.ravel(group[path][()])
-            if len(values) == length and length > 1:
-                return list(values)
-            if len(values):
-                return recording.text(values[0])
-    if "problem_info" in group.attrs:
-        text = json.loads(group.attrs["problem_info"]).get("language_instruction", "")
-        return " ".join(text) if isinstance(text, list) else text
-    return ""
-
-
-def _datasets_named(group: Any, name: str) -> Iterator[str]:
-    """Yield the paths of texts with a name, at the group itself or in its observation."""
-    for path in (name, *(f"{parent}/{name}" for parent in OBSERVATIONS)):
-        node = group.get(path)
-        is_text = isinstance(node, h5py.Dataset) and node.dtype.kind in "OSU"
-        if is_text and not is_encoded(np.atleast_1d(node[()])):
-            yield path
-
-
 def _add_droid_videos(columns: Columns, directory: Path, length: int) -> None:
     """Add the videos that DROID keeps next to a trajectory, one frame per step."""
     for path in sorted((directory / "recordings" / "MP4").glob("*.mp4")):
@@ -425,13 +428,3 @@ def _add_droid_videos(columns: Columns, directory: Path, length: int) -> None:
             columns.add_frames(name, frames)
         else:
             columns.left_out[name] = f"{path.name} does not have one frame per step"
-
-
-def _droid_task(directory: Path) -> str:
-    """Return the task in the metadata that DROID keeps next to a trajectory, "" for none."""
-    for path in sorted(directory.glob("metadata_*.json")):
-        try:
-            return str(json.loads(files.read_text(path)).get("current_task") or "")
-        except (ValueError, AttributeError, RecursionError):
-            return ""
-    return ""

@@ -16,25 +16,35 @@ stored as depth if its scale is known, or left out.
 
 from __future__ import annotations
 
-import json
-import re
-import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from octolike import files
 from octolike.data.onboarding.convert import recording
-from octolike.data.onboarding.convert.columns import Columns, is_depth_name, short_names
+from octolike.data.onboarding.convert.columns import Columns, short_names
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
+from octolike.data.onboarding.convert.lerobot_files import (
+    array_of,
+    column_names,
+    describe_ragged,
+    filled,
+    overlapping,
+    parse_json,
+    part_names,
+    read_jsonl,
+    read_parquet,
+    read_schema,
+    unusable_depth,
+)
 from octolike.data.onboarding.convert.recording import EpisodeLocation
-from octolike.data.onboarding.convert.video import VideoListing, list_frames, read_frames
+from octolike.data.onboarding.convert.video import list_frames, read_frames
 from octolike.errors import DataError
 
 # Paths if meta/info.json has none.
@@ -56,11 +66,8 @@ STEPS = {
     "next.success": "success",
     "success": "success",
 }
-MOST_ROWS = 16 * recording.MOST_STEPS  # of a parquet file
 # Columns without measurements.
 COUNTERS = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
-# Keys of a depth video's scale in meta/info.json, which this reader does not undo.
-SCALES = ("depth_min", "depth_max", "shift", "use_log")
 
 
 @dataclass(frozen=True)
@@ -87,9 +94,9 @@ class LeRobotRecording:
 
     def metadata(self) -> dict[str, Any]:
         """Return the control rate, and the names of the dimensions of action and observation."""
-        names = {}
+        names, parts = {}, part_names(self.path / "meta" / "modality.json")
         for key, feature in self._features.items():
-            flat = _names(feature.get("names"))
+            flat = column_names(feature.get("names")) or parts.get(key, [])
             if flat and feature["dtype"] not in ("image", "video", "string"):
                 role, name = self._roles[key]
                 names[name if role == "observation" else f"{role}.{name}".rstrip(".")] = flat
@@ -119,8 +126,8 @@ class LeRobotRecording:
                     f"has {', '.join(table.column_names)}"
                 )
             elif feature["dtype"] == "image":
-                columns.add_frames(name, self._images(table[key], source))
-            elif feature["dtype"] == "string":
+                self._add_images(columns, name, table[key])
+            elif feature["dtype"] == "string" and role in ("instruction", "extra"):
                 texts = [recording.text(x) for x in table[key].to_pylist()]
                 if role == "instruction":
                     # A text that --field names comes before the task of the dataset.
@@ -130,11 +137,11 @@ class LeRobotRecording:
                 else:
                     steps[name] = np.array(texts, np.str_)
             elif role == "observation":
-                numbers = _numbers(table[key])
-                if numbers is None:
-                    columns.left_out[key] = "not one array of numbers per step"
+                x = array_of(table[key])
+                if x is None:
+                    columns.left_out[key] = describe_ragged(table[key])
                 else:
-                    columns.add(name, numbers)
+                    columns.add(name, x)
             else:
                 _add_step(steps, metadata, role, name, table[key], source)
         for key in set(table.column_names) - set(self._features) - COUNTERS:
@@ -151,9 +158,14 @@ class LeRobotRecording:
             listing = list_frames(self._episode_path(VIDEO, "video_path", index, key))
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
+        if (other := self._overlaps[key].get(index)) is not None:
+            raise DataError(
+                f"{place}: by meta/episodes, episodes {index} and {other} have the same frames of "
+                "one video file, as after a faulty merge; merge the datasets again"
+            )
         start = float(row.get(f"videos/{key}/from_timestamp") or 0.0)
         end = float(row.get(f"videos/{key}/to_timestamp") or np.inf)
-        if reason := _unusable_depth(name, feature, listing):
+        if reason := unusable_depth(name, feature, listing):
             columns.left_out[key] = reason
             return
         if (np.diff(times) <= 0).any():
@@ -175,30 +187,52 @@ class LeRobotRecording:
         elif len(np.unique(numbers)) < last - first:
             columns.changed[name] = "frames without a row: each row has the frame at its timestamp"
 
+    @cached_property
+    def _overlaps(self) -> dict[str, dict[int, int]]:
+        slack = 0.5 / float(self._info["fps"])
+        return {key: overlapping(self._episodes, key, slack) for key in self._features}
+
     def _times(self, table: pa.Table, columns: Columns) -> np.ndarray:
         """Return the seconds of the rows since the start of the episode's video: float64 [T]."""
         fps = float(self._info["fps"])
-        for key, scale in (("timestamp", 1.0), ("frame_index", fps)):
-            if key in table.column_names:
-                times = np.array(table[key].to_pylist(), np.float64).reshape(-1) / scale
-                break
-        else:
-            times = np.arange(table.num_rows) / fps
-        if "timestamp" not in table.column_names:
+        has_times = "timestamp" in table.column_names and (
+            table["timestamp"].null_count < table.num_rows or not table.num_rows
+        )
+        used = [("timestamp", 1.0)] if has_times else []
+        used += [("frame_index", fps)] if "frame_index" in table.column_names else []
+        times = np.arange(table.num_rows) / fps
+        for key, scale in used[:1]:
+            times = np.array(table[key].to_pylist(), np.float64).reshape(-1) / scale
+            if not np.isfinite(times).all():
+                step = int(np.argmax(~np.isfinite(times)))
+                raise DataError(
+                    f"{columns.source}: {key} of step {step} is missing or not finite, so its "
+                    "frames cannot be found; remove the column to use the number of the frame"
+                )
+        steps = np.diff(times)
+        if not has_times:
             columns.changed["timestamp"] = f"missing: computed from {fps:g} rows per second"
-        elif len(times) > 1 and abs(np.median(np.diff(times)) * fps - 1) > 0.01:
+        elif len(times) > 1 and np.median(steps) > 0 and abs(np.median(steps) * fps - 1) > 0.01:
             columns.changed["timestamp"] = (
-                f"{1 / np.median(np.diff(times)):.3g} rows per second by their timestamps, but "
+                f"{1 / np.median(steps):.3g} rows per second by their timestamps, but "
                 f"meta/info.json has {fps:g}, which becomes the control rate; see --hz"
             )
-        elif len(times) > 1 and (np.diff(times) * fps > 1.5).any():
+        elif (steps * fps > 1.5).any():
             columns.changed["timestamp"] = "gaps between rows, from cut rows: actions jump there"
         return times
 
     def _instructions(self, table: pa.Table, index: int) -> list[str]:
         """Return the task of every row."""
         if "task_index" in table.column_names:
-            return [self._tasks.get(i, "") for i in table["task_index"].to_pylist()]
+            indices = table["task_index"].to_pylist()
+            unknown = sorted({i for i in indices if i not in self._tasks}, key=str)
+            if unknown and not self.options.instruction:
+                raise DataError(
+                    f"task_index {unknown[0]} of episode {index} is not in {self.path}/meta/tasks, "
+                    f"which has {', '.join(map(str, self._tasks)) or 'none'}: add it there, or use "
+                    "--instruction"
+                )
+            return [self._tasks.get(i, "") for i in indices]
         tasks = list(self._episodes[index].get("tasks") or [""])
         return [str(tasks[0])] * table.num_rows
 
@@ -237,7 +271,7 @@ class LeRobotRecording:
         path = self.path / "meta" / "info.json"
         if not path.is_file():
             raise DataError(f"{self.path} has no meta/info.json: it is not a LeRobot dataset")
-        info = _parse_json(path, path.read_text())
+        info = parse_json(path, path.read_text())
         info = info if isinstance(info, dict) else {}
         if missing := [k for k in ("features", "fps") if k not in info]:
             raise DataError(f"{path} lacks {', '.join(missing)}")
@@ -254,26 +288,37 @@ class LeRobotRecording:
     @cached_property
     def _tasks(self) -> dict[int, str]:
         if self.version == 2:
-            rows = _read_jsonl(self.path / "meta" / "tasks.jsonl")
-            return {r["task_index"]: r["task"] for r in rows}
-        table = _read_parquet(self.path / "meta" / "tasks.parquet")
+            rows = read_jsonl(self.path / "meta" / "tasks.jsonl")
+            return self._unique_tasks([(r["task_index"], r["task"]) for r in rows])
+        table = read_parquet(self.path / "meta" / "tasks.parquet")
         names = [n for n in table.column_names if n != "task_index"]  # the name of the index varies
         if not names:
             raise DataError(f"{self.path}/meta/tasks.parquet has no column of tasks")
         name = "task" if "task" in names else names[0]
-        return dict(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
+        indices, texts = table["task_index"].to_pylist(), table[name].to_pylist()
+        return self._unique_tasks(list(zip(indices, texts, strict=True)))
+
+    def _unique_tasks(self, tasks: list[tuple[int, str]]) -> dict[int, str]:
+        result: dict[int, str] = {}
+        for index, task in tasks:
+            if result.setdefault(index, task) != task:
+                raise DataError(
+                    f"{self.path}/meta/tasks has two tasks of index {index}, {result[index]!r:.80} "
+                    f"and {task!r:.80}: the rows do not say which; give each its own index"
+                )
+        return result
 
     @cached_property
     def _episodes(self) -> dict[int, dict[str, Any]]:
         meta = self.path / "meta"
         if self.version == 2:
-            return {r["episode_index"]: r for r in _read_jsonl(meta / "episodes.jsonl")}
+            return {r["episode_index"]: r for r in read_jsonl(meta / "episodes.jsonl")}
         result: dict[int, dict[str, Any]] = {}
         for file in sorted((meta / "episodes").rglob("*.parquet")):
-            schema = _read_schema(file)
+            schema = read_schema(file)
             columns = [n for n in schema.names if not n.startswith("stats/")]
             result |= {
-                r["episode_index"]: r for r in _read_parquet(file, columns=columns).to_pylist()
+                r["episode_index"]: r for r in read_parquet(file, columns=columns).to_pylist()
             }
         return result
 
@@ -293,7 +338,7 @@ class LeRobotRecording:
                 "file_index": number,
                 "video_key": video,
             }
-            name = _filled(text, values)
+            name = filled(text, values)
         except (ValueError, TypeError, ArithmeticError) as error:
             raise DataError(f"{self.path}/meta/info.json: {key} {text!r:.200}: {error}") from None
         try:
@@ -314,15 +359,35 @@ class LeRobotRecording:
 
     def _table(self, index: int, source: str) -> pa.Table:
         path = self._episode_path(DATA, "data_path", index)
-        table = _read_parquet(path, filters=[("episode_index", "==", index)])
+        table = read_parquet(path, filters=[("episode_index", "==", index)])
         # in order of time; the file may have another order
         if "frame_index" in table.column_names:
             table = table.sort_by("frame_index")
+            numbers = table["frame_index"].to_pylist()
+            repeated = [a for a, b in pairwise(numbers) if a == b]
+            if repeated:
+                raise DataError(
+                    f"{source}: {path} has frame_index {repeated[0]} twice: several recordings in "
+                    "one episode; give each its own episode_index"
+                )
         expected = self._episodes[index].get("length", table.num_rows)
         recording.check_steps(table.num_rows, source)
         if table.num_rows != expected:
             raise DataError(f"{source}: {path} has {table.num_rows} steps, meta has {expected}")
         return table
+
+    def _add_images(self, columns: Columns, name: str, column: pa.ChunkedArray) -> None:
+        """Add a camera: encoded images, or images as nested lists of numbers."""
+        if pa.types.is_nested(column.type) and not pa.types.is_struct(column.type):
+            x = array_of(column)
+            if x is None:
+                columns.left_out[name] = describe_ragged(column)
+                return
+            if x.dtype.kind in "iu" and x.min(initial=0) >= 0 and x.max(initial=0) < 256:
+                x = x.astype(np.uint8)
+            columns.add(name, x)
+        else:
+            columns.add_frames(name, self._images(column, columns.source))
 
     def _images(self, column: pa.ChunkedArray, source: str) -> Iterator[bytes]:
         for t, image in enumerate(column):
@@ -333,22 +398,6 @@ class LeRobotRecording:
             if not data:
                 raise DataError(f"{source}: no image at step {t}")
             yield data
-
-
-def _filled(template: Any, values: Mapping[str, Any]) -> str:
-    """Return a path template of meta/info.json with its fields filled in.
-
-    Raises ValueError for other fields, and for formats other than a short number's: a width of a
-    billion digits would fill the memory.
-    """
-    if not isinstance(template, str):
-        raise ValueError("expected text")
-    for _, field, form, conversion in string.Formatter().parse(template):
-        if field is None:
-            continue
-        if field not in values or conversion or not re.fullmatch(r"(0?\d?\dd)?", form or ""):
-            raise ValueError(f"unknown field {{{field}:{form}}} (fields: {', '.join(values)})")
-    return template.format(**values)
 
 
 def _role(key: str, keys: set[str]) -> tuple[str, str]:
@@ -384,12 +433,13 @@ def _add_step(
     source: str,
 ) -> None:
     """Add a column to the steps, or the success to the metadata."""
-    x = _numbers(column)
-    if x is None:
-        raise DataError(f"{source}: {name or role} is not one array of numbers per step")
     if role == "success":
-        metadata["success"] = bool(x.any())
-    elif role in ("reward", "is_terminal"):
+        metadata["success"] = recording.flag(column.to_pylist(), f"{source}: {role}")
+        return
+    x = array_of(column)
+    if x is None:
+        raise DataError(f"{source}: {name or role} {describe_ragged(column)}")
+    if role in ("reward", "is_terminal"):
         x = x.reshape(len(x))
         steps[role] = x.astype(bool) if role == "is_terminal" else x.astype(np.float32)
     elif role == "extra":
@@ -398,64 +448,3 @@ def _add_step(
         steps.setdefault(role, {})[name] = x
     else:
         steps[role] = x
-
-
-def _unusable_depth(name: str, feature: Mapping[str, Any], listing: VideoListing) -> str:
-    """Return why the depth of a video cannot be recovered; "" for usable depth and for a camera."""
-    info = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
-    scaled = [k for k in info if k.rpartition(".")[2] in SCALES]
-    if listing.is_depth and not scaled:
-        return ""
-    if listing.is_depth or info.get("video.is_depth_map") or is_depth_name(name):
-        kind = f"scaled by {', '.join(scaled)}" if scaled else f"in 8 bits ({listing.pixel_format})"
-        return f"a depth video {kind}, not a camera; its metres cannot be recovered"
-    return ""
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray | None:
-    """Return a column as an array [T, ...]; None if it is not one array of numbers per step."""
-    try:
-        x = np.array(column.to_pylist())
-    except ValueError:
-        return None
-    return x if x.dtype.kind in "fiub" else None
-
-
-def _names(names: Any) -> list[str]:
-    """Return the names of the dimensions of a feature, from a list, a dict of lists or None."""
-    if isinstance(names, dict):
-        names = [n for v in names.values() for n in (v if isinstance(v, list) else [v])]
-    return [str(n) for n in names or []]
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise DataError(f"{path} is missing; copy the dataset again")
-    recording.check_regular(path)
-    return [_parse_json(path, line) for line in path.read_text().splitlines() if line.strip()]
-
-
-def _parse_json(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read: {error}; copy the dataset again") from None
-
-
-def _read_parquet(path: Path, **options: Any) -> pa.Table:
-    recording.check_regular(path)
-    try:
-        rows = pq.read_metadata(path).num_rows
-        if rows > MOST_ROWS:
-            raise DataError(f"{path} has {rows:,} rows; expected at most {MOST_ROWS:,}")
-        return pq.read_table(path, partitioning=None, **options)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}; copy the dataset again") from None
-
-
-def _read_schema(path: Path) -> pa.Schema:
-    recording.check_regular(path)
-    try:
-        return pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}; copy the dataset again") from None

@@ -2,9 +2,10 @@
 
     np.savez("episode_0.npz", action=…, state=…, image_primary=…, language_instruction="…")
 
-Keys: action [T, A]; language_instruction, a string or T of them; success (bool) and control_hz, if
-known; reward, is_terminal [T]; all other keys with T entries belong to the observation: images
-uint8 [T, h, w, 3], depth, numbers. Keys may have the prefix "observation." or "observation/".
+Keys: action [T, A]; language_instruction, a string or T of them; success (once or T times) and
+control_hz, if known; reward, is_terminal or done [T]; all other keys with T entries belong to the
+observation: images uint8 [T, h, w, 3], depth, numbers. Keys may have the prefix "observation." or
+"observation/".
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from octolike import files
 from octolike.data.onboarding.convert import recording
 from octolike.data.onboarding.convert.columns import Columns
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
-from octolike.data.onboarding.convert.hdf5 import natural_key
+from octolike.data.onboarding.convert.hdf5 import STEPS, natural_key
 from octolike.data.onboarding.convert.recording import EpisodeLocation
 from octolike.errors import DataError
 
@@ -65,6 +66,11 @@ class NpzRecording:
             arrays = {key: _read(file, key, source) for key in file.files}
         names = self._names(arrays, source)
         shape = arrays[names["action"]].shape if "action" in names else ()
+        if len(shape) == 1 and all(x.shape[:1] != shape for k, x in arrays.items() if x.ndim > 1):
+            raise DataError(
+                f"{source}: the action is {list(shape)}, a single step by the other arrays; "
+                "expected one file per episode, with an action [T, A]"
+            )
         length = recording.check_steps(shape[0] if shape else 0, source)
         for name, key in names.items():
             x = arrays[key]
@@ -73,9 +79,14 @@ class NpzRecording:
             elif recording.FURTHER.fullmatch(name):
                 steps[name] = recording.texts(x, length)
             elif name == "success":
-                metadata["success"] = bool(_one(x, name, source))
+                metadata["success"] = recording.flag(x, f"{source}: {name}")
             elif name == "control_hz":
-                continue
+                hz, stored = float(_one(x, name, source)), self.options.control_hz
+                if abs(hz - stored) > 0.01 * stored:
+                    columns.change(name, f"{hz:g} in some episodes: stored as {stored:g} in all")
+            elif name in STEPS and x.size == length:
+                dtype = bool if STEPS[name] == "is_terminal" else np.float32
+                steps[STEPS[name]] = x.reshape(length).astype(dtype)
             elif name in STEP_KEYS:
                 steps[name] = x
             elif x.ndim == 0 or (length and x.ndim < 4 and len(x) != length):

@@ -29,6 +29,7 @@ LARGEST = 64 << 30  # bytes of an HDF5 array or an npz file: more is a decompres
 MOST_STEPS = 1_000_000  # of an episode: five hours at 50 per second
 ACTIONS = ("action", "actions")
 REMARKS = ("left_out", "changed")  # keys of an episode: {column: reason or form}
+POOR = 1e-3  # of the range of a column: coarser steps of float32 are stated
 # Keys of the instruction in recordings.
 INSTRUCTIONS = ("language_instruction", "instruction", "natural_language_instruction", "language")
 FURTHER = re.compile(rf"({'|'.join(INSTRUCTIONS)})_\d+")  # of a second and third wording
@@ -97,6 +98,7 @@ def episode(
     finite.
     """
     options, source = columns.options, columns.source
+    steps = _measurements(steps, columns)
     numbers = {**steps, "observation": columns.numbers}
     if "action" not in steps:
         names = (*flat(numbers), *columns.cameras, *columns.left_out)
@@ -116,10 +118,18 @@ def episode(
     for key, x in flat(numbers).items():
         if np.issubdtype(np.asarray(x).dtype, np.floating) and not np.isfinite(x).all():
             t = np.argwhere(~np.isfinite(x))[0][0]
-            raise DataError(f"{source}: {key} at step {t} is not finite")
+            raise DataError(
+                f"{source}: {key} at step {t} is not finite; cut such rows, or leave such episodes "
+                "out with --drop-bad"
+            )
+        if remark := _loss(x, f"{source}: {key}"):
+            columns.change(key, remark)
     result = _map(numbers, to_storage_type)
     result["observation"] |= columns.cameras
     result["language_instruction"] = _instructions(instruction, options, length)
+    for key, x in result.items():
+        if isinstance(x, np.ndarray) and x.dtype.kind == "U" and any("\ufffd" in t for t in x):
+            columns.change(key, "bytes that are not UTF-8 became \ufffd: encode the texts as UTF-8")
     hz = {"control_hz": np.float32(options.control_hz)} if options.control_hz else {}
     return {
         "steps": result,
@@ -127,6 +137,57 @@ def episode(
         "left_out": dict(columns.left_out),
         "changed": dict(columns.changed),
     }
+
+
+COUNTER = re.compile(r"(^|_)(index|idx|counter|frame_id)$")
+
+
+def _measurements(steps: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """Return the steps without parts that have no values or count the rows; they are left out."""
+
+    def reason(name: str, x: Any) -> str:
+        x = np.asarray(x)
+        if 0 in x.shape[1:]:
+            return f"{x.dtype} {list(x.shape[1:])} has no values"
+        # Other arrays of this name, such as the number of a tool, are measurements.
+        steps = np.diff(x, axis=0) if x.dtype.kind in "iu" and x.size == len(x) else np.zeros(1)
+        is_counter = len(steps) == 0 or (steps.min() == steps.max() and steps.min() > 0)
+        return "a counter of the rows" if COUNTER.search(name) and is_counter else ""
+
+    result = dict(steps)
+    for key, part in steps.items():
+        if isinstance(part, Mapping):
+            reasons = {name: reason(name, x) for name, x in part.items()}
+            result[key] = {name: x for name, x in part.items() if not reasons[name]}
+            columns.left_out |= {f"{key}.{k}": text for k, text in reasons.items() if text}
+        elif text := reason("" if key == "action" else key, part):
+            del result[key]
+            columns.left_out[key] = text
+    for name in list(columns.numbers):
+        if text := reason(name, columns.numbers[name]):
+            del columns.numbers[name]
+            columns.left_out[name] = text
+    return {k: v for k, v in result.items() if not (isinstance(v, Mapping) and not v)}
+
+
+def _loss(x: Any, place: str) -> str:
+    """Return a remark on float64 values that float32 distinguishes poorly; "" for others.
+
+    Raises DataError for values that the stored type cannot hold.
+    """
+    x = np.asarray(x)
+    if x.dtype == np.uint64 and x.max(initial=0) > np.iinfo(np.int64).max:
+        raise DataError(f"{place} has values up to {x.max()}; expected at most 2^63 - 1")
+    if x.dtype.kind != "f" or x.dtype.itemsize <= 4 or not x.size:
+        return ""
+    largest = np.abs(x).max()
+    if largest > np.finfo(np.float32).max:
+        raise DataError(f"{place} has values up to {largest:.3g}; expected those of float32")
+    span, unit = float(np.ptp(x)), float(np.spacing(np.float32(largest)))
+    is_poor = span > 0 and unit > POOR * span
+    return (
+        f"values up to {largest:.4g} as float32, which keeps steps of {unit:.3g}" if is_poor else ""
+    )
 
 
 def to_storage_type(x: Any) -> np.ndarray:
@@ -150,6 +211,26 @@ def check_steps(count: int, source: str) -> int:
     if count > MOST_STEPS:
         raise DataError(f"{source} has {count:,} steps; expected at most {MOST_STEPS:,}")
     return count
+
+
+YES = ("true", "yes", "1", "success", "successful", "succeeded")
+NO = ("false", "no", "0", "failure", "fail", "failed", "")
+
+
+def flag(values: Any, place: str) -> bool:
+    """Return whether any value is true: a flag of the episode, or one of each step.
+
+    values: booleans, numbers, or texts of `YES` and `NO`. Raises DataError for others.
+    """
+    results = []
+    for x in np.ravel(np.asarray(values, object)):
+        word = text(x).strip().lower() if isinstance(x, str | bytes) else ""
+        if isinstance(x, str | bytes) and word not in (*YES, *NO):
+            raise DataError(f"{place} is {text(x)[:60]!r}; expected true or false")
+        if x is None or not isinstance(x, str | bytes | bool | int | float | np.generic):
+            raise DataError(f"{place} is {x!r:.60}; expected true or false")
+        results.append(word in YES if isinstance(x, str | bytes) else bool(x))
+    return any(results)
 
 
 def text(x: Any) -> str:

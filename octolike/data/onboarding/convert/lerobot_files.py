@@ -1,0 +1,167 @@
+"""Reads the files of a LeRobot dataset: JSON, parquet, and columns of parquet tables."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from octolike.data.onboarding.convert import recording
+from octolike.data.onboarding.convert.columns import is_depth_name
+from octolike.data.onboarding.convert.video import VideoListing
+from octolike.errors import DataError
+
+MOST_ROWS = 16 * recording.MOST_STEPS  # of a parquet file
+# Keys of a depth video's scale in meta/info.json, which this reader does not undo.
+SCALES = ("depth_min", "depth_max", "shift", "use_log")
+
+
+def filled(template: Any, values: Mapping[str, Any]) -> str:
+    """Return a path template of meta/info.json with its fields filled in.
+
+    Raises ValueError for other fields, and for formats other than a short number's: a width of a
+    billion digits would fill the memory.
+    """
+    if not isinstance(template, str):
+        raise ValueError("expected text")
+    for _, field, form, conversion in string.Formatter().parse(template):
+        if field is None:
+            continue
+        if field not in values or conversion or not re.fullmatch(r"(0?\d?\dd)?", form or ""):
+            raise ValueError(f"unknown field {{{field}:{form}}} (fields: {', '.join(values)})")
+    return template.format(**values)
+
+
+def unusable_depth(name: str, feature: Mapping[str, Any], listing: VideoListing) -> str:
+    """Return why the depth of a video cannot be recovered; "" for usable depth and for a camera."""
+    info = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    scaled = [k for k in info if k.rpartition(".")[2] in SCALES]
+    if listing.is_depth and not scaled:
+        return ""
+    if listing.is_depth or info.get("video.is_depth_map") or is_depth_name(name):
+        kind = f"scaled by {', '.join(scaled)}" if scaled else f"in 8 bits ({listing.pixel_format})"
+        return f"a depth video {kind}, not a camera; its metres cannot be recovered"
+    return ""
+
+
+def array_of(column: pa.ChunkedArray) -> np.ndarray | None:
+    """Return a column as an array [T, ...]; None if it is not one array of numbers per step."""
+    try:
+        x = np.array(column.to_pylist())
+    except ValueError:
+        return None
+    return x if x.dtype.kind in "fiub" else None
+
+
+def describe_ragged(column: pa.ChunkedArray) -> str:
+    """Return why a column is not one array of numbers per step, with the first odd row."""
+    rows = column.to_pylist()
+    first = next((t for t, row in enumerate(rows) if row is None), None)
+    if first is not None:
+        return f"is missing at step {first}"
+    sizes = [np.size(row) for row in rows]
+    odd = next((t for t, size in enumerate(sizes) if size != sizes[0]), 0)
+    return (
+        f"has {sizes[odd]} values at step {odd} and {sizes[0]} at step 0"
+        if odd
+        else "is not one array of numbers per step"
+    )
+
+
+def part_names(path: Path) -> dict[str, list[str]]:
+    """Return {column: names of its dimensions} by GR00T's meta/modality.json; {} without one.
+
+    It names the parts of a column by their first dimension and their end; the names of a column
+    whose parts leave gaps are not returned.
+    """
+    if not path.is_file():
+        return {}
+    modality = parse_json(path, path.read_text())
+    result: dict[str, list[str]] = {}
+    for group, usual in (("state", "observation.state"), ("action", "action")):
+        parts = modality.get(group, {}) if isinstance(modality, dict) else {}
+        columns: dict[str, list[tuple[int, int, str]]] = {}
+        for name, part in parts.items() if isinstance(parts, dict) else ():
+            span = (part.get("start"), part.get("end")) if isinstance(part, dict) else ()
+            if len(span) == 2 and all(type(x) is int and 0 <= x < 10_000 for x in span):
+                columns.setdefault(part.get("original_key") or usual, []).append((*span, name))
+        for column, spans in columns.items():
+            spans.sort()
+            starts, ends = [s for s, _, _ in spans], [e for _, e, _ in spans]
+            if starts == [0, *ends[:-1]]:
+                result[column] = [
+                    name if end - start == 1 else f"{name}_{i}"
+                    for start, end, name in spans
+                    for i in range(end - start)
+                ]
+    return result
+
+
+def overlapping(rows: Mapping[int, Mapping[str, Any]], video: str, slack: float) -> dict[int, int]:
+    """Return {episode: another one that claims the same frames of a video file}.
+
+    rows: of meta/episodes, with the ranges of LeRobot 3, in seconds; slack: how far two may overlap
+    by rounding.
+    """
+    spans: dict[tuple[Any, Any], list[tuple[float, float, int]]] = {}
+    prefix = f"videos/{video}"
+    for episode, row in rows.items():
+        begin, end = (row.get(f"{prefix}/{k}_timestamp") for k in ("from", "to"))
+        if begin is not None and end is not None:
+            file = tuple(row.get(f"{prefix}/{k}_index") for k in ("chunk", "file"))
+            spans.setdefault(file, []).append((float(begin), float(end), episode))
+    result: dict[int, int] = {}
+    for of_file in spans.values():
+        of_file.sort()
+        for (_, end, one), (begin, _, other) in pairwise(of_file):
+            if begin < end - slack:
+                result |= {one: other, other: one}
+    return result
+
+
+def column_names(names: Any) -> list[str]:
+    """Return the names of the dimensions of a feature, from a list, a dict of lists or None."""
+    if isinstance(names, dict):
+        names = [n for v in names.values() for n in (v if isinstance(v, list) else [v])]
+    return [str(n) for n in names or []]
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        raise DataError(f"{path} is missing; copy the dataset again")
+    recording.check_regular(path)
+    return [parse_json(path, line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def parse_json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}; copy the dataset again") from None
+
+
+def read_parquet(path: Path, **options: Any) -> pa.Table:
+    recording.check_regular(path)
+    try:
+        rows = pq.read_metadata(path).num_rows
+        if rows > MOST_ROWS:
+            raise DataError(f"{path} has {rows:,} rows; expected at most {MOST_ROWS:,}")
+        return pq.read_table(path, partitioning=None, **options)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}; copy the dataset again") from None
+
+
+def read_schema(path: Path) -> pa.Schema:
+    recording.check_regular(path)
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}; copy the dataset again") from None
