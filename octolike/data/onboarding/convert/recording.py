@@ -29,7 +29,7 @@ LARGEST = 64 << 30  # bytes of an HDF5 array or an npz file: more is a decompres
 MOST_STEPS = 1_000_000  # of an episode: five hours at 50 per second
 ACTIONS = ("action", "actions")
 REMARKS = ("left_out", "changed")  # keys of an episode: {column: reason or form}
-POOR = 1e-3  # of the range of a column: coarser steps of float32 are stated
+POOR, FINE = 1e-3, 1e-5  # of the range of a column, and as it is: finer steps are not stated
 # Keys of the instruction in recordings.
 INSTRUCTIONS = ("language_instruction", "instruction", "natural_language_instruction", "language")
 FURTHER = re.compile(rf"({'|'.join(INSTRUCTIONS)})_\d+")  # of a second and third wording
@@ -184,10 +184,9 @@ def _loss(x: Any, place: str) -> str:
     if largest > np.finfo(np.float32).max:
         raise DataError(f"{place} has values up to {largest:.3g}; expected those of float32")
     span, unit = float(np.ptp(x)), float(np.spacing(np.float32(largest)))
-    is_poor = span > 0 and unit > POOR * span
-    return (
-        f"values up to {largest:.4g} as float32, which keeps steps of {unit:.3g}" if is_poor else ""
-    )
+    if unit <= max(POOR * span, FINE):
+        return ""
+    return f"values up to {largest:.4g} as float32, which keeps steps of {unit:.3g}"
 
 
 def to_storage_type(x: Any) -> np.ndarray:
