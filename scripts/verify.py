@@ -30,7 +30,7 @@ def main() -> None:
             print(f"accepted: {', '.join(changed) or 'nothing had changed'}")
         findings = verify.verify_run(args.run)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {files.with_remedy(error)}")
     print(verify.table(findings))
     sys.exit(1 if any(f.state == verify.FAULTY for f in findings) else 0)
 

@@ -168,6 +168,23 @@ def test_the_time_limit_applies_to_each_command(monkeypatch):
         ] * 2
 
 
+def test_a_stopped_worker_is_named_and_replaced(monkeypatch, capsys):
+    monkeypatch.setattr("octolike.envs.pool.TIMEOUT", 8.0)
+    with EnvPool(Counter, 2, workers=1) as pool:
+        pool.run({s: ResetCommand(s, {}) for s in range(2)})
+        pid = pool._workers[0]._process.pid
+        capsys.readouterr()  # a slow start has the line, too
+        os.kill(pid, signal.SIGSTOP)
+        lost = pool.run({s: ResetCommand(s, {}) for s in range(2)})
+        assert {r.text for r in lost.values()} == {"the worker process did not answer within 8 s"}
+        line = f"environments 0, 1 (process {pid}) have not answered for 1 s; waiting up to 8 s"
+        assert capsys.readouterr().err.splitlines() == [line]
+        pool.run({s: ResetCommand(s, {}) for s in range(2)})
+        assert pool._workers[0]._process.pid != pid
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def interrupt(pool):
     for worker in pool._workers:
         os.kill(worker._process.pid, signal.SIGINT)

@@ -24,7 +24,7 @@ import signal
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -221,7 +221,7 @@ class _ProcessWorker:
         limits = [c.limit for c in commands.values() if isinstance(c, CallCommand) and c.limit]
         limit = max(limits, default=TIMEOUT)
         try:
-            while self._wait(limit):
+            while self._wait(limit, commands.keys() - replies.keys()):
                 if not self._ready:
                     self._ready = self._pipe.recv()
                     continue
@@ -240,13 +240,14 @@ class _ProcessWorker:
         # Slots that had already replied are included, since their environments are lost too.
         return {slot: EnvCrash(f"the worker process {outcome}") for slot in commands}
 
-    def _wait(self, limit: float) -> bool:
-        """Return whether a reply arrives within `limit` seconds."""
+    def _wait(self, limit: float, slots: Set[int]) -> bool:
+        """Return whether a reply arrives within `limit` seconds; a line names a quiet worker."""
         quiet = QUIET * limit
         if self._pipe.poll(quiet):
             return True
         print(
-            f"an environment has not answered for {quiet:.0f} s; waiting up to {limit:.0f} s",
+            f"environments {', '.join(map(str, sorted(slots)))} (process {self._process.pid}) have "
+            f"not answered for {quiet:.0f} s; waiting up to {limit:.0f} s",
             file=sys.stderr,
         )
         return self._pipe.poll(limit - quiet)
