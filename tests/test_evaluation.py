@@ -33,6 +33,25 @@ def test_learning_curves_are_read_from_the_metrics(tmp_path):
     assert evaluate.read_curves(tmp_path / "none").seconds is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1\n",
+        "[1]\n",
+        '{"step": 1}\n',
+        '{"validation/a/loss": 1, "seconds": 1}\n',
+        "x\n{}\n",
+        "\xff",
+    ],
+)
+def test_malformed_metrics_do_not_end_an_evaluation(tmp_path, capsys, text):
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode("latin-1"))
+    curves = evaluate.read_curves(tmp_path)
+    assert (curves.train, curves.validation, curves.seconds) == ([], {}, None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"no learning curves: {tmp_path / 'metrics.jsonl'} is malformed (")
+
+
 def simulated_run(directory):
     run = policy_fakes.run_of()
     run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)

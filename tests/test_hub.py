@@ -206,6 +206,28 @@ def test_a_run_without_an_evaluation_says_so(run_dir, tmp_path):
     assert "Not evaluated in closed loop" in model_card(files.as_path(copy), 7, "x")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.json", "{}"),
+        ("names.json", "[1]"),
+        ("config.json", '{"data": 3}'),
+        ("embodiments.json", "[3]"),
+        ("costs.json", "[]"),
+        ("versions.json", "3"),
+        ("evaluation/report.json", '{"success": []}'),
+    ],
+)
+def test_a_card_of_malformed_files_is_one_line(run_dir, tmp_path, name, text):
+    from octolike import files
+
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text(text)
+    with pytest.raises(RunError, match=r"\A[^\n]*malformed[^\n]*\Z"):
+        model_card(files.as_path(copy), 7, "x")
+
+
 def test_a_link_out_of_the_source_is_not_pulled(run_dir, tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     source = shutil.copytree(run_dir, tmp_path / "source")

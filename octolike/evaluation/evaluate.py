@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -332,8 +333,19 @@ def task_name_function(config: Config, policy: Policy) -> Callable[[Mapping[str,
 
 
 def read_curves(directory: Path) -> LearningCurves:
-    """Return the curves in a run's metrics.jsonl; empty curves if it does not exist."""
-    rows = metrics.read(directory / metrics.FILE)
+    """Return the curves in a run's metrics.jsonl; empty curves if it does not exist.
+
+    A malformed one has empty curves, too, which is printed: an evaluation is not lost for it.
+    """
+    path = directory / metrics.FILE
+    try:
+        return _curves(metrics.read(path))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        print(f"no learning curves: {path} is malformed ({files.cause(error)})", file=sys.stderr)
+        return _curves([])
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> LearningCurves:
     validation: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "action_error": {}}
     for row in rows:
         for name, value in row.items():

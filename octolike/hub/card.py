@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from octolike import files
 from octolike.embodiment import Embodiment, Layout, embodiments_from_json
 from octolike.errors import RunError
 from octolike.files import Path
@@ -21,7 +22,20 @@ def model_card(directory: Path, step: int, name: str, license: str = "") -> str:
     """Return the card of a checkpoint of a run.
 
     name: the repository or directory; license: an identifier such as "mit"; "": none is stated.
+    Raises RunError, in one line, for a file that is malformed.
     """
+    try:
+        return _model_card(directory, step, name, license)
+    except RunError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise RunError(
+            f"a model card of {directory} cannot be written, since one of its JSON files is "
+            f"malformed ({files.cause(error)}); see octolike verify {directory}"
+        ) from error
+
+
+def _model_card(directory: Path, step: int, name: str, license: str) -> str:
     config = read_json(directory / "config.json")
     records = embodiments_from_json(read_json(directory / "embodiments.json"))
     names = read_json(directory / "names.json")
@@ -40,7 +54,9 @@ def model_card(directory: Path, step: int, name: str, license: str = "") -> str:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file of a run; RunError if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(files.read_text(path))
+    except RunError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read as JSON: {error}") from error
 
