@@ -33,6 +33,7 @@ from octolike.data.rlds.reader import Reader
 from octolike.data.specs.catalog import load_specs
 from octolike.embodiment import embodiments_from_json, embodiments_to_json
 from octolike.errors import DataError, RunError
+from octolike.evaluation import evaluate
 from octolike.text import HuggingFaceTokenizer
 from octolike.train import checkpoint, run_manifest
 
@@ -538,6 +539,42 @@ def test_a_malformed_file_of_a_run_is_one_line_at_load(tmp_path, name):
         checkpoint.load_run(tmp_path / "run")
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+BAD_JSON = {
+    "nothing": "",
+    "deep": "[" * 100_000,
+    "deep but JSON": '{"a":' * 900 + "1" + "}" * 900,
+    "a list": "[1]",
+    "null": "null",
+    "a number of 5,000 digits": f'{{"seed": {"9" * 5000}}}',
+    "no text": "\xff{",
+    "control characters": json.dumps({"\x1b[2J\n": "\n"}),
+}
+
+
+@pytest.mark.parametrize("text", BAD_JSON.values(), ids=BAD_JSON)
+@pytest.mark.parametrize("name", ["config.json", "names.json", "embodiments.json"])
+def test_bad_json_of_a_run_is_one_line_for_each_command(tmp_path, name, text):
+    """Serving, evaluating, resuming, and starting from it."""
+    run = fakes.save_run(tmp_path / "run", fakes.run_of())
+    (tmp_path / "run" / name).write_bytes(text.encode("latin-1"))
+    (tmp_path / "run" / "manifest.json").unlink()
+    readers = [
+        lambda: checkpoint.load_run(tmp_path / "run"),
+        lambda: checkpoint.check_same_run(run.config, run.embodiments, run.spec, run.names),
+    ]
+    if name != "embodiments.json":
+        readers.append(lambda: evaluate.robots_to_evaluate(tmp_path / "run", "all"))
+    if name == "config.json":
+        readers.append(lambda: stored_config(tmp_path / "run"))
+    for read in readers:
+        with pytest.raises((RunError, ConfigError)) as error:
+            read()
+        message = str(error.value)
+        # each difference from a run that could be resumed has a line of its own
+        assert "\n" not in message or "holds another run" in message
+        assert name in message
 
 
 RECORD_CHANGES = {

@@ -44,8 +44,9 @@ def from_json(text: str, source: str = CONFIG) -> Config:
         check_complete(config, unknown_kinds=bool(config.plugins))
         config.check()
     except ConfigError as error:
+        text = str(error).replace("\n", "\\n")  # of an unknown name in the file
         raise ConfigError(
-            f"{source}: {error}; correct it, or restore the file that training wrote"
+            f"{source}: {text}; correct it, or restore the file that training wrote"
         ) from None
     return config
 
@@ -56,10 +57,10 @@ def read_options(text: str, source: str = CONFIG) -> dict[str, Any]:
         data = json.loads(text)
     except RecursionError:
         raise ConfigError(f"{source} is nested too deeply to be a config") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of a number with thousands of digits, too
         raise ConfigError(f"{source} is not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{source} is {data!r}; expected the options of a config")
+        raise ConfigError(f"{source} is {data!r:.100}; expected the options of a config")
     return upgrade(data, source)
 
 
@@ -75,8 +76,10 @@ def stored_config(run_dir: str | os.PathLike[str], plugin_files: Sequence[str] =
     path = files.as_path(run_dir) / CONFIG
     try:
         config = resolved(from_json(files.read_text(path), str(path)), run_dir)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
     config.plugins = ()
     config.data.specs = plugins.approved(config.data.specs, plugin_files)
     return config
@@ -84,7 +87,7 @@ def stored_config(run_dir: str | os.PathLike[str], plugin_files: Sequence[str] =
 
 def _from_dict(cls: type, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} is {data!r}; expected the options of {cls.__name__}")
+        raise ConfigError(f"{path} is {data!r:.100}; expected the options of {cls.__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in data:
         if name not in fields:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from octolike import files
-from octolike.config import Config, ConfigError
+from octolike.config import Config, ConfigError, stored_config
 from octolike.config import plugins as plug_ins
 from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
@@ -22,7 +21,7 @@ from octolike.evaluation.report import LearningCurves, ReportContent
 from octolike.evaluation.success import ResultRow, success_rate
 from octolike.policy import Policy, Task
 from octolike.progress import progress
-from octolike.train import metrics
+from octolike.train import checkpoint, metrics
 from octolike.train.checkpoint import load_run
 
 ALL = "all"  # in place of an embodiment's name: every robot of the run that the simulator supports
@@ -61,19 +60,19 @@ def robots_to_evaluate(
     With 'all', robots that the simulator does not support are skipped, a sentence each; ConfigError
     if it supports none of them. `plugins`: plug-ins of the run that may be executed.
     """
-    files = [Path(run_dir) / name for name in ("config.json", "names.json")]
-    if not all(path.is_file() for path in files):
+    paths = [Path(run_dir) / name for name in ("config.json", "names.json")]
+    if not all(path.is_file() for path in paths):
         return [embodiment], []
-    config, names = (json.loads(path.read_text(encoding="utf-8")) for path in files)
-    embodiment = embodiment or config["evaluate"]["embodiment"]
+    config, names = stored_config(run_dir), checkpoint.read_names(run_dir)
+    embodiment = embodiment or config.evaluate.embodiment
     if embodiment != ALL:
         return [embodiment or None], []
     plug_ins.allow(run_dir, plugins)  # the simulator may be a plug-in's
-    kind_of(config["environment"])
+    kind_of(config.environment)
     supported, skipped = [], []
-    for name in names["embodiments"]:
+    for name in names.embodiments:
         try:
-            check_robot(config["environment"], name, config["collect"]["dataset"])
+            check_robot(config.environment, name, config.collect.dataset)
             supported.append(name)
         except ConfigError as error:
             skipped.append(str(error))

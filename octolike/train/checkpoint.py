@@ -72,6 +72,7 @@ RECORD_FIELDS = (
     *("representation", "proprio_representation"),
 )
 LAYOUT_FIELDS = ("names", "units", "absolute", "normalized", "normalization")
+MOST_LEVELS = 40  # of nested JSON
 LIBRARIES = ("octolike", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Settings that may change when a run is resumed; a change of any other makes it another run.
@@ -401,7 +402,8 @@ def _contents(
 
 def _differences(old: Any, new: Any) -> list[str]:
     """Return 'path: old -> new' for every leaf that differs between two JSON values."""
-    old, new = dict(types.flatten(_nested(old))), dict(types.flatten(_nested(new)))
+    trees = [_nested(x) for x in (old, new)]  # a damaged file may hold no object
+    old, new = (dict(types.flatten(x if isinstance(x, dict) else {"content": x})) for x in trees)
     show = lambda values, path: json.dumps(values[path]) if path in values else "absent"
     return [
         f"{path}: {show(old, path)} -> {show(new, path)}"
@@ -419,18 +421,33 @@ def _nested(x: Any) -> Any:
 
 def _verified(records: Any) -> Any:
     """Return embodiments.json without the marks of inferred, unverified fields."""
-    if not isinstance(records, list):
-        return records
+    if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
+        return records  # of a damaged file
     return [{k: v for k, v in record.items() if k != "inferred"} for record in records]
+
+
+def read_names(run_dir: PathLike) -> types.Names:
+    """Return the names of a run; RunError, in one line, if names.json is malformed."""
+    directory, name = files.as_path(run_dir), "names.json"
+    return _parsed(directory, name, types.names_from_json, {name: _read_json(directory / name)})
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(files.read_text(path))
+        data = json.loads(files.read_text(path))
     except RunError:
         raise
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is not JSON: {error}") from error
+    level = [data]
+    for _ in range(MOST_LEVELS):
+        nodes = [
+            x.values() if isinstance(x, dict) else x for x in level if isinstance(x, (dict, list))
+        ]
+        level = [child for node in nodes for child in node]
+    if level:
+        raise RunError(f"{path} is nested too deeply; restore the file that training wrote")
+    return data
 
 
 def _dump(data: Any) -> str:
