@@ -69,7 +69,8 @@ def robots_to_evaluate(
         return [embodiment or None], []
     plug_ins.allow(run_dir, plugins)  # the simulator may be a plug-in's
     kind_of(config.environment)
-    supported, skipped = [], []
+    supported: list[str | None] = []
+    skipped: list[str] = []
     for name in names.embodiments:
         try:
             check_robot(config.environment, name, config.collect.dataset)
