@@ -88,7 +88,7 @@ def part_names(path: Path) -> dict[str, list[str]]:
     result: dict[str, list[str]] = {}
     for group, usual in (("state", "observation.state"), ("action", "action")):
         parts = modality.get(group, {}) if isinstance(modality, dict) else {}
-        columns: dict[str, list[tuple[int, int, str]]] = {}
+        columns: dict[str, list[tuple[Any, Any, Any]]] = {}
         for name, part in parts.items() if isinstance(parts, dict) else ():
             span = (part.get("start"), part.get("end")) if isinstance(part, dict) else ()
             if len(span) == 2 and all(type(x) is int and 0 <= x < 10_000 for x in span):
@@ -111,7 +111,7 @@ def overlapping(rows: Mapping[int, Mapping[str, Any]], video: str, slack: float)
     rows: of meta/episodes, with the ranges of LeRobot 3, in seconds; slack: how far two may overlap
     by rounding.
     """
-    spans: dict[tuple[Any, Any], list[tuple[float, float, int]]] = {}
+    spans: dict[tuple[Any, ...], list[tuple[float, float, int]]] = {}
     prefix = f"videos/{video}"
     for episode, row in rows.items():
         begin, end = (row.get(f"{prefix}/{k}_timestamp") for k in ("from", "to"))
