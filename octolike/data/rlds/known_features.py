@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,20 +121,17 @@ def _check_files(directory: str) -> None:
     if files.is_remote(directory) or not os.path.isdir(directory):
         return
     with os.scandir(directory) as entries:
-        for entry in entries:
-            try:
-                status = entry.stat()
-            except OSError:  # a link to nothing
+        for entry in entries:  # without a request per shard
+            if entry.is_symlink() and not os.path.exists(entry.path):
                 continue
-            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            if not (entry.is_file() or entry.is_dir()):
                 raise DataError(
                     f"{directory} holds {entry.name!r:.200}, a pipe or device; expected files: "
                     "remove it, or copy the dataset again"
                 )
-            if entry.name.endswith(".txt") and status.st_size > LARGEST:
+            if entry.name.endswith(".txt") and (size := os.path.getsize(entry.path)) > LARGEST:
                 raise DataError(
-                    f"{directory}/{entry.name} has {status.st_size:,} bytes; expected at most "
-                    f"{LARGEST:,}"
+                    f"{directory}/{entry.name} has {size:,} bytes; expected at most {LARGEST:,}"
                 )
 
 
