@@ -103,8 +103,8 @@ def splash(
     """
     lengths = query.shape[1], key.shape[1]
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    padded = (pad_tokens(x, LANES).swapaxes(1, 2) for x in (scaled, key, value))
-    return splash_by_heads(*padded, mask, lengths).swapaxes(1, 2)[:, : lengths[0]]
+    q, k, v = (pad_tokens(x, LANES).swapaxes(1, 2) for x in (scaled, key, value))
+    return splash_by_heads(q, k, v, mask, lengths).swapaxes(1, 2)[:, : lengths[0]]
 
 
 def splash_by_heads(
