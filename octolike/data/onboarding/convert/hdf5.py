@@ -203,9 +203,8 @@ class _GroupReader:
             for path in roles:
                 if path == prefix or path.startswith(f"{prefix}/"):
                     roles[path] = _role(f"{field}{path.removeprefix(prefix)}")
-        if (
-            "action" in self._fields.values()
-        ):  # the other parts of a group "action" are further ones
+        if "action" in self._fields.values():
+            # The other parts of a group "action" are not commands, but fields of their own.
             for path, (role, name) in roles.items():
                 if role == "action" and self._target(path) == path:
                     roles[path] = ("extra", f"action_{name}")
@@ -265,10 +264,6 @@ class _GroupReader:
         if len(named) == 1:
             roles[named[0]] = ("action", "")
             self.columns.changed[named[0]] = "used as the action"
-
-    def _is_named(self, path: str) -> bool:
-        """Return whether --field names an array, or a group with it."""
-        return any(path == p or path.startswith(f"{p}/") for p in self._fields)
 
     def _target(self, path: str) -> str:
         """Return the path of an array after the renaming of --field."""

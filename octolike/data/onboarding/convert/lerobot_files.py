@@ -135,6 +135,7 @@ def column_names(names: Any) -> list[str]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file with one per line; DataError if it is missing or malformed."""
     if not path.exists():
         raise DataError(f"{path} is missing; copy the dataset again")
     recording.check_regular(path)
@@ -142,6 +143,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_json(path: Path, text: str) -> Any:
+    """Return the value of a JSON text; path: of its file, for the DataError of a malformed one."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -149,6 +151,10 @@ def parse_json(path: Path, text: str) -> Any:
 
 
 def read_parquet(path: Path, **options: Any) -> pa.Table:
+    """Return the table of a parquet file; DataError if it cannot be read or has too many rows.
+
+    options: of `pyarrow.parquet.read_table`, to read a part.
+    """
     recording.check_regular(path)
     try:
         rows = pq.read_metadata(path).num_rows
@@ -160,6 +166,7 @@ def read_parquet(path: Path, **options: Any) -> pa.Table:
 
 
 def read_schema(path: Path) -> pa.Schema:
+    """Return the columns of a parquet file and their types; DataError if it cannot be read."""
     recording.check_regular(path)
     try:
         return pq.read_schema(path)
