@@ -219,3 +219,9 @@ def test_folders_of_failures_are_stated(tmp_path):
         hdf5(tmp_path / "in" / folder / "a.hdf5")
     result = convert(tmp_path / "in", str(tmp_path), "mine", PLAN)
     assert "1 of 2 lie in folders named failed or failure" in result.changed["episodes"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.float32("nan"), None, "perhaps"])
+def test_a_success_that_is_neither_true_nor_false_is_refused(value):
+    with pytest.raises(DataError, match=r"success is .*; expected true or false"):
+        recording.flag([False, value], "success")

@@ -226,7 +226,8 @@ def flag(values: Any, place: str) -> bool:
         word = text(x).strip().lower() if isinstance(x, str | bytes) else ""
         if isinstance(x, str | bytes) and word not in (*YES, *NO):
             raise DataError(f"{place} is {text(x)[:60]!r}; expected true or false")
-        if x is None or not isinstance(x, str | bytes | bool | int | float | np.generic):
+        is_nan = isinstance(x, float | np.floating) and np.isnan(x)  # else it would be true
+        if x is None or is_nan or not isinstance(x, str | bytes | bool | int | float | np.generic):
             raise DataError(f"{place} is {x!r:.60}; expected true or false")
         results.append(word in YES if isinstance(x, str | bytes) else bool(x))
     return any(results)
