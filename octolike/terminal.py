@@ -74,14 +74,26 @@ class PlainStream:
 _previous, _previous_excepthook = sys.unraisablehook, sys.excepthook
 
 
-def _is_echo(error: BaseException | None) -> bool:
-    """Return whether an error is only of an event loop that another error has closed.
+_has_echoed = False  # the first error of a closed event loop has been printed
 
-    If files can no longer be opened, each of the storage library's callbacks would print one, next
-    to the error that the save reports.
+
+def _is_echo(error: BaseException | None) -> bool:
+    """Return whether an error is one of an event loop that another error has closed.
+
+    If files can no longer be opened, each of the storage library's callbacks would print a
+    traceback, next to the error that the save reports. One line stands for all of them.
     """
+    global _has_echoed
     texts = ("Event loop is closed", "'_UnixSelectorEventLoop' object has no attribute '_ssock'")
-    return isinstance(error, (RuntimeError, AttributeError)) and str(error) in texts
+    if not (isinstance(error, (RuntimeError, AttributeError)) and str(error) in texts):
+        return False
+    if not _has_echoed:
+        name = type(error).__name__
+        print(
+            f"{name}: {error}; more errors of closed event loops are not printed", file=sys.stderr
+        )
+    _has_echoed = True
+    return True
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -46,10 +46,13 @@ def test_the_stream_keeps_its_other_attributes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "count"), [(RuntimeError("Event loop is closed"), 0), (RuntimeError("else"), 1)]
+    ("error", "lines"), [(RuntimeError("Event loop is closed"), 1), (RuntimeError("else"), 3)]
 )
-def test_an_error_of_a_closed_event_loop_is_not_printed(monkeypatch, error, count):
+def test_errors_of_closed_event_loops_are_one_line(monkeypatch, error, lines):
     """The storage library prints one per file, next to the error that the save reports."""
+    monkeypatch.setattr(terminal, "_has_echoed", False)
     stream = prepare(monkeypatch)
-    sys.excepthook(type(error), error, None)
-    assert stream.getvalue().count("RuntimeError") == count
+    for _ in range(3):
+        sys.excepthook(type(error), error, None)
+    assert stream.getvalue().count("RuntimeError") == lines
+    assert len(stream.getvalue().splitlines()) == lines
