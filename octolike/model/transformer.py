@@ -152,7 +152,8 @@ class SelfAttention(nn.Module):
     def _by_heads(self, x_BxNxD: jax.Array, mask: AttentionMask | None) -> jax.Array:
         """Return [B, N, D] by splash attention, whose layout the projections write and read.
 
-        Padding and transposing its inputs and results would cost more than the attention itself.
+        In the estimate of the TPU's compiler, padding and transposing its inputs and results cost
+        more than the products of attention.
         """
         _, length, width = x_BxNxD.shape
         shape = (width, self.heads, width // self.heads)

@@ -433,8 +433,7 @@ def _checked(start: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any
     if {*start, "contents"} != {"batches", "contents", "datasets", "sampling"}:
         raise DataError(
             f"the saved data state has {sorted(start)}, expected batches, contents, datasets, "
-            "sampling: it "
-            "is from another version of octolike; start a new run with train.init_from"
+            "sampling: it is from another version of octolike; start a new run with train.init_from"
         )
     if sorted(start["datasets"]) != sorted(names):
         raise DataError(
