@@ -4,20 +4,23 @@ make quickstart                         everything, from installation to report
 octolike train --config quickstart      only the training
 ... --config quickstart:debug           few demonstrations and steps, a quick check
 ... --config quickstart:subtasks=false  without the subtask level: one text for a whole episode
+... --config quickstart:seed=1          another training seed, on demonstrations of its own (0 to 9)
 """
 
 from octolike.config import Component, Config, parse_arg
 
 
 def get_config(arg: str = "") -> Config:
-    """Return the config; arguments: debug, subtasks."""
-    args = parse_arg(arg, debug=False, subtasks=True)
-    config = Config(workdir="runs/quickstart")
+    """Return the config; arguments: debug, subtasks, seed."""
+    args = parse_arg(arg, debug=False, subtasks=True, seed=0)
+    run = f"runs/quickstart-{args.seed}" if args.seed else "runs/quickstart"
+    config = Config(workdir=run, seed=args.seed)
+    config.collect.draw = args.seed
     config.environment = Component(kind="tabletop", primary_size=64, wrist_size=48)
     config.collect.skills = {"touch": 1000, "push": 900, "lift": 500, "put": 800, "stack": 800}
 
     data = config.data
-    data.root, data.mix = "runs/quickstart/data", "tabletop"
+    data.root, data.mix = f"{run}/data", "tabletop"
     data.cameras = {"primary": 64, "wrist": 48}
     data.window, data.horizon, data.goal = 1, 8, "none"
     data.batch_size, data.pool = 32, 4096

@@ -88,6 +88,12 @@ def test_every_kind_of_format_1_is_complete_after_the_upgrade(name):
         open_sets.complete(table, filled, f"{name}.{kind}", defaults=False)
 
 
+def test_runs_before_format_6_have_the_first_draw_of_their_demonstrations():
+    data = stored()
+    del data["collect"]["draw"]
+    assert read({**data, "format": 5}).collect.draw == 0
+
+
 def test_runs_before_format_3_keep_their_statistics_actions_and_resizing():
     data = stored()
     for name in ("range_check", "representation", "resize"):

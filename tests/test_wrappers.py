@@ -357,11 +357,29 @@ def test_the_plan_of_demonstrations():
     assert shards == demonstrations.plan(TABLE, collect)
 
 
+def test_two_draws_of_demonstrations_share_no_seed():
+    skills = {"touch": 30, "push": 11}
+    draws = []
+    for draw in (0, 1, 9):
+        shards = demonstrations.plan(TABLE, CollectConfig(skills=skills, draw=draw))
+        firsts = [first for shard in shards for _, first in shard.episodes]
+        draws.append({f + t for f in firsts for t in range(demonstrations.TRIES)})
+    assert len(set.union(*draws)) == sum(map(len, draws)) == 3 * 44 * demonstrations.TRIES
+    assert max(max(draw) for draw in draws) < demonstrations.LAST_SEED
+    settings = [
+        demonstrations.settings(TABLE, CollectConfig(skills=skills, draw=d)) for d in (0, 1)
+    ]
+    assert settings[1] == settings[0] | {"draw": 1}
+
+
 def test_bad_plans_are_rejected():
     with pytest.raises(ConfigError, match=r"collect.skills is \{\}"):
         demonstrations.plan(TABLE, CollectConfig())
     with pytest.raises(ConfigError, match="'tuch'; did you mean 'touch'"):
         demonstrations.plan(TABLE, CollectConfig(skills={"tuch": 1}))
+    demonstrations.plan(TABLE, CollectConfig(skills={"touch": 6251}))
+    with pytest.raises(ConfigError, match=r"6251 train episodes of collect.draw=1 .* most 6250"):
+        demonstrations.plan(TABLE, CollectConfig(skills={"touch": 6251}, draw=1))
 
 
 def episode_that_fails(env, seed, split, skills, noise, failures):

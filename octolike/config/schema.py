@@ -334,6 +334,9 @@ class CollectConfig:
     validation_share: float = option(
         0.05, "validation episodes as a fraction of the training episodes", low=0, high=1
     )
+    draw: int = option(
+        0, "draw of the demonstrations: two draws share no scene or noise", low=0, high=9
+    )
     noise: float = option(0.5, "noise on the executed actions; 0: exactly the expert's actions")
     episodes_per_shard: int = option(50, "episodes per TFRecord file", low=1)
     workers: int = option(0, "processes; 0: one per core", low=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 from octolike.errors import ConfigError
 
-FORMAT = 5  # of the config.json that this version writes
+FORMAT = 6  # of the config.json that this version writes
 Json = dict[str, Any]
 
 # Places of components in format 1: sections and option -> open set; "*": one per name.
@@ -184,6 +184,11 @@ def add_subtasks(config: Json) -> Json:
     return _default(_default(config, "data", "subtasks", False), "evaluate", "release", 0)
 
 
+def add_draw(config: Json) -> Json:
+    """Add collect.draw: before format 6, demonstrations could be drawn once only."""
+    return _default(config, "collect", "draw", 0)
+
+
 def add_text_pooling(config: Json) -> Json:
     """Add pooled of a text_encoder: before format 4, every word was a token."""
 
@@ -217,6 +222,7 @@ CHANGES = (
         add_text_pooling,
     ),
     (add_proprio_representation, add_subtasks),
+    (add_draw,),
 )
 
 

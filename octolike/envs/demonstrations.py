@@ -2,9 +2,9 @@
 
 A shard is one worker's unit of work. Its content depends on the plan alone, so the dataset is the
 same for any number and order of workers. Seeds: training starts at 0, validation at 500,000,
-evaluation at 1,000,000 (octolike.evaluation.suites). An episode owns `TRIES` seeds: if the expert
-fails with one, the next is tried, so each skill gets exactly the requested number of
-demonstrations.
+evaluation at 1,000,000 (octolike.evaluation.suites); `collect.draw` starts 50,000 seeds later per
+draw. An episode owns `TRIES` seeds: if the expert fails with one, the next is tried, so each skill
+gets exactly the requested number of demonstrations.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from octolike.tables import text_table
 TRIES = 8
 FIRST_SEEDS = {"train": 0, "val": 500_000}
 LAST_SEED = 1_000_000
+SEEDS_PER_DRAW = 50_000
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,8 @@ def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Demonst
     for split, skills in counts.items():
         names = np.repeat(list(skills), list(skills.values()))
         names = np.random.default_rng(len(names)).permutation(names)
-        end = FIRST_SEEDS[split] + TRIES * len(names)
-        if end > (FIRST_SEEDS["val"] if split == "train" else LAST_SEED):
-            raise ConfigError(f"{len(names)} {split} episodes need more seeds than are reserved")
-        episodes = [(str(s), FIRST_SEEDS[split] + TRIES * i) for i, s in enumerate(names)]
+        start = _first_seed(collect, split, len(names))
+        episodes = [(str(s), start + TRIES * i) for i, s in enumerate(names)]
         groups = [
             tuple(episodes[i : i + collect.episodes_per_shard])
             for i in range(0, len(episodes), collect.episodes_per_shard)
@@ -77,13 +76,28 @@ def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Demonst
     return shards
 
 
+def _first_seed(collect: CollectConfig, split: str, episodes: int) -> int:
+    """Return the seed of a split's first episode; ConfigError if its episodes need too many."""
+    start = FIRST_SEEDS[split] + SEEDS_PER_DRAW * collect.draw
+    end = FIRST_SEEDS["val"] if split == "train" else LAST_SEED
+    if collect.draw:  # draw 0 alone is as large as the reserved seeds allow
+        end = min(end, start + SEEDS_PER_DRAW)
+    if start + TRIES * episodes > end:
+        raise ConfigError(
+            f"{episodes} {split} episodes of collect.draw={collect.draw} need more seeds than are "
+            f"reserved; expected at most {(end - start) // TRIES}"
+        )
+    return start
+
+
 def settings(environment: Mapping[str, Any], collect: CollectConfig) -> dict[str, Any]:
     """Return the settings that determine the demonstrations; an interrupted run must match them."""
     names = ("skills", "validation_share", "noise", "episodes_per_shard")
-    # `train` is not stored, so that datasets from before `split` existed still match.
-    split = {"split": collect.split} if collect.split != "train" else {}
+    # Defaults are not stored, so that datasets from before these options existed still match.
+    later = {"split": collect.split if collect.split != "train" else None, "draw": collect.draw}
+    later = {name: value for name, value in later.items() if value}
     robot = {"environment": environment_of(environment, collect.dataset)}
-    return robot | {n: getattr(collect, n) for n in names} | split
+    return robot | {n: getattr(collect, n) for n in names} | later
 
 
 class Recorder:
