@@ -57,8 +57,10 @@ OPEN_SETS = {
         *("dtype", "horizon", "action_dim", "group_names", "member", "where"),
     ),
     "denoisers": _set("octolike.model.denoisers:NETWORKS", "dtype", "horizon"),
-    # the convention follows from the embodiment unless the config sets it
-    "environments": _set("octolike.envs.registry:ENVIRONMENTS", "action_convention"),
+    # these follow from the embodiment unless the config sets them
+    "environments": _set(
+        "octolike.envs.registry:ENVIRONMENTS", "action_convention", "control_hz", "belt"
+    ),
 }
 BY_TABLE = {open_set.table: open_set for open_set in OPEN_SETS.values()}
 

@@ -85,6 +85,12 @@ class TabletopSettings(SimulatorSettings):
         "axes and unit of dx, dy, dz (envs/tabletop/conventions.py); follows the embodiment",
         choices=("standard", "mirrored", "rescaled"),
     )
+    control_hz: int = option(
+        5, "actions per second; a move is shorter at a higher rate", choices=(5, 10)
+    )
+    belt: float = option(
+        0.0, "speed in m/s at which the table carries what lies on it to the right", low=0, high=0.1
+    )
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def _measure(
     with EnvPool(make, args.slots, args.workers) as pool:
         for method in args.methods.split(","):
             for delay in (int(d) for d in args.delays.split(",")):
-                settings = _settings(method)
+                settings = _settings(method, config.evaluate.release)
                 results = rollouts.ResultsFile(
                     directory / "delay" / f"{method}-{delay}",
                     {"checkpoint": policy.step, **dataclasses.asdict(settings), "delay": delay},
@@ -121,10 +121,10 @@ def _measure(
                 yield {"run": directory.name} | _summary(results, method, delay), outcomes
 
 
-def _settings(method: str) -> Any:
+def _settings(method: str, release: int) -> Any:
     from octolike.policy.execution import ExecutionSettings
 
-    return ExecutionSettings(**{"execute": PERIOD, **METHODS[method]})
+    return ExecutionSettings(**{"execute": PERIOD, "release": release, **METHODS[method]})
 
 
 def _summary(results: Any, method: str, delay: int) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _summary(results: Any, method: str, delay: int) -> dict[str, Any]:
     for row in results.rows:
         if not row["actions"]:
             continue
-        move = np.load(results.directory / row["actions"])[:, :3]
+        move = _before_release(np.load(results.directory / row["actions"]))[:, :3]
         change = 1e3 * np.linalg.norm(np.diff(move, axis=0), axis=1)  # at steps 1, 2, …
         is_border = np.isin(np.arange(1, len(move)), takeovers(method, delay, len(move)))
         borders.extend(change[is_border])
@@ -149,9 +149,15 @@ def _summary(results: Any, method: str, delay: int) -> dict[str, Any]:
     }
 
 
+def _before_release(actions: np.ndarray) -> np.ndarray:
+    """Return the actions [n, 7] before the gripper opens: a release delays the next chunk."""
+    opens = np.flatnonzero(np.diff(actions[:, 6]) > 0.5)
+    return actions[: opens[0] + 1] if opens.size else actions
+
+
 def takeovers(method: str, delay: int, steps: int) -> list[int]:
     """Return the steps at which a new chunk takes over, the first one of an episode aside."""
-    settings = _settings(method)
+    settings = _settings(method, release=0)
     if settings.overlap == "wait":
         first, period = settings.execute + delay, settings.execute + delay
     else:

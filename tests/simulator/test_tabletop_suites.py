@@ -211,6 +211,43 @@ def test_the_environment_follows_the_robot():
         registry.environment_of(wrong, "tabletop_mirrored")
 
 
+def test_the_belt_carries_what_lies_on_the_table_and_nothing_else():
+    component = registry.environment_of({"kind": "tabletop", "primary_size": 24}, "tabletop_belt")
+    env = registry.make_env(component)
+    try:
+        assert (env.metadata["control_hz"], env.action_space.high[0]) == (10, np.float32(0.025))
+        env.reset(seed=3, options={"split": "train", "skills": ["put"]})
+        items, reference = env._objects, env.present_task.reference_object
+        before = {item: env.scene.position(item) for item in items}
+        start = env.task_state().start
+        for _ in range(10):  # a second
+            env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+        moves = np.array([env.scene.position(item) - before[item] for item in items])
+        np.testing.assert_allclose(moves, np.tile([0, -0.02, 0], (len(items), 1)), atol=2e-4)
+        np.testing.assert_allclose(env.task_state().start - start, [0, -0.02, 0], atol=1e-12)
+        expert = TabletopExpert(env)
+        while env.task_state().grasped != env.present_task.target:
+            env.step(expert.act())
+        held, bowl = env.scene.position(items[0]), env.scene.position(reference)
+        env.step(np.array([0, 0, 0, 0, 0, 0, 0.0]))
+        assert abs(env.scene.position(items[0])[1] - held[1]) < 1e-3
+        assert env.scene.position(reference)[1] - bowl[1] == pytest.approx(-0.002)
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("skill", ["touch", "push", "lift", "put", "stack"])
+def test_the_expert_succeeds_on_the_belt(skill):
+    component = registry.environment_of({"kind": "tabletop", "primary_size": 24}, "tabletop_belt")
+    env = registry.make_env(component)
+    try:
+        for seed in range(3):
+            episode = collect_episode(env, seed, "train", [skill])
+            assert episode["episode_metadata"]["success"]
+    finally:
+        env.close()
+
+
 # Demonstrations and errors
 
 

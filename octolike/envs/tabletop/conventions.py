@@ -1,4 +1,4 @@
-"""Action conventions: the same table, with another meaning of dx, dy, dz.
+"""The robots of the table: action conventions, and a conveyor belt at a higher control rate.
 
 Two robots with different conventions conflict on purpose: the right action of one is wrong for the
 other, and nothing in the image shows which robot it is. Remedies for negative transfer are tested
@@ -21,11 +21,12 @@ CONVENTIONS: Mapping[str, tuple[float, float, float]] = {
     "rescaled": (2.0, 2.0, 2.0),
 }
 # {embodiment: the environment settings of that robot}
-ROBOTS: Mapping[str, Mapping[str, str]] = {
+ROBOTS: Mapping[str, Mapping[str, str | int | float]] = {
     "tabletop": {},
     "tabletop_target": {},
     "tabletop_mirrored": {"action_convention": "mirrored"},
     "tabletop_rescaled": {"action_convention": "rescaled"},
+    "tabletop_belt": {"control_hz": 10, "belt": 0.02},
 }
 
 

@@ -223,6 +223,14 @@ class TabletopScene:
             quaternion = (np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
             self.data.joint(slot).qpos[:] = (x, y, SIZE, *quaternion)
 
+    def shift(self, item: TableObject, distance: float) -> None:
+        """Move an object along y by a distance in metres; its velocity stays."""
+        slot = self._slot[item]
+        if item.shape == "bowl":
+            self.data.mocap_pos[self.model.body(slot).mocapid[0], 1] += distance
+        else:
+            self.data.joint(slot).qpos[1] += distance
+
     def position(self, item: TableObject) -> np.ndarray:
         """Return the centre of an object, or of a bowl's floor: float64 [3] in metres."""
         return self.data.body(self._slot[item]).xpos.copy()

@@ -1,4 +1,4 @@
-"""TabletopEnv: one language task per episode, controlled by end-effector deltas at 5 Hz."""
+"""TabletopEnv: one language task per episode, controlled by end-effector deltas."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from octolike.envs.tabletop.tabletop_tasks import (
 )
 from octolike.envs.task_tables import check_choice
 
-CONTROL_HZ = 5
+# At 5 Hz; at a higher rate, a step is shorter in time and in the move.
 MAX_MOVE = 0.05  # metres per axis and step
 MAX_TURN = 0.3  # radians per axis and step
 # Limits of the fingertips (metres), and of the hand's roll, pitch and yaw (radians).
@@ -31,9 +31,10 @@ WORKSPACE_HIGH = np.array([0.20, 0.22, 0.22])
 MAX_ANGLES = np.array([0.6, 0.6, 1.6])
 _SPAWN = np.array([0.13, 0.15])  # objects start within ± these x, y
 _REACH = np.array([0.17, 0.20])  # a pushed object ends within ± these x, y
-_SUBSTEPS = round(1 / CONTROL_HZ / TIMESTEP)
 _RAMP = 0.75  # fraction of a step in which the target moves; the remainder is for settling
 _CHECK_EVERY = 5  # physics steps between two contact checks
+_BELT_END = -0.2  # y in metres: the belt carries nothing beyond it
+_ON_TABLE = 0.002  # metres: what lies on the belt is at most so much higher than at rest
 _RENDER_SIZE = 256
 _MAX_DISTRACTORS = 4  # with five, there is hardly any layout with two bowls
 _LAYOUT_ATTEMPTS = 1000
@@ -48,8 +49,11 @@ class TabletopEnv(gymnasium.Env):
         proprio        float32 [7]: x, y, z (metres), roll, pitch, yaw (radians), opening in [0, 1]
     Action:
         float32 [7]: dx, dy, dz (metres), droll, dpitch, dyaw (radians), gripper (> 0.5 is open).
-        Moves are clipped to ±MAX_MOVE and ±MAX_TURN, their targets to the workspace. With another
-        `action_convention`, dx, dy, dz have another meaning (`tabletop.conventions`).
+        Moves are clipped to ±MAX_MOVE and ±MAX_TURN (at 10 Hz to half of them), their targets to
+        the workspace. With another `action_convention`, dx, dy, dz have another meaning
+        (`tabletop.conventions`).
+
+    With a `belt`, everything that lies on the table moves to the right (−y) at that speed.
 
     An episode is a pure function of the seed and the actions. It ends with success, with a failure
     (`tabletop_tasks.failure_reason`) or at the skill's step limit. In the split `counterfactual`
@@ -57,14 +61,11 @@ class TabletopEnv(gymnasium.Env):
     of that task (`original`) and whether it was done (`instead`).
     """
 
-    metadata = {  # noqa: RUF012
-        "render_modes": ["rgb_array"],
-        "render_fps": CONTROL_HZ,
-        "control_hz": CONTROL_HZ,
-    }
-
     def __init__(self, settings: TabletopSettings | None = None) -> None:
         self.settings = settings = settings or TabletopSettings()
+        hz = settings.control_hz
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": hz, "control_hz": hz}
+        self.step_share = 5 / hz  # of the moves and of the time of a step at 5 Hz
         size = settings.primary_size
         height, width = (size, size) if isinstance(size, int) else size
         self._size = height, width
@@ -73,7 +74,7 @@ class TabletopEnv(gymnasium.Env):
         self._select_scene(2 + settings.num_distractors)
         images = {"primary": self._size, "wrist": (settings.wrist_size, settings.wrist_size)}
         self.observation_space = observation_space(images, (7, np.pi))
-        high = np.array([MAX_MOVE] * 3 + [MAX_TURN] * 3 + [1], np.float32)
+        high = np.array([*self._move_limits(), 1], np.float32)
         high = np.abs(conventions.to_robot(high, settings.action_convention))
         low = np.append(-high[:6], np.float32(0))
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
@@ -117,7 +118,7 @@ class TabletopEnv(gymnasium.Env):
     def step(
         self, action: np.ndarray
     ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Act for 0.2 s.
+        """Act for 1 / control_hz seconds.
 
         Raises:
             ValueError: the action is not seven finite numbers.
@@ -139,7 +140,7 @@ class TabletopEnv(gymnasium.Env):
             self.original, self.task_state(self.original)
         )
         done = bool(success or instead or (self._failure and not pending))
-        truncated = not done and self.steps >= STEP_LIMITS[self.task.skill]
+        truncated = not done and self.steps * self.step_share >= STEP_LIMITS[self.task.skill]
         failure = (
             f"did {self.original.name} instead" if self.original and instead else self._failure
         )
@@ -305,7 +306,7 @@ class TabletopEnv(gymnasium.Env):
         """Move the actuator targets on a straight line, and record the first touch."""
         mujoco, scene = self.scene.mujoco, self.scene
         pose = self.pose()[:6]
-        limits = np.array([MAX_MOVE] * 3 + [MAX_TURN] * 3)
+        limits = self._move_limits()
         goal = pose + np.clip(action[:6], -limits, limits)
         goal[:3] = np.clip(goal[:3], WORKSPACE_LOW, WORKSPACE_HIGH)
         goal[3:] = np.clip(goal[3:], -MAX_ANGLES, MAX_ANGLES)
@@ -314,12 +315,30 @@ class TabletopEnv(gymnasium.Env):
         # depends only on observable quantities.
         begin = scene.data.qpos[scene.joint_qpos]
         end = np.array([*goal, finger, finger])
-        for substep in range(0, _SUBSTEPS, _CHECK_EVERY):
-            fraction = min(1.0, (substep + _CHECK_EVERY) / (_RAMP * _SUBSTEPS))
+        substeps = round(1 / self.settings.control_hz / TIMESTEP)
+        for substep in range(0, substeps, _CHECK_EVERY):
+            fraction = min(1.0, (substep + _CHECK_EVERY) / (_RAMP * substeps))
             scene.data.ctrl[scene.actuators] = begin + fraction * (end - begin)
             mujoco.mj_step(scene.model, scene.data, nstep=_CHECK_EVERY)
             self._record_touch()
+            if self.settings.belt:
+                self._carry(self.settings.belt * _CHECK_EVERY * TIMESTEP)
         mujoco.mj_forward(scene.model, scene.data)
+
+    def _move_limits(self) -> np.ndarray:
+        """Return the largest move of a step: float64 [6], metres and radians."""
+        return np.array([MAX_MOVE] * 3 + [MAX_TURN] * 3) * self.step_share
+
+    def _carry(self, distance: float) -> None:
+        """Move what lies on the table, and is not held, to the right; its start moves along."""
+        contacts = self.scene.contacts()
+        for index, item in enumerate(self._objects):
+            position = self.scene.position(item)
+            rest = 0.0 if item.shape == "bowl" else SIZE
+            held = any((part, index) in contacts for part in (-2, -3, -4))
+            if position[1] > _BELT_END and position[2] < rest + _ON_TABLE and not held:
+                self.scene.shift(item, -distance)
+                self._start_positions[item] = self._start_positions[item] - (0, distance, 0)
 
     def _record_touch(self) -> None:
         if self._touched is None:

@@ -18,7 +18,7 @@ from octolike.envs.tabletop.tabletop_env import MAX_MOVE, TabletopEnv
 from octolike.envs.tabletop.tabletop_tasks import DIRECTIONS, TabletopTask, TaskState
 
 OPEN, CLOSED = 1.0, 0.0
-SPEED = 0.04  # metres per axis and step; below MAX_MOVE, so that noise can also increase it
+SPEED = 0.04  # metres per axis and step at 5 Hz; below MAX_MOVE, so that noise can also increase it
 # Lengths in metres; heights are those of the fingertips.
 _GRASP_HEIGHT = 0.022
 _HOVER_HEIGHT = 2 * SIZE + 0.006  # just above the objects
@@ -49,7 +49,8 @@ class TabletopExpert:
             move, gripper = _carry(state, task.skill)
         else:
             move, gripper = _grasp(state)
-        action = np.array([*_limit_speed(move), 0, 0, 0, gripper], np.float32)
+        move = _limit_speed(move, SPEED * self._env.step_share)
+        action = np.array([*move, 0, 0, 0, gripper], np.float32)
         return conventions.to_robot(action, self._env.settings.action_convention)
 
 
@@ -71,9 +72,9 @@ def subtask(task: TabletopTask, state: TaskState) -> str:
     return f"put it {'into' if task.skill == 'put' else 'on'} the {reference}"
 
 
-def _limit_speed(move: np.ndarray) -> np.ndarray:
-    """Shorten a move to SPEED, keeping its direction."""
-    return move * min(1.0, SPEED / max(np.abs(move).max(), 1e-9))
+def _limit_speed(move: np.ndarray, speed: float) -> np.ndarray:
+    """Shorten a move to `speed`, metres per axis and step, keeping its direction."""
+    return move * min(1.0, speed / max(np.abs(move).max(), 1e-9))
 
 
 def _funnel(state: TaskState, goal: np.ndarray, height: float, slope: float) -> np.ndarray:
@@ -187,7 +188,8 @@ def collect_episode(
         subtasks.append(subtask(env.present_task, env.task_state()))
         labels.append(expert.act())
         noisy = conventions.to_table(labels[-1], convention)
-        noisy[:3] = np.clip(noisy[:3] + next(offsets), -MAX_MOVE, MAX_MOVE)
+        most, offset = MAX_MOVE * env.step_share, next(offsets) * env.step_share
+        noisy[:3] = np.clip(noisy[:3] + offset, -most, most)
         executed.append(conventions.to_robot(noisy, convention))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
