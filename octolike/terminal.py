@@ -35,9 +35,6 @@ def prepare() -> None:
         _previous, sys.unraisablehook = sys.unraisablehook, _raise_again
     if sys.excepthook is not _report:
         _previous_excepthook, sys.excepthook = sys.excepthook, _report
-    warnings.filterwarnings(
-        "ignore", "coroutine .* was never awaited", RuntimeWarning
-    )  # as _report
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, PlainStream):
@@ -92,6 +89,8 @@ def _is_echo(error: BaseException | None) -> bool:
         print(
             f"{name}: {error}; more errors of closed event loops are not printed", file=sys.stderr
         )
+        # its coroutines, too, each end with a line
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     _has_echoed = True
     return True
 

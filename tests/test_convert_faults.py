@@ -208,9 +208,22 @@ def test_the_names_of_gr00t_are_read(tmp_path):
     names = LeRobotRecording(path, ConvertOptions()).metadata()["names"]
     assert names["action"] == ["arm_0", "arm_1", "grip"]
     assert names["state"] == ["a", "b", "grip"]  # of info.json
-    parts["arm"]["end"] = 1  # a gap
-    (path / "meta/modality.json").write_text(json.dumps({"action": parts}))
-    assert "action" not in LeRobotRecording(path, ConvertOptions()).metadata()["names"]
+
+
+def test_names_of_gr00t_with_gaps_or_overlaps_are_stated(tmp_path):
+    path = recordings.lerobot(tmp_path / "in", 2, images=True)
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"]["action"]["names"] = None
+    (path / "meta/info.json").write_text(json.dumps(info))
+    for end, names, remark in (
+        (1, ["arm", "unnamed_1", "grip"], "dimensions without a name in meta/modality.json: 1"),
+        (3, None, "meta/modality.json: part grip overlaps or does not fit"),
+    ):
+        parts = {"grip": {"start": 2, "end": 3}, "arm": {"start": 0, "end": end}}
+        (path / "meta/modality.json").write_text(json.dumps({"action": parts}))
+        assert LeRobotRecording(path, ConvertOptions()).metadata()["names"].get("action") == names
+        target = tmp_path / f"out{end}"
+        assert remark in convert(path, str(target), "mine", PLAN).changed["action"]
 
 
 def test_folders_of_failures_are_stated(tmp_path):

@@ -94,10 +94,10 @@ class LeRobotRecording:
 
     def metadata(self) -> dict[str, Any]:
         """Return the control rate, and the names of the dimensions of action and observation."""
-        names, parts = {}, part_names(self.path / "meta" / "modality.json")
+        names: dict[str, list[str]] = {}
         for key, feature in self._features.items():
-            flat = column_names(feature.get("names")) or parts.get(key, [])
-            if flat and feature["dtype"] not in ("image", "video", "string"):
+            flat = column_names(feature.get("names")) or self._parts[0].get(key, [])
+            if flat and _is_numeric(feature):
                 role, name = self._roles[key]
                 names[name if role == "observation" else f"{role}.{name}".rstrip(".")] = flat
         return {"control_hz": float(self._info["fps"]), "names": names}
@@ -108,6 +108,7 @@ class LeRobotRecording:
         table = self._table(index, source)
         columns = Columns(self.options, source)
         times = self._times(table, columns)
+        columns.changed.update(self._parts[1])
         steps: dict[str, Any] = {}
         metadata: dict[str, Any] = {}
         instructions = self._instructions(table, index)
@@ -281,6 +282,18 @@ class LeRobotRecording:
             raise DataError(f"{path}: fps is {info['fps']!r:.80}; expected a positive number")
         return info
 
+    @cached_property
+    def _parts(self) -> tuple[dict[str, list[str]], dict[str, str]]:
+        """Return names by GR00T's meta/modality.json, for columns without any, and remarks."""
+        widths = {
+            key: shape[0]
+            for key, feature in self._features.items()
+            if _is_numeric(feature) and not column_names(feature.get("names"))
+            for shape in [feature.get("shape")]
+            if isinstance(shape, list) and shape and isinstance(shape[0], int)
+        }
+        return part_names(self.path / "meta" / "modality.json", widths)
+
     @property
     def _features(self) -> dict[str, Any]:
         return self._info["features"]
@@ -398,6 +411,10 @@ class LeRobotRecording:
             if not data:
                 raise DataError(f"{source}: no image at step {t}")
             yield data
+
+
+def _is_numeric(feature: Mapping[str, Any]) -> bool:
+    return feature["dtype"] not in ("image", "video", "string")
 
 
 def _role(key: str, keys: set[str]) -> tuple[str, str]:

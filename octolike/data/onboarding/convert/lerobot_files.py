@@ -76,16 +76,26 @@ def describe_ragged(column: pa.ChunkedArray) -> str:
     )
 
 
-def part_names(path: Path) -> dict[str, list[str]]:
-    """Return {column: names of its dimensions} by GR00T's meta/modality.json; {} without one.
+def part_names(
+    path: Path, widths: Mapping[str, int]
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the names of columns by GR00T's meta/modality.json, and remarks on its faults.
 
-    It names the parts of a column by their first dimension and their end; the names of a column
-    whose parts leave gaps are not returned.
+    It names the parts of a column by their first dimension and their end. Dimension i of no part is
+    called unnamed_i; a column whose parts overlap or do not fit gets no names.
+
+    Args:
+        path: the file, which may be absent.
+        widths: {column: number of its dimensions}, of the columns to name.
+
+    Returns:
+        {column: names of its dimensions}, {column: remark}; both {} without the file.
     """
+    names: dict[str, list[str]] = {}
+    remarks: dict[str, str] = {}
     if not path.is_file():
-        return {}
+        return names, remarks
     modality = parse_json(path, path.read_text())
-    result: dict[str, list[str]] = {}
     for group, usual in (("state", "observation.state"), ("action", "action")):
         parts = modality.get(group, {}) if isinstance(modality, dict) else {}
         columns: dict[str, list[tuple[Any, Any, Any]]] = {}
@@ -93,16 +103,21 @@ def part_names(path: Path) -> dict[str, list[str]]:
             span = (part.get("start"), part.get("end")) if isinstance(part, dict) else ()
             if len(span) == 2 and all(type(x) is int and 0 <= x < 10_000 for x in span):
                 columns.setdefault(part.get("original_key") or usual, []).append((*span, name))
-        for column, spans in columns.items():
-            spans.sort()
-            starts, ends = [s for s, _, _ in spans], [e for _, e, _ in spans]
-            if starts == [0, *ends[:-1]]:
-                result[column] = [
-                    name if end - start == 1 else f"{name}_{i}"
-                    for start, end, name in spans
-                    for i in range(end - start)
-                ]
-    return result
+        for column in columns.keys() & widths.keys():
+            flat = [""] * widths[column]
+            for start, end, name in sorted(columns[column]):
+                if not start < end <= len(flat) or any(flat[start:end]):
+                    remarks[column] = f"meta/modality.json: part {name} overlaps or does not fit"
+                    break
+                several = [f"{name}_{i}" for i in range(end - start)]
+                flat[start:end] = several if len(several) > 1 else [name]
+            else:
+                missing = [i for i, text in enumerate(flat) if not text]
+                if missing:
+                    indices = ", ".join(map(str, missing))
+                    remarks[column] = f"dimensions without a name in meta/modality.json: {indices}"
+                names[column] = [text or f"unnamed_{i}" for i, text in enumerate(flat)]
+    return names, remarks
 
 
 def overlapping(rows: Mapping[int, Mapping[str, Any]], video: str, slack: float) -> dict[int, int]:
