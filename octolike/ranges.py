@@ -133,10 +133,11 @@ def describe(records: Sequence[Embodiment]) -> list[str]:
         lines += [f"warning: {x}" for x in doubtful_units(record)]
         lines += describe_widened(record)
         if record.transform is not None:
-            stored = ", ".join(record.transform.stored) or "none"
+            stored = record.transform.stored
+            names = ", ".join(n for n in record.learned.names if n not in stored)
             lines.append(
-                f"actions of {record.name} are learned as {record.representation!r}: "
-                f"{', '.join(record.learned.names)}; as stored: {stored}"
+                f"actions of {record.name} are learned as {record.representation!r}: {names}; "
+                f"as stored: {', '.join(stored) or 'none'}"
             )
         if record.state_transform is not None:
             lines.append(

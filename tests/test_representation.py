@@ -244,8 +244,8 @@ def test_statistics_are_those_of_the_learned_chunks(root):
     assert again.representation == "relative"
     assert again.learned == arm.learned
     text = opened_rlds(root, representation="relative").describe()
-    assert "actions of fake are learned as 'relative': dx, " in text
-    assert "as stored: gripper" in text
+    names = "dx, dy, dz, droll, dpitch, dyaw"
+    assert f"actions of fake are learned as 'relative': {names}; as stored: gripper" in text
     assert "representation" not in embodiments_to_json([stored])[0]
 
 
