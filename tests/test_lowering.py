@@ -12,6 +12,7 @@ from octolike.config import Component, Config, load_module
 from octolike.data import open_data
 from octolike.data.specs.planned import plan_data
 from octolike.model import attention, tokens
+from octolike.model.target import compile_for
 from octolike.train import flops, gradients, lowering
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -40,6 +41,16 @@ def test_step_and_policy_of_every_config_lower_for_cuda(name):
         *(lowering.lower_for_cuda(act, *args) for act, args in map(work.policy, (1, 3))),
     ):
         assert not any("Bias" in call for call in custom_calls(text))  # a bias is a dense mask
+
+
+def test_only_training_on_a_tpu_draws_from_its_own_generator():
+    work = shipped("quickstart")
+    for platform, capability in PLATFORMS:
+        with compile_for(platform, capability):
+            traced = str(jax.make_jaxpr(work.step())(work.state, work.batch))
+            assert ("impl=rbg" in traced) == (platform == "tpu")
+            act, inputs = work.policy(1)
+            assert "impl=rbg" not in str(jax.make_jaxpr(act)(*inputs))
 
 
 @pytest.mark.parametrize("length", [64, 65, 197, 353])

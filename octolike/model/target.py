@@ -1,4 +1,4 @@
-"""The device that a computation is traced for: it decides kernels, rematerialisation, precision.
+"""The device that a computation is traced for: it decides kernels, memory, precision and noise.
 
 By default that is the first device of this process. `compile_for` names another one, to lower or
 compile for an accelerator on a machine that has none.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 COUNT = "count"  # no device: a trace to count operations, without rematerialisation
 
@@ -56,3 +57,15 @@ def compile_for(platform: str, capability: float = 0.0) -> Iterator[Target]:
     chosen = Target(platform, capability)
     with _chosen(chosen):
         yield chosen
+
+
+def fast_key(key: jax.Array) -> jax.Array:
+    """Return a key of training noise: on a TPU, of its own generator of random bits.
+
+    The compiler of libtpu 0.0.42 ends with a stack overflow for a training step whose noise comes
+    from jax's default generator, which is slow on a TPU, too. The noise is then another one. A
+    policy keeps the default: its noise may not depend on the batch, as that of a TPU does.
+    """
+    if target().platform != "tpu":
+        return key
+    return jax.random.wrap_key_data(jnp.tile(jax.random.key_data(key), 2), impl="rbg")

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from octolike import types
 from octolike.config import AugmentConfig, Config
+from octolike.model.target import fast_key
 from octolike.train import flops, gradients, memory_plan, optimizer, sharding
 from octolike.train.augment import augment
 from octolike.train.gradients import GradientFn, Metrics
@@ -73,7 +74,7 @@ def training_loss(
 
     `params` is a separate argument so that the loss can be differentiated with respect to it.
     """
-    augment_key, dropout_key, noise_key = jax.random.split(key, 3)
+    augment_key, dropout_key, noise_key = jax.random.split(fast_key(key), 3)
     batch = augment(batch, augmentation, augment_key)
     variables = {"params": state.model_params(params)}
     rngs = {"dropout": dropout_key, "noise": noise_key}

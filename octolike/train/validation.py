@@ -34,6 +34,7 @@ from octolike.embodiment import Embodiment
 from octolike.model import language
 from octolike.model.language import FrozenEncoder
 from octolike.model.network import build_network
+from octolike.model.target import fast_key
 from octolike.train import sharding
 from octolike.train.checkpoint import Run
 from octolike.train.chunk_figures import ActionChunk
@@ -170,7 +171,7 @@ class Validator:
 
         And gripper_<sum>, int [A] each: entries on the right side, on the upper side, and all.
         """
-        variables, (key_loss, key_sample) = {"params": params}, jax.random.split(key)
+        variables, (key_loss, key_sample) = {"params": params}, jax.random.split(fast_key(key))
         loss, _ = self._model.apply(variables, batch, train=False, rngs={"noise": key_loss})
         trained = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         sampled = self._sample(variables, batch, key_sample)
@@ -197,7 +198,7 @@ class Validator:
 
     def _error(self, params: Any, batch: Batch, include: jax.Array, key: jax.Array) -> jax.Array:
         """Return the action error [sum, count] over the included examples; include: bool [B]."""
-        sampled = self._sample({"params": params}, batch, jax.random.split(key)[1])
+        sampled = self._sample({"params": params}, batch, jax.random.split(fast_key(key))[1])
         valid = batch["action_mask"][:, -1] & include[:, None, None]
         return _masked_sum(jnp.abs(sampled - batch["action"][:, -1]), valid)
 

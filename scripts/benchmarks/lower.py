@@ -2,12 +2,15 @@
 
     octolike benchmark lower                       attention and memory of every shipped config
     octolike benchmark lower --tpu v6e:2x2         and a block of octo-base, compiled for a TPU
+    ... --configs '' --tpu v6e:2x2 --step bridge --layers 2     a sharded training step instead
 
 The first part only traces: the attention kernel, bytes of dense masks and logits, operations, and
 the bytes stored for the backward pass under each policy of model.remat. The second compiles with
 libtpu (pip install libtpu, of jax's version; minutes) and adds the compiler's cycles against those
 of a large matrix product. The compiler has no estimate for splash's backward kernels: their row
-holds the cycles of everything else, and the share leaves out the operations of attention.
+holds the cycles of everything else, and the share leaves out the operations of attention. A step is
+compiled with its state sharded over all chips (FSDP); its row has the collective operations and the
+memory of a chip.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from octolike.config import load_module
 from octolike.data.specs.planned import plan_data
 from octolike.model import tokens
 from octolike.model.target import compile_for
 from octolike.model.transformer import TransformerBlock
-from octolike.train import flops, lowering
+from octolike.train import flops, lowering, sharding
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = ("quickstart", "tabletop", "bridge", "pretrain:size=small", "pretrain:size=base")
@@ -42,21 +46,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--configs", default=" ".join(SHIPPED), help="separated by spaces")
     parser.add_argument("--batch", type=int, default=256, help="examples of a step")
     parser.add_argument("--tpu", default="", help="topology to compile a block for, e.g. v6e:2x2")
+    parser.add_argument("--step", default="", help="config whose step to compile, not the block")
+    parser.add_argument("--layers", type=int, default=0, help="of that config's transformer")
     parser.add_argument("--block-batch", type=int, default=64, help="examples of that block")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one row per config, and per kernel of the block."""
     rows = [_facts(name, args.batch) for name in args.configs.split()]
+    if args.step and args.tpu:
+        return [*rows, _step_row(args.step, args.layers, args.block_batch, args.tpu)]
     return rows + (_block_rows(args.tpu, args.block_batch) if args.tpu else [])
 
 
-def _facts(name: str, batch: int) -> dict[str, Any]:
+def _workload(name: str, batch: int, layers: int = 0) -> lowering.Workload:
+    """Return a shipped config in bfloat16; layers: 0 for its own number."""
     path, _, options = name.partition(":")
     config = load_module(CONFIGS / f"{path}.py").get_config(options)
     config.model.dtype, config.data.batch_size = "bfloat16", batch
+    config.model.layers = layers or config.model.layers
     planned = plan_data(config)
-    work = lowering.workload(config, planned.spec, planned.names)
+    return lowering.workload(config, planned.spec, planned.names)
+
+
+def _facts(name: str, batch: int) -> dict[str, Any]:
+    work = _workload(name, batch)
     inputs = work.step(), work.state, work.batch
     cuda = {"platform": "cuda", "capability": lowering.HOPPER}
     on_cuda = lowering.attention_facts(*inputs, **cuda)
@@ -78,7 +92,7 @@ def _facts(name: str, batch: int) -> dict[str, Any]:
 
 def _block_rows(topology: str, batch: int) -> list[dict[str, Any]]:
     """Return rows of octo-base's block, forward and backward, compiled for one TPU."""
-    device = _tpu(topology)
+    device = _tpu(topology)[0]
     square = jax.ShapeDtypeStruct((SIDE, SIDE), jnp.bfloat16)
     product, _ = _compiled_cycles(jnp.matmul, device, square, square)
     rate = 2 * SIDE**3 / product  # operations per cycle
@@ -102,6 +116,36 @@ def _block_rows(topology: str, batch: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _step_row(name: str, layers: int, batch: int, topology: str) -> dict[str, Any]:
+    """Return the collectives and the memory of a step whose state is sharded over all chips."""
+    work, devices = _workload(name, batch, layers), np.array(_tpu(topology))
+    mesh = Mesh(devices.reshape(1, -1), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+    state, inputs = sharding.state_shardings(work.state, mesh), sharding.batch_sharding(mesh)
+    step = jax.jit(
+        work.step(),
+        in_shardings=(state, inputs),
+        out_shardings=(state, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    with compile_for("tpu"), jax.set_mesh(mesh):
+        compiled = step.trace(work.state, work.batch).lower().compile()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    kinds = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter")
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in kinds}
+    # libtpu writes a reduce-scatter as a computation of this name that holds an all-reduce.
+    fused = len(set(re.findall(r"calls=%(all-reduce-scatter[.\d]*)", text)))
+    counts["all-reduce"] -= fused
+    counts["reduce-scatter"] += fused
+    return {
+        "config": f"{name}, step on {devices.size} chips of {topology}",
+        "batch": batch,
+        "parameters M": sum(x.size for x in jax.tree.leaves(work.state.params)) / 1e6,
+        **counts,
+        "arguments MiB": memory.argument_size_in_bytes / 2**20,
+        "temporary MiB": memory.temp_size_in_bytes / 2**20,
+    }
 
 
 def _block(batch: int) -> tuple[Any, tuple[Any, ...]]:
@@ -133,7 +177,7 @@ def _attention_operations(batch: int) -> float:
 
 
 def _tpu(topology: str) -> Any:
-    """Return a device of a topology, from libtpu's compiler."""
+    """Return the devices of a topology, from libtpu's compiler."""
     import libtpu
     from jax.experimental import topologies
 
@@ -145,13 +189,13 @@ def _tpu(topology: str) -> Any:
         "TPU_ACCELERATOR_TYPE": f"{kind}-{count}",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
 def _compiled_cycles(function: Any, device: Any, *args: Any) -> tuple[float, int]:
     """Return (the compiler's cycles, bytes of temporary memory)."""
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
+    here = jax.sharding.SingleDeviceSharding(device)
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
     compiled = jax.jit(function).lower(*placed).compile()
     cycles = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', compiled.as_text())))
     return cycles, compiled.memory_analysis().temp_size_in_bytes
