@@ -41,7 +41,8 @@ def _tabulate(
 ) -> str:
     from tabulate import tabulate
 
-    cells = [[str(cell) for cell in row] for row in rows]
+    # A name from a dataset may hold line breaks, which would end the row.
+    cells = [[" ".join(str(cell).splitlines()) for cell in row] for row in rows]
     width = max(map(len, [headers, *cells]))
     names = {"l": "left", "r": "right", "c": "center"}
     columns = [names[letter] for letter in align.ljust(width, align[-1])[:width]]

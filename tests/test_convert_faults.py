@@ -189,6 +189,19 @@ def test_lerobot_rows_without_values_and_repeated_numbers_are_named(tmp_path):
         read(LeRobotRecording, path)
 
 
+def test_an_episode_with_two_different_rows_is_refused(tmp_path):
+    for version, remark in ((2, "twice, with different values"), (2, "expected a number from 0")):
+        path = recordings.lerobot(tmp_path / remark[:5], version)
+        file = path / "meta/episodes.jsonl"
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join([*lines, lines[0]]))  # the same again is harmless
+        assert len(LeRobotRecording(path, ConvertOptions()).episodes()) == len(lines)
+        change = {"length": 99} if "twice" in remark else {"episode_index": "0"}
+        file.write_text("\n".join([*lines, json.dumps(json.loads(lines[0]) | change)]))
+        with pytest.raises(DataError, match=remark):
+            LeRobotRecording(path, ConvertOptions()).episodes()
+
+
 def test_images_as_lists_of_numbers_are_read(tmp_path):
     path = recordings.lerobot(tmp_path / "in", 2, images=True)
     lists = {"observation.images.top": frames(0).tolist()}

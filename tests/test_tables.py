@@ -19,3 +19,7 @@ def test_markdown_bars_in_cells_are_escaped():
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["variant", "mean"]
     assert set(rule) == set("|:-")
     assert r"| a\|b" in line
+
+
+def test_line_breaks_in_a_cell_do_not_end_its_row():
+    assert text_table([["a\nb", "c"]]) == "a b  c"

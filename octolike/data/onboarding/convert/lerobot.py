@@ -32,6 +32,7 @@ from octolike.data.onboarding.convert.columns import Columns, short_names
 from octolike.data.onboarding.convert.frame_encoding import ConvertOptions
 from octolike.data.onboarding.convert.lerobot_files import (
     array_of,
+    by_episode,
     column_names,
     describe_ragged,
     filled,
@@ -325,15 +326,13 @@ class LeRobotRecording:
     def _episodes(self) -> dict[int, dict[str, Any]]:
         meta = self.path / "meta"
         if self.version == 2:
-            return {r["episode_index"]: r for r in read_jsonl(meta / "episodes.jsonl")}
-        result: dict[int, dict[str, Any]] = {}
+            return by_episode(meta, read_jsonl(meta / "episodes.jsonl"))
+        rows: list[dict[str, Any]] = []
         for file in sorted((meta / "episodes").rglob("*.parquet")):
             schema = read_schema(file)
             columns = [n for n in schema.names if not n.startswith("stats/")]
-            result |= {
-                r["episode_index"]: r for r in read_parquet(file, columns=columns).to_pylist()
-            }
-        return result
+            rows += read_parquet(file, columns=columns).to_pylist()
+        return by_episode(meta, rows)
 
     def _episode_path(
         self, pattern: Mapping[int, str], key: str, index: int, video: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} is missing; copy the dataset again")
     recording.check_regular(path)
     return [parse_json(path, line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def by_episode(meta: Path, rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Return the rows of meta/episodes by their episode_index.
+
+    Raises DataError for a row without one, and for an index that two different rows have.
+    """
+    result: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        index = row.get("episode_index") if isinstance(row, Mapping) else None
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise DataError(
+                f"{meta}: an episode has the episode_index {index!r:.80}; expected a number from 0"
+            )
+        if result.setdefault(index, dict(row)) != row:
+            raise DataError(
+                f"{meta} lists episode {index} twice, with different values; remove the wrong row"
+            )
+    return result
 
 
 def parse_json(path: Path, text: str) -> Any:
