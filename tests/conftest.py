@@ -7,6 +7,7 @@ other values to test optimized code, or to keep the compiled code for the next r
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -69,3 +70,17 @@ def shared() -> Path:
     if not (path / "golden").is_dir():
         pytest.skip(f"no golden data in {path}")
     return path
+
+
+@pytest.fixture
+def patience():
+    """End a test that waits for a pipe or reads a device without end."""
+
+    def stop(*args):
+        raise TimeoutError("it waits forever")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
