@@ -4,6 +4,7 @@
     octolike evaluate --run runs/quickstart --suite tabletop   every skill, seen, held out
     ... --block test                            scenes that no choice of the recipe has seen
     ... --splits train,held_out_phrasing --skills touch --episodes 50   selected episodes
+    ... --nountrained                           without the untrained network's episodes
     ... --embodiment all                        every robot of the run that the simulator supports
 
 Expect a success table next to the untrained network's, a verdict on memorising, RUN/report.html,
@@ -24,6 +25,7 @@ BLOCK = flags.DEFINE_string(
 EPISODES = flags.DEFINE_integer("episodes", None, "episodes per skill and split", lower_bound=1)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")
 PLUGINS = flags.DEFINE_multi_string("plugins", [], "plug-in of the run whose code may be executed")
+UNTRAINED = flags.DEFINE_bool("untrained", None, "the untrained network as well, or not")
 EMBODIMENT = flags.DEFINE_string("embodiment", None, "one robot of several; 'all': one by one")
 
 
@@ -40,7 +42,7 @@ def main(_: list[str]) -> None:
             print(f"skipped: {reason}")
         for robot in robots:
             options = SUITE.value, plan, CHECKPOINT.value, robot, PLUGINS.value
-            evaluation = evaluate.Evaluation(RUN.value, *options)
+            evaluation = evaluate.Evaluation(RUN.value, *options, untrained=UNTRAINED.value)
             evaluation.run()
             page = evaluation.report(predict_chunks(evaluation))
             print(report.success_table(evaluation.rows, evaluation.groups))

@@ -65,6 +65,9 @@ def test_a_run_is_evaluated_and_reported(tmp_path):
     """Everything except the demonstrations, in the simulator in worker processes."""
     pytest.importorskip("mujoco")
     simulated_run(tmp_path)
+    alone = evaluate.Evaluation(tmp_path, overrides={"skills": ("touch",)}, untrained=False)
+    alone.run()
+    assert [r["policy"] for r in alone.rows] == ["trained"] * 2
     evaluation = evaluate.Evaluation(tmp_path, overrides={"skills": ("touch",)})
     evaluation.run()
     rows = evaluation.rows

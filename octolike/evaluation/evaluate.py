@@ -101,6 +101,7 @@ class Evaluation:
         step: int | None = None,
         embodiment: str | None = None,
         plugins: Sequence[str] = (),
+        untrained: bool | None = None,
     ) -> None:
         """Load a run and plan its episodes.
 
@@ -111,6 +112,7 @@ class Evaluation:
             step: the checkpoint; default: the newest.
             embodiment: the robot, required if the run has several.
             plugins: plug-ins of the run that may be executed.
+            untrained: also evaluate the untrained network; default: the run's own setting.
 
         Raises:
             ConfigError: the run's config has no simulator, the simulator does not support the
@@ -145,6 +147,7 @@ class Evaluation:
         }
         directory = self.directory / "evaluation" / self._subdirectory
         self.results = rollouts.ResultsFile(directory, self.setup, settings.videos)
+        self._untrained = settings.untrained if untrained is None else untrained
         self._remarks = suites.caveats(self.plan, self.config.collect)
         self._clips: list[VideoClip] = []
 
@@ -160,7 +163,7 @@ class Evaluation:
         make = rollouts.env_maker(self.policy, self.environment)
         slots = self.policy.batch_size
         policies = {"trained": self.policy}
-        if settings.untrained:
+        if self._untrained:
             policies["untrained"] = self.policy.untrained(self.config.seed)
         with EnvPool(make, slots, settings.workers or default_workers(slots)) as pool:
             rollouts.check_fit(self.policy, pool)
