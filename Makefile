@@ -6,15 +6,18 @@
 # EXTRA=cuda        with any of them: install JAX for NVIDIA GPUs, too; EXTRA=tpu: on a TPU VM
 
 PYTHON ?= python3
-EXTRA ?=
+EXTRA ?= $(shell cat .venv/extra 2>/dev/null)
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test libero gl lint docs lock clean
+# An environment without the EXTRA is installed again.
+ANEW := $(if $(filter-out $(shell cat .venv/extra 2>/dev/null),$(EXTRA)),anew)
+
+.PHONY: anew quickstart test libero gl lint docs lock clean
 .DEFAULT_GOAL := quickstart
 
 # uv only resolves and unpacks; it honours the same index settings that are given to it, and pip is the fallback.
-.venv/ready: requirements.lock pyproject.toml setup.py
+.venv/ready: requirements.lock pyproject.toml setup.py $(ANEW)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: Python 3.11, 3.12 or 3.13 is needed, found {v[0]}.{v[1]}; try make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: Python's venv module is missing; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "octolike: installing the tested versions into .venv (about 2.8 GB; minutes, depending on the network)"
@@ -29,7 +32,8 @@ RUN := runs/quickstart
 	  version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("jax"))') && \
 	  case "$(EXTRA)" in cuda) jax=cuda13;; tpu) jax=tpu;; *) echo "error: EXTRA=$(EXTRA); expected cuda or tpu"; exit 1;; esac && \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python "jax[$$jax]==$$version" && \
-	  $(BIN)/python -c 'import jax; print("octolike: jax", jax.__version__, "sees", jax.devices())'; \
+	  $(BIN)/python -c 'import jax; print("octolike: jax", jax.__version__, "sees", jax.devices())' && \
+	  echo "$(EXTRA)" > .venv/extra; \
 	fi
 	@touch $@
 

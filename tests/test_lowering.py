@@ -12,7 +12,7 @@ from octolike.config import Component, Config, load_module
 from octolike.data import open_data
 from octolike.data.specs.planned import plan_data
 from octolike.model import attention, tokens
-from octolike.model.target import compile_for
+from octolike.model.target import compile_for, fast_key
 from octolike.train import flops, gradients, lowering
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -51,6 +51,9 @@ def test_only_training_on_a_tpu_draws_from_its_own_generator():
             assert ("impl=rbg" in traced) == (platform == "tpu")
             act, inputs = work.policy(1)
             assert "impl=rbg" not in str(jax.make_jaxpr(act)(*inputs))
+    chosen = jax.random.key(0, impl="rbg")  # as by JAX_DEFAULT_PRNG_IMPL
+    with compile_for("tpu"):
+        assert fast_key(chosen) is chosen
 
 
 @pytest.mark.parametrize("length", [64, 65, 197, 353])

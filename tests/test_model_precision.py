@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from octolike.model import denoisers
+from octolike.model.language import FrozenEncoder
 from octolike.model.network import build_network
-from octolike.train import flops
+from octolike.model.text_encoders import ENCODERS
+from octolike.train import flops, lora
 
 BATCH = fakes.batch(fakes.spec(), 2)
 RNGS = {"noise": jax.random.key(0)}
@@ -54,6 +56,23 @@ def test_float32_products_are_exact_and_bfloat16_ones_are_not(dtype):
             assert all(map(is_exact, single))
         else:  # the denoiser's layers and the last layer of the other head, at least
             assert sum(map(is_exact, single)) >= 4
+
+
+def test_a_frozen_encoder_and_merged_lora_are_exact():
+    """Their results are compared with, or used on, another device."""
+    shape = {"vocabulary": 50, "width": 16, "layers": 1, "attention_heads": 2}
+    text = ENCODERS["t5"](**shape, mlp_width=32, head_width=8)
+    ids, mask = np.ones((2, 4), np.int32), np.ones((2, 4), bool)
+    frozen = FrozenEncoder(text, fakes.parameters(text.init, ids, mask)["params"])
+    kernel = {"dense": {"kernel": jnp.ones((4, 3))}}
+    params = kernel | lora.init(kernel, ["dense/kernel"], 2, jax.random.key(0))
+    for function, args in (
+        (frozen._encode, (frozen._params, ids, mask)),
+        (lambda p: lora.merge(p, 1.0), (params,)),
+    ):
+        found = products(function, *args)
+        assert found
+        assert all(map(is_exact, found))
 
 
 def test_the_time_of_diffusion_enters_no_matrix_product():

@@ -158,7 +158,7 @@ def test_throughput_is_omitted_if_the_operations_are_unknown(tmp_path, capsys):
         ("NVIDIA H20", 148),
         ("NVIDIA GB200", 2500),
         ("NVIDIA B200", 2250),
-        ("TPU7x", 2307),
+        ("TPU7x", 1153.5),
     ],
 )
 def test_peak_flops_are_found_by_device_name(kind, tera):

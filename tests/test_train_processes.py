@@ -1,9 +1,12 @@
 """SLURM's tasks and the GPUs of a node: those that each process uses, and the messages."""
 
+import os
+
 import jax
 import pytest
 
 from octolike.config import Config, ConfigError
+from octolike.cores import usable_cores
 from octolike.train import processes, profile
 
 
@@ -25,6 +28,10 @@ def slurm(tasks: int, per_node: str, local: int = 0, node: int = 0, **others: st
         (slurm(16, "8(x2)", local=3), 8, [3]),
         (slurm(4, "2(x2)", local=1), 8, [4, 5, 6, 7]),
         (slurm(16, "8(x2)", local=3), 1, [0]),  # bound by --gpus-per-task=1
+        # bound by --gpus-per-task=2; and not, by --gpu-bind=none
+        (slurm(4, "4", local=1, SLURM_GPUS_PER_TASK="2"), 2, [0, 1]),
+        (slurm(2, "2", local=1, SLURM_GPUS_PER_TASK="h100:2"), 2, [0, 1]),
+        (slurm(4, "4", local=1, SLURM_GPUS_PER_TASK="2"), 8, [2, 3]),
         (slurm(12, "8,4", local=1, node=1), 8, [2, 3]),
         (slurm(2, "1(x2)"), 0, None),  # no GPU
     ],
@@ -52,6 +59,16 @@ def test_several_tasks_without_train_distributed_are_an_error():
     processes.check_slurm(True, slurm(16, "8(x2)"))
     processes.check_slurm(False, slurm(1, "1"))
     processes.check_slurm(False, {})
+
+
+def test_a_process_uses_its_share_of_the_cores(monkeypatch):
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    cores = usable_cores()
+    assert cores == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert usable_cores() == 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", str(cores + 1))
+    assert usable_cores() == cores
 
 
 def test_visible_gpus(monkeypatch):

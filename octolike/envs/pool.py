@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 import traceback
@@ -32,6 +31,7 @@ from typing import Any, NamedTuple
 
 from octolike import files
 from octolike.config import ConfigError, plugins
+from octolike.cores import usable_cores
 
 TIMEOUT = 120.0  # seconds per command, unless it has a limit of its own
 EPISODE_LIMIT = 1200.0  # seconds for a whole episode: LIBERO renders one in minutes on a slow core
@@ -77,10 +77,7 @@ class _BuildFailure(NamedTuple):
 
 def default_workers(slots: int) -> int:
     """Return one worker per core that this process may use, but at most one per slot."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, min(cores, slots))
+    return max(1, min(usable_cores(), slots))
 
 
 class EnvPool:

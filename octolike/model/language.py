@@ -24,6 +24,7 @@ import numpy as np
 from octolike.config import Component, ConfigError, build_component, option, unknown
 from octolike.model import language_weights
 from octolike.model.language_weights import read as read_params
+from octolike.model.precision import products_of
 from octolike.model.text_encoders import ENCODERS
 from octolike.types import Batch, BatchSpec, TokenGroup
 
@@ -144,11 +145,14 @@ class FrozenEncoder:
     ) -> None:
         """Prepare; dtype: of the states; cache_bytes: size of the cache, least recent evicted."""
         self._params = jax.device_put(params)
-        self._encode = jax.jit(
-            lambda params, ids, mask: cast(
-                jax.Array, encoder.apply({"params": params}, ids, mask)
-            ).astype(dtype)
-        )
+
+        def encode(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+            # A policy on another device must see the states of training.
+            with products_of(getattr(encoder, "dtype", None) or jnp.float32):
+                states = cast(jax.Array, encoder.apply({"params": params}, ids, mask))
+            return states.astype(dtype)
+
+        self._encode = jax.jit(encode)
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._cache_bytes, self._used = cache_bytes, 0
 

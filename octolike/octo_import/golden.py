@@ -59,6 +59,18 @@ def compare(imported: importer.ImportedRun, folder: str | Path) -> list[OutputCo
         ConfigError: no output can be compared.
     """
     inputs, outputs = (_load(Path(folder), name) for name in ("inputs.npz", "outputs.npz"))
+    with precision.products_of(imported.run.config.model.dtype):
+        rows = _judge_chain(_compare_all(imported, inputs, outputs))
+    if not rows:
+        raise ConfigError(
+            f"{folder}/outputs.npz holds no output that can be compared: {list(outputs)}"
+        )
+    return rows
+
+
+def _compare_all(
+    imported: importer.ImportedRun, inputs: Mapping, outputs: Mapping
+) -> list[OutputComparison]:
     run = imported.run
     batch = batch_of(inputs, imported.translation)
     groups = encode(run, batch)
@@ -74,11 +86,6 @@ def compare(imported: importer.ImportedRun, folder: str | Path) -> list[OutputCo
             rows += part(head, group, batch, outputs)
     else:
         rows += _deterministic(head, group, run, outputs)
-    rows = _judge_chain(rows)
-    if not rows:
-        raise ConfigError(
-            f"{folder}/outputs.npz holds no output that can be compared: {list(outputs)}"
-        )
     return rows
 
 

@@ -8,8 +8,8 @@ accumulation in float32, by the name that jax gives the device:
                   bfloat16: their float16
     RTX           NVIDIA's architecture papers of Ampere GA102, Ada and Blackwell, appendix: on
                   GeForce cards accumulation in float32 runs at half the rate of the RTX ones
-    TPU           cloud.google.com/tpu/docs, "system architecture", per chip; for v2 and v3, per
-                  core, because jax sees each of a chip's two cores as a device
+    TPU           cloud.google.com/tpu/docs, "system architecture", per chip; for v2, v3 and v7,
+                  per core, because jax sees each of a chip's two cores as a device
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ PEAKS = {
     "TPU v5": 459,
     "TPU v6 lite": 918,
     "TPU v6e": 918,
-    "TPU7x": 2307,
-    "TPU v7": 2307,
+    "TPU7x": 1153.5,
+    "TPU v7": 1153.5,
 }
 
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from octolike.config import ConfigError
+from octolike.model.precision import exact_products
 from octolike.train import optimizer
 
 Params = dict[str, Any]
@@ -68,7 +69,8 @@ def merge(params: Mapping[str, Any], scale: float) -> Params:
     flat = optimizer.flatten({k: v for k, v in params.items() if k != NAME})
     changes = optimizer.flatten(params[NAME])
     for path in {name.rpartition("/")[0] for name in changes}:
-        change = scale * changes[f"{path}/a"] @ changes[f"{path}/b"]
+        with exact_products():  # as a loaded run merges, in numpy
+            change = scale * changes[f"{path}/a"] @ changes[f"{path}/b"]
         flat[path] = flat[path] + change.reshape(flat[path].shape).astype(flat[path].dtype)
     return optimizer.unflatten(flat)
 

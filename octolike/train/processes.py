@@ -39,8 +39,9 @@ def slurm_devices(
     if "SLURM_STEP_NUM_TASKS" not in environment or not gpus:
         return None
     tasks, local = _tasks_on_node(environment), int(environment.get("SLURM_LOCALID", "0"))
-    if gpus == 1:  # bound by --gpus-per-task=1
-        return [0]
+    # With --gpus-per-task, SLURM shows a task its own GPUs only.
+    if gpus == 1 or environment.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2] == str(gpus):
+        return list(range(gpus))
     if gpus % tasks:
         raise ConfigError(
             f"{tasks} tasks share the {gpus} GPUs of a node, which does not come out even; use "
@@ -66,7 +67,7 @@ def describe_unused_gpus(environment: Mapping[str, str] = os.environ) -> str:
         return ""
     return (
         f"WARNING: this machine has {gpus} NVIDIA GPU(s), but JAX does not see them and uses the "
-        "CPU. Install JAX for CUDA: make EXTRA=cuda, or pip install 'jax[cuda13]' "
+        "CPU. Install JAX for CUDA: make EXTRA=cuda .venv/ready, or pip install 'jax[cuda13]' "
         "(docs/install.md); if it is installed, nvidia-smi shows whether the driver works. "
         "JAX_PLATFORMS=cpu silences this line"
     )

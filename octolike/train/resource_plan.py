@@ -28,7 +28,8 @@ class Chip(NamedTuple):
     capability: float = 0.0
 
 
-# Memory from the vendors' data sheets, in GB of 10^9 bytes except cards sold by GiB.
+# Memory of a device as jax counts it, by the vendors' data sheets, in GB of 10^9 bytes; cards that
+# are sold by GiB have 7 % more. A v7 chip is two devices, with half of its 192 GB each.
 CHIPS = {
     "a100": Chip("A100", 80, "cuda", 8.0),
     "a6000": Chip("RTX A6000", 48, "cuda", 8.6),
@@ -45,7 +46,7 @@ CHIPS = {
     "v5e": Chip("TPU v5e", 16, "tpu"),
     "v5p": Chip("TPU v5p", 95, "tpu"),
     "v6e": Chip("TPU v6e", 32, "tpu"),
-    "v7": Chip("TPU v7", 192, "tpu"),
+    "v7": Chip("TPU v7", 96, "tpu"),
 }
 
 

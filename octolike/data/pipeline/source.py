@@ -21,7 +21,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -31,6 +30,7 @@ import numpy as np
 import tensorflow as tf
 
 from octolike.config import Config, ConfigError, build_component, unknown
+from octolike.cores import usable_cores
 from octolike.data.pipeline import mixing, reach, sampling, start_table
 from octolike.data.pipeline.dataset_split import (
     DatasetSplit,
@@ -74,7 +74,7 @@ class RldsSource:
         """Open the datasets of config.data; compute the statistics that are not cached."""
         d = self._config = config.data
         self._seed, self._validation_batches = config.seed, config.train.validation_batches
-        self._threads = d.threads or os.cpu_count() or 1
+        self._threads = d.threads or usable_cores()
         rows = catalog.load_specs(d.specs)
         self._mix = mixes.parse(d.mix, d.mix_weights, rows)
         self.datasets = list(self._mix.weights)

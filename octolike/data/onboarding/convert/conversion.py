@@ -30,6 +30,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from octolike.config import ConfigError, unknown
+from octolike.cores import usable_cores
 from octolike.data.onboarding.convert import recording as sources
 from octolike.data.onboarding.convert.frame_encoding import JPEG, PNG, ConvertOptions
 from octolike.data.onboarding.convert.hdf5 import (
@@ -156,7 +157,7 @@ def convert(path: Path, root: str, name: str, plan: ConversionPlan) -> Conversio
         for split, parts in shards.items()
         for i, shard in enumerate(parts)
     ]
-    _write_all(jobs, plan.workers or os.cpu_count() or 1)
+    _write_all(jobs, plan.workers or usable_cores())
     notes = [writer.shard_note(j.split, j.index) for j in jobs]
     directory = writer.finish()  # raises if a note is missing
     finished = [note for note in notes if note is not None]
