@@ -12,6 +12,7 @@ jitter and the delay of the chunks.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import time
 from multiprocessing.connection import Connection
@@ -118,14 +119,12 @@ def drive(
     max_steps: int = 100,
 ) -> LoopReport:
     """Run one episode on the table; instruction: by default that of the table's own task."""
-    table = Table(environment, seed, hz)
-    task = policy.create_task(instruction=instruction or table.instruction)
-    with Executor(SlowPolicy(policy, slow), task, settings, seed=seed) as executor:
-        table.start()
-        loop = ControlLoop(table, executor, hz, stop=table.stop, max_steps=max_steps)
-        report = loop.run()
-    table.close()
-    return report
+    with contextlib.closing(Table(environment, seed, hz)) as table:
+        task = policy.create_task(instruction=instruction or table.instruction)
+        with Executor(SlowPolicy(policy, slow), task, settings, seed=seed) as executor:
+            table.start()
+            loop = ControlLoop(table, executor, hz, stop=table.stop, max_steps=max_steps)
+            return loop.run()
 
 
 def main() -> None:

@@ -5,12 +5,14 @@
     octolike serve RUN --reload_seconds 30            follow the newest checkpoint of a training run
 
 Expect a line "ready after …" once everything is compiled; SIGTERM and Ctrl-C finish the running
-requests. docs/deploying.md describes clients, messages, limits and monitoring.
+requests. docs/serving.md describes clients, messages, limits and monitoring.
 """
 
 import argparse
 import asyncio
+import os
 import sys
+import threading
 
 from octolike.policy.serving.options import add_arguments, from_arguments
 
@@ -30,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         serve(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -50,6 +52,18 @@ def serve(args: argparse.Namespace) -> None:
     for line in server.describe():
         print(line, flush=True)
     asyncio.run(server.run())
+    _leave_hung_inference()
+
+
+def _leave_hung_inference() -> None:
+    """End the process with 1 if a call of the policy outlasts --drain_seconds."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("octolike-inference"):
+            thread.join(1)
+            if thread.is_alive():
+                print("inference did not end in time; the process ends without it", flush=True)
+                sys.stderr.flush()
+                os._exit(1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from octolike.policy.execution import ExecutionSettings
+from octolike.policy.execution import ExecutionSettings, PolicyBusyError
 from octolike.policy.executor import ControlLoop, Executor
 
 H = 6
@@ -106,6 +106,30 @@ def test_an_error_of_the_policy_reaches_the_caller():
         pytest.raises(FloatingPointError, match="not finite"),
     ):
         executor.step(observation(0))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_busy_server_is_asked_again_while_the_plan_lasts(asynchronous):
+    policy = Counting()
+    settings = ExecutionSettings(execute=2)
+    with Executor(policy, "go", settings, asynchronous=asynchronous) as executor:
+        executor.step(observation(0))
+        if asynchronous:
+            executor._pending.exception(timeout=20)
+        assert executor.step(observation(0)) is not None
+        policy.error = PolicyBusyError("2 requests are waiting already")
+        for t in range(1, 4):
+            executor.step(observation(t))
+            if executor._pending:
+                executor._pending.exception(timeout=20)
+        assert executor.refused > 1
+        assert executor.inferences == 1
+        policy.error = None
+        executor.step(observation(10))
+        if executor._pending:
+            executor._pending.exception(timeout=20)
+        executor.step(observation(10))
+        assert executor.inferences == 2
 
 
 def test_an_episode_starts_without_the_previous_one():

@@ -131,6 +131,8 @@ def test_changed_content_is_refused_and_leaves_nothing(run_dir, tmp_path):
     record.write_text(text.replace('"m"', '"mm"'))
     with pytest.raises(RunError, match="its content has changed"):
         pull(pinned, tmp_path / "a")
+    with pytest.raises(ConfigError, match="a revision needs at least 12 characters"):
+        pull(pinned[: pinned.index("@") + 4], tmp_path / "a")
     with pytest.raises(RunError, match=r"embodiments\.json has"):  # its manifest, without a pin
         pull(str(shelf), tmp_path / "a")
     record.write_text(text)

@@ -27,6 +27,7 @@ LOWEST = {
     "progress",
     "plain_figure",
     "terminal",
+    "cores",
 }
 # part (a package or module of octolike): the parts that it may import
 MAY_IMPORT = {
@@ -37,6 +38,7 @@ MAY_IMPORT = {
     "manifest": {"errors", "files"},
     "owner_file": {"files"},
     "pictures": {"files"},
+    "cores": set(),
     "commands": LOWEST,
     "tables": set(),
     "plain_figure": set(),

@@ -2,17 +2,22 @@
 
 import functools
 import json
+import socket as sockets
+import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from serving_fakes import SIDE, A, H, NumpyPolicy, P, get, observation, serving, until
 from websockets.sync.client import connect
+from websockets.sync.server import serve as websocket_server
+from websockets.utils import accept_key
 
 from octolike.errors import ConfigError
 from octolike.policy import client, wire
-from octolike.policy.client import RemotePolicy, ServerBusyError, ServerError
+from octolike.policy.client import RemotePolicy, RemoteTask, ServerBusyError, ServerError
 from octolike.policy.execution import ExecutionSettings
 from octolike.policy.executor import Executor
 from octolike.policy.serving.options import ServeOptions
@@ -225,10 +230,14 @@ def test_limits_come_from_the_record(monkeypatch):
     from octolike.policy.serving.limits import action_limits
 
     record = NumpyPolicy().embodiment
-    limits = action_limits(ServeOptions(limit_range=0.1, limit_step=0.2), record)
+    limits = action_limits(ServeOptions(limit_range=0.1), record)
     s = record.action_statistics
     np.testing.assert_allclose(limits.low, s.min - 0.1 * (s.max - s.min))
-    assert np.isinf(limits.step).all()  # changes and the gripper have none
+    with pytest.raises(ConfigError, match="are changes or grippers"):
+        action_limits(ServeOptions(limit_step=0.2), record)
+    for option in ("limit_range", "limit_step"):
+        with pytest.raises(ConfigError, match=f"{option} is -0.5; expected 0 or more, or -1"):
+            action_limits(ServeOptions(**{option: -0.5}), record)
     assert limits.apply(np.stack([s.min, s.max]))[1] == {}
     assert not action_limits(ServeOptions(), record).sentence()
 
@@ -237,6 +246,9 @@ def test_limits_come_from_the_record(monkeypatch):
     ("text", "message"),
     [
         ("[", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"x": {"high": 1e39}}', "expected a finite number"),  # infinite as a float32
+        (f'{{"x": {{"high": {"9" * 400}}}}}', "expected a finite number"),
         ("[]", "is a list"),
         ('{"elbow": {"low": 0}}', "unknown action dimension"),
         ('{"x": {"lowest": 0}}', "unknown field"),
@@ -396,3 +408,56 @@ def test_an_executor_runs_a_remote_policy_as_a_local_one():
     np.testing.assert_allclose(actions[:, 2], [1.0, 1.01, 2.0, 2.01, 2.0])
     np.testing.assert_allclose(actions[::2, 1], [0, 1.5, 3.5])
     assert actions[0, 0] != actions[2, 0]
+
+
+@pytest.fixture
+def deaf():
+    """The address of a server that sends metadata, and never reads what a client sends."""
+    metadata = {**NumpyPolicy().metadata, "server": "octolike"}
+    listener, kept = sockets.create_server(("127.0.0.1", 0)), []
+
+    def accept():
+        connection, _ = listener.accept()
+        kept.append(connection)
+        request = b""
+        while b"\r\n\r\n" not in request:
+            request += connection.recv(4096)
+        name = b"sec-websocket-key: "
+        key = next(x[len(name) :] for x in request.split(b"\r\n") if x.lower().startswith(name))
+        handshake = {"Upgrade": "websocket", "Connection": "Upgrade"}
+        handshake["Sec-WebSocket-Accept"] = accept_key(key.decode())
+        lines = "".join(f"{k}: {v}\r\n" for k, v in handshake.items())
+        connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode())
+        message = wire.pack(metadata)
+        connection.sendall(b"\x82\x7e" + struct.pack(">H", len(message)) + message)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    yield f"ws://127.0.0.1:{listener.getsockname()[1]}"
+    thread.join(5)
+    for connection in (*kept, listener):
+        connection.close()
+
+
+def test_a_server_that_does_not_read_ends_a_call_in_time(deaf):
+    remote = RemotePolicy(deaf, timeout=0.3, connect_timeout=5)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no reply of .* within 0\.3 s"):
+        remote.sample_actions(
+            {"image_primary": np.zeros((2000, 2000, 3), np.uint8)}, RemoteTask("x", {"prompt": "x"})
+        )
+    assert time.monotonic() - start < 4
+
+
+def test_another_websocket_server_is_one_line():
+    def hello(socket):
+        socket.send(wire.pack({"step": 3}))
+
+    with websocket_server(hello, "127.0.0.1", 0) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        place = f"ws://127.0.0.1:{other.socket.getsockname()[1]}"
+        with pytest.raises(RuntimeError, match="is no server of octolike"):
+            RemotePolicy(place, connect_timeout=5)
+        other.shutdown()
+        thread.join(5)

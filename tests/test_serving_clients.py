@@ -191,6 +191,10 @@ def test_the_harness_is_told_conventions_and_errors():
             except RuntimeError as error:
                 errors.append(str(error))
         action = (await connection.act(good))["actions"]
+        for bad in ({**good, "states": np.full(P, np.nan)}, {**good, "task_description": ""}):
+            with pytest.raises(RuntimeError, match="invalid: "):  # in the middle of a chunk, too
+                await connection.act(bad)
+        await connection.act(good)
         await connection.close()
         return info, errors, action
 

@@ -168,6 +168,10 @@ def test_a_newer_checkpoint_is_loaded_and_one_that_vanishes_is_not(tmp_path):
     with pytest.raises(ValueError, match="checkpoint 9"):
         watcher.newer(policy)
     assert watcher.newer(policy) is None  # it is not tried again
+    lost = jax.tree.map(lambda x: x * np.nan, run.params)
+    save_params(directory, dataclasses.replace(run, params=lost, step=11))
+    with pytest.raises(ValueError, match="checkpoint 11 has parameters that are not finite"):
+        watcher.newer(policy)
     shutil.rmtree(directory)
     assert CheckpointWatcher(directory).newer(policy) is None
 

@@ -231,3 +231,13 @@ def test_the_encoder_reads_no_file():
     np.save(buffer, np.array([object()]), allow_pickle=True)
     with pytest.raises(WireError):
         unpack(buffer.getvalue())
+
+
+def test_the_images_of_a_message_are_measured_together():
+    """A megabyte of PNG can hold gigabytes of pixels in many images of an allowed size."""
+    pytest.importorskip("PIL")
+    one = {"__image__": True, "format": "png", "data": png(9, 8), "shape": [8, 9, 3]}
+    limits = wire.Limits(all_pixels=2 * 8 * 9)
+    assert len(unpack(pack([one] * 2), limits)) == 2
+    with pytest.raises(wire.WireError, match="at most 0 pixels"):
+        unpack(pack([one] * 3), limits)

@@ -24,6 +24,7 @@ from octolike.train import checkpoint_manifest, run_manifest
 from octolike.train.checkpoint_store import CHECKPOINTS, cause_of, checkpoint_steps
 
 HUB = "hf://"
+MIN_PIN = 12  # characters of a sha256
 CARD, ORIGIN = "README.md", "origin.json"
 OPTIONAL = ("costs.json", "versions.json", "scores.json", "parameters.txt", manifest.NAME, REPORT)
 FOR_TRAINING = ("optimizer/", "data/")  # items of a checkpoint that acting does not need
@@ -116,6 +117,8 @@ def pull(source: str, directory: PathLike) -> str:
         copy = _download if location.is_hub else _copy_in
         revision = copy(location, staged)
         is_pinned = location.revision and not location.is_hub  # the hub resolves its own, and tags
+        if is_pinned and len(location.revision) < MIN_PIN:
+            raise ConfigError(f"{source}: a revision needs at least {MIN_PIN} characters")
         if is_pinned and not revision.startswith(location.revision):
             raise RunError(
                 f"{location} has the revision {revision}, not {location.revision}: its content has "

@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.sync.client import ClientConnection, connect
 
 from octolike.policy import wire
-from octolike.policy.execution import ActionPrefix
+from octolike.policy.execution import ActionPrefix, PolicyBusyError
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds between two attempts to connect
 QUIET = 2.0  # seconds without a connection before a line says so
@@ -35,7 +35,7 @@ class ServerError(RuntimeError):
     """The server could not compute actions; the message is the server's."""
 
 
-class ServerBusyError(ServerError):
+class ServerBusyError(ServerError, PolicyBusyError):
     """The server's queue is full, or the server is about to stop: ask again later."""
 
 
@@ -257,8 +257,29 @@ class RemotePolicy:
         if self._socket is None:
             self._connect()
         assert self._socket is not None
-        self._socket.send(data)
+        self._send(self._socket, data)
         return self._socket.recv(timeout=self._timeout)
+
+    def _send(self, connection: ClientConnection, data: bytes) -> None:
+        """Send; TimeoutError if the other side does not take the data in time."""
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            with contextlib.suppress(OSError):
+                connection.socket.shutdown(sockets.SHUT_RDWR)
+
+        timer = threading.Timer(self._timeout, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            connection.send(data)
+        except (ConnectionClosed, OSError) as error:
+            if is_late.is_set():
+                raise TimeoutError("the server does not read") from error
+            raise
+        finally:
+            timer.cancel()
 
     def _drop(self) -> None:
         """Forget the connection without waiting for the other side."""
@@ -290,7 +311,7 @@ class RemotePolicy:
                 metadata = self._socket.recv(timeout=remaining)
                 if isinstance(metadata, str):
                     raise _error(metadata)
-                self.metadata = wire.unpack(metadata)
+                self.metadata = _metadata(metadata, self.address)
                 self.step = int(self.metadata["step"])
                 return
             except (OSError, WebSocketException, ServerBusyError, EOFError) as error:
@@ -319,6 +340,16 @@ class RemotePolicy:
                     )
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _metadata(data: bytes, address: str) -> dict[str, Any]:
+    try:
+        metadata = wire.unpack(data)
+    except wire.WireError:
+        metadata = None
+    if not isinstance(metadata, dict) or metadata.get("server") != "octolike":
+        raise RuntimeError(f"{address} is no server of octolike: it sends other metadata")
+    return metadata
 
 
 def _error(text: str) -> Exception:

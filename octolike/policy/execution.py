@@ -32,6 +32,10 @@ OVERLAPS = ("continue", "wait")
 METHODS = ("guided", "trained")
 
 
+class PolicyBusyError(RuntimeError):
+    """The policy, on a server, cannot take a request now: ask again later."""
+
+
 class ActionPrefix(NamedTuple):
     """The actions that a robot plans for the first steps of a new chunk, in its units.
 

@@ -32,6 +32,7 @@ from octolike.policy.execution import (
     ChunkPlan,
     ExecutionSettings,
     FrameHistory,
+    PolicyBusyError,
     plan_for,
 )
 
@@ -74,6 +75,7 @@ class Executor:
         held: steps without a planned action, in which the robot held still.
         has_plan: whether the last step had a planned action.
         inferences: chunks received in this episode.
+        refused: requests of this episode that a busy server refused; they were made again.
         seconds: durations of the last inferences.
     """
 
@@ -117,14 +119,15 @@ class Executor:
         self._pending = None
         self._plan.clear()
         self._history.clear()
-        self.held = self.inferences = 0
+        self.held = self.inferences = self.refused = 0
         self.has_plan = False
         self._since, self._start = self.settings.execute, 0  # steps since, plan step of, a request
 
     def step(self, observation: Mapping[str, Any]) -> np.ndarray | None:
         """Return the action [A] of this step; None while nothing was ever planned.
 
-        Errors of the policy are raised here: the robot must then be stopped.
+        Errors of the policy are raised here: the robot must then be stopped. A busy server is
+        asked again, while the robot executes the rest of its plan.
         """
         self._history.append(observation)
         self._receive()
@@ -165,7 +168,10 @@ class Executor:
             self._pending = self._pool.submit(self._infer, *arguments)
             return
         self._pending = Future()
-        self._pending.set_result(self._infer(*arguments))
+        try:
+            self._pending.set_result(self._infer(*arguments))
+        except PolicyBusyError as error:
+            self._pending.set_exception(error)
 
     def _infer(self, *arguments: Any) -> np.ndarray:
         start = time.monotonic()
@@ -178,7 +184,12 @@ class Executor:
         if self._pending is None or not self._pending.done():
             return
         pending, self._pending = self._pending, None
-        chunk = pending.result()
+        try:
+            chunk = pending.result()
+        except PolicyBusyError:
+            self.refused += 1
+            self._since = self.settings.execute
+            return
         if self.inferences:  # the first one finds the robot at rest, and may compile
             self.delays.append(self._since)
         self._plan.add(chunk, self._start)
@@ -192,7 +203,7 @@ class LoopReport:
     reason: why it ended. steps: actions sent. overruns: steps that began after the next one was
     due; the missed ones are skipped, not caught up. jitter: milliseconds by which steps began late,
     {"p50", "p99", "max"}. held: steps without a planned action. delay: the longest of the last
-    inferences, in steps; inference_ms: their median.
+    inferences, in steps; inference_ms: their median. refused: requests that a busy server refused.
     """
 
     reason: str
@@ -204,15 +215,18 @@ class LoopReport:
     inferences: int
     delay: int
     inference_ms: float
+    refused: int = 0
 
     def sentence(self) -> str:
         """Return the report as one line."""
+        refused = f", {self.refused} requests refused by a busy server" if self.refused else ""
         return (
             f"{self.reason}: {self.steps} steps in {self.seconds:.1f} s "
             f"({self.steps / max(self.seconds, 1e-9):.1f} Hz), jitter p50/p99/max "
             f"{self.jitter['p50']:.1f}/{self.jitter['p99']:.1f}/{self.jitter['max']:.1f} ms, "
             f"{self.overruns} overruns, {self.inferences} inferences of "
             f"{self.inference_ms:.0f} ms, at most {self.delay} steps late, {self.held} steps held"
+            f"{refused}"
         )
 
 
@@ -297,4 +311,5 @@ class ControlLoop:
             inferences=executor.inferences,
             delay=executor.expected_delay,
             inference_ms=1e3 * float(np.median(executor.seconds or [0.0])),
+            refused=executor.refused,
         )

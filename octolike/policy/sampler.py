@@ -99,8 +99,8 @@ class ActionSampler:
             inputs = batch["observation"], batch.get("task", {})
             self.sample(params, *inputs, [0] * size)
             if prefix:
-                no_prefix = self.no_prefix(size, not self.trained_prefix)
-                self.sample(params, *inputs, [0] * size, no_prefix)
+                for guided in (True, False) if self.trained_prefix else (True,):
+                    self.sample(params, *inputs, [0] * size, self.no_prefix(size, guided))
 
     @functools.cached_property
     def reads_subtasks(self) -> bool:

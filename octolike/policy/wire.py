@@ -38,7 +38,7 @@ class Limits(NamedTuple):
     """The largest contents of a message that is decoded.
 
     message: bytes; containers: lists and maps, arrays included; entries: of one list or map; text:
-    bytes of one string; pixels: of one compressed image.
+    bytes of one string; pixels: of one compressed image; all_pixels: of all of them together.
     """
 
     message: int = 16 << 20
@@ -46,6 +46,7 @@ class Limits(NamedTuple):
     entries: int = 512
     text: int = 16 << 10
     pixels: int = 4 << 20
+    all_pixels: int = 16 << 20
 
 
 def pack(message: Any, text_keys: bool = False) -> bytes:
@@ -90,7 +91,7 @@ def unpack(data: bytes, limits: Limits = Limits()) -> Any:  # noqa: B008  # immu
     """
     if len(data) > limits.message:
         raise WireError(f"the message has {len(data):,} bytes; the limit is {limits.message:,}")
-    counted = 0
+    counted, pixels = 0, 0
 
     def count() -> None:
         nonlocal counted
@@ -99,8 +100,13 @@ def unpack(data: bytes, limits: Limits = Limits()) -> Any:  # noqa: B008  # immu
             raise WireError(f"the message has more than {limits.containers} lists and maps")
 
     def read_map(x: dict[Any, Any]) -> Any:
+        nonlocal pixels
         count()
-        return _decode(x, limits)
+        remaining = min(limits.pixels, limits.all_pixels - pixels)
+        value = _decode(x, limits._replace(pixels=remaining))
+        if _is_compressed(x):
+            pixels += value.size // 3
+        return value
 
     def read_list(x: list[Any]) -> list[Any]:
         count()
@@ -123,6 +129,12 @@ def unpack(data: bytes, limits: Limits = Limits()) -> Any:  # noqa: B008  # immu
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
         raise WireError(f"the message is not msgpack within the limits: {reason[:200]}") from error
+
+
+def _is_compressed(x: dict[Any, Any]) -> bool:
+    """Return whether a map is a compressed image."""
+    is_image = "__image__" in x or b"__image__" in x
+    return is_image and "raw" not in (x.get("format"), x.get(b"format"))
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
@@ -173,7 +185,7 @@ def _read_image(x: dict[str, Any], limits: Limits) -> np.ndarray:
     if len(shape) != 3 or shape[2] != 3 or math.prod(shape[:2]) > limits.pixels:
         raise WireError(
             f"an image has the shape {list(shape)}; expected [h, w, 3] with at most "
-            f"{limits.pixels:,} pixels"
+            f"{limits.pixels:,} pixels (that of one, or the remainder of all images)"
         )
     try:
         from PIL import Image

@@ -123,11 +123,12 @@ class Answers:
         benchmark = episode.benchmark or self._harness.benchmark("")
         observation, instruction = self._harness.observation(benchmark, payload)
         stacked, frames = await self._encode(self.encoder.with_history, observation, episode.frames)
+        has_language = "language" in self._batcher.policy.conditioning
+        words = instruction if has_language else None
+        task = await self._encode(self.encoder.task, words, None, None)
+        # at every step: a bad observation must not enter the history
+        inputs = await self._encode(self.encoder.encode, stacked, task)
         if not episode.chunk:
-            has_language = "language" in self._batcher.policy.conditioning
-            words = instruction if has_language else None
-            task = await self._encode(self.encoder.task, words, None, None)
-            inputs = await self._encode(self.encoder.encode, stacked, task)
             encoded = time.perf_counter() - start
             seed = self.encoder.draw_seed(*episode.seeds, episode.step)
             result = await self._compute(socket, session, inputs, seed)

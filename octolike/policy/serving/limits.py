@@ -15,6 +15,7 @@ from octolike.errors import ConfigError
 from octolike.policy.serving.options import ServeOptions
 
 FIELDS = ("low", "high", "step")
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class LimitError(ValueError):
@@ -85,6 +86,11 @@ def action_limits(options: ServeOptions, record: Embodiment) -> ActionLimits:
     """
     names, width = record.action.names, len(record.action)
     low, high, step = (np.full(width, x, np.float32) for x in (-np.inf, np.inf, np.inf))
+    for name in ("limit_range", "limit_step"):
+        if -1 < getattr(options, name) < 0:
+            raise ConfigError(
+                f"{name} is {getattr(options, name)}; expected 0 or more, or -1 for none"
+            )
     if max(options.limit_range, options.limit_step) >= 0:
         smallest, largest = _recorded_range(record)
         span = largest - smallest
@@ -96,6 +102,11 @@ def action_limits(options: ServeOptions, record: Embodiment) -> ActionLimits:
         if options.limit_step >= 0:
             # a gripper may open and close at once; a change has no step of its own
             is_target = np.array(record.action.absolute) & np.array(record.action.normalized)
+            if not is_target.any():
+                raise ConfigError(
+                    f"--limit_step limits targets, but all actions of {record.name!r} are changes "
+                    "or grippers; limit changes with --limit_range"
+                )
             step = np.where(is_target, options.limit_step * span, np.inf).astype(np.float32)
     if options.limits:
         for name, values in _read(options.limits, names).items():
@@ -125,7 +136,7 @@ def _recorded_range(record: Embodiment) -> tuple[np.ndarray, np.ndarray]:
 def _read(path: str, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"limits {path} cannot be read as JSON: {error}") from error
     if not isinstance(data, Mapping):
         raise ConfigError(f"limits {path} is a {type(data).__name__}; expected an object")
@@ -142,5 +153,6 @@ def _check_values(where: str, values: Any) -> None:
     for field, value in values.items():
         if field not in FIELDS:
             raise ConfigError(unknown(f"field of {where}", field, FIELDS))
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= LARGEST:
             raise ConfigError(f"{where}.{field} is {value!r}; expected a finite number")

@@ -6,6 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
+from octolike.errors import RunError
 from octolike.files import PathLike, as_path
 from octolike.policy.policy import Policy
 from octolike.train.checkpoint import load_run
@@ -30,6 +34,8 @@ class CheckpointWatcher:
             return None
         try:
             run = load_run(self._directory, steps[-1], self._plugins)
+            if not all(np.isfinite(x).all() for x in jax.tree.leaves(run.params)):
+                raise RunError(f"checkpoint {run.step} has parameters that are not finite")
             return policy.with_params(run.params, run.step)
         except Exception:
             self._failed.add(steps[-1])
