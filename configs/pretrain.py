@@ -56,8 +56,8 @@ def _data(config: Config, mix: str, batch: int) -> None:
     data.root, data.mix = "data", mix
     data.cameras = {"primary": 256, "wrist": 128}
     data.window, data.horizon, data.goal, data.use_proprio = 2, 4, "uniform", False
-    # Octo keeps the goal image or the instruction of an example, not both: half of them each.
-    data.keep_language, data.keep_goal = 0.5, 0.5
+    # As Octo: the goal image or the instruction of an example, half of them each, never both.
+    data.exclusive, data.keep_language, data.keep_goal = True, 0.5, 0.5
     data.batch_size, data.pool, data.memory = batch, 4 * batch, 64.0
 
 

@@ -110,6 +110,18 @@ def differences(policy, frames) -> dict[str, frame_check.InputDifference]:
     return out.different
 
 
+def test_frames_of_an_exclusive_run_condition_a_policy_as_their_batch(tmp_path):
+    write_fake_dataset(tmp_path / "data", side=40)
+    config = config_for(tmp_path, "fake")
+    config.data.exclusive = True
+    data = open_data(config)
+    frames = next(recorded_frames.sample_frames(data, config.data, "fake", 8))
+    kinds = [bool(x.instruction) for x in frames.conditionings]
+    assert kinds == frames.batch["task"]["present"]["language"].tolist()
+    assert [not x.goal for x in frames.conditionings] == kinds
+    assert 0 < sum(kinds) < len(kinds)
+
+
 def test_policy_training_and_validation_agree(compared):
     assert faults(compared) == []
     assert compared.frames == 32

@@ -220,6 +220,7 @@ def test_overrides_and_arguments_reach_main():
 
 
 WORDS = c.Component(kind="language", vocabulary=7)
+NEITHER = {"exclusive": True, "keep_goal": 0.0, "keep_language": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -230,6 +231,10 @@ WORDS = c.Component(kind="language", vocabulary=7)
         (lambda x: setattr(x.optim, "schedule", "cosin"), "did you mean 'cosine'"),
         (lambda x: setattr(x.evaluate, "execute", 99), "exceeds the chunk"),
         (lambda x: setattr(x.data, "keep_goal", 1.5), r"\[0, 1\]"),
+        (
+            lambda x: [setattr(x.data, k, v) for k, v in NEITHER.items()],
+            "data.exclusive keeps the goal image or the instruction, but .* are 0",
+        ),
         (lambda x: setattr(x.train, "steps", "many"), "train.steps is 'many'"),
         (lambda x: setattr(x.train, "validation_batches", 0), "at least 1.*validation_split=''"),
         (lambda x: setattr(x.train, "validate_every", -1), "validate_every is -1; .* least 0"),

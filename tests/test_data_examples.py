@@ -39,13 +39,15 @@ def test_windows_and_chunks_are_the_same_in_the_graph(window, horizon):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("strategy", ["uniform", "last", "none"])
-def test_goals_and_dropout_are_the_same_in_the_graph(strategy):
+def test_goals_and_dropout_are_the_same_in_the_graph(strategy, exclusive):
     draws, n = RNG.random((500, goals.DRAWS)), 500
     length = RNG.integers(1, 9, n)
     t = (RNG.random(n) * length).astype(np.int64)
     available = {f"has_{k}": RNG.random(n) < 0.7 for k in ("language", "goal", "task_id")}
     keep = {"keep_language": 0.5, "keep_goal": 0.6, "keep_task_id": 0.3, "strategy": strategy}
+    keep["exclusive"] = exclusive
     expected = goals.choose(draws, t, length, **keep, **available)
     tensors = {k: tf.constant(x) for k, x in available.items()}
     choice = goals.choose(*map(tf.constant, (draws, t, length)), **keep, **tensors, xp=tnp)

@@ -85,6 +85,19 @@ def test_dropout_has_the_configured_rates_and_never_removes_everything(available
     np.testing.assert_allclose(actual.mean(1), rates, atol=0.03)
 
 
+@pytest.mark.parametrize("available", list(itertools.product((True, False), repeat=2)))
+@pytest.mark.parametrize(
+    ("keep_goal", "keep_language", "share"), [(0.5, 0.5, 0.5), (0.6, 0.2, 0.75)]
+)
+def test_exclusive_keeps_one_of_goal_and_instruction(available, keep_goal, keep_language, share):
+    goal, language = available
+    keep = {"keep_goal": keep_goal, "keep_language": keep_language, "exclusive": True}
+    task = draw(goal=goal, language=language, **keep)
+    assert not (task.goal & task.language).any()
+    assert ((task.goal | task.language) == (goal or language)).all()
+    np.testing.assert_allclose(task.goal.mean(), goal * (share if language else 1), atol=0.03)
+
+
 def test_a_setting_does_not_change_the_draws_of_others():
     task = draw(n=100)
     with_dropout = draw(n=100, keep_language=0.5, keep_goal=0.5)
@@ -136,6 +149,17 @@ def test_dropped_conditioning_is_masked_in_the_batch(tmp_path):
     np.testing.assert_array_equal(task["language"]["mask"].any(1), language)
     np.testing.assert_array_equal(task["language"]["ids"].any(1), language)
     np.testing.assert_array_equal(task["image_primary"].any((1, 2, 3)), goal)
+
+
+@pytest.mark.parametrize("stream", ["train", "validation"])
+def test_no_example_shows_goal_and_instruction_if_they_are_exclusive(tmp_path, stream):
+    """Half each; validation, which drops nothing else, resembles training."""
+    write_numbered(tmp_path, "fake", [30, 30])
+    data = opened(tmp_path, goal="uniform", exclusive=True, batch_size=60)
+    batches = data.train() if stream == "train" else data.validation()["fake"]()
+    present = next(batches)["task"]["present"]
+    assert (present["language"] ^ present["image_primary"]).all()
+    assert 0.2 < present["language"].mean() < 0.8
 
 
 def test_without_cameras_there_are_no_goals(tmp_path):

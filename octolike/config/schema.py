@@ -100,6 +100,11 @@ class DataConfig:
     keep_goal: float = option(
         1.0, "probability that an example keeps its goal image", low=0, high=1
     )
+    exclusive: bool = option(
+        False,
+        "an example with a goal image and an instruction keeps one of them, in the ratio of "
+        "keep_goal to keep_language; validation as well",
+    )
     keep_task_id: float = option(
         1.0, "probability that an example keeps its task id", low=0, high=1
     )
@@ -413,6 +418,11 @@ class Config:
         check_fields(self)
         d, m, o, t = self.data, self.model, self.optim, self.train
         require(d.memory > 0, f"data.memory is {d.memory} GiB; it must be positive")
+        require(
+            not d.exclusive or d.keep_goal + d.keep_language > 0,
+            "data.exclusive keeps the goal image or the instruction, but data.keep_goal and "
+            "data.keep_language are 0; set one of them above 0",
+        )
         require(
             m.max_window == 0 or m.max_window >= d.window,
             f"model.max_window {m.max_window} is smaller than data.window {d.window}",

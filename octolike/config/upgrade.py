@@ -189,6 +189,11 @@ def add_draw(config: Json) -> Json:
     return _default(config, "collect", "draw", 0)
 
 
+def add_exclusive(config: Json) -> Json:
+    """Add data.exclusive: before format 6, goal and instruction were dropped independently."""
+    return _default(config, "data", "exclusive", False)
+
+
 def add_text_pooling(config: Json) -> Json:
     """Add pooled of a text_encoder: before format 4, every word was a token."""
 
@@ -222,7 +227,7 @@ CHANGES = (
         add_text_pooling,
     ),
     (add_proprio_representation, add_subtasks),
-    (add_draw,),
+    (add_draw, add_exclusive),
 )
 
 

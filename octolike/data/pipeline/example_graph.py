@@ -123,8 +123,10 @@ class ExampleGraph:
             t,
             length,
             strategy=d.goal,
-            keep_language=d.keep_language if self._dropout else 1.0,
-            keep_goal=d.keep_goal if self._dropout else 1.0,
+            # Without dropout, too, an example must not show both if none in training does.
+            keep_language=d.keep_language if self._dropout or d.exclusive else 1.0,
+            keep_goal=d.keep_goal if self._dropout or d.exclusive else 1.0,
+            exclusive=d.exclusive,
             keep_task_id=d.keep_task_id if self._dropout else 1.0,
             has_language=tf.strings.length(text) > 0,
             has_goal=tf.reduce_any(has_image, axis=1),

@@ -38,12 +38,16 @@ def choose(
     has_language: Any,
     has_goal: Any,
     has_task_id: Any,
+    exclusive: bool = False,
     xp: Any = np,
 ) -> TaskChoice:
     """Return the conditioning of frames t [B] of episodes of `length` [B] steps.
 
     Each kind is kept with its own probability. If dropout would remove all available kinds, the
     example keeps the first available one of: goal image, instruction, task id.
+
+    exclusive: an example with a goal image and an instruction keeps one of them, the goal image
+    with probability keep_goal / (keep_goal + keep_language); an example with one of them keeps it.
 
     draws: float [B, DRAWS] in [0, 1). strategy: "uniform": a goal drawn from the steps after t;
     "last": the last step; "none": no goal images. has_*: bool [B], which kinds are available. xp:
@@ -54,8 +58,13 @@ def choose(
     if strategy == "uniform":
         ahead = xp.asarray(xp.floor(xp.multiply(draws[:, _GOAL], length - t - 1)), np.int64)
         step = xp.where(t + 1 < length, t + 1 + ahead, step)
-    goal = has_goal & (draws[:, _KEEP_GOAL] < keep_goal)
-    language = has_language & (draws[:, LANGUAGE] < keep_language)
+    if exclusive:
+        share = keep_goal / (keep_goal + keep_language)
+        goal = has_goal & ((draws[:, _KEEP_GOAL] < share) | ~has_language)
+        language = has_language & ~goal
+    else:
+        goal = has_goal & (draws[:, _KEEP_GOAL] < keep_goal)
+        language = has_language & (draws[:, LANGUAGE] < keep_language)
     task_id = has_task_id & (draws[:, TASK_ID] < keep_task_id)
     none = ~(goal | language | task_id)
     goal = goal | (none & has_goal)

@@ -129,8 +129,9 @@ def _sampled_frames(
 ) -> SampledFrames:
     episodes = {e: _load(source, e)[0] for e in set(positions[:, 0].tolist())}
     observations, conditionings, actions, places = [], [], [], []
-    for (number, t), draw, cameras in zip(
-        positions.tolist(), draws, _goal_cameras(batch), strict=True
+    instructed = batch["task"]["present"]["language"]
+    for (number, t), draw, cameras, has_text in zip(
+        positions.tolist(), draws, _goal_cameras(batch), instructed, strict=True
     ):
         episode, first = episodes[number], max(0, t + 1 - config.window)
         observation = {
@@ -144,7 +145,7 @@ def _sampled_frames(
         text = episode.instructions[t]
         text = text if isinstance(text, str) else next(filter(None, text), "")
         task = data.tasks[source.tasks[number]] if source.has_task[number] else ""
-        conditionings.append(Conditioning(text.strip(), goal, task))
+        conditionings.append(Conditioning(text.strip() if has_text else "", goal, task))
         chunk, _ = windows.chunk_steps(t, 1, config.horizon, len(episode), len(episode))
         actions.append(episode.action[chunk[0]])
         places.append(f"{source.name_of(number)}, step {t}")
