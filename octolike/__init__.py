@@ -1,3 +1,3 @@
 """One robot policy for many tasks, datasets and robots. Nothing heavy is imported here."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -146,7 +146,7 @@ def test_changed_content_is_refused_and_leaves_nothing(run_dir, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_bad_places_are_one_line(run_dir, hub, tmp_path):
+def test_bad_places_are_one_line(run_dir, hub, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="hf://OWNER/NAME"):
         push(run_dir, "hf://nobody")
     with pytest.raises(ConfigError, match="a push makes a new one"):
@@ -167,6 +167,12 @@ def test_bad_places_are_one_line(run_dir, hub, tmp_path):
     def refuse(*_, **__):
         raise OSError("401 Unauthorized")
 
+    def refuse_scheme(*_):
+        raise NotImplementedError("s3")  # as tensorflow does
+
+    monkeypatch.setattr(transfer, "_copy_out", refuse_scheme)
+    with pytest.raises(RunError, match=r"s3://a/b cannot be opened: NotImplementedError: s3"):
+        push(run_dir, "s3://a/b")
     hub.create_repo = refuse
     with pytest.raises(RunError, match=r"401 Unauthorized\. Log in with: hf auth login"):
         push(run_dir, "hf://someone/arm")

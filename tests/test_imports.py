@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import octolike
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "octolike"
 FRAMEWORKS = {"jax", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "rlds", "torch"}
@@ -159,7 +161,7 @@ def test_the_client_has_the_version_of_the_whole():
         tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         for folder in (ROOT, ROOT / "client")
     ]
-    assert projects[0]["version"] == projects[1]["version"]
+    assert projects[0]["version"] == projects[1]["version"] == octolike.__version__
 
 
 # Parts of octolike/data: its sub-folders and single files.

@@ -9,10 +9,12 @@ run is executed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path as LocalPath
 from typing import Any, NamedTuple
 
@@ -94,7 +96,8 @@ def push(
             message = message or f"octolike: checkpoint {step}"
             revision = _upload(staged, location.place, message, public)
         else:
-            revision = _copy_out(staged, location.place)
+            with _one_line(location):
+                revision = _copy_out(staged, location.place)
     return f"{location}@{revision}"
 
 
@@ -114,8 +117,11 @@ def pull(source: str, directory: PathLike) -> str:
         raise ConfigError(f"{target} exists and is not empty; name another directory")
     with files.replacing(target) as staged:
         staged.mkdir()
-        copy = _download if location.is_hub else _copy_in
-        revision = copy(location, staged)
+        if location.is_hub:
+            revision = _download(location, staged)
+        else:
+            with _one_line(location):
+                revision = _copy_in(location, staged)
         is_pinned = location.revision and not location.is_hub  # the hub resolves its own, and tags
         if is_pinned and len(location.revision) < MIN_PIN:
             raise ConfigError(f"{source}: a revision needs at least {MIN_PIN} characters")
@@ -202,6 +208,21 @@ def digest(directory: PathLike) -> str:
     for name, entry in sorted(manifest.hash_files(root, names).items()):
         total.update(f"{name}\0{entry.sha256}\n".encode())
     return total.hexdigest()
+
+
+@contextlib.contextmanager
+def _one_line(location: Location) -> Iterator[None]:
+    """Turn the errors of a bucket's file system, which may have any type, into RunError."""
+    try:
+        yield
+    except (ValueError, OSError):  # of this module and of local files
+        raise
+    except Exception as error:
+        scheme = location.place.partition("://")[0]
+        raise RunError(
+            f"{location} cannot be opened: {cause_of(error)}. If {scheme}:// is not implemented "
+            "here, copy the run to a local directory with the provider's own command"
+        ) from error
 
 
 def _copy_out(staged: LocalPath, place: str) -> str:
