@@ -9,6 +9,6 @@
 set -euo pipefail
 name="${1:?name of the TPU}" zone="${2:?its zone}"
 shift 2
-arguments=$(printf '%q ' "$@")
+arguments=${*@Q}
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
   --command="cd octolike && .venv/bin/octolike train $arguments --config.train.distributed=True"
