@@ -11,6 +11,7 @@ import urllib.request
 import numpy as np
 from policy_fakes import NAMES, P, robot
 
+from octolike.policy.execution import NonFiniteActionsError
 from octolike.policy.serving.options import ServeOptions
 from octolike.policy.serving.server import PolicyServer
 
@@ -95,7 +96,8 @@ class NumpyPolicy:
             assert self.wait.wait(10)
         time.sleep(self.seconds)
         if self.broken_seed in seeds:
-            raise FloatingPointError("the network sampled actions that are not finite")
+            bad = [i for i, seed in enumerate(seeds) if seed == self.broken_seed]
+            raise NonFiniteActionsError("sampled actions that are not finite", bad)
         values = np.stack([observation["values"][:, i] for i in range(3)], axis=-1)
         rows = np.concatenate([np.array(seeds, np.float32)[:, None], values], axis=-1)
         rows = np.pad(np.concatenate([rows, task["length"][:, None]], -1), ((0, 0), (0, A - 5)))

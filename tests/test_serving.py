@@ -118,6 +118,7 @@ def test_one_robots_failure_is_not_the_others():
             assert call.result(10).shape == (H, A)
         with pytest.raises(ServerError, match="not finite"):
             calls[3].result(10)
+        assert policy.batches == [1, 3, 2]  # the good ones again, at once
         for remote in remotes:
             remote.close()
 

@@ -36,6 +36,27 @@ class PolicyBusyError(RuntimeError):
     """The policy, on a server, cannot take a request now: ask again later."""
 
 
+class NonFiniteActionsError(FloatingPointError):
+    """Actions that a robot must not execute; rows: their examples of the batch."""
+
+    def __init__(self, message: str, rows: Sequence[int]) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.args[0], self.rows)
+
+
+def check_finite(actions: np.ndarray, message: str) -> None:
+    """Raise NonFiniteActionsError for actions [B, …] of which some are not finite.
+
+    message: has a place {bad} for the list of these examples.
+    """
+    bad = np.flatnonzero(~np.isfinite(actions).all(axis=tuple(range(1, actions.ndim)))).tolist()
+    if bad:
+        raise NonFiniteActionsError(message.format(bad=bad), bad)
+
+
 class ActionPrefix(NamedTuple):
     """The actions that a robot plans for the first steps of a new chunk, in its units.
 

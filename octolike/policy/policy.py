@@ -32,7 +32,13 @@ import numpy as np
 from octolike import ranges, types
 from octolike.config import unknown
 from octolike.embodiment import Embodiment
-from octolike.policy.execution import METHODS, ActionPrefix, check_prefix, prefix_weights
+from octolike.policy.execution import (
+    METHODS,
+    ActionPrefix,
+    check_finite,
+    check_prefix,
+    prefix_weights,
+)
 from octolike.policy.observations import ObservationEncoder, user_level
 from octolike.policy.sampler import ActionSampler
 from octolike.policy.tasks import Task, TaskEncoder
@@ -384,11 +390,11 @@ class Policy:
         """
         robot_actions = actions[..., : len(self.embodiment.learned)]
         decoded = np.asarray(self.embodiment.decode(robot_actions, states), np.float32)
-        if not np.isfinite(decoded).all():
-            raise FloatingPointError(
-                f"un-normalised actions of {self.embodiment.name} are not finite; do not execute "
-                "them. Check the observed proprio and the statistics in embodiments.json"
-            )
+        check_finite(
+            decoded,
+            "un-normalised actions are not finite, for examples {bad}; do not execute them. Check "
+            "the observed proprio and the statistics in embodiments.json",
+        )
         return decoded
 
 

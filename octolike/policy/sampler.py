@@ -25,6 +25,7 @@ from octolike.model import language
 from octolike.model.denoising import Denoising
 from octolike.model.head import WrappedHead
 from octolike.model.network import Readout, build_network
+from octolike.policy.execution import check_finite
 from octolike.policy.weights import cast_once
 from octolike.train.checkpoint import Run
 from octolike.train.state import Params, init_params
@@ -152,12 +153,11 @@ class ActionSampler:
                     chunk = self._decode(params, readout, rows // repeats, keys[chosen], continued)
                     chunks.append(np.asarray(chunk)[: len(np.unique(rows))])
         actions = np.concatenate(chunks)
-        if not np.isfinite(actions).all():
-            bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2))).tolist()
-            raise FloatingPointError(
-                f"the network sampled actions that are not finite, for examples {bad}; do not "
-                "execute them. Check the observation, or load an earlier checkpoint"
-            )
+        check_finite(
+            actions,
+            "the network sampled actions that are not finite, for examples {bad}; do not execute "
+            "them. Check the observation, or load an earlier checkpoint",
+        )
         return actions
 
     def _batches(self, total: int) -> Iterator[np.ndarray]:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from octolike import types
+from octolike.policy.execution import NonFiniteActionsError
 from octolike.policy.policy import Policy
 from octolike.policy.serving.metrics import ServerMetrics
 from octolike.policy.serving.options import ServeOptions
@@ -172,6 +173,11 @@ def _compute(policy: Policy, jobs: Sequence[_Job]) -> list[np.ndarray | Exceptio
         actions = _sample(policy, [job.inputs for job in jobs], [job.seed for job in jobs])
         return list(actions)
     except Exception as error:
+        rows = error.rows if isinstance(error, NonFiniteActionsError) else ()
+        if 0 < len(rows) < len(jobs):  # the others do not wait for each of these alone
+            good = iter(_compute(policy, [job for i, job in enumerate(jobs) if i not in rows]))
+            message = "the sampled actions are not finite; check the observation"
+            return [FailureError(message) if i in rows else next(good) for i in range(len(jobs))]
         if len(jobs) > 1:
             return [result for job in jobs for result in _compute(policy, [job])]
         if isinstance(error, FloatingPointError):
