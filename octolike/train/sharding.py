@@ -10,8 +10,9 @@ devices, each device holds only its shard of the state. The compiler gathers the
 layer just before use and scatters their gradient. The results equal those of one device up to the
 order of sums, and checkpoints are independent of the layout.
 
-Several processes run the same program (`train.distributed`). Each feeds its share of every
-batch, the examples of its own devices; only the first one writes files and prints. How the processes find each other:
+Several processes run the same program (`train.distributed`). Each feeds its share of every batch,
+the examples of its own devices; only the first one writes files and prints. How the processes find
+each other:
 
     TPU pods, SLURM, Open MPI       jax asks the cluster; nothing to set
     plain machines                  JAX_COORDINATOR_ADDRESS=host:port of the first process,
