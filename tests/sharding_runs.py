@@ -3,8 +3,9 @@
     python tests/sharding_runs.py '[{"workdir": "a", "fsdp": 1}, ...]'
 
 An existing run is resumed. "stop" is the index of a process that gets SIGTERM, as from a cluster,
-while it makes batch 4. The environment sets the number of devices and processes. Prints a line of
-JSON per run: the exit code, and the shards of the largest array of the state.
+while it makes batch 4. "hidden" is [index of a process, step of a checkpoint that it cannot read].
+The environment sets the number of devices and processes. Prints a line of JSON per run: the exit
+code, and the shards of the largest array of the state.
 """
 
 import json
@@ -15,7 +16,7 @@ import sys
 import jax
 from train_fakes import FakeSource, Stream, Tiny, config, make_batch
 
-from octolike.train import loop, sharding
+from octolike.train import checkpoint_store, loop, sharding
 
 SIZE, STEPS, STOP_AT = 8, 20, 4
 
@@ -35,8 +36,28 @@ class ProcessShare(Stream):
         return jax.tree.map(lambda x: x[share], batch)
 
 
-def train(workdir: str, fsdp: int = 1, stop: int | None = None, cache: str = "") -> dict:
+def hide(checkpoint: int) -> None:
+    """Let this process alone fail to read a checkpoint."""
+    read = checkpoint_store.CheckpointStore._read
+
+    def fail(store, folder, state):
+        if folder.name == str(checkpoint):
+            raise OSError("input/output error")
+        return read(store, folder, state)
+
+    checkpoint_store.CheckpointStore._read = fail
+
+
+def train(
+    workdir: str,
+    fsdp: int = 1,
+    stop: int | None = None,
+    cache: str = "",
+    hidden: tuple[str, int] = ("", 0),
+) -> dict:
     """Train one run; the network is wide enough for its first kernel to be sharded."""
+    if hidden[0] == os.environ.get("JAX_PROCESS_ID", "0"):
+        hide(hidden[1])
     run_config = config(workdir, steps=STEPS, fsdp=fsdp, log_every=1, checkpoint_every=10)
     run_config.data.batch_size, run_config.optim.ema = SIZE, 0.9
     run_config.train.compilation_cache = cache

@@ -115,6 +115,30 @@ def test_resume_goes_back_to_the_newest_readable_checkpoint(directory, capsys, f
     assert not (directory / "checkpoints" / "3").exists()
 
 
+@pytest.mark.parametrize("read", range(3))  # manifest, shapes, arrays
+def test_a_process_goes_back_if_another_cannot_read_a_checkpoint(
+    directory, capsys, monkeypatch, read
+):
+    answers = iter(range(100))
+    monkeypatch.setattr(sharding, "agree_on_fault", lambda fault: fault or next(answers) == read)
+    now, position = restore(directory)
+    assert (int(now.step), position) == (2, {"index": 20})
+    assert "checkpoint 3 cannot be read (another process" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", BREAKS, ids=lambda f: f.__name__)
+def test_a_process_tells_the_others_that_it_cannot_read_a_checkpoint(directory, monkeypatch, fault):
+    """Each process may see other files; the first one alone reads the manifest."""
+    told = []
+    monkeypatch.setattr(sharding, "agree_on_fault", lambda fault: told.append(fault) or fault)
+    monkeypatch.setattr(sharding, "is_first", lambda: False)
+    monkeypatch.setattr(checkpoint_store.CheckpointStore, "_move_aside", lambda *_: None)
+    fault(directory / "checkpoints" / "3")
+    now, _ = restore(directory)
+    assert int(now.step) == 2
+    assert (told.count(True), told[-3:]) == (1, 3 * [False])
+
+
 def test_a_second_corrupted_checkpoint_of_a_step_is_moved_next_to_the_first(directory, capsys):
     corrupted = directory / "checkpoints.broken"
     for name in ("3", "3.1"):

@@ -121,7 +121,9 @@ def test_two_processes_reproduce_the_curve_of_one_process(single_device, tmp_pat
         {"workdir": str(tmp_path / "stopped"), "fsdp": 4, "stop": 1},
         {"workdir": halfway(single_device[0], tmp_path / "resumed"), "fsdp": 0},
         {"workdir": str(tmp_path / "data")},
+        {"workdir": str(tmp_path / "back"), "hidden": ["1", 20]},
     ]
+    shutil.copytree(single_device[0], tmp_path / "back")
     names = dict(zip(sharding.LAUNCH, (address, "2", ""), strict=True))
     names["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
     both = [start(jobs, environment(4, **names | {"JAX_PROCESS_ID": str(i)})) for i in (1, 0)]
@@ -131,7 +133,9 @@ def test_two_processes_reproduce_the_curve_of_one_process(single_device, tmp_pat
     assert first[0] == second[0] == {"code": 143}
     assert "saved at step 8 of 20" in output
     assert "2 processes = data 2 × fsdp 4" in output
-    assert quiet == ""
+    assert "checkpoint 20 cannot be read (another process cannot read it): going back" in output
+    hidden = tmp_path / "back" / "checkpoints" / "20"
+    assert quiet == f"cannot read {hidden}: OSError: input/output error"
     assert first[1]["pieces"] == 4 * [[108, 8]]
     # One device resumes the checkpoint of two processes.
     assert sharding_runs.train(str(tmp_path / "stopped"))["code"] == 0

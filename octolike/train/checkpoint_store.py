@@ -11,9 +11,10 @@ import dataclasses
 import itertools
 import logging
 import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ from octolike.train.retention import RetentionPolicy
 from octolike.train.state import Params, TrainState, merge_strictly
 
 CHECKPOINTS = "checkpoints"
+T = TypeVar("T")
 
 
 class SaveError(OSError):
@@ -197,42 +199,31 @@ class CheckpointStore:
         """
         errors: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            folder = self.directory / str(step)
             try:
-                self._check_step(step)
-                stored = read_shapes(self.directory / str(step), "params")
+                _agreed(_check_manifest, folder)
+                shapes = _agreed(lambda x: read_shapes(x, "params"), folder)
             except Exception as error:  # orbax passes on ValueError, KeyError, …
                 errors[step] = error
                 continue
             source = f"checkpoint {step} in {self.directory}"
-            merge_strictly(abstract_state.all_params(), stored, source)
+            merge_strictly(abstract_state.all_params(), shapes, source)
             try:
-                restored = self._restore_step(step, abstract_state)
+                stored = _agreed(lambda x: self._read(x, abstract_state), folder)
             except Exception as error:
                 errors[step] = error
                 continue
             for corrupted, failure in errors.items():
                 self._move_aside(corrupted, failure, step)
-            return restored
+            return self._restored(step, abstract_state, stored), stored["data"]
         lines = "".join(f"\n  {step}: {cause_of(error)}" for step, error in errors.items())
         raise RunError(
             f"no checkpoint can be read. {self.directory}:{lines}\n"
             "Move that folder away to start again from step 0."
         )
 
-    def _check_step(self, step: int) -> None:
-        """Raise RunError in all processes if the first one finds a checkpoint damaged."""
-        fault = ""
-        if sharding.is_first():
-            try:
-                checkpoint_manifest.check(self.directory / str(step))
-            except RunError as error:
-                fault = str(error)
-        if sharding.agree_on_fault(bool(fault)):
-            raise RunError(fault or "the first process finds its files damaged")
-
-    def _restore_step(
-        self, step: int, abstract_state: TrainState
-    ) -> tuple[TrainState, dict[str, Any]]:
+    def _read(self, checkpoint: Path, abstract_state: TrainState) -> Mapping[str, Any]:
+        """Return a checkpoint's items by name. No process waits for another."""
         items = {
             "params": ocp.args.StandardRestore(abstract_state.all_params()),
             "optimizer": ocp.args.StandardRestore(abstract_state.opt_state),
@@ -240,11 +231,16 @@ class CheckpointStore:
         }
         if abstract_state.ema:
             items["ema"] = ocp.args.StandardRestore(abstract_state.ema)
-        with _quiet_orbax():
-            stored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        # A manager's `restore` has a barrier, where others would wait for a process that failed.
+        with _quiet_orbax(), contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
+            return handler.restore(checkpoint, args=ocp.args.Composite(**items))
+
+    def _restored(
+        self, step: int, abstract_state: TrainState, stored: Mapping[str, Any]
+    ) -> TrainState:
         frozen_paths = optimizer.flatten(abstract_state.frozen)
         params, frozen = optimizer.split(stored["params"], frozen_paths)
-        state = dataclasses.replace(
+        return dataclasses.replace(
             abstract_state,
             step=jax.device_put(np.int32(step), abstract_state.step.sharding),
             params=params,
@@ -252,7 +248,6 @@ class CheckpointStore:
             ema=stored["ema"] if abstract_state.ema else {},
             opt_state=stored["optimizer"],
         )
-        return state, stored["data"]
 
     def _move_aside(self, step: int, error: Exception, good_step: int) -> None:
         folder = self.directory.with_name(CHECKPOINTS + ".broken")
@@ -269,6 +264,26 @@ class CheckpointStore:
             f"checkpoint {step} cannot be read ({cause_of(error)}): going back to {good_step}; "
             f"the corrupted one is now {destination}"
         )
+
+
+def _check_manifest(checkpoint: Path) -> None:
+    """Raise RunError in the first process, which alone reads all files, if some are damaged."""
+    if sharding.is_first():
+        checkpoint_manifest.check(checkpoint)
+
+
+def _agreed(read: Callable[[Path], T], checkpoint: Path) -> T:
+    """Return what `read` returns for a checkpoint; raise in all processes if it does in one."""
+    found, fault = cast(T, None), None
+    try:
+        found = read(checkpoint)
+    except Exception as error:  # orbax passes on ValueError, KeyError, …
+        fault = error
+        if not sharding.is_first():  # its standard output is not shown
+            print(f"cannot read {checkpoint}: {cause_of(error)}", file=sys.stderr)
+    if sharding.agree_on_fault(fault is not None):
+        raise fault or RunError("another process cannot read it")
+    return found
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
