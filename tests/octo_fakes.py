@@ -126,7 +126,13 @@ def params(stored: dict, example: dict) -> dict[str, np.ndarray]:
     model = dataclasses.asdict(translation.config.model)
     shapes = batch_spec(importer.to_batch(example, translation))
     network = build_network(model, shapes, Names(("one",), ("one",)))
-    tree = jax.eval_shape(lambda: state.init_params(network, shapes, jax.random.key(0)))
+    return leaves_of(
+        stored, jax.eval_shape(lambda: state.init_params(network, shapes, jax.random.key(0)))
+    )
+
+
+def leaves_of(stored: dict, tree: dict) -> dict[str, np.ndarray]:
+    """Return random parameters, {Octo's slash path: array}, of a network with these shapes."""
     rng, out = np.random.default_rng(0), {}
     for path, x in flax.traverse_util.flatten_dict(tree, sep="/").items():
         source = importer.source_paths(path)[0]
