@@ -188,8 +188,8 @@ def collect_episode(
         subtasks.append(subtask(env.present_task, env.task_state()))
         labels.append(expert.act())
         noisy = conventions.to_table(labels[-1], convention)
-        most, offset = MAX_MOVE * env.step_share, next(offsets) * env.step_share
-        noisy[:3] = np.clip(noisy[:3] + offset, -most, most)
+        most = MAX_MOVE * env.step_share
+        noisy[:3] = np.clip(noisy[:3] + next(offsets), -most, most)
         executed.append(conventions.to_robot(noisy, convention))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
