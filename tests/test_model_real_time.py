@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +110,16 @@ def test_a_trained_prefix_of_no_delay_equals_the_plain_sample(kind):
     head, params = trained(kind, prefix=3)
     none = sample(head, params, prefix=prefix_of(lines(8), 0, guided=False))
     np.testing.assert_allclose(none, sample(head, params), atol=1e-5)
+
+
+@pytest.mark.parametrize(("no_prefix", "share"), [(0.0, 0.25), (0.5, 0.625), (1.0, 1.0)])
+def test_the_first_action_is_trained_in_the_draws_without_a_prefix(no_prefix, share):
+    head = head_of("flow", prefix=3, no_prefix=no_prefix)
+    draw = nn.apply(lambda m: m.draw_prefix((2000,)), head)
+    known = np.asarray(draw({}, rngs={"noise": KEY}))
+    assert (~known[:, 0]).mean() == pytest.approx(share, abs=0.03)
+    assert not known[:, 3:].any()
+    assert (known[:, :-1] >= known[:, 1:]).all()  # a prefix has no gap
 
 
 @pytest.mark.parametrize("network", ["mlp", "unet", "transformer"])

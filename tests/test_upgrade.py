@@ -100,6 +100,12 @@ def test_runs_before_format_6_drop_goal_and_instruction_independently():
     assert read({**data, "format": 5}).data.exclusive is False
 
 
+def test_heads_before_format_6_draw_all_delays_equally():
+    heads = {"a": {"kind": "flow", "prefix": 2}, "b": {"kind": "per_group", "head": {"kind": "l1"}}}
+    new = upgrade.add_no_prefix({"model": {"heads": heads}})["model"]["heads"]
+    assert new == {"a": {"no_prefix": 0.0, **heads["a"]}, "b": heads["b"]}
+
+
 def test_runs_before_format_3_keep_their_statistics_actions_and_resizing():
     data = stored()
     for name in ("range_check", "representation", "resize"):

@@ -115,7 +115,8 @@ def add_absent_cameras(config: Json) -> Json:
 
 def add_real_time_chunking(config: Json) -> Json:
     """Add guidance and prefix to denoising heads: before format 4, they had no such prefix."""
-    return _apply(config, ("model", "heads", "*"), _add_prefix)
+    fields = functools.partial(_add_fields, guidance=5.0, prefix=0)
+    return _apply(config, ("model", "heads", "*"), fields)
 
 
 def add_execution(config: Json) -> Json:
@@ -194,6 +195,11 @@ def add_exclusive(config: Json) -> Json:
     return _default(config, "data", "exclusive", False)
 
 
+def add_no_prefix(config: Json) -> Json:
+    """Add no_prefix to denoising heads: before format 6, all delays were equally frequent."""
+    return _apply(config, ("model", "heads", "*"), functools.partial(_add_fields, no_prefix=0.0))
+
+
 def add_text_pooling(config: Json) -> Json:
     """Add pooled of a text_encoder: before format 4, every word was a token."""
 
@@ -227,7 +233,7 @@ CHANGES = (
         add_text_pooling,
     ),
     (add_proprio_representation, add_subtasks),
-    (add_draw, add_exclusive),
+    (add_draw, add_exclusive, add_no_prefix),
 )
 
 
@@ -271,12 +277,13 @@ def _fill_component(open_set: str, component: Any) -> Any:
     return component
 
 
-def _add_prefix(head: Any) -> Any:
+def _add_fields(head: Any, **fields: Any) -> Any:
+    """Add fields to a denoising head, or to the one inside another head."""
     if not isinstance(head, dict):
         return head  # an error that reading it reports
     if head.get("kind") in ("diffusion", "flow"):
-        return {"guidance": 5.0, "prefix": 0, **head}
-    return {k: _add_prefix(v) if k == "head" else v for k, v in head.items()}
+        return {**fields, **head}
+    return {k: _add_fields(v, **fields) if k == "head" else v for k, v in head.items()}
 
 
 def _rename(config: Json, section: str, old: str, new: str) -> Json:

@@ -43,6 +43,13 @@ class Denoising(Head):
         "chunk that are given clean and have no loss; it must be below the horizon. 0: guidance",
         low=0,
     )
+    no_prefix: float = option(
+        0.5,
+        "share of the draws that have no prefix in any case: a prefix withholds the first actions, "
+        "which a robot executes first, from the loss",
+        low=0,
+        high=1,
+    )
 
     def __post_init__(self) -> None:
         if self.prefix and self.prefix >= self.horizon:
@@ -103,12 +110,16 @@ class Denoising(Head):
         return jnp.clip(flat(prefix.action), -self.clip, self.clip), weight
 
     def draw_prefix(self, shape: tuple[int, ...]) -> jax.Array | None:
-        """Return `known`, bool [*shape, H], of random delays 0 to `prefix`; None for no prefix."""
+        """Return `known`, bool [*shape, H]; None for no prefix.
+
+        The delay is 0 in a share of `no_prefix`, and else a draw of 0 to `prefix`.
+        """
         if not self.prefix:
             return None
         key = jax.random.fold_in(self.make_rng("noise"), 1)
         delay = jax.random.randint(key, (*shape, 1), 0, self.prefix + 1)
-        return jnp.arange(self.horizon) < delay
+        has_prefix = jax.random.uniform(jax.random.fold_in(key, 1), (*shape, 1)) >= self.no_prefix
+        return has_prefix & (jnp.arange(self.horizon) < delay)
 
     def training_errors(
         self,
