@@ -4,7 +4,7 @@
     octolike evaluate --run runs/quickstart --suite tabletop   every skill, seen, held out
     ... --block test                            scenes that no choice of the recipe has seen
     ... --splits train,held_out_phrasing --skills touch --episodes 50   selected episodes
-    ... --nountrained                           without the untrained network's episodes
+    ... --untrained=false                       without the untrained network's episodes
     ... --embodiment all                        every robot of the run that the simulator supports
 
 Expect a success table next to the untrained network's, a verdict on memorising, RUN/report.html,
