@@ -113,22 +113,24 @@ def test_a_busy_server_is_asked_again_while_the_plan_lasts(asynchronous):
     policy = Counting()
     settings = ExecutionSettings(execute=2)
     with Executor(policy, "go", settings, asynchronous=asynchronous) as executor:
-        executor.step(observation(0))
-        if asynchronous:
-            executor._pending.exception(timeout=20)
-        assert executor.step(observation(0)) is not None
+
+        def step(number):
+            action = executor.step(observation(number))
+            if executor._pending is not None:  # else it has been received already
+                executor._pending.exception(timeout=20)
+            return action
+
+        step(0)
+        assert step(0) is not None
         policy.error = PolicyBusyError("2 requests are waiting already")
         for t in range(1, 4):
-            executor.step(observation(t))
-            if executor._pending:
-                executor._pending.exception(timeout=20)
+            assert step(t) is not None
+        step(4)
         assert executor.refused > 1
         assert executor.inferences == 1
         policy.error = None
-        executor.step(observation(10))
-        if executor._pending:
-            executor._pending.exception(timeout=20)
-        executor.step(observation(10))
+        step(10)
+        step(10)
         assert executor.inferences == 2
 
 
