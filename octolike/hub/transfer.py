@@ -115,6 +115,9 @@ def pull(source: str, directory: PathLike) -> str:
     location, target = parse_location(source), files.output_directory(directory, "the directory")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty; name another directory")
+    is_pinned = location.revision and not location.is_hub  # the hub resolves its own, and tags
+    if is_pinned and len(location.revision) < MIN_PIN:
+        raise ConfigError(f"{source}: a revision needs at least {MIN_PIN} characters")
     with files.replacing(target) as staged:
         staged.mkdir()
         if location.is_hub:
@@ -122,9 +125,6 @@ def pull(source: str, directory: PathLike) -> str:
         else:
             with _one_line(location):
                 revision = _copy_in(location, staged)
-        is_pinned = location.revision and not location.is_hub  # the hub resolves its own, and tags
-        if is_pinned and len(location.revision) < MIN_PIN:
-            raise ConfigError(f"{source}: a revision needs at least {MIN_PIN} characters")
         if is_pinned and not revision.startswith(location.revision):
             raise RunError(
                 f"{location} has the revision {revision}, not {location.revision}: its content has "

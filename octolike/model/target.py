@@ -66,7 +66,9 @@ def fast_key(key: jax.Array) -> jax.Array:
     from jax's default generator, which is slow on a TPU, too. The noise is then another one. A
     policy keeps the default: its noise may not depend on the batch, as that of a TPU does.
     """
-    is_default = jax.random.key_data(key).shape[-1] == 2  # not if JAX_DEFAULT_PRNG_IMPL is set
-    if target().platform != "tpu" or not is_default:
+    if target().platform != "tpu":
         return key
-    return jax.random.wrap_key_data(jnp.tile(jax.random.key_data(key), 2), impl="rbg")
+    bits = jax.random.key_data(key)
+    if bits.shape[-1] != 2:  # JAX_DEFAULT_PRNG_IMPL names another generator
+        return key
+    return jax.random.wrap_key_data(jnp.tile(bits, 2), impl="rbg")
