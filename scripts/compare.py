@@ -1,13 +1,14 @@
 """Train and evaluate variants of one config over several seeds, and compare them.
 
     octolike compare --config compare --variants default,task_id --seeds 3     after collect
+    ... --collect                               demonstrations first, where a run's are missing
     ... --config conflict:conflict=rescaled     further arguments for each run's config
     ... --until-decided --seeds 12              stop a variant once its difference is certain
     octolike compare --table runs/compare       only the table of existing results
 
 A config takes the arguments variant and seed, and names its workdir <comparison>/<variant>-<seed>.
 Expect the difference that the study can find, then <comparison>/comparison.md and comparison.png.
-An interrupted command can be repeated, and one with more seeds continues the study.
+Repeat an interrupted command; one with more seeds continues the study.
 """
 
 import argparse
@@ -21,12 +22,13 @@ from octolike import files
 
 def main() -> None:
     """Run the missing variants and seeds, then draw the figure and print the table."""
-    text_format = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=text_format)
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--config", help="configs/x.py or configs/x.py:arguments")
     parser.add_argument("--variants", default="", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=positive, default=3, help="seeds 0, 1, … of each variant")
     parser.add_argument("--until-decided", action="store_true", help="--seeds is the maximum")
+    parser.add_argument("--collect", action="store_true", help="collect missing demonstrations")
     add_plugins(parser)
     parser.add_argument("--table", default="", help="print only the table of this directory")
     args = parser.parse_args()
@@ -51,22 +53,20 @@ def run_all(args: argparse.Namespace) -> Path:
     if not hasattr(module, "VARIANTS"):
         raise ConfigError(f"{path} defines no VARIANTS to compare; see experiments/compare.py")
     variants = args.variants.split(",") if args.variants else list(module.VARIANTS)
-    for name in variants:
-        if name not in module.VARIANTS:
-            raise ConfigError(unknown("variant", name, module.VARIANTS))
-    first = module.get_config(",".join(filter(None, (further, f"variant={variants[0]},seed=0"))))
-    print(study_design.sentence(first, variants, args.seeds), flush=True)
+    for name in (v for v in variants if v not in module.VARIANTS):
+        raise ConfigError(unknown("variant", name, module.VARIANTS))
+    first = ",".join(filter(None, (further, f"variant={variants[-1]},seed=0")))
+    print(study_design.sentence(module.get_config(first), variants, args.seeds), flush=True)
     decided: set[str] = set()
     for seed in range(args.seeds):
         for name in (v for v in variants if v not in decided):
             arg = ",".join(filter(None, (further, f"variant={name},seed={seed}")))
             config = module.get_config(arg)
             run = files.local_path(config.workdir, "run")
-            overrides = flags("config.plugins", args.plugins)
-            # Both resume an interrupted run and do nothing for a finished one.
-            call("train.py", "--config", f"{path}:{arg}", *overrides)
-            allowed = flags("plugins", args.plugins or config.plugins)
-            call("evaluate.py", "--run", str(run), *allowed)
+            # They resume what was interrupted and do nothing for what is finished.
+            for script in ["collect.py"] * args.collect + ["train.py"]:
+                call(script, f"--config={path}:{arg}", *flags("config.plugins", args.plugins))
+            call("evaluate.py", f"--run={run}", *flags("plugins", args.plugins or config.plugins))
         if args.until_decided:
             decided, evidence = study_design.decided(run.parent, variants)
             print(evidence, flush=True)

@@ -52,6 +52,24 @@ def test_seeds_are_pooled_and_variants_ordered(tmp_path):
     assert picture.stat().st_size > 5000
 
 
+def test_demonstrations_alone_that_others_are_worth_are_noted(tmp_path):
+    """alone_10 wins 1 of 4, alone_40 3 of 4: 2 of 4 are worth 20, and 4 of 4 more than 40."""
+    wins = {"alone_10": 1, "alone_40": 3, "cotrain_10": 2, "finetune_10": 4, "prior": 2}
+    for seed in range(2):
+        for name, n in wins.items():
+            make_run(tmp_path, f"{name}-{seed}", {"train": n})
+    text = comparison.table(comparison.read(tmp_path))
+    note = next(x for x in text.splitlines() if x.startswith("Equivalent demonstrations"))
+    assert "between alone_10, alone_40: " in note
+    assert "cotrain_10 20 [below 10, above 40]" in note
+    assert "finetune_10 above 40 [" in note
+    assert "prior" not in note
+    make_run(tmp_path, "alone_10-2", {"train": 1})
+    assert "none yet, alone_<count> have unequal seeds" in comparison.table(
+        comparison.read(tmp_path)
+    )
+
+
 def test_a_study_stops_when_its_evidence_suffices(tmp_path):
     """Eight seeds on which one variant always wins decide; a tie never does."""
     for seed in range(8):

@@ -13,6 +13,7 @@ from scipy import stats
 from octolike.evaluation import statistics
 from octolike.evaluation.statistics import (
     Difference,
+    EquivalentCount,
     OutcomeGrid,
     SignFlipProcess,
     SuccessRate,
@@ -228,3 +229,57 @@ def test_evidence_may_be_read_after_every_seed():
                 break
     assert detections / 200 > 0.8
     assert np.median(needed) <= 8
+
+
+# equivalent demonstrations
+
+COUNTS = (10, 20, 40, 80, 160)
+
+
+def curve_logit(count):
+    return -2.0 + 0.9 * math.log2(count / 10)
+
+
+def simulate_curve(rng, seeds, difficulty, deviation):
+    return {
+        n: simulate(rng, seeds, len(difficulty), curve_logit(n), deviation, difficulty)
+        for n in COUNTS
+    }
+
+
+@pytest.mark.parametrize("seeds", [3, 8])
+@pytest.mark.parametrize("deviation", [0.0, 0.5])
+@pytest.mark.parametrize("truth", [28, 80])
+def test_equivalent_counts_cover(seeds, deviation, truth):
+    """At least 93 % of the intervals hold the true number, at a count and between two."""
+    rng, repeats = np.random.default_rng(2), 60
+    inside = 0
+    for _ in range(repeats):
+        difficulty = rng.normal(0, 1, 60)
+        curve = simulate_curve(rng, seeds, difficulty, deviation)
+        recipe = simulate(rng, seeds, 60, curve_logit(truth), deviation, difficulty)
+        worth = statistics.equivalent_count(recipe, curve)
+        assert worth.low <= worth.value <= worth.high
+        inside += worth.low <= truth <= worth.high
+    assert inside / repeats > 0.93 - 3 * math.sqrt(0.05 * 0.95 / repeats)
+
+
+def test_equivalent_counts_beyond_the_curve_and_between_its_points():
+    rng = np.random.default_rng(3)
+    difficulty = rng.normal(0, 1, 100)
+    curve = simulate_curve(rng, 8, difficulty, 0.0)
+    best, worst = grid(np.ones((8, 100))), grid(np.zeros((8, 100)))
+    assert statistics.equivalent_count(best, curve) == EquivalentCount(math.inf, 160.0, math.inf)
+    assert statistics.equivalent_count(worst, curve) == EquivalentCount(0.0, 0.0, 10.0)
+    # a point of the curve is worth itself, within an interval that excludes the far ones
+    worth = statistics.equivalent_count(curve[40], curve)
+    assert worth.value == pytest.approx(40)
+    assert 20 < worth.low < 40 < worth.high < 80
+
+
+def test_a_curve_needs_two_counts_with_equal_seeds():
+    one = grid(np.ones((2, 5)))
+    with pytest.raises(ValueError, match=r"\[10\].*at least two counts"):
+        statistics.equivalent_count(one, {10: one})
+    with pytest.raises(ValueError, match=r"\[2, 1\] seeds"):
+        statistics.equivalent_count(one, {10: one, 20: grid(np.ones((1, 5)))})

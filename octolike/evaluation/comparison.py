@@ -25,6 +25,8 @@ from octolike.tables import markdown_table
 from octolike.train import metrics
 from octolike.train.checkpoint import COSTS
 
+CURVE = "alone"  # variants alone_<count>: success over the number of demonstrations
+
 
 @dataclass(frozen=True)
 class VariantSummary:
@@ -130,6 +132,7 @@ def table(summaries: Sequence[VariantSummary], first: str = "") -> str:
         for v in rows_in_order
     ]
     notes = [*_notes(summaries, effects[splits[0]]), *contrasts.notes]
+    notes += _equivalents(rows_in_order, splits[0], effects[splits[0]])
     return "\n\n".join([markdown_table(rows, headers), *notes])
 
 
@@ -162,6 +165,43 @@ def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -
             f"{', '.join(texts)}."
         )
     return notes
+
+
+def _equivalents(
+    summaries: Sequence[VariantSummary], split: str, effect: statistics.SeedEffect
+) -> list[str]:
+    """Return a note per variant <way>_<count>: the demonstrations alone that it is worth.
+
+    The variants `alone_<count>` are the curve; without two of them there is nothing to say.
+    """
+    curve, others = {}, []
+    for summary in summaries:
+        way, _, count = summary.variant.rpartition("_")
+        if split in summary.grids and way and count.isdecimal():
+            if way == CURVE:
+                curve[int(count)] = summary.grids[split]
+            else:
+                others.append(summary)
+    if len(curve) < 2 or not others:
+        return []
+    if len({len(g.outcomes) for g in curve.values()}) > 1:
+        return [f"Equivalent demonstrations: none yet, {CURVE}_<count> have unequal seeds."]
+    texts = []
+    for summary in others:
+        worth = statistics.equivalent_count(summary.grids[split], curve, effect)
+        low, high = (_count_text(x, curve) for x in (worth.low, worth.high))
+        texts.append(f"{summary.variant} {_count_text(worth.value, curve)} [{low}, {high}]")
+    return [
+        f"Equivalent demonstrations ({split_name(split)}), with 95 % intervals: as many alone, "
+        f"with equal settings, as reach the same success, interpolated between "
+        f"{', '.join(f'{CURVE}_{n}' for n in sorted(curve))}: {'; '.join(texts)}."
+    ]
+
+
+def _count_text(count: float, curve: Mapping[int, Any]) -> str:
+    if count == 0:
+        return f"below {min(curve)}"
+    return f"above {max(curve)}" if np.isinf(count) else f"{count:.0f}"
 
 
 class _Contrasts:
