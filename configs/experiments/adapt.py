@@ -4,10 +4,11 @@
     octolike compare --config adapt --collect --seeds 8 --variants prior,alone_20,…    some
 
 alone_N learns lifting from N demonstrations; cotrain_N from N demonstrations and the `prior` data,
-touching and pushing; finetune_N from N demonstrations, after the policy of the prior. All have the
-same number of steps, so the network of alone_80 has converged when that of cotrain_80 has seen half
-as much lifting. A seed changes the parameters, the order of the data and the demonstrations. The
-table's notes name the demonstrations alone that each variant is worth. RESULTS.md has the results.
+touching and pushing, half of every batch each; finetune_N from N demonstrations after the policy of
+the prior, in half the steps and with a lower learning rate. A seed changes the parameters, the
+order of the data and the demonstrations. The comparisons stated beforehand are cotrain_20 and
+finetune_20 with alone_80 ("20 = 80") and alone_20; the table's notes name the number of
+demonstrations alone that each variant is worth. RESULTS.md has the results.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
@@ -15,7 +16,7 @@ from octolike.config import Component, Config, ConfigError, base_config, parse_a
 COUNTS = (5, 10, 20, 40, 80, 160)
 VARIANTS = ("prior", *(f"{way}_{n}" for way in ("alone", "cotrain", "finetune") for n in COUNTS))
 PRIOR, TARGET = {"touch": 600, "push": 400}, {"lift": max(COUNTS)}
-STEPS = 3000
+STEPS = 1500  # with 3,000, a trial with one seed succeeded less often: it overfits 20 episodes
 
 
 def get_config(arg: str = "") -> Config:
@@ -30,10 +31,10 @@ def get_config(arg: str = "") -> Config:
     config.collect.dataset, config.collect.skills = "tabletop_target", dict(TARGET)
     config.collect.draw, config.collect.validation_share = args.seed, 0.1
     config.collect.episodes_per_shard = 20
-    config.train.steps = config.train.checkpoint_every = config.train.steps if args.debug else STEPS
+    config.train.steps = config.train.steps if args.debug else STEPS
     config.evaluate.skills, config.evaluate.embodiment = ("lift",), "tabletop_target"
     config.evaluate.splits, config.evaluate.episodes = ("train",), 60
-    config.evaluate.seed = 3_000_000  # the test block: no setting was chosen by these scenes
+    config.evaluate.seed = 3_001_000  # in the test block; no setting was chosen by these scenes
 
     way, _, count = args.variant.partition("_")
     if way == "prior":
@@ -48,6 +49,8 @@ def get_config(arg: str = "") -> Config:
         config.data.sampling = Component(kind="cotrain", target="tabletop_target", share=0.5)
     if way == "finetune":
         config.train.init_from = f"{here}/prior-{args.seed}"
+        config.train.steps, config.optim.learning_rate = config.train.steps // 2, 3e-4
+    config.train.checkpoint_every = config.train.steps
     if args.debug:
         config.collect.skills = dict.fromkeys(config.collect.skills, 2)
         config.collect.episodes_per_shard, config.evaluate.episodes = 2, 2
