@@ -247,9 +247,9 @@ def simulate_curve(rng, seeds, difficulty, deviation):
     }
 
 
-@pytest.mark.parametrize("seeds", [3, 8])
-@pytest.mark.parametrize("deviation", [0.0, 0.5])
-@pytest.mark.parametrize("truth", [28, 80])
+@pytest.mark.parametrize(
+    ("seeds", "deviation", "truth"), [(3, 0.5, 28), (8, 0.5, 80), (8, 0.0, 28)]
+)
 def test_equivalent_counts_cover(seeds, deviation, truth):
     """At least 93 % of the intervals hold the true number, at a count and between two."""
     rng, repeats = np.random.default_rng(2), 60

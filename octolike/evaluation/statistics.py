@@ -504,7 +504,7 @@ def equivalent_count(
     return EquivalentCount(value, min(low, value), max(high, value))
 
 
-_POINTS_PER_COUNT = 40
+_POINTS_PER_COUNT = 16
 
 
 def _interpolated(
