@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from octolike import files
-from octolike.config import ConfigError, option
+from octolike.config import ConfigError, option, unknown
 from octolike.config.components import check_fields
 
 # Several streams share a tokenizer, and tokenizers of transformers fail in a second thread.
 _LOCK = threading.Lock()
+TABLE = "instructions.json"  # {"length": vectors per instruction, "texts": [instruction, …]}
 
 
 @dataclass
@@ -171,7 +172,63 @@ class HuggingFaceTokenizer(TextTokenizer):
         return list(encoding["input_ids"])
 
 
-TOKENIZERS = {"hash": HashTokenizer, "huggingface": HuggingFaceTokenizer}
+@dataclass
+class TableTokenizer(TextTokenizer):
+    """The rows of a table of instructions with given vectors, such as sentence embeddings.
+
+    The vectors are in the text encoder of the kind "table". Each instruction has L of them: that of
+    row r has the ids r · L + 1 to (r + 1) · L. Raises ConfigError for an instruction that the table
+    lacks; "" is in every table, for absent instructions.
+    """
+
+    path: str = option("", f"directory with the texts of the table, {TABLE}")
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Return {instruction: row}."""
+        file = Path(files.package_path(self.path)) / TABLE
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            length, rows = stored["length"], {text: i for i, text in enumerate(stored["texts"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"data.text.path {self.path!r} has no table of instructions ({TABLE}, as "
+                f"octolike import_octo writes it): {files.cause(error)}"
+            ) from error
+        if length != self.length:
+            raise ConfigError(
+                f"data.text.length is {self.length}; the table {file} has {length} vectors per "
+                f"instruction, so set it to {length}"
+            )
+        return rows
+
+    @property
+    def vocabulary(self) -> int:
+        return 1 + self.length * len(self.rows)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the table's texts atomically; `directory` can then be a `path`."""
+        write_table(directory, self.length, list(self.rows))
+
+    def _ids(self, text: str) -> list[int]:
+        if text.strip() not in self.rows:
+            raise ConfigError(
+                f"{unknown('instruction', text.strip(), self.rows)}: the table of vectors "
+                f"{self.path!r} lacks it; word it like one of them, or add its vector to the table"
+            )
+        first = self.rows[text.strip()] * self.length + 1
+        return list(range(first, first + self.length))
+
+
+def write_table(directory: str | Path, length: int, texts: Sequence[str]) -> None:
+    """Write the texts of a table with `length` vectors each, for `TableTokenizer`."""
+    with files.replacing(directory) as part:
+        part.mkdir()
+        content = json.dumps({"length": length, "texts": list(texts)}, indent=2, ensure_ascii=False)
+        (part / TABLE).write_text(content + "\n", encoding="utf-8")
+
+
+TOKENIZERS = {"hash": HashTokenizer, "huggingface": HuggingFaceTokenizer, "table": TableTokenizer}
 
 
 def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:

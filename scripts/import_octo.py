@@ -2,6 +2,7 @@
 
     octolike import_octo --source CKPT_DIR --target runs/octo-small
     ... --text_encoder DIR_OR_HUB_ID    tokenizer (and weights, if the checkpoint has none)
+    ... --text_encoder FILE.npz         instructions and their vectors, if Octo embedded them
     ... --step N                        of the checkpoint; default: the newest
     ... --golden DIR                    compare with Octo's outputs: octo_import/golden.py
 
@@ -22,7 +23,7 @@ def main() -> None:
     )
     parser.add_argument("--source", required=True, help="directory written by save_pretrained")
     parser.add_argument("--target", required=True, help="run directory to write")
-    parser.add_argument("--text_encoder", default="", help="directory or hub id")
+    parser.add_argument("--text_encoder", default="", help="directory, hub id or .npz")
     parser.add_argument("--step", type=int, help="step to import; default: the newest")
     parser.add_argument("--golden", help="directory with inputs.npz and outputs.npz")
     options = parser.parse_args()

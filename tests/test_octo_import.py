@@ -1,7 +1,6 @@
 """Tiny checkpoints in Octo's layout (octo_fakes.py) become runs that act and finetune."""
 
 import copy
-import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -12,15 +11,10 @@ import octo_fakes as fakes
 import pytest
 from train_fakes import FakeSource
 
-from octolike import types
 from octolike.config import ConfigError
-from octolike.model import language
-from octolike.model.encoders import SmallStem
-from octolike.model.network import build_network
 from octolike.octo_import import importer, octo_config
 from octolike.policy import Policy
 from octolike.train import checkpoint, loop
-from octolike.types import Names, batch_spec
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -121,75 +115,6 @@ def test_a_policy_without_readouts_pools_the_observations_of_one_frame(tmp_path,
     assert black.shape == (fakes.HORIZON, fakes.ACTION)
     picture = np.random.default_rng(0).integers(0, 256, (fakes.SIDE, fakes.SIDE, 3), np.uint8)
     assert np.abs(act(tmp_path / "run", image_primary=picture) - black).max() > 1e-3
-
-
-@needs_golden
-def test_imported_film_modulates_the_stem_as_octo():
-    """Octo: x (1 + first Dense of the instruction) + second Dense, of its embedding."""
-    width = 48  # of tiny-t5, whose pooled states stand for the embedding
-    keys = {"task_film_keys": ["language_instruction"], "encoder": fakes.stem(use_film=True)}
-    stored = fakes.config(
-        observation_tokenizers={"primary": fakes.image("image_primary", **keys)},
-        task_tokenizers={"language": fakes.spec("LanguageTokenizer")},
-    )
-    processor = {"tokenizer_name": "tiny-t5", "tokenizer_kwargs": {}}
-    stored["text_processor"] = fakes.spec("HFTokenizer", **processor)
-    example = fakes.batch()
-    example["task"]["language_instruction"] = np.ones((1, width), np.float32)
-    translation = octo_config.translate(stored, example)
-    encoder = {"kind": "t5", "path": str(GOLDEN / "tiny-t5")}
-    translation.config.model.tokenizers["language"] |= {"encoder": encoder, "pooled": True}
-    spec, names = batch_spec(importer.to_batch(example, translation)), Names((), ())
-    shapes = importer.shapes_of(translation.config, spec, names)
-    leaves = fakes.leaves_of(stored, shapes)
-    films = sorted(path for path in leaves if "FilmConditioning_0" in path)
-    assert len(films) == 4
-
-    settings = dataclasses.asdict(translation.config.model)
-    spec = language.extend_spec(settings, spec)
-    network, inputs = build_network(settings, spec, names), types.zeros(spec, 1)
-    rng, words = np.random.default_rng(0), inputs["task"]["language"]
-    inputs["observation"]["image_primary"] += rng.integers(0, 256, (1, 2, 16, 16, 3), np.uint8)
-    words["states"] = rng.normal(size=words["states"].shape).astype(np.float32)
-    words["mask"][:], inputs["task"]["present"]["language"][:] = True, True
-    embedded = words["states"].mean(axis=1)
-
-    def stem(source):
-        """Return the features of the stem, [2, N, F]."""
-        _, seen = network.apply(
-            {"params": importer.convert(source, shapes)},
-            inputs["observation"],
-            inputs["task"],
-            train=False,
-            method="encode",
-            capture_intermediates=lambda module, _: isinstance(module, SmallStem),
-        )
-        return seen["intermediates"]["tokenizers_primary"]["encoder"]["__call__"][0]
-
-    plain = stem(leaves | {path: np.zeros_like(leaves[path]) for path in films})
-    bias_0, kernel_0, bias_1, kernel_1 = (leaves[path] for path in films)
-    expected = plain * (1 + embedded @ kernel_0 + bias_0) + embedded @ kernel_1 + bias_1
-    np.testing.assert_allclose(stem(leaves), expected, atol=1e-4)
-    assert np.abs(expected - plain).max() > 0.1
-
-
-def test_film_follows_the_embedded_instruction():
-    encoder = fakes.stem(use_film=True)
-    stored = fakes.config(
-        observation_tokenizers={
-            "primary": fakes.image(
-                "image_primary", encoder=encoder, task_film_keys=["language_instruction"]
-            )
-        },
-    )
-    example = fakes.batch()
-    example["task"]["language_instruction"] = np.ones((1, 6), np.float32)
-    made = octo_config.translate(stored, example).config.model
-    assert made.tokenizers["primary"]["film"]
-    theirs = "octo_transformer/observation_tokenizers_primary/SmallStem16_0/FilmConditioning_0"
-    ours = "tokenizers_primary/encoder/film"
-    assert importer.target_path(f"{theirs}/Dense_0/kernel") == f"{ours}/scale/kernel"
-    assert importer.target_path(f"{theirs}/Dense_1/bias") == f"{ours}/shift/bias"
 
 
 def test_parts_that_the_data_lack_are_left_out(tmp_path):

@@ -34,9 +34,9 @@ ERRORS = {
     ),
     "unknown encoder": (
         fakes.config(
-            observation_tokenizers={"p": fakes.image("image_.*", encoder=fakes.spec("ViTResnet"))}
+            observation_tokenizers={"p": fakes.image("image_.*", encoder=fakes.spec("ResNet34"))}
         ),
-        "encoder: 'ViTResnet'.*choices: PatchEncoder, SmallStem",
+        "encoder: 'ResNet34'.*choices: PatchEncoder, ResNet26FILM, SmallStem",
     ),
     "unknown head": (
         fakes.config(heads={"action": fakes.head("UNetDDPMActionHead")}),
@@ -77,11 +77,12 @@ def test_parts_that_octolike_does_not_have_are_named(name):
 
 
 def test_unknown_text_processor():
-    stored = fakes.config(task_tokenizers={"language": fakes.spec("LanguageTokenizer")})
-    stored["text_processor"] = fakes.spec("MuseEmbedding")
-    example = fakes.batch()
-    example["task"]["language_instruction"] = np.ones((1, 512), np.float32)
-    with pytest.raises(ConfigError, match=r"class at text_processor: 'MuseEmbedding'"):
+    language = fakes.spec("LanguageTokenizer", encoder="openai/clip-vit-base-patch32")
+    stored = fakes.config(task_tokenizers={"language": language})
+    stored["text_processor"] = fakes.spec("CLIPTextProcessor")
+    example, ids = fakes.batch(), np.ones((1, 64), np.int64)
+    example["task"]["language_instruction"] = {"input_ids": ids, "attention_mask": ids}
+    with pytest.raises(ConfigError, match=r"class at text_processor: 'CLIPTextProcessor'"):
         octo_config.translate(stored, example)
 
 

@@ -131,7 +131,7 @@ def _inputs(config: Mapping[str, Any], names: Any) -> str:
     kinds = {component["kind"] for component in readers}
     has_goal = "goal_image" in kinds or any(component.get("goal") for component in readers)
     read = {
-        "instructions": bool(kinds & {"language", "subtask", "text_encoder"})
+        "instructions": bool(kinds & {"language", "subtask", "text_encoder", "instruction_vector"})
         and data["keep_language"],
         "goal images": has_goal and data["keep_goal"],
         "task ids": "task_id" in kinds and data["keep_task_id"],

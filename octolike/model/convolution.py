@@ -12,7 +12,7 @@ from octolike.config import ConfigError
 
 
 class Convolution(nn.Module):
-    """A size × size convolution with the same padding on every side.
+    """A size × size convolution with the same padding on every side, or XLA's "SAME".
 
     standardised: scale the kernel of each output channel to mean 0 and deviation 1 (weight
     standardisation, Qiao et al. 2019), which helps group norm with small batches.
@@ -21,7 +21,7 @@ class Convolution(nn.Module):
     features: int
     size: int = 3
     stride: int = 1
-    padding: int = 1
+    padding: int | str = 1
     bias: bool = False
     standardised: bool = True
     dtype: Any = jnp.float32
@@ -33,11 +33,12 @@ class Convolution(nn.Module):
         if self.standardised:
             kernel = kernel - kernel.mean(axis=(0, 1, 2))
             kernel = kernel / (kernel.std(axis=(0, 1, 2)) + 1e-5)
+        padding = self.padding
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.stride, self.stride),
-            ((self.padding, self.padding),) * 2,
+            padding if isinstance(padding, str) else ((padding, padding),) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         if self.bias:
@@ -47,14 +48,14 @@ class Convolution(nn.Module):
 
 
 def group_norm(
-    groups: int, width: int, dtype: Any, name: str, epsilon: float = 1e-6
+    groups: int, width: int, dtype: Any, name: str, epsilon: float = 1e-6, **options: Any
 ) -> nn.GroupNorm:
     """Return the group norm of `width` features; the groups must divide them."""
     if width % groups:
         raise ConfigError(
             f"{width} features cannot be normalised in {groups} groups; set groups to a divisor"
         )
-    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, dtype=dtype, name=name)
+    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, dtype=dtype, name=name, **options)
 
 
 def embed_patches(x: jax.Array, width: int, patch: int, dtype: Any) -> jax.Array:

@@ -18,7 +18,7 @@ from octolike.config import ConfigError, build_component, option
 from octolike.model import encoder_weights
 from octolike.model.convolution import Convolution, embed_patches, group_norm, tokens
 from octolike.model.film import film
-from octolike.model.resnet import ResNet
+from octolike.model.resnet import HybridResNet, ResNet
 from octolike.model.vit import ViT
 
 
@@ -135,6 +135,7 @@ ENCODERS = {
     "patch": Patch,
     "keypoints": Keypoints,
     "resnet": ResNet,
+    "hybrid_resnet": HybridResNet,
     "vit": ViT,
 }
 

@@ -1,6 +1,7 @@
 """The tokenizer over the states of a pretrained text encoder, and the frozen encoder itself.
 
-    ids, mask [B, L] ─ T5, CLIP or BERT ─ states [B, L, E] ─ TextEncoder (the tokenizer) ─ tokens
+    ids, mask [B, L] ─ T5, CLIP, BERT ─ states [B, L, E] ┬ TextEncoder (a tokenizer) ─ tokens
+                       or given vectors                  └ InstructionVector ─ vector for FiLM
 
 A trained encoder is part of the network and runs in every step. A frozen encoder stays outside: it
 runs once per distinct instruction (`FrozenEncoder`), and the network reads `task.language.states`,
@@ -29,6 +30,7 @@ from octolike.model.text_encoders import ENCODERS
 from octolike.types import Batch, BatchSpec, TokenGroup
 
 STATES = "task.language.states"
+READERS = ("text_encoder", "instruction_vector")  # kinds of tokenizers with a text encoder
 PREPARED_AT_ONCE = 1024  # instructions stacked at once
 STATE_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -69,6 +71,29 @@ class TextEncoder(nn.Module):
             return TokenGroup(mean[:, None].astype(self.dtype), present)
         mask = present if self.padding_visible else words["mask"] & present
         return TokenGroup(x.astype(self.dtype), jnp.broadcast_to(mask, x.shape[:-1]))
+
+
+class InstructionVector(nn.Module):
+    """The instruction's states of a frozen text encoder as one vector, which conditions FiLM.
+
+    It makes no tokens, and conditions instead of the pooled task tokens. As in Octo, the states
+    [L, E] are one vector of L · E values, and an absent instruction has those of the empty text.
+    """
+
+    encoder: nn.Module = option(
+        meaning="the text encoder", table="octolike.model.text_encoders:ENCODERS"
+    )
+    states: str = option("float32", "dtype of the encoder's cached states", choices=STATE_DTYPES)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
+    place: ClassVar[str] = "condition"
+
+    def reads(self) -> tuple[str, ...]:
+        return (STATES,)
+
+    def __call__(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> jax.Array:
+        """Return the vectors [B, L · E]."""
+        states = task["language"]["states"]
+        return states.reshape(len(states), -1).astype(self.dtype)
 
 
 def build_encoder(component: Mapping[str, Any], path: str, dtype: Any) -> nn.Module:
@@ -267,12 +292,12 @@ def source(model: Mapping[str, Any]) -> tuple[str, str, bool] | None:
 
 
 def _text_encoders(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the components of the text_encoder tokenizers by name."""
-    components = {n: t for n, t in model["tokenizers"].items() if t.get("kind") == "text_encoder"}
+    """Return the components of the tokenizers with a text encoder by name."""
+    components = {n: t for n, t in model["tokenizers"].items() if t.get("kind") in READERS}
     for name, tokenizer in components.items():
         if not isinstance(tokenizer.get("encoder"), Mapping):
             raise ConfigError(
-                f"model.tokenizers.{name} ('text_encoder') lacks 'encoder': "
+                f"model.tokenizers.{name} ({tokenizer['kind']!r}) lacks 'encoder': "
                 '{"kind": "t5", "clip" or "bert", "path": directory or hub id}'
             )
     return components

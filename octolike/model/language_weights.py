@@ -66,18 +66,21 @@ NAMES = {
         "block_{i}_mlp_out": f"{_BERT}.output.dense",
         "block_{i}_mlp_norm": f"{_BERT}.output.LayerNorm",
     },
+    "table": {"rows": "rows"},
 }
 # In a gated T5, "wi" is two layers.
 GATED = {
     "block_{i}_mlp_gate": f"{_T5}.1.DenseReluDense.wi_0",
     "block_{i}_mlp_in": f"{_T5}.1.DenseReluDense.wi_1",
 }
+_NONE = r"(?!)"  # matches nothing
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 # (pattern, replacement) for the names of a separately saved text encoder or tied embeddings.
 ALIASES = {
     "t5": (r"^encoder\.embed_tokens\.", "shared."),
     "clip": (r"^(?=embeddings\.|encoder\.layers\.|final_layer_norm\.)", "text_model."),
     "bert": (r"^bert\.", ""),
+    "table": (_NONE, ""),
 }
 # Parameters of complete models that do not belong to the text encoder: ignored.
 OTHERS = {
@@ -85,10 +88,11 @@ OTHERS = {
     "clip": r"(vision_model|visual_projection|text_projection|logit_scale|logit_bias)\b"
     r"|text_model\.embeddings\.position_ids$",
     "bert": r"(pooler|cls)\.|embeddings\.position_ids$",
+    "table": _NONE,
 }
 
 # Our field: (its name in config.json, Hugging Face's default if config.json lacks it).
-SIZES = {
+SIZES: dict[str, dict[str, tuple[str, Any]]] = {
     "t5": {
         "vocabulary": ("vocab_size", 32128),
         "width": ("d_model", 512),
@@ -122,8 +126,17 @@ SIZES = {
         "segments": ("type_vocab_size", 2),
         "epsilon": ("layer_norm_eps", 1e-12),
     },
+    "table": {"vocabulary": ("vocab_size", 1), "width": ("hidden_size", 512)},
 }
-KINDS = {"t5": "t5", "mt5": "t5", "clip": "clip", "clip_text_model": "clip", "bert": "bert"}
+TABLE_TYPE = "instruction_table"  # the model_type of a table of vectors; it is octolike's own
+KINDS = {
+    "t5": "t5",
+    "mt5": "t5",
+    "clip": "clip",
+    "clip_text_model": "clip",
+    "bert": "bert",
+    TABLE_TYPE: "table",
+}
 
 
 def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
@@ -132,12 +145,8 @@ def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
     source: directory or hub id; path: the setting's name in errors. Raises ConfigError for a
     missing config.json, or one of another kind of encoder.
     """
-    file = find(source, (CONFIG,), path) / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}.path: {file} is not valid JSON: {error}") from error
-    model_type = config.get("model_type")
+    file, config = _config(source, path)
+    model_type: Any = config.get("model_type")
     if KINDS.get(model_type) != kind:
         types = ", ".join(sorted(k for k, v in KINDS.items() if v == kind))
         raise ConfigError(
@@ -154,6 +163,23 @@ def read_sizes(source: str, kind: str, path: str) -> dict[str, Any]:
         activation = sizes["activation"].removeprefix("gated-")
         sizes["activation"] = "gelu_new" if gated and activation == "gelu" else activation
     return sizes
+
+
+def kind_of(source: str, path: str) -> str:
+    """Return the kind of encoder of a directory or hub id; ConfigError, with `path`, if unknown."""
+    file, config = _config(source, path)
+    if config.get("model_type") not in KINDS:
+        raise ConfigError(f"{unknown('model_type', config.get('model_type'), KINDS)} in {file}")
+    return KINDS[config["model_type"]]
+
+
+def _config(source: str, path: str) -> tuple[Path, dict[str, Any]]:
+    """Return (config.json, its content) of a directory or hub id."""
+    file = find(source, (CONFIG,), path) / CONFIG
+    try:
+        return file, json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}.path: {file} is not valid JSON: {error}") from error
 
 
 def read(source: str, kind: str, shapes: Mapping[str, Any], path: str) -> dict[str, Any]:

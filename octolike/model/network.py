@@ -44,9 +44,9 @@ class EncodedTokens(NamedTuple):
     """The output of the transformer.
 
     groups: the requested TokenGroups by name; readouts are never masked. task: [B, E], the
-    concatenated mean tokens of all task tokenizers, or None without one. metrics: those of the
-    transformer, including its "balance_loss" if it has experts, and of a subtask tokenizer,
-    including "subtask_loss".
+    concatenated mean tokens of all task tokenizers, or the vectors of those at the place
+    "condition", or None without either. metrics: those of the transformer, including its
+    "balance_loss" if it has experts, and of a subtask tokenizer, including "subtask_loss".
     """
 
     groups: dict[str, TokenGroup]
@@ -214,18 +214,21 @@ class PolicyNetwork(nn.Module):
     def _tokenize(
         self, observation: Mapping[str, Any], task: Mapping[str, Any], train: bool
     ) -> tuple[tokens.TokenSequence, jax.Array | None, dict[str, jax.Array]]:
-        """Return (the embedded groups, the pooled task tokens [B, E] or None, metrics)."""
+        """Return (the embedded groups, the task's condition [B, E] or None, metrics)."""
         steps = observation["timestep_mask"]
         sequence = tokens.TokenSequence({}, {}, {})
+        vectors: list[jax.Array] = []
         metrics: dict[str, jax.Array] = {}
         for name, tokenizer in self.tokenizers.items():
             if tokenizer.place == "task":
                 sequence.task[f"task_{name}"] = tokenizer(observation, task)
+            elif tokenizer.place == "condition":
+                vectors.append(tokenizer(observation, task))
             elif tokenizer.place == "subtask":
                 (x, mask), metrics = tokenizer(observation, task, train=train)
                 sequence.observation[f"obs_{name}"] = TokenGroup(x, mask & steps[..., None])
-        means = [tokenizers.masked_mean(*group) for group in sequence.task.values()]
-        condition = jnp.concatenate(means, axis=-1) if means else None
+        vectors = vectors or [tokenizers.masked_mean(*group) for group in sequence.task.values()]
+        condition = jnp.concatenate(vectors, axis=-1) if vectors else None
         per_step = _per_step(condition, sequence.observation.values(), steps.shape[1])
         tokenize = remat.checkpoint(_call, self.remat)
         for name, tokenizer in self.tokenizers.items():
@@ -338,7 +341,7 @@ def _check_tokenizers(network_tokenizers: Mapping[str, nn.Module]) -> None:
     if "observation" not in places:
         raise ConfigError("model.tokenizers: none reads the observation; add an 'image' one")
     for name, tokenizer in network_tokenizers.items():
-        if getattr(tokenizer, "film", False) and not {"task", "subtask"} & {*places}:
+        if getattr(tokenizer, "film", False) and not {*places} - {"observation"}:
             raise ConfigError(
                 f"model.tokenizers.{name}.film needs a tokenizer of the task; add a 'language' one"
             )
@@ -350,7 +353,8 @@ def _timestep_groups(
     readouts: Mapping[str, int], network_tokenizers: Mapping[str, nn.Module]
 ) -> list[str]:
     """Return the names of the groups that a head may read: those with a time axis."""
-    observed = [f"obs_{n}" for n, t in network_tokenizers.items() if t.place != "task"]
+    places = ("observation", "subtask")
+    observed = [f"obs_{n}" for n, t in network_tokenizers.items() if t.place in places]
     return [*(f"readout_{name}" for name in readouts), *observed, "obs"]
 
 

@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50 with group norm: images to one token per 32 × 32 pixels."""
+"""ResNets with group norm: images to one token per 32 × 32 pixels."""
 
 from __future__ import annotations
 
@@ -92,3 +92,66 @@ class ResidualBlock(nn.Module):
             name=f"conv{suffix}",
         )(x)
         return group_norm(self.groups, width, self.dtype, f"norm{suffix}", self.epsilon)(x)
+
+
+class HybridResNet(nn.Module):
+    """The residual network before Octo's and ViT's hybrid transformers: Octo's ViTResnet.
+
+    Bottlenecks, standardised kernels, and padding as in TensorFlow, which `ResNet` has not. FiLM
+    modulates the output of every stage after the first, or that of the root if there are no stages.
+    """
+
+    blocks: tuple[int, ...] = option((2, 2, 2, 2), "bottlenecks of each stage; Octo's: 26 layers")
+    width: int = option(64, "channels of the first stage; every later stage doubles them", low=1)
+    groups: int = option(32, "groups of the group norm; they must divide the channels", low=1)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        x = Convolution(self.width, 7, 2, "SAME", dtype=self.dtype, name="root")(x)
+        x = nn.relu(group_norm(self.groups, self.width, self.dtype, "root_norm")(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        films = 0
+        for stage, blocks in enumerate(self.blocks):
+            for unit in range(blocks):
+                x = Bottleneck(
+                    self.width * 2**stage,
+                    stride=2 if stage and not unit else 1,
+                    groups=self.groups,
+                    dtype=self.dtype,
+                    name=f"block_{stage + 1}_unit_{unit + 1}",
+                )(x)
+            if stage:
+                x = film(x, condition, self.dtype, f"film_{films}" if films else "film")
+                films += 1
+        if not self.blocks:
+            x = film(x, condition, self.dtype, "film")
+        return tokens(x)
+
+
+class Bottleneck(nn.Module):
+    """relu(x + convolutions(x)) with 4 · width channels; the parts have Octo's names."""
+
+    width: int
+    stride: int
+    groups: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        skip, wide = x, 4 * self.width
+        if self.stride != 1 or x.shape[-1] != wide:
+            skip = self._layer(x, wide, 1, self.stride, "_proj")
+        y = nn.relu(self._layer(x, self.width, 1, 1, "1"))
+        y = nn.relu(self._layer(y, self.width, 3, self.stride, "2"))
+        # An untrained block is the identity.
+        y = self._layer(y, wide, 1, 1, "3", scale_init=nn.initializers.zeros)
+        return nn.relu(skip + y)
+
+    def _layer(
+        self, x: jax.Array, width: int, size: int, stride: int, suffix: str, **options: Any
+    ) -> jax.Array:
+        convolution = Convolution(
+            width, size, stride, "SAME", dtype=self.dtype, name=f"conv{suffix}"
+        )
+        return group_norm(self.groups, width, self.dtype, f"gn{suffix}", **options)(convolution(x))

@@ -213,6 +213,28 @@ class Bert(_TextTransformer):
         return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
 
 
+class Table(nn.Module):
+    """Given vectors, such as sentence embeddings: the encoder of `octolike.text.TableTokenizer`.
+
+    Row 0 is padding. With a path, its config.json gives the sizes.
+    """
+
+    path: str = option("", "directory, hub id or package:NAME/FOLDER of the vectors; '': none")
+    vocabulary: int = option(1, "number of rows", low=1)
+    width: int = option(512, "E: width of the vectors", low=1)
+    dtype: Any = option(jnp.dtype("float32"), "compute type; parameters are float32")
+
+    @property
+    def max_length(self) -> int | None:
+        """The maximum number of tokens; None: no limit."""
+        return None
+
+    @nn.compact
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Return the rows [B, L, width] of ids int [B, L]."""
+        return nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="rows")(ids)
+
+
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -254,4 +276,4 @@ def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
     return (bucket + np.where(offset > 0, half, 0)).astype(np.int32)
 
 
-ENCODERS = {"t5": T5, "clip": ClipText, "bert": Bert}
+ENCODERS = {"t5": T5, "clip": ClipText, "bert": Bert, "table": Table}

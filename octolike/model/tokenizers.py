@@ -2,9 +2,10 @@
 
 A tokenizer takes the observation and the task of the batch contract and returns a TokenGroup of
 any width; `network.py` projects it. Its `place` is "task" (tokens [B, N, C]), "observation" or
-"subtask" (tokens [B, W, N, C]). Observation tokenizers also take a conditioning vector per step
-[B, W, E], None without task and subtask tokens; a subtask tokenizer also returns metrics;
-its subtask_loss is added to the loss. `reads()` lists the batch paths that a tokenizer needs.
+"subtask" (tokens [B, W, N, C]), or "condition", which returns a vector [B, E] without tokens.
+Observation tokenizers also take a conditioning vector per step [B, W, E], None without any task; a
+subtask tokenizer also returns metrics; its subtask_loss is added to the loss. `reads()` lists the
+batch paths that a tokenizer needs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from octolike.config import ConfigError, build_component, option
 from octolike.model import bins as binning
 from octolike.model.encoders import ENCODERS
-from octolike.model.language import TextEncoder, build_encoder
+from octolike.model.language import READERS, InstructionVector, TextEncoder, build_encoder
 from octolike.model.pooling import TokenLearner
 from octolike.model.subtask import Subtask
 from octolike.types import BatchSpec, Names, TokenGroup
@@ -48,7 +49,9 @@ class Image(nn.Module):
     goal: bool = option(False, "stack the same cameras' goal images on the channels")
     depth: bool = option(False, "stack the same cameras' depth images on the channels, resized")
     depth_range: float = option(2.0, "metres that become 1; farther points are clipped", low=0)
-    film: bool = option(False, "modulate the encoder by the pooled task tokens (FiLM)")
+    film: bool = option(
+        False, "modulate the encoder by the pooled task tokens or an instruction_vector (FiLM)"
+    )
     learned_tokens: int = option(0, "pool the tokens to this number (TokenLearner); 0: no", low=0)
     pooling_heads: int = option(8, "attention heads of that pooling; divide the width", low=1)
     pixels: str = option(
@@ -253,6 +256,7 @@ TOKENIZERS = {
     "goal_image": GoalImage,
     "language": Language,
     "text_encoder": TextEncoder,
+    "instruction_vector": InstructionVector,
     "subtask": Subtask,
     "task_id": TaskId,
     "proprio": Proprio,
@@ -270,7 +274,7 @@ def build(
     fields, context = dict(component), {"dtype": dtype, "tasks": len(names.tasks)}
     if isinstance(fields.get("encoder"), Mapping):
         encoder_path = f"{path}.encoder"
-        if fields.get("kind") == "text_encoder":
+        if fields.get("kind") in READERS:
             encoder = build_encoder(fields["encoder"], encoder_path, dtype)
         else:
             encoder = build_component(ENCODERS, fields["encoder"], encoder_path, **context)

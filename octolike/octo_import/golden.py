@@ -26,7 +26,8 @@ from octolike import types
 from octolike.config import ConfigError
 from octolike.model import heads, language, precision
 from octolike.model.network import build_network
-from octolike.octo_import import importer, octo_config
+from octolike.octo_import import importer, octo_config, octo_text
+from octolike.octo_import.octo_components import WORDS
 from octolike.train import checkpoint
 from octolike.types import TokenGroup
 
@@ -93,7 +94,8 @@ def encode(run: checkpoint.Run, batch: types.Batch) -> dict[str, TokenGroup]:
     """Return every token group by name, after the run's transformer."""
     settings = dataclasses.asdict(run.config.model)
     frozen = language.frozen_encoder(settings)
-    batch = frozen(batch) if frozen else batch
+    given = "states" in batch["task"].get("language", {})
+    batch = frozen(batch) if frozen and not given else batch
     model = build_network(settings, language.extend_spec(settings, run.spec), run.names)
     apply = jax.jit(functools.partial(model.apply, train=False, method="encode"))
     return apply({"params": run.params}, batch["observation"], batch["task"])
@@ -128,11 +130,15 @@ def batch_of(
 ) -> types.Batch:
     """Return an Octo batch {slash path: array} in the batch contract (octolike.types)."""
     nested = types.unflatten({path.replace("/", "."): x for path, x in inputs.items()})
-    batch = importer.to_batch(octo_config.modernize(nested), translation)
+    nested = octo_config.modernize(nested)
+    batch = importer.to_batch(nested, translation)
     # Octo reads goal images regardless of their flags; octolike blanks those marked absent.
     for key in translation.config.data.cameras if translation.config.data.goal != "none" else ():
         flag = batch["task"]["present"][f"image_{key}"]
         batch["task"]["present"][f"image_{key}"] = np.ones_like(flag)
+    words = nested["task"].get(WORDS)
+    if isinstance(words, np.ndarray):  # embedded
+        batch["task"]["language"]["states"] = octo_text.states_of(words)
     return batch
 
 

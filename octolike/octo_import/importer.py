@@ -69,6 +69,20 @@ PATHS = (
         f"{_OBSERVATION}/{{encoder}}_0/FilmConditioning_0/Dense_1",
         "tokenizers_{t}/encoder/film/shift",
     ),
+    (  # the later ones of a ViTResnet
+        f"{_OBSERVATION}/{{encoder}}_0/FilmConditioning_{{i}}/Dense_0",
+        "tokenizers_{t}/encoder/film_{i}/scale",
+    ),
+    (
+        f"{_OBSERVATION}/{{encoder}}_0/FilmConditioning_{{i}}/Dense_1",
+        "tokenizers_{t}/encoder/film_{i}/shift",
+    ),
+    (f"{_OBSERVATION}/{{encoder}}_0/conv_root", "tokenizers_{t}/encoder/root"),
+    (f"{_OBSERVATION}/{{encoder}}_0/gn_root", "tokenizers_{t}/encoder/root_norm"),
+    (
+        f"{_OBSERVATION}/{{encoder}}_0/block{{b}}/unit{{u}}/{{layer}}",
+        "tokenizers_{t}/encoder/block_{b}_unit_{u}/{layer}",
+    ),
     (f"{_OBSERVATION}/TokenLearner_0/pos_embed", "tokenizers_{t}/learner/pos_embedding"),
     (f"{_OBSERVATION}/TokenLearner_0/LayerNorm_0", "tokenizers_{t}/learner/norm"),
     *(
@@ -130,7 +144,8 @@ def import_checkpoint(
         source: the directory that Octo's save_pretrained wrote.
         target: a directory that does not exist or is empty.
         text_encoder: directory or hub id of the tokenizer (and of the encoder's weights, if the
-            checkpoint has none); default: the name that the checkpoint states.
+            checkpoint has none), default: the name that the checkpoint states; or, for a checkpoint
+            of embedded instructions, the table of octo_text.read_table.
         step: the checkpoint's step; default: the newest.
 
     Raises:
@@ -152,7 +167,8 @@ def import_checkpoint(
     spec = types.batch_spec(to_batch(stored.batch, translation))
     params = octo_text.split_text_encoders(stored.params)
     try:
-        encoders = octo_text.import_text(config, params, source, target, text_encoder)
+        words = stored.batch["task"].get(WORDS)
+        encoders = octo_text.import_text(config, params, words, source, target, text_encoder)
         converted = convert(params.others, shapes_of(config, spec, names), encoders)
         checkpoint.write_run_files(config, records, spec, names)
         _save(target, converted, stored.step)
@@ -439,7 +455,7 @@ def to_batch(octo_batch: Mapping[str, Any], translation: ConfigTranslation) -> t
         # Octo attends to low-dimensional tokens regardless of the flags.
         observation["present"]["proprio"] = np.ones((size, window), bool)
     if WORDS in octo_task:
-        task["language"] = _language(octo_task[WORDS])
+        task["language"] = octo_text.ids_of(octo_task[WORDS])
         task["present"]["language"] = _present(octo_task, WORDS, (size,))
     shape = (size, window, config.data.horizon, translation.action_dim)
     action, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
@@ -454,15 +470,6 @@ def to_batch(octo_batch: Mapping[str, Any], translation: ConfigTranslation) -> t
         "dataset": np.zeros(size, np.int32),
         "embodiment": np.zeros(size, np.int32),
     }
-
-
-def _language(words: Any) -> dict[str, np.ndarray]:
-    """Return task.language for token ids; for an embedded instruction, zeros of its shape."""
-    if not isinstance(words, Mapping):
-        size, length = words.shape[:2]
-        words = dict.fromkeys(("input_ids", "attention_mask"), np.zeros((size, length), np.int32))
-    ids, mask = words["input_ids"], words["attention_mask"]
-    return {"ids": np.asarray(ids, np.int32), "mask": np.asarray(mask, bool)}
 
 
 def _present(part: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:

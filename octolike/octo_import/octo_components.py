@@ -95,10 +95,13 @@ def _image(
             "cameras, or no goals"
         )
     film = list(settings["task_film_keys"])
-    if film and (film != [WORDS] or isinstance(example.task.get(WORDS), Mapping)):
+    words = example.task.get(WORDS)
+    if film and (film != [WORDS] or not isinstance(words, np.ndarray)):
+        found = "token ids" if words is not None else "nothing"
+        found = "an array" if isinstance(words, np.ndarray) else found
         raise ConfigError(
-            f"{path}.task_film_keys is {film}; octolike conditions FiLM on the task tokens, which "
-            f"is equivalent only for an embedded {WORDS} [batch, width]"
+            f"{path}.task_film_keys is {film}, and the example batch has {found} at {WORDS!r}; "
+            f"FiLM is imported for [{WORDS!r}] alone, with an embedding [batch, width] there"
         )
     encoder, pixels = component(ENCODERS, settings["encoder"], f"{path}.encoder", bool(film))
     image = Component(
@@ -188,6 +191,17 @@ def _patch_encoder(spec: Mapping[str, Any], path: str, film: bool) -> tuple[Comp
     require_values(path, settings, use_film=film)
     sizes = {"patch": int(settings["patch_size"]), "width": int(settings["num_features"])}
     return Component(kind="patch", **sizes), _pixels(settings, path)
+
+
+def _hybrid_resnet(use_film: bool, layers: tuple[int, ...]) -> Callable[..., tuple[Component, str]]:
+    def resnet(spec: Mapping[str, Any], path: str, film: bool) -> tuple[Component, str]:
+        defaults = {**_VIT_RESNET, "use_film": use_film, "num_layers": layers}
+        settings = fields(spec, path, defaults)
+        require_values(path, settings, use_film=film)
+        blocks, width = tuple(settings["num_layers"]), int(64 * settings["width"])
+        return Component(kind="hybrid_resnet", blocks=blocks, width=width), _pixels(settings, path)
+
+    return resnet
 
 
 def _pixels(settings: Mapping[str, Any], path: str) -> str:
@@ -293,6 +307,7 @@ _SMALL_STEM = {
     "num_features": 512,
     "img_norm_type": "default",
 }
+_VIT_RESNET = {"use_film": False, "width": 1, "num_layers": (), "img_norm_type": "default"}
 HEAD = {"readout_key": REQUIRED, "action_horizon": 1, "action_dim": 7}
 _REGRESSION = {**HEAD, "use_map": False, "max_action": 5.0, "loss_type": "mse"}
 _DIFFUSION = {
@@ -326,6 +341,8 @@ ENCODERS = {
     "SmallStem16": _small_stem(16),
     "SmallStem32": _small_stem(32),
     "PatchEncoder": _patch_encoder,
+    "ViTResnet": _hybrid_resnet(False, ()),
+    "ResNet26FILM": _hybrid_resnet(True, (2, 2, 2, 2)),
 }
 HEADS = {
     "ContinuousActionHead": _regression("mse", pooled=False),

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from octolike.config import Component, Config, ConfigError, ModelConfig, unknown
+from octolike.model.language import READERS
 from octolike.octo_import import octo_components
 from octolike.octo_import.octo_components import REQUIRED, WORDS, ExampleBatch
 
@@ -19,6 +22,7 @@ _OLD_NAMES = {
     "pad_mask": "timestep_pad_mask",
     "action_dim_and_pred_horizon": "action_dim_and_action_horizon",
 }
+FILM = "instruction_vector"  # the name, and the kind, of the tokenizer that conditions FiLM
 _SIZE = ("action_horizon", "action_dim")
 _NORMALIZATION = "action_proprio_normalization_type"
 _MODEL = {
@@ -91,8 +95,8 @@ def translate(stored: Mapping[str, Any], batch: Mapping[str, Any]) -> ConfigTran
     config.data.use_proprio = bool(proprio)
     config.data.normalization = _normalization(stored, notes)
     _set_images(config, example)
-    if any(t["kind"] == "text_encoder" for t in config.model.tokenizers.values()):
-        config.data.text = _text(stored, example)
+    if any(t["kind"] in READERS for t in config.model.tokenizers.values()):
+        config.data.text = _text(stored, example, notes)
     return ConfigTranslation(config, action_dim, proprio, tuple(notes))
 
 
@@ -156,6 +160,10 @@ def _set_tokenizers(
                 )
             proprio = keys or proprio
             config.tokenizers[name] = component
+    if any(tokenizer.get("film") for tokenizer in config.tokenizers.values()):
+        if FILM in config.tokenizers:
+            raise ConfigError(f"a tokenizer has the name {FILM!r}, which FiLM needs; rename it")
+        config.tokenizers[FILM] = Component(kind=FILM)
     return proprio
 
 
@@ -176,11 +184,23 @@ def _set_heads(config: ModelConfig, heads: Mapping[str, Any]) -> tuple[int, int]
     return next(iter(sizes.values()))
 
 
-def _text(stored: Mapping[str, Any], example: ExampleBatch) -> Component:
-    """Return the text tokenizer; its path is the name in Octo's config."""
+def _text(stored: Mapping[str, Any], example: ExampleBatch, notes: list[str]) -> Component:
+    """Return the text tokenizer; its path is the name in Octo's config, "" for a table.
+
+    A table replaces text processors that embed an instruction: only HFTokenizer's states of a
+    pretrained encoder are computed here.
+    """
     path, spec = "text_processor", stored.get("text_processor") or {}
-    if spec.get("name") != "HFTokenizer":
-        raise ConfigError(unknown(f"class at {path}", str(spec.get("name")), ["HFTokenizer"]))
+    words, name = example.task[WORDS], spec.get("name")
+    embedded = isinstance(words, np.ndarray)
+    if embedded and (name != "HFTokenizer" or words.ndim == 2):
+        notes.append(
+            f"{path} {name or '(not stated)'} is not run: the vectors of instructions "
+            f"{list(words.shape[1:])} come from the table that was given as --text_encoder"
+        )
+        return Component(kind="table", length=int(words.shape[1]) if words.ndim == 3 else 1)
+    if name != "HFTokenizer":
+        raise ConfigError(unknown(f"class at {path}", str(name), ["HFTokenizer"]))
     settings = octo_components.fields(spec, path, _TEXT)
     options = settings["tokenizer_kwargs"]
     for name, value in {"padding": "max_length", "truncation": True}.items():
@@ -189,8 +209,7 @@ def _text(stored: Mapping[str, Any], example: ExampleBatch) -> Component:
                 f"{path}.tokenizer_kwargs.{name} is {options[name]!r}; octolike only "
                 f"supports {value!r}"
             )
-    words = example.task[WORDS]
-    length = (words["input_ids"] if isinstance(words, Mapping) else words).shape[1]
+    length = (words if embedded else words["input_ids"]).shape[1]
     return Component(kind="huggingface", length=int(length), path=settings["tokenizer_name"])
 
 

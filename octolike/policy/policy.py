@@ -205,6 +205,8 @@ class Policy:
         instruction: str | None = None,
         goal_images: Mapping[str, np.ndarray] | None = None,
         task_id: str | None = None,
+        *,
+        vector: np.ndarray | None = None,
     ) -> Task:
         """Return a task given by an instruction, goal images, a task id, or several of them.
 
@@ -212,12 +214,14 @@ class Policy:
             instruction: in natural language.
             goal_images: {camera: uint8 [h, w, 3]} of the desired final scene.
             task_id: name of one of the run's tasks.
+            vector: the instruction's embedding, [E] or [L, E], for a run whose instructions are
+                looked up in a table of vectors (data.text is a 'table'): used instead of it.
 
         Raises:
             ValueError: a conditioning that the run was not trained on, or a missing one; an unknown
                 task id or camera; an image of the wrong shape or dtype.
         """
-        return self._parts.tasks.encode(instruction, goal_images, task_id)
+        return self._parts.tasks.encode(instruction, goal_images, task_id, vector)
 
     def warmup(self) -> None:
         """Compile every batch size, for real-time chunking too if the head supports it.

@@ -15,7 +15,7 @@ from octolike.images import resize
 from octolike.model import language
 from octolike.policy.observations import IMAGE, check_image, image_shapes, set_present
 from octolike.policy.sampler import ActionSampler
-from octolike.text import TOKENIZERS
+from octolike.text import TOKENIZERS, TableTokenizer
 from octolike.train.checkpoint import Run
 
 
@@ -63,16 +63,21 @@ class TaskEncoder:
         instruction: str | None,
         goal_images: Mapping[str, np.ndarray] | None,
         task_id: str | None,
+        vector: np.ndarray | None = None,
     ) -> Task:
         """Return the task; see `Policy.create_task`."""
         inputs = jax.tree.map(lambda x: x[0], types.zeros(self._spec, 1).get("task", {}))
-        if instruction is not None:
+        if vector is not None:
+            self._set_vector(inputs, vector)
+        elif instruction is not None:
             self._set_language(inputs, instruction)
+        elif self._encoder:  # as in training; an instruction_vector reads it
+            self._set_words(inputs, "")
         for camera, image in (goal_images or {}).items():
             self._set_goal(inputs, camera, image)
         if task_id is not None:
             self._set_task_id(inputs, task_id)
-        self._check_complete(instruction, goal_images, task_id)
+        self._check_complete(instruction if vector is None else vector, goal_images, task_id)
         return Task(instruction or "", inputs)
 
     def decode(self, ids: np.ndarray, instruction: str) -> str:
@@ -124,13 +129,33 @@ class TaskEncoder:
             raise ValueError(f"the instruction is {instruction!r}; expected a sentence")
         if self._tokenizer is None:
             raise self._not_trained("an instruction", "language")
-        ids, mask = self._tokenizer.encode([instruction])
+        self._set_words(inputs, instruction)
+        set_present(inputs, "language", np.True_)
+
+    def _set_words(self, inputs: dict[str, Any], text: str) -> None:
+        assert self._tokenizer is not None
+        ids, mask = self._tokenizer.encode([text])
         inputs["language"] = {
             "ids": np.asarray(ids[0], np.int32),
             "mask": np.asarray(mask[0], bool),
         }
         if self._encoder:
             inputs["language"]["states"] = self._encoder.states(ids, mask)[0]
+
+    def _set_vector(self, inputs: dict[str, Any], vector: np.ndarray) -> None:
+        if not isinstance(self._tokenizer, TableTokenizer) or self._encoder is None:
+            raise self._not_trained("a vector", "given vectors")
+        shape, dtype = self._spec[language.STATES]
+        value = np.asarray(vector)
+        if value.shape != shape and (1, *value.shape) != shape:
+            raise ValueError(f"the vector has shape {value.shape}; expected {shape}")
+        if value.dtype.kind not in "fiu" or not np.isfinite(value).all():
+            raise ValueError(f"the vector is {value.dtype}, or not finite; expected finite numbers")
+        inputs["language"] = {
+            "ids": np.zeros(shape[0], np.int32),
+            "mask": np.ones(shape[0], bool),
+            "states": value.reshape(shape).astype(np.dtype(dtype)),
+        }
         set_present(inputs, "language", np.True_)
 
     def _set_goal(self, inputs: dict[str, Any], camera: str, image: np.ndarray) -> None:
