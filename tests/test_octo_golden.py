@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import octo_fakes as fakes
+import octo_numpy
 import pytest
 
 from octolike import types
@@ -65,6 +66,47 @@ def test_a_chain_is_judged_by_its_sensitivity_if_single_passes_agree():
     assert not verdict(row("eps/pred", 5e-5, True), chain)  # a pass that differs explains nothing
     assert not verdict(row("eps/pred", 1e-6, True), chain._replace(sensitivity=2e-4))
     assert not verdict(chain)  # alone
+
+
+@needs_golden
+def test_recorded_steps_judge_a_chain(imported, tmp_path):
+    """A chain of numpy in float64 with the golden noise; then one with a wrong step."""
+    run, folder = imported("octo_small_shape"), GOLDEN / "octo_small_shape"
+    inputs, outputs = (dict(np.load(folder / f"{name}.npz")) for name in ("inputs", "outputs"))
+    leaves = importer.read(folder / "octo_ckpt").params
+    betas = outputs["betas"].astype(np.float64)
+    embedding = outputs["tokens/readout_action"].astype(np.float64).mean(axis=-2)
+    steps = [
+        octo_numpy.ddpm(leaves, embedding[:, w], outputs["ddpm/init"][:, w], z, betas)
+        for w, z in enumerate(np.moveaxis(outputs["ddpm/z"], 2, 0).astype(np.float64))
+    ]
+    outputs["ddpm/x"] = x = np.stack(steps, axis=2)
+    actions = x[-1, :, -1].reshape(outputs["ddpm/actions"].shape)
+    np.testing.assert_allclose(actions, outputs["ddpm/actions"], atol=2e-4)
+    outputs["ddpm/actions"] = actions
+
+    def judged():
+        np.savez(tmp_path / "inputs.npz", **inputs)
+        np.savez(tmp_path / "outputs.npz", **outputs)
+        return {row.output: row for row in golden.compare(run, tmp_path)}
+
+    rows = judged()
+    differences = [rows[f"ddpm/x[{i}]"].difference for i in range(len(x))]
+    assert max(differences) < golden.LIMIT, differences
+    chain = rows["ddpm/actions"]
+    assert chain.good, chain
+    if chain.difference > golden.LIMIT:
+        assert "judged by its steps" in chain.remark
+    outputs["ddpm/actions"] = actions + 1e-3
+    assert {key for key, row in judged().items() if not row.good} == {"ddpm/x[-1]", "ddpm/actions"}
+    x[7, 1, -1, 3] += 1e-3
+    rows = judged()
+    assert {key for key, row in rows.items() if not row.good} >= {"ddpm/x[7]", "ddpm/actions"}
+    assert rows["ddpm/x[6]"].good
+    assert rows["ddpm/x[9]"].good
+    outputs["ddpm/x"] = x[:, :, -1]
+    row = judged()["ddpm/x"]
+    assert (row.good, row.remark) == (False, "[20, 3, 28], expected [20, 3, 2, 28], as ddpm/z")
 
 
 @needs_golden

@@ -54,13 +54,40 @@ def ddpm(
     z: [steps, ..., F], noise added at each step, z[0] at the first and noisiest one. Every x is
     clipped to ±clip.
     """
+    step = _ddpm_step(noise_at, clip, valid, path)
+    return _end_or_path(x, *_steps(step, x, (*_ddpm_schedule(betas), jnp.asarray(z))))
+
+
+def ddpm_steps(
+    noise_at: Callable[[jax.Array, jax.Array], jax.Array],
+    betas: np.ndarray,
+    x: jax.Array,
+    z: jax.Array,
+    *,
+    clip: float,
+) -> jax.Array:
+    """Return the result of each step of `ddpm` alone, [steps, ..., F], from x [steps, ..., F]."""
+    step = _ddpm_step(noise_at, clip, None, False)
+    return jax.lax.map(lambda inputs: step(*inputs)[0], (x, (*_ddpm_schedule(betas), z)))
+
+
+def _ddpm_schedule(betas: np.ndarray) -> tuple[jax.Array, ...]:
+    """Return the times in the order of sampling, and the factors of `_ddpm_step` at each."""
     alphas, bars = 1 - betas, alpha_bars(betas)
     times = np.arange(len(betas))[::-1]
     scale = 1 / np.sqrt(alphas[times])
     noise_scale = betas[times] / np.sqrt(1 - bars[times])
     sigma = np.sqrt(betas[times]) * (times > 0)
     level = np.sqrt(1 - bars[times])  # noise of a dimension with x_0 = 0
+    return tuple(jnp.asarray(a) for a in (times, scale, noise_scale, sigma, level))
 
+
+def _ddpm_step(
+    noise_at: Callable[[jax.Array, jax.Array], jax.Array],
+    clip: float,
+    valid: jax.Array | None,
+    path: bool,
+) -> Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, jax.Array | None]]:
     def step(x: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array | None]:
         t, scale, noise_scale, sigma, level, z = inputs
         y = scale * (x - noise_scale * noise_at(x, t)) + sigma * z
@@ -68,8 +95,7 @@ def ddpm(
         y = y if valid is None else jnp.where(valid, y, level * z)
         return y, y if path else None
 
-    inputs = (times, scale, noise_scale, sigma, level, z)
-    return _end_or_path(x, *_steps(step, x, jax.tree.map(jnp.asarray, inputs)))
+    return step
 
 
 def ddim(

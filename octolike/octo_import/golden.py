@@ -3,8 +3,15 @@
     DIR/inputs.npz     a batch of Octo, keys as slash paths
     DIR/outputs.npz    tokens/<group>, mask/<group>      the outputs of the transformer
                        betas; eps/{time, noisy_actions, pred}; loss/{time, noise, value}
-                       ddpm/{init, z, actions}           a complete sampling run with fixed noise
+                       ddpm/{init, z, actions}           a complete sampling run with fixed noise:
+                                                         init [B, W, F], z [steps, B, W, F]
+                       ddpm/x [steps, B, W, F]           optional: x after each of its steps, in
+                                                         their order, so x[-1] are the actions
                        sample_actions[_unnormalized]     of a head without noise
+
+F is horizon · action dimensions, flattened. With ddpm/x every step is computed from the recorded x
+before it and compared with the recorded x after it. A whole run amplifies rounding: it is then
+judged by its steps, and without ddpm/x by its sensitivity (`_judge_chain`).
 
 Everything is computed from the pixels and words of the batch with the run's parameters. Outputs
 that the directory lacks are skipped; keys that depend on the random stream of an old jax too.
@@ -24,7 +31,7 @@ import numpy as np
 
 from octolike import types
 from octolike.config import ConfigError
-from octolike.model import heads, language, precision
+from octolike.model import diffusion, heads, language, precision
 from octolike.model.network import build_network
 from octolike.octo_import import importer, octo_config, octo_text
 from octolike.octo_import.octo_components import WORDS
@@ -35,7 +42,7 @@ LIMIT = 1e-4  # largest absolute difference that float32 explains
 SCORE_ERROR = 1e-6  # difference of two float32 score networks: 8e-7 was measured
 # If no single pass differs by more, a sampling chain is judged by its sensitivity.
 SINGLE_PASS = 1e-5
-CHAIN = "ddpm/actions"
+CHAIN, STEPS = "ddpm/actions", "ddpm/x"
 IGNORED = ("loss_rngkey3", "sample_actions_key5_jax0420")
 
 
@@ -83,7 +90,7 @@ def _compare_all(
     head = bound.heads[name]
     group = groups[head.readout]
     if isinstance(head, heads.Diffusion):
-        for part in (_betas, _score, _loss, _sampling):
+        for part in (_betas, _score, _loss, _steps, _sampling):
             rows += part(head, group, batch, outputs)
     else:
         rows += _deterministic(head, group, run, outputs)
@@ -211,6 +218,29 @@ def _loss(
         yield _compare("loss/value", heads.masked_losses(errors, mask)[0], outputs["loss/value"])
 
 
+def _steps(
+    head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping
+) -> Iterator[OutputComparison]:
+    """Compare each step of a sampling run, from the recorded x before it."""
+    if STEPS not in outputs:
+        return
+    recorded, first, z = (outputs[key] for key in (STEPS, "ddpm/init", "ddpm/z"))
+    if recorded.shape != z.shape:
+        yield OutputComparison(
+            STEPS, np.inf, False, f"{list(recorded.shape)}, expected {list(z.shape)}, as ddpm/z"
+        )
+        return
+    before = jnp.asarray(np.concatenate([first[None], recorded[:-1]])[:, :, -1])
+    network = head.bind_network(group)
+    after = diffusion.ddpm_steps(network, head.betas, before, z[:, :, -1], clip=head.clip)
+    for i, x in enumerate(np.asarray(after)):
+        yield _compare(f"{STEPS}[{i}]", x, recorded[i, :, -1])
+    if CHAIN in outputs:
+        end = recorded[-1, :, -1].reshape(outputs[CHAIN].shape)
+        row = _compare(f"{STEPS}[-1]", end, outputs[CHAIN])
+        yield row._replace(remark=f"the recorded x and {CHAIN}")
+
+
 def _sampling(
     head: Any, group: TokenGroup, batch: types.Batch, outputs: Mapping
 ) -> Iterator[OutputComparison]:
@@ -241,11 +271,23 @@ def _sampling(
 
 
 def _judge_chain(rows: list[OutputComparison]) -> list[OutputComparison]:
-    """Return the rows with the chain judged by its sensitivity, if all single passes agree."""
-    single = max((row.difference for row in rows if row.output != CHAIN), default=np.inf)
+    """Return the rows with the chain judged by its steps, if x was recorded at each.
+
+    Else by its sensitivity, if all single passes agree.
+    """
+    steps = [row.difference for row in rows if row.output.startswith(STEPS)]
+    others = (row for row in rows if row.output != CHAIN and not row.output.startswith(STEPS))
+    single = max((row.difference for row in others), default=np.inf)
     judged = []
     for row in rows:
-        if row.output == CHAIN and row.difference > LIMIT:
+        if row.output == CHAIN and row.difference > LIMIT and steps:
+            remark = (
+                f"judged by its steps, which differ by {max(steps):.1e} from the recorded x; "
+                f"an error of {SCORE_ERROR:g} in the first score moves the result by up to "
+                f"{row.sensitivity:.1e}"
+            )
+            row = row._replace(good=max(steps) <= LIMIT, remark=remark)
+        elif row.output == CHAIN and row.difference > LIMIT:
             exact, bound = single <= SINGLE_PASS, max(LIMIT, row.sensitivity)
             remark = (
                 f"an error of {SCORE_ERROR:g} in the first score moves the result by up to "
