@@ -24,6 +24,7 @@ SMALL = {
         "groups": 0,
     },
     "resnet": {"width": 4, "groups": 2},
+    "hybrid_resnet": {"blocks": (1, 1), "width": 4, "groups": 2},
     "vit": {"patch": 4, "width": 6, "layers": 2, "mlp_width": 8, "attention_heads": 2},
 }
 SHAPES = {
@@ -31,6 +32,7 @@ SHAPES = {
     "patch": (16, 6),
     "keypoints": (1, 6),
     "resnet": (1, 32),
+    "hybrid_resnet": (4, 32),
     "vit": (16, 6),
 }
 
