@@ -163,6 +163,21 @@ def test_goal_images_and_instructions(goal_policy):
     assert np.abs(chunks[1] - chunks[2]).max() > 1e-5
 
 
+def test_goal_and_instruction_together_are_a_warning_if_training_showed_one_of_them():
+    run, goal = run_of(language=True, goal=True), {"primary": np.zeros((SIDE, SIDE, 3), np.uint8)}
+    Policy(run).create_task("lift the cube", goal)  # no warning, else an error
+    run.config.data.exclusive = True
+    policy = Policy(run)
+    policy.create_task("lift the cube")
+    policy.create_task(goal_images=goal)
+    with pytest.warns(UserWarning, match=r"never on both \(data\.exclusive\)") as record:
+        task, _ = [policy.create_task("lift the cube", goal) for _ in range(2)]
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    assert task.inputs["present"]["language"]
+    assert task.inputs["present"]["image_primary"]
+
+
 def test_a_sensor_that_the_robot_lacks_is_marked_absent(policy):
     inputs = encode(policy, observation() | {"proprio": None})
     assert not inputs["present"]["proprio"].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,13 @@ from octolike import types
 from octolike.config import Config, build_component, unknown
 from octolike.images import resize
 from octolike.model import language
-from octolike.policy.observations import IMAGE, check_image, image_shapes, set_present
+from octolike.policy.observations import (
+    IMAGE,
+    check_image,
+    image_shapes,
+    set_present,
+    user_level,
+)
 from octolike.policy.sampler import ActionSampler
 from octolike.text import TOKENIZERS, TableTokenizer
 from octolike.train.checkpoint import Run
@@ -51,6 +58,7 @@ class TaskEncoder:
         self.goal_shapes = {k: v for k, v in goals.items() if f"task.{k}" in reads}
         self._task_ids = run.names.tasks if "task_id" in self.conditioning else ()
         self._resize, self._tasks = run.config.data.resize, run.names.tasks
+        self._is_exclusive, self._is_both_reported = run.config.data.exclusive, False
         self._tokenizer = self._encoder = None
         if "language" in self.conditioning:
             settings = dataclasses.asdict(run.config.model)
@@ -77,7 +85,10 @@ class TaskEncoder:
             self._set_goal(inputs, camera, image)
         if task_id is not None:
             self._set_task_id(inputs, task_id)
-        self._check_complete(instruction if vector is None else vector, goal_images, task_id)
+        given = instruction if vector is None else vector
+        self._check_complete(given, goal_images, task_id)
+        if self._is_exclusive and given is not None and goal_images:
+            self._report_both()
         return Task(instruction or "", inputs)
 
     def decode(self, ids: np.ndarray, instruction: str) -> str:
@@ -92,6 +103,17 @@ class TaskEncoder:
         if self._encoder and "states" not in task["language"]:
             return self._encoder({"task": task})["task"]
         return task
+
+    def _report_both(self) -> None:
+        """Warn once of an instruction together with a goal image, which training never showed."""
+        if self._is_both_reported:
+            return
+        self._is_both_reported = True
+        warnings.warn(
+            "the task has an instruction and a goal image, but this policy was trained on one or "
+            "the other, never on both (data.exclusive); give only one of them",
+            stacklevel=user_level(),
+        )
 
     def _check_complete(self, instruction: Any, goal_images: Any, task_id: Any) -> None:
         """Raise ValueError if the network needs a conditioning that was not given."""
