@@ -10,6 +10,7 @@ setup(
         "octolike.policy.client",
         "octolike.policy.execution",
         "octolike.policy.executor",
+        "octolike.policy.send_guard",
         "octolike.policy.wire",
     ],
 )

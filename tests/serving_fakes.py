@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import subprocess
 import threading
 import time
 import types
@@ -9,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import numpy as np
+import pytest
 from policy_fakes import NAMES, P, robot
 
 from octolike.policy.execution import NonFiniteActionsError
@@ -165,3 +167,18 @@ def observation(value=0, frames=None):
         "image_primary": np.full((*lead, SIDE, SIDE, 3), value, np.uint8),
         "proprio": np.zeros((*lead, P), np.float32),
     }
+
+
+def self_signed(directory):
+    """Write a certificate of localhost and its key; return their paths."""
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    try:
+        result = subprocess.run(
+            [*command, "-keyout", key, "-out", certificate], capture_output=True
+        )
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    assert result.returncode == 0, result.stderr
+    return certificate, key

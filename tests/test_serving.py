@@ -1,8 +1,11 @@
 """PolicyServer and RemotePolicy: answers, batches, history, seeds, limits, reload, stopping."""
 
+import contextlib
 import functools
 import json
+import re
 import socket as sockets
+import ssl
 import struct
 import threading
 import time
@@ -10,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from serving_fakes import SIDE, A, H, NumpyPolicy, P, get, observation, serving, until
+from serving_fakes import SIDE, A, H, NumpyPolicy, P, get, observation, self_signed, serving, until
 from websockets.sync.client import connect
 from websockets.sync.server import serve as websocket_server
 from websockets.utils import accept_key
@@ -20,6 +23,7 @@ from octolike.policy import client, wire
 from octolike.policy.client import RemotePolicy, RemoteTask, ServerBusyError, ServerError
 from octolike.policy.execution import ExecutionSettings
 from octolike.policy.executor import Executor
+from octolike.policy.send_guard import SendGuard
 from octolike.policy.serving.options import ServeOptions
 
 
@@ -411,14 +415,18 @@ def test_an_executor_runs_a_remote_policy_as_a_local_one():
     assert actions[0, 0] != actions[2, 0]
 
 
-@pytest.fixture
-def deaf():
-    """The address of a server that sends metadata, and never reads what a client sends."""
+@contextlib.contextmanager
+def bad_reader(context=None, pause=None):
+    """Yield the address of a server that sends metadata and does not read what a client sends.
+
+    context: of TLS. pause: seconds between its small reads, if it reads slowly.
+    """
     metadata = {**NumpyPolicy().metadata, "server": "octolike"}
     listener, kept = sockets.create_server(("127.0.0.1", 0)), []
 
     def accept():
         connection, _ = listener.accept()
+        connection = context.wrap_socket(connection, server_side=True) if context else connection
         kept.append(connection)
         request = b""
         while b"\r\n\r\n" not in request:
@@ -431,23 +439,69 @@ def deaf():
         connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode())
         message = wire.pack(metadata)
         connection.sendall(b"\x82\x7e" + struct.pack(">H", len(message)) + message)
+        with contextlib.suppress(OSError):
+            while pause and connection.recv(1000):
+                time.sleep(pause)
 
-    thread = threading.Thread(target=accept)
+    thread = threading.Thread(target=accept, daemon=True)
     thread.start()
-    yield f"ws://127.0.0.1:{listener.getsockname()[1]}"
-    thread.join(5)
-    for connection in (*kept, listener):
-        connection.close()
+    try:
+        yield f"{'wss' if context else 'ws'}://localhost:{listener.getsockname()[1]}"
+    finally:
+        for connection in kept:
+            with contextlib.suppress(OSError):
+                connection.shutdown(sockets.SHUT_RDWR)
+        thread.join(5)
+        for connection in (*kept, listener):
+            connection.close()
 
 
-def test_a_server_that_does_not_read_ends_a_call_in_time(deaf):
-    remote = RemotePolicy(deaf, timeout=0.3, connect_timeout=5)
-    start = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"no reply of .* within 0\.3 s"):
-        remote.sample_actions(
-            {"image_primary": np.zeros((2000, 2000, 3), np.uint8)}, RemoteTask("x", {"prompt": "x"})
+@pytest.mark.parametrize("kind", ["deaf", "slow", "deaf, TLS"])
+def test_a_server_that_does_not_read_ends_a_call_in_time(kind, tmp_path):
+    context = certificate = None
+    if "TLS" in kind:
+        certificate, key = self_signed(tmp_path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+    errors = []
+
+    def call(address):
+        remote = RemotePolicy(
+            address, timeout=0.3, connect_timeout=5, certificate=str(certificate or "")
         )
-    assert time.monotonic() - start < 4
+        image = np.zeros((2000, 2000, 3), np.uint8)
+        try:
+            remote.sample_actions({"image_primary": image}, RemoteTask("x", {"prompt": "x"}))
+        except Exception as error:
+            errors.append(error)
+
+    with bad_reader(context, 0.02 if kind == "slow" else None) as address:
+        # in a thread, because without the guard it would wait until the server is closed
+        thread = threading.Thread(target=call, args=[address], daemon=True)
+        thread.start()
+        thread.join(4)
+        assert not thread.is_alive(), "the call does not end"
+    (error,) = errors
+    assert isinstance(error, TimeoutError)
+    assert re.fullmatch(r"no reply of .* within 0\.3 s", str(error))
+
+
+def test_one_thread_guards_all_messages():
+    guard, (one, other) = SendGuard(), sockets.socketpair()
+    for _ in range(20):
+        with guard.limit(one, 5):
+            one.send(b"x")
+    with guard.limit(one, 5):
+        time.sleep(0.05)  # so that its thread waits for this deadline
+    assert [t.name for t in threading.enumerate()].count("SendGuard") <= 2  # and the clients'
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError, match="does not read"), guard.limit(one, 0.05):
+        one.sendall(bytes(10_000_000))
+    assert time.monotonic() - begin < 3  # not at the deadlines that the thread waited for
+    with pytest.raises(ValueError, match="another error"), guard.limit(other, 5):
+        raise ValueError("another error")
+    one.close()
+    other.close()
 
 
 def test_another_websocket_server_is_one_line():

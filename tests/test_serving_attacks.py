@@ -5,7 +5,6 @@ import os
 import resource
 import socket as sockets
 import ssl
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgpack
 import numpy as np
 import pytest
-from serving_fakes import SIDE, A, H, NumpyPolicy, P, get, observation, serving, until
+from serving_fakes import SIDE, A, H, NumpyPolicy, P, get, observation, self_signed, serving, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -105,16 +104,7 @@ def test_a_web_page_cannot_connect():
 
 
 def test_tls_encrypts_and_its_certificate_is_verified(tmp_path):
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    try:
-        result = subprocess.run(
-            [*command, "-keyout", key, "-out", certificate], capture_output=True
-        )
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
-    assert result.returncode == 0, result.stderr
+    certificate, key = self_signed(tmp_path)
     files = {"certificate": str(certificate), "private_key": str(key)}
     with serving(NumpyPolicy(), **files) as server:
         url = f"wss://localhost:{server.port}"

@@ -26,9 +26,11 @@ from websockets.sync.client import ClientConnection, connect
 
 from octolike.policy import wire
 from octolike.policy.execution import ActionPrefix, PolicyBusyError
+from octolike.policy.send_guard import SendGuard
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds between two attempts to connect
 QUIET = 2.0  # seconds without a connection before a line says so
+GUARD = SendGuard()  # of the messages of all clients of this process
 
 
 class ServerError(RuntimeError):
@@ -257,29 +259,9 @@ class RemotePolicy:
         if self._socket is None:
             self._connect()
         assert self._socket is not None
-        self._send(self._socket, data)
+        with GUARD.limit(self._socket.socket, self._timeout):
+            self._socket.send(data)
         return self._socket.recv(timeout=self._timeout)
-
-    def _send(self, connection: ClientConnection, data: bytes) -> None:
-        """Send; TimeoutError if the other side does not take the data in time."""
-        is_late = threading.Event()
-
-        def end() -> None:
-            is_late.set()
-            with contextlib.suppress(OSError):
-                connection.socket.shutdown(sockets.SHUT_RDWR)
-
-        timer = threading.Timer(self._timeout, end)
-        timer.daemon = True
-        timer.start()
-        try:
-            connection.send(data)
-        except (ConnectionClosed, OSError) as error:
-            if is_late.is_set():
-                raise TimeoutError("the server does not read") from error
-            raise
-        finally:
-            timer.cancel()
 
     def _drop(self) -> None:
         """Forget the connection without waiting for the other side."""
