@@ -75,6 +75,24 @@ def test_a_full_expert_drops_the_last_units_in_training_only():
     assert metrics["experts_full"] == 0
 
 
+def test_slots_hold_their_units_and_empty_ones_different_units():
+    """One unit in all empty slots would be a row to which all their gradients are added."""
+    logits = np.random.default_rng(2).normal(size=(2, 8, E)).astype(np.float32)
+    logits[..., 0] += 3  # most slots of the others stay empty
+    routing = experts.route(jnp.asarray(logits), np.ones((2, 8), bool), 2)
+    expert, place = np.asarray(routing.expert), np.asarray(routing.place)
+    for capacity in (8, 5):
+        buffers = np.asarray(experts.buffer_units(routing, E, capacity))
+        for g in range(2):
+            for e in range(E):
+                units, choices = np.nonzero(expert[g] == e)
+                places = place[g, units, choices]
+                kept = places < capacity
+                np.testing.assert_array_equal(buffers[g, e, places[kept]], units[kept])
+                empty = np.delete(buffers[g, e], places[kept])
+                assert len(set(empty.tolist())) == len(empty)
+
+
 def test_examples_do_not_influence_one_another_and_hidden_tokens_have_no_influence():
     module, variables = make(capacity=1.0, k=2)
 

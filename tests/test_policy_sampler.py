@@ -1,6 +1,7 @@
 """One application for a whole batch: independence, batch sizes, copies, threads, CUDA lowering."""
 
 import concurrent.futures
+import contextlib
 import copy
 import dataclasses
 import pickle
@@ -11,11 +12,13 @@ import pytest
 from policy_fakes import RUN_NAMES, run_of
 from test_policy import observation
 
+from octolike import types
 from octolike.config import Component
-from octolike.model import attention
+from octolike.model import attention, diffusion
 from octolike.model.network import build_network
 from octolike.policy import Policy
 from octolike.policy.execution import ActionPrefix
+from octolike.policy.sampler import ActionSampler
 from octolike.train import lowering
 from octolike.train.state import init_params
 
@@ -74,6 +77,60 @@ def test_warmup_compiles_all_that_calls_need(policy):
     policy.sample_actions(observation(), task)
     policy.sample_batch([observation()] * 3, [task] * 3, [1, 2, 3], [None, prefix, None])
     assert (sampler.compilations, sampler._decode._cache_size()) == count
+
+
+@contextlib.contextmanager
+def compilations():
+    """Yield the list of the compilations within the block."""
+    durations = []
+
+    def listen(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            durations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield durations
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def with_head(head):
+    """Return a run of another head, with random parameters."""
+    run = run_of()
+    run.config.model.heads = {"action": Component(head)}
+    network = build_network(dataclasses.asdict(run.config.model), run.spec, RUN_NAMES)
+    shapes = jax.eval_shape(lambda: init_params(network, run.spec, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
+    return dataclasses.replace(run, params=params)
+
+
+MLP = {"kind": "mlp", "hidden": 16, "blocks": 1}
+
+
+@pytest.mark.parametrize(
+    ("head", "methods"),
+    [
+        ({"kind": "diffusion", "network": MLP, "steps": 2}, ("", "guided")),
+        ({"kind": "flow", "network": MLP, "steps": 2, "prefix": 2}, ("", "guided", "trained")),
+        ({"kind": "l1"}, ()),
+    ],
+)
+def test_nothing_compiles_after_the_warmup(head, methods):
+    policy = Policy(with_head(head), batch_size=(1, 2))
+    with compilations() as before:
+        policy.warmup()
+    assert before
+    task, actions = task_of(policy), np.zeros((2, 7), np.float32)
+    with compilations() as after:
+        policy.sample_actions(observation(), task)
+        policy.sample_batch([observation()] * 2, [task] * 2, [1, 2])
+        for method in methods:
+            prefix = ActionPrefix(actions, 1, method)
+            policy.sample_actions(observation(), task, prefix=prefix)
+            policy.sample_batch([observation()] * 2, [task] * 2, [1, 2], [None, prefix])
+    assert after == []
 
 
 def test_a_pickled_policy_acts_the_same(policy):
@@ -142,9 +199,6 @@ def test_a_half_precision_policy_lowers_for_cuda(name, monkeypatch):
     run = dataclasses.replace(run, config=copy.deepcopy(run.config))
     run.config.model.dtype, run.config.model.layers = "bfloat16", 2  # the last reads few rows
     run.config.model.heads = {"action": Component(WRAPPED[name])}
-    from octolike import types
-    from octolike.policy.sampler import ActionSampler
-
     sampler = ActionSampler(run, "arm", 7, (2,))
     network = build_network(dataclasses.asdict(run.config.model), sampler.spec, RUN_NAMES)
     params = jax.eval_shape(lambda: init_params(network, sampler.spec, jax.random.key(0)))
@@ -155,3 +209,26 @@ def test_a_half_precision_policy_lowers_for_cuda(name, monkeypatch):
     decode = params, readout, np.arange(2), np.zeros(2, np.uint32), None
     # few keys, with a mask: XLA, since a mask of one head breaks under vmap
     assert "cudnn$fmha" not in lowering.lower_for_cuda(sampler._decode, *decode)
+
+
+@pytest.mark.parametrize(
+    ("head", "loops"),
+    [
+        ({"kind": "diffusion", "steps": 20}, 0),
+        ({"kind": "diffusion", "steps": 100, "sampler": "ddim", "inference_steps": 10}, 0),
+        ({"kind": "flow", "steps": 10, "prefix": 2}, 0),
+        ({"kind": "diffusion", "steps": 2 * diffusion.UNROLL}, 1),  # else compiling takes minutes
+    ],
+)
+def test_denoising_is_unrolled(head, loops):
+    """A loop costs an accelerator a launch per iteration."""
+    run = run_of()
+    run.config.model.heads = {"action": Component({**head, "network": MLP})}
+    sampler = ActionSampler(run, "arm", 7, (1,))
+    params = jax.eval_shape(lambda: init_params(sampler.network, sampler.spec, jax.random.key(0)))
+    batch = types.zeros(sampler.spec, 1)
+    readout = jax.eval_shape(sampler._read_out, params, batch["observation"], batch["task"])
+    for prefix in (None, sampler.no_prefix(1, guided=True), sampler.no_prefix(1, guided=False)):
+        inputs = params, readout, np.zeros(1, int), np.zeros(1, np.uint32), prefix
+        text = lowering.lower_for_cuda(sampler._decode, *inputs)
+        assert text.count("stablehlo.while") == loops

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import weakref
 
 import chex
 import jax
@@ -188,6 +189,21 @@ def test_the_batch_of_a_non_finite_loss_is_saved(tmp_path):
     types.check_batch(batch, SPEC)
     for name, x in types.flatten(expected):
         np.testing.assert_array_equal(dict(types.flatten(batch))[name], x)
+
+
+def test_no_third_batch_stays_on_the_devices(tmp_path, monkeypatch):
+    """That of the step that runs and the next one, as the memory plan counts them."""
+    images, counts, put = [], [], device_feeder.DeviceFeeder.next
+
+    def next_batch(self, signum=None):
+        batch = put(self, signum)
+        images.append(weakref.ref(batch.arrays["observation"]["image_primary"]))
+        counts.append(sum(image() is not None for image in images))
+        return batch
+
+    monkeypatch.setattr(device_feeder.DeviceFeeder, "next", next_batch)
+    loop.train(run(tmp_path), FakeSource(), model=Tiny())
+    assert counts == [1, 2, 2, 2, 2, 2]
 
 
 def test_a_batch_that_does_not_match_the_spec_is_an_error(tmp_path):

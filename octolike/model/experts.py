@@ -121,11 +121,7 @@ class Experts(nn.Module):
         """Return [G, U, k, n, D]: each expert computes a full buffer of C = capacity units."""
         groups, count = tokens.shape[0], self.gating.count
         g = jnp.arange(groups)[:, None, None]
-        # Empty slots hold units that differ: one for all would collect all their gradients.
-        slots = jnp.broadcast_to(jnp.arange(capacity), (groups, count, capacity))
-        unit = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :, None], routing.place.shape)
-        slots = slots.at[g, routing.expert, routing.place].set(unit, mode="drop")
-        buffers = tokens[g, slots]  # [G, E, C, n, D]
+        buffers = tokens[g, buffer_units(routing, count, capacity)]  # [G, E, C, n, D]
         w_in, b_in, w_out, b_out = self._weights(tokens.shape[-1])
         h = jnp.einsum("gecnd,edm->gecnm", buffers, w_in) + b_in[:, None, None]
         h = nn.gelu(h, approximate=True)
@@ -173,6 +169,18 @@ def route(logits: jax.Array, active: jax.Array, k: int) -> Routing:
     before = (in_order.cumsum(axis=1) - in_order).reshape(groups, k, units, count).swapaxes(1, 2)
     place = jnp.take_along_axis(before, expert[..., None], axis=-1)[..., 0]
     return Routing(expert, jnp.where(active[..., None], place, units), weight, p)
+
+
+def buffer_units(routing: Routing, count: int, capacity: int) -> jax.Array:
+    """Return the unit in each slot of the buffers of `count` experts, int [G, E, C].
+
+    Empty slots hold units that differ: one for all would collect all their gradients.
+    """
+    groups, units = routing.place.shape[:2]
+    slots = jnp.broadcast_to(jnp.arange(capacity), (groups, count, capacity))
+    unit = jnp.broadcast_to(jnp.arange(units)[None, :, None], routing.place.shape)
+    g = jnp.arange(groups)[:, None, None]
+    return slots.at[g, routing.expert, routing.place].set(unit, mode="drop")
 
 
 def build(component: Mapping[str, Any]) -> TopK | None:
