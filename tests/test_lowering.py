@@ -173,7 +173,11 @@ def test_a_step_counts_the_same_with_accumulation_and_rematerialisation():
     assert flops.count(remat.step(), work.state, work.batch) == step
 
 
-def test_a_whole_step_counts_nearly_what_the_compiler_counts():
+@pytest.mark.parametrize(
+    ("frozen", "rank"), [((), 0), (("tokenizers_*",), 0), (("*", "!heads_*"), 4)]
+)
+def test_a_whole_step_counts_nearly_what_the_compiler_counts(frozen, rank):
+    """Without the gradients of frozen parameters, and without a pass back to where all are."""
     config = Config(workdir="unused")
     config.data.mix, config.data.cameras = "tabletop", {"primary": 32}
     config.data.batch_size, config.model.width, config.model.mlp_width = 8, 128, 512
@@ -184,6 +188,9 @@ def test_a_whole_step_counts_nearly_what_the_compiler_counts():
     }
     config.model.heads = {"action": Component(kind="mse")}
     config.data.goal = "none"
+    config.optim.frozen = frozen
+    if rank:
+        config.optim.lora, config.optim.lora_rank = ("transformer/*kernel",), rank
     planned = plan_data(config)
     work = lowering.workload(config, planned.spec, planned.names)
     counted, compiled = count_and_compiled(work.step(), work.state, work.batch)

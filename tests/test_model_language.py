@@ -353,6 +353,14 @@ def test_the_spec_contains_the_states_of_a_frozen_encoder(folder):
     assert language.extend_spec({"tokenizers": {}}, spec) == spec
 
 
+def test_the_bytes_of_a_frozen_encoder_are_those_of_its_weights(folder):
+    settings = {"tokenizers": {"language": component(folder)}}
+    weights = jax.tree.leaves(language.frozen_encoder(settings)._params)
+    assert language.frozen_encoder_bytes(settings) == sum(x.nbytes for x in weights) > 0
+    trained = {"tokenizers": {"language": component(folder, trained=True)}}
+    assert language.frozen_encoder_bytes(trained) == 0
+
+
 def test_the_feeder_adds_states_to_batches(folder):
     """The feeder checks batches against the data's spec, then adds the states for the network."""
     settings = {"tokenizers": {"language": component(folder)}}

@@ -239,6 +239,13 @@ def frozen_encoder(model: Mapping[str, Any]) -> FrozenEncoder | None:
     return FrozenEncoder(encoder, params, tokenizer.get("states", "float32"))
 
 
+def frozen_encoder_bytes(model: Mapping[str, Any]) -> int:
+    """Return the bytes of a frozen encoder's weights on a device; 0 without one."""
+    frozen = _frozen(model)
+    leaves = jax.tree.leaves(shapes(_encoder(*frozen))) if frozen else []
+    return sum(x.size * x.dtype.itemsize for x in leaves)
+
+
 def shapes(encoder: nn.Module) -> dict[str, Any]:
     """Return the shapes of an encoder's parameters."""
     ids = np.zeros((1, 1), np.int32)

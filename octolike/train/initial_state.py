@@ -185,6 +185,15 @@ def reorder_named_rows(
     return optimizer.unflatten(flat)
 
 
+def make_create(
+    tx: optax.GradientTransformation, frozen: Sequence[str], config: OptimConfig
+) -> Callable[[Params], TrainState]:
+    """Return parameters -> the state before the first step; frozen: parameter paths."""
+    return functools.partial(
+        states.create, tx=tx, frozen=frozen, ema=config.ema > 0, lora_scale=config.lora_scale
+    )
+
+
 class StateInitializer:
     """Creates the initial state of a run on the devices."""
 
@@ -196,10 +205,7 @@ class StateInitializer:
         mesh: Mesh,
     ) -> None:
         """frozen: parameter paths."""
-        self._create = functools.partial(
-            states.create, tx=tx, frozen=frozen, ema=config.ema > 0, lora_scale=config.lora_scale
-        )
-        self._mesh = mesh
+        self._create, self._mesh = make_create(tx, frozen, config), mesh
 
     def create(
         self, init_fn: Callable[[jax.Array], Params], key: jax.Array, loaded: Params | None = None

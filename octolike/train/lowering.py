@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +26,7 @@ from octolike.config import Config, resolve
 from octolike.model import language
 from octolike.model.network import PolicyNetwork, build_network
 from octolike.model.target import compile_for
-from octolike.train import augment, flops, gradients, optimizer
+from octolike.train import augment, flops, gradients, initial_state, optimizer
 from octolike.train import state as states
 from octolike.train import step as steps
 
@@ -61,26 +62,31 @@ class Workload(NamedTuple):
             apply = functools.partial(self.model.apply, method="sample_actions")
             return apply({"params": params}, observation, task, rngs=rngs)
 
-        return act, (self.state.params, batch["observation"], batch["task"])
+        params = jax.eval_shape(lambda state: state.policy_params(), self.state)
+        return act, (params, batch["observation"], batch["task"])
 
-    def loss(self, params: states.Params) -> jax.Array:
+    def loss(self, params: states.Params, frozen: states.Params) -> jax.Array:
         """Return the loss of the abstract batch, for traces alone."""
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.batch)
+        state = dataclasses.replace(self.state, frozen=frozen)
         augmentation = self.config.train.augment
-        loss, _ = steps.training_loss(self.model, augmentation, self.state, params, batch, _key())
+        loss, _ = steps.training_loss(self.model, augmentation, state, params, batch, _key())
         return loss
 
 
 def workload(config: Config, spec: types.BatchSpec, names: types.Names) -> Workload:
-    """Return the workload of a config for batches of this spec."""
+    """Return the workload of a config for batches of this spec.
+
+    Prints the matches of the patterns in optim.frozen and optim.lora.
+    """
     config = resolve(config)
     settings = dataclasses.asdict(config.model)
     spec = language.extend_spec(settings, spec)
     model = build_network(settings, spec, names)
-    params = jax.eval_shape(lambda: states.init_params(model, spec, _key()))
-    tx, ema = optimizer.make_optimizer(config.optim, config.train.steps), bool(config.optim.ema)
-    state = jax.eval_shape(lambda p: states.create(p, tx, (), ema=ema), params)
-    return Workload(config, model, spec, state)
+    init, frozen = initial_state.make_init(model, spec, config.optim)
+    tx = optimizer.make_optimizer(config.optim, config.train.steps)
+    create = initial_state.make_create(tx, frozen, config.optim)
+    return Workload(config, model, spec, jax.eval_shape(lambda: create(init(_key()))))
 
 
 def with_batch_size(config: Config, size: int) -> Config:
@@ -131,20 +137,22 @@ def attention_facts(
 def residual_bytes(work: Workload, policy: str, platform: str, capability: float = 0.0) -> int:
     """Return the bytes stored for the backward pass of a step, under a remat policy.
 
-    The parameters, which it reads as well, are not counted; their casts are.
+    The parameters, which it reads as well, are not counted; their casts are, and the sums of
+    kernels and their LoRA.
     """
     network = work.model
     model = network.clone(
         remat=policy, transformer=network.transformer.clone(remat=policy, parent=None)
     )
     work = work._replace(model=model)
+
+    def residuals(params: Any, frozen: Any) -> list[jax.Array]:
+        return jax.tree.leaves(jax.vjp(lambda p: work.loss(p, frozen), params)[1])
+
     with compile_for(platform, capability), _cudnn(capability):
-        residuals = jax.eval_shape(lambda p: jax.vjp(work.loss, p)[1], work.state.params)
-    total = sum(map(nbytes, jax.tree.leaves(residuals)))
-    parameters = {(x.shape, x.dtype) for x in jax.tree.leaves(work.state.params)}
-    return total - sum(
-        nbytes(x) for x in jax.tree.leaves(residuals) if (x.shape, x.dtype) in parameters
-    )
+        jaxpr = jax.make_jaxpr(residuals)(work.state.params, work.state.frozen).jaxpr
+    stored = {v for v in jaxpr.outvars if not isinstance(v, jax.extend.core.Literal)}
+    return sum(nbytes(v.aval) for v in stored - {*jaxpr.invars})
 
 
 def nbytes(x: Any) -> int:
