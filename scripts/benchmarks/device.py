@@ -7,13 +7,19 @@ In this order; parts that do not fit into --seconds are left out and listed:
 
     1. the attention kernel against XLA's: largest difference of results and gradients
     2. octo-base's step per batch size: examples per second, MFU, memory against the plan
-    3. the policy per head: latency of 50 calls, p50 and p99
-    4. resume: a step repeated from the same state gives the same bits
+    3. the policy per head and denoising steps: seconds of `warmup`, then latency of
+       `sample_actions` from raw images to actions, p50 and p99, and the compilations meanwhile (0)
+    4. the network per head: latency of its function, p50 and p99
+    5. resume: a step repeated from the same state gives the same bits
+
+A part starts only if it would end in time, taking as long as the longest of its kind so far (the
+first one: FIRST).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,38 +32,60 @@ import numpy as np
 from octolike import types
 from octolike.config import Component, Config, load_module
 from octolike.data.specs.planned import plan_data
+from octolike.embodiment import Embodiment, Statistics
 from octolike.model import attention, tokens
+from octolike.policy import Policy
 from octolike.train import device_flops, flops, lowering, memory_plan, optimizer, sharding
 from octolike.train import state as states
+from octolike.train.checkpoint import Run
 
 PRETRAIN = Path(__file__).parents[2] / "configs/pretrain.py"
-HEADS = ("diffusion", "flow", "l1")
-CALLS, STEPS = 50, 10
+HEADS: dict[str, dict[str, Any]] = {
+    "diffusion": {"kind": "diffusion", "steps": 20},
+    "flow": {"kind": "flow", "steps": 10},
+    "l1": {"kind": "l1"},
+}
+DDIM = {"kind": "diffusion", "steps": 20, "sampler": "ddim", "inference_steps": 5}
+POLICIES = {
+    "l1": HEADS["l1"],
+    "flow, 10 steps": HEADS["flow"],
+    "diffusion, 20 steps": HEADS["diffusion"],
+    "flow, 4 steps": {"kind": "flow", "steps": 4},
+    "diffusion, 5 steps of ddim": DDIM,
+}
+CALLS, STEPS = 100, 10
+FIRST = 40.0  # seconds
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this measurement."""
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes, for a CPU")
-    parser.add_argument("--seconds", type=float, default=330, help="start nothing new after this")
+    parser.add_argument("--seconds", type=float, default=350, help="time for all parts")
     parser.add_argument("--batches", default="64,256", help="batch sizes of octo-base")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows of all parts that the time allowed."""
     rows, started = [], time.perf_counter()
-    parts: list[Callable[[], Iterator[dict[str, Any]]]] = [lambda: _kernels(args.rehearse)]
+    parts: list[tuple[str, Callable[[], Iterator[dict[str, Any]]]]] = []
+    parts.append(("kernels", lambda: _kernels(args.rehearse)))
     batches = [4] if args.rehearse else [int(n) for n in args.batches.split(",")]
-    parts += [lambda n=n: _training(args.rehearse, n) for n in batches]
-    parts += [lambda head=head: _acting(args.rehearse, head) for head in HEADS]
-    for i, part in enumerate(parts):
-        spent = time.perf_counter() - started
-        if spent > args.seconds:
-            rows.append({"part": f"{len(parts) - i} parts left out after {spent:.0f} s"})
-            break
+    parts += [("training", lambda n=n: _training(args.rehearse, n)) for n in batches]
+    parts += [("policy", lambda h=h: _policy(args.rehearse, h)) for h in POLICIES]
+    parts += [("network", lambda h=h: _acting(args.rehearse, h)) for h in HEADS]
+    longest: dict[str, float] = {}
+    for kind, part in parts:
+        begun = time.perf_counter()
+        if begun - started + longest.get(kind, FIRST) > args.seconds:
+            rows.append({"part": f"a part left out after {begun - started:.0f} s: {kind}"})
+            continue
         try:
             rows += list(part())
         except Exception as error:  # the other parts are still of use
-            rows.append({"part": "failed", "error": f"{type(error).__name__}: {error}"[:200]})
+            rows.append(
+                {"part": f"{kind} failed", "error": f"{type(error).__name__}: {error}"[:200]}
+            )
+        longest[kind] = max(longest.get(kind, 0.0), time.perf_counter() - begun)
         print(f"{time.perf_counter() - started:6.1f} s  {rows[-1]}", flush=True)
     return rows
 
@@ -90,7 +118,7 @@ def _kernels(rehearse: bool) -> Iterator[dict[str, Any]]:
 
 
 def _training(rehearse: bool, batch_size: int) -> Iterator[dict[str, Any]]:
-    work = _workload(rehearse, "diffusion", batch_size)
+    work = _workload(rehearse, HEADS["diffusion"], batch_size)
     mesh = sharding.make_mesh()
     tx, ema = optimizer.make_optimizer(work.config.optim, work.config.train.steps), True
     state = states.create(_filled(work.state.params), tx, (), ema=ema)
@@ -128,27 +156,80 @@ def _training(rehearse: bool, batch_size: int) -> Iterator[dict[str, Any]]:
 
 
 def _acting(rehearse: bool, head: str) -> Iterator[dict[str, Any]]:
-    work = _workload(rehearse, head, 1)
+    work = _workload(rehearse, HEADS[head], 1)
     function, (params, *_) = work.policy()
     params, batch = _filled(params), jax.device_put(_random(work.spec, 1))
     act = jax.jit(function)
     inputs = params, batch["observation"], batch["task"]
     jax.block_until_ready(act(*inputs))
-    times = []
-    for _ in range(CALLS):
-        started = time.perf_counter()
-        jax.block_until_ready(act(*inputs))
-        times.append(time.perf_counter() - started)
-    p50, p99 = np.percentile(times, (50, 99))
-    yield {"part": f"policy, {head}", "p50 ms": 1e3 * p50, "p99 ms": 1e3 * p99}
+    times = [_seconds(lambda: jax.block_until_ready(act(*inputs))) for _ in range(CALLS)]
+    yield {"part": f"network, {head}", **_percentiles(times)}
 
 
-def _workload(rehearse: bool, head: str, batch_size: int) -> lowering.Workload:
+def _policy(rehearse: bool, name: str) -> Iterator[dict[str, Any]]:
+    work = _workload(rehearse, POLICIES[name], 1)
+    planned = plan_data(work.config)
+    params = _filled(jax.eval_shape(lambda state: state.policy_params(), work.state))
+    robot = _robot(planned.embodiments[0])
+    policy = Policy(Run(work.config, [robot], planned.spec, planned.names, params, 0), robot.name)
+    warmup, rng = _seconds(policy.warmup), np.random.default_rng(2)
+    observation: dict[str, Any] = {
+        key: rng.integers(0, 256, shape, np.uint8) for key, shape in policy.image_shapes.items()
+    }
+    if "proprio" in policy.observation_keys and robot.proprio:
+        observation["proprio"] = np.zeros(len(robot.proprio), np.float32)
+    task, compiled = policy.create_task(instruction="lift the red cube"), []
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    act = lambda seed: policy.sample_actions(observation, task, seed)
+    times = [_seconds(lambda seed=seed: act(seed)) for seed in range(CALLS)]
+    jax.monitoring.unregister_event_duration_listener(listen)
+    yield {
+        "part": f"policy, {name}",
+        **_percentiles(times),
+        "warm-up s": warmup,
+        "compiled later": len(compiled),
+    }
+
+
+def _robot(robot: Embodiment) -> Embodiment:
+    """Return the record of a robot with statistics of a vector that is uniform in [0, 1]."""
+
+    def statistics(width: int) -> Statistics:
+        zero, one = np.zeros(width, np.float32), np.ones(width, np.float32)
+        ends = dict.fromkeys(("min", "p01", "low"), zero) | dict.fromkeys(
+            ("max", "p99", "high"), one
+        )
+        return Statistics(mean=one / 2, std=one / 2, **ends, steps=1, episodes=1)
+
+    return dataclasses.replace(
+        robot,
+        action_statistics=statistics(len(robot.learned)),
+        proprio_statistics=statistics(len(robot.proprio)) if robot.proprio else None,
+    )
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _percentiles(times: list[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(np.multiply(times, 1e3), (50, 99)).tolist()
+    return {"p50 ms": p50, "p99 ms": p99}
+
+
+def _workload(rehearse: bool, head: dict[str, Any], batch_size: int) -> lowering.Workload:
     options = "debug" if rehearse else "size=base"
     config: Config = load_module(PRETRAIN).get_config(options)
     config.data.batch_size = batch_size
-    if head != "diffusion":
-        config.model.heads = {"action": Component(kind=head)}
+    shared = {k: v for k, v in config.model.heads["action"].items() if k == "network"}
+    config.model.heads = {"action": Component(head | (shared if head["kind"] != "l1" else {}))}
     planned = plan_data(config)
     return lowering.workload(config, planned.spec, planned.names)
 

@@ -16,11 +16,16 @@ from octolike.types import BatchSpec, Names
 
 
 class PlannedData(NamedTuple):
-    """The batch spec and names of a config's data; steps: of all datasets, 0 if one is unknown."""
+    """The batch spec and names of a config's data.
+
+    steps: of all datasets, 0 if one is unknown; embodiments: records without statistics, one per
+    name.
+    """
 
     spec: BatchSpec
     names: Names
     steps: int
+    embodiments: tuple[Embodiment, ...]
 
 
 def plan_data(config: Config) -> PlannedData:
@@ -31,11 +36,14 @@ def plan_data(config: Config) -> PlannedData:
     d, rows = resolve(config).data, catalog.load_specs(config.data.specs)
     datasets = mixes.parse(d.mix, d.mix_weights, rows).weights
     specs = [catalog.find_spec(name, rows) for name in datasets]
+    records = {s.embodiment or s.name: _record(s, d) for s in reversed(specs)}
     embodiments = tuple(dict.fromkeys(s.embodiment or s.name for s in specs))
     steps = sum(s.steps for s in specs) if all(s.steps for s in specs) else 0
     # The tasks are known only from the records: with task ids, the number here is a stand-in.
     tasks = ("task",) if d.task_ids else ()
-    return PlannedData(batch_spec(d, specs), Names(tuple(datasets), embodiments, tasks), steps)
+    names = Names(tuple(datasets), embodiments, tasks)
+    ordered = tuple(records[name] for name in embodiments)
+    return PlannedData(batch_spec(d, specs), names, steps, ordered)
 
 
 def batch_spec(d: DataConfig, specs: list[DatasetSpec]) -> BatchSpec:
@@ -75,7 +83,7 @@ def batch_spec(d: DataConfig, specs: list[DatasetSpec]) -> BatchSpec:
 
 def _record(spec: DatasetSpec, d: DataConfig) -> Embodiment:
     return Embodiment(
-        name=spec.name,
+        name=spec.embodiment or spec.name,
         robot=spec.robot,
         control_hz=spec.control_hz,
         gripper=spec.gripper,
