@@ -49,6 +49,23 @@ def test_grasps_are_told_apart_by_colour_and_shape():
     assert milestones.grasps([row(("reached",))]) == {}
 
 
+def test_objects_of_other_simulators_may_have_any_name():
+    """Their names may have one word or three, and the object to grasp may be unknown."""
+    named = [
+        row((), "cube", target="red cube"),
+        row((), "red toy cube", target="red cube"),
+        row((), "lid", target="jar"),
+        {k: v for k, v in row((), "lid").items() if k != "target"},
+    ]
+    assert milestones.grasps(named)["train"]["lift"] == {
+        "the target": 0,
+        "another of its colour": 1,
+        "another of its shape": 1,
+        "another": 1,
+        "nothing": 0,
+    }
+
+
 def test_results_without_milestones_have_no_section():
     plain = [{k: v for k, v in r.items() if k not in ("milestones", "grasped")} for r in ROWS]
     assert milestones.funnels(plain) == milestones.grasps(plain) == {}

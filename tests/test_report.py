@@ -111,6 +111,12 @@ def test_the_page_is_one_file_with_text_and_images(written):
     assert base64.b64decode(data) == (written.parent / "evaluation/success.png").read_bytes()
 
 
+def test_the_limits_of_a_single_run_stand_below_its_rates(written):
+    success, _, rest = written.read_text().partition("Memorising or learning?")
+    assert "Another training seed of the same recipe can differ" in success
+    assert "Another training seed" not in rest
+
+
 def test_text_is_escaped(written):
     page = written.read_text()
     assert "a &lt;small&gt; run" in page

@@ -1,6 +1,7 @@
 """Success rates, their intervals, and the verdicts that a report draws from them."""
 
 import pytest
+from scipy import stats
 
 from octolike.evaluation import success
 from octolike.evaluation.statistics import SuccessRate
@@ -39,6 +40,35 @@ def test_equal_scenes_are_paired():
     assert "the same scenes" in gap.sentence
     moved = [r | {"scene": r["scene"] + r["split"]} for r in paired]
     assert "other scenes" in generalization_gaps(moved)[0].sentence
+
+
+@pytest.mark.parametrize("split", ["train", "counterfactual"])
+@pytest.mark.parametrize(
+    "fault", [{"success": None}, {"success": None, "scene": ""}, {"scene": "x"}]
+)
+def test_a_pair_that_crashed_or_has_another_scene_does_not_undo_the_pairing(split, fault):
+    """A crash at the start leaves no scene; `counterfactual` draws another scene now and then."""
+    seen = [True] * 46 + [False] * 14
+    other = [True] * 30 + [False] * 16 + [True] * 5 + [False] * 9
+    both = rows("trained", "train", "lift", seen) + rows("trained", "counterfactual", "lift", other)
+    both = [r | {"scene": f"scene {r['seed']}"} for r in both]
+    both = [r | fault if (r["split"], r["seed"]) == (split, 59) else r for r in both]
+    (gap,) = generalization_gaps(both)
+    assert gap.p == pytest.approx(stats.binomtest(16, 21).pvalue)
+    assert "the same scenes" in gap.sentence
+
+
+@pytest.mark.parametrize(("lost", "equal"), [(2, True), (6, False)])
+def test_equality_is_stated_only_if_it_is_shown(lost, equal):
+    """Of 50 scenes, two lost and two won are equal within 10 points; six and six are not."""
+    seen = [True] * 40 + [False] * 10
+    held_out = [False] * lost + [True] * (40 - lost) + [True] * lost + [False] * (10 - lost)
+    both = rows("trained", "train", "lift", seen) + rows(
+        "trained", "held_out_phrasing", "lift", held_out
+    )
+    (gap,) = generalization_gaps([r | {"scene": f"scene {r['seed']}"} for r in both])
+    assert ("equal within 10 points" in gap.sentence) == equal
+    assert ("no significant gap" in gap.sentence) != equal
 
 
 def test_several_gaps_are_adjusted():

@@ -40,10 +40,11 @@ def grasps(
 ) -> dict[str, dict[str, dict[str, int]]]:
     """Return {split: {skill: {object grasped first: episodes}}}, keys of OUTCOMES.
 
-    Objects are named "colour shape". Skills in which no episode grasped anything are omitted.
+    Objects are named "colour shape": their first and last words are compared. Skills in which no
+    episode grasped anything are omitted.
     """
     table: dict[str, dict[str, dict[str, int]]] = {}
-    for split, skill, episodes in _groups(rows, policy, "grasped"):
+    for split, skill, episodes in _groups(rows, policy, "grasped", "target"):
         counts = dict.fromkeys(OUTCOMES, 0)
         for row in episodes:
             counts[_outcome(row["target"], row["grasped"])] += 1
@@ -82,12 +83,12 @@ def to_html(rows: Sequence[ResultRow]) -> str:
 
 
 def _groups(
-    rows: Sequence[ResultRow], policy: str, key: str
+    rows: Sequence[ResultRow], policy: str, *keys: str
 ) -> list[tuple[str, str, list[ResultRow]]]:
-    """Return (split, skill, finished episodes) of a policy that report `key`, in their order."""
+    """Return (split, skill, finished episodes) of a policy that report `keys`, in their order."""
     groups: dict[tuple[str, str], list[ResultRow]] = {}
     for row in rows:
-        if row["policy"] == policy and row["success"] is not None and key in row:
+        if row["policy"] == policy and row["success"] is not None and row.keys() >= set(keys):
             groups.setdefault((row["split"], row["skill"]), []).append(row)
     return [(split, skill, episodes) for (split, skill), episodes in groups.items()]
 
@@ -97,5 +98,6 @@ def _outcome(target: str, grasped: str) -> str:
         return NOTHING
     if grasped == target:
         return TARGET
-    colour, shape = (a == b for a, b in zip(target.split(), grasped.split(), strict=True))
-    return OUTCOMES[1] if colour else OUTCOMES[2] if shape else OUTCOMES[3]
+    if target.partition(" ")[0] == grasped.partition(" ")[0]:
+        return OUTCOMES[1]
+    return OUTCOMES[2] if target.rpartition(" ")[2] == grasped.rpartition(" ")[2] else OUTCOMES[3]

@@ -363,7 +363,7 @@ def _success_html(table: RateTable, rows: Sequence[ResultRow], groups: Mapping[s
         "its 95 % confidence interval in percent, and the median number of steps of the successful "
         "episodes.</p>\n"
         f'<div class="wide"><table class="rates"><tr><th></th>{head}</tr>\n{body}</table></div>\n'
-        f"{means}<ul>{meanings}</ul>\n"
+        f"{means}<p>{html.escape(ONE_RUN)}</p>\n<ul>{meanings}</ul>\n"
     )
 
 
@@ -445,11 +445,11 @@ def _method_html(content: ReportContent) -> str:
         "every policy meets the same scenes. Success is judged by the simulator's state.",
         "The untrained network has the same architecture with random parameters. It shows the "
         "success rate of chance: on a small table even random motion touches objects.",
-        ONE_RUN,
         "Rates have Wilson's 95 % intervals. Seen and held-out tasks are compared scene by scene "
         "where both splits have the same scenes (Bonett and Price's interval, McNemar's test), and "
         "as independent episodes otherwise (Newcombe's, Fisher's); p-values are adjusted for the "
-        "number of gaps (Holm).",
+        "number of gaps (Holm). Rates are equal within a margin if two one-sided tests at 5 % each "
+        "say so.",
         f"{crashed} {'episode' if crashed == 1 else 'episodes'} crashed; rates exclude them."
         if crashed
         else "No episode crashed; rates include every episode.",
