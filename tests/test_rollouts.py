@@ -147,6 +147,31 @@ def test_rows_of_another_setup_are_moved_to_a_second_file(tmp_path):
     assert len((tmp_path / "results.old.jsonl").read_text().splitlines()) == 1 + len(PLAN)
 
 
+def test_rows_of_an_earlier_setup_are_never_lost(tmp_path, capsys):
+    """Three checkpoints, one after the other, then the first again."""
+    roll_out(tmp_path)
+    for checkpoint in (2, 3):
+        results = ResultsFile(tmp_path, {"checkpoint": checkpoint})
+        results.add(results_row(checkpoint), [])
+    assert len((tmp_path / "results.old.jsonl").read_text().splitlines()) == 1 + len(PLAN)
+    assert "other settings: now results.old-2.jsonl" in capsys.readouterr().out
+    again = ResultsFile(tmp_path, SETUP)
+    assert len(again.rows) == len(PLAN)
+    assert "results.old.jsonl is of this checkpoint and these settings" in capsys.readouterr().out
+    second = ResultsFile(tmp_path, {"checkpoint": 2})
+    assert [r["seed"] for r in second.rows] == [2]
+    assert {p.name for p in tmp_path.glob("results*")} == {
+        "results.jsonl",
+        "results.old.jsonl",
+        "results.old-3.jsonl",
+    }
+
+
+def results_row(seed):
+    episode = {"policy": "trained", "split": "train", "skill": "walk", "seed": seed}
+    return episode | {"success": True}
+
+
 def test_a_crashed_episode_is_run_again(tmp_path):
     expected, _, _ = roll_out(tmp_path / "sound")
     CrashesOnce.left = 1

@@ -6,14 +6,14 @@ mix those in.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from octolike.config import stored_config
+from octolike.errors import RunError
 from octolike.evaluation import suites
-from octolike.evaluation.rollouts import complete_lines, planned_episode
+from octolike.evaluation.rollouts import complete_lines, parse_row, planned_episode
 from octolike.evaluation.success import SPLIT_MEANINGS
 
 RESULTS = "evaluation/results.jsonl"
@@ -40,15 +40,16 @@ def result_files(run: Path) -> dict[str, Path]:
 def read_outcomes(run: Path) -> list[RobotOutcomes]:
     """Return the outcomes of the run's planned episodes, robot by robot.
 
-    Raises ValueError if none of them was evaluated, or not with the last checkpoint.
+    Raises ValueError if none of them was evaluated, or not with the last checkpoint, or the file is
+    malformed.
     """
     config = stored_config(str(run))
     skills = tuple(config.collect.skills)
     plan = suites.suite_from_config(config.environment, config.evaluate, skills).plan()
     outcomes = []
     for path in result_files(run).values():
-        head, *lines = map(json.loads, complete_lines(path.read_text(encoding="utf-8")))
-        step = head["setup"]["checkpoint"]
+        setup, lines = _read_results(path)
+        step = setup["checkpoint"]
         if step != config.train.steps:
             raise ValueError(
                 f"{path} is an evaluation of step {step:,}, but the run has {config.train.steps:,} "
@@ -63,8 +64,21 @@ def read_outcomes(run: Path) -> list[RobotOutcomes]:
                 f"episodes, seed); run them: octolike evaluate --run {run}"
             )
         missing = len(plan) - sum(row["success"] is not None for row in rows)
-        outcomes.append(RobotOutcomes(head["setup"]["embodiment"], _seen_first(rows), missing))
+        outcomes.append(RobotOutcomes(setup["embodiment"], _seen_first(rows), missing))
     return outcomes
+
+
+def _read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return (setup, rows) of a results.jsonl."""
+    lines = complete_lines(path.read_text(encoding="utf-8"))
+    head, *rows = [parse_row(path, i, line) for i, line in enumerate(lines, start=1)] or [{}]
+    setup = head.get("setup")
+    if not isinstance(setup, dict) or not {"checkpoint", "embodiment"} <= setup.keys():
+        raise RunError(
+            f"{path} does not begin with the setup of an evaluation; move the file away and "
+            "evaluate the run again"
+        )
+    return setup, rows
 
 
 def _seen_first(rows: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:

@@ -54,8 +54,9 @@ OUTCOMES = ("instead", "milestones", "grasped", "target")
 class ResultsFile:
     """The result rows of an evaluation in results.jsonl, which grows line by line.
 
-    The first line holds the setup of the rows (checkpoint, execution, environment). A file with
-    another setup is renamed to results.old.jsonl: rows of two setups are never mixed.
+    The first line holds the setup of the rows (checkpoint, execution, environment). Rows of two
+    setups are never mixed: a file with another setup is renamed to results.old.jsonl, or
+    results.old-2.jsonl, …, until that setup is evaluated again.
     """
 
     def __init__(self, directory: str | Path, setup: Mapping[str, Any], videos: int = 0) -> None:
@@ -66,7 +67,7 @@ class ResultsFile:
         self.videos = videos
         self._rows: dict[tuple[str, EpisodePlan], dict[str, Any]] = {}
         if self.path.exists() and not self._read(dict(setup)):
-            self.path.replace(self.path.with_name("results.old.jsonl"))
+            self._exchange(dict(setup))
         if not self.path.exists():
             files.write_json(self.path, {"setup": setup}, indent=None)
 
@@ -95,16 +96,32 @@ class ResultsFile:
             file.write(json.dumps(row) + "\n")
         self._rows[row["policy"], planned_episode(row)] = row
 
+    def _exchange(self, setup: dict[str, Any]) -> None:
+        """Rename the file of another setup; continue an earlier file of this setup, if any."""
+        count = len(list(self.directory.glob("results.old*.jsonl")))
+        names = ["results.old.jsonl", *(f"results.old-{n}.jsonl" for n in range(2, count + 2))]
+        paths = [self.directory / name for name in names]
+        free = next(path for path in paths if not path.exists())
+        self.path.replace(free)
+        print(f"note: {self.path} was of another checkpoint or other settings: now {free.name}")
+        head = json.dumps({"setup": setup}) + "\n"
+        for path in (p for p in paths if p.exists() and p != free):
+            if complete_lines(path.read_text(encoding="utf-8"))[:1] == [head]:
+                path.replace(self.path)
+                self._read(setup)
+                print(f"note: {path.name} is of this checkpoint and these settings: continued")
+                return
+
     def _read(self, setup: dict[str, Any]) -> bool:
         """Read the rows; return False if they belong to another setup."""
         text = self.path.read_text(encoding="utf-8")
         lines = complete_lines(text)
-        if not lines or _parse_row(self.path, 1, lines[0]) != json.loads(
+        if not lines or parse_row(self.path, 1, lines[0]) != json.loads(
             json.dumps({"setup": setup})
         ):
             return False
         for number, line in enumerate(lines[1:], start=2):
-            row = _parse_row(self.path, number, line)
+            row = parse_row(self.path, number, line)
             try:
                 self._rows[row["policy"], planned_episode(row)] = row
             except (KeyError, TypeError) as error:
@@ -117,7 +134,8 @@ class ResultsFile:
         return True
 
 
-def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
+def parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
+    """Return the object of a line of results.jsonl; RunError, naming it, if it is none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
