@@ -1,13 +1,12 @@
-"""Does sharing help? Datasets compared before, during and after training together.
+"""Does sharing help? Datasets compared before, during, after training together; repeat to resume.
 
     octolike transfer --config transfer                 all stages
     octolike transfer --config bridge --stage before --root DIR    data alone
     ... --config transfer:debug                                  quick test of all stages
 
-before: compares actions, images and specs of each pair, and gives advice. during: trains the mix
-and compares gradients. after: trains each group alone and the mix without each. A config for the
-last two takes variant=… and seed=…, and names its workdir <runs>/<variant>-<seed>. Expect
-<runs>/transfer/report.html and report.json. After an interruption, the same command continues.
+before: compares actions, images and specs; gives advice. during: trains the mix; compares its
+gradients. after: trains each group alone and the mix without each. The last two need a config with
+variant=… and seed=…, and workdir <runs>/<variant>-<seed>. Expect <runs>/transfer/report.html.
 """
 
 import argparse
@@ -51,9 +50,10 @@ def transfer(args: argparse.Namespace) -> None:
     config.data.move(args.root)
     config.plugins = tuple(args.plugins) or config.plugins
     plugins.load_of(config)
-    root = [args.root] if args.root else []
-    overrides = [*flags("config.data.root", root), *flags("config.plugins", args.plugins)]
+    overrides = flags("config.data.root", [args.root] if args.root else [])
+    overrides += flags("config.plugins", args.plugins)
     allowed = flags("plugins", config.plugins)
+    print(study.design(runs, args.seeds), flush=True)
     for run in runs:  # the run of a group alone collects the group's data
         is_single = run.variant.startswith(transfer_effects.ONLY) and not run.seed
         if is_single and config.environment and args.stage != "report":

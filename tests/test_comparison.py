@@ -6,7 +6,7 @@ import re
 import pytest
 
 from octolike.envs.tabletop.tabletop_tasks import SKILLS
-from octolike.evaluation import comparison, suites
+from octolike.evaluation import comparison, study_design, suites
 from octolike.evaluation.statistics import SuccessRate
 
 
@@ -83,6 +83,33 @@ def test_a_study_stops_when_its_evidence_suffices(tmp_path):
     assert evidence["better"].p < 0.05 / 2
     assert evidence["equal"].p > 0.2
     assert comparison.evidence(comparison.read(tmp_path), first="late") == {}
+
+
+def test_variants_without_a_common_layout_are_never_decided(tmp_path):
+    for seed in range(8):
+        make_run(tmp_path, f"default-{seed}", {"train": 0})
+        make_run(tmp_path, f"better-{seed}", {"train": 4})
+        make_run(tmp_path, f"elsewhere-{seed}", {"held_out_combination": 4})
+    decided, text = study_design.decided(tmp_path, ("default", "better", "elsewhere"))
+    assert decided == {"better"}
+    assert re.search(r"better against default after 8 seeds: p = .*: decided", text)
+    assert "elsewhere shares no layout with default: never decided" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "does not begin with the setup of an evaluation"),
+        ('{"rows": 3}\n', "does not begin with the setup of an evaluation"),
+        ('{"setup": {"checkpoint": 30, "embodiment": "arm"}}\n{"policy\n', "line 2, is not JSON"),
+    ],
+)
+def test_malformed_results_are_named(tmp_path, text, message):
+    make_run(tmp_path, "default-0", {"train": 1})
+    path = tmp_path / "default-0" / "evaluation" / "results.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{message}"):
+        comparison.read(tmp_path)
 
 
 def test_layouts_without_an_outcome_of_every_seed_are_named(tmp_path):

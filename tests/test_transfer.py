@@ -8,6 +8,7 @@ import pytest
 from transfer_fakes import mirrored, sample
 
 from octolike.config import Config, load_module, stored_config
+from octolike.config.python_files import shipped_config
 from octolike.envs.tabletop.tabletop_tasks import SKILLS
 from octolike.evaluation import evaluate, suites
 from octolike.evaluation.statistics import OutcomeGrid
@@ -277,6 +278,18 @@ def test_the_report_contains_all_results(runs, base):
 def test_a_new_study_has_a_report(tmp_path):
     study.write_report(tmp_path)
     assert "Not measured yet" in (tmp_path / "transfer" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "variants", "effects", "layouts"),
+    [("transfer", 8, 12, 50), ("conflict", 10, 16, 60)],
+)
+def test_the_design_of_a_study_counts_its_effects(config, variants, effects, layouts):
+    module = load_module(shipped_config(config))
+    text = study.design(study.plan_runs(module, "", 3), 3)
+    assert text.startswith(f"design: {variants} variants, 3 seeds, {layouts} layouts in split")
+    assert f"adjusted for {effects} effects" in text
+    assert "no group is trained both alone and with others" in study.design([], 3)
 
 
 def test_the_plan_starts_with_the_plain_mix_and_passes_arguments():

@@ -16,6 +16,7 @@ from types import ModuleType
 
 from octolike import files
 from octolike.config import Config, stored_config
+from octolike.evaluation import study_design
 from octolike.evaluation.transfer import gradient_agreement, transfer_effects, transfer_report
 from octolike.evaluation.transfer.advice import Advice, Finding, advise
 from octolike.evaluation.transfer.group_comparison import GroupComparison, compare_all
@@ -55,6 +56,19 @@ def plan_runs(module: ModuleType, arg: str, seeds: int) -> list[StudyRun]:
 def runs_of_stage(runs: Sequence[StudyRun], stage: str) -> list[StudyRun]:
     """Return the runs of a stage: of the plain mix for "during", otherwise all."""
     return [r for r in runs if stage != "during" or r.variant == runs[0].variant]
+
+
+def design(runs: Sequence[StudyRun], seeds: int) -> str:
+    """Return the design as a sentence, with the smallest effect on success that it can find."""
+    mixes = {
+        r.variant: frozenset(x.partition("=")[0].strip() for x in r.config.data.mix.split(","))
+        for r in runs
+    }
+    alone = [run for run in runs if len(mixes[run.variant]) == 1]
+    effects = transfer_effects.count_effects(list(mixes.values()))
+    if not alone or not effects:
+        return "design: no group is trained both alone and with others, so no effect is measured"
+    return study_design.effects_sentence(alone[0].config, len(mixes), seeds, effects)
 
 
 def write_comparison(samples: Sequence[GroupSample], directory: Path) -> None:

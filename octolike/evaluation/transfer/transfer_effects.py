@@ -215,6 +215,16 @@ def _estimate_effects(variants: Mapping[str, VariantResults]) -> list[TransferEf
     return effects
 
 
+def count_effects(mixes: Sequence[frozenset[str]]) -> int:
+    """Return the number of effects on success that variants with these mixes of groups allow."""
+    results = {g: GroupResult(OutcomeGrid(np.zeros((1, 1)), (0,), ("",))) for m in mixes for g in m}
+    variants = {
+        str(i): VariantResults(tuple(sorted(m)), 0, {g: results[g] for g in m})
+        for i, m in enumerate(mixes)
+    }
+    return sum(e.measure == "success" for e in _estimate_effects(variants))
+
+
 def demonstrated_episodes(
     excerpts: Sequence[tuple[Any, Sequence[Any]]],
 ) -> dict[str, list[DemonstratedEpisode]]:
