@@ -4,6 +4,7 @@ The simulations are seeded and small; bounds allow for their own noise (3 standa
 a wrong formula fails and chance does not.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -142,6 +143,104 @@ def test_coverage_and_false_alarms(seeds, seed_deviation, logits):
         assert alarms / REPEATS < 0.07 + NOISE
     elif seeds >= 5 and seed_deviation <= 0.4:
         assert alarms / REPEATS > 0.8  # a difference of 27 points is found
+
+
+RATES = np.linspace(0.05, 0.95, 19)
+
+
+@pytest.mark.parametrize("episodes", [20, 60, 200])
+def test_the_interval_of_one_policy_covers(episodes):
+    """Exactly, over all outcomes: 95 % on average, never below 90 % (discrete outcomes)."""
+    k = np.arange(episodes + 1)
+    low, high = np.array([wilson_interval(x, episodes) for x in k]).T
+    covers = (low <= RATES[:, None]) & (RATES[:, None] <= high)
+    coverage = (stats.binom.pmf(k, episodes, RATES[:, None]) * covers).sum(axis=1)
+    assert coverage.mean() > 0.94
+    assert coverage.min() > 0.9
+
+
+def test_the_interval_and_test_of_independent_episodes_hold():
+    """Exactly, over all outcomes of 20 and 30 episodes."""
+    m, n = 20, 30
+    found = [
+        [rate_difference(SuccessRate(i, m), SuccessRate(j, n)) for j in range(n + 1)]
+        for i in range(m + 1)
+    ]
+    low, high, p = (
+        np.array([[getattr(d, x) for d in r] for r in found]) for x in ("low", "high", "p")
+    )
+    coverage, alarms = [], []
+    for a in RATES:
+        for b in RATES:
+            chance = np.outer(
+                stats.binom.pmf(range(m + 1), m, a), stats.binom.pmf(range(n + 1), n, b)
+            )
+            coverage.append((chance * ((low <= a - b) & (a - b <= high))).sum())
+            alarms += [(chance * (p < statistics.LEVEL)).sum()] if a == b else []
+    assert np.mean(coverage) > 0.94
+    assert min(coverage) > 0.9
+    assert max(alarms) < statistics.LEVEL
+
+
+def test_the_interval_and_test_of_paired_episodes_hold():
+    """Exactly, over all outcomes of 40 pairs of two policies."""
+    n = 40
+    won, lost = np.array([(i, j) for i in range(n + 1) for j in range(n + 1 - i)]).T
+    found = [paired_difference(*pair(0, i, j, n - i - j)) for i, j in zip(won, lost, strict=True)]
+    low, high, p = (np.array([getattr(d, x) for d in found]) for x in ("low", "high", "p"))
+    coverage, alarms = [], []
+    for a in (0.02, 0.1, 0.2, 0.4):
+        for b in (0.02, 0.1, 0.2, 0.4):
+            chance = stats.multinomial.pmf(
+                np.stack([won, lost, n - won - lost], axis=1), n, [a, b, 1 - a - b]
+            )
+            coverage.append((chance * ((low <= a - b) & (a - b <= high))).sum())
+            alarms += [(chance * (p < statistics.LEVEL)).sum()] if a == b else []
+    assert np.mean(coverage) > 0.94
+    assert min(coverage) > 0.9
+    assert max(alarms) < statistics.LEVEL
+
+
+@pytest.mark.parametrize("seeds", [(1, 5), (2, 8), (3, 12)])
+@pytest.mark.parametrize("seed_deviation", [0.0, 0.8])
+def test_coverage_with_unequal_numbers_of_seeds(seeds, seed_deviation):
+    """As in a study that stopped some variants early, or is still running."""
+    rng, covers, alarms = np.random.default_rng(4), 0, 0
+    for _ in range(REPEATS):
+        difficulty = rng.normal(0, 1, 60)
+        a, b = (simulate(rng, n, 60, 0.0, seed_deviation, difficulty) for n in seeds)
+        d = paired_difference(a, b, seed_effect([a, b]))
+        covers += d.low <= 0 <= d.high
+        alarms += d.p < statistics.LEVEL
+    assert covers / REPEATS > 0.93 - NOISE
+    assert alarms / REPEATS < 0.07 + NOISE
+
+
+@pytest.mark.parametrize("seeds", [(2, 2), (3, 3), (8, 8)])
+@pytest.mark.parametrize("deviations", [(1.0, 1.0), (1.0, 3.0)])
+def test_coverage_of_other_measures(seeds, deviations):
+    rng, covers, alarms = np.random.default_rng(5), 0, 0
+    for _ in range(REPEATS):
+        a, b = (rng.normal(0, s, n) for n, s in zip(seeds, deviations, strict=True))
+        d = seed_difference(a, b)
+        covers += d.low <= 0 <= d.high
+        alarms += d.p < statistics.LEVEL
+    assert covers / REPEATS > 0.93 - NOISE
+    assert alarms / REPEATS < 0.07 + NOISE
+
+
+@pytest.mark.parametrize("seed_deviation", [0.0, 0.8])
+def test_a_table_of_equal_recipes_rarely_has_any_letter_but_a(seed_deviation):
+    """Six equal recipes, 15 pairs, three seeds: 5 % of the tables have a false alarm."""
+    rng, alarms = np.random.default_rng(6), 0
+    for _ in range(REPEATS):
+        difficulty = rng.normal(0, 1, 60)
+        grids = [simulate(rng, 3, 60, 0.0, seed_deviation, difficulty) for _ in range(6)]
+        effect = seed_effect(grids)
+        pairs = itertools.combinations(grids, 2)
+        p_values = holm([paired_difference(a, b, effect).p for a, b in pairs])
+        alarms += min(p_values) < statistics.LEVEL
+    assert alarms / REPEATS < 0.05 + NOISE
 
 
 def test_pooled_episodes_would_be_too_narrow():
