@@ -3,6 +3,7 @@
     octolike collect --config compare
     octolike compare --config compare                 every variant, 3 seeds
     octolike train --config compare:variant=task_id,seed=1    one run
+    octolike compare --config compare:steps=6000 ...          to convergence
 
 Every variant is `default` (language, keypoints with FiLM, one diffusion head) with one change.
 A run takes two to four minutes on one core; RESULTS.md has the results.
@@ -12,15 +13,18 @@ from octolike.config import Component, Config, ConfigError, parse_arg, unknown
 
 CAMERAS = ("primary", "wrist")
 SKILLS = {"touch": 600, "push": 400, "lift": 400}
+STEPS = 1500
 
 
 def get_config(arg: str = "") -> Config:
-    """Return the config; arguments: variant, seed, debug."""
-    args = parse_arg(arg, variant="default", seed=0, debug=False)
+    """Return the config; arguments: variant, seed, steps, debug."""
+    args = parse_arg(arg, variant="default", seed=0, steps=STEPS, debug=False)
     if args.variant not in VARIANTS:
         raise ConfigError(unknown("variant", args.variant, VARIANTS))
     config = base()
-    config.workdir, config.seed = f"runs/compare/{args.variant}-{args.seed}", args.seed
+    runs = "runs/compare" if args.steps == STEPS else f"runs/compare-{args.steps}"
+    config.workdir, config.seed = f"{runs}/{args.variant}-{args.seed}", args.seed
+    config.train.steps = config.train.checkpoint_every = args.steps
     VARIANTS[args.variant](config)
     if args.debug:
         config.workdir = f"runs/compare-debug/{args.variant}-{args.seed}"
@@ -58,8 +62,8 @@ def base() -> Config:
     model.heads = {"action": diffusion()}
 
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 100, 0.995
-    config.train.steps, config.train.validate_every = 1500, 0
-    config.train.checkpoint_every, config.train.log_every = 1500, 100
+    config.train.steps, config.train.validate_every = STEPS, 0
+    config.train.checkpoint_every, config.train.log_every = STEPS, 100
     config.evaluate.execute, config.evaluate.untrained, config.evaluate.videos = 2, False, 0
     config.evaluate.splits = ("train", "held_out_combination")
     return config

@@ -18,6 +18,7 @@ Directions are those of the primary image: left +y, right -y, front -x (towards 
 back +x.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -199,6 +200,17 @@ def tasks_of(
         for reference in references(skill, target)
         if skill != "stack" or TableObject(*reference.split("_")) not in HELD_OUT_PAIRS
     )
+
+
+def names_in_turn(skills: Sequence[str], seed: int) -> list[str]:
+    """Return the names of all tasks of `train` in the order of a seed; the skills take turns."""
+    rng = np.random.default_rng(seed)
+    tasks = [tasks_of("train", (skill,)) for skill in skills]
+    orders = [
+        [make_task(*of_skill[i]).name for i in rng.permutation(len(of_skill))] for of_skill in tasks
+    ]
+    turns = itertools.zip_longest(*orders)
+    return [name for turn in turns for name in turn if name]
 
 
 def counterfactuals(
