@@ -17,7 +17,7 @@ from octolike.config import Component, Config, ConfigError, base_config, parse_a
 
 COLOURS = ("blue", "purple", "orange")  # those with both shapes in training
 STEPS = 1500
-# Multiplier of the target's steps, a tenth of those of the prior, for half of the examples.
+# Multiplier of the target's steps, an eighth of those of the prior: half of the examples.
 TARGET_WEIGHT = 8.0
 VARIANTS = ("default", "default_short", "narrow", "all_objects")
 

@@ -1,0 +1,77 @@
+"""The configs of the studies: every variant is valid, and samples what its docstring says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octolike.config import build_component, load_module
+from octolike.data.pipeline.sampling import SAMPLING, SamplingGroups
+from octolike.envs.tabletop import tabletop_tasks as tasks
+
+EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiments"
+STUDIES = [
+    path for path in sorted(EXPERIMENTS.glob("*.py")) if hasattr(load_module(path), "VARIANTS")
+]
+# steps of the expert's episodes: RESULTS.md, "The scripted experts"
+LENGTHS = {"touch": 4.6, "push": 7.4, "lift": 8.3}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_variant_has_a_config_and_a_directory_of_its_own(path):
+    module, directories = load_module(path), set()
+    for variant in module.VARIANTS:
+        for seed, debug in ((0, ""), (1, ""), (0, ",debug")):
+            config = module.get_config(f"variant={variant},seed={seed}{debug}")
+            config.check()
+            assert config.workdir.endswith(f"/{variant}-{seed}")
+            assert ("debug" in config.workdir) == ("debug" in config.data.root) == bool(debug)
+            directories.add(config.workdir)
+    assert len(directories) == 3 * len(module.VARIANTS)
+
+
+def shares(config):
+    """Return {task: its share of the examples} with the demonstrations that the config collects."""
+    skills = config.collect.skills
+    names = [tasks.make_task(*task).name for task in tasks.tasks_of("train", tuple(skills))]
+    skill_of = [name.partition("/")[0] for name in names]
+    steps = np.array([skills[s] * LENGTHS[s] / skill_of.count(s) for s in skill_of])
+    sampling = build_component(SAMPLING, config.data.sampling, "data.sampling")
+    of_task = sampling.shares(SamplingGroups(tuple(names), steps), 0, np.full(len(names), np.nan))
+    return dict(zip(names, of_task, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_more_tasks_contain_fewer_and_all_skills(seed):
+    module = load_module(EXPERIMENTS / "tasks.py")
+    trained = {}
+    for variant in module.VARIANTS:
+        of_task = shares(module.get_config(f"variant={variant},seed={seed}"))
+        trained[variant] = {name for name, share in of_task.items() if share}
+    assert [len(names) for names in trained.values()] == [79, 27, 9, 3, 1]
+    for more, fewer in zip(trained.values(), list(trained.values())[1:], strict=False):
+        assert fewer < more
+    skills = sorted(name.partition("/")[0] for name in trained["tasks_9"])
+    assert skills == ["lift"] * 3 + ["push"] * 3 + ["touch"] * 3
+    other = module.get_config(f"variant=tasks_9,seed={seed + 1}")
+    assert {name for name, share in shares(other).items() if share} != trained["tasks_9"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_narrow_target_has_half_of_the_examples(seed):
+    module = load_module(EXPERIMENTS / "narrow.py")
+    of_task = shares(module.get_config(f"variant=default,seed={seed}"))
+    lifted = {name for name, share in of_task.items() if share and name.startswith("lift")}
+    colour = module.COLOURS[seed]
+    assert lifted == {f"lift/{colour}_cube", f"lift/{colour}_cylinder"}
+    assert sum(of_task[name] for name in lifted) == pytest.approx(0.5, abs=0.03)
+    narrow = shares(module.get_config(f"variant=narrow,seed={seed}"))
+    assert {name for name, share in narrow.items() if share} == lifted
+
+
+def test_a_longer_comparison_has_runs_of_its_own():
+    module = load_module(EXPERIMENTS / "compare.py")
+    short, long = (module.get_config(x) for x in ("variant=vit", "variant=vit,steps=6000"))
+    assert (short.workdir, short.train.steps) == ("runs/compare/vit-0", 1500)
+    assert (long.workdir, long.train.steps) == ("runs/compare-6000/vit-0", 6000)
+    assert long.data.root == short.data.root
