@@ -193,10 +193,13 @@ def _difference(rows: Sequence[ResultRow], split: str) -> Difference:
     equal = sum(bool(a) and a == b for a, b in scenes)  # older results have no scenes on record
     if 2 * equal <= max(len(seen), len(held_out)):
         return rate_difference(*(success_rate(rows, split=x) for x in (SEEN, split)))
-    outcomes = ({x: r["success"] for x, r in side.items()} for side in (seen, held_out))
-    return paired_difference(
-        *(OutcomeGrid.from_seeds([outcome], {x: x[0] for x in outcome}) for outcome in outcomes)
-    )
+    return paired_difference(_grid(seen), _grid(held_out))
+
+
+def _grid(rows: Mapping[tuple[str, int], ResultRow]) -> OutcomeGrid:
+    """Return the outcomes of one policy, {(skill, seed): row}."""
+    outcome = {layout: row["success"] for layout, row in rows.items()}
+    return OutcomeGrid.from_seeds([outcome], {layout: layout[0] for layout in outcome})
 
 
 def _skills_to_compare(split: str, seen: Sequence[str], held_out: Sequence[str]) -> tuple[str, ...]:
