@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import weakref
 
@@ -24,7 +25,7 @@ from train_fakes import (
 )
 
 from octolike import types
-from octolike.config import AugmentConfig, ConfigError, OptimConfig
+from octolike.config import AugmentConfig, ConfigError, OptimConfig, stored_config
 from octolike.train import (
     checkpoint,
     checkpoint_store,
@@ -96,6 +97,16 @@ def test_training_a_finished_run_again_does_nothing(uninterrupted, capsys):
     second = loop.train(run(directory), FakeSource(), model=Tiny())
     chex.assert_trees_all_equal(second, last)
     assert "all 6 steps are done" in capsys.readouterr().out
+
+
+def test_a_finished_run_takes_other_evaluation_settings(uninterrupted, tmp_path):
+    directory, last, _ = uninterrupted
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    changed, source = run(tmp_path), FakeSource()
+    changed.evaluate.execute = 3
+    chex.assert_trees_all_equal(loop.train(changed, source, model=Tiny()), last)
+    assert not source.streams
+    assert stored_config(str(tmp_path)).evaluate.execute == 3
 
 
 def test_a_run_is_completely_on_disk(uninterrupted):
