@@ -120,8 +120,8 @@ def test_a_comparison_hands_arguments_on(load, monkeypatch, config, argument, ru
         command
         for s in range(2)
         for command in (
-            ["train.py", "--config", f"{path}:{config_arguments[s]}"],
-            ["evaluate.py", "--run", f"{runs}default-{s}"],
+            ["train.py", f"--config={path}:{config_arguments[s]}"],
+            ["evaluate.py", f"--run={runs}default-{s}"],
         )
     ]
     assert written == [runs]
@@ -148,14 +148,14 @@ def test_a_comparison_allows_the_plug_ins_that_its_user_or_its_config_names(
         "def get_config(arg):\n    return Config(workdir='runs/x/y', plugins=('of_config.py',))\n"
     )
     run(script, monkeypatch, "--config", config, "--seeds", 1)
-    assert len(commands[0]) == 3
-    assert commands[1][3:] == ["--plugins=of_config.py"]
+    assert len(commands[0]) == 2
+    assert commands[1][2:] == ["--plugins=of_config.py"]
     commands.clear()
     run(
         script, monkeypatch, "--config", config, "--seeds", 1, "--plugins", "a.py", "--plugins=b.py"
     )
-    assert commands[0][3:] == ["--config.plugins=a.py", "--config.plugins=b.py"]
-    assert commands[1][3:] == ["--plugins=a.py", "--plugins=b.py"]
+    assert commands[0][2:] == ["--config.plugins=a.py", "--config.plugins=b.py"]
+    assert commands[1][2:] == ["--plugins=a.py", "--plugins=b.py"]
 
 
 def test_a_comparison_that_cannot_be_made_is_one_line(load, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_comparison_that_cannot_be_made_is_one_line(load, monkeypatch):
     with pytest.raises(SystemExit, match=r"error: configs/quickstart\.py defines no VARIANTS"):
         run(script, monkeypatch, "--config", "configs/quickstart.py")
     assert not commands
-    failed = r"error: .*train\.py --config .*compare\.py:variant=default,seed=0 .* code 3;"
+    failed = r"error: .*train\.py --config=.*compare\.py:variant=default,seed=0 .* code 3;"
     with pytest.raises(SystemExit, match=failed):
         run(script, monkeypatch, "--config", "configs/experiments/compare.py")
     assert len(commands) == 1
