@@ -137,6 +137,7 @@ def test_coverage_and_false_alarms(seeds, seed_deviation, logits):
         d = paired_difference(a, b, effect)
         difference_covers += d.low <= truth[0] - truth[1] <= d.high
         alarms += d.p < statistics.LEVEL
+        assert (d.p < statistics.LEVEL) == (not d.low <= 0 <= d.high)
     assert rate_covers / REPEATS > 0.93 - NOISE
     assert difference_covers / REPEATS > 0.93 - NOISE
     if logits[0] == logits[1]:
@@ -216,8 +217,8 @@ def test_coverage_with_unequal_numbers_of_seeds(seeds, seed_deviation):
     assert alarms / REPEATS < 0.07 + NOISE
 
 
-@pytest.mark.parametrize("seeds", [(2, 2), (3, 3), (8, 8)])
-@pytest.mark.parametrize("deviations", [(1.0, 1.0), (1.0, 3.0)])
+@pytest.mark.parametrize("seeds", [(2, 2), (3, 3), (8, 8), (2, 8), (3, 12)])
+@pytest.mark.parametrize("deviations", [(1.0, 1.0), (1.0, 3.0), (3.0, 1.0)])
 def test_coverage_of_other_measures(seeds, deviations):
     rng, covers, alarms = np.random.default_rng(5), 0, 0
     for _ in range(REPEATS):
@@ -310,6 +311,25 @@ def test_a_study_finds_the_difference_that_its_design_promises():
     assert more == sorted(more, reverse=True)
     assert statistics.detectable_difference(5, layouts, comparisons=10) > smallest
     assert statistics.detectable_difference(1, layouts) == 1
+
+
+@pytest.mark.parametrize(("recipes", "seeds"), [(6, 3), (10, 3), (3, 5)])
+def test_a_table_finds_the_difference_that_its_design_promises(recipes, seeds):
+    """The seed's effect is estimated from all recipes; Holm's strictest step finds the pair."""
+    rng, layouts, spread = np.random.default_rng(7), 60, 0.25
+    pairs = recipes * (recipes - 1) // 2
+    smallest = statistics.detectable_difference(seeds, layouts, pairs, recipes)
+    detections = 0
+    for _ in range(REPEATS):
+        difficulty = rng.normal(0, math.sqrt(statistics.LAYOUT_SHARE * spread), layouts)
+        grids = []
+        for rate in (0.5 + smallest / 2, *[0.5 - smallest / 2] * (recipes - 1)):
+            luck = rng.normal(0, math.sqrt(statistics.SEED_SHARE * spread), (seeds, 1))
+            p = np.clip(rate + difficulty + luck, 0, 1)
+            grids.append(grid(rng.random((seeds, layouts)) < p))
+        p_value = paired_difference(grids[0], grids[1], seed_effect(grids)).p
+        detections += p_value < statistics.LEVEL / pairs
+    assert 0.65 < detections / REPEATS < 0.92
 
 
 def test_evidence_may_be_read_after_every_seed():

@@ -272,13 +272,13 @@ def paired_difference(
         between = effect.between_seeds(len(common)) * by_seed
         deviations.append((effect.freedom, math.sqrt(between)))
     half = max(float(stats.t.isf(LEVEL / 2, f)) * s for f, s in deviations)
+    middle = float(padded.mean())  # of both, so that p < 5 % exactly if 0 is outside
     if effect.freedom:
-        p = max(float(2 * stats.t.sf(abs(value) / s, f)) if s else 0.0 for f, s in deviations)
+        p = max(float(2 * stats.t.sf(abs(middle) / s, f)) if s else 0.0 for f, s in deviations)
         method = "same layouts, over training seeds and layouts"
     else:
         p = _mcnemar(per_layout)
         method = "same layouts: Bonett and Price's interval, McNemar's test"
-    middle = float(padded.mean())
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
     return Difference(value, min(low, value), max(high, value), p, method)
 
@@ -304,7 +304,8 @@ def _mean_variance(values: np.ndarray, strata: Sequence[str]) -> float:
 def seed_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Return mean(a) − mean(b) of values per training seed, such as errors: Welch's t.
 
-    NaN bounds if either has one value.
+    With unequal numbers of values, the degrees of freedom are those of the smaller, which never
+    covers too little (Hsu 1938). NaN bounds if either has one value.
     """
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     d = float(x.mean() - y.mean())
@@ -315,6 +316,8 @@ def seed_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     if u + v == 0:
         return Difference(d, d, d, float(d == 0), method)
     freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1))
+    if len(x) != len(y):  # two values against eight: Welch's own 95 % interval covers 86 %
+        freedom = min(len(x), len(y)) - 1
     half = float(stats.t.isf(LEVEL / 2, freedom) * math.sqrt(u + v))
     p = float(2 * stats.t.sf(abs(d) / math.sqrt(u + v), freedom))
     return Difference(d, d - half, d + half, p, method)
@@ -381,6 +384,7 @@ def detectable_difference(
     seeds: int,
     layouts: int,
     comparisons: int = 1,
+    recipes: int = 2,
     rate: float = 0.5,
     seed_share: float = SEED_SHARE,
     layout_share: float = LAYOUT_SHARE,
@@ -391,6 +395,7 @@ def detectable_difference(
         seeds: training seeds of each recipe.
         layouts: number of layouts of each seed, the same for all recipes.
         comparisons: number of comparisons of the table, for Holm's first and strictest step.
+        recipes: number of recipes, over which the seed's effect is pooled.
         rate: the success rate around which the recipes lie.
         seed_share: the share of an outcome's variance due to the seed.
         layout_share: the share due to the layout; it cancels between recipes.
@@ -403,7 +408,7 @@ def detectable_difference(
     spread = rate * (1 - rate)
     single = (1 - seed_share - layout_share) / layouts
     deviation = math.sqrt(2 * spread * (seed_share + single) / seeds)
-    freedom = 2 * (seeds - 1)
+    freedom = recipes * (seeds - 1)
     quantiles = stats.t.isf(LEVEL / comparisons / 2, freedom) + stats.t.isf(1 - POWER, freedom)
     return float(min(1.0, quantiles * deviation))
 
