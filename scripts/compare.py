@@ -12,6 +12,7 @@ Repeat an interrupted command; one with more seeds continues the study.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -55,24 +56,23 @@ def run_all(args: argparse.Namespace) -> Path:
     variants = args.variants.split(",") if args.variants else list(module.VARIANTS)
     for name in (v for v in variants if v not in module.VARIANTS):
         raise ConfigError(unknown("variant", name, module.VARIANTS))
-    first = ",".join(filter(None, (further, f"variant={variants[-1]},seed=0")))
-    print(study_design.sentence(module.get_config(first), variants, args.seeds), flush=True)
+    runs = study_design.plan_runs(module, variants, further, args.seeds)
+    print(study_design.sentence({r.variant: r.config for r in runs}, args.seeds), flush=True)
     decided: set[str] = set()
-    for seed in range(args.seeds):
-        for name in (v for v in variants if v not in decided):
-            arg = ",".join(filter(None, (further, f"variant={name},seed={seed}")))
-            config = module.get_config(arg)
-            run = files.local_path(config.workdir, "run")
+    for _, of_seed in itertools.groupby(runs, key=lambda run: run.seed):
+        for run in (r for r in of_seed if r.variant not in decided):
+            directory = files.local_path(run.config.workdir, "run")
             # They resume what was interrupted and do nothing for what is finished.
             for script in ["collect.py"] * args.collect + ["train.py"]:
-                call(script, f"--config={path}:{arg}", *flags("config.plugins", args.plugins))
-            call("evaluate.py", f"--run={run}", *flags("plugins", args.plugins or config.plugins))
+                call(script, f"--config={path}:{run.arg}", *flags("config.plugins", args.plugins))
+            plug_ins = args.plugins or run.config.plugins
+            call("evaluate.py", f"--run={directory}", *flags("plugins", plug_ins))
         if args.until_decided:
-            decided, evidence = study_design.decided(run.parent, variants)
+            decided, evidence = study_design.decided(directory.parent, variants)
             print(evidence, flush=True)
         if len(decided) >= max(1, len(variants) - 1):
             break
-    return run.parent
+    return directory.parent
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from octolike.config import Config
 from octolike.envs.tabletop.tabletop_tasks import SKILLS
 from octolike.evaluation import comparison, study_design, suites
-from octolike.evaluation.statistics import SuccessRate
+from octolike.evaluation.statistics import SuccessRate, detectable_difference
 
 
 def table_lines(summaries, first=""):
@@ -94,6 +95,55 @@ def test_variants_without_a_common_layout_are_never_decided(tmp_path):
     assert decided == {"better"}
     assert re.search(r"better against default after 8 seeds: p = .*: decided", text)
     assert "elsewhere shares no layout with default: never decided" in text
+
+
+def test_evidence_comes_from_the_first_split_that_both_have(tmp_path):
+    """As a variant has that is trained for the second of two robots alone."""
+    for seed in range(8):
+        make_run(tmp_path, f"default-{seed}", {"train": 4, "held_out_combination": 0})
+        make_run(tmp_path, f"better-{seed}", {"held_out_combination": 4})
+    evidence = comparison.evidence(comparison.read(tmp_path), first="default")
+    assert evidence["better"].seeds == 8
+    assert evidence["better"].p < 0.05
+
+
+def test_a_run_without_a_seed_is_left_out_and_named(tmp_path, capsys):
+    make_run(tmp_path, "default-0", {"train": 1})
+    make_run(tmp_path, "default-old", {"train": 4})
+    (summary,) = comparison.read(tmp_path)
+    assert (summary.variant, summary.seeds) == ("default", ("0",))
+    assert f"{tmp_path / 'default-old'} is left out" in capsys.readouterr().out
+
+
+SEEN_LAST = ("held_out_combination", "train")
+
+
+def design_config(episodes=60, splits=("train", "held_out_combination")):
+    config = Config(environment={"kind": "tabletop"})
+    config.evaluate.episodes, config.evaluate.splits = episodes, splits
+    config.evaluate.skills = ("touch",)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("variants", "layouts", "pairs"),
+    [
+        ({"default": {}, "same": {}, "short": {"episodes": 20}}, 20, "3 pairs"),
+        ({"default": {}, "other": {"splits": ("held_out_combination",)}, "same": {}}, 60, "1 pair"),
+        ({"default": {"splits": SEEN_LAST}, "a": {}, "b": {}}, 60, "3 pairs"),
+        ({"default": {}}, 60, "1 pair"),
+    ],
+)
+def test_the_design_counts_the_layouts_that_all_pairs_meet(variants, layouts, pairs):
+    configs = {name: design_config(**fields) for name, fields in variants.items()}
+    text = study_design.sentence(configs, 3)
+    assert text.startswith(f"design: {len(configs)} variants, 3 seeds, {layouts} common layouts; ")
+    assert f"(adjusted for {pairs};" in text
+    smallest = detectable_difference(3, layouts, int(pairs.split()[0]), len(configs))
+    assert f"at least {100 * smallest:.0f} points" in text
+    assert study_design.sentence(configs, 1).endswith("one seed compares policies, not recipes")
+    configs["default"].environment = {}
+    assert study_design.sentence(configs, 3).endswith("3 seeds, no simulator")
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_a_new_study_has_a_report(tmp_path):
 def test_the_design_of_a_study_counts_its_effects(config, variants, effects, layouts):
     module = load_module(shipped_config(config))
     text = study.design(study.plan_runs(module, "", 3), 3)
-    assert text.startswith(f"design: {variants} variants, 3 seeds, {layouts} layouts in split")
+    assert text.startswith(f"design: {variants} variants, 3 seeds, {layouts} common layouts; ")
     assert f"adjusted for {effects} effects" in text
     assert "no group is trained both alone and with others" in study.design([], 3)
 
@@ -299,7 +299,7 @@ def test_the_plan_starts_with_the_plain_mix_and_passes_arguments():
     )
     runs = study.plan_runs(module, "debug", 2)
     assert [(r.variant, r.seed) for r in runs[:2]] == [("together", 0), ("only_a", 0)]
-    assert arguments[0] == "variant=together,seed=0,debug"
+    assert arguments[0] == "debug,variant=together,seed=0"
     assert [r.variant for r in study.runs_of_stage(runs, "during")] == ["together", "together"]
     assert study.plan_runs(SimpleNamespace(), "", 3) == []
 

@@ -77,10 +77,8 @@ def read(directory: str | Path) -> list[VariantSummary]:
     Only episodes of the runs' own settings count (`outcomes`). Raises FileNotFoundError without
     any evaluated run.
     """
-    variants: dict[str, list[Path]] = {}
-    for run in sorted(Path(directory).glob("*-*")):
-        if outcomes.result_files(run):
-            variants.setdefault(run.name.rpartition("-")[0], []).append(run)
+    evaluated = (run for run in sorted(Path(directory).glob("*-*")) if outcomes.result_files(run))
+    variants = outcomes.by_variant(evaluated)
     if not variants:
         raise FileNotFoundError(
             f"{directory} contains no evaluated run <variant>-<seed>/{outcomes.RESULTS}; create "
@@ -244,20 +242,21 @@ class _Contrasts:
 
 
 def evidence(summaries: Sequence[VariantSummary], first: str) -> dict[str, SignFlipProcess]:
-    """Return the evidence that a variant differs from `first`, seed by seed, on the first split.
+    """Return the evidence that a variant differs from `first`, seed by seed.
 
-    Valid after any number of seeds: a study may stop as soon as its p is small enough. Variants
-    without a common seed are omitted.
+    On the first split that both have; of two robots, a variant may have the second one alone. Valid
+    after any number of seeds: a study may stop as soon as its p is small enough. Variants without a
+    common seed or split are omitted.
     """
     by_name = {v.variant: v for v in summaries}
     if first not in by_name:
         return {}
     reference = by_name[first]
-    split = next(iter(reference.grids))
     processes = {}
     for variant, summary in by_name.items():
         common = [s for s in summary.seeds if s in reference.seeds]
-        if variant == first or not common or split not in summary.grids:
+        split = next((s for s in reference.grids if s in summary.grids), None)
+        if variant == first or not common or split is None:
             continue
         process = SignFlipProcess()
         for seed in sorted(common, key=int):

@@ -6,6 +6,7 @@ mix those in.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,18 @@ class RobotOutcomes:
     robot: str
     rows: tuple[dict[str, Any], ...]
     missing: int
+
+
+def by_variant(runs: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return {variant: its runs} of runs <variant>-<seed>; prints which others are left out."""
+    variants: dict[str, list[Path]] = {}
+    for run in runs:
+        variant, _, seed = run.name.rpartition("-")
+        if seed.isdecimal():
+            variants.setdefault(variant, []).append(run)
+        else:
+            print(f"note: {run} is left out: its name does not end with -<seed>")
+    return variants
 
 
 def result_files(run: Path) -> dict[str, Path]:

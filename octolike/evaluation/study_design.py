@@ -1,22 +1,53 @@
-"""The design of a comparison: the difference that it can detect, and when it may stop."""
+"""The design of a study: its runs, the difference that it can detect, and when it may stop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from octolike.config import Config
 from octolike.evaluation import comparison, statistics, suites
+from octolike.evaluation.success import SEEN
 
 
-def sentence(config: Config, variants: Sequence[str], seeds: int) -> str:
+@dataclass(frozen=True)
+class StudyRun:
+    """A run of a study: its variant, seed, config, and the argument of the config file."""
+
+    variant: str
+    seed: int
+    config: Config
+    arg: str
+
+
+def plan_runs(module: ModuleType, variants: Sequence[str], arg: str, seeds: int) -> list[StudyRun]:
+    """Return the runs of a config file, all variants of a seed together.
+
+    arg: further arguments of the file, e.g. "debug".
+    """
+    runs = []
+    for seed, variant in itertools.product(range(seeds), variants):
+        run_arg = ",".join(filter(None, (arg, f"variant={variant},seed={seed}")))
+        runs.append(StudyRun(variant, seed, module.get_config(run_arg), run_arg))
+    return runs
+
+
+def sentence(configs: Mapping[str, Config], seeds: int) -> str:
     """Return the design as a sentence, with the smallest difference that it can find.
 
-    config: config of one run of the study; its first split counts.
+    configs: {variant: config of one of its runs}. Pairs of variants are compared on the layouts
+    that both meet; the sentence is about the pair with the fewest.
     """
-    pairs = max(1, len(variants) * (len(variants) - 1) // 2)
-    number = f"{pairs} {'pair' if pairs == 1 else 'pairs'}"
-    return _text(config, len(variants), seeds, pairs, number)
+    if not all(config.environment for config in configs.values()):
+        return f"design: {len(configs)} variants, {seeds} seeds, no simulator"
+    layouts = [_first_layouts(config) for config in configs.values()]
+    common = [len(a & b) for a, b in itertools.combinations(layouts, 2)]
+    pairs = [n for n in common if n] or [min(map(len, layouts))]
+    number = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"
+    return _text(len(configs), seeds, min(pairs), len(pairs), number)
 
 
 def effects_sentence(config: Config, variants: int, seeds: int, effects: int) -> str:
@@ -24,22 +55,24 @@ def effects_sentence(config: Config, variants: int, seeds: int, effects: int) ->
 
     config: config of a run of a single group.
     """
-    return _text(config, variants, seeds, effects, f"{effects} effects")
-
-
-def _text(config: Config, variants: int, seeds: int, comparisons: int, number: str) -> str:
     if not config.environment:
         return f"design: {variants} variants, {seeds} seeds, no simulator"
+    return _text(variants, seeds, len(_first_layouts(config)), effects, f"{effects} effects")
+
+
+def _first_layouts(config: Config) -> frozenset[suites.EpisodePlan]:
+    """Return the episodes of the split with which a table begins."""
     skills = tuple(config.collect.skills)
     plan = suites.suite_from_config(config.environment, config.evaluate, skills).plan()
-    layouts = sum(e.split == plan[0].split for e in plan)
-    smallest = statistics.detectable_difference(seeds, layouts, comparisons)
-    text = (
-        f"design: {variants} variants, {seeds} seeds, {layouts} layouts in split "
-        f"{plan[0].split!r}; "
-    )
+    first = SEEN if any(e.split == SEEN for e in plan) else plan[0].split
+    return frozenset(episode for episode in plan if episode.split == first)
+
+
+def _text(variants: int, seeds: int, layouts: int, comparisons: int, number: str) -> str:
+    text = f"design: {variants} variants, {seeds} seeds, {layouts} common layouts; "
     if seeds < 2:
         return text + "one seed compares policies, not recipes"
+    smallest = statistics.detectable_difference(seeds, layouts, comparisons, variants)
     return text + (
         f"with {statistics.POWER:.0%} probability the table shows differences of at least "
         f"{100 * smallest:.0f} points between variants near 50 % (adjusted for {number}; assumes "

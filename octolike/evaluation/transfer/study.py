@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from octolike import files
-from octolike.config import Config, stored_config
+from octolike.config import stored_config
 from octolike.evaluation import study_design
+from octolike.evaluation.study_design import StudyRun
 from octolike.evaluation.transfer import gradient_agreement, transfer_effects, transfer_report
 from octolike.evaluation.transfer.advice import Advice, Finding, advise
 from octolike.evaluation.transfer.group_comparison import GroupComparison, compare_all
@@ -27,16 +27,6 @@ FOLDER, BEFORE = "transfer", "before.json"
 OLD_VERDICTS = {"share, told apart": "share with conditioning"}  # in older before.json files
 
 
-@dataclass(frozen=True)
-class StudyRun:
-    """A run of a study: its variant, seed, config, and the argument of the config file."""
-
-    variant: str
-    seed: int
-    config: Config
-    arg: str
-
-
 def plan_runs(module: ModuleType, arg: str, seeds: int) -> list[StudyRun]:
     """Return the runs of a config file, the plain mix first; [] if it defines no VARIANTS.
 
@@ -45,12 +35,7 @@ def plan_runs(module: ModuleType, arg: str, seeds: int) -> list[StudyRun]:
     names = sorted(
         getattr(module, "VARIANTS", ()), key=lambda name: name not in transfer_effects.PLAIN
     )
-    runs = []
-    for seed in range(seeds):
-        for name in names:
-            run_arg = ",".join(filter(None, (f"variant={name},seed={seed}", arg)))
-            runs.append(StudyRun(name, seed, module.get_config(run_arg), run_arg))
-    return runs
+    return study_design.plan_runs(module, names, arg, seeds)
 
 
 def runs_of_stage(runs: Sequence[StudyRun], stage: str) -> list[StudyRun]:

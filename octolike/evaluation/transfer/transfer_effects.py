@@ -138,11 +138,9 @@ class TransferEffect:
 
 def find_runs(directory: Path) -> dict[str, list[Path]]:
     """Return {variant: its started runs} in the directory of a comparison."""
-    runs_of: dict[str, list[Path]] = {}
-    for run in sorted(directory.glob("*-*")):
-        if (run / "names.json").exists():
-            runs_of.setdefault(run.name.rpartition("-")[0], []).append(run)
-    return runs_of
+    return outcomes.by_variant(
+        run for run in sorted(directory.glob("*-*")) if (run / "names.json").exists()
+    )
 
 
 def read_results(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantResults]:
