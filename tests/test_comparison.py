@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -116,6 +117,32 @@ def test_a_run_without_a_seed_is_left_out_and_named(tmp_path, capsys):
 
 
 SEEN_LAST = ("held_out_combination", "train")
+
+
+@pytest.mark.parametrize(
+    ("setup", "plan", "message"),
+    [
+        ({"execution": {"execute": 2}}, {}, "execution {'execute': 2}, not None"),
+        ({}, {"episodes": 3}, r"evaluate\.episodes 3, not 4"),
+        ({"checkpoint": 60}, {}, "checkpoint 60, not 30"),
+    ],
+)
+def test_seeds_with_other_settings_are_not_mixed(tmp_path, setup, plan, message):
+    """More steps, another execution, other episodes; variants may differ in all of them."""
+    for name in ("default-0", "other-0", "default-1"):
+        make_run(tmp_path, name, {"train": 1})
+    for name in ("other-0", "default-1"):
+        path = tmp_path / name / "config.json"
+        config = json.loads(path.read_text())
+        config["train"]["steps"] = setup.get("checkpoint", 30)
+        config["evaluate"] |= plan
+        path.write_text(json.dumps(config))
+        add_rows(tmp_path / name / "evaluation", episodes("touch", 1), setup)
+    expected = f"default-1 was trained .* other settings than .*default-0, .*: {message}; train"
+    with pytest.raises(ValueError, match=expected):
+        comparison.read(tmp_path)
+    shutil.rmtree(tmp_path / "default-1")
+    assert len(comparison.read(tmp_path)) == 2
 
 
 def design_config(episodes=60, splits=("train", "held_out_combination")):

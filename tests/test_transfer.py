@@ -231,6 +231,15 @@ def test_runs_are_read_by_group(runs):
     assert all(e.source != e.group for e in brought)
 
 
+def test_seeds_with_other_settings_are_not_mixed(runs):
+    path = runs / "together-1" / "config.json"
+    config = json.loads(path.read_text())
+    config["evaluate"]["episodes"] = 19
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"together-1 was .* evaluate\.episodes 19, not 20;"):
+        transfer_effects.read_results(transfer_effects.find_runs(runs))
+
+
 def test_a_shared_run_without_single_runs_has_no_effects(tmp_path):
     wins = {"touch": 18, "push": 1}
     make_run(tmp_path, "together-0", ["t_touch", "t_push"], ("touch", "push"), wins, 0.3)

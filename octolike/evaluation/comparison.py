@@ -338,9 +338,11 @@ def _summarize(variant: str, runs: Sequence[Path], with_robots: bool) -> Variant
     errors, seconds, costs = [], [], {}
     first_split: list[dict[str, Any]] = []
     missing = 0
-    for run in runs:
+    robots_of = {run: outcomes.read_outcomes(run) for run in runs}
+    outcomes.check_settings(robots_of)
+    for run, robots in robots_of.items():
         rows = []
-        for outcome in outcomes.read_outcomes(run):
+        for outcome in robots:
             robot = f"{outcome.robot}: " if with_robots else ""
             rows += [row | {"split": f"{robot}{row['split']}"} for row in outcome.rows]
             missing += outcome.missing

@@ -6,7 +6,7 @@ mix those in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ RESULTS = "evaluation/results.jsonl"
 class RobotOutcomes:
     """The trained policy's rows for one robot, seen tasks first.
 
-    missing: the number of planned episodes without an outcome.
+    missing: the number of planned episodes without an outcome; settings: of the evaluation, which
+    the seeds of a variant share (`check_settings`).
     """
 
     robot: str
     rows: tuple[dict[str, Any], ...]
     missing: int
+    settings: Mapping[str, Any]
 
 
 def by_variant(runs: Iterable[Path]) -> dict[str, list[Path]]:
@@ -58,8 +60,8 @@ def read_outcomes(run: Path) -> list[RobotOutcomes]:
     """
     config = stored_config(str(run))
     skills = tuple(config.collect.skills)
-    plan = suites.suite_from_config(config.environment, config.evaluate, skills).plan()
-    outcomes = []
+    suite = suites.suite_from_config(config.environment, config.evaluate, skills)
+    plan, outcomes = suite.plan(), []
     for path in result_files(run).values():
         setup, lines = _read_results(path)
         step = setup["checkpoint"]
@@ -77,8 +79,29 @@ def read_outcomes(run: Path) -> list[RobotOutcomes]:
                 f"episodes, seed); run them: octolike evaluate --run {run}"
             )
         missing = len(plan) - sum(row["success"] is not None for row in rows)
-        outcomes.append(RobotOutcomes(setup["embodiment"], _seen_first(rows), missing))
+        planned = {name: getattr(suite, name) for name in ("splits", "skills", "episodes", "seed")}
+        settings = setup | {f"evaluate.{name}": value for name, value in planned.items()}
+        outcomes.append(RobotOutcomes(setup["embodiment"], _seen_first(rows), missing, settings))
     return outcomes
+
+
+def check_settings(outcomes: Mapping[Path, Sequence[RobotOutcomes]]) -> None:
+    """Raise ValueError if the runs of a variant were trained or evaluated with other settings."""
+    first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for run, robots in outcomes.items():
+        for outcome in robots:
+            other, expected = first.setdefault(outcome.robot, (run, outcome.settings))
+            differences = [
+                f"{name} {outcome.settings.get(name)}, not {expected.get(name)}"
+                for name in sorted(expected.keys() | outcome.settings.keys())
+                if outcome.settings.get(name) != expected.get(name)
+            ]
+            if differences:
+                raise ValueError(
+                    f"{run} was trained or evaluated with other settings than {other}, of the same "
+                    f"variant: {'; '.join(differences)}; train and evaluate both with equal "
+                    "settings, or move one of them away"
+                )
 
 
 def _read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -154,8 +154,12 @@ def read_results(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantRes
     variant_results = {}
     for variant, runs in variants.items():
         values_of: dict[str, dict[str, list[Any]]] = {g: {} for g in mixes[variant]}
+        evaluated = [run for run in runs if outcomes.result_files(run)]
+        robots_of = {run: outcomes.read_outcomes(run) for run in evaluated}
+        outcomes.check_settings(robots_of)
         for run in runs:
-            for measure, values in (("error", _errors(run)), ("success", _success(run, skills))):
+            success = _success(run, robots_of.get(run, ()), skills)
+            for measure, values in (("error", _errors(run)), ("success", success)):
                 for group, value in values.items():
                     values_of[group].setdefault(measure, []).append(value)
         results = {
@@ -349,18 +353,19 @@ def _datasets(run: Path) -> tuple[str, ...]:
 
 
 def _success(
-    run: Path, skills: Mapping[str, Sequence[str]]
+    run: Path,
+    robots: Sequence[outcomes.RobotOutcomes],
+    skills: Mapping[str, Sequence[str]],
 ) -> dict[str, dict[tuple[str, int], bool | None]]:
     """Return {dataset: {(skill, seed): success}} of the trained policy on seen tasks.
 
-    skills: {dataset: its skills}; they assign the episodes of a robot with several datasets.
+    robots: the outcomes of the run; skills: {dataset: its skills}, which assign the episodes of a
+    robot with several datasets.
     """
-    if not outcomes.result_files(run):
-        return {}
     success: dict[str, dict[tuple[str, int], bool | None]] = {}
     records = json.loads((run / "embodiments.json").read_text(encoding="utf-8"))
     datasets_of = {record["name"]: record["datasets"] for record in records}
-    for outcome in outcomes.read_outcomes(run):
+    for outcome in robots:
         seen = [r for r in outcome.rows if r["split"] == SEEN]
         datasets = datasets_of[outcome.robot]
         for group in datasets:
