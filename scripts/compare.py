@@ -4,6 +4,7 @@
     ... --collect                               demonstrations first, where a run's are missing
     ... --config conflict:conflict=rescaled     further arguments for each run's config
     ... --until-decided --seeds 12              stop a variant once its difference is certain
+    ... --block test                            scenes that no choice of the recipe has seen
     octolike compare --table runs/compare       only the table of existing results
 
 A config takes the arguments variant and seed, and names its workdir <comparison>/<variant>-<seed>.
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=positive, default=3, help="seeds 0, 1, … of each variant")
     parser.add_argument("--until-decided", action="store_true", help="--seeds is the maximum")
     parser.add_argument("--collect", action="store_true", help="collect missing demonstrations")
+    parser.add_argument("--block", default="", help="of scenes: development, the default, or test")
     add_plugins(parser)
     parser.add_argument("--table", default="", help="print only the table of this directory")
     args = parser.parse_args()
@@ -39,23 +41,20 @@ def main() -> None:
 
     try:
         directory = Path(args.table) if args.table else run_all(args)
-        print(comparison.write(directory, first="default"))
+        print(comparison.write(directory, "default", args.block))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 
 def run_all(args: argparse.Namespace) -> Path:
     """Train and evaluate every variant and seed without results; return their directory."""
-    from octolike.config import ConfigError, load_module, unknown
-    from octolike.evaluation import study_design
+    from octolike.config import load_module
+    from octolike.evaluation import study_design, suites
 
+    suites.overrides(block=args.block)  # a wrong name ends before any training
     path, _, further = args.config.partition(":")
     module = load_module(path)
-    if not hasattr(module, "VARIANTS"):
-        raise ConfigError(f"{path} defines no VARIANTS to compare; see experiments/compare.py")
-    variants = args.variants.split(",") if args.variants else list(module.VARIANTS)
-    for name in (v for v in variants if v not in module.VARIANTS):
-        raise ConfigError(unknown("variant", name, module.VARIANTS))
+    variants = study_design.choose_variants(path, module, args.variants)
     runs = study_design.plan_runs(module, variants, further, args.seeds)
     print(study_design.sentence({r.variant: r.config for r in runs}, args.seeds), flush=True)
     decided: set[str] = set()
@@ -65,10 +64,11 @@ def run_all(args: argparse.Namespace) -> Path:
             # They resume what was interrupted and do nothing for what is finished.
             for script in ["collect.py"] * args.collect + ["train.py"]:
                 call(script, f"--config={path}:{run.arg}", *flags("config.plugins", args.plugins))
-            plug_ins = args.plugins or run.config.plugins
-            call("evaluate.py", f"--run={directory}", *flags("plugins", plug_ins))
+            options = flags("block", [args.block] * bool(args.block))
+            options += flags("plugins", args.plugins or run.config.plugins)
+            call("evaluate.py", f"--run={directory}", *options)
         if args.until_decided:
-            decided, evidence = study_design.decided(directory.parent, variants)
+            decided, evidence = study_design.decided(directory.parent, variants, args.block)
             print(evidence, flush=True)
         if len(decided) >= max(1, len(variants) - 1):
             break

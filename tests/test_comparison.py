@@ -116,6 +116,21 @@ def test_a_run_without_a_seed_is_left_out_and_named(tmp_path, capsys):
     assert f"{tmp_path / 'default-old'} is left out" in capsys.readouterr().out
 
 
+def test_a_block_of_scenes_has_a_table_of_its_own(tmp_path):
+    make_run(tmp_path, "default-0", {"train": 0})
+    evaluation = tmp_path / "default-0" / "evaluation"
+    with pytest.raises(ValueError, match=r"in the block test; run them: .*default-0 --block test"):
+        comparison.read(tmp_path, "test")
+    first = suites.BLOCKS["test"]
+    test = [r | {"seed": r["seed"] + first} for r in episodes("touch", 3)]
+    add_rows(evaluation, [*episodes("touch", 1), *test])
+    pooled = [comparison.read(tmp_path, x)[0].pooled("train").successes for x in ("", "test")]
+    assert pooled == [1, 3]
+    assert "Scenes: the block test." in comparison.write(tmp_path, "default", "test")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"default-0", "comparison-test.md", "comparison-test.png"}
+
+
 SEEN_LAST = ("held_out_combination", "train")
 
 

@@ -108,9 +108,7 @@ def test_a_transfer_study_hands_its_root_and_plug_ins_on(load, monkeypatch, tmp_
 def test_a_comparison_hands_arguments_on(load, monkeypatch, config, argument, runs):
     script, path = load("compare"), f"configs/experiments/{config}.py"
     commands, written = started(script, monkeypatch), []
-    monkeypatch.setattr(
-        comparison, "write", lambda directory, first: written.append(f"{directory}/")
-    )
+    monkeypatch.setattr(comparison, "write", lambda directory, *_: written.append(f"{directory}/"))
     config_text = f"{path}:{argument}" if argument else path
     run(script, monkeypatch, "--config", config_text, "--variants", "default", "--seeds", 2)
     config_arguments = [
@@ -127,6 +125,20 @@ def test_a_comparison_hands_arguments_on(load, monkeypatch, config, argument, ru
     assert written == [runs]
 
 
+def test_a_comparison_hands_its_block_of_scenes_on(load, monkeypatch):
+    script = load("compare")
+    commands, written = started(script, monkeypatch), []
+    monkeypatch.setattr(comparison, "write", lambda *arguments: written.append(arguments[1:]))
+    arguments = ("--config", "configs/experiments/compare.py", "--variants", "vit", "--seeds", 1)
+    run(script, monkeypatch, *arguments, "--block", "test")
+    assert commands[1] == ["evaluate.py", "--run=runs/compare/vit-0", "--block=test"]
+    assert written == [("default", "test")]
+    commands.clear()
+    with pytest.raises(SystemExit, match="error: unknown block of scenes: 'tset'"):
+        run(script, monkeypatch, *arguments, "--block", "tset")
+    assert not commands
+
+
 HEAD = """
 from octolike.model.heads import L1
 
@@ -141,7 +153,7 @@ def test_a_comparison_allows_the_plug_ins_that_its_user_or_its_config_names(
 ):
     script = load("compare")
     commands = started(script, monkeypatch)
-    monkeypatch.setattr(comparison, "write", lambda directory, first: None)
+    monkeypatch.setattr(comparison, "write", lambda directory, *_: None)
     config = tmp_path / "config.py"
     config.write_text(
         "from octolike.config import Config\nVARIANTS = ('default',)\n"

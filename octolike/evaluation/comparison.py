@@ -71,11 +71,11 @@ class VariantSummary:
         return float(np.mean([r.rate for r in self.skills.values()])) if self.skills else np.nan
 
 
-def read(directory: str | Path) -> list[VariantSummary]:
+def read(directory: str | Path, block: str = "") -> list[VariantSummary]:
     """Return the evaluated variants of a comparison in alphabetical order.
 
-    Only episodes of the runs' own settings count (`outcomes`). Raises FileNotFoundError without
-    any evaluated run.
+    Only episodes of the runs' own settings count, in the block of scenes if one is given
+    (`outcomes`). Raises FileNotFoundError without any evaluated run.
     """
     evaluated = (run for run in sorted(Path(directory).glob("*-*")) if outcomes.result_files(run))
     variants = outcomes.by_variant(evaluated)
@@ -87,15 +87,21 @@ def read(directory: str | Path) -> list[VariantSummary]:
     # If any run has several robots, splits carry the robot's name in all runs.
     runs = [run for variant_runs in variants.values() for run in variant_runs]
     with_robots = any("" not in outcomes.result_files(run) for run in runs)
-    return [_summarize(name, runs, with_robots) for name, runs in variants.items()]
+    return [_summarize(name, runs, with_robots, block) for name, runs in variants.items()]
 
 
-def write(directory: Path, first: str = "") -> str:
-    """Write comparison.md and comparison.png into the directory; return both as text."""
-    summaries = read(directory)
+def write(directory: Path, first: str = "", block: str = "") -> str:
+    """Write the table and the figure into the directory; return the table and the figure's path.
+
+    They are comparison.md and comparison.png; with a block of scenes, comparison-<block>.md, ….
+    """
+    summaries = read(directory, block)
     text = table(summaries, first)
-    files.write_text(directory / "comparison.md", text + "\n")
-    return f"{text}\n\n{draw(summaries, directory / 'comparison.png', first)}"
+    if block:
+        text += f"\n\nScenes: the block {block}."
+    name = f"comparison-{block}" if block else "comparison"
+    files.write_text(directory / f"{name}.md", text + "\n")
+    return f"{text}\n\n{draw(summaries, directory / f'{name}.png', first)}"
 
 
 def table(summaries: Sequence[VariantSummary], first: str = "") -> str:
@@ -332,13 +338,13 @@ def _without_robot(split: str) -> str:
     return split.rpartition(": ")[2]
 
 
-def _summarize(variant: str, runs: Sequence[Path], with_robots: bool) -> VariantSummary:
+def _summarize(variant: str, runs: Sequence[Path], with_robots: bool, block: str) -> VariantSummary:
     success: dict[str, list[SuccessRate]] = {}
     by_layout: dict[str, list[dict[Any, bool | None]]] = {}
     errors, seconds, costs = [], [], {}
     first_split: list[dict[str, Any]] = []
     missing = 0
-    robots_of = {run: outcomes.read_outcomes(run) for run in runs}
+    robots_of = {run: outcomes.read_outcomes(run, block) for run in runs}
     outcomes.check_settings(robots_of)
     for run, robots in robots_of.items():
         rows = []

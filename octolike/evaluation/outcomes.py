@@ -1,4 +1,5 @@
-"""The evaluation outcomes of runs, restricted to the episodes of each run's own settings.
+"""The evaluation outcomes of runs, restricted to the episodes of each run's own settings, or to
+those of another block of scenes.
 
 A run may also have been evaluated by other suites or at an earlier checkpoint; comparisons must not
 mix those in.
@@ -6,6 +7,7 @@ mix those in.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,16 +54,20 @@ def result_files(run: Path) -> dict[str, Path]:
     return {"": run / RESULTS} if (run / RESULTS).exists() else files
 
 
-def read_outcomes(run: Path) -> list[RobotOutcomes]:
+def read_outcomes(run: Path, block: str = "") -> list[RobotOutcomes]:
     """Return the outcomes of the run's planned episodes, robot by robot.
+
+    block: of scenes, a name of `suites.BLOCKS`; "": the run's own.
 
     Raises ValueError if none of them was evaluated, or not with the last checkpoint, or the file is
     malformed.
     """
     config = stored_config(str(run))
     skills = tuple(config.collect.skills)
-    suite = suites.suite_from_config(config.environment, config.evaluate, skills)
+    own = suites.suite_from_config(config.environment, config.evaluate, skills)
+    suite = dataclasses.replace(own, **suites.overrides(block=block))
     plan, outcomes = suite.plan(), []
+    of_block, option = (f" in the block {block}", f" --block {block}") if block else ("", "")
     for path in result_files(run).values():
         setup, lines = _read_results(path)
         step = setup["checkpoint"]
@@ -76,7 +82,7 @@ def read_outcomes(run: Path) -> list[RobotOutcomes]:
         if not rows:
             raise ValueError(
                 f"{path} has no episode of the run's own settings (evaluate.splits, skills, "
-                f"episodes, seed); run them: octolike evaluate --run {run}"
+                f"episodes, seed){of_block}; run them: octolike evaluate --run {run}{option}"
             )
         missing = len(plan) - sum(row["success"] is not None for row in rows)
         planned = {name: getattr(suite, name) for name in ("splits", "skills", "episodes", "seed")}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from octolike.config import Config
+from octolike.config import Config, ConfigError, unknown
 from octolike.evaluation import comparison, statistics, suites
 from octolike.evaluation.success import SEEN
 
@@ -21,6 +21,16 @@ class StudyRun:
     seed: int
     config: Config
     arg: str
+
+
+def choose_variants(path: str, module: ModuleType, text: str) -> list[str]:
+    """Return the variants of a config file in a comma-separated list; all of them for ""."""
+    if not hasattr(module, "VARIANTS"):
+        raise ConfigError(f"{path} defines no VARIANTS to compare; see experiments/compare.py")
+    variants = text.split(",") if text else list(module.VARIANTS)
+    for name in (v for v in variants if v not in module.VARIANTS):
+        raise ConfigError(unknown("variant", name, module.VARIANTS))
+    return variants
 
 
 def plan_runs(module: ModuleType, variants: Sequence[str], arg: str, seeds: int) -> list[StudyRun]:
@@ -80,13 +90,13 @@ def _text(variants: int, seeds: int, layouts: int, comparisons: int, number: str
     )
 
 
-def decided(directory: Path, variants: Sequence[str]) -> tuple[set[str], str]:
+def decided(directory: Path, variants: Sequence[str], block: str = "") -> tuple[set[str], str]:
     """Return (the variants that certainly differ from the first, the evidence as text).
 
     5 % for all of them together (Bonferroni), whenever it is called.
     """
     level = statistics.LEVEL / max(1, len(variants) - 1)
-    summaries = [v for v in comparison.read(directory) if v.variant in variants]
+    summaries = [v for v in comparison.read(directory, block) if v.variant in variants]
     evidence = comparison.evidence(summaries, first=variants[0])
     certain = {name for name, process in evidence.items() if process.p <= level}
     lines = []
