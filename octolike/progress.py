@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import sys
+import threading
 import time
 from typing import Any, TextIO
 
@@ -29,6 +30,8 @@ def progress(
     file: TextIO | None = None,
 ) -> TerminalBar | LogLines:
     """Return a context manager with `update`, `note`, `write` and `close`.
+
+    `update` may be called from any thread.
 
     Args:
         name: shown in front of the count.
@@ -71,10 +74,12 @@ class TerminalBar(_Progress):
             disable=total is not None and initial >= total,
             dynamic_ncols=True,
         )
+        self._lock = threading.Lock()
 
     def update(self, count: int = 1) -> None:
         """Count finished items."""
-        self._bar.update(count)
+        with self._lock:
+            self._bar.update(count)
 
     def note(self, text: str) -> None:
         """Show a text after the bar until the next note."""
@@ -96,15 +101,16 @@ class LogLines(_Progress):
         self._name, self._total, self._unit, self._file = name, total, unit, file
         self._initial = self._count = self._printed_count = initial
         self._start = self._printed_time = time.monotonic()
-        self._note = ""
+        self._note, self._lock = "", threading.Lock()
 
     def update(self, count: int = 1) -> None:
         """Count finished items; print a line if one is due."""
-        self._count += count
-        late = time.monotonic() - self._printed_time >= INTERVAL
-        advance = self._count - self._printed_count
-        if late or (self._total and advance >= SHARE * self._total):
-            self._print()
+        with self._lock:
+            self._count += count
+            late = time.monotonic() - self._printed_time >= INTERVAL
+            advance = self._count - self._printed_count
+            if late or (self._total and advance >= SHARE * self._total):
+                self._print()
 
     def note(self, text: str) -> None:
         """Append a text to the coming lines until the next note."""

@@ -49,19 +49,19 @@ def collect(config: configs.Config) -> None:
     workers = min(config.collect.workers or os.cpu_count() or 1, max(len(missing), 1))
     recorders = demonstrations.RecorderPool(config.environment, config.collect, workers)
 
-    def record_shard(shard: demonstrations.DemonstrationShard) -> int:
-        recorded = recorders.record(shard)
+    def record_shard(shard: demonstrations.DemonstrationShard) -> None:
+        recorded = recorders.record(shard, bar.update)
         failed = sum(tries for _, tries in recorded)
         tries = demonstrations.count_tries(recorded)
         episodes = (e for e, _ in recorded)
-        return writer.write(shard.split, shard.index, episodes, failed=failed, tries=tries)
+        writer.write(shard.split, shard.index, episodes, failed=failed, tries=tries)
 
     with (
         progress("demonstrations", total=total, unit="episodes", initial=done) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for count in pool.map(record_shard, missing):
-            bar.update(count)
+        for _ in pool.map(record_shard, missing):
+            pass
     notes = [writer.shard_note(s.split, s.index) for s in plan]
     failed = sum(note["failed"] for note in notes)
     print(f"{total} demonstrations in {writer.finish()}; {failed} failed and were repeated")

@@ -40,9 +40,8 @@ def frames(config: configs.Config, split: str):
     ):
 
         def episodes():
-            for shard in threads.map(recorders.record, shards):
+            for shard in threads.map(lambda s: recorders.record(s, bar.update), shards):
                 yield from (episode for episode, _ in shard)
-                bar.update(len(shard))
 
         result = ArrayFrames.from_episodes(episodes())
     result.save(path, settings)

@@ -382,8 +382,12 @@ def test_bad_plans_are_rejected():
         demonstrations.plan(TABLE, CollectConfig(skills={"touch": 6251}, draw=1))
 
 
+CRASHES = []  # seeds that still crash; a seed is listed once per crash
+
+
 def episode_that_fails(env, seed, split, skills, noise, failures):
-    if seed == 14:
+    if seed in CRASHES:
+        CRASHES.remove(seed)
         raise ArithmeticError("the physics exploded")
     metadata = {"success": seed % 8 >= failures, "seed": seed, "skill": skills[0]}
     return {"episode_metadata": metadata}
@@ -402,9 +406,33 @@ def test_failed_demonstrations_are_repeated_and_counted():
     assert [(m["seed"], m["skill"], f) for m, f in got] == [(2, "touch", 2), (10, "push", 2)]
     with pytest.raises(RuntimeError, match=r"'touch' failed with seeds 0 to 7, noise 0.25"):
         list(make_recorder(8).record(shard))
-    with pytest.raises(RuntimeError, match=r"failed at 'push', seed 14(.|\n)*exploded"):
-        list(
-            make_recorder(7).record(
-                demonstrations.DemonstrationShard("train", 0, 1, (("push", 8),))
-            )
-        )
+
+
+def test_an_episode_whose_simulator_crashes_is_recorded_again_once(capsys, monkeypatch):
+    shard = demonstrations.DemonstrationShard("train", 0, 1, (("push", 8), ("touch", 16)))
+    monkeypatch.setitem(globals(), "CRASHES", [14])
+    counted = []
+    recorders = demonstrations.RecorderPool(TABLE, CollectConfig(), workers=0)
+    recorders._free.put(make_recorder(6))
+    got = recorders.record(shard, lambda: counted.append(None))
+    assert [e["episode_metadata"]["seed"] for e, _ in got] == [14, 22]
+    assert len(counted) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("the simulator crashed at 'push', seed 14: ArithmeticError: the physics")
+    assert line.endswith("in episode_that_fails); recording this episode again")
+    CRASHES[:] = [14, 14]
+    with pytest.raises(RuntimeError, match=r"^the simulator crashed at 'push', seed 14: .*expl"):
+        list(make_recorder(6).record(shard))
+
+
+class Misconfigured:
+    def __init__(self):
+        raise ConfigError("LIBERO is not installed: pip install …")
+
+
+def test_an_environment_with_a_bad_setting_is_reported_by_its_message_alone():
+    with (
+        EnvPool(Misconfigured, 1, workers=0) as pool,
+        pytest.raises(RuntimeError, match=r"cannot be built: LIBERO is not installed: .*…$"),
+    ):
+        pool.run({0: ResetCommand(0, {})})

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import queue
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from octolike.envs.registry import choose_names, environment_of, kind_of, make_e
 from octolike.tables import text_table
 
 TRIES = 8
+ATTEMPTS = 2  # at a seed whose simulator crashes
 FIRST_SEEDS = {"train": 0, "val": 500_000}
 LAST_SEED = 1_000_000
 SEEDS_PER_DRAW = 50_000
@@ -114,7 +116,8 @@ class Recorder:
         """Yield (episode dict, number of failed tries before it) for each episode of a shard.
 
         Raises:
-            RuntimeError: the simulator crashes, or the expert fails with all seeds of an episode.
+            RuntimeError: the simulator crashes twice at a seed, or the expert fails with every seed
+                of an episode.
         """
         for skill, first in shard.episodes:
             for failed in range(TRIES):
@@ -131,10 +134,14 @@ class Recorder:
     def _record_episode(self, skill: str, seed: int) -> dict[str, Any]:
         arguments = (seed, self._split, [skill], self._noise)
         call = CallCommand(self._collect_episode, arguments, limit=EPISODE_LIMIT)
-        episode = self._pool.run({0: call})[0]
-        if isinstance(episode, EnvCrash):
-            raise RuntimeError(f"the simulator failed at {skill!r}, seed {seed}:\n{episode.text}")
-        return episode
+        for attempt in range(1, ATTEMPTS + 1):
+            episode = self._pool.run({0: call})[0]
+            if not isinstance(episode, EnvCrash):
+                return episode
+            crash = f"the simulator crashed at {skill!r}, seed {seed}: {episode.reason}"
+            if attempt < ATTEMPTS:
+                print(f"{crash}; recording this episode again", file=sys.stderr)
+        raise RuntimeError(f"{crash}; {ATTEMPTS} attempts failed")
 
 
 class RecorderPool:
@@ -148,11 +155,19 @@ class RecorderPool:
         for _ in range(workers):
             self._free.put(Recorder(environment, collect))
 
-    def record(self, shard: DemonstrationShard) -> list[tuple[dict[str, Any], int]]:
-        """Return the episodes of `Recorder.record` from the next free recorder."""
-        recorder = self._free.get()
+    def record(
+        self, shard: DemonstrationShard, on_episode: Callable[[], Any]
+    ) -> list[tuple[dict[str, Any], int]]:
+        """Return the episodes of `Recorder.record` from the next free recorder.
+
+        on_episode: called after each episode; a shard of LIBERO takes minutes.
+        """
+        recorder, recorded = self._free.get(), []
         try:
-            return list(recorder.record(shard))
+            for episode in recorder.record(shard):
+                recorded.append(episode)
+                on_episode()
+            return recorded
         finally:
             self._free.put(recorder)
 

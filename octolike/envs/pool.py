@@ -67,6 +67,13 @@ class EnvCrash(NamedTuple):
 
     text: str
 
+    @property
+    def reason(self) -> str:
+        """Return the last line, an exception or how the worker ended, and where it was raised."""
+        lines = [line.strip() for line in self.text.strip().splitlines()]
+        places = [line for line in lines[:-1] if line.startswith('File "')]
+        return f"{lines[-1]} ({places[-1]})" if places else lines[-1]
+
 
 Command = ResetCommand | StepCommand | CallCommand
 
@@ -144,7 +151,7 @@ class _WorkerEnvs:
         if slot not in self._envs:
             try:
                 self._envs[slot] = self._make()
-            except ImportError as error:  # a missing library; the message names it
+            except (ImportError, ConfigError) as error:  # the message has the remedy
                 return _BuildFailure(str(error))
             except Exception as error:
                 frame = traceback.extract_tb(error.__traceback__)[-1]
