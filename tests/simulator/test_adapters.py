@@ -1,8 +1,9 @@
-"""The adapter to SimplerEnv, on fakes with its calls and shapes; LIBERO without its package.
+"""The adapter to SimplerEnv, on fakes with its calls and shapes; LIBERO and ALOHA without theirs.
 
 tests/libero has LIBERO itself.
 """
 
+import importlib.util
 import types
 
 import numpy as np
@@ -13,6 +14,7 @@ pytest.importorskip("gymnasium", reason="needs pip install 'octolike[sim]'")
 from octolike.config import ConfigError
 from octolike.data.specs import catalog
 from octolike.envs import adapters, simpler
+from octolike.envs.aloha import AlohaEnv
 from octolike.envs.libero import libero_package
 from octolike.envs.libero.libero_env import LiberoEnv, axis_angle
 from octolike.envs.registry import ENVIRONMENTS, check_robot, simulator
@@ -119,6 +121,15 @@ def test_libero_without_its_package_or_with_another_is_one_line(
     with pytest.raises(ConfigError, match=match) as error:
         LiberoEnv()
     assert "\n" not in str(error.value)
+
+
+def test_aloha_without_its_package_is_one_line(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "gym_aloha" else find_spec(name)
+    )
+    with pytest.raises(ConfigError, match=r"^the ALOHA .*: pip install 'octolike\[sim,aloha\]'$"):
+        AlohaEnv()
 
 
 def test_axis_angles_above_pi_are_kept():

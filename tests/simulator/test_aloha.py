@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
-pytest.importorskip("gym_aloha", reason="needs pip install --no-deps 'gym-aloha>=0.1.3'")
+pytest.importorskip("gym_aloha", reason="needs pip install 'octolike[aloha]'")
 
 from octolike.config import ConfigError
 from octolike.envs.aloha import AlohaEnv, collect_episode

@@ -266,13 +266,11 @@ def _find_assets() -> Path:
     load_mujoco()  # first: it selects the off-screen backend
     spec = importlib.util.find_spec("gym_aloha")
     if spec is None or spec.origin is None:
-        # gym-aloha 0.1.5 requires mujoco < 3.9, but its scenes work with later releases.
         raise ConfigError(
-            "the ALOHA simulator needs gym-aloha's scenes: pip install 'octolike[sim]' && "
-            "pip install --no-deps 'gym-aloha>=0.1.3'"
+            "the ALOHA simulator needs gym-aloha's scenes: pip install 'octolike[sim,aloha]'"
         )
     assets = Path(spec.origin).parent / "assets"
     missing = [s for s in SKILLS if not (assets / f"bimanual_viperx_{s}.xml").is_file()]
     if missing:
-        raise ConfigError(f"{assets} lacks the scenes of {missing}; gym-aloha>=0.1.3 has them")
+        raise ConfigError(f"{assets} lacks the scenes of {missing}; gym-aloha 0.1.3 has them")
     return assets
