@@ -15,6 +15,7 @@ import numpy as np
 
 MAX_SIZE = 640  # pixels; of the render buffer in each direction
 _BACKENDS = ("egl", "osmesa")
+_PACKAGES = {"egl": "libegl1 libgl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 _VERSIONS = (3, 3), (4, 0)  # of mujoco: first supported, first unsupported; as in setup.py
 
 
@@ -127,7 +128,8 @@ def _find_backend() -> str:
 
 
 def _backend_error(backends: str) -> str:
+    packages = _PACKAGES.get(backends, f"{_PACKAGES['osmesa']} (or: {_PACKAGES['egl']})")
     return (
         f"MuJoCo cannot render off screen with {backends or 'its default backend'}: "
-        "apt-get install libosmesa6 (or: libegl1 libgl1 libgl1-mesa-dri)"
+        f"apt-get install {packages}"
     )

@@ -282,6 +282,19 @@ def test_an_unsupported_mujoco_is_rejected(version):
     rendering._check_version("3.10.1")
 
 
+@pytest.mark.parametrize(
+    ("backend", "packages"),
+    [
+        ("egl", "libegl1 libgl1 libgl1-mesa-dri"),
+        ("osmesa", "libosmesa6"),
+        ("egl and osmesa", "libosmesa6 (or: libegl1 libgl1 libgl1-mesa-dri)"),
+    ],
+)
+def test_the_error_of_a_backend_names_its_own_packages(backend, packages):
+    """LIBERO, which refuses OSMesa, sets MUJOCO_GL to egl."""
+    assert rendering._backend_error(backend).endswith(f": apt-get install {packages}")
+
+
 def test_the_error_for_a_missing_simulator_has_the_installation_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     rendering.load_mujoco.cache_clear()
