@@ -5,8 +5,10 @@
 
 Expect a progress bar (in a log: a line every 10 s) and then the directory
 <data.root>/<collect.dataset>/<version>. Failed demonstrations are counted and repeated with other
-seeds. If the script is interrupted, the same command continues with the missing shards; a finished
-dataset is left unchanged.
+seeds, and left out after eight failures. A table shows how many were recorded per skill; if a skill
+has none, the dataset of the others is written, and the script ends with an error. If the script is
+interrupted, the same command continues with the missing shards; a finished dataset is left
+unchanged.
 """
 
 import os
@@ -51,10 +53,9 @@ def collect(config: configs.Config) -> None:
 
     def record_shard(shard: demonstrations.DemonstrationShard) -> None:
         recorded = recorders.record(shard, bar.update)
-        failed = sum(tries for _, tries in recorded)
         tries = demonstrations.count_tries(recorded)
-        episodes = (e for e, _ in recorded)
-        writer.write(shard.split, shard.index, episodes, failed=failed, tries=tries)
+        episodes = [r.episode for r in recorded if r.episode is not None]
+        writer.write(shard.split, shard.index, episodes, may_be_empty=True, tries=tries)
 
     with (
         progress("demonstrations", total=total, unit="episodes", initial=done) as bar,
@@ -62,10 +63,12 @@ def collect(config: configs.Config) -> None:
     ):
         for _ in pool.map(record_shard, missing):
             pass
-    notes = [writer.shard_note(s.split, s.index) for s in plan]
-    failed = sum(note["failed"] for note in notes)
-    print(f"{total} demonstrations in {writer.finish()}; {failed} failed and were repeated")
-    print(demonstrations.yield_table(note["tries"] for note in notes if "tries" in note))
+    notes = [(s, writer.shard_note(s.split, s.index)) for s in plan]
+    yields = demonstrations.yields((s, n["tries"]) for s, n in notes if n and "tries" in n)
+    print(demonstrations.yield_table(yields))
+    recorded = sum(counts.recorded for counts in yields.values())
+    print(f"{recorded} of {total} demonstrations in {writer.finish()}")
+    demonstrations.check_yields(yields, config.collect.noise)
 
 
 if __name__ == "__main__":

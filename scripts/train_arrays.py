@@ -4,8 +4,9 @@
     ... --config metaworld:debug                  takes seconds; checks the installation
 
 For a machine with jax and the simulator but without tensorflow. Records the same episodes as
-octolike collect, and stores them as <data.root>/<split>.npz. An existing file is used; it is an
-error if it was recorded with other settings. Everything else is as in octolike train.
+octolike collect, and stores them as <data.root>/<split>.npz; if a skill has none, it ends with an
+error. An existing file is used; it is an error if it was recorded with other settings. Everything
+else is as in octolike train.
 """
 
 import sys
@@ -33,18 +34,24 @@ def frames(config: configs.Config, split: str):
         return None
     workers = config.collect.workers or pool.default_workers(len(shards))
     recorders = demonstrations.RecorderPool(config.environment, config.collect, workers)
-    total = sum(len(shard.episodes) for shard in shards)
+    total, tries = sum(len(shard.episodes) for shard in shards), []
     with (
         progress(f"{split} demonstrations", total=total, unit="episodes") as bar,
         ThreadPoolExecutor(workers) as threads,
     ):
 
         def episodes():
-            for shard in threads.map(lambda s: recorders.record(s, bar.update), shards):
-                yield from (episode for episode, _ in shard)
+            all_recorded = threads.map(lambda s: recorders.record(s, bar.update), shards)
+            for shard, recorded in zip(shards, all_recorded, strict=True):
+                tries.append((shard, demonstrations.count_tries(recorded)))
+                yield from (r.episode for r in recorded if r.episode is not None)
 
         result = ArrayFrames.from_episodes(episodes())
     result.save(path, settings)
+    yields = demonstrations.yields(tries)
+    print(demonstrations.yield_table(yields))
+    if split == "train":
+        demonstrations.check_yields(yields, config.collect.noise)
     return result
 
 

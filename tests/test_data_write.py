@@ -160,6 +160,22 @@ def test_the_error_names_a_bad_episode(tmp_path):
         writer.write("train", 0, [])
 
 
+def test_shards_without_episodes_are_written_on_request(tmp_path):
+    writer = Writer(str(tmp_path), "fake", "1.0.0", {"train": 3, "val": 1})
+    for split, index, count in (("train", 0, 0), ("train", 1, 2), ("train", 2, 0), ("val", 0, 0)):
+        assert writer.write(split, index, episodes(count), may_be_empty=True) == count
+        assert writer.write(split, index, episodes(3)) == count  # it exists
+    builder = tfds.builder_from_directory(writer.finish())
+    assert list(builder.info.splits) == ["train"]
+    assert builder.info.splits["train"].shard_lengths == [0, 2, 0]
+    assert len([*builder.as_dataset("train")]) == len([*builder.as_dataset("train[:2]")]) == 2
+    assert not [*writer.directory.glob("*-val.*")]
+    alone = Writer(str(tmp_path), "empty", "1.0.0", {"train": 1})
+    alone.write("train", 0, [], may_be_empty=True)
+    with pytest.raises(DataError, match=r"^empty has no episodes"):
+        alone.finish()
+
+
 def test_synthetic_data_are_a_function_of_the_seed(tmp_path):
     a = write_fake_dataset(tmp_path / "a", train=3, val=1)
     b = write_fake_dataset(tmp_path / "b", train=3, val=1)

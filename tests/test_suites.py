@@ -106,8 +106,23 @@ def test_liberos_published_suites_and_variants_are_planned_by_the_benchmarks_pro
 
 
 def test_the_yield_of_an_expert_counts_every_try():
-    recorded = [({"episode_metadata": {"skill": s}}, n) for s, n in (("a", 0), ("b", 3), ("a", 1))]
+    recorded = [
+        demonstrations.Recorded(skill, episode, failed)
+        for skill, episode, failed in (("b", {}, 3), ("a", {}, 0), ("a", None, 8), ("c", None, 8))
+    ]
     tries = demonstrations.count_tries(recorded)
-    assert tries == {"a": [2, 1], "b": [1, 3]}
-    lines = demonstrations.yield_table([tries, {"b": [1, 0]}]).splitlines()
-    assert [line.split() for line in lines[1:]] == [["a", "2", "3", "67%"], ["b", "2", "5", "40%"]]
+    assert tries == {"a": [1, 8], "b": [1, 3], "c": [0, 8]}
+    shards = [
+        demonstrations.DemonstrationShard("train", i, 2, tuple((skill, 0) for skill in skills))
+        for i, skills in enumerate(("baac", "b"))
+    ]
+    yields = demonstrations.yields(zip(shards, [tries, {"b": [1, 0]}], strict=True))
+    lines = demonstrations.yield_table(yields).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["a", "1", "of", "2", "9", "11%"],
+        ["b", "2", "of", "2", "5", "40%"],
+        ["c", "0", "of", "1", "8", "0%"],
+    ]
+    with pytest.raises(RuntimeError, match=r"every seed of 'c' at noise 0.5.*collect.skills"):
+        demonstrations.check_yields(yields, 0.5)
+    demonstrations.check_yields({"a": yields["a"]}, 0.5)

@@ -402,10 +402,19 @@ def make_recorder(failures):
 
 def test_failed_demonstrations_are_repeated_and_counted():
     shard = demonstrations.DemonstrationShard("train", 0, 1, (("touch", 0), ("push", 8)))
-    got = [(e["episode_metadata"], failed) for e, failed in make_recorder(2).record(shard)]
-    assert [(m["seed"], m["skill"], f) for m, f in got] == [(2, "touch", 2), (10, "push", 2)]
-    with pytest.raises(RuntimeError, match=r"'touch' failed with seeds 0 to 7, noise 0.25"):
-        list(make_recorder(8).record(shard))
+    got = [
+        (skill, episode["episode_metadata"]["seed"], failed)
+        for skill, episode, failed in make_recorder(2).record(shard)
+    ]
+    assert got == [("touch", 2, 2), ("push", 10, 2)]
+
+
+def test_a_demonstration_that_fails_with_all_seeds_is_left_out_and_printed(capsys):
+    shard = demonstrations.DemonstrationShard("train", 0, 1, (("touch", 0), ("push", 8)))
+    assert [*make_recorder(8).record(shard)] == [("touch", None, 8), ("push", None, 8)]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("the expert for 'touch' failed with seeds 0 to 7, noise 0.25; ")
+    assert "'push' failed with seeds 8 to 15" in second
 
 
 def test_an_episode_whose_simulator_crashes_is_recorded_again_once(capsys, monkeypatch):
@@ -415,7 +424,7 @@ def test_an_episode_whose_simulator_crashes_is_recorded_again_once(capsys, monke
     recorders = demonstrations.RecorderPool(TABLE, CollectConfig(), workers=0)
     recorders._free.put(make_recorder(6))
     got = recorders.record(shard, lambda: counted.append(None))
-    assert [e["episode_metadata"]["seed"] for e, _ in got] == [14, 22]
+    assert [r.episode["episode_metadata"]["seed"] for r in got] == [14, 22]
     assert len(counted) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("the simulator crashed at 'push', seed 14: ArithmeticError: the physics")

@@ -3,18 +3,20 @@
 A shard is one worker's unit of work. Its content depends on the plan alone, so the dataset is the
 same for any number and order of workers. Seeds: training starts at 0, validation at 500,000,
 evaluation at 1,000,000 (octolike.evaluation.suites); `collect.draw` starts 50,000 seeds later per
-draw. An episode owns `TRIES` seeds: if the expert fails with one, the next is tried, so each skill
-gets exactly the requested number of demonstrations.
+draw. An episode owns `TRIES` seeds: if the expert fails with one, the next is tried; if it fails
+with all of them, the episode is left out. So a skill gets the requested number of demonstrations,
+or fewer.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import queue
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +41,28 @@ class DemonstrationShard:
     index: int
     total: int
     episodes: tuple[tuple[str, int], ...]
+
+
+class Recorded(NamedTuple):
+    """A planned episode.
+
+    Attributes:
+        skill: the skill.
+        episode: the demonstration; None if the expert failed with all seeds.
+        failed: number of failed tries.
+    """
+
+    skill: str
+    episode: dict[str, Any] | None
+    failed: int
+
+
+class Yield(NamedTuple):
+    """Numbers of planned and of recorded demonstrations, and of failed tries."""
+
+    planned: int
+    recorded: int
+    failed: int
 
 
 def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[DemonstrationShard]:
@@ -112,24 +136,25 @@ class Recorder:
         robot = environment_of(environment, collect.dataset)
         self._pool = EnvPool(functools.partial(make_env, robot), slots=1, workers=1)
 
-    def record(self, shard: DemonstrationShard) -> Iterator[tuple[dict[str, Any], int]]:
-        """Yield (episode dict, number of failed tries before it) for each episode of a shard.
+    def record(self, shard: DemonstrationShard) -> Iterator[Recorded]:
+        """Yield each planned episode of a shard; those that are left out are printed.
 
         Raises:
-            RuntimeError: the simulator crashes twice at a seed, or the expert fails with every seed
-                of an episode.
+            RuntimeError: the simulator crashes twice at a seed.
         """
         for skill, first in shard.episodes:
             for failed in range(TRIES):
                 episode = self._record_episode(skill, first + failed)
                 if episode["episode_metadata"]["success"]:
-                    yield episode, failed
+                    yield Recorded(skill, episode, failed)
                     break
             else:
-                raise RuntimeError(
+                print(
                     f"the expert for {skill!r} failed with seeds {first} to {first + TRIES - 1}, "
-                    f"noise {self._noise}; lower collect.noise or fix the expert"
+                    f"noise {self._noise}; this demonstration is left out",
+                    file=sys.stderr,
                 )
+                yield Recorded(skill, None, TRIES)
 
     def _record_episode(self, skill: str, seed: int) -> dict[str, Any]:
         arguments = (seed, self._split, [skill], self._noise)
@@ -155,9 +180,7 @@ class RecorderPool:
         for _ in range(workers):
             self._free.put(Recorder(environment, collect))
 
-    def record(
-        self, shard: DemonstrationShard, on_episode: Callable[[], Any]
-    ) -> list[tuple[dict[str, Any], int]]:
+    def record(self, shard: DemonstrationShard, on_episode: Callable[[], Any]) -> list[Recorded]:
         """Return the episodes of `Recorder.record` from the next free recorder.
 
         on_episode: called after each episode; a shard of LIBERO takes minutes.
@@ -172,30 +195,48 @@ class RecorderPool:
             self._free.put(recorder)
 
 
-def count_tries(recorded: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, list[int]]:
-    """Return {skill: [demonstrations, failed tries before them]} of recorded episodes."""
+def count_tries(recorded: Iterable[Recorded]) -> dict[str, list[int]]:
+    """Return {skill: [demonstrations, failed tries]} of recorded episodes."""
     counts: dict[str, list[int]] = {}
-    for episode, failed in recorded:
-        of_skill = counts.setdefault(episode["episode_metadata"]["skill"], [0, 0])
-        of_skill[0], of_skill[1] = of_skill[0] + 1, of_skill[1] + failed
+    for skill, episode, failed in recorded:
+        of_skill = counts.setdefault(skill, [0, 0])
+        of_skill[0], of_skill[1] = of_skill[0] + (episode is not None), of_skill[1] + failed
     return counts
 
 
-def yield_table(tries: Iterable[Mapping[str, Sequence[int]]]) -> str:
-    """Return the share of successful tries of each skill as a text table.
+def yields(
+    shards: Iterable[tuple[DemonstrationShard, Mapping[str, Sequence[int]]]],
+) -> dict[str, Yield]:
+    """Return the yield of each skill from shards and their results of `count_tries`."""
+    total: dict[str, Yield] = {}
+    for shard, tries in shards:
+        planned = collections.Counter(skill for skill, _ in shard.episodes)
+        for skill, count in planned.items():
+            recorded, failed = tries.get(skill, (0, 0))
+            before = total.get(skill, Yield(0, 0, 0))
+            total[skill] = Yield(*np.add(before, (count, recorded, failed)).tolist())
+    return dict(sorted(total.items()))
 
-    tries: the results of `count_tries`.
-    """
-    total: dict[str, list[int]] = {}
-    for shard in tries:
-        for skill, (done, failed) in shard.items():
-            of_skill = total.setdefault(skill, [0, 0])
-            of_skill[0], of_skill[1] = of_skill[0] + done, of_skill[1] + failed
-    rows = [
-        (skill, done, done + failed, f"{done / (done + failed):.0%}")
-        for skill, (done, failed) in sorted(total.items())
-    ]
+
+def yield_table(of_skills: Mapping[str, Yield]) -> str:
+    """Return the demonstrations and the share of successful tries of each skill as a text table."""
+    rows = []
+    for skill, (planned, recorded, failed) in of_skills.items():
+        tries = recorded + failed
+        share = f"{recorded / tries:.0%}" if tries else ""
+        rows.append((skill, f"{recorded} of {planned}", tries, share))
     return text_table(rows, ("skill", "demonstrations", "tries", "yield"), "lrrr")
+
+
+def check_yields(of_skills: Mapping[str, Yield], noise: float) -> None:
+    """Raise RuntimeError, with the remedy, if a skill has no demonstration."""
+    without = [repr(skill) for skill, counts in of_skills.items() if not counts.recorded]
+    if without:
+        raise RuntimeError(
+            f"the expert failed with every seed of {', '.join(without)} at noise {noise}, so there "
+            "is no demonstration; leave the skill out of collect.skills, or lower collect.noise, "
+            "and collect again"
+        )
 
 
 def tabletop_episode(

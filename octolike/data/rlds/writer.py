@@ -121,6 +121,7 @@ class Writer:
         episodes: Iterable[Mapping[str, Any]],
         *,
         check: Callable[[Path, tfds.features.FeaturesDict], Any] | None = None,
+        may_be_empty: bool = False,
         **notes: Any,
     ) -> int:
         """Write one shard unless it exists, and return its number of episodes.
@@ -131,10 +132,12 @@ class Writer:
             episodes: episodes of the shard.
             check: called with the written file and its features before the file gets its final
                 name; an exception discards the shard.
+            may_be_empty: whether a shard without episodes is written, instead of an error.
             notes: plain values stored with the shard (see `shard_note`), read when it is complete.
 
         Raises:
-            DataError: an episode is empty, not finite, or differs in structure from the first.
+            DataError: an episode is empty, not finite, or differs in structure from the first; or
+                there is none.
             OSError: the disk is full.
         """
         existing = self.shard_note(split, index)
@@ -153,16 +156,17 @@ class Writer:
                     record = _serialize(features, example, place)
                     file.write(record)
                     count, size = count + 1, size + len(record)
-            if features is None:
+            if features is None and not may_be_empty:
                 raise DataError(f"{self.name}/{split}: shard {index} has no episodes")
-            if check is not None:
+            if check is not None and features is not None:
                 check(temporary, features)
             temporary.rename(path)
         except tf.errors.OpError as error:
             raise OSError(f"{path} could not be written: {error.message}") from None
         finally:
             temporary.unlink(missing_ok=True)
-        note = {"episodes": count, "bytes": size, "features": features.to_json(), **notes}
+        stored = None if features is None else features.to_json()
+        note = {"episodes": count, "bytes": size, "features": stored, **notes}
         # Last, and atomically: a shard without its note counts as missing.
         files.write_json(self._note_path(split, index), note, indent=None)
         return count
@@ -170,7 +174,10 @@ class Writer:
     def finish(self) -> Path:
         """Write the metadata, rename the dataset to its final name, and return its directory.
 
-        Raises DataError if a shard is missing or its features differ from those of the first.
+        A split without episodes is left out.
+
+        Raises DataError if a shard is missing, if the features of two shards differ, or if there
+        are no episodes.
         """
         if self.finished:
             return self.directory
@@ -184,7 +191,11 @@ class Writer:
                     "write them before finishing"
                 )
             notes[split] = [note for note in shard_notes if note is not None]
-        stored = [note["features"] for split_notes in notes.values() for note in split_notes]
+        stored = [
+            note["features"] for of_split in notes.values() for note in of_split if note["episodes"]
+        ]
+        if not stored:
+            raise DataError(f"{self.name} has no episodes")
         if any(f != stored[0] for f in stored):
             raise DataError(f"{self.name}: its shards have different features; write them again")
         directory = self._unfinished_directory
@@ -202,7 +213,11 @@ class Writer:
                 ),
             )
             for split, split_notes in notes.items()
+            if any(note["episodes"] for note in split_notes)
         ]
+        for split in notes.keys() - {info.name for info in splits}:  # TFDS takes no split without
+            for i in range(self.shards[split]):
+                self._shard_path(split, i).unlink(missing_ok=True)
         tfds.folder_dataset.write_metadata(
             data_dir=directory,
             features=tfds.features.FeaturesDict.from_json(stored[0]),
