@@ -16,7 +16,7 @@ import pytest
 from octolike.config import ConfigError
 from octolike.data.specs import expressions, oxe
 from octolike.envs import replays
-from octolike.envs.libero import libero_package, libero_tasks
+from octolike.envs.libero import libero_package, libero_sim, libero_tasks
 from octolike.envs.libero.libero_env import LiberoEnv
 from octolike.envs.registry import simulator
 from octolike.envs.simulators import LiberoSettings
@@ -121,6 +121,23 @@ def test_the_fixtures_of_the_benchmarks_episodes_differ_and_demonstrations_start
     again = [env.reset(seed=s, options=options())[1]["scene"] for s in (1, START + 50, 0)]
     assert len({*scenes}) == 4
     assert again == [scenes[3], scenes[0], scenes[2]]  # 50 initial states
+
+
+def test_drawn_arrangements_equal_those_of_the_benchmarks_reset(env):
+    """A bowl is on the stove and one on the cabinet, also after earlier episodes."""
+    from libero.libero.envs import OffScreenRenderEnv
+
+    env.reset(seed=1, options=options("spatial/7"))
+    with libero_sim._own_generator(0):
+        env.sim._reset()
+    task = libero_package.load_task("train", "spatial/7")
+    reference = OffScreenRenderEnv(bddl_file_name=task.bddl, use_camera_obs=False)
+    with libero_sim._own_generator(0):
+        reference.reset()
+    ours, theirs = env.sim.env.sim, reference.env.sim
+    np.testing.assert_array_equal(ours.data.qpos, theirs.data.qpos)
+    np.testing.assert_array_equal(ours.data.body_xpos, theirs.data.body_xpos)
+    reference.close()
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 1. Resets do not compile the model again. The benchmark does, and draws the positions of fixtures
    (cabinet, stove) anew each time from numpy's global generator, seeded once. An episode of it
    therefore depends on the number of episodes before it. Here initial state i has the fixtures
-   that the benchmark's i-th episode of a task has, in any order of episodes.
+   that the benchmark's i-th episode of a task has, in any order of episodes. LIBERO adds the place
+   of a region of a fixture, read from the simulation, to the drawn place of the fixture. That is
+   right only while the fixtures are where the model was compiled, so they are put back there.
 2. Images are rendered when they are read (`LazyCameras`).
 3. Observations of objects, which no policy gets, are not computed.
 """
@@ -54,6 +56,7 @@ class LiberoSim:
         for name, observable in self.env._observables.items():
             if observable.modality == "object":
                 self.env.modify_observable(name, "enabled", False)
+        self._compiled = _compiled_fixtures(self.env)
         self.raw: dict[str, Any] = {}
         self._cameras = LazyCameras(self.env)
         self._close = weakref.finalize(self, _close, self._control, self.env.sim)
@@ -63,6 +66,7 @@ class LiberoSim:
         """Begin at the benchmark's initial state `index`, with the fixtures of that episode."""
         with _own_generator(BENCHMARK_SEED):
             for _ in range(index):  # the draws of the episodes before it
+                self._restore_compiled()
                 self.env._reset_internal()
             self._reset()
         with self._cameras.still():
@@ -71,7 +75,7 @@ class LiberoSim:
     def sample(self, seed: int) -> None:
         """Begin with objects and fixtures drawn from the task's regions, when all is at rest.
 
-        LIBERO draws the place of an object on another one up to a metre too high.
+        LIBERO draws the place of an object on another one some centimetres too high.
         """
         with _own_generator(seed):
             self._reset()
@@ -100,7 +104,15 @@ class LiberoSim:
         atexit.unregister(self._close)
         self._close()
 
+    def _restore_compiled(self) -> None:
+        """Put joints and fixtures where they are after compiling."""
+        sim = self.env.sim
+        sim.reset()
+        for body, (position, quaternion) in self._compiled.items():
+            sim.model.body_pos[body], sim.model.body_quat[body] = position, quaternion
+
     def _reset(self) -> None:
+        self._restore_compiled()
         self._control.reset()
         for robot in self.env.robots:  # a compiled model has a new gripper, with command 0
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
@@ -172,6 +184,14 @@ class LazyCameras:
         sim = self._env.sim
         qpos = sim.data.qpos.copy() if self._is_still else self._before
         return Frame(qpos, sim.model.site_rgba.copy())
+
+
+def _compiled_fixtures(env: Any) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return {body: (position [3], quaternion [4])} of the fixtures before LIBERO places them."""
+    spec = importlib.import_module("mujoco").MjSpec.from_string(env.model.get_xml())
+    bodies = [spec.body(fixture.root_body) for fixture in env.fixtures_dict.values()]
+    present = [body for body in bodies if body is not None]  # the table is part of the arena
+    return {env.sim.model.body_name2id(b.name): (b.pos.copy(), b.quat.copy()) for b in present}
 
 
 @contextlib.contextmanager
