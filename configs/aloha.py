@@ -1,6 +1,6 @@
 """Two arms hand a cube over (gym-aloha's scenes): fourteen joints from one camera, on a CPU.
 
-    pip install 'octolike[aloha]'
+    pip install 'octolike[sim,aloha]'
     octolike collect --config aloha
     octolike train --config aloha
     octolike evaluate --run runs/aloha --suite aloha_transfer_cube
