@@ -274,6 +274,20 @@ def test_each_robot_has_its_own_columns(tmp_path):
     assert "| left: seen | right: seen |" in table_lines(list(summaries.values()))[0]
 
 
+def test_variants_are_compared_on_the_split_of_most(tmp_path):
+    """One variant with another robot, first by its name and its rate, hides no comparison."""
+    for variant, robot, wins in (("a_prior", "other", 4), ("b", "arm", 1), ("c", "arm", 3)):
+        make_run(tmp_path, f"{variant}-0", {"train": 0})
+        evaluation = tmp_path / f"{variant}-0" / "evaluation"
+        (evaluation / "results.jsonl").unlink()
+        add_rows(evaluation / robot, episodes("touch", wins), {"embodiment": robot})
+    summaries = comparison.read(tmp_path)
+    assert [v.variant for v in comparison.ordered(summaries)] == ["c", "b", "a_prior"]
+    lines = table_lines(summaries)
+    assert "| arm: seen | other: seen | letters |" in lines[0]
+    assert "Holm over 1 pair" in " ".join(lines)
+
+
 def test_each_planned_episode_counts_once_and_other_episodes_do_not_count(tmp_path):
     make_run(tmp_path, "default-0", {"train": 0})
     crashed = episodes("touch", 2)[1] | {"success": None}

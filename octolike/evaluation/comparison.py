@@ -7,6 +7,7 @@ every run, so all policies meet the same scenes, and differences are taken scene
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,7 @@ def table(summaries: Sequence[VariantSummary], first: str = "") -> str:
     episodes), the worst skill and the mean over skills. Notes below explain it.
     """
     rows_in_order = ordered(summaries, first)
-    splits = list(dict.fromkeys(split for v in summaries for split in v.success))
+    splits = _splits(summaries)
     skills = list(dict.fromkeys(skill for v in summaries for skill in v.skills))
     skills = skills if len(skills) > 1 else []
     contrasts = _Contrasts(rows_in_order, splits[0], first)
@@ -284,15 +285,25 @@ def _outcomes_of(summary: VariantSummary, split: str, seed: str) -> Mapping[Any,
 
 
 def ordered(summaries: Sequence[VariantSummary], first: str = "") -> list[VariantSummary]:
-    """Return the variant `first`, then the others by descending success on the first split."""
-    split = next(iter(summaries[0].success))
-    return sorted(summaries, key=lambda v: (v.variant != first, -v.pooled(split).rate))
+    """Return the variant `first`, then by descending success on the first split of `_splits`.
+
+    Variants without that split come last.
+    """
+    split = _splits(summaries)[0]
+    by_rate = sorted(summaries, key=lambda v: -v.pooled(split).rate if split in v.success else 1)
+    return sorted(by_rate, key=lambda v: v.variant != first)
+
+
+def _splits(summaries: Sequence[VariantSummary]) -> list[str]:
+    """Return the splits: those of most variants first, as variants are compared on the first."""
+    counts = collections.Counter(split for v in summaries for split in v.success)
+    return [split for split, _ in counts.most_common()]
 
 
 def draw(summaries: Sequence[VariantSummary], path: Path, first: str = "") -> Path:
     """Draw success per variant and split, with intervals and a dot per seed; return the path."""
     summaries = ordered(summaries, first)
-    splits = list(dict.fromkeys(split for v in summaries for split in v.success))
+    splits = _splits(summaries)
     with matplotlib.rc_context({"text.parse_math": False}):
         figure, (axis,) = figures.new(9, 0.42 * len(summaries) * len(splits) / 2 + 1.2, 1)
         height = 0.8 / len(splits)

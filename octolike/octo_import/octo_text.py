@@ -147,8 +147,8 @@ def read_table(path: str, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray
     Raises:
         ConfigError: no file is named, or it does not hold such a table.
     """
-    form = f"an .npz file with texts [N], one of them '', and their vectors {['N', *shape]}"
-    form = form.replace("'N'", "N")
+    sizes = ", ".join(map(str, ("N", *shape)))
+    form = f"an .npz file with texts [N], one of them '', and their vectors [{sizes}]"
     if not path:
         raise ConfigError(
             "the checkpoint reads embedded instructions, whose embedding it lacks; name a table: "
