@@ -62,7 +62,7 @@ def test_a_failing_expert_ends_neither_the_other_skills_nor_the_dataset(
     assert "the expert for 'push' failed with seeds" in output.err
     rows = [line.split() for line in output.out.splitlines()]
     (push,), (touch,) = ([r for r in rows if r[:1] == [s]] for s in ("push", "touch"))
-    assert push[1:] == ["0", "of", "2", "16", "0%"]
+    assert push[1:] == ["0", "of", "2", "16", "0.0%"]
     recorded = int(touch[1])
     assert touch[2:4] == ["of", "6"]
     assert 2 <= recorded <= 4

@@ -119,9 +119,9 @@ def test_the_yield_of_an_expert_counts_every_try():
     yields = demonstrations.yields(zip(shards, [tries, {"b": [1, 0]}], strict=True))
     lines = demonstrations.yield_table(yields).splitlines()
     assert [line.split() for line in lines[1:]] == [
-        ["a", "1", "of", "2", "9", "11%"],
-        ["b", "2", "of", "2", "5", "40%"],
-        ["c", "0", "of", "1", "8", "0%"],
+        ["a", "1", "of", "2", "9", "11.1%"],
+        ["b", "2", "of", "2", "5", "40.0%"],
+        ["c", "0", "of", "1", "8", "0.0%"],
     ]
     with pytest.raises(RuntimeError, match=r"every seed of 'c' at noise 0.5.*collect.skills"):
         demonstrations.check_yields(yields, 0.5)

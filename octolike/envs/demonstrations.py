@@ -223,7 +223,7 @@ def yield_table(of_skills: Mapping[str, Yield]) -> str:
     rows = []
     for skill, (planned, recorded, failed) in of_skills.items():
         tries = recorded + failed
-        share = f"{recorded / tries:.0%}" if tries else ""
+        share = f"{recorded / tries:.1%}" if tries else ""
         rows.append((skill, f"{recorded} of {planned}", tries, share))
     return text_table(rows, ("skill", "demonstrations", "tries", "yield"), "lrrr")
 
