@@ -1,10 +1,12 @@
-"""Every command of README and docs names a script, a config, arguments and options that exist.
+"""Every command of README and docs names a script, a config, arguments and options that exist, and
+every message of the troubleshooting page is one that the code prints.
 
 The commands are extracted from the ```bash blocks. Those with --config are parsed as the command
 line parses them, overrides included; the flags of the others must be defined by their script. The
 commands that take seconds also run, on small recordings of this test.
 """
 
+import ast
 import dataclasses
 import os
 import re
@@ -92,6 +94,19 @@ def _parse(arguments, command):
 
 def test_the_pages_have_commands():
     assert len(CASES) > 25
+
+
+def test_the_messages_of_troubleshooting_are_printed():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    table = page.partition("## Messages")[2].partition("\n## ")[0]
+    messages = re.findall(r"`([^`]+)`", " ".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))
+    assert len(messages) > 20
+    sources = [*(ROOT / "octolike").rglob("*.py"), ROOT / ".ci" / "check_gl.py"]
+    nodes = [n for path in sources for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    for message in messages:  # "…" stands for a value: the words between are one literal each
+        for words in filter(None, map(str.strip, message.split("…"))):
+            assert any(words in text for text in texts), f"{message}: nothing prints {words!r}"
 
 
 # Each command in a child of one process that has imported the modules they share.
