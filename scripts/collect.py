@@ -8,7 +8,7 @@ Expect a progress bar (in a log: a line every 10 s) and then the directory
 seeds, and left out after eight failures. A table shows how many were recorded per skill; if a skill
 has none, the dataset of the others is written, and the script ends with an error. If the script is
 interrupted, the same command continues with the missing shards; a finished dataset is left
-unchanged.
+unchanged, and its table printed again.
 """
 
 import os
@@ -39,11 +39,11 @@ def collect(config: configs.Config) -> None:
     plan = demonstrations.plan(config.environment, config.collect)
     shards = {s.split: s.total for s in plan}
     settings = demonstrations.settings(config.environment, config.collect)
-    # Specs of public datasets have no version if no source states it.
-    version = spec.version or FIRST_VERSION
+    version = spec.version or FIRST_VERSION  # a public dataset's may be unknown
     writer = Writer(config.data.root, spec.name, version, shards, settings)
     if writer.finished:
         print(f"{writer.directory} exists already; remove it to collect again")
+        demonstrations.report_yields(writer.summary().get("yields", {}), config.collect.noise)
         return
     missing = [s for s in plan if not writer.shard_note(s.split, s.index)]
     total = sum(len(s.episodes) for s in plan)
@@ -65,10 +65,9 @@ def collect(config: configs.Config) -> None:
             pass
     notes = [(s, writer.shard_note(s.split, s.index)) for s in plan]
     yields = demonstrations.yields((s, n["tries"]) for s, n in notes if n and "tries" in n)
-    print(demonstrations.yield_table(yields))
     recorded = sum(counts.recorded for counts in yields.values())
-    print(f"{recorded} of {total} demonstrations in {writer.finish()}")
-    demonstrations.check_yields(yields, config.collect.noise)
+    print(f"{recorded} of {total} demonstrations in {writer.finish({'yields': yields})}")
+    demonstrations.report_yields(yields, config.collect.noise)
 
 
 if __name__ == "__main__":

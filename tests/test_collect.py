@@ -59,6 +59,12 @@ def test_a_failing_expert_ends_neither_the_other_skills_nor_the_dataset(
     assert str(end.value).startswith("error: the expert failed with every seed of 'push' at noise")
     assert "\n" not in str(end.value)
     output = capsys.readouterr()
+    with pytest.raises(SystemExit) as again:  # it stays an error, and the table stays
+        collect(tmp_path / "a", 2, skills)
+    assert str(again.value) == str(end.value)
+    exists, *table = capsys.readouterr().out.splitlines()
+    assert "exists already; remove it to collect again" in exists
+    assert output.out.splitlines()[-len(table) :] == table
     assert "the expert for 'push' failed with seeds" in output.err
     rows = [line.split() for line in output.out.splitlines()]
     (push,), (touch,) = ([r for r in rows if r[:1] == [s]] for s in ("push", "touch"))
@@ -95,7 +101,7 @@ def test_a_failing_expert_ends_neither_the_other_skills_nor_the_dataset(
     capsys.readouterr()
     with pytest.raises(SystemExit):
         collect(tmp_path / "b", 1, skills)
-    assert [line.split() for line in capsys.readouterr().out.splitlines()][:3] == rows[:3]
+    assert capsys.readouterr().out.splitlines()[-len(table) :] == table
     files = [
         {p.name: p.read_bytes() for p in (tmp_path / x / "tabletop" / "1.0.0").iterdir()}
         for x in "ab"

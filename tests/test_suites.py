@@ -111,7 +111,7 @@ def test_the_yield_of_an_expert_counts_every_try():
         for skill, episode, failed in (("b", {}, 3), ("a", {}, 0), ("a", None, 8), ("c", None, 8))
     ]
     tries = demonstrations.count_tries(recorded)
-    assert tries == {"a": [1, 8], "b": [1, 3], "c": [0, 8]}
+    assert tries == {"a": [1, 8, 0], "b": [1, 3, 0], "c": [0, 8, 0]}
     shards = [
         demonstrations.DemonstrationShard("train", i, 2, tuple((skill, 0) for skill in skills))
         for i, skills in enumerate(("baac", "b"))
@@ -123,6 +123,11 @@ def test_the_yield_of_an_expert_counts_every_try():
         ["b", "2", "of", "2", "5", "40.0%"],
         ["c", "0", "of", "1", "8", "0.0%"],
     ]
-    with pytest.raises(RuntimeError, match=r"every seed of 'c' at noise 0.5.*collect.skills"):
+    crash = demonstrations.count_tries([demonstrations.Recorded("b", {}, 1, crashed=2)])
+    with_crash = demonstrations.yields(zip(shards, [tries, crash], strict=True))
+    lines = demonstrations.yield_table(with_crash).splitlines()
+    assert lines[0].endswith("crashed seeds")
+    assert lines[2].split() == ["b", "2", "of", "2", "6", "33.3%", "2"]
+    with pytest.raises(RuntimeError, match=r"every seed of 'c' at noise 0.5.*remove the dataset"):
         demonstrations.check_yields(yields, 0.5)
     demonstrations.check_yields({"a": yields["a"]}, 0.5)

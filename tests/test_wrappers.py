@@ -404,14 +404,14 @@ def test_failed_demonstrations_are_repeated_and_counted():
     shard = demonstrations.DemonstrationShard("train", 0, 1, (("touch", 0), ("push", 8)))
     got = [
         (skill, episode["episode_metadata"]["seed"], failed)
-        for skill, episode, failed in make_recorder(2).record(shard)
+        for skill, episode, failed, _ in make_recorder(2).record(shard)
     ]
     assert got == [("touch", 2, 2), ("push", 10, 2)]
 
 
 def test_a_demonstration_that_fails_with_all_seeds_is_left_out_and_printed(capsys):
     shard = demonstrations.DemonstrationShard("train", 0, 1, (("touch", 0), ("push", 8)))
-    assert [*make_recorder(8).record(shard)] == [("touch", None, 8), ("push", None, 8)]
+    assert [*make_recorder(8).record(shard)] == [("touch", None, 8, 0), ("push", None, 8, 0)]
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("the expert for 'touch' failed with seeds 0 to 7, noise 0.25; ")
     assert "'push' failed with seeds 8 to 15" in second
@@ -429,9 +429,38 @@ def test_an_episode_whose_simulator_crashes_is_recorded_again_once(capsys, monke
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("the simulator crashed at 'push', seed 14: ArithmeticError: the physics")
     assert line.endswith("in episode_that_fails); recording this episode again")
+
+
+def test_a_seed_whose_simulator_crashes_twice_is_skipped_and_counted(capsys, monkeypatch):
+    shard = demonstrations.DemonstrationShard("train", 0, 1, (("push", 8), ("touch", 16)))
+    monkeypatch.setitem(globals(), "CRASHES", [14, 14])
+    push, touch = make_recorder(6).record(shard)
+    assert push.episode["episode_metadata"]["seed"] == 15
+    assert (push.failed, push.crashed, touch.crashed) == (6, 1, 0)
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("the simulator crashed at 'push', seed 14: ArithmeticError: the physics")
+    assert line.endswith("in 2 attempts; this seed is skipped")
     CRASHES[:] = [14, 14]
-    with pytest.raises(RuntimeError, match=r"^the simulator crashed at 'push', seed 14: .*expl"):
-        list(make_recorder(6).record(shard))
+    push, _ = make_recorder(7).record(shard)
+    assert push[2:] == (6, 1)
+    CRASHES[:] = [14, 14]
+    push, _ = make_recorder(8).record(shard)
+    assert push == ("push", None, 7, 1)
+    assert "seeds 8 to 15 (1 crashed the simulator), noise" in capsys.readouterr().err
+    CRASHES[:] = [8, 8, 9, 9, 10, 10]
+    with pytest.raises(RuntimeError, match=r"seed 10: .*; it crashed at 3 seeds of an episode"):
+        list(make_recorder(8).record(shard))
+
+
+def test_the_stored_settings_name_the_version_of_the_scenes():
+    """Scenes of LIBERO with fixtures were others; those of the suite object were not."""
+
+    def settings(kind, skill):
+        return demonstrations.settings({"kind": kind}, CollectConfig(skills={skill: 1}))
+
+    assert settings("libero", "spatial/0")["scene_version"] == 1
+    assert "scene_version" not in settings("libero", "object/0")
+    assert "scene_version" not in settings("tabletop", "touch")
 
 
 class Misconfigured:

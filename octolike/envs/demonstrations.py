@@ -5,7 +5,8 @@ same for any number and order of workers. Seeds: training starts at 0, validatio
 evaluation at 1,000,000 (octolike.evaluation.suites); `collect.draw` starts 50,000 seeds later per
 draw. An episode owns `TRIES` seeds: if the expert fails with one, the next is tried; if it fails
 with all of them, the episode is left out. So a skill gets the requested number of demonstrations,
-or fewer.
+or fewer. A seed at which the simulator crashes twice is skipped and counted; if it would not crash
+again, another collection has another demonstration in its place.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from octolike.tables import text_table
 
 TRIES = 8
 ATTEMPTS = 2  # at a seed whose simulator crashes
+MAX_CRASHED = 3  # seeds of one episode: more suggest that the simulator does not work here at all
 FIRST_SEEDS = {"train": 0, "val": 500_000}
 LAST_SEED = 1_000_000
 SEEDS_PER_DRAW = 50_000
@@ -50,19 +52,22 @@ class Recorded(NamedTuple):
         skill: the skill.
         episode: the demonstration; None if the expert failed with all seeds.
         failed: number of failed tries.
+        crashed: number of seeds skipped because the simulator crashed.
     """
 
     skill: str
     episode: dict[str, Any] | None
     failed: int
+    crashed: int = 0
 
 
 class Yield(NamedTuple):
-    """Numbers of planned and of recorded demonstrations, and of failed tries."""
+    """Numbers of planned and recorded demonstrations, failed tries, and seeds with crashes."""
 
     planned: int
     recorded: int
     failed: int
+    crashed: int = 0
 
 
 def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[DemonstrationShard]:
@@ -117,10 +122,16 @@ def _first_seed(collect: CollectConfig, split: str, episodes: int) -> int:
 
 
 def settings(environment: Mapping[str, Any], collect: CollectConfig) -> dict[str, Any]:
-    """Return the settings that determine the demonstrations; an interrupted run must match them."""
+    """Return the settings that determine the demonstrations; an interrupted run must match them.
+
+    `scene_version` changes when a version of octolike draws other scenes from the same seeds.
+    """
     names = ("skills", "validation_share", "noise", "episodes_per_shard")
     # Defaults are not stored, so that datasets from before these options existed still match.
     later = {"split": collect.split if collect.split != "train" else None, "draw": collect.draw}
+    parts = simulator(kind_of(environment))
+    if parts.scene_version:
+        later["scene_version"] = parts.load("scene_version")(tuple(collect.skills))
     later = {name: value for name, value in later.items() if value}
     robot = {"environment": environment_of(environment, collect.dataset)}
     return robot | {n: getattr(collect, n) for n in names} | later
@@ -140,23 +151,33 @@ class Recorder:
         """Yield each planned episode of a shard; those that are left out are printed.
 
         Raises:
-            RuntimeError: the simulator crashes twice at a seed.
+            RuntimeError: the simulator crashes at MAX_CRASHED seeds of an episode, or cannot be
+                built.
         """
         for skill, first in shard.episodes:
-            for failed in range(TRIES):
-                episode = self._record_episode(skill, first + failed)
-                if episode["episode_metadata"]["success"]:
-                    yield Recorded(skill, episode, failed)
-                    break
-            else:
-                print(
-                    f"the expert for {skill!r} failed with seeds {first} to {first + TRIES - 1}, "
-                    f"noise {self._noise}; this demonstration is left out",
-                    file=sys.stderr,
-                )
-                yield Recorded(skill, None, TRIES)
+            yield self._record_planned(skill, first)
 
-    def _record_episode(self, skill: str, seed: int) -> dict[str, Any]:
+    def _record_planned(self, skill: str, first: int) -> Recorded:
+        crashed = 0
+        for tries in range(TRIES):
+            episode = self._record_episode(skill, first + tries)
+            if isinstance(episode, str):
+                crashed += 1
+                if crashed == MAX_CRASHED:
+                    raise RuntimeError(f"{episode}; it crashed at {crashed} seeds of an episode")
+                print(f"{episode}; this seed is skipped", file=sys.stderr)
+            elif episode["episode_metadata"]["success"]:
+                return Recorded(skill, episode, tries - crashed, crashed)
+        crashes = f" ({crashed} crashed the simulator)" if crashed else ""
+        print(
+            f"the expert for {skill!r} failed with seeds {first} to {first + TRIES - 1}{crashes}, "
+            f"noise {self._noise}; this demonstration is left out",
+            file=sys.stderr,
+        )
+        return Recorded(skill, None, TRIES - crashed, crashed)
+
+    def _record_episode(self, skill: str, seed: int) -> dict[str, Any] | str:
+        """Return the episode of a seed; a sentence if the simulator crashes in each attempt."""
         arguments = (seed, self._split, [skill], self._noise)
         call = CallCommand(self._collect_episode, arguments, limit=EPISODE_LIMIT)
         for attempt in range(1, ATTEMPTS + 1):
@@ -166,7 +187,7 @@ class Recorder:
             crash = f"the simulator crashed at {skill!r}, seed {seed}: {episode.reason}"
             if attempt < ATTEMPTS:
                 print(f"{crash}; recording this episode again", file=sys.stderr)
-        raise RuntimeError(f"{crash}; {ATTEMPTS} attempts failed")
+        return f"{crash}, in {ATTEMPTS} attempts"
 
 
 class RecorderPool:
@@ -196,11 +217,11 @@ class RecorderPool:
 
 
 def count_tries(recorded: Iterable[Recorded]) -> dict[str, list[int]]:
-    """Return {skill: [demonstrations, failed tries]} of recorded episodes."""
+    """Return {skill: [demonstrations, failed tries, crashed seeds]} of recorded episodes."""
     counts: dict[str, list[int]] = {}
-    for skill, episode, failed in recorded:
-        of_skill = counts.setdefault(skill, [0, 0])
-        of_skill[0], of_skill[1] = of_skill[0] + (episode is not None), of_skill[1] + failed
+    for skill, episode, failed, crashed in recorded:
+        before = counts.get(skill, (0, 0, 0))
+        counts[skill] = np.add(before, (episode is not None, failed, crashed)).tolist()
     return counts
 
 
@@ -212,20 +233,36 @@ def yields(
     for shard, tries in shards:
         planned = collections.Counter(skill for skill, _ in shard.episodes)
         for skill, count in planned.items():
-            recorded, failed = tries.get(skill, (0, 0))
+            # Shards from before crashes were counted have two numbers.
+            recorded, failed, crashed = (*tries.get(skill, ()), 0, 0, 0)[:3]
             before = total.get(skill, Yield(0, 0, 0))
-            total[skill] = Yield(*np.add(before, (count, recorded, failed)).tolist())
+            total[skill] = Yield(*np.add(before, (count, recorded, failed, crashed)).tolist())
     return dict(sorted(total.items()))
 
 
 def yield_table(of_skills: Mapping[str, Yield]) -> str:
-    """Return the demonstrations and the share of successful tries of each skill as a text table."""
+    """Return the demonstrations and the share of successful tries of each skill as a text table.
+
+    Seeds that crashed the simulator are no tries; they have a column if there are any.
+    """
+    headers = ["skill", "demonstrations", "tries", "yield"]
+    has_crashes = any(counts.crashed for counts in of_skills.values())
     rows = []
-    for skill, (planned, recorded, failed) in of_skills.items():
-        tries = recorded + failed
-        share = f"{recorded / tries:.1%}" if tries else ""
-        rows.append((skill, f"{recorded} of {planned}", tries, share))
-    return text_table(rows, ("skill", "demonstrations", "tries", "yield"), "lrrr")
+    for skill, counts in of_skills.items():
+        tries = counts.recorded + counts.failed
+        share = f"{counts.recorded / tries:.1%}" if tries else ""
+        row = [skill, f"{counts.recorded} of {counts.planned}", tries, share]
+        rows.append(row + [counts.crashed] * has_crashes)
+    headers += ["crashed seeds"] * has_crashes
+    return text_table(rows, headers, "lrrr" + "r" * has_crashes)
+
+
+def report_yields(of_skills: Mapping[str, Sequence[int]], noise: float) -> None:
+    """Print the table of yields, perhaps read from a file, and check them as `check_yields`."""
+    counts = {skill: Yield(*numbers) for skill, numbers in of_skills.items()}
+    if counts:  # datasets of earlier versions have none stored
+        print(yield_table(counts))
+    check_yields(counts, noise)
 
 
 def check_yields(of_skills: Mapping[str, Yield], noise: float) -> None:
@@ -234,8 +271,8 @@ def check_yields(of_skills: Mapping[str, Yield], noise: float) -> None:
     if without:
         raise RuntimeError(
             f"the expert failed with every seed of {', '.join(without)} at noise {noise}, so there "
-            "is no demonstration; leave the skill out of collect.skills, or lower collect.noise, "
-            "and collect again"
+            "is no demonstration of it; the others can be used; to collect again, remove the "
+            "dataset, and leave the skill out of collect.skills or lower collect.noise"
         )
 
 

@@ -29,6 +29,8 @@ class Simulator:
     robots: {embodiment: the settings that make the environment that robot}.
     groups: {skill: its group}, if results are also reported as means over groups.
     check: (env, [(split, skill), …]) -> a sentence on missing files of the installation, or "".
+    scene_version: skills -> a number stored with their demonstrations; another one means that the
+        same seeds gave other scenes in an earlier version. 0 for the first.
     """
 
     env: str
@@ -40,6 +42,7 @@ class Simulator:
     robots: str
     groups: str = ""
     check: str = ""
+    scene_version: str = ""
 
     def load(self, part: str) -> Any:
         """Import one part: 'env', 'skills', …"""
@@ -140,6 +143,7 @@ class LiberoSettings(SimulatorSettings):
         robots="octolike.envs.libero.libero_tasks:ROBOTS",
         groups="octolike.envs.libero.libero_tasks:GROUPS",
         check="octolike.envs.libero.libero_package:missing_task",
+        scene_version="octolike.envs.libero.libero_tasks:scene_version",
     )
     primary_size: int = option(128, "height and width of image_primary in pixels", low=8, high=256)
     wrist_size: int = option(128, "height and width of image_wrist in pixels", low=8, high=256)

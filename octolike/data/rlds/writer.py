@@ -37,6 +37,7 @@ from octolike.errors import DataError
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 SETTINGS = "settings.json"
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,10 +172,16 @@ class Writer:
         files.write_json(self._note_path(split, index), note, indent=None)
         return count
 
-    def finish(self) -> Path:
+    def summary(self) -> dict[str, Any]:
+        """Return the summary of the finished dataset; {} without one."""
+        path = self.directory / SUMMARY
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def finish(self, summary: Mapping[str, Any] | None = None) -> Path:
         """Write the metadata, rename the dataset to its final name, and return its directory.
 
-        A split without episodes is left out.
+        A split without episodes is left out. The summary, plain JSON values, is stored next to the
+        shards.
 
         Raises DataError if a shard is missing, if the features of two shards differ, or if there
         are no episodes.
@@ -227,6 +234,8 @@ class Writer:
         )
         for remnant in directory.glob(".*"):  # of an interrupted writer
             shutil.rmtree(remnant) if remnant.is_dir() else remnant.unlink()
+        if summary:
+            files.write_json(directory / SUMMARY, summary)
         directory.rename(self.directory)
         # Only now: in an unfinished dataset, shards without notes would count as missing.
         for note in self.directory.glob(f"{self.name}-*.json"):

@@ -56,3 +56,12 @@ def suite_of(split: str, skill: str) -> tuple[str, int]:
     if split != "train" and name == "90":
         raise ConfigError(f"LIBERO-PRO has no suite of libero_90, so {split!r} has no {skill!r}")
     return suite_name(split, name), int(number)
+
+
+def scene_version(skills: Sequence[str]) -> int:
+    """Return the version of the scenes that demonstrations of these skills begin with.
+
+    1: objects that belong on or in a fixture lie on it. They were put beside it before, except
+    in the suite object, which has no fixtures (version 0).
+    """
+    return int(any(not skill.startswith("object/") for skill in skills))
