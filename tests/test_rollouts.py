@@ -115,6 +115,9 @@ def test_results_do_not_depend_on_the_number_of_workers(tmp_path):
     assert sum(r["steps"] for r in new_rows) == timing.environment_steps
     assert expected["run", 3]["instruction"] == "go run"
     assert "environment steps/s" in timing.sentence()
+    assert timing.episodes == len(new_rows)
+    assert timing.seconds >= timing.policy_seconds + timing.environment_seconds
+    assert dataclasses.replace(timing, seconds=7200.0, episodes=6).sentence().startswith("3 epis")
     two, _, _ = roll_out(tmp_path / "two", workers=2)
     assert two == expected
 

@@ -170,6 +170,29 @@ def test_the_noise_of_an_episode_repeats(tmp_path):
     np.testing.assert_array_equal(*runs)
 
 
+class SuiteTable(Table):
+    """A benchmark that states the seed of each task's first episode in octolike's suite."""
+
+    def get_tasks(self):
+        return [{"name": "lift", "octolike_seed": 1_000_000}]
+
+
+@pytest.mark.parametrize("server_seed", [0, 5])
+def test_the_noise_of_a_suite_is_that_of_octolikes_evaluation(tmp_path, server_seed):
+    """Unless the server has a seed of its own."""
+    Table.actions.clear()
+    options = {"cameras": {"primary": "agentview"}, "seed": server_seed}
+    with serving(NumpyPolicy(), **options) as server:
+        run_harness(server, tmp_path, benchmark=f"{__name__}:SuiteTable")
+    seeds = [
+        np.random.SeedSequence([1_000_000 + episode, step]).generate_state(1)[0]
+        for episode in (0, 1)
+        for step in (0, 2)
+    ]
+    is_equal = np.stack(Table.actions)[::2, 0] == np.array(seeds, np.float32)
+    assert is_equal.all() if server_seed == 0 else not is_equal.any()
+
+
 def test_the_harness_is_told_conventions_and_errors():
     async def talk(port):
         url = f"ws://127.0.0.1:{port}/vla-eval"
@@ -205,6 +228,7 @@ def test_the_harness_is_told_conventions_and_errors():
         "send_state": True,
         "quat_no_antipodal": True,
     }
+    assert (info["checkpoint"], info["execute"]) == (7, 2)
     assert info["action_spec"]["gripper"]["format"] == "binary_close_positive"
     assert info["observation_spec"].keys() == {"agentview", "language"}
     for error, part in zip(

@@ -1,4 +1,4 @@
-"""The simulators' tables of tasks: wordings, and checks of names. Imports no numpy."""
+"""The simulators' tables of tasks: wordings, seeds, and checks of names. Imports no numpy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from octolike.config import ConfigError, unknown
+
+FIRST_SEED = 1_000_000  # of evaluations; smaller ones are those of demonstrations
+SAME_SCENES = ("train", "held_out_phrasing", "counterfactual", "distractors")
+# Multiples of the numbers of initial states that benchmarks fix: LIBERO starts from seed mod 50.
+PER_SKILL, OTHER_SCENES = 10_000_000, 5_000_000
 
 
 class Phrasings(NamedTuple):
@@ -17,6 +22,14 @@ class Phrasings(NamedTuple):
     def for_split(self, split: str) -> tuple[str, ...]:
         """Return the wordings that occur in a split."""
         return self.held_out if split == "held_out_phrasing" else self.train
+
+
+def seed_offset(split: str, skill: int) -> int:
+    """Return the offset of an evaluation's seeds, from its split and the skill's number.
+
+    `octolike.evaluation.suites` explains the seeds.
+    """
+    return PER_SKILL * skill + OTHER_SCENES * (split not in SAME_SCENES)
 
 
 def check_choice(noun: str, name: str, choices: Sequence[str]) -> str:

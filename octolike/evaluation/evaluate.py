@@ -198,9 +198,9 @@ class Evaluation:
                 settings.delay,
             )
         if label == "trained" and finished < len(self.plan):
-            self._remarks.append(
-                f"Throughput: {timing.sentence()}, {pool.slots} environments in parallel."
-            )
+            throughput = f"Throughput: {timing.sentence()}, {pool.slots} environments in parallel."
+            print(throughput)
+            self._remarks.append(throughput)
 
     def _render_clips(self, pool: EnvPool) -> list[VideoClip]:
         """Render the episodes of the trained policy with stored actions."""

@@ -44,6 +44,7 @@ from octolike.evaluation.success import ResultRow
 from octolike.evaluation.suites import EpisodePlan
 from octolike.policy import Policy, Task
 from octolike.policy.execution import ChunkPlan, ExecutionSettings, FrameHistory, plan_for
+from octolike.policy.sampler import noise_seed
 
 ATTEMPTS = 2
 # Optional reports of an environment about an episode: whether the scene's original task was done;
@@ -155,18 +156,21 @@ def complete_lines(text: str) -> list[str]:
 
 @dataclasses.dataclass
 class RolloutTiming:
-    """Time and counts of policy calls and environment steps."""
+    """Time and counts of policy calls, environment steps and episodes."""
 
     policy_seconds: float = 0.0
     policy_calls: int = 0
     environment_seconds: float = 0.0
     environment_steps: int = 0
+    episodes: int = 0
+    seconds: float = 0.0  # resets included
 
     def sentence(self) -> str:
         """Return the throughput as a phrase."""
         if not self.policy_calls or not self.environment_steps:
             return "no episode was run"
         return (
+            f"{3600 * self.episodes / self.seconds:.0f} episodes/h, "
             f"{self.environment_steps / self.environment_seconds:.0f} environment steps/s, "
             f"{self.policy_calls / self.policy_seconds:.1f} batched policy calls/s"
         )
@@ -309,7 +313,7 @@ def run_episodes(
         for slot in range(pool.slots)
     ]
     active: dict[int, _RunningEpisode] = {}
-    timing = RolloutTiming()
+    timing, begin = RolloutTiming(), time.perf_counter()
 
     def finish(slot: int, success: bool | None, failure: str) -> None:
         running = active.pop(slot)
@@ -318,6 +322,7 @@ def run_episodes(
             return
         row = _row(label, running, success, failure)
         results.add(row, running.actions)
+        timing.episodes += 1
         on_episode(row)
 
     while active or any(queues):
@@ -325,6 +330,7 @@ def run_episodes(
         if active:
             chunks = _predict(policy, pool.slots, active, timing, delay)
             _execute(pool, chunks, active, finish, timing, delay)
+    timing.seconds = time.perf_counter() - begin
     return timing
 
 
@@ -493,7 +499,7 @@ def planned_episode(row: ResultRow) -> EpisodePlan:
 
 
 def _noise_seed(running: _RunningEpisode) -> int:
-    return int(np.random.SeedSequence([running.episode.seed, running.steps]).generate_state(1)[0])
+    return noise_seed(running.episode.seed, running.steps)
 
 
 def _crash_reason(crash: EnvCrash) -> str:

@@ -21,13 +21,10 @@ from octolike.config import CollectConfig, ConfigError, EvaluateConfig, unknown
 from octolike.envs.libero import libero_tasks
 from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS
 from octolike.envs.registry import choose_names, kind_of, simulator
+from octolike.envs.task_tables import FIRST_SEED, OTHER_SCENES, seed_offset
 from octolike.evaluation.success import HELD_OUT_TASKS, SEEN, SPLIT_MEANINGS
 
-FIRST_SEED = 1_000_000
 BLOCKS = {"development": FIRST_SEED, "test": 3_000_000}
-SAME_SCENES = (SEEN, "held_out_phrasing", "counterfactual", "distractors")
-# Multiples of the numbers of initial states that benchmarks fix: LIBERO starts from seed mod 50.
-_PER_SKILL, _OTHER_SCENES = 10_000_000, 5_000_000
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,10 @@ class Suite:
             split: choose_names("skill", self.skills_of.get(split, self.skills), all_skills)
             for split in splits
         }
-        if self.episodes < 1 or not 0 <= self.seed <= _OTHER_SCENES - self.episodes:
+        if self.episodes < 1 or not 0 <= self.seed <= OTHER_SCENES - self.episodes:
             raise ConfigError(
                 f"{self.episodes} episodes from seed {self.seed}; expected at least one episode "
-                f"and seeds from 0 to {_OTHER_SCENES - 1:,}"
+                f"and seeds from 0 to {OTHER_SCENES - 1:,}"
             )
         tasks_of = entry.load("tasks_of")
         pairs = [
@@ -136,14 +133,9 @@ def suite_by_name(name: str, environment: Mapping[str, Any]) -> Suite:
     return suite
 
 
-def seed_offset(split: str, skill: int) -> int:
-    """Return the offset of an episode's seed, from its split and the skill's number."""
-    return _PER_SKILL * skill + _OTHER_SCENES * (split not in SAME_SCENES)
-
-
 def block_of(episode: EpisodePlan) -> str:
     """Return the block of an episode's seed: "development", "test" or "demonstrations"."""
-    seed = episode.seed % _OTHER_SCENES
+    seed = episode.seed % OTHER_SCENES
     return next((n for n in ("test", "development") if seed >= BLOCKS[n]), "demonstrations")
 
 
@@ -173,7 +165,7 @@ def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:
             f"The run's config collects demonstrations of the split {collect.split!r}, so that "
             "split is seen too."
         )
-    if any(episode.seed % _OTHER_SCENES < FIRST_SEED for episode in plan):
+    if any(episode.seed % OTHER_SCENES < FIRST_SEED for episode in plan):
         sentences.append(
             f"Seeds below {FIRST_SEED:,} belong to demonstrations: these layouts may be known."
         )

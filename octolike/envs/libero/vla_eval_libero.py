@@ -9,8 +9,10 @@ The episodes are vla-eval's own. Two things differ. The initial states are read 
 vla-eval would import torch for this. In LIBERO-PRO's suites with names that do not describe
 the task (`OTHER_WORDS`), the instruction is the one written in the task's file.
 
-With seed 0, episode i of a task is the one of octolike's suite with seed 1,000,000 + i. vla-eval
-draws the fixtures from a generator that it seeds when a task is opened, so this holds if the task's
+With seed 0, episode i of a task is the i-th of octolike's suite, from the same state. A task's
+record states its split, its skill and the seed of its first episode there: the server then draws
+the noise of octolike's evaluation, and `octolike agreement` compares the results. vla-eval draws
+the fixtures from a generator that it seeds when a task is opened, so this holds if the task's
 episodes run in order from the first, in one process.
 """
 
@@ -22,9 +24,9 @@ from typing import Any
 
 from vla_eval.benchmarks.libero.benchmark import MAX_STEP_MAPPING, LIBEROBenchmark
 
-from octolike.config import ConfigError, unknown
 from octolike.envs.libero.libero_package import load_libero, load_task
-from octolike.envs.libero.libero_tasks import COUNTS, SPLITS, suite_name
+from octolike.envs.libero.libero_tasks import COUNTS, SKILLS, parse_suite
+from octolike.envs.task_tables import FIRST_SEED, seed_offset
 
 
 class LiberoBenchmark(LIBEROBenchmark):
@@ -41,12 +43,19 @@ class LiberoBenchmark(LIBEROBenchmark):
         self._task_suite: Any = suites[self.suite]()
 
     def get_tasks(self) -> list[dict[str, Any]]:
-        """Return vla-eval's records of the tasks, with their instructions as names."""
-        tasks = [load_task(self._split, f"{self._base}/{i}") for i in range(COUNTS[self._base])]
-        words = {task.bddl: task.instruction for task in tasks}
+        """Return vla-eval's records of the tasks, with their instructions as names.
+
+        Additional fields: split, skill and octolike_seed, the seed of the first episode.
+        """
+        skills = [f"{self._base}/{i}" for i in range(COUNTS[self._base])]
+        tasks = {skill: load_task(self._split, skill) for skill in skills}
+        own = {task.bddl: (skill, task) for skill, task in tasks.items()}
         records = super().get_tasks()
         for record in records:
-            record["name"] = words[self._bddl(record["task_obj"])]
+            skill, task = own[self._bddl(record["task_obj"])]
+            first = FIRST_SEED + seed_offset(self._split, SKILLS.index(skill))
+            names = {"name": task.instruction, "split": self._split, "skill": skill}
+            record.update(names, octolike_seed=first)
         return records
 
     def get_metadata(self) -> dict[str, Any]:
@@ -66,15 +75,3 @@ class LiberoBenchmark(LIBEROBenchmark):
     def _bddl(task: Any) -> str:
         folder = importlib.import_module("libero.libero").get_libero_path("bddl_files")
         return str(Path(folder) / task.problem_folder / task.bddl_file)
-
-
-def parse_suite(name: str) -> tuple[str, str]:
-    """Return (suite, split) of the benchmark's name of a suite; ConfigError if it is unknown."""
-    names = {
-        suite_name(split, base): (base, split)
-        for base in COUNTS
-        for split in (SPLITS if base != "90" else SPLITS[:1])
-    }
-    if name not in names:
-        raise ConfigError(unknown("suite of LIBERO", name, names))
-    return names[name]

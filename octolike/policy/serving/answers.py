@@ -100,7 +100,8 @@ class Answers:
             kind, payload, seq = await self._encode(self._parse, data)
             if kind == "hello":
                 episode.benchmark = self._harness.benchmark(payload.get("benchmark"))
-                reply = kind, self._harness.hello(episode.benchmark, payload)
+                checkpoint = int(self._batcher.policy.metadata["step"])
+                reply = kind, self._harness.hello(episode.benchmark, payload, checkpoint)
             elif kind == "observation":
                 action = await self._harness_action(socket, session, episode, payload)
                 reply = "action", {"actions": action}
@@ -130,7 +131,10 @@ class Answers:
         inputs = await self._encode(self.encoder.encode, stacked, task)
         if not episode.chunk:
             encoded = time.perf_counter() - start
-            seed = self.encoder.draw_seed(*episode.seeds, episode.step)
+            if episode.seed is None:
+                seed = self.encoder.draw_seed(*episode.seeds, episode.step)
+            else:
+                seed = self.encoder.draw_episode_seed(episode.seed, episode.step)
             result = await self._compute(socket, session, inputs, seed)
             actions, _ = self._limit(result.actions)
             episode.chunk = list(actions[: self._harness.execute])

@@ -30,7 +30,7 @@ from octolike.images import resize
 from octolike.policy.execution import METHODS, ActionPrefix, FrameHistory, check_prefix
 from octolike.policy.observations import IMAGE, check_image
 from octolike.policy.policy import Policy
-from octolike.policy.sampler import check_seeds
+from octolike.policy.sampler import check_seeds, noise_seed
 from octolike.policy.serving.batcher import Inputs
 from octolike.policy.serving.options import ServeOptions
 from octolike.policy.tasks import Task
@@ -118,8 +118,14 @@ class RequestEncoder:
 
     def draw_seed(self, *numbers: int) -> int:
         """Return a seed that depends on the server's and on numbers alone."""
-        sequence = np.random.SeedSequence([self._options.seed, *numbers])
-        return int(sequence.generate_state(1)[0])
+        return noise_seed(self._options.seed, *numbers)
+
+    def draw_episode_seed(self, episode: int, step: int) -> int:
+        """Return the seed that octolike's evaluation uses in an episode with that seed.
+
+        With another seed of the server than 0, it is another one.
+        """
+        return self.draw_seed(episode, step) if self._options.seed else noise_seed(episode, step)
 
     def task(self, instruction: Any, goal_images: Any, task_id: Any) -> Task:
         """Return an encoded task; the latest ones are kept."""
