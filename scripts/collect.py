@@ -11,12 +11,11 @@ interrupted, the same command continues with the missing shards; a finished data
 unchanged, and its table printed again.
 """
 
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from octolike import config as configs
-from octolike.envs import demonstrations
+from octolike.envs import demonstrations, pool
 from octolike.progress import progress
 
 FIRST_VERSION = "1.0.0"
@@ -48,7 +47,8 @@ def collect(config: configs.Config) -> None:
     missing = [s for s in plan if not writer.shard_note(s.split, s.index)]
     total = sum(len(s.episodes) for s in plan)
     done = total - sum(len(s.episodes) for s in missing)
-    workers = min(config.collect.workers or os.cpu_count() or 1, max(len(missing), 1))
+    most = pool.default_workers(len(missing))
+    workers = min(config.collect.workers or most, max(len(missing), 1))
     recorders = demonstrations.RecorderPool(config.environment, config.collect, workers)
 
     def record_shard(shard: demonstrations.DemonstrationShard) -> None:
@@ -59,9 +59,9 @@ def collect(config: configs.Config) -> None:
 
     with (
         progress("demonstrations", total=total, unit="episodes", initial=done) as bar,
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(workers) as threads,
     ):
-        for _ in pool.map(record_shard, missing):
+        for _ in threads.map(record_shard, missing):
             pass
     notes = [(s, writer.shard_note(s.split, s.index)) for s in plan]
     yields = demonstrations.yields((s, n["tries"]) for s, n in notes if n and "tries" in n)

@@ -9,13 +9,13 @@ marked. Training computes missing statistics itself. After an interruption, the 
 continues with the remaining shards.
 """
 
-import os
 import sys
 import time
 from functools import partial
 
 from octolike import config as configs
 from octolike import ranges
+from octolike.cores import usable_cores
 from octolike.errors import ConfigError, DataError
 
 
@@ -29,7 +29,7 @@ def main(config: configs.Config) -> None:
 
     d = config.data
     settings = {
-        "threads": d.threads or os.cpu_count() or 1,
+        "threads": d.threads or usable_cores(),
         "cache": d.cache,
         "drop_bad": d.bad_episodes == "drop",
     }
