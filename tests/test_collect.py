@@ -10,12 +10,14 @@ from octolike.envs import demonstrations
 
 pytest.importorskip("mujoco", reason="needs pip install 'octolike[sim]'")
 
+from octolike.envs.tabletop import tabletop_expert
+
 ROOT = Path(__file__).parents[1]
 
 
 def failing_expert(env, seed, split, skills, noise):
     """Fail to push, and fail with all seeds of every second episode."""
-    episode = demonstrations.tabletop_episode(env, seed, split, skills, noise)
+    episode = tabletop_expert.noisy_episode(env, seed, split, skills, noise)
     episode["episode_metadata"]["success"] &= skills != ["push"] and seed % 16 >= 8
     return episode
 
@@ -107,6 +109,22 @@ def test_a_failing_expert_ends_neither_the_other_skills_nor_the_dataset(
         for x in "ab"
     ]
     assert files[0] == files[1]
+
+
+def test_by_default_a_worker_per_core_that_the_process_may_use_records(
+    collect, tmp_path, monkeypatch
+):
+    workers = []
+
+    def stop(self, environment, settings, count):
+        workers.append(count)
+        raise InterruptionError
+
+    monkeypatch.setattr(demonstrations.RecorderPool, "__init__", stop)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    with pytest.raises(InterruptionError):
+        collect(tmp_path, 0, {"touch": 3})
+    assert workers == [1]
 
 
 def test_without_any_demonstration_there_is_no_dataset(collect, tmp_path):

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from octolike.config import CollectConfig, ConfigError
-from octolike.envs.environment import last_images
 from octolike.envs.pool import EPISODE_LIMIT, CallCommand, EnvCrash, EnvPool
 from octolike.envs.registry import choose_names, environment_of, kind_of, make_env, simulator
 from octolike.tables import text_table
@@ -274,26 +273,6 @@ def check_yields(of_skills: Mapping[str, Yield], noise: float) -> None:
             "is no demonstration of it; the others can be used; to collect again, remove the "
             "dataset, and leave the skill out of collect.skills or lower collect.noise"
         )
-
-
-def tabletop_episode(
-    env: Any, seed: int, split: str, skills: list[str], noise: float
-) -> dict[str, Any]:
-    """Record one tabletop demonstration; noise 0.5 is the simulator's default, 0 is none."""
-    from octolike.envs.tabletop import ExpertNoise, collect_episode
-
-    return collect_episode(env, seed, split, skills, ExpertNoise(share=noise, kicks=noise / 10))
-
-
-def tabletop_goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the cameras' images, uint8 [h, w, 3], at the end of the expert's episode.
-
-    The environment stays in that state: reset it before the policy's episode.
-    """
-    from octolike.envs.tabletop.tabletop_expert import NO_NOISE, collect_episode
-
-    episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], NO_NOISE)
-    return last_images(episode)
 
 
 def _validation_episodes(episodes: int, share: float) -> int:

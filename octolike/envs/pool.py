@@ -310,10 +310,7 @@ def _serve(pipe: Connection, plugin_paths: Sequence[str]) -> None:
     try:
         pipe.send(True)
         while (commands := pipe.recv()) is not None:
-            for (
-                slot,
-                command,
-            ) in commands.items():  # one reply each, for its own limit
+            for slot, command in commands.items():  # one reply each: the limit is per command
                 pipe.send(envs.run({slot: command}))
     except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent is gone
         pass

@@ -16,7 +16,7 @@ import numpy as np
 MAX_SIZE = 640  # pixels; of the render buffer in each direction
 _BACKENDS = ("egl", "osmesa")
 _PACKAGES = {"egl": "libegl1 libgl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
-_VERSIONS = (3, 3), (4, 0)  # of mujoco: first supported, first unsupported; as in setup.py
+_VERSIONS = (3, 3), (4, 0)  # of mujoco: first supported, first unsupported; as in pyproject.toml
 
 
 @functools.cache

@@ -68,8 +68,8 @@ class TabletopSettings(SimulatorSettings):
         skills="octolike.envs.tabletop.tabletop_tasks:SKILLS",
         splits="octolike.envs.tabletop.tabletop_tasks:SPLITS",
         tasks_of="octolike.envs.tabletop.tabletop_tasks:tasks_of",
-        collect_episode="octolike.envs.demonstrations:tabletop_episode",
-        goal="octolike.envs.demonstrations:tabletop_goal",
+        collect_episode="octolike.envs.tabletop.tabletop_expert:noisy_episode",
+        goal="octolike.envs.tabletop.tabletop_expert:goal",
         robots="octolike.envs.tabletop.conventions:ROBOTS",
     )
     primary_size: int | tuple[int, int] = option(

@@ -363,13 +363,13 @@ def test_the_expert_does_not_idle(env):
 
 
 def test_a_goal_image_shows_the_finished_task_also_with_wrappers():
-    from octolike.envs.demonstrations import tabletop_goal
     from octolike.envs.registry import make_wrapped_env
+    from octolike.envs.tabletop import tabletop_expert
 
     component = {"kind": "tabletop", "primary_size": 48, "wrist_size": 32}
     env = make_wrapped_env(component, 1)
     options = {"split": "train", "skills": ["lift"]}
-    goal = tabletop_goal(env, 3, options)
+    goal = tabletop_expert.goal(env, 3, options)
     assert {k: v.shape for k, v in goal.items()} == {
         "image_primary": (48, 48, 3),
         "image_wrist": (32, 32, 3),

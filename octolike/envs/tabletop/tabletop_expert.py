@@ -4,13 +4,13 @@ The expert's action depends on the present state alone (no timers, no memory), s
 one observation, and behaviour cloning has a function to learn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from octolike.envs.environment import demonstration_record
+from octolike.envs.environment import demonstration_record, last_images
 from octolike.envs.tabletop import conventions
 from octolike.envs.tabletop import tabletop_tasks as tasks
 from octolike.envs.tabletop.scene import SIZE
@@ -196,6 +196,22 @@ def collect_episode(
     record = demonstration_record(observations, labels, executed, info, seed=seed, split=split)
     record["steps"]["subtask"] = np.array(subtasks)
     return record
+
+
+def noisy_episode(
+    env: Any, seed: int, split: str, skills: Sequence[str], noise: float
+) -> dict[str, Any]:
+    """Return `collect_episode` with an amount of noise: 0.5 is its default, 0 is none."""
+    return collect_episode(env, seed, split, skills, ExpertNoise(share=noise, kicks=noise / 10))
+
+
+def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the cameras' images, uint8 [h, w, 3], at the end of the expert's episode.
+
+    The environment stays in that state: reset it before the policy's episode.
+    """
+    episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], NO_NOISE)
+    return last_images(episode)
 
 
 def _noise_offsets(rng: np.random.Generator, noise: ExpertNoise) -> Iterator[np.ndarray]:
