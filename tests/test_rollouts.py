@@ -11,8 +11,9 @@ from rollout_fakes import Counterfactual, CrashesAlways, CrashesOnce, DiesOnce, 
 
 from octolike.config import Config
 from octolike.envs.pool import EnvPool
-from octolike.evaluation import evaluate, rollouts, success
-from octolike.evaluation.rollouts import ResultsFile
+from octolike.evaluation import rollouts, success
+from octolike.evaluation.results_file import ResultsFile
+from octolike.evaluation.rollouts import RolloutSettings
 from octolike.evaluation.suites import EpisodePlan
 from octolike.policy.execution import ExecutionSettings
 
@@ -80,10 +81,12 @@ def roll_out(
             pool,
             results,
             new_rows.append,
-            conditioning,
-            goal_of,
-            execution=ExecutionSettings(execute=2, **execution),
-            delay=delay,
+            RolloutSettings(
+                conditioning,
+                goal_of,
+                execution=ExecutionSettings(execute=2, **execution),
+                delay=delay,
+            ),
         )
     by_episode = {(r["skill"], r["seed"]): r for r in results.rows}
     return by_episode, new_rows, timing
@@ -218,9 +221,8 @@ def test_task_ids_use_the_runs_names(tmp_path):
     results = ResultsFile(tmp_path, SETUP)
     with EnvPool(make, 4, 0) as pool:
         name = lambda info: f"robot of {info['instruction']}"
-        rollouts.run_episodes(
-            policy, "trained", PLAN[:4], pool, results, print, ("task_id",), goal_of, name
-        )
+        settings = RolloutSettings(("task_id",), task_name=name)
+        rollouts.run_episodes(policy, "trained", PLAN[:4], pool, results, print, settings)
     assert {number for _, _, number in policy.conditions} == {"robot of go walk", "robot of go run"}
 
 
@@ -232,7 +234,7 @@ def test_the_task_name_depends_on_the_definition_of_tasks(tasks, name):
     config.data.tasks = tasks
     policy = types.SimpleNamespace(embodiment=types.SimpleNamespace(datasets=("table",)))
     info = {"task": "touch/cube", "instruction": "tap it"}
-    assert evaluate.task_name_function(config, policy)(info) == name
+    assert rollouts.task_name_function(config, policy)(info) == name
 
 
 def test_a_late_policy_gets_the_actions_that_are_executed_meanwhile(tmp_path):
@@ -289,7 +291,9 @@ def test_a_wrong_batch_size_or_chunk_length_is_rejected(tmp_path):
     results = ResultsFile(tmp_path, SETUP)
     with EnvPool(make, 4, 0) as pool:
         with pytest.raises(ValueError, match="size is 2, the pool has 4"):
-            rollouts.run_episodes(Forward(2), "trained", PLAN, pool, results, print)
+            rollouts.run_episodes(
+                Forward(2), "trained", PLAN, pool, results, print, RolloutSettings()
+            )
         with pytest.raises(ValueError, match="execute is 4; the policy predicts 3"):
             rollouts.run_episodes(
                 Forward(4),
@@ -298,7 +302,7 @@ def test_a_wrong_batch_size_or_chunk_length_is_rejected(tmp_path):
                 pool,
                 results,
                 print,
-                execution=ExecutionSettings(execute=4),
+                RolloutSettings(execution=ExecutionSettings(execute=4)),
             )
 
 

@@ -16,9 +16,9 @@ from octolike import files, types
 from octolike.config import Config, ConfigError
 from octolike.embodiment import Embodiment
 from octolike.envs.pool import EnvPool, default_workers
-from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
+from octolike.envs.registry import check_robot, environment_of, kind_of
 from octolike.evaluation import rollouts, suites
-from octolike.evaluation.evaluate import task_name_function
+from octolike.evaluation.results_file import ResultsFile
 from octolike.evaluation.success import success_rate
 from octolike.policy import Policy
 from octolike.train.checkpoint import Run
@@ -71,7 +71,7 @@ class ClosedLoop:
         """
         policy, pool = self._ready(params, step)
         directory = self._directory / f"{step:08d}"
-        results = rollouts.ResultsFile(directory, {"checkpoint": step})
+        results = ResultsFile(directory, {"checkpoint": step})
         rollouts.run_episodes(
             policy,
             "trained",
@@ -79,11 +79,7 @@ class ClosedLoop:
             pool,
             results,
             lambda row: None,
-            self._config.evaluate.condition_on,
-            simulator(kind_of(self._config.environment)).load("goal"),
-            task_name_function(self._config, policy),
-            rollouts.execution_of(self._config.evaluate),
-            self._config.evaluate.delay,
+            rollouts.RolloutSettings.from_run(self._config, policy),
         )
         return self._rates(results.rows, policy)
 
@@ -108,7 +104,7 @@ class ClosedLoop:
 
     def _rates(self, rows: Sequence[Mapping[str, Any]], policy: Policy) -> dict[str, float]:
         rows_of: dict[str, list[Mapping[str, Any]]] = {}
-        task_name = task_name_function(self._config, policy)
+        task_name = rollouts.task_name_function(self._config, policy)
         for row in rows:
             for name in {row["skill"], task_name(row)}:
                 rows_of.setdefault(name, []).append(row)

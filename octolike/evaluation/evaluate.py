@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from octolike import files
-from octolike.config import Config, ConfigError, stored_config
+from octolike.config import ConfigError, stored_config
 from octolike.config import plugins as plug_ins
 from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import report, rollouts, suites
 from octolike.evaluation.figures import ChunkComparison, VideoClip, duration
 from octolike.evaluation.report import LearningCurves, ReportContent
+from octolike.evaluation.results_file import ResultsFile, planned_episode
 from octolike.evaluation.success import ResultRow, success_rate
 from octolike.policy import Policy, Task
 from octolike.progress import progress
@@ -142,11 +143,11 @@ class Evaluation:
             "environment": self.environment,
             "execution": dataclasses.asdict(rollouts.execution_of(settings)),
             "delay": settings.delay,
-            "tell": list(settings.condition_on),
+            "tell": list(settings.condition_on),  # renamed, every stored result would be redone
             "batch": settings.batch,
         }
         directory = self.directory / "evaluation" / self._subdirectory
-        self.results = rollouts.ResultsFile(directory, self.setup, settings.videos)
+        self.results = ResultsFile(directory, self.setup, settings.videos)
         self._untrained = settings.untrained if untrained is None else untrained
         self._remarks = suites.caveats(self.plan, self.config.collect)
         self._clips: list[VideoClip] = []
@@ -175,7 +176,6 @@ class Evaluation:
             self._clips = self._render_clips(pool)
 
     def _run_policy(self, label: str, policy: Policy, pool: EnvPool) -> None:
-        settings = self.config.evaluate
         finished = sum(self.results.done(label, e) for e in self.plan)
         with progress(f"{label} policy", len(self.plan), "episodes", finished) as bar:
 
@@ -191,11 +191,7 @@ class Evaluation:
                 pool,
                 self.results,
                 show_row,
-                settings.condition_on,
-                simulator(kind_of(self.config.environment)).load("goal"),
-                task_name_function(self.config, self.policy),
-                rollouts.execution_of(settings),
-                settings.delay,
+                rollouts.RolloutSettings.from_run(self.config, self.policy),
             )
         if label == "trained" and finished < len(self.plan):
             throughput = f"Throughput: {timing.sentence()}, {pool.slots} environments in parallel."
@@ -259,7 +255,7 @@ class Evaluation:
         last = {k: v[-1] for k, v in demonstration.observation.items()}
         goals = {k.removeprefix("image_"): last[k] for k in self.policy.goal_shapes}
         info = {"task": demonstration.task, "instruction": demonstration.instruction}
-        task_id = task_name_function(self.config, self.policy)(info)
+        task_id = rollouts.task_name_function(self.config, self.policy)(info)
         return self.policy.create_task(
             instruction=demonstration.instruction if "language" in conditioning else None,
             goal_images=goals if "goal" in conditioning else None,
@@ -320,19 +316,8 @@ class Evaluation:
     def rows(self) -> list[Any]:
         """The result rows of this plan, in its order; the file may hold more."""
         order = {e: i for i, e in enumerate(self.plan)}
-        rows = [r for r in self.results.rows if rollouts.planned_episode(r) in order]
-        return sorted(rows, key=lambda r: (r["policy"], order[rollouts.planned_episode(r)]))
-
-
-def task_name_function(config: Config, policy: Policy) -> Callable[[Mapping[str, Any]], str]:
-    """Return a function from an episode's info to the run's name of its task.
-
-    If tasks are datasets (data.tasks), that is the name of the robot's dataset.
-    """
-    if config.data.tasks == "dataset":
-        return lambda info: policy.embodiment.datasets[0]
-    key = "instruction" if config.data.tasks == "instruction" else "task"
-    return lambda info: info[key]
+        rows = [r for r in self.results.rows if planned_episode(r) in order]
+        return sorted(rows, key=lambda r: (r["policy"], order[planned_episode(r)]))
 
 
 def read_curves(directory: Path) -> LearningCurves:

@@ -16,10 +16,10 @@ from typing import Any
 from octolike.config import stored_config
 from octolike.errors import RunError
 from octolike.evaluation import suites
-from octolike.evaluation.rollouts import complete_lines, parse_row, planned_episode
+from octolike.evaluation.results_file import NAME, complete_lines, parse_row, planned_episode
 from octolike.evaluation.success import SPLIT_MEANINGS
 
-RESULTS = "evaluation/results.jsonl"
+RESULTS = f"evaluation/{NAME}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def by_variant(runs: Iterable[Path]) -> dict[str, list[Path]]:
 
 def result_files(run: Path) -> dict[str, Path]:
     """Return {robot: results file} of a run; the robot is "" if the run has only one."""
-    files = {path.parent.name: path for path in sorted(run.glob("evaluation/*/results.jsonl"))}
+    files = {path.parent.name: path for path in sorted(run.glob(f"evaluation/*/{NAME}"))}
     return {"": run / RESULTS} if (run / RESULTS).exists() else files
 
 

@@ -59,7 +59,7 @@ class LearningCurves:
 class ReportContent:
     """The content of a report.
 
-    facts: {name: text} about the training; setup: of the evaluation (see rollouts.ResultsFile);
+    facts: {name: text} about the training; setup: of the evaluation (see results_file.ResultsFile);
     remarks: sentences about the evaluation, such as its throughput; groups: {skill: group}, for
     means over groups of skills.
     """

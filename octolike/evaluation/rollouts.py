@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from octolike import files
-from octolike.config import EvaluateConfig
+from octolike.config import Config, EvaluateConfig
 from octolike.envs.pool import (
     EPISODE_LIMIT,
     CallCommand,
@@ -36,10 +35,10 @@ from octolike.envs.pool import (
     ResetCommand,
     StepCommand,
 )
-from octolike.envs.registry import make_wrapped_env
+from octolike.envs.registry import kind_of, make_wrapped_env, simulator
 from octolike.envs.replays import render_replay
 from octolike.envs.wrappers import spaces
-from octolike.errors import RunError
+from octolike.evaluation.results_file import ResultsFile, planned_episode
 from octolike.evaluation.success import ResultRow
 from octolike.evaluation.suites import EpisodePlan
 from octolike.policy import Policy, Task
@@ -50,108 +49,6 @@ ATTEMPTS = 2
 # Optional reports of an environment about an episode: whether the scene's original task was done;
 # {milestone: passed} in order; the first object that was grasped, "" for none; the one to grasp.
 OUTCOMES = ("instead", "milestones", "grasped", "target")
-
-
-class ResultsFile:
-    """The result rows of an evaluation in results.jsonl, which grows line by line.
-
-    The first line holds the setup of the rows (checkpoint, execution, environment). Rows of two
-    setups are never mixed: a file with another setup is renamed to results.old.jsonl, or
-    results.old-2.jsonl, …, until that setup is evaluated again.
-    """
-
-    def __init__(self, directory: str | Path, setup: Mapping[str, Any], videos: int = 0) -> None:
-        """Open or create the file; the actions of `videos` episodes of each kind are stored."""
-        self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.path = self.directory / "results.jsonl"
-        self.videos = videos
-        self._rows: dict[tuple[str, EpisodePlan], dict[str, Any]] = {}
-        if self.path.exists() and not self._read(dict(setup)):
-            self._exchange(dict(setup))
-        if not self.path.exists():
-            files.write_json(self.path, {"setup": setup}, indent=None)
-
-    @property
-    def rows(self) -> list[ResultRow]:
-        """All rows; for an episode that was run several times, the latest."""
-        return list(self._rows.values())
-
-    def done(self, policy: str, episode: EpisodePlan) -> bool:
-        """Return whether an episode has an outcome; a crashed one does not."""
-        row = self._rows.get((policy, episode))
-        return row is not None and row["success"] is not None
-
-    def add(self, row: dict[str, Any], actions: Sequence[np.ndarray]) -> None:
-        """Append a row; store the actions of the first few of each kind for `render_episodes`."""
-        kind = ("policy", "split", "skill", "success")
-        stored = [r for r in self.rows if r["actions"] and all(r[k] == row[k] for k in kind)]
-        row["actions"] = ""
-        if row["success"] is not None and len(stored) < self.videos:
-            name = files.file_name("{policy}-{split}-{skill}-{seed}".format(**row))
-            row["actions"] = f"actions/{name}.npy"
-            path = self.directory / row["actions"]
-            path.parent.mkdir(exist_ok=True)
-            np.save(path, np.concatenate(actions))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self._rows[row["policy"], planned_episode(row)] = row
-
-    def _exchange(self, setup: dict[str, Any]) -> None:
-        """Rename the file of another setup; continue an earlier file of this setup, if any."""
-        count = len(list(self.directory.glob("results.old*.jsonl")))
-        names = ["results.old.jsonl", *(f"results.old-{n}.jsonl" for n in range(2, count + 2))]
-        paths = [self.directory / name for name in names]
-        free = next(path for path in paths if not path.exists())
-        self.path.replace(free)
-        print(f"note: {self.path} was of another checkpoint or other settings: now {free.name}")
-        head = json.dumps({"setup": setup}) + "\n"
-        for path in (p for p in paths if p.exists() and p != free):
-            if complete_lines(path.read_text(encoding="utf-8"))[:1] == [head]:
-                path.replace(self.path)
-                self._read(setup)
-                print(f"note: {path.name} is of this checkpoint and these settings: continued")
-                return
-
-    def _read(self, setup: dict[str, Any]) -> bool:
-        """Read the rows; return False if they belong to another setup."""
-        text = self.path.read_text(encoding="utf-8")
-        lines = complete_lines(text)
-        if not lines or parse_row(self.path, 1, lines[0]) != json.loads(
-            json.dumps({"setup": setup})
-        ):
-            return False
-        for number, line in enumerate(lines[1:], start=2):
-            row = parse_row(self.path, number, line)
-            try:
-                self._rows[row["policy"], planned_episode(row)] = row
-            except (KeyError, TypeError) as error:
-                raise RunError(
-                    f"{self.path}, line {number}, is not the row of an episode "
-                    f"({files.cause(error)}); move the file away to start again"
-                ) from None
-        if "".join(lines) != text:
-            files.write_text(self.path, "".join(lines))
-        return True
-
-
-def parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
-    """Return the object of a line of results.jsonl; RunError, naming it, if it is none."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RunError(
-            f"{path}, line {number}, is not JSON ({files.cause(error)}); move the file away to "
-            "start again"
-        ) from None
-    if not isinstance(row, dict):
-        raise RunError(f"{path}, line {number}, is not an object; move the file away")
-    return row
-
-
-def complete_lines(text: str) -> list[str]:
-    """Return the lines of a results.jsonl without a last line truncated by a kill."""
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 @dataclasses.dataclass
@@ -174,6 +71,64 @@ class RolloutTiming:
             f"{self.environment_steps / self.environment_seconds:.0f} environment steps/s, "
             f"{self.policy_calls / self.policy_seconds:.1f} batched policy calls/s"
         )
+
+
+def _info_task(info: Mapping[str, Any]) -> str:
+    return info["task"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """How the policy is conditioned and its chunks are executed.
+
+    Attributes:
+        conditioning: any of "language", "goal", "task_id".
+        goal: the simulator's function that renders goal images.
+        task_name: info of an episode -> the run's name of its task (for "task_id").
+        execution: how chunks are executed.
+        delay: steps from an observation to its chunk, as if inference took so long.
+    """
+
+    conditioning: Sequence[str] = ("language",)
+    goal: Any = None
+    task_name: Callable[[Mapping[str, Any]], str] = _info_task
+    execution: ExecutionSettings = dataclasses.field(default_factory=ExecutionSettings)
+    delay: int = 0
+
+    @classmethod
+    def from_run(cls, config: Config, policy: Policy) -> RolloutSettings:
+        """Return the settings of a run's own evaluation."""
+        settings = config.evaluate
+        return cls(
+            conditioning=settings.condition_on,
+            goal=simulator(kind_of(config.environment)).load("goal"),
+            task_name=task_name_function(config, policy),
+            execution=execution_of(settings),
+            delay=settings.delay,
+        )
+
+
+def execution_of(settings: EvaluateConfig) -> ExecutionSettings:
+    """Return how chunks are executed by a config's evaluation."""
+    return ExecutionSettings(
+        execute=settings.execute,
+        overlap=settings.overlap,
+        real_time=settings.real_time,
+        ensemble=settings.ensemble,
+        gripper_band=settings.gripper_band,
+        release=settings.release,
+    )
+
+
+def task_name_function(config: Config, policy: Policy) -> Callable[[Mapping[str, Any]], str]:
+    """Return a function from an episode's info to the run's name of its task.
+
+    If tasks are datasets (data.tasks), that is the name of the robot's dataset.
+    """
+    if config.data.tasks == "dataset":
+        return lambda info: policy.embodiment.datasets[0]
+    key = "instruction" if config.data.tasks == "instruction" else "task"
+    return lambda info: info[key]
 
 
 @dataclasses.dataclass
@@ -201,25 +156,9 @@ class _RunningEpisode:
         return sum(map(len, self.actions))
 
 
-def _info_task(info: Mapping[str, Any]) -> str:
-    return info["task"]
-
-
 def env_maker(policy: Policy, environment: Mapping[str, Any]) -> Any:
     """Return a picklable function that creates environments for `policy`."""
     return functools.partial(make_wrapped_env, dict(environment), policy.window)
-
-
-def execution_of(settings: EvaluateConfig) -> ExecutionSettings:
-    """Return how chunks are executed by a config's evaluation."""
-    return ExecutionSettings(
-        execute=settings.execute,
-        overlap=settings.overlap,
-        real_time=settings.real_time,
-        ensemble=settings.ensemble,
-        gripper_band=settings.gripper_band,
-        release=settings.release,
-    )
 
 
 def check_fit(policy: Policy, pool: EnvPool) -> None:
@@ -278,11 +217,7 @@ def run_episodes(
     pool: EnvPool,
     results: ResultsFile,
     on_episode: Callable[[ResultRow], Any],
-    conditioning: Sequence[str] = ("language",),
-    goal: Any = None,
-    task_name: Callable[[Mapping[str, Any]], str] = _info_task,
-    execution: ExecutionSettings | None = None,
-    delay: int = 0,
+    settings: RolloutSettings,
 ) -> RolloutTiming:
     """Run the remaining episodes of a plan and add their rows to `results`.
 
@@ -293,17 +228,12 @@ def run_episodes(
         pool: pool of environments made by `env_maker`.
         results: receives the rows.
         on_episode: called with each new row.
-        conditioning: any of "language", "goal", "task_id".
-        goal: the simulator's function that renders goal images.
-        task_name: info of an episode -> the run's name of its task (for "task_id").
-        execution: how chunks are executed; default: `ExecutionSettings()`.
-        delay: steps from an observation to its chunk, as if inference took so long.
+        settings: conditioning and execution.
 
     Raises:
-        ValueError: the pool or `execution` does not fit the policy.
+        ValueError: the pool or `settings.execution` does not fit the policy.
     """
-    plan_of = functools.partial(plan_for, policy, execution or ExecutionSettings())
-    plan_of()  # raises before the first episode
+    plan_for(policy, settings.execution)  # raises before the first episode
     if policy.batch_size != pool.slots:
         raise ValueError(
             f"the policy's batch size is {policy.batch_size}, the pool has {pool.slots} slots"
@@ -326,10 +256,10 @@ def run_episodes(
         on_episode(row)
 
     while active or any(queues):
-        _start(policy, pool, queues, active, finish, conditioning, goal, task_name, plan_of)
+        _start(policy, pool, queues, active, finish, settings)
         if active:
-            chunks = _predict(policy, pool.slots, active, timing, delay)
-            _execute(pool, chunks, active, finish, timing, delay)
+            chunks = _predict(policy, pool.slots, active, timing, settings.delay)
+            _execute(pool, chunks, active, finish, timing, settings.delay)
     timing.seconds = time.perf_counter() - begin
     return timing
 
@@ -340,18 +270,15 @@ def _start(
     queues: list[deque],
     active: dict,
     finish: Any,
-    conditioning: Sequence[str],
-    goal: Any,
-    task_name: Callable[[Mapping[str, Any]], str],
-    plan_of: Callable[[], ChunkPlan],
+    settings: RolloutSettings,
 ) -> None:
     """Start the next episode in every free slot."""
     free = [s for s, queue in enumerate(queues) if queue and s not in active]
     for slot in free:
         active[slot] = queues[slot].popleft()
-    if "goal" in conditioning:
+    if "goal" in settings.conditioning:
         episodes = {s: active[s].episode for s in free}
-        goals = {s: CallCommand(goal, (e.seed, e.options)) for s, e in episodes.items()}
+        goals = {s: CallCommand(settings.goal, (e.seed, e.options)) for s, e in episodes.items()}
         for slot, reply in pool.run(goals).items():
             if isinstance(reply, EnvCrash):
                 finish(slot, None, _crash_reason(reply))
@@ -365,22 +292,20 @@ def _start(
         else:
             running = active[slot]
             frames, running.info = reply
-            running.plan, running.history = plan_of(), FrameHistory(policy.window)
+            running.plan = plan_for(policy, settings.execution)
+            running.history = FrameHistory(policy.window)
             running.observe(frames, policy.observation_keys)
-            task_id = task_name(running.info) if "task_id" in conditioning else None
-            running.task = _task(policy, running, conditioning, task_id)
+            running.task = _task(policy, running, settings)
 
 
-def _task(
-    policy: Policy, running: _RunningEpisode, conditioning: Sequence[str], task_id: str | None
-) -> Task:
+def _task(policy: Policy, running: _RunningEpisode, settings: RolloutSettings) -> Task:
     """Return the policy's task; goal images are limited to the cameras that it was trained on."""
-    prefix = "image_"
+    conditioning, prefix = settings.conditioning, "image_"
     goals = {k: v for k, v in running.goal.items() if k in policy.goal_shapes}
     return policy.create_task(
         instruction=running.info["instruction"] if "language" in conditioning else None,
         goal_images={k.removeprefix(prefix): v for k, v in goals.items()} or None,
-        task_id=task_id,
+        task_id=settings.task_name(running.info) if "task_id" in conditioning else None,
     )
 
 
@@ -491,11 +416,6 @@ def _row(
         **instead,
         **{k: running.info[k] for k in OUTCOMES[1:] if k in running.info},
     }
-
-
-def planned_episode(row: ResultRow) -> EpisodePlan:
-    """Return the planned episode of a result row."""
-    return EpisodePlan(row["split"], row["skill"], row["seed"])
 
 
 def _noise_seed(running: _RunningEpisode) -> int:

@@ -88,8 +88,9 @@ def _measure(
 ) -> Iterator[tuple[dict[str, Any], Outcomes]]:
     """Yield the figures of a run per method and delay, and the outcome of each scene."""
     from octolike.envs.pool import EnvPool
-    from octolike.envs.registry import environment_of, kind_of, simulator
+    from octolike.envs.registry import environment_of, kind_of
     from octolike.evaluation import rollouts, suites
+    from octolike.evaluation.results_file import ResultsFile
     from octolike.policy import Policy
 
     policy = Policy.load(directory, batch_size=args.slots)
@@ -101,7 +102,7 @@ def _measure(
         for method in args.methods.split(","):
             for delay in (int(d) for d in args.delays.split(",")):
                 settings = _settings(method, config.evaluate.release)
-                results = rollouts.ResultsFile(
+                results = ResultsFile(
                     directory / "delay" / f"{method}-{delay}",
                     {"checkpoint": policy.step, **dataclasses.asdict(settings), "delay": delay},
                     videos=10**6,  # the actions of all episodes
@@ -113,9 +114,7 @@ def _measure(
                     pool,
                     results,
                     lambda _: None,
-                    goal=simulator(kind).load("goal"),
-                    execution=settings,
-                    delay=delay,
+                    rollouts.RolloutSettings(execution=settings, delay=delay),
                 )
                 outcomes = {(row["skill"], row["seed"]): row["success"] for row in results.rows}
                 yield {"run": directory.name} | _summary(results, method, delay), outcomes
