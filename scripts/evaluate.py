@@ -53,7 +53,7 @@ def main(_: list[str]) -> None:
 
 def predict_chunks(evaluation):
     """Return predicted next to demonstrated chunks; None, after printing why, if impossible."""
-    from octolike.evaluation.evaluate import DemonstratedEpisode
+    from octolike.evaluation.demonstrated_episode import DemonstratedEpisode
 
     config, policy = evaluation.config.data, evaluation.policy
     try:

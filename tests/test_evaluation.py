@@ -9,7 +9,7 @@ import pytest
 
 from octolike.config import Component, ConfigError
 from octolike.evaluation import closed_loop, evaluate, rollouts
-from octolike.evaluation.evaluate import DemonstratedEpisode
+from octolike.evaluation.demonstrated_episode import DemonstratedEpisode
 
 A, H = 2, 3
 

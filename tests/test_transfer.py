@@ -10,7 +10,8 @@ from transfer_fakes import mirrored, sample
 from octolike.config import Config, load_module, stored_config
 from octolike.config.python_files import shipped_config
 from octolike.envs.tabletop.tabletop_tasks import SKILLS
-from octolike.evaluation import evaluate, suites
+from octolike.evaluation import suites
+from octolike.evaluation.demonstrated_episode import DemonstratedEpisode
 from octolike.evaluation.statistics import OutcomeGrid
 from octolike.evaluation.transfer import (
     gradient_agreement,
@@ -334,7 +335,7 @@ class Perfect:
 
 def test_held_out_errors_are_in_standard_deviations_of_the_group():
     t = np.arange(8)[:, None] * np.array([[0.1, 0.1, 0.0]]) + [[0, 0, 5.0]]
-    chunks = [evaluate.DemonstratedEpisode({"proprio": t}, t, "go", "go/red")] * 3
+    chunks = [DemonstratedEpisode({"proprio": t}, t, "go", "go/red")] * 3
     config = Config()
     config.evaluate.condition_on, config.data.tasks = ("language", "task_id"), "label"
     policy = Perfect(np.zeros(3))
@@ -366,9 +367,7 @@ def test_held_out_errors_are_repeated_after_a_change(runs, monkeypatch):
     monkeypatch.setattr(transfer_effects, "load_run", lambda run, plugin_files: loaded)
     monkeypatch.setattr(transfer_effects, "Policy", lambda *args: None)
     monkeypatch.setattr(transfer_effects, "_error", lambda *args: calls.append(args) or 0.25)
-    held_out = {
-        "t_touch": [transfer_effects.DemonstratedEpisode({}, np.zeros((3, 2), np.float32), "touch")]
-    }
+    held_out = {"t_touch": [DemonstratedEpisode({}, np.zeros((3, 2), np.float32), "touch")]}
     for _ in range(2):
         transfer_effects.measure_errors(run, held_out)
     assert len(calls) == 1

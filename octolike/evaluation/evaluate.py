@@ -16,39 +16,18 @@ from octolike.config import plugins as plug_ins
 from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
 from octolike.evaluation import report, rollouts, suites
+from octolike.evaluation.demonstrated_episode import DemonstratedEpisode
 from octolike.evaluation.figures import ChunkComparison, VideoClip, duration
 from octolike.evaluation.report import LearningCurves, ReportContent
 from octolike.evaluation.results_file import ResultsFile, planned_episode
 from octolike.evaluation.success import ResultRow, success_rate
-from octolike.policy import Policy, Task
+from octolike.policy import Policy
 from octolike.progress import progress
 from octolike.train import checkpoint, metrics
 from octolike.train.checkpoint import load_run
 
 ALL = "all"  # in place of an embodiment's name: every robot of the run that the simulator supports
 CONDITIONING = {"language": "a language instruction", "goal": "goal images", "task_id": "a task id"}
-
-
-@dataclasses.dataclass(frozen=True)
-class DemonstratedEpisode:
-    """A demonstrated episode as raw robot data.
-
-    observation: image_<camera> uint8 [T, h, w, 3], proprio float32 [T, P] in the robot's units;
-    action: float32 [T, A] in the robot's units; task: its name, "" for none.
-    """
-
-    observation: Mapping[str, np.ndarray]
-    action: np.ndarray
-    instruction: str
-    task: str = ""
-
-    @classmethod
-    def from_episode(cls, episode: Any) -> DemonstratedEpisode:
-        """Return a decoded episode of `octolike.data.pipeline.decoded_episodes`."""
-        observation = {f"image_{camera}": x for camera, x in episode.images.items()}
-        if episode.proprio is not None:
-            observation["proprio"] = episode.proprio
-        return cls(observation, episode.action, episode.instruction, episode.label)
 
 
 def robots_to_evaluate(
@@ -222,6 +201,7 @@ class Evaluation:
         the two shows here.
         """
         names, horizon = self.policy.embodiment.action.names, self.policy.horizon
+        dataset = self.policy.embodiment.datasets[0]
         steps = [
             int(fraction * (len(d.action) - 1))
             for d, fraction in zip(demonstrations, np.linspace(0.15, 0.85, len(demonstrations)))
@@ -230,9 +210,8 @@ class Evaluation:
         shape = (len(steps), horizon, len(names))
         demonstrated, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
         for i, (d, t) in enumerate(zip(demonstrations, steps)):
-            window = slice(max(0, t + 1 - self.policy.window), t + 1)
-            observations.append({k: d.observation[k][window] for k in self.policy.observation_keys})
-            tasks.append(self._task(d))
+            observations.append(d.history(self.policy, t))
+            tasks.append(d.create_task(self.policy, self.config, dataset))
             chunk = d.action[t : t + horizon]
             demonstrated[i, : len(chunk)], mask[i, : len(chunk)] = chunk, True
         n = len(observations)
@@ -248,18 +227,6 @@ class Evaluation:
             demonstrated=demonstrated,
             mask=mask,
             predicted=np.stack(predicted, axis=1),
-        )
-
-    def _task(self, demonstration: DemonstratedEpisode) -> Task:
-        conditioning = self.config.evaluate.condition_on
-        last = {k: v[-1] for k, v in demonstration.observation.items()}
-        goals = {k.removeprefix("image_"): last[k] for k in self.policy.goal_shapes}
-        info = {"task": demonstration.task, "instruction": demonstration.instruction}
-        task_id = rollouts.task_name_function(self.config, self.policy)(info)
-        return self.policy.create_task(
-            instruction=demonstration.instruction if "language" in conditioning else None,
-            goal_images=goals if "goal" in conditioning else None,
-            task_id=task_id if "task_id" in conditioning else None,
         )
 
     def report(self, chunks: ChunkComparison | None = None) -> Path:

@@ -32,7 +32,7 @@ import numpy as np
 from octolike import files
 from octolike.config import Config, stored_config
 from octolike.evaluation import outcomes
-from octolike.evaluation.evaluate import DemonstratedEpisode
+from octolike.evaluation.demonstrated_episode import DemonstratedEpisode
 from octolike.evaluation.statistics import (
     LEVEL,
     Difference,
@@ -274,19 +274,11 @@ def _error(
     policy: Policy, group: str, demonstrations: Sequence[DemonstratedEpisode], config: Config
 ) -> float:
     observations, tasks, chunks = [], [], []
-    condition_on, task_kind = config.evaluate.condition_on, config.data.tasks
     for d in demonstrations:
-        names = {"dataset": group, "label": d.task, "instruction": d.instruction}
-        goals = {k.removeprefix("image_"): d.observation[k][-1] for k in policy.goal_shapes}
-        task = policy.create_task(
-            instruction=d.instruction if "language" in condition_on else None,
-            goal_images=goals if "goal" in condition_on else None,
-            task_id=names[task_kind] if "task_id" in condition_on else None,
-        )
+        task = d.create_task(policy, config, group)
         for fraction in (np.arange(FRAMES) + 0.5) / FRAMES:
             t = int(fraction * len(d.action))
-            window = slice(max(0, t + 1 - policy.window), t + 1)
-            observations.append({k: d.observation[k][window] for k in policy.observation_keys})
+            observations.append(d.history(policy, t))
             tasks.append(task)
             chunks.append(d.action[t : t + policy.horizon])
     predicted = policy.sample_batch(observations, tasks, range(len(observations)))
