@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -11,40 +9,16 @@ import numpy as np
 
 from octolike.envs import adapters
 from octolike.envs.environment import episode_info, parse_reset_options
+from octolike.envs.simpler_tasks import WIDOWX, tasks_of
 from octolike.envs.simulators import SimplerSettings
 from octolike.envs.spaces import observation_space
-from octolike.envs.task_tables import choose_tasks
 
 REMEDY = (
     "git clone --recurse-submodules https://github.com/simpler-env/SimplerEnv, then pip install -e "
     "SimplerEnv/ManiSkill2_real2sim && pip install -e SimplerEnv (it needs a GPU with Vulkan)"
 )
-WIDOWX = (
-    "widowx_spoon_on_towel",
-    "widowx_carrot_on_plate",
-    "widowx_stack_cube",
-    "widowx_put_eggplant_in_basket",
-)
-GOOGLE = (
-    "google_robot_pick_coke_can",
-    "google_robot_pick_object",
-    "google_robot_move_near",
-    "google_robot_open_drawer",
-    "google_robot_close_drawer",
-    "google_robot_place_apple_in_closed_top_drawer",
-)
-SKILLS = WIDOWX + GOOGLE
-SPLITS = ("train",)
-ROBOTS: Mapping[str, Mapping[str, str]] = {
-    "bridge_dataset": {},
-    "bridge_orig": {},
-    "bridge_oxe": {},
-    "fractal20220817_data": {},
-}
 STICKY_STEPS = 15  # for which the Google robot's gripper command is repeated after a change
 _RENDER_SIZE = 256
-
-tasks_of = functools.partial(choose_tasks, "SimplerEnv", choices=SKILLS)
 
 
 class SimplerEnv(gymnasium.Env):

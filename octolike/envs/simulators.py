@@ -158,11 +158,11 @@ class SimplerSettings(SimulatorSettings):
 
     simulator: ClassVar[Simulator] = Simulator(
         env="octolike.envs.simpler:SimplerEnv",
-        skills="octolike.envs.simpler:SKILLS",
-        splits="octolike.envs.simpler:SPLITS",
-        tasks_of="octolike.envs.simpler:tasks_of",
+        skills="octolike.envs.simpler_tasks:SKILLS",
+        splits="octolike.envs.simpler_tasks:SPLITS",
+        tasks_of="octolike.envs.simpler_tasks:tasks_of",
         collect_episode="octolike.envs.adapters:no_demonstrations",
         goal="octolike.envs.adapters:no_goal",
-        robots="octolike.envs.simpler:ROBOTS",
+        robots="octolike.envs.simpler_tasks:ROBOTS",
     )
     primary_size: int = option(128, "height and width of image_primary in pixels", low=8, high=640)

@@ -39,6 +39,7 @@ Z = float(stats.norm.isf(LEVEL / 2))
 # Assumptions of a plan without earlier runs: shares of the variance of a single outcome. In the
 # studies of RESULTS.md the seeds of one variant had a share of 0.02 to 0.07.
 SEED_SHARE, LAYOUT_SHARE, POWER = 0.05, 0.2, 0.8
+_POINTS_PER_COUNT = 16  # steps of a curve from one count to the next: 4 % if the count doubles
 
 # 1. one policy
 
@@ -507,9 +508,6 @@ def equivalent_count(
         rising = np.interp(np.log(between), np.log(counts), rates)
         value = float(between[int(np.argmax(rising >= recipe.rate - 1e-12))])
     return EquivalentCount(value, min(low, value), max(high, value))
-
-
-_POINTS_PER_COUNT = 16
 
 
 def _interpolated(

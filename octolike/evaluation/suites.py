@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octolike.config import CollectConfig, ConfigError, EvaluateConfig, unknown
+from octolike.envs import simpler_tasks
 from octolike.envs.libero import libero_tasks
 from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS
 from octolike.envs.registry import choose_names, kind_of, simulator
@@ -251,24 +252,12 @@ SUITES = {
     "simpler_widowx": Suite(
         "simpler",
         "the four WidowX tasks of Bridge",
-        skills=(
-            "widowx_spoon_on_towel",
-            "widowx_carrot_on_plate",
-            "widowx_stack_cube",
-            "widowx_put_eggplant_in_basket",
-        ),
+        skills=simpler_tasks.WIDOWX,
         episodes=24,
     ),
     "simpler_google": Suite(
         "simpler",
         "the tasks of the Google robot",
-        skills=(
-            "google_robot_pick_coke_can",
-            "google_robot_pick_object",
-            "google_robot_move_near",
-            "google_robot_open_drawer",
-            "google_robot_close_drawer",
-            "google_robot_place_apple_in_closed_top_drawer",
-        ),
+        skills=simpler_tasks.GOOGLE,
     ),
 }
