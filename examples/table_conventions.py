@@ -19,7 +19,7 @@ Conventions: original; metres, percent (of the gripper: its width in metres, or 
 (targets of the table's six joints in place of changes; inspect_data recommends
 --config.data.representation=delta for them); degrees; trimmed (LeRobot 3.0: videos with idle frames
 at the start of each episode, without rows). The driver undoes them, so a policy should
-succeed as often as that of the original. `act` plays the same layouts for every run.
+succeed as often as that of the original. `act` plays the same scenes for every run.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name == "record":
             sub.add_argument("folder", type=Path)
         else:
-            sub.add_argument("--episodes", type=int, default=50, help="layouts per skill")
+            sub.add_argument("--episodes", type=int, default=50, help="scenes per skill")
     commands.add_parser("compare").add_argument("files", nargs="+", help="name=a.json,b.json")
     args = parser.parse_args(arguments)
     if args.command == "compare":

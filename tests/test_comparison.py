@@ -48,7 +48,7 @@ def test_seeds_are_pooled_and_variants_ordered(tmp_path):
     assert "| letters | minus default |" in lines[0]
     assert "| a | +62 [" in lines[3]
     text = " ".join(lines)
-    assert "over training seeds and layouts" in text
+    assert "over training seeds and scenes" in text
     assert "Holm over 3 pairs" in text
     picture = comparison.draw(summaries, tmp_path / "comparison.png", first="default")
     assert picture.stat().st_size > 5000
@@ -87,7 +87,7 @@ def test_a_study_stops_when_its_evidence_suffices(tmp_path):
     assert comparison.evidence(comparison.read(tmp_path), first="late") == {}
 
 
-def test_variants_without_a_common_layout_are_never_decided(tmp_path):
+def test_variants_without_a_common_scene_are_never_decided(tmp_path):
     for seed in range(8):
         make_run(tmp_path, f"default-{seed}", {"train": 0})
         make_run(tmp_path, f"better-{seed}", {"train": 4})
@@ -95,7 +95,7 @@ def test_variants_without_a_common_layout_are_never_decided(tmp_path):
     decided, text = study_design.decided(tmp_path, ("default", "better", "elsewhere"))
     assert decided == {"better"}
     assert re.search(r"better against default after 8 seeds: p = .*: decided", text)
-    assert "elsewhere shares no layout with default: never decided" in text
+    assert "elsewhere shares no scene with default: never decided" in text
 
 
 def test_evidence_comes_from_the_first_split_that_both_have(tmp_path):
@@ -168,7 +168,7 @@ def design_config(episodes=60, splits=("train", "held_out_combination")):
 
 
 @pytest.mark.parametrize(
-    ("variants", "layouts", "pairs"),
+    ("variants", "scenes", "pairs"),
     [
         ({"default": {}, "same": {}, "short": {"episodes": 20}}, 20, "3 pairs"),
         ({"default": {}, "other": {"splits": ("held_out_combination",)}, "same": {}}, 60, "1 pair"),
@@ -176,12 +176,12 @@ def design_config(episodes=60, splits=("train", "held_out_combination")):
         ({"default": {}}, 60, "1 pair"),
     ],
 )
-def test_the_design_counts_the_layouts_that_all_pairs_meet(variants, layouts, pairs):
+def test_the_design_counts_the_scenes_that_all_pairs_meet(variants, scenes, pairs):
     configs = {name: design_config(**fields) for name, fields in variants.items()}
     text = study_design.sentence(configs, 3)
-    assert text.startswith(f"design: {len(configs)} variants, 3 seeds, {layouts} common layouts; ")
+    assert text.startswith(f"design: {len(configs)} variants, 3 seeds, {scenes} common scenes; ")
     assert f"(adjusted for {pairs};" in text
-    smallest = detectable_difference(3, layouts, int(pairs.split()[0]), len(configs))
+    smallest = detectable_difference(3, scenes, int(pairs.split()[0]), len(configs))
     assert f"at least {100 * smallest:.0f} points" in text
     assert study_design.sentence(configs, 1).endswith("one seed compares policies, not recipes")
     configs["default"].environment = {}
@@ -204,7 +204,7 @@ def test_malformed_results_are_named(tmp_path, text, message):
         comparison.read(tmp_path)
 
 
-def test_layouts_without_an_outcome_of_every_seed_are_named(tmp_path):
+def test_scenes_without_an_outcome_of_every_seed_are_named(tmp_path):
     make_run(tmp_path, "default-0", {"train": 2})
     make_run(tmp_path, "default-1", {"train": 2})
     add_rows(tmp_path / "default-1" / "evaluation", episodes("touch", 2)[:3])

@@ -82,7 +82,7 @@ def pair(both, only_a, only_b, neither):
 
 
 def test_pairing_finds_what_independent_intervals_miss():
-    """20 of 100 layouts lost, 5 won: p = 0.004 paired, and 0.045 without the pairs."""
+    """20 of 100 scenes lost, 5 won: p = 0.004 paired, and 0.045 without the pairs."""
     a, b = pair(45, 20, 5, 30)
     d = paired_difference(a, b)
     assert d.value == pytest.approx(0.15)
@@ -96,10 +96,10 @@ def test_pairing_finds_what_independent_intervals_miss():
     assert (d.low, d.high) == pytest.approx((p12 - p21 - half, p12 - p21 + half), abs=1e-9)
 
 
-def test_crashed_layouts_are_left_out_and_counted():
+def test_crashed_scenes_are_left_out_and_counted():
     seeds = [{"a": True, "b": None, "c": False}, {"a": False, "b": True, "c": True, "d": True}]
     g = OutcomeGrid.from_seeds(seeds, dict.fromkeys("abcd", "skill"))
-    assert (g.layouts, g.left_out) == (("a", "c"), 2)
+    assert (g.scenes, g.left_out) == (("a", "c"), 2)
     assert g.outcomes.tolist() == [[1, 0], [0, 1]]
     disjoint = OutcomeGrid.from_seeds([{"c": True, "z": True}], dict.fromkeys("cz", "skill"))
     assert paired_difference(g, disjoint).value == pytest.approx(-0.5)
@@ -107,15 +107,15 @@ def test_crashed_layouts_are_left_out_and_counted():
     assert math.isnan(paired_difference(g, nothing).value)
 
 
-def simulate(rng, seeds, layouts, logit, seed_deviation, difficulty):
-    """Draw the outcomes of a recipe: logit + difficulty of the layout + luck of the seed."""
+def simulate(rng, seeds, scenes, logit, seed_deviation, difficulty):
+    """Draw the outcomes of a recipe: logit + difficulty of the scene + luck of the seed."""
     luck = rng.normal(0, seed_deviation, (seeds, 1))
     p = stats.logistic.cdf(logit + difficulty + luck)
-    return grid(rng.random((seeds, layouts)) < p)
+    return grid(rng.random((seeds, scenes)) < p)
 
 
-def true_rate(logit, seed_deviation, layout_deviation):
-    x = np.linspace(-6, 6, 4001) * math.hypot(seed_deviation, layout_deviation) + logit
+def true_rate(logit, seed_deviation, scene_deviation):
+    x = np.linspace(-6, 6, 4001) * math.hypot(seed_deviation, scene_deviation) + logit
     weights = stats.norm.pdf(np.linspace(-6, 6, 4001))
     return float((stats.logistic.cdf(x) * weights).sum() / weights.sum())
 
@@ -293,40 +293,40 @@ def test_equality_needs_a_narrow_interval():
 
 def test_a_study_finds_the_difference_that_its_design_promises():
     """At the announced difference, about 80 % of simulated studies find it."""
-    rng, seeds, layouts = np.random.default_rng(2), 5, 100
-    smallest = statistics.detectable_difference(seeds, layouts)
+    rng, seeds, scenes = np.random.default_rng(2), 5, 100
+    smallest = statistics.detectable_difference(seeds, scenes)
     assert 0.1 < smallest < 0.35
     spread = 0.25
     detections = 0
     for _ in range(REPEATS):
-        difficulty = rng.normal(0, math.sqrt(statistics.LAYOUT_SHARE * spread), layouts)
+        difficulty = rng.normal(0, math.sqrt(statistics.SCENE_SHARE * spread), scenes)
         grids = []
         for rate in (0.5 + smallest / 2, 0.5 - smallest / 2):
             luck = rng.normal(0, math.sqrt(statistics.SEED_SHARE * spread), (seeds, 1))
             p = np.clip(rate + difficulty + luck, 0, 1)
-            grids.append(grid(rng.random((seeds, layouts)) < p))
+            grids.append(grid(rng.random((seeds, scenes)) < p))
         detections += paired_difference(*grids).p < statistics.LEVEL
     assert 0.65 < detections / REPEATS < 0.92
-    more = [statistics.detectable_difference(n, layouts) for n in (2, 3, 5, 12)]
+    more = [statistics.detectable_difference(n, scenes) for n in (2, 3, 5, 12)]
     assert more == sorted(more, reverse=True)
-    assert statistics.detectable_difference(5, layouts, comparisons=10) > smallest
-    assert statistics.detectable_difference(1, layouts) == 1
+    assert statistics.detectable_difference(5, scenes, comparisons=10) > smallest
+    assert statistics.detectable_difference(1, scenes) == 1
 
 
 @pytest.mark.parametrize(("recipes", "seeds"), [(6, 3), (10, 3), (3, 5)])
 def test_a_table_finds_the_difference_that_its_design_promises(recipes, seeds):
     """The seed's effect is estimated from all recipes; Holm's strictest step finds the pair."""
-    rng, layouts, spread = np.random.default_rng(7), 60, 0.25
+    rng, scenes, spread = np.random.default_rng(7), 60, 0.25
     pairs = recipes * (recipes - 1) // 2
-    smallest = statistics.detectable_difference(seeds, layouts, pairs, recipes)
+    smallest = statistics.detectable_difference(seeds, scenes, pairs, recipes)
     detections = 0
     for _ in range(REPEATS):
-        difficulty = rng.normal(0, math.sqrt(statistics.LAYOUT_SHARE * spread), layouts)
+        difficulty = rng.normal(0, math.sqrt(statistics.SCENE_SHARE * spread), scenes)
         grids = []
         for rate in (0.5 + smallest / 2, *[0.5 - smallest / 2] * (recipes - 1)):
             luck = rng.normal(0, math.sqrt(statistics.SEED_SHARE * spread), (seeds, 1))
             p = np.clip(rate + difficulty + luck, 0, 1)
-            grids.append(grid(rng.random((seeds, layouts)) < p))
+            grids.append(grid(rng.random((seeds, scenes)) < p))
         p_value = paired_difference(grids[0], grids[1], seed_effect(grids)).p
         detections += p_value < statistics.LEVEL / pairs
     assert 0.65 < detections / REPEATS < 0.92

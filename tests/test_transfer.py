@@ -106,7 +106,7 @@ def test_the_cost_of_a_comparison_is_measured_in_steps():
 
 
 def rates(*successes, episodes=50):
-    """Return the outcomes of seeds with these numbers of successes, in layouts of any order."""
+    """Return the outcomes of seeds with these numbers of successes, in scenes of any order."""
     rng = np.random.default_rng(successes)
     seeds = [
         dict(enumerate(rng.permutation([True] * s + [False] * (episodes - s)))) for s in successes
@@ -291,13 +291,13 @@ def test_a_new_study_has_a_report(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "variants", "effects", "layouts"),
+    ("config", "variants", "effects", "scenes"),
     [("transfer", 8, 12, 50), ("conflict", 10, 16, 60)],
 )
-def test_the_design_of_a_study_counts_its_effects(config, variants, effects, layouts):
+def test_the_design_of_a_study_counts_its_effects(config, variants, effects, scenes):
     module = load_module(shipped_config(config))
     text = study.design(study.plan_runs(module, "", 3), 3)
-    assert text.startswith(f"design: {variants} variants, 3 seeds, {layouts} common layouts; ")
+    assert text.startswith(f"design: {variants} variants, 3 seeds, {scenes} common scenes; ")
     assert f"adjusted for {effects} effects" in text
     assert "no group is trained both alone and with others" in study.design([], 3)
 

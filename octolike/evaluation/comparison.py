@@ -57,9 +57,9 @@ class VariantSummary:
         return SuccessRate(sum(r.successes for r in rates), sum(r.episodes for r in rates))
 
     def strata(self, split: str) -> dict[Any, str]:
-        """Return {layout: its skill} of a split."""
+        """Return {scene: its skill} of a split."""
         grid = self.grids[split]
-        return dict(zip(grid.layouts, grid.strata, strict=True))
+        return dict(zip(grid.scenes, grid.strata, strict=True))
 
     @property
     def worst(self) -> str:
@@ -108,7 +108,7 @@ def write(directory: Path, first: str = "", block: str = "") -> str:
 def table(summaries: Sequence[VariantSummary], first: str = "") -> str:
     """Return a Markdown table: the variant `first`, then by success on the first split.
 
-    A cell holds the rate with its 95 % interval over seeds and layouts, and the lowest and highest
+    A cell holds the rate with its 95 % interval over seeds and scenes, and the lowest and highest
     seed; the second line of columns compares on the first split: the difference to `first`, and
     letters. With several skills, the table has a column per skill (on the first split, over its
     episodes), the worst skill and the mean over skills. Notes below explain it.
@@ -150,13 +150,13 @@ def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -
     """Return the notes below a table: the meaning of intervals, and missing episodes."""
     if effect.freedom:
         notes = [
-            "Rates: 95 % intervals over training seeds and layouts (`evaluation/statistics.py`); "
+            "Rates: 95 % intervals over training seeds and scenes (`evaluation/statistics.py`); "
             f"the seed explains {effect.share:.1%} of the variance of an outcome, estimated with "
             f"{effect.freedom} degrees of freedom. Skills: Wilson intervals over episodes."
         ]
     else:
         notes = [
-            "One training seed per variant: the intervals cover layouts only and hold for these "
+            "One training seed per variant: the intervals cover scenes only and hold for these "
             "policies, not for the variants."
         ]
     missing = [f"{v.variant} {v.missing}" for v in summaries if v.missing]
@@ -166,8 +166,7 @@ def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -
     texts = [f"{name} {n}" for name, n in left_out.items() if n]
     if texts:
         notes.append(
-            "Layouts left out of the intervals, as a seed has no outcome there: "
-            f"{', '.join(texts)}."
+            f"Scenes left out of the intervals, as a seed has no outcome there: {', '.join(texts)}."
         )
     return notes
 
@@ -281,7 +280,7 @@ def evidence(summaries: Sequence[VariantSummary], first: str) -> dict[str, SignF
 def _outcomes_of(summary: VariantSummary, split: str, seed: str) -> Mapping[Any, bool | None]:
     grid = summary.grids[split]
     row = grid.outcomes[summary.seeds.index(seed)]
-    return {x: bool(y) for x, y in zip(grid.layouts, row, strict=True)}
+    return {x: bool(y) for x, y in zip(grid.scenes, row, strict=True)}
 
 
 def ordered(summaries: Sequence[VariantSummary], first: str = "") -> list[VariantSummary]:
@@ -351,7 +350,7 @@ def _without_robot(split: str) -> str:
 
 def _summarize(variant: str, runs: Sequence[Path], with_robots: bool, block: str) -> VariantSummary:
     success: dict[str, list[SuccessRate]] = {}
-    by_layout: dict[str, list[dict[Any, bool | None]]] = {}
+    by_scene: dict[str, list[dict[Any, bool | None]]] = {}
     errors, seconds, costs = [], [], {}
     first_split: list[dict[str, Any]] = []
     missing = 0
@@ -366,7 +365,7 @@ def _summarize(variant: str, runs: Sequence[Path], with_robots: bool, block: str
         for split in dict.fromkeys(r["split"] for r in rows):
             success.setdefault(split, []).append(success_rate(rows, split=split))
             of_split = [r for r in rows if r["split"] == split]
-            by_layout.setdefault(split, []).append(
+            by_scene.setdefault(split, []).append(
                 {(r["skill"], r["seed"]): r["success"] for r in of_split}
             )
         split = _without_robot(rows[0]["split"])
@@ -384,7 +383,7 @@ def _summarize(variant: str, runs: Sequence[Path], with_robots: bool, block: str
         {split: tuple(rates) for split, rates in success.items()},
         {
             split: OutcomeGrid.from_seeds(seeds, {x: x[0] for s in seeds for x in s})
-            for split, seeds in by_layout.items()
+            for split, seeds in by_scene.items()
         },
         tuple(run.name.rpartition("-")[2] for run in runs),
         tuple(errors),

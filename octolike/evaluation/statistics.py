@@ -1,19 +1,20 @@
-"""Intervals and tests for success rates over training seeds and layouts.
+"""Intervals and tests for success rates over training seeds and scenes.
 
-Success is measured on a grid. A row is one trained policy (a training seed), a column is one layout
-(a scene with its instruction), a cell is 1 or 0. Policies that are compared meet the same layouts.
+Success is measured on a grid. A row is one trained policy (a training seed), a column is one scene
+(the start of an episode, with its task), a cell is 1 or 0. Policies that are compared meet the same
+scenes.
 
-                 layout 1   2   3   4 …
+                  scene 1   2   3   4 …
     seed 0              1   0   1   1        two seeds of a variant differ more than chance
-    seed 1              0   0   1   1        allows, and some layouts are hard for every policy:
+    seed 1              0   0   1   1        allows, and some scenes are hard for every policy:
     seed 2              1   0   0   1        neither rows nor columns are independent episodes
 
 The questions, in the order of this file:
 
  1. How often does one policy succeed? `wilson_interval`; two independent groups of episodes:
     `rate_difference`. They hold for this policy, not for the recipe that trained it.
- 2. How often does a recipe succeed? `recipe_rate`: seeds and layouts are crossed random effects.
- 3. Which of two recipes, or of two policies, is better? `paired_difference`: layout by layout. For
+ 2. How often does a recipe succeed? `recipe_rate`: seeds and scenes are crossed random effects.
+ 3. Which of two recipes, or of two policies, is better? `paired_difference`: scene by scene. For
     other measures than success, one value per seed: `seed_difference`.
  4. Which of many? `holm` adjusts the p-values of a table, `compact_letters` writes them into it.
  5. Are two equal? `is_equivalent`: the whole 90 % interval lies within a margin.
@@ -38,7 +39,7 @@ LEVEL = 0.05  # all intervals are 95 %
 Z = float(stats.norm.isf(LEVEL / 2))
 # Assumptions of a plan without earlier runs: shares of the variance of a single outcome. In the
 # studies of RESULTS.md the seeds of one variant had a share of 0.02 to 0.07.
-SEED_SHARE, LAYOUT_SHARE, POWER = 0.05, 0.2, 0.8
+SEED_SHARE, SCENE_SHARE, POWER = 0.05, 0.2, 0.8
 _POINTS_PER_COUNT = 16  # steps of a curve from one count to the next: 4 % if the count doubles
 
 # 1. one policy
@@ -127,20 +128,20 @@ def rate_difference(a: SuccessRate, b: SuccessRate) -> Difference:
     return Difference(d, low, high, p, "independent episodes: Newcombe's interval, Fisher's test")
 
 
-# 2. a recipe: seeds and layouts are crossed
+# 2. a recipe: seeds and scenes are crossed
 
 
 @dataclass(frozen=True)
 class OutcomeGrid:
-    """The outcomes of a recipe: float [seeds S, layouts L], 1 for success, 0 for failure.
+    """The outcomes of a recipe: float [seeds S, scenes N], 1 for success, 0 for failure.
 
-    layouts: a key per column; policies with equal keys met equal scenes. strata: a name per column,
+    scenes: a key per column; policies met equal scenes under equal keys. strata: a name per column,
     such as its skill; the choice of strata is fixed, so differences between them are not noise.
     left_out: columns without an outcome for every seed (crashed or missing episodes).
     """
 
     outcomes: np.ndarray
-    layouts: tuple[Hashable, ...]
+    scenes: tuple[Hashable, ...]
     strata: tuple[str, ...]
     left_out: int = 0
 
@@ -148,25 +149,25 @@ class OutcomeGrid:
     def from_seeds(
         cls, seeds: Sequence[Mapping[Any, bool | None]], strata: Mapping[Any, str]
     ) -> OutcomeGrid:
-        """Return the grid of {layout: success or None} per seed, over the layouts of all seeds."""
-        layouts = dict.fromkeys(layout for seed in seeds for layout in seed)
-        complete = tuple(x for x in layouts if all(s.get(x) is not None for s in seeds))
+        """Return the grid of {scene: success or None} per seed, over the scenes of all seeds."""
+        scenes = dict.fromkeys(scene for seed in seeds for scene in seed)
+        complete = tuple(x for x in scenes if all(s.get(x) is not None for s in seeds))
         outcomes = np.array([[float(bool(s[x])) for x in complete] for s in seeds])
         outcomes = outcomes.reshape(len(seeds), len(complete))
         names = tuple(strata[x] for x in complete)
-        return cls(outcomes, complete, names, len(layouts) - len(complete))
+        return cls(outcomes, complete, names, len(scenes) - len(complete))
 
     @property
     def rate(self) -> float:
-        """The mean over seeds and layouts; NaN without any."""
+        """The mean over seeds and scenes; NaN without any."""
         return float(self.outcomes.mean()) if self.outcomes.size else math.nan
 
-    def select(self, layouts: Iterable[Hashable]) -> OutcomeGrid:
-        """Return the columns of the given layouts, in their order."""
-        column = {x: i for i, x in enumerate(self.layouts)}
-        chosen = [column[x] for x in layouts]
+    def select(self, scenes: Iterable[Hashable]) -> OutcomeGrid:
+        """Return the columns of the given scenes, in their order."""
+        column = {x: i for i, x in enumerate(self.scenes)}
+        chosen = [column[x] for x in scenes]
         strata = tuple(self.strata[i] for i in chosen)
-        return OutcomeGrid(self.outcomes[:, chosen], tuple(layouts), strata, self.left_out)
+        return OutcomeGrid(self.outcomes[:, chosen], tuple(scenes), strata, self.left_out)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class SeedEffect:
     In shares of p (1 − p), the variance of an outcome, which shrinks towards 0 % and 100 %.
 
     excess: the seed's share, an unbiased estimate that can be negative. residual: the share that
-    neither seed nor layout explains. freedom: degrees of freedom, 0 if no recipe has two seeds.
+    neither seed nor scene explains. freedom: degrees of freedom, 0 if no recipe has two seeds.
     """
 
     excess: float = 0.0
@@ -188,34 +189,34 @@ class SeedEffect:
         """The seed's share, between 0 and 1."""
         return min(1.0, max(0.0, self.excess))
 
-    def between_seeds(self, layouts: int) -> float:
-        """Return the variance of a seed's rate over `layouts`, as observed: seed and noise."""
-        return max(0.0, self.excess + self.residual / layouts)
+    def between_seeds(self, scenes: int) -> float:
+        """Return the variance of a seed's rate over `scenes`, as observed: seed and noise."""
+        return max(0.0, self.excess + self.residual / scenes)
 
 
 def seed_effect(grids: Iterable[OutcomeGrid]) -> SeedEffect:
     """Estimate the seed's effect from the recipes with several seeds (analysis of variance)."""
     excess, residual, scale, freedom = 0.0, 0.0, 0.0, 0
     for grid in grids:
-        seeds, layouts = grid.outcomes.shape
-        if seeds < 2 or layouts < 2:
+        seeds, scenes = grid.outcomes.shape
+        if seeds < 2 or scenes < 2:
             continue
         y = grid.outcomes
         rows, columns = y.mean(axis=1, keepdims=True), y.mean(axis=0, keepdims=True)
-        remainder = float(((y - rows - columns + y.mean()) ** 2).sum()) / (layouts - 1)
+        remainder = float(((y - rows - columns + y.mean()) ** 2).sum()) / (scenes - 1)
         residual += remainder
-        excess += (seeds - 1) * float(rows.var(ddof=1)) - remainder / layouts
+        excess += (seeds - 1) * float(rows.var(ddof=1)) - remainder / scenes
         scale += (seeds - 1) * grid.rate * (1 - grid.rate)
         freedom += seeds - 1
     return SeedEffect(excess / scale, residual / scale, freedom) if scale else SeedEffect()
 
 
 def recipe_rate(grid: OutcomeGrid, seeds: SeedEffect | None = None) -> tuple[float, float, float]:
-    """Return (rate, low, high) of a recipe over training seeds and layouts, 95 %.
+    """Return (rate, low, high) of a recipe over training seeds and scenes, 95 %.
 
     The wider of two Wilson intervals with an effective number of episodes, rate · (1 − rate) /
-    variance (Korn and Graubard 1998): the seeds' rates with a t quantile, and layouts plus the
-    seeds' share. The first is valid for few seeds, the second for few layouts.
+    variance (Korn and Graubard 1998): the seeds' rates with a t quantile, and scenes plus the
+    seeds' share. The first is valid for few seeds, the second for few scenes.
 
     Args:
         grid: one recipe.
@@ -223,52 +224,52 @@ def recipe_rate(grid: OutcomeGrid, seeds: SeedEffect | None = None) -> tuple[flo
             seed and no pooled effect, the interval holds for that policy only.
     """
     effect = seed_effect([grid]) if seeds is None else seeds
-    count, layouts = grid.outcomes.shape
+    count, scenes = grid.outcomes.shape
     p = grid.rate
-    if not layouts:
+    if not scenes:
         return math.nan, 0.0, 1.0
-    # At 0 % and 100 % the layouts do not show how they differ: every layout counts once.
+    # At 0 % and 100 % the scenes do not show how they differ: every scene counts once.
     spread = p * (1 - p)
-    by_layout = _mean_variance(grid.outcomes.mean(axis=0), grid.strata) / spread if spread else 1.0
-    by_layout = max(by_layout, 1 / (count * layouts)) if spread else 1 / layouts
-    choices = [(Z, by_layout + effect.share / count)]
+    by_scene = _mean_variance(grid.outcomes.mean(axis=0), grid.strata) / spread if spread else 1.0
+    by_scene = max(by_scene, 1 / (count * scenes)) if spread else 1 / scenes
+    choices = [(Z, by_scene + effect.share / count)]
     if effect.freedom and spread:
         t = float(stats.t.isf(LEVEL / 2, effect.freedom))
-        choices.append((t, effect.between_seeds(layouts) / count))
+        choices.append((t, effect.between_seeds(scenes) / count))
     quantile, variance = max(choices, key=lambda c: c[0] ** 2 * c[1])
     n = 1 / variance
     return (p, *wilson_interval(p * n, n, quantile))
 
 
-# 3. two recipes or two policies on the same layouts
+# 3. two recipes or two policies on the same scenes
 
 
 def paired_difference(
     a: OutcomeGrid, b: OutcomeGrid, seeds: SeedEffect | None = None
 ) -> Difference:
-    """Return rate(a) − rate(b) over the layouts that both met; NaN without a common one.
+    """Return rate(a) − rate(b) over the scenes that both met; NaN without a common one.
 
     With one seed each and no pooled effect: the interval of Bonett and Price (2012) and McNemar's
     exact test; they hold for this pair of policies. Otherwise the wider of two intervals and the
-    larger of their p-values: over the seeds' rates, with a t quantile, and over layouts plus the
+    larger of their p-values: over the seeds' rates, with a t quantile, and over scenes plus the
     seeds' share.
     """
-    met = set(b.layouts)
-    common = [x for x in a.layouts if x in met]
+    met = set(b.scenes)
+    common = [x for x in a.scenes if x in met]
     if not common:
-        return Difference(math.nan, math.nan, math.nan, math.nan, "no common layout")
+        return Difference(math.nan, math.nan, math.nan, math.nan, "no common scene")
     a, b = a.select(common), b.select(common)
     effect = seed_effect([a, b]) if seeds is None else seeds
     counts = len(a.outcomes), len(b.outcomes)
-    per_layout = a.outcomes.mean(axis=0) - b.outcomes.mean(axis=0)
-    value = float(per_layout.mean())
-    # Two more layouts, won once by each side, keep the interval valid near 0 and 1. Their weight
-    # is that of a layout averaged over seeds.
+    per_scene = a.outcomes.mean(axis=0) - b.outcomes.mean(axis=0)
+    value = float(per_scene.mean())
+    # Two more scenes, won once by each side, keep the interval valid near 0 and 1. Their weight
+    # is that of a scene averaged over seeds.
     won = math.sqrt((1 / counts[0] + 1 / counts[1]) / 2)
-    padded = np.array([*per_layout, won, -won])
-    by_layout = float(padded.var()) / len(padded)
+    padded = np.array([*per_scene, won, -won])
+    by_scene = float(padded.var()) / len(padded)
     by_seed = sum(g.rate * (1 - g.rate) / n for g, n in zip((a, b), counts, strict=True))
-    deviations = [(math.inf, math.sqrt(by_layout + effect.share * by_seed))]
+    deviations = [(math.inf, math.sqrt(by_scene + effect.share * by_seed))]
     if effect.freedom:
         between = effect.between_seeds(len(common)) * by_seed
         deviations.append((effect.freedom, math.sqrt(between)))
@@ -276,24 +277,24 @@ def paired_difference(
     middle = float(padded.mean())  # of both, so that p < 5 % exactly if 0 is outside
     if effect.freedom:
         p = max(float(2 * stats.t.sf(abs(middle) / s, f)) if s else 0.0 for f, s in deviations)
-        method = "same layouts, over training seeds and layouts"
+        method = "same scenes, over training seeds and scenes"
     else:
-        p = _mcnemar(per_layout)
-        method = "same layouts: Bonett and Price's interval, McNemar's test"
+        p = _mcnemar(per_scene)
+        method = "same scenes: Bonett and Price's interval, McNemar's test"
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
     return Difference(value, min(low, value), max(high, value), p, method)
 
 
-def _mcnemar(per_layout: np.ndarray) -> float:
+def _mcnemar(per_scene: np.ndarray) -> float:
     """Return the exact p-value of McNemar's test from differences in {−1, 0, 1}."""
-    wins, losses = int((per_layout > 0).sum()), int((per_layout < 0).sum())
+    wins, losses = int((per_scene > 0).sum()), int((per_scene < 0).sum())
     if wins + losses == 0:
         return 1.0
     return float(stats.binomtest(wins, wins + losses).pvalue)
 
 
 def _mean_variance(values: np.ndarray, strata: Sequence[str]) -> float:
-    """Return the variance of the mean of values [L], around the means of their strata."""
+    """Return the variance of the mean of values [N], around the means of their strata."""
     names = np.array(strata)
     centred = values.copy()
     for name in set(strata):
@@ -383,23 +384,23 @@ def is_equivalent(difference: Difference, margin: float) -> bool:
 
 def detectable_difference(
     seeds: int,
-    layouts: int,
+    scenes: int,
     comparisons: int = 1,
     recipes: int = 2,
     rate: float = 0.5,
     seed_share: float = SEED_SHARE,
-    layout_share: float = LAYOUT_SHARE,
+    scene_share: float = SCENE_SHARE,
 ) -> float:
     """Return the smallest difference of two recipes that a study finds with 80 % probability.
 
     Args:
         seeds: training seeds of each recipe.
-        layouts: number of layouts of each seed, the same for all recipes.
+        scenes: number of scenes of each seed, the same for all recipes.
         comparisons: number of comparisons of the table, for Holm's first and strictest step.
         recipes: number of recipes, over which the seed's effect is pooled.
         rate: the success rate around which the recipes lie.
         seed_share: the share of an outcome's variance due to the seed.
-        layout_share: the share due to the layout; it cancels between recipes.
+        scene_share: the share due to the scene; it cancels between recipes.
 
     Returns:
         The difference in success rate; 1 if a study of this size finds none (a single seed).
@@ -407,7 +408,7 @@ def detectable_difference(
     if seeds < 2:
         return 1.0
     spread = rate * (1 - rate)
-    single = (1 - seed_share - layout_share) / layouts
+    single = (1 - seed_share - scene_share) / scenes
     deviation = math.sqrt(2 * spread * (seed_share + single) / seeds)
     freedom = recipes * (seeds - 1)
     quantiles = stats.t.isf(LEVEL / comparisons / 2, freedom) + stats.t.isf(1 - POWER, freedom)
@@ -420,7 +421,7 @@ def detectable_difference(
 class SignFlipProcess:
     """Evidence that two recipes differ, valid whenever one looks (an e-process).
 
-    Each seed gives the difference d of two success rates on the same layouts. If the recipes are
+    Each seed gives the difference d of two success rates on the same scenes. If the recipes are
     equal, d and −d are equally likely, so exp(s d) / cosh(s d) has mean 1 for any stake s, and
     products of it exceed 1 / α with probability at most α, at any time (Ville's inequality). The
     evidence is the mean over several stakes.
@@ -469,7 +470,7 @@ def equivalent_count(
 ) -> EquivalentCount:
     """Return the number of demonstrations alone that a recipe with other data is worth.
 
-    Between two measured counts, the curve's outcomes are interpolated layout by layout over the
+    Between two measured counts, the curve's outcomes are interpolated scene by scene over the
     logarithm of the count. The interval holds every count whose interpolated rate does not differ
     from the recipe's (`paired_difference`, 5 %), and those between. The value is where the curve,
     made monotone by isotonic regression, reaches the recipe's rate.
@@ -513,15 +514,15 @@ def equivalent_count(
 def _interpolated(
     curve: Mapping[int, OutcomeGrid], counts: Sequence[int], count: float
 ) -> OutcomeGrid:
-    """Return the outcomes at a count between two measured ones, over their common layouts."""
+    """Return the outcomes at a count between two measured ones, over their common scenes."""
     i = min(max(int(np.searchsorted(counts, count)), 1), len(counts) - 1)
     below, above = counts[i - 1], counts[i]
     share = math.log(count / below) / math.log(above / below)
-    met = set(curve[above].layouts)
-    common = [x for x in curve[below].layouts if x in met]
+    met = set(curve[above].scenes)
+    common = [x for x in curve[below].scenes if x in met]
     a, b = curve[below].select(common), curve[above].select(common)
     outcomes = (1 - share) * a.outcomes + share * b.outcomes
-    return OutcomeGrid(outcomes, a.layouts, a.strata)
+    return OutcomeGrid(outcomes, a.scenes, a.strata)
 
 
 def _crossing(counts: np.ndarray, differences: Sequence[Difference]) -> tuple[float, float]:

@@ -48,14 +48,14 @@ def plan_runs(module: ModuleType, variants: Sequence[str], arg: str, seeds: int)
 def sentence(configs: Mapping[str, Config], seeds: int) -> str:
     """Return the design as a sentence, with the smallest difference that it can find.
 
-    configs: {variant: config of one of its runs}. Pairs of variants are compared on the layouts
+    configs: {variant: config of one of its runs}. Pairs of variants are compared on the scenes
     that both meet; the sentence is about the pair with the fewest.
     """
     if not all(config.environment for config in configs.values()):
         return f"design: {len(configs)} variants, {seeds} seeds, no simulator"
-    layouts = [_first_layouts(config) for config in configs.values()]
-    common = [len(a & b) for a, b in itertools.combinations(layouts, 2)]
-    pairs = [n for n in common if n] or [min(map(len, layouts))]
+    scenes = [_first_scenes(config) for config in configs.values()]
+    common = [len(a & b) for a, b in itertools.combinations(scenes, 2)]
+    pairs = [n for n in common if n] or [min(map(len, scenes))]
     number = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"
     return _text(len(configs), seeds, min(pairs), len(pairs), number)
 
@@ -67,10 +67,10 @@ def effects_sentence(config: Config, variants: int, seeds: int, effects: int) ->
     """
     if not config.environment:
         return f"design: {variants} variants, {seeds} seeds, no simulator"
-    return _text(variants, seeds, len(_first_layouts(config)), effects, f"{effects} effects")
+    return _text(variants, seeds, len(_first_scenes(config)), effects, f"{effects} effects")
 
 
-def _first_layouts(config: Config) -> frozenset[suites.EpisodePlan]:
+def _first_scenes(config: Config) -> frozenset[suites.EpisodePlan]:
     """Return the episodes of the split with which a table begins."""
     skills = tuple(config.collect.skills)
     plan = suites.suite_from_config(config.environment, config.evaluate, skills).plan()
@@ -78,11 +78,11 @@ def _first_layouts(config: Config) -> frozenset[suites.EpisodePlan]:
     return frozenset(episode for episode in plan if episode.split == first)
 
 
-def _text(variants: int, seeds: int, layouts: int, comparisons: int, number: str) -> str:
-    text = f"design: {variants} variants, {seeds} seeds, {layouts} common layouts; "
+def _text(variants: int, seeds: int, scenes: int, comparisons: int, number: str) -> str:
+    text = f"design: {variants} variants, {seeds} seeds, {scenes} common scenes; "
     if seeds < 2:
         return text + "one seed compares policies, not recipes"
-    smallest = statistics.detectable_difference(seeds, layouts, comparisons, variants)
+    smallest = statistics.detectable_difference(seeds, scenes, comparisons, variants)
     return text + (
         f"with {statistics.POWER:.0%} probability the table shows differences of at least "
         f"{100 * smallest:.0f} points between variants near 50 % (adjusted for {number}; assumes "
@@ -103,7 +103,7 @@ def decided(directory: Path, variants: Sequence[str], block: str = "") -> tuple[
     for name in variants[1:]:
         process = evidence.get(name)
         if process is None or not process.seeds:
-            lines.append(f"{name} shares no layout with {variants[0]}: never decided")
+            lines.append(f"{name} shares no scene with {variants[0]}: never decided")
             continue
         lines.append(
             f"{name} against {variants[0]} after {process.seeds} seeds: p = {process.p:.2g}, valid "

@@ -198,8 +198,8 @@ def _difference(rows: Sequence[ResultRow], split: str) -> Difference:
 
 def _grid(rows: Mapping[tuple[str, int], ResultRow]) -> OutcomeGrid:
     """Return the outcomes of one policy, {(skill, seed): row}."""
-    outcome = {layout: row["success"] for layout, row in rows.items()}
-    return OutcomeGrid.from_seeds([outcome], {layout: layout[0] for layout in outcome})
+    outcome = {scene: row["success"] for scene, row in rows.items()}
+    return OutcomeGrid.from_seeds([outcome], {scene: scene[0] for scene in outcome})
 
 
 def _skills_to_compare(split: str, seen: Sequence[str], held_out: Sequence[str]) -> tuple[str, ...]:

@@ -168,7 +168,7 @@ def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:
         )
     if any(episode.seed % OTHER_SCENES < FIRST_SEED for episode in plan):
         sentences.append(
-            f"Seeds below {FIRST_SEED:,} belong to demonstrations: these layouts may be known."
+            f"Seeds below {FIRST_SEED:,} belong to demonstrations: these scenes may be known."
         )
     return sentences
 

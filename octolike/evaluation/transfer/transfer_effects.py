@@ -12,7 +12,7 @@ in closed-loop success, or in the error of sampled actions on held-out demonstra
 chooses the budget: if each group alone has S steps, G · S steps of all G groups together show each
 group as often as alone, and S steps cost as much as one single run.
 
-Intervals are 95 %: of success over training seeds and layouts, scene by scene, of errors over
+Intervals are 95 %: of success over training seeds and scenes, paired by scene, of errors over
 seeds (`octolike.evaluation.statistics`). An effect is a finding if its p-value is below 0.05 after
 Holm's adjustment over all effects of its measure: the whole list has a 5 % chance of one false
 alarm.

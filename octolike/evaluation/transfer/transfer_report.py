@@ -306,7 +306,7 @@ _METHOD = (
     "in sum, each group's data are seen as often as in its single run, at the same total cost; "
     "with fewer steps they are seen less often. The effect of one group on another is measured by "
     "leaving it out of the mix.",
-    "Intervals of success are over training seeds and layouts, scene by scene; those of errors "
+    "Intervals of success are over training seeds and scenes, paired by scene; those of errors "
     "over seeds (Welch). Held-out errors are in standard deviations of the group's own actions.",
 )
 _CSS = """
