@@ -14,7 +14,15 @@ from train_fakes import SPEC, FakeSource, Tiny, config, make_batch
 from octolike.config import ConfigError, OptimConfig, load_module, resolve
 from octolike.data.specs.planned import plan_data
 from octolike.model.network import build_network, named_rows
-from octolike.train import checkpoint, gradients, initial_state, loop, lora, optimizer
+from octolike.train import (
+    checkpoint,
+    gradients,
+    initial_state,
+    loop,
+    lora,
+    optimizer,
+    parameter_transfer,
+)
 from octolike.train import state as states
 from octolike.types import Names
 
@@ -131,20 +139,22 @@ def test_a_leading_exclamation_mark_unfreezes_parameters(params):
 def test_matching_parameters_are_taken_over_and_reinit_patterns_are_not(params):
     source = jax.tree.map(lambda x: x + 1, params)
     source["head"] = {"kernel": np.zeros((8, 2)), "bias": np.zeros(2), "gone": np.zeros(1)}
-    transfer = states.transfer_params(params, source, ("head/*",), "runs/a")
+    transfer = parameter_transfer.transfer_params(params, source, ("head/*",), "runs/a")
     assert set(transfer.taken) == {k for k in optimizer.flatten(params) if "head" not in k}
     np.testing.assert_array_equal(transfer.taken["stem/bias"], source["stem"]["bias"])
     assert (transfer.reinitialized, transfer.unused) == (
         ["head/bias", "head/kernel"],
         ["head/gone"],
     )
-    assert "head            0" not in states.describe_transfer(transfer)
+    assert "head            0" not in parameter_transfer.describe_transfer(transfer)
     with pytest.raises(ConfigError, match=r"of runs/a do not fit[^$]*head/gone[^$]*train\.reinit"):
-        states.transfer_params(params, source, (), "runs/a")
+        parameter_transfer.transfer_params(params, source, (), "runs/a")
     with pytest.raises(ConfigError, match=r"train\.reinit=\"\('stem/b\*', 'head\*'\)\""):
-        states.transfer_params(params, source, ("stem/b*",), "runs/a")  # one remedy for all
+        parameter_transfer.transfer_params(
+            params, source, ("stem/b*",), "runs/a"
+        )  # one remedy for all
     with pytest.raises(ConfigError, match=r"train\.reinit matches no parameter.*'heda/\*'"):
-        states.transfer_params(params, source, ("heda/*",), "runs/a")
+        parameter_transfer.transfer_params(params, source, ("heda/*",), "runs/a")
 
 
 def test_parameters_that_start_afresh_must_be_trained(source, tmp_path):

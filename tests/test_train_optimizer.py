@@ -9,7 +9,7 @@ import pytest
 from train_fakes import SPEC, Tiny
 
 from octolike.config import ConfigError, OptimConfig
-from octolike.train import optimizer, state
+from octolike.train import optimizer, parameter_transfer, state
 from octolike.train.step import apply_gradients
 
 GOLDEN = Path(__file__).parents[2] / "shared/golden/octo_parts/schedules.npz"
@@ -105,7 +105,7 @@ def test_a_failed_strict_merge_names_every_difference(params):
     kernel = loaded.pop("stem/kernel")
     loaded |= {"stem/kernal": kernel, "head/bias": np.zeros(3)}
     with pytest.raises(ValueError, match="runs/a do not fit this model") as error:
-        state.merge_strictly(params, optimizer.unflatten(loaded), "runs/a")
+        parameter_transfer.merge_strictly(params, optimizer.unflatten(loaded), "runs/a")
     text = str(error.value)
     assert "missing there: stem/kernel [108, 8]" in text
     assert "only there: unknown parameter: 'stem/kernal'; did you mean 'stem/kernel'?" in text
@@ -114,7 +114,7 @@ def test_a_failed_strict_merge_names_every_difference(params):
 
 def test_merging_equal_trees_returns_the_loaded_values(params):
     loaded = jax.tree.map(np.ones_like, params)
-    merged = state.merge_strictly(params, loaded, "runs/a")
+    merged = parameter_transfer.merge_strictly(params, loaded, "runs/a")
     assert all((x == 1).all() for x in jax.tree.leaves(merged))
 
 

@@ -24,8 +24,9 @@ from octolike import files
 from octolike.errors import RunError
 from octolike.files import Path, PathLike
 from octolike.train import checkpoint_manifest, optimizer, sharding
+from octolike.train.parameter_transfer import merge_strictly
 from octolike.train.retention import RetentionPolicy
-from octolike.train.state import Params, TrainState, merge_strictly
+from octolike.train.state import Params, TrainState
 
 CHECKPOINTS = "checkpoints"
 T = TypeVar("T")

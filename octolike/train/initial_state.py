@@ -21,7 +21,7 @@ from octolike.config.paths import aligned
 from octolike.embodiment import Embodiment
 from octolike.model import pretrained
 from octolike.model.network import NamedRows, named_rows
-from octolike.train import checkpoint, lora, optimizer, sharding
+from octolike.train import checkpoint, lora, optimizer, parameter_transfer, sharding
 from octolike.train import state as states
 from octolike.train.state import Params, TrainState
 
@@ -117,8 +117,8 @@ def params_from_run(
     rows = named_rows(dataclasses.asdict(config.model), names)
     params = reorder_named_rows(run.params, source_rows, rows, options.reinit, source)
     shapes = {k: v for k, v in shapes.items() if k != lora.NAME}
-    transfer = states.transfer_params(shapes, params, options.reinit, source)
-    print(states.describe_transfer(transfer))
+    transfer = parameter_transfer.transfer_params(shapes, params, options.reinit, source)
+    print(parameter_transfer.describe_transfer(transfer))
     return optimizer.unflatten(transfer.taken)
 
 
