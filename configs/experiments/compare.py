@@ -139,12 +139,24 @@ def by_sentence(config: Config) -> None:
     config.model.tokenizers = {"language": language, **observation}
 
 
-def by_goal(config: Config) -> None:
+def by_goal(config: Config, cameras: tuple[str, ...] = CAMERAS) -> None:
     """Condition on a goal image, stacked on the observed image."""
     unconditioned(config)
-    for name in CAMERAS:
+    for name in cameras:
         config.model.tokenizers[name]["goal"] = True
     config.data.goal, config.evaluate.condition_on = "last", ("goal",)
+
+
+def by_bare_goal(config: Config, trained: bool) -> None:
+    """Condition on the primary camera's view of the finished task without the gripper.
+
+    It shows nothing of a touch. `trained`: in training, too, instead of the last frame.
+    """
+    by_goal(config, ("primary",))  # without a gripper, there is no wrist camera
+    if trained:
+        config.collect.dataset = config.data.mix = "tabletop_bare_goal"
+    else:
+        config.environment["bare_goal"] = True
 
 
 VARIANTS = {
@@ -152,6 +164,9 @@ VARIANTS = {
     # conditioning
     "task_id": by_number,
     "goal_image": by_goal,
+    "goal_primary": lambda c: by_goal(c, ("primary",)),
+    "goal_bare": lambda c: by_bare_goal(c, trained=True),
+    "goal_bare_test": lambda c: by_bare_goal(c, trained=False),
     "minilm": by_sentence,
     "no_conditioning": unconditioned,
     # action heads

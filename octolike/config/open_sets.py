@@ -57,9 +57,10 @@ OPEN_SETS = {
         *("dtype", "horizon", "action_dim", "group_names", "member", "where"),
     ),
     "denoisers": _set("octolike.model.denoisers:NETWORKS", "dtype", "horizon"),
-    # these follow from the embodiment unless the config sets them
+    # these follow from the embodiment, or are off, unless the config sets them
     "environments": _set(
-        "octolike.envs.registry:ENVIRONMENTS", "action_convention", "control_hz", "belt"
+        "octolike.envs.registry:ENVIRONMENTS",
+        *("action_convention", "control_hz", "belt", "bare_goal", "bare_goal_frame"),
     ),
 }
 BY_TABLE = {open_set.table: open_set for open_set in OPEN_SETS.values()}

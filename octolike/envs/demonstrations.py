@@ -133,6 +133,7 @@ def settings(environment: Mapping[str, Any], collect: CollectConfig) -> dict[str
         later["scene_version"] = parts.load("scene_version")(tuple(collect.skills))
     later = {name: value for name, value in later.items() if value}
     robot = {"environment": environment_of(environment, collect.dataset)}
+    robot["environment"].pop("bare_goal", None)  # of the evaluation alone
     return robot | {n: getattr(collect, n) for n in names} | later
 
 

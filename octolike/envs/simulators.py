@@ -94,6 +94,14 @@ class TabletopSettings(SimulatorSettings):
     belt: float = option(
         0.0, "speed in m/s at which the table carries what lies on it to the right", low=0, high=0.1
     )
+    bare_goal: bool = option(
+        False, "goal images of an evaluation show the finished task without the gripper"
+    )
+    bare_goal_frame: bool = option(
+        False,
+        "a demonstration ends with a step that shows the finished task without the gripper, the "
+        "goal image of data.goal='last'; bare_goal, too; follows the embodiment",
+    )
 
 
 @dataclass(frozen=True)

@@ -381,6 +381,50 @@ def test_a_goal_image_shows_the_finished_task_also_with_wrappers():
     env.close()
 
 
+GRIPPER_GREY = 0.25 * 255 + 25  # brighter than every pixel of hand and fingers, pads apart
+
+
+def test_a_bare_goal_shows_the_finished_task_without_the_gripper():
+    from octolike.envs.registry import make_env
+    from octolike.envs.tabletop import tabletop_expert
+
+    component = {"kind": "tabletop", "primary_size": 48, "wrist_size": 32}
+    options = {"split": "train", "skills": ["put"]}
+    plain, bare = (make_env(component | {"bare_goal": flag}) for flag in (False, True))
+    goals = [tabletop_expert.goal(env, 3, options)["image_primary"] for env in (plain, bare)]
+    is_grey = [(np.ptp(x, axis=-1) < 20) & (x.max(axis=-1) < GRIPPER_GREY) for x in goals]
+    assert is_grey[0].sum() > 20
+    assert is_grey[1].sum() == 0
+    # the object is in the bowl, and only the images lack the gripper
+    assert tasks.succeeded(bare.present_task, bare.task_state())
+    assert np.array_equal(bare.observe()["image_primary"], plain.observe()["image_primary"])
+    plain.close()
+    bare.close()
+
+
+def test_demonstrations_with_bare_goals_end_with_one_and_are_otherwise_the_same(env):
+    from octolike.envs.demonstrations import last_images
+    from octolike.envs.registry import environment_of, make_env
+    from octolike.envs.tabletop import tabletop_expert
+
+    component = {"kind": "tabletop", "primary_size": (48, 64), "wrist_size": 32}
+    other = make_env(environment_of(component, "tabletop_bare_goal"))
+    usual, longer = (collect_episode(e, 4, "train", ["lift"]) for e in (env, other))
+    assert len(longer["steps"]["action"]) == len(usual["steps"]["action"]) + 1
+    for key in ("action", "executed_action", "subtask"):
+        assert np.array_equal(longer["steps"][key][:-1], usual["steps"][key])
+    for key, images in usual["steps"]["observation"].items():
+        assert np.array_equal(longer["steps"]["observation"][key][:-1], images)
+    last = usual["steps"]["action"][-1]
+    assert longer["steps"]["action"][-1].tolist() == [0] * 6 + [last[6]]
+    shown = other.observe_bare()
+    assert all(np.array_equal(image, shown[key]) for key, image in last_images(longer).items())
+    goal = tabletop_expert.goal(other, 4, {"split": "train", "skills": ["lift"]})
+    assert not np.array_equal(goal["image_primary"], other.observe()["image_primary"])
+    assert np.array_equal(goal["image_primary"], other.observe_bare()["image_primary"])
+    other.close()
+
+
 @pytest.mark.parametrize("skill", tasks.SKILLS)
 def test_the_expert_passes_every_milestone(env, skill):
     env.reset(seed=5, options={"split": "train", "skills": [skill]})

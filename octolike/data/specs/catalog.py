@@ -47,6 +47,8 @@ _CONFLICTING = tuple(
 )
 # The table as a conveyor belt, for actions that arrive late (configs/experiments/real_time.py).
 _BELT = replace(_OWN, name="tabletop_belt", control_hz=10, robot=f"{_OWN.robot}, moving table")
+# Demonstrations that end with an image of the finished task without the gripper.
+_BARE_GOAL = replace(_OWN, name="tabletop_bare_goal")
 _BY_SKILL = replace(
     _OWN, name="tabletop_by_skill", label="episode.episode_metadata.skill", embodiment="tabletop"
 )
@@ -97,7 +99,7 @@ _ALOHA = replace(
     robot="two simulated ViperX arms (octolike.envs.aloha)",
 )
 
-_TABLETOP = (_OWN, _TARGET, *_CONFLICTING, _BELT, _BY_SKILL, *_SKILLS)
+_TABLETOP = (_OWN, _TARGET, *_CONFLICTING, _BELT, _BARE_GOAL, _BY_SKILL, *_SKILLS)
 DATASETS = {spec.name: spec for spec in (*_TABLETOP, _METAWORLD, _ALOHA, _FAKE, *OXE)}
 
 

@@ -21,12 +21,13 @@ CONVENTIONS: Mapping[str, tuple[float, float, float]] = {
     "rescaled": (2.0, 2.0, 2.0),
 }
 # {embodiment: the environment settings of that robot}
-ROBOTS: Mapping[str, Mapping[str, str | int | float]] = {
+ROBOTS: Mapping[str, Mapping[str, str | int | float | bool]] = {
     "tabletop": {},
     "tabletop_target": {},
     "tabletop_mirrored": {"action_convention": "mirrored"},
     "tabletop_rescaled": {"action_convention": "rescaled"},
     "tabletop_belt": {"control_hz": 10, "belt": 0.02},
+    "tabletop_bare_goal": {"bare_goal_frame": True},
 }
 
 

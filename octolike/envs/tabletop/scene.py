@@ -7,7 +7,8 @@ would cost 50 to 300 ms per episode.)
 Axes: x points away from the primary camera, y to the left of its image, z up from the table top.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -213,6 +214,16 @@ class TabletopScene:
         view = self.model.geom(geom)
         view.contype[:] = view.conaffinity[:] = int(enabled)
         view.group[:] = 0 if enabled else _HIDDEN_GROUP
+
+    @contextlib.contextmanager
+    def hidden_gripper(self) -> Iterator[None]:
+        """Leave the hand and its fingers out of the images that are rendered meanwhile."""
+        groups = self.model.geom_group.copy()
+        self.model.geom_group[self.owner <= -2] = _HIDDEN_GROUP
+        try:
+            yield
+        finally:
+            self.model.geom_group[:] = groups
 
     def place(self, item: TableObject, x: float, y: float, yaw: float) -> None:
         """Place an object upright at x, y (metres), turned by yaw (radians)."""

@@ -218,6 +218,11 @@ class TabletopEnv(gymnasium.Env):
             "proprio": self.pose().astype(np.float32),
         }
 
+    def observe_bare(self) -> dict[str, np.ndarray]:
+        """Return the present observation, with images that do not show the gripper."""
+        with self.scene.hidden_gripper():
+            return self.observe()
+
     def pose(self) -> np.ndarray:
         """Return the gripper's pose like the observation's proprio, but as float64 [7]."""
         qpos = self.scene.data.qpos[self.scene.joint_qpos]

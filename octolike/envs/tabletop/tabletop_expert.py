@@ -164,7 +164,8 @@ def collect_episode(
     """Record one demonstration; the caller drops those with `success` False.
 
     The label `action` is the expert's action in each visited state; `executed_action` is the label
-    plus noise. There is one step per action; the final state is not recorded.
+    plus noise. There is one step per action; the final state is not recorded, except, without
+    the gripper, with the environment's `bare_goal_frame`.
 
     Args:
         env: the simulator; its present episode is replaced.
@@ -193,6 +194,13 @@ def collect_episode(
         executed.append(conventions.to_robot(noisy, convention))
         observation, _, terminated, truncated, info = env.step(executed[-1])
         done = terminated or truncated
+    if env.settings.bare_goal_frame:
+        # Never acted upon: a chunk ends before its goal image.
+        still = np.array([*np.zeros(6), labels[-1][6]], np.float32)
+        observations.append(env.observe_bare())
+        labels.append(still)
+        executed.append(still)
+        subtasks.append(subtasks[-1])
     record = demonstration_record(observations, labels, executed, info, seed=seed, split=split)
     record["steps"]["subtask"] = np.array(subtasks)
     return record
@@ -208,9 +216,13 @@ def noisy_episode(
 def goal(env: Any, seed: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the cameras' images, uint8 [h, w, 3], at the end of the expert's episode.
 
-    The environment stays in that state: reset it before the policy's episode.
+    Without the gripper if the environment's `bare_goal` is set. The environment stays in that
+    state: reset it before the policy's episode.
     """
-    episode = collect_episode(env.unwrapped, seed, options["split"], options["skills"], NO_NOISE)
+    table = env.unwrapped
+    episode = collect_episode(table, seed, options["split"], options["skills"], NO_NOISE)
+    if table.settings.bare_goal:
+        return {k: v for k, v in table.observe_bare().items() if k.startswith("image_")}
     return last_images(episode)
 
 
