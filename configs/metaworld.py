@@ -1,15 +1,19 @@
-"""Meta-World: one policy from one camera and language, for ten tasks or for fifty.
+"""Meta-World: one policy from one camera (or two) and language, for ten tasks or for fifty.
 
     pip install packaging imageio scipy && pip install --no-deps 'metaworld>=3.1,<4'
     octolike collect --config metaworld:tasks=mt10
     octolike train --config metaworld:tasks=mt10
     octolike evaluate --run runs/metaworld-mt10 --suite metaworld_mt10
     ... --config metaworld:tasks=mt50,size=27m                  for a GPU
+    ... --config metaworld:zoom=1.6,wrist=true,pixels=128,stride=2    to see more
     ... --config metaworld:debug                                a quick check
 
 tasks: mt10, mt50, ml10 or ml45. The latter two are evaluated on held-out tasks by the suite of that
-name. `octolike train_arrays` trains from the same config without tensorflow and records the
-demonstrations itself. RESULTS.md has the results.
+name. The goal is a ball of 3 pixels in an image of 96: zoom enlarges the middle (1.6 still shows
+the objects and goals of MT10), pixels is the side of the images, wrist adds the camera on the hand;
+each has demonstrations and runs of its own. stride is that of the small network's first convolution
+(2: four times the encoder's work). `octolike train_arrays` trains from the same config without
+tensorflow and records the demonstrations itself. RESULTS.md has the results.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
@@ -20,26 +24,38 @@ DEMONSTRATIONS = 50  # of each task
 
 
 def get_config(arg: str = "") -> Config:
-    """Return the config; arguments: tasks, size, debug."""
-    args = parse_arg(arg, tasks="mt10", size="cpu", debug=False)
+    """Return the config; arguments: tasks, size, zoom, wrist, pixels, stride, debug."""
+    usual = {"zoom": 1.0, "wrist": False, "pixels": 96, "stride": 4}
+    args = parse_arg(arg, tasks="mt10", size="cpu", debug=False, **usual)
     if args.size not in SIZES:
         raise ConfigError(unknown("size", args.size, SIZES))
-    name = f"metaworld-{args.tasks}" + (f"-{args.size}" if args.size != "cpu" else "")
+    view = f"-zoom{args.zoom:g}" * (args.zoom != 1) + "-wrist" * args.wrist
+    view += f"-{args.pixels}px" * (args.pixels != 96)
+    name = f"metaworld-{args.tasks}{view}" + f"-{args.size}" * (args.size != "cpu")
+    name += f"-stride{args.stride}" * (args.stride != 4)
     config = Config(workdir=f"runs/{name}")
-    config.environment = Component(kind="metaworld", primary_size=96)
-    config.collect.dataset = "metaworld"
+    config.environment = Component(kind="metaworld", primary_size=args.pixels)
+    if args.zoom != 1:
+        config.environment["zoom"] = args.zoom
+    if args.wrist:
+        config.environment["hand_size"] = args.pixels
+    config.collect.dataset = "metaworld_wrist" if args.wrist else "metaworld"
     config.collect.skills = dict.fromkeys(benchmark(args.tasks).train, DEMONSTRATIONS)
     config.collect.episodes_per_shard = 25
 
     data = config.data
-    data.root, data.mix = f"runs/metaworld-{args.tasks}/data", "metaworld"
-    data.cameras, data.tasks = {"primary": 96}, "label"
+    data.root, data.mix = f"runs/metaworld-{args.tasks}{view}/data", config.collect.dataset
+    cameras = ("primary", "wrist") if args.wrist else ("primary",)
+    data.cameras, data.tasks = dict.fromkeys(cameras, args.pixels), "label"
     data.window, data.horizon, data.goal = 1, 16, "none"
     data.pool, data.memory = 16_384, 8.0
     data.text = Component(kind="hash", length=16, vocabulary=1024)
     config.evaluate.splits, config.evaluate.execute = ("train", "held_out_phrasing"), 8
     config.evaluate.batch = 10
-    (_large if args.size == "27m" else _small)(config)
+    (_large if args.size == "27m" else _small)(config, cameras)
+    if args.size == "cpu":
+        for camera in cameras:
+            config.model.tokenizers[camera]["encoder"]["strides"] = (args.stride, 2, 1)
 
     if args.debug:
         config.workdir, data.root = f"runs/{name}-debug", f"runs/{name}-debug/data"
@@ -56,32 +72,36 @@ def get_config(arg: str = "") -> Config:
     return config
 
 
-def _small(config: Config) -> None:
-    """The network of configs/tabletop.py, with one camera."""
+def _small(config: Config, cameras: tuple[str, ...]) -> None:
+    """The network of configs/tabletop.py, with these cameras."""
     model, data, table = config.model, config.data, base_config("tabletop.py", relative_to=__file__)
     model.width, model.layers, model.attention_heads, model.mlp_width = 192, 3, 6, 768
     model.tokenizers, model.heads = table.model.tokenizers, table.model.heads
     model.tokenizers["language"]["width"] = 192
-    del model.tokenizers["wrist"]
+    if "wrist" not in cameras:
+        del model.tokenizers["wrist"]
     data.batch_size = 32
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 1e-3, 500, 0.999
     config.train.steps, config.train.validate_every = 16_000, 2000
     config.train.checkpoint_every, config.train.log_every = 4000, 100
 
 
-def _large(config: Config) -> None:
+def _large(config: Config, cameras: tuple[str, ...]) -> None:
     """Octo-small's transformer, with an encoder that is asked by the instruction."""
     model, data = config.model, config.data
     model.width, model.layers, model.attention_heads, model.mlp_width = 384, 12, 6, 1536
     model.dtype = "bfloat16"
     model.tokenizers = {
         "language": Component(kind="language", vocabulary=1024, width=384),
-        "primary": Component(
-            kind="image",
-            cameras=("primary",),
-            film=True,
-            encoder=Component(kind="small_stem", patch=8, features=(32, 96, 192), width=384),
-        ),
+        **{
+            camera: Component(
+                kind="image",
+                cameras=(camera,),
+                film=True,
+                encoder=Component(kind="small_stem", patch=8, features=(32, 96, 192), width=384),
+            )
+            for camera in cameras
+        },
         "proprio": Component(kind="proprio"),
     }
     model.heads = base_config("tabletop.py", relative_to=__file__).model.heads

@@ -61,6 +61,7 @@ OPEN_SETS = {
     "environments": _set(
         "octolike.envs.registry:ENVIRONMENTS",
         *("action_convention", "control_hz", "belt", "bare_goal", "bare_goal_frame"),
+        *("zoom", "hand_size"),
     ),
 }
 BY_TABLE = {open_set.table: open_set for open_set in OPEN_SETS.values()}

@@ -119,6 +119,15 @@ class MetaworldSettings(SimulatorSettings):
         groups="octolike.envs.metaworld.metaworld_tasks:GROUPS",
     )
     primary_size: int = option(96, "height and width of image_primary in pixels", low=8, high=640)
+    zoom: float = option(
+        1.0,
+        "enlarges the middle of image_primary; 1.6 still shows the objects and goals of MT10",
+        low=1,
+        high=4,
+    )
+    hand_size: int = option(
+        0, "height and width of image_wrist, of the camera on the hand; 0: none", low=0, high=640
+    )
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,20 @@ def test_the_camera_is_upright(env):
 
 
 @needs
+def test_a_zoomed_view_is_the_middle_and_the_hand_has_a_camera(env):
+    near = make_env({"kind": "metaworld", "primary_size": 48, "zoom": 2.0, "hand_size": 32})
+    try:
+        (wide, _), (close, _) = (begin(e, 3, "drawer-close") for e in (env, near))
+        assert near.observation_space.contains(close)
+        assert close["image_wrist"].shape == (32, 32, 3)
+        middle = wide["image_primary"][12:36, 12:36].astype(float)
+        shrunk = close["image_primary"].reshape(24, 2, 24, 2, 3).mean(axis=(1, 3))
+        assert np.abs(middle - shrunk).mean() < 12
+        assert np.abs(wide["image_primary"][::2, ::2] - shrunk).mean() > 24
+    finally:
+        near.close()
+
+
 def test_an_episode_depends_on_seed_and_actions_but_not_on_earlier_episodes(env):
     actions = np.random.default_rng(0).uniform(-1, 1, (5, 4)).astype(np.float32)
 
@@ -213,6 +227,25 @@ def test_configs_name_their_benchmark():
     with pytest.raises(ConfigError, match="unknown Meta-World benchmark: 'mt25'"):
         module.get_config("tasks=mt25")
     module.get_config("debug,size=27m").check()
+
+
+def test_each_view_has_demonstrations_of_its_own():
+    module = load_module(str(Path(__file__).parents[2] / "configs" / "metaworld.py"))
+    usual = module.get_config("")
+    assert (usual.workdir, usual.data.root) == ("runs/metaworld-mt10", "runs/metaworld-mt10/data")
+    roots = {usual.data.root}
+    for arg in ("zoom=1.6", "wrist=true", "pixels=128", "zoom=1.6,wrist=true,size=27m"):
+        config = module.get_config(arg)
+        config.check()
+        assert set(config.data.cameras) <= set(config.model.tokenizers)
+        assert config.collect.dataset == config.data.mix
+        roots.add(config.data.root)
+        assert config.workdir.startswith(config.data.root.removesuffix("/data"))
+    assert len(roots) == 5
+    strides = module.get_config("stride=2")
+    assert strides.data.root == usual.data.root
+    assert strides.workdir != usual.workdir
+    assert strides.model.tokenizers["primary"]["encoder"]["strides"] == (2, 2, 1)
 
 
 # results

@@ -81,6 +81,14 @@ _METAWORLD = replace(
     robot="simulated Sawyer (octolike.envs.metaworld)",
 )
 
+# The same with the camera on the hand.
+_METAWORLD_WRIST = replace(
+    _METAWORLD,
+    name="metaworld_wrist",
+    cameras={"primary": "image_primary", "wrist": "image_wrist"},
+    embodiment="metaworld",
+)
+
 # The two simulated arms of gym-aloha: targets and positions of fourteen joints, left arm first.
 _ARM = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 _BIMANUAL = Layout(
@@ -100,7 +108,7 @@ _ALOHA = replace(
 )
 
 _TABLETOP = (_OWN, _TARGET, *_CONFLICTING, _BELT, _BARE_GOAL, _BY_SKILL, *_SKILLS)
-DATASETS = {spec.name: spec for spec in (*_TABLETOP, _METAWORLD, _ALOHA, _FAKE, *OXE)}
+DATASETS = {spec.name: spec for spec in (*_TABLETOP, _METAWORLD, _METAWORLD_WRIST, _ALOHA, _FAKE, *OXE)}
 
 
 def find_spec(name: str, specs: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:

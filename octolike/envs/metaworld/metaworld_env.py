@@ -22,7 +22,7 @@ from octolike.envs.spaces import observation_space
 
 CONTROL_HZ = 80
 STEP_LIMIT = 500  # as in the benchmark
-CAMERA = "corner4"
+CAMERA, WRIST_CAMERA = "corner4", "gripperPOV"
 _RENDER_SIZE = 256
 _CACHED_SCENES = 4  # one needs 120 MB, and a second to build
 
@@ -31,7 +31,10 @@ class MetaworldEnv(gymnasium.Env):
     """A Sawyer arm at a table; the instruction names one of fifty tasks.
 
     Observation:
-        image_primary  uint8 [h, w, 3]; the benchmark's camera `corner4`, rotated upright
+        image_primary  uint8 [h, w, 3]; the benchmark's camera `corner4`, rotated upright, with
+                       `zoom` its middle alone
+        image_wrist    uint8 [hw, hw, 3], with `hand_size`; the benchmark's camera `gripperPOV`,
+                       on the hand, which looks down between the fingers
         proprio        float32 [4]: x, y, z of the hand (metres), gripper's opening in [0, 1]
     Action:
         float32 [4]: dx, dy, dz of the hand in [-1, 1], 1 for a centimetre, and the gripper's effort
@@ -51,10 +54,12 @@ class MetaworldEnv(gymnasium.Env):
     def __init__(self, settings: MetaworldSettings | None = None) -> None:
         settings = settings or MetaworldSettings()
         self._classes = _environment_classes()
-        self._size = settings.primary_size
+        self._settings, self._size = settings, settings.primary_size
         self._scenes: OrderedDict[str, _MetaworldScene] = OrderedDict()
         self.render_mode = "rgb_array"
-        self.observation_space = observation_space({"primary": (self._size, self._size)}, (4, 2))
+        sizes = {"primary": settings.primary_size, "wrist": settings.hand_size}
+        images = {camera: (size, size) for camera, size in sizes.items() if size}
+        self.observation_space = observation_space(images, (4, 2))
         self.action_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
         self.skill, self.instruction, self.steps = "", "", 0
         self._state = np.zeros(0)
@@ -114,17 +119,21 @@ class MetaworldEnv(gymnasium.Env):
     def _scene(self) -> _MetaworldScene:
         """The simulation of the present task; the least recently used ones are closed."""
         if self.skill not in self._scenes:
-            self._scenes[self.skill] = _MetaworldScene(self._classes[f"{self.skill}-v3"])
+            environment_class = self._classes[f"{self.skill}-v3"]
+            self._scenes[self.skill] = _MetaworldScene(environment_class, self._settings.zoom)
             if len(self._scenes) > _CACHED_SCENES:
                 self._scenes.popitem(last=False)[1].close()
         self._scenes.move_to_end(self.skill)
         return self._scenes[self.skill]
 
     def _observation(self) -> dict[str, np.ndarray]:
-        return {
+        observation = {
             "image_primary": self._scene.render(self._size),
             "proprio": self._state[:4].astype(np.float32),
         }
+        if self._settings.hand_size:
+            observation["image_wrist"] = self._scene.render_wrist(self._settings.hand_size)
+        return observation
 
     def _info(self, success: bool, failure: str) -> dict[str, Any]:
         return episode_info(self.instruction, self.skill, success, failure)
@@ -133,7 +142,7 @@ class MetaworldEnv(gymnasium.Env):
 class _MetaworldScene:
     """One of the benchmark's environments with a fast off-screen renderer."""
 
-    def __init__(self, environment_class: type) -> None:
+    def __init__(self, environment_class: type, zoom: float = 1.0) -> None:
         self.mujoco, self.gl_context = load_mujoco()
         self._env = _with_version_independent_welds(environment_class)()
         # The experts need the goal's position in the state; the policy does not get this state.
@@ -144,6 +153,9 @@ class _MetaworldScene:
         quality = self.model.vis.quality
         quality.offsamples = 0  # antialiasing takes most of the time
         quality.shadowsize = 0  # the shadow map takes most of the memory
+        if zoom > 1:
+            view = self.model.camera(CAMERA).fovy  # degrees, of the whole image
+            view[0] = 2 * np.degrees(np.arctan(np.tan(np.radians(view[0]) / 2) / zoom))
         self._renderer = OffscreenRenderer(self)
 
     def arrange(self, seed: int) -> np.ndarray:
@@ -167,6 +179,10 @@ class _MetaworldScene:
         """Return the camera's image: uint8 [size, size, 3]."""
         # the camera is mounted upside down
         return self._renderer.render(CAMERA, size, size)[::-1, ::-1].copy()
+
+    def render_wrist(self, size: int) -> np.ndarray:
+        """Return the image of the camera on the hand: uint8 [size, size, 3]."""
+        return self._renderer.render(WRIST_CAMERA, size, size)
 
     def close(self) -> None:
         """Free the render context."""
