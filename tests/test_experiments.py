@@ -8,6 +8,7 @@ import pytest
 from octolike.config import build_component, load_module
 from octolike.data.pipeline.sampling import SAMPLING, SamplingGroups
 from octolike.envs.tabletop import tabletop_tasks as tasks
+from octolike.envs.tabletop.conventions import ROBOTS
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiments"
 STUDIES = [
@@ -67,6 +68,17 @@ def test_a_narrow_target_has_half_of_the_examples(seed):
     assert sum(of_task[name] for name in lifted) == pytest.approx(0.5, abs=0.03)
     narrow = shares(module.get_config(f"variant=narrow,seed={seed}"))
     assert {name for name, share in narrow.items() if share} == lifted
+
+
+def test_the_second_robot_of_a_conflict_is_one_that_the_simulator_knows():
+    module, roots = load_module(EXPERIMENTS / "conflict.py"), set()
+    for conflict in module.CONFLICTS:
+        config = module.get_config(f"conflict={conflict},robot={conflict}")
+        assert config.data.mix == f"tabletop=1,{config.collect.dataset}=1"
+        assert ROBOTS[config.collect.dataset]
+        assert ("lift" in config.collect.skills) == (conflict in ("inverted", "turned"))
+        roots.add(config.data.root)
+    assert len(roots) == len(module.CONFLICTS)
 
 
 def test_a_longer_comparison_has_runs_of_its_own():

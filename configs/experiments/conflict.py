@@ -1,4 +1,4 @@
-"""A planted conflict: two robots at the same table with opposite action conventions.
+"""A planted conflict: two robots at the same table that differ in one respect.
 
     octolike collect --config conflict
     octolike collect --config conflict:robot=mirrored
@@ -6,19 +6,31 @@
     octolike train --config conflict:variant=heads,seed=1     one run
     ... --config conflict:debug                              a quick check
 
-The second robot's x and y have the opposite sign (conflict=rescaled: its actions are twice as
-large, which its own statistics undo). It sees the same tables, so the right action of one robot is
-wrong for the other. `alone` and `other_alone` learn one robot in half the steps, at equal data and
-equal steps per robot; `default` shares everything without conditioning on the robot; the other
-variants are remedies. Expect runs/conflict/comparison.md with success per robot; a run takes two to
-four minutes on one core. RESULTS.md has the results.
+The second robot's x and y have the opposite sign. It sees the same tables, so the right action of
+one robot is wrong for the other. With conflict=… (and robot=… to collect) it differs otherwise:
+
+    rescaled   its actions are twice as large, which its own statistics undo
+    inverted   its gripper closes at 1, not at 0 (touch and lift instead of touch and push)
+    turned     its gripper and wrist camera are mounted a quarter turn (touch and lift)
+    repainted  table, gripper and light have other colours; equal actions
+
+`alone` and `other_alone` learn one robot in half the steps, at equal data and equal steps per
+robot; `default` shares everything without conditioning on the robot; the other variants are
+remedies. Expect runs/conflict/comparison.md with success per robot; a run takes two to four minutes
+on one core. RESULTS.md has the results of opposite signs.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
 
 ROBOT = "tabletop"
-CONFLICTS = ("mirrored", "rescaled")
-SKILLS = {"touch": 300, "push": 300}
+MOVES, GRASPS = {"touch": 300, "push": 300}, {"touch": 300, "lift": 300}
+CONFLICTS = {
+    "mirrored": MOVES,
+    "rescaled": MOVES,
+    "inverted": GRASPS,  # the other skills leave the gripper closed
+    "turned": GRASPS,
+    "repainted": MOVES,
+}
 STEPS = 1500  # of both robots together
 
 
@@ -36,14 +48,15 @@ def get_config(arg: str = "") -> Config:
     runs = "runs/conflict" if args.conflict == "mirrored" else f"runs/conflict-{args.conflict}"
     runs += "-debug" * args.debug
     second = f"{ROBOT}_{args.conflict}"
-    config = base(second)
+    config = base(second, CONFLICTS[args.conflict])
     config.workdir, config.seed = f"{runs}/{args.variant}-{args.seed}", args.seed
     # the robot's name selects the convention of the environment: octolike.envs.tabletop.conventions
     config.collect.dataset = ROBOT if args.robot == "standard" else f"{ROBOT}_{args.robot}"
     config.data.root = f"{runs}/data"
     VARIANTS[args.variant](config, second)
     if args.debug:
-        config.collect.skills, config.collect.episodes_per_shard = {"touch": 2, "push": 2}, 2
+        config.collect.skills = dict.fromkeys(config.collect.skills, 2)
+        config.collect.episodes_per_shard = 2
         config.data.batch_size, config.train.steps, config.train.log_every = 4, 20, 5
         config.optim.warmup, config.train.validation_batches = 2, 1
         config.train.validate_every = min(config.train.validate_every, 10)
@@ -51,12 +64,12 @@ def get_config(arg: str = "") -> Config:
     return config
 
 
-def base(second: str) -> Config:
+def base(second: str, skills: dict[str, int]) -> Config:
     """Return the config that all variants share: both robots, half of the examples each."""
     config = base_config("compare.py", relative_to=__file__)
     config.data.mix, config.data.mix_weights = f"{ROBOT}=1,{second}=1", "shares"
     config.data.tasks = "dataset"  # the task id is the robot's: `robot_token` conditions on it
-    config.collect.skills, config.train.steps = dict(SKILLS), STEPS
+    config.collect.skills, config.train.steps = dict(skills), STEPS
     config.train.groups, config.train.conflicts_every = "dataset", 25
     config.evaluate.embodiment = "all"
     config.evaluate.splits, config.evaluate.episodes = ("train",), 30

@@ -60,8 +60,8 @@ OPEN_SETS = {
     # these follow from the embodiment, or are off, unless the config sets them
     "environments": _set(
         "octolike.envs.registry:ENVIRONMENTS",
-        *("action_convention", "control_hz", "belt", "bare_goal", "bare_goal_frame"),
-        *("zoom", "hand_size"),
+        *("action_convention", "gripper", "look", "control_hz", "belt"),
+        *("bare_goal", "bare_goal_frame", "zoom", "hand_size"),
     ),
 }
 BY_TABLE = {open_set.table: open_set for open_set in OPEN_SETS.values()}

@@ -85,8 +85,19 @@ class TabletopSettings(SimulatorSettings):
     )
     action_convention: str = option(
         "standard",
-        "axes and unit of dx, dy, dz (envs/tabletop/conventions.py); follows the embodiment",
-        choices=("standard", "mirrored", "rescaled"),
+        "axes and unit of dx, dy, dz, and the gripper's open number "
+        "(envs/tabletop/conventions.py); follows the embodiment",
+        choices=("standard", "mirrored", "rescaled", "inverted"),
+    )
+    gripper: str = option(
+        "standard",
+        "how gripper and wrist camera are mounted; follows the embodiment",
+        choices=("standard", "turned"),
+    )
+    look: str = option(
+        "standard",
+        "colours of table and gripper, and light; follows the embodiment",
+        choices=("standard", "repainted"),
     )
     control_hz: int = option(
         5, "actions per second; a move is shorter at a higher rate", choices=(5, 10)

@@ -172,18 +172,20 @@ def test_a_larger_scene_does_not_change_other_episodes(env):
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_conventions_are_inverted_exactly(convention):
     action = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    action[:, 6] = (0, 1, 0.5, 0.25, 1)
     there = to_robot(action, convention)
     assert there.dtype == action.dtype
     assert np.array_equal(to_table(there, convention), action)
-    assert np.array_equal(there[:, 3:], action[:, 3:])
+    assert np.array_equal(there[:, 3:6], action[:, 3:6])
+    assert np.array_equal(there[:, 6], action[:, 6]) == (convention != "inverted")
     assert np.array_equal(there, action) == (convention == "standard")
 
 
-@pytest.mark.parametrize("convention", ["mirrored", "rescaled"])
+@pytest.mark.parametrize("convention", ["mirrored", "rescaled", "inverted"])
 def test_robots_of_all_conventions_move_identically(env, convention):
     second_env = TabletopEnv(TabletopSettings(**SIZES, action_convention=convention))
     try:
-        ours, theirs = (collect_episode(e, 2, skills=["push"]) for e in (env, second_env))
+        ours, theirs = (collect_episode(e, 2, skills=["lift"]) for e in (env, second_env))
     finally:
         second_env.close()
     assert theirs["episode_metadata"]["success"]
@@ -194,6 +196,37 @@ def test_robots_of_all_conventions_move_identically(env, convention):
         assert np.array_equal(theirs["steps"][key], expected)
         assert np.abs(theirs["steps"][key] - ours["steps"][key]).max() > 0.02
     assert second_env.action_space.contains(theirs["steps"]["executed_action"][0])
+
+
+def test_a_turned_gripper_differs_in_the_wrist_image_and_hardly_in_its_actions(env):
+    turned = TabletopEnv(TabletopSettings(**SIZES, gripper="turned"))
+    try:
+        ours, theirs = (collect_episode(e, 2, skills=["lift"]) for e in (env, turned))
+        fingers = [turned.scene.data.body(f"{side}_finger").xpos for side in ("left", "right")]
+    finally:
+        turned.close()
+    assert theirs["episode_metadata"]["success"]
+    first, other = (e["steps"]["observation"] for e in (ours, theirs))
+    assert np.abs(first["image_wrist"][0].astype(int) - other["image_wrist"][0]).mean() > 10
+    np.testing.assert_allclose(first["state"][0], other["state"][0], atol=1e-6)
+    np.testing.assert_allclose(ours["steps"]["action"][0], theirs["steps"]["action"][0], atol=1e-6)
+    apart = np.abs(fingers[0] - fingers[1])
+    assert apart[0] > 0.05 > 0.001 > apart[1]  # along x, not along y
+
+
+def test_another_look_changes_images_and_nothing_else(env):
+    repainted = TabletopEnv(TabletopSettings(**SIZES, look="repainted"))
+    try:
+        ours, theirs = (collect_episode(e, 2, skills=["lift"]) for e in (env, repainted))
+    finally:
+        repainted.close()
+    assert np.array_equal(ours["steps"]["action"], theirs["steps"]["action"])
+    for key, values in ours["steps"]["observation"].items():
+        other = theirs["steps"]["observation"][key]
+        if key == "state":
+            assert np.array_equal(values, other)
+        else:
+            assert np.abs(values.astype(int) - other).mean() > 40
 
 
 def test_an_unknown_convention_is_rejected():

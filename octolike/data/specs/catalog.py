@@ -39,11 +39,16 @@ _FAKE = replace(_OWN, name="fake", label="", subtask="", robot="none: octolike.d
 # The same robot again: the target of cotraining and finetuning experiments.
 _TARGET = replace(_OWN, name="tabletop_target")
 
-# Robots with deliberately conflicting action conventions (octolike.envs.tabletop.conventions), and
-# demonstrations labelled by skill, for sampling by task.
-_CONFLICTING = tuple(
-    replace(_OWN, name=f"tabletop_{convention}", robot=f"{_OWN.robot}, actions {convention}")
-    for convention in ("mirrored", "rescaled")
+# Robots that conflict deliberately (octolike.envs.tabletop.conventions), in their actions or in
+# gripper and look alone; and demonstrations labelled by skill, for sampling by task.
+_CONFLICTING = (
+    *(
+        replace(_OWN, name=f"tabletop_{convention}", robot=f"{_OWN.robot}, actions {convention}")
+        for convention in ("mirrored", "rescaled")
+    ),
+    replace(_OWN, name="tabletop_inverted", gripper="absolute, 1 = closed"),
+    replace(_OWN, name="tabletop_turned", robot=f"{_OWN.robot}, gripper turned"),
+    replace(_OWN, name="tabletop_repainted", robot=f"{_OWN.robot}, repainted"),
 )
 # The table as a conveyor belt, for actions that arrive late (configs/experiments/real_time.py).
 _BELT = replace(_OWN, name="tabletop_belt", control_hz=10, robot=f"{_OWN.robot}, moving table")
@@ -108,7 +113,9 @@ _ALOHA = replace(
 )
 
 _TABLETOP = (_OWN, _TARGET, *_CONFLICTING, _BELT, _BARE_GOAL, _BY_SKILL, *_SKILLS)
-DATASETS = {spec.name: spec for spec in (*_TABLETOP, _METAWORLD, _METAWORLD_WRIST, _ALOHA, _FAKE, *OXE)}
+DATASETS = {
+    spec.name: spec for spec in (*_TABLETOP, _METAWORLD, _METAWORLD_WRIST, _ALOHA, _FAKE, *OXE)
+}
 
 
 def find_spec(name: str, specs: Mapping[str, DatasetSpec] = DATASETS) -> DatasetSpec:

@@ -78,8 +78,11 @@ def _finger_xml(name: str, side: int) -> str:
     </body>"""
 
 
-def _gripper_xml() -> str:
-    """Return the free-flying hand; its origin is the point between the fingertips."""
+def _gripper_xml(turned: bool) -> str:
+    """Return the free-flying hand; its origin is the point between the fingertips.
+
+    turned: mounted a quarter turn about z, without a trace in the pose.
+    """
     slides = "".join(
         f'<joint name="{axis}" type="slide" axis="{vector}"/>'
         for axis, vector in (("x", "1 0 0"), ("y", "0 1 0"), ("z", "0 0 1"))
@@ -88,18 +91,19 @@ def _gripper_xml() -> str:
         f'<joint name="{axis}" type="hinge" axis="{vector}" armature="0.01"/>'
         for axis, vector in (("yaw", "0 0 1"), ("pitch", "0 1 0"), ("roll", "1 0 0"))
     )
+    mount = '<body name="hand" gravcomp="1" euler="0 0 90">' if turned else ""
     return f"""
-    <body name="hand" gravcomp="1">
-      {slides}{hinges}
+    <body name="{"flange" if turned else "hand"}" gravcomp="1">
+      {slides}{hinges}{mount}
       <geom class="hand" type="box" size="0.009 0.066 0.007" pos="0 0 0.085"/>
       <geom class="hand" type="cylinder" size="0.011 0.03" pos="0 0 0.12"/>
       <camera name="wrist" pos="-0.055 0 0.105" xyaxes="0 -1 0 0.93 0 0.37" fovy="80"/>
       {_finger_xml("left_finger", 1)}{_finger_xml("right_finger", -1)}
-    </body>"""
+    </body>{"</body>" if turned else ""}"""
 
 
-def scene_xml(object_slots: int) -> str:
-    """Return the MJCF of a table with object slots, two bowls and the gripper."""
+def scene_xml(object_slots: int, turned: bool = False) -> str:
+    """Return the MJCF of a table with object slots, two bowls and the gripper, perhaps turned."""
     objects = "".join(_object_xml(slot) for slot in range(object_slots))
     bowls = "".join(_bowl_xml(slot) for slot in range(BOWLS))
     bowl_excludes = "".join(f'<exclude body1="world" body2="bowl{slot}"/>' for slot in range(BOWLS))
@@ -143,7 +147,7 @@ def scene_xml(object_slots: int) -> str:
         <geom name="table" type="plane" size="2 2 0.1" rgba="0.80 0.77 0.72 1"
               friction="0.7 0.01 0.01"/>
         <camera name="primary" pos="-0.495 0 0.90" xyaxes="0 -1 0 0.85 0 0.527" fovy="30"/>
-        {objects}{bowls}{_gripper_xml()}
+        {objects}{bowls}{_gripper_xml(turned)}
       </worldbody>
       <contact><exclude body1="left_finger" body2="right_finger"/>{bowl_excludes}</contact>
       <equality>
@@ -164,9 +168,15 @@ class TabletopScene:
             -2 for the hand, -3 and -4 for the left and right finger.
     """
 
-    def __init__(self, object_slots: int) -> None:
+    def __init__(
+        self, object_slots: int, gripper: str = "standard", look: str = "standard"
+    ) -> None:
+        """gripper, look: as in TabletopSettings."""
         self.mujoco, self.gl_context = load_mujoco()
-        self.model = self.mujoco.MjModel.from_xml_string(scene_xml(object_slots))
+        xml = scene_xml(object_slots, gripper == "turned")
+        self.model = self.mujoco.MjModel.from_xml_string(xml)
+        if look == "repainted":
+            self._repaint()
         self.data = self.mujoco.MjData(self.model)
         self.object_slots = object_slots
         self.objects: tuple[TableObject, ...] = ()
@@ -180,6 +190,15 @@ class TabletopScene:
             body = self.model.body(f"object{slot}")
             body.mass, body.inertia[:], body.ipos[:] = _MASS, moment, 0
         self.mujoco.mj_setConst(self.model, self.data)
+
+    def _repaint(self) -> None:
+        """Give table, gripper and light other colours; objects keep theirs, which words name."""
+        model = self.model
+        model.geom("table").rgba[:3] = (0.10, 0.22, 0.24)
+        for body in ("hand", "left_finger", "right_finger"):
+            model.geom_rgba[model.geom_bodyid == model.body(body).id, :3] = (0.95, 0.92, 0.85)
+        model.vis.headlight.ambient[:] = (0.50, 0.45, 0.38)
+        model.light_diffuse[:] = (0.30, 0.25, 0.18)
 
     def arrange(self, objects: Sequence[TableObject]) -> None:
         """Enable and paint one slot per object; move the unused slots out of view."""

@@ -50,7 +50,7 @@ class TabletopEnv(gymnasium.Env):
     Action:
         float32 [7]: dx, dy, dz (metres), droll, dpitch, dyaw (radians), gripper (> 0.5 is open).
         Moves are clipped to ±MAX_MOVE and ±MAX_TURN (at 10 Hz to half of them), their targets to
-        the workspace. With another `action_convention`, dx, dy, dz have another meaning
+        the workspace. With another `action_convention`, dx, dy, dz or gripper have another meaning
         (`tabletop.conventions`).
 
     With a `belt`, everything that lies on the table moves to the right (−y) at that speed.
@@ -74,9 +74,9 @@ class TabletopEnv(gymnasium.Env):
         self._select_scene(2 + settings.num_distractors)
         images = {"primary": self._size, "wrist": (settings.wrist_size, settings.wrist_size)}
         self.observation_space = observation_space(images, (7, np.pi))
-        high = np.array([*self._move_limits(), 1], np.float32)
-        high = np.abs(conventions.to_robot(high, settings.action_convention))
-        low = np.append(-high[:6], np.float32(0))
+        moves = np.array([*self._move_limits(), 0], np.float32)
+        moves = np.abs(conventions.to_robot(moves, settings.action_convention)[:6])
+        low, high = np.append(-moves, np.float32(0)), np.append(moves, np.float32(1))
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
         self.task: TabletopTask | None = None
         self.original: TabletopTask | None = None
@@ -255,7 +255,7 @@ class TabletopEnv(gymnasium.Env):
         A larger model with empty slots would be slower and would change floating-point rounding.
         """
         if object_slots not in self._scenes:
-            scene = TabletopScene(object_slots)
+            scene = TabletopScene(object_slots, self.settings.gripper, self.settings.look)
             self._scenes[object_slots] = scene, OffscreenRenderer(scene)
         self.scene, self._renderer = self._scenes[object_slots]
 

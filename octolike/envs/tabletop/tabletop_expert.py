@@ -48,7 +48,7 @@ class TabletopExpert:
         elif state.grasped == task.target:
             move, gripper = _carry(state, task.skill)
         else:
-            move, gripper = _grasp(state)
+            move, gripper = _grasp(state, self._env.settings.gripper == "turned")
         move = _limit_speed(move, SPEED * self._env.step_share)
         action = np.array([*move, 0, 0, 0, gripper], np.float32)
         return conventions.to_robot(action, self._env.settings.action_convention)
@@ -105,13 +105,14 @@ def _push(state: TaskState, direction: np.ndarray) -> np.ndarray:
     return _funnel(state, behind, height=0.02, slope=1.5)
 
 
-def _grasp(state: TaskState) -> tuple[np.ndarray, float]:
+def _grasp(state: TaskState, turned: bool) -> tuple[np.ndarray, float]:
     goal = state.target + (0, 0, _GRASP_HEIGHT - state.size)
     move = goal - state.tip
     if np.linalg.norm(move[:2]) < 0.008 and abs(move[2]) < 0.01:
         return move, CLOSED
     below_top = state.tip[2] < state.target[2] + state.size
-    if below_top and (np.abs(move[:2]) < (0.035, 0.018)).all():  # the fingers straddle the object
+    straddle = (0.018, 0.035) if turned else (0.035, 0.018)
+    if below_top and (np.abs(move[:2]) < straddle).all():  # the fingers straddle the object
         return move, OPEN
     return _funnel(state, goal, height=_HOVER_HEIGHT - _GRASP_HEIGHT, slope=0.5), OPEN
 
