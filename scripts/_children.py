@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def add_plugins(parser: argparse.ArgumentParser) -> None:
@@ -36,3 +37,20 @@ def call(script: str, *arguments: str) -> None:
             f"error: {path} {' '.join(arguments)} ended with exit code {error.returncode}; its "
             "output is above"
         )
+
+
+def complete_run(run: Any, config: str, args: argparse.Namespace) -> Path:
+    """Collect (args.collect), train and evaluate a run of a study; return its directory.
+
+    The scripts resume what was interrupted and do nothing for what is finished.
+    """
+    from octolike import files
+
+    directory = files.local_path(run.config.workdir, "run")
+    options = (*run.overrides, *flags("config.plugins", args.plugins))
+    for script in ["collect.py"] * args.collect + ["train.py"]:
+        call(script, f"--config={config}:{run.arg}", *options)
+    allowed = flags("plugins", args.plugins or run.config.plugins)
+    scenes = flags("block", [args.block] * bool(args.block))
+    call("evaluate.py", f"--run={directory}", *scenes, *allowed)
+    return directory

@@ -4,6 +4,7 @@
     ... --collect                               demonstrations first, where a run's are missing
     ... --config conflict:conflict=rescaled     further arguments for each run's config
     ... --until-decided --seeds 12              stop a variant once its difference is certain
+    ... --equal-time                            steps that take as long as the first variant's
     ... --block test                            scenes that no choice of the recipe has seen
     octolike compare --table runs/compare       only the table of existing results
 
@@ -17,9 +18,8 @@ import itertools
 import sys
 from pathlib import Path
 
-from _children import add_plugins, call, flags, positive
-
-from octolike import files
+from _children import add_plugins, complete_run, positive
+from _step_seconds import measure_steps
 
 
 def main() -> None:
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--variants", default="", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=positive, default=3, help="seeds 0, 1, … of each variant")
     parser.add_argument("--until-decided", action="store_true", help="--seeds is the maximum")
+    parser.add_argument("--equal-time", action="store_true", help="measured before the runs")
     parser.add_argument("--collect", action="store_true", help="collect missing demonstrations")
     parser.add_argument("--block", default="", help="of scenes: development, the default, or test")
     add_plugins(parser)
@@ -49,24 +50,21 @@ def main() -> None:
 def run_all(args: argparse.Namespace) -> Path:
     """Train and evaluate every variant and seed without results; return their directory."""
     from octolike.config import load_module
-    from octolike.evaluation import study_design, suites
+    from octolike.evaluation import equal_time, study_design, suites
 
     suites.overrides(block=args.block)  # a wrong name ends before any training
     path, _, further = args.config.partition(":")
     module = load_module(path)
     variants = study_design.choose_variants(path, module, args.variants)
     runs = study_design.plan_runs(module, variants, further, args.seeds)
+    if args.equal_time:
+        runs, table = equal_time.plan(runs, measure_steps)
+        print(table, flush=True)
     print(study_design.sentence({r.variant: r.config for r in runs}, args.seeds), flush=True)
     decided: set[str] = set()
     for _, of_seed in itertools.groupby(runs, key=lambda run: run.seed):
         for run in (r for r in of_seed if r.variant not in decided):
-            directory = files.local_path(run.config.workdir, "run")
-            # They resume what was interrupted and do nothing for what is finished.
-            for script in ["collect.py"] * args.collect + ["train.py"]:
-                call(script, f"--config={path}:{run.arg}", *flags("config.plugins", args.plugins))
-            options = flags("block", [args.block] * bool(args.block))
-            options += flags("plugins", args.plugins or run.config.plugins)
-            call("evaluate.py", f"--run={directory}", *options)
+            directory = complete_run(run, path, args)
         if args.until_decided:
             decided, evidence = study_design.decided(directory.parent, variants, args.block)
             print(evidence, flush=True)

@@ -15,12 +15,16 @@ from octolike.evaluation.success import SEEN
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run of a study: its variant, seed, config, and the argument of the config file."""
+    """A run of a study: its variant, seed, config, and the argument of the config file.
+
+    overrides: flags of train.py with which that argument makes this config.
+    """
 
     variant: str
     seed: int
     config: Config
     arg: str
+    overrides: tuple[str, ...] = ()
 
 
 def choose_variants(path: str, module: ModuleType, text: str) -> list[str]:

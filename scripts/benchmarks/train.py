@@ -18,13 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from benchmarks import model as acting
 
 from octolike import types
 from octolike.config import Component, Config, load_module
 from octolike.model.network import build_network
-from octolike.train import initial_state, optimizer, sharding
+from octolike.train import initial_state, optimizer, sharding, step_seconds
 from octolike.train import state as states
 from octolike.train import step as steps
 
@@ -71,7 +70,7 @@ def _measure(
     step = steps.make_step(model, tx, config, key)
     compiled, costs = steps.compile_step(step, state, spec, size, mesh)
     prepared = time.perf_counter() - began
-    batch, box = sharding.put_batch(_random(spec, size), mesh), [state]
+    batch, box = sharding.put_batch(step_seconds.random_batch(spec, size), mesh), [state]
 
     def train() -> Any:
         box[0], metrics = compiled(box[0], batch)  # the old state is donated
@@ -126,18 +125,3 @@ def _tabletop(config: Config) -> types.BatchSpec:
         if config.data.subtasks:
             spec[f"task.subtask.{name}"] = ((config.data.window, length), dtype)
     return spec
-
-
-def _random(spec: types.BatchSpec, size: int) -> types.Batch:
-    rng = np.random.default_rng(0)
-
-    def draw(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        if dtype == "uint8":
-            return rng.integers(0, 256, (size, *shape), np.uint8)
-        if dtype == "bool":
-            return np.ones((size, *shape), bool)
-        if dtype == "int32":
-            return np.zeros((size, *shape), np.int32)
-        return rng.normal(size=(size, *shape)).astype(dtype)
-
-    return types.unflatten({k: draw(*v) for k, v in spec.items()})
