@@ -130,6 +130,10 @@ def test_a_jump_and_numbers_that_are_not_finite():
     ("keys", "cameras"),
     [
         (["cam_high", "cam_left_wrist"], {"primary": "cam_high", "wrist": "cam_left_wrist"}),
+        (
+            ["cam_high", "cam_left_wrist", "cam_right_wrist"],
+            {"primary": "cam_high", "wrist": "cam_right_wrist", "left_wrist": "cam_left_wrist"},
+        ),
         (["image_1", "image_0"], {"primary": "image_0", "secondary": "image_1"}),
         (
             ["agentview_image", "robot0_eye_in_hand_image"],

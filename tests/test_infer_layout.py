@@ -105,6 +105,17 @@ def test_targets_and_changes_in_one_field_are_doubtful():
     assert "look like targets, but" in action.doubts[0]
 
 
+def test_a_gripper_alone_that_looks_like_a_change_is_no_doubt():
+    def episode(i):
+        arm, angle = walk(i, 6), np.arange(T) / 4 + i
+        speed, opening = 0.5 + 0.5 * np.sin(angle), 0.5 - 0.5 * np.cos(angle)
+        return np.c_[np.roll(arm, -1, axis=0), speed], np.c_[arm, opening]
+
+    action, _ = infer({"action": 7}, {"observation.qpos": 7}, episode)
+    assert all(action.layout.absolute)
+    assert not any("look like targets" in x for x in action.doubts)
+
+
 def test_a_noisy_controller_has_changes_in_its_own_scale():
     def episode(i):
         command = np.clip(noise(i, 6) / 2, -1, 1)

@@ -155,6 +155,18 @@ class AlohaSettings(SimulatorSettings):
         robots="octolike.envs.aloha:ROBOTS",
     )
     primary_size: int = option(96, "height and width of image_primary in pixels", low=8, high=640)
+    primary_fov: float = option(
+        78.0,
+        "vertical field of view of image_primary in degrees; 78 in the benchmark",
+        low=5,
+        high=120,
+    )
+    wrist_size: int = option(
+        0,
+        "height and width of image_wrist and image_left_wrist in pixels; 0: none",
+        low=0,
+        high=640,
+    )
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,34 @@ def test_the_seed_alone_determines_the_positions(env):
     np.testing.assert_array_equal(env.scene.object_positions(), first)
 
 
+def test_a_narrower_view_enlarges_the_cube_and_wrist_images_follow_their_hand():
+    settings = AlohaSettings(primary_size=64, primary_fov=39.0, wrist_size=16)
+    narrow, wide = AlohaEnv(settings), AlohaEnv(AlohaSettings(primary_size=64))
+    try:
+        observation, _ = narrow.reset(seed=0, options=CUBE)
+        usual, _ = wide.reset(seed=0, options=CUBE)
+        assert set(observation) == set(narrow.observation_space.spaces)
+        assert set(usual) == {"image_primary", "proprio"}
+        assert _red_pixels(observation) > 3 * max(_red_pixels(usual), 1)
+        moved = observation["proprio"].copy()
+        moved[7] += 0.3  # the right arm's waist
+        for _ in range(40):
+            after, *_ = narrow.step(moved)
+        right = np.abs(np.subtract(after["image_wrist"], observation["image_wrist"], dtype=float))
+        left = np.abs(
+            np.subtract(after["image_left_wrist"], observation["image_left_wrist"], dtype=float)
+        )
+        assert right.mean() > 3 * left.mean()  # whose camera sees the right arm
+    finally:
+        narrow.close()
+        wide.close()
+
+
+def _red_pixels(observation):
+    red, green, _ = np.moveaxis(observation["image_primary"].astype(int), -1, 0)
+    return int(((red > 120) & (green < 60)).sum())
+
+
 def test_proprio_and_actions_have_the_same_meaning(env):
     observation, _ = env.reset(seed=0, options=CUBE)
     target = observation["proprio"].copy()

@@ -106,10 +106,11 @@ def _mixed(layout: Layout, targets: InferredTargets) -> list[str]:
     for group in targets.mixed:
         names = [layout.names[d] for d in group if layout.absolute[d]]
         changes = [layout.names[d] for d in group if not layout.absolute[d]]
-        sentences.append(
-            f"action: {', '.join(names)} look like targets, but {', '.join(changes)} of the same "
-            "field like changes: verify `absolute`"
-        )
+        if names and changes:  # grippers, which count as targets, may have been all that differed
+            sentences.append(
+                f"action: {', '.join(names)} look like targets, but {', '.join(changes)} of the "
+                "same field like changes: verify `absolute`"
+            )
     return sentences
 
 

@@ -255,7 +255,10 @@ DATASETS = [SPEC]
 
 
 def _cameras(keys: list[str]) -> dict[str, str]:
-    """Return up to three cameras: the wrist camera by its name, then the others in order."""
+    """Return up to four cameras: those of the wrists by their names, then the others in order.
+
+    Of two wrists, the left one's camera is `left_wrist`, as in the specs of ALOHA's datasets.
+    """
     names = sorted(spec_fields.camera_key(k) for k in keys)
     names = [n for n in names if "depth" not in n.lower()]
     wrist = [n for n in names if any(w in n.lower() for w in WRIST)]
@@ -264,6 +267,10 @@ def _cameras(keys: list[str]) -> dict[str, str]:
     if not cameras and len(wrist) > 1:
         cameras, wrist = wrist[:1], wrist[1:]
     result = dict(zip(("primary", "secondary"), cameras, strict=False))
+    left = [n for n in wrist if "left" in n.lower()]
+    right = [n for n in wrist if n not in left]
+    if left and right:
+        return result | {"wrist": right[0], "left_wrist": left[0]}
     return result | ({"wrist": wrist[0]} if wrist else {})
 
 

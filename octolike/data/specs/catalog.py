@@ -105,7 +105,11 @@ _BIMANUAL = Layout(
 _ALOHA = replace(
     _OWN,
     name="aloha",
-    cameras={"primary": "image_primary"},
+    cameras={
+        "primary": "image_primary",
+        "wrist": "image_wrist",  # both if the environment's wrist_size is not 0
+        "left_wrist": "image_left_wrist",
+    },
     action=replace(_BIMANUAL, normalized=((True,) * 6 + (False,)) * 2),
     proprio=_BIMANUAL,
     control_hz=50,

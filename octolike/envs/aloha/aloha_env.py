@@ -39,6 +39,8 @@ tasks_of = functools.partial(choose_tasks, "ALOHA", choices=SKILLS, splits=SPLIT
 FINGER_CLOSED, FINGER_OPEN = 0.01844, 0.058
 _ARM = (0, -0.96, 1.16, 0, -0.3, 0, 0.02239, -0.02239)
 _SUBSTEPS = 10
+# Of the benchmark, by the names that the specs of ALOHA's real data use.
+_CAMERAS = {"primary": "top", "wrist": "right_wrist", "left_wrist": "left_wrist"}
 _RENDER_SIZE = 256
 # Ranges of x and y of the objects' start positions (metres), in the order of their joints.
 _START_RANGES = {
@@ -53,9 +55,11 @@ class AlohaEnv(gymnasium.Env):
     """Two arms with six joints and a gripper each; hand over a cube, or insert a peg in a socket.
 
     Observation:
-        image_primary  uint8 [h, w, 3]; the benchmark's camera `top`, rendered square
-        proprio        float32 [14]: six joints (radians) and the gripper's opening in [0, 1] of
-                       the left arm, then of the right arm
+        image_primary     uint8 [h, w, 3]; the benchmark's camera `top`, rendered square
+        image_wrist       uint8 [w, w, 3]; the right hand's camera, with `wrist_size` alone
+        image_left_wrist  the same of the left hand
+        proprio           float32 [14]: six joints (radians) and the gripper's opening in [0, 1] of
+                          the left arm, then of the right arm
     Action:
         float32 [14]: absolute targets for the same values. Joints are clipped to their range.
 
@@ -72,10 +76,15 @@ class AlohaEnv(gymnasium.Env):
     def __init__(self, settings: AlohaSettings | None = None) -> None:
         settings = settings or AlohaSettings()
         self._assets = _find_assets()
-        self._size = settings.primary_size
+        self._fov = settings.primary_fov
+        self._sizes = {"primary": settings.primary_size}
+        if settings.wrist_size:
+            self._sizes |= dict.fromkeys(("wrist", "left_wrist"), settings.wrist_size)
         self._scenes: dict[str, AlohaScene] = {}
         self.render_mode = "rgb_array"
-        self.observation_space = observation_space({"primary": (self._size, self._size)}, (14, 4))
+        self.observation_space = observation_space(
+            {camera: (size, size) for camera, size in self._sizes.items()}, (14, 4)
+        )
         high = np.array(([np.pi] * 6 + [1]) * 2, np.float32)
         low = np.array(([-np.pi] * 6 + [0]) * 2, np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
@@ -122,7 +131,7 @@ class AlohaEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """Return a larger image for videos: uint8 [256, 256, 3]."""
-        return self.scene.render(_RENDER_SIZE)
+        return self.scene.render("primary", _RENDER_SIZE)
 
     def close(self) -> None:
         """Free the render contexts."""
@@ -135,15 +144,14 @@ class AlohaEnv(gymnasium.Env):
         """The simulation of the present task."""
         if self.skill not in self._scenes:
             self._scenes[self.skill] = AlohaScene(
-                self._assets / f"bimanual_viperx_{self.skill}.xml"
+                self._assets / f"bimanual_viperx_{self.skill}.xml", self._fov
             )
         return self._scenes[self.skill]
 
     def _observation(self) -> dict[str, np.ndarray]:
-        return {
-            "image_primary": self.scene.render(self._size),
-            "proprio": self.scene.joints().astype(np.float32),
-        }
+        scene = self.scene
+        images = {f"image_{c}": scene.render(c, size) for c, size in self._sizes.items()}
+        return images | {"proprio": scene.joints().astype(np.float32)}
 
     def _info(self, reward: int, failure: str) -> dict[str, Any]:
         return episode_info(INSTRUCTIONS[self.skill], self.skill, reward == MAX_REWARD, failure)
@@ -152,13 +160,14 @@ class AlohaEnv(gymnasium.Env):
 class AlohaScene:
     """One of the benchmark's scenes with a fast off-screen renderer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, primary_fov: float) -> None:
         self.mujoco, self.gl_context = load_mujoco()
         self.model = self.mujoco.MjModel.from_xml_path(str(path))
         quality = self.model.vis.quality
         quality.offsamples = quality.shadowsize = (
             0  # antialiasing and shadows take most of the time
         )
+        self.model.camera(_CAMERAS["primary"]).fovy[:] = primary_fov
         size = self.model.vis.global_
         size.offwidth = size.offheight = 640
         self.data = self.mujoco.MjData(self.model)
@@ -209,9 +218,9 @@ class AlohaScene:
         """Return the objects' positions, float64 [objects, 3]; for the experts only."""
         return self.data.qpos[16:].reshape(-1, 7)[:, :3].copy()
 
-    def render(self, size: int) -> np.ndarray:
-        """Return the camera's image: uint8 [size, size, 3]."""
-        return self._renderer.render("top", size, size)
+    def render(self, camera: str, size: int) -> np.ndarray:
+        """Return the image of a camera of `_CAMERAS`: uint8 [size, size, 3]."""
+        return self._renderer.render(_CAMERAS[camera], size, size)
 
     def close(self) -> None:
         """Free the render context."""
