@@ -18,7 +18,7 @@ from octolike import files
 from octolike.envs.libero.libero_tasks import LIMITS
 from octolike.envs.simulators import LiberoSettings
 from octolike.errors import RunError
-from octolike.evaluation.rollouts import complete_lines, parse_row
+from octolike.evaluation.results_file import complete_lines, parse_row
 from octolike.evaluation.statistics import LEVEL, Difference, OutcomeGrid, paired_difference
 from octolike.evaluation.suites import EpisodePlan
 from octolike.policy.execution import ExecutionSettings
