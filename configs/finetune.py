@@ -31,6 +31,7 @@ HEADS, READOUTS = ("!heads_*",), ("!heads_*", "!readout_*")
 # The data settings that shape the network and its inputs are taken from the run.
 SHAPING = ("cameras", "depth", "window", "horizon", "use_proprio", "text", "goal")
 SHAPING += ("normalization", "representation", "proprio_representation", "resize", "subtasks")
+SHAPING += ("closings",)
 
 
 def get_config(arg: str = "") -> Config:

@@ -21,6 +21,9 @@ The batch contract. A batch is a nested dict of numpy arrays:
     task.present.<key>          bool    [B]              keys: language, image_<camera>, task_id
     action                      float32 [B, W, H, A]     normalised; padded with 0 to the widest
     action_mask                 bool    [B, W, H, A]     False: padded, or past the end or goal
+    closing.position            float32 [B, W, 3]        a label (data.closings): metres from the
+                                                         gripper to its place at its next closing
+    closing.mask                bool    [B, W]           False: no such label; the position is 0
     dataset                     int32   [B]              index into the run's datasets
     embodiment                  int32   [B]              index into the run's embodiment records
 

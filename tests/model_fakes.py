@@ -122,5 +122,6 @@ def model(**changes) -> dict:
             },
             "other": {"kind": "l1", "readout": "readout_other"},
         },
+        "auxiliary": {},
         **changes,
     }

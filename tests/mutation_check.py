@@ -50,6 +50,20 @@ MUTATIONS = (
         "test_model_heads.py",
     ),
     Mutation(
+        "the closing step looks for the next one",
+        "data/pipeline/closings.py",
+        'side="left"',
+        'side="right"',
+        "test_auxiliary.py",
+    ),
+    Mutation(
+        "PCGrad leaves out the losses of the whole batch",
+        "train/group_gradients.py",
+        'metrics["loss_per_example"].astype(jnp.float32), shared)',
+        'metrics["loss_per_example"].astype(jnp.float32), 0 * shared)',
+        "test_train_conflicts.py",
+    ),
+    Mutation(
         "ema keeps the new parameters",
         "train/step.py",
         "step_size=1 - d)",

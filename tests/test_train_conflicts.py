@@ -11,7 +11,7 @@ import pytest
 import train_fakes
 
 from octolike.config import Config, ConfigError
-from octolike.model.network import build_network
+from octolike.model.network import SHARED_LOSSES, build_network
 from octolike.train import conflicts, group_gradients, loop, metrics, optimizer, pcgrad
 from octolike.types import Names
 
@@ -20,14 +20,23 @@ L1 = {"kind": "l1", "readout": "readout_other"}
 
 @pytest.fixture(scope="module")
 def results():
-    """Gradients of a model with experts and two heads, one of them per robot; uneven masks."""
+    """Gradients of a model with experts and two heads, one of them per robot; uneven masks.
+
+    With an auxiliary head and a subtask tokenizer: their losses are those of the whole batch.
+    """
     spec = model_fakes.spec(cameras={"primary": 8})
+    spec |= {"closing.position": ((2, 3), "float32"), "closing.mask": ((2,), "bool")}
+    spec["task.subtask.ids"] = ((2, model_fakes.WORDS), "int32")
+    spec["task.subtask.mask"] = ((2, model_fakes.WORDS), "bool")
+    words = {"vocabulary": model_fakes.VOCABULARY, "width": 8}
     settings = model_fakes.model(
         layers=1,
         tokenizers={
-            "language": {"kind": "language", "vocabulary": model_fakes.VOCABULARY, "width": 8},
+            "language": {"kind": "language", **words},
+            "subtask": {"kind": "subtask", **words, "replaced": 0.0, "layers": 1},
             "proprio": {"kind": "proprio"},
         },
+        auxiliary={"target": {"kind": "closing_position", "weight": 1.0}},
         experts={"kind": "top_k", "count": 2, "balance": 1.0},
         heads={
             "action": model_fakes.model()["heads"]["action"],
@@ -59,7 +68,8 @@ def results():
 def test_group_gradients_add_up_to_the_gradient_of_the_batch(results):
     ((value, _), full), (same, metrics, parts), _ = results
     assert same == value
-    assert metrics["balance_loss"] > 0.1  # otherwise its share would not be tested
+    for name in SHARED_LOSSES:  # otherwise their shares would not be tested
+        assert metrics[name] > 0.1, name
     for path, x in optimizer.flatten(parts).items():
         np.testing.assert_allclose(
             x.sum(axis=0), optimizer.flatten(full)[path], rtol=1e-4, atol=2e-6, err_msg=path

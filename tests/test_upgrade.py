@@ -100,6 +100,14 @@ def test_runs_before_format_6_drop_goal_and_instruction_independently():
     assert read({**data, "format": 5}).data.exclusive is False
 
 
+def test_runs_before_format_7_have_no_auxiliary_heads():
+    data = stored()
+    del data["data"]["closings"], data["model"]["auxiliary"]
+    config = read({**data, "format": 6})
+    assert config.data.closings is False
+    assert config.model.auxiliary == {}
+
+
 def test_heads_before_format_6_draw_all_delays_equally():
     heads = {"a": {"kind": "flow", "prefix": 2}, "b": {"kind": "per_group", "head": {"kind": "l1"}}}
     new = upgrade.add_no_prefix({"model": {"heads": heads}})["model"]["heads"]

@@ -56,6 +56,7 @@ OPEN_SETS = {
         "octolike.model.heads:HEADS",
         *("dtype", "horizon", "action_dim", "group_names", "member", "where"),
     ),
+    "auxiliary": _set("octolike.model.auxiliary:AUXILIARY", "dtype"),
     "denoisers": _set("octolike.model.denoisers:NETWORKS", "dtype", "horizon"),
     # these follow from the embodiment, or are off, unless the config sets them
     "environments": _set(

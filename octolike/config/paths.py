@@ -30,7 +30,7 @@ OPTIONS: tuple[str, ...] = (
     "data.paraphrases",
 )
 OPTIONS += ("train.init_from", "train.compilation_cache")
-COMPONENTS = ("data.text", "model.tokenizers", "model.heads", "environment")
+COMPONENTS = ("data.text", "model.tokenizers", "model.heads", "model.auxiliary", "environment")
 FIELDS = ("path", "weights")  # of components: a path, or the name of something on a hub
 
 Place = Callable[[str, bool], str]  # (path, whether it may be a hub's name) -> path

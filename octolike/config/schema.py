@@ -83,6 +83,11 @@ class DataConfig:
         False,
         "label each step with its subtask, as the dataset spec says; without one, its instruction",
     )
+    closings: bool = option(
+        False,
+        "label each step with the position of the gripper at its next closing, for a head of "
+        "model.auxiliary",
+    )
     tasks: str = option(
         "instruction",
         "a task is a distinct instruction, label (of the dataset spec), or dataset",
@@ -230,6 +235,11 @@ class ModelConfig:
     )
     heads: dict[str, Component] = option(
         dict, "{name: action head}", table="octolike.model.heads:HEADS"
+    )
+    auxiliary: dict[str, Component] = option(
+        dict,
+        "{name: auxiliary head}: predicts a label in training, next to the action heads",
+        table="octolike.model.auxiliary:AUXILIARY",
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from octolike.errors import ConfigError
 
-FORMAT = 6  # of the config.json that this version writes
+FORMAT = 7  # of the config.json that this version writes
 Json = dict[str, Any]
 
 # Places of components in format 1: sections and option -> open set; "*": one per name.
@@ -200,6 +200,12 @@ def add_no_prefix(config: Json) -> Json:
     return _apply(config, ("model", "heads", "*"), functools.partial(_add_fields, no_prefix=0.0))
 
 
+def add_auxiliary(config: Json) -> Json:
+    """Add auxiliary heads and their label: before format 7, action heads alone were trained."""
+    config = _default(config, "data", "closings", False)
+    return _default(config, "model", "auxiliary", {})
+
+
 def add_text_pooling(config: Json) -> Json:
     """Add pooled of a text_encoder: before format 4, every word was a token."""
 
@@ -234,6 +240,7 @@ CHANGES = (
     ),
     (add_proprio_representation, add_subtasks),
     (add_draw, add_exclusive, add_no_prefix),
+    (add_auxiliary,),
 )
 
 

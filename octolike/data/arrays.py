@@ -390,6 +390,7 @@ def _check_config(config: Config, frames: ArrayFrames, robot: Embodiment) -> Non
         ("data.goal", d.goal, "none"),
         ("data.paraphrases", d.paraphrases, ""),
         ("data.subtasks", d.subtasks, False),
+        ("data.closings", d.closings, False),
         ("data.depth", d.depth, {}),
         ("data.episodes", d.episodes, 0),
         ("data.limits", d.limits, {}),

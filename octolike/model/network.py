@@ -6,6 +6,8 @@
     proprio     ─ tokenizer ─┤   └─────────────┘            └─ head ─ ...
     learned       readouts  ─┘
 
+In training, auxiliary heads (`auxiliary.py`) read readouts as well, to predict labels.
+
 The token sequence and its attention mask: rows are queries, columns keys (`tokens.py` states the
 rule):
 
@@ -25,6 +27,7 @@ tokens, as obs_task_<tokenizer>. "obs" is the concatenation of all observation g
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -33,11 +36,15 @@ import jax
 import jax.numpy as jnp
 
 from octolike.config import ConfigError, unknown
+from octolike.model import auxiliary as auxiliaries
 from octolike.model import experts, heads, precision, remat, tokenizers, tokens
 from octolike.model.groups import PerGroup, membership
 from octolike.model.heads import masked_losses
 from octolike.model.transformer import Transformer
 from octolike.types import BatchSpec, Context, Names, Prefix, TokenGroup
+
+# Metrics of terms of the loss that belong to the whole batch, not to single examples.
+SHARED_LOSSES = ("balance_loss", "subtask_loss", "auxiliary_loss")
 
 
 class EncodedTokens(NamedTuple):
@@ -65,8 +72,8 @@ class PolicyNetwork(nn.Module):
     """The policy network; `build_network` builds it from a config.
 
     Random streams: "params" at initialisation, "noise", and "dropout" in training. The parameters
-    of tokenizers and heads are under tokenizers_<name> and heads_<name>. window: the maximum number
-    of timesteps.
+    of tokenizers, heads and auxiliary heads are under tokenizers_<name>, heads_<name> and
+    auxiliary_<name>. window: the maximum number of timesteps.
     """
 
     tokenizers: dict[str, nn.Module]
@@ -78,6 +85,7 @@ class PolicyNetwork(nn.Module):
     repeat_task_tokens: bool = False
     registers: tuple[str, ...] = ()
     remat: str = "none"
+    auxiliary: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
     dtype: Any = jnp.float32
 
     def __call__(
@@ -85,8 +93,10 @@ class PolicyNetwork(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (loss, metrics) of a batch; images are uint8, or float in [0, 255].
 
-        Metrics: loss_per_example [B], and <head>_loss of each head. The loss is their sum, plus the
-        transformer's balance_loss if it has experts, plus the subtask_loss of a subtask tokenizer.
+        Metrics: loss_per_example [B], and <head>_loss of each head. The loss is their sum, plus
+        those of SHARED_LOSSES: the transformer's balance_loss if it has experts, the subtask_loss
+        of a subtask tokenizer, and auxiliary_loss, the weighted sum of <name>/loss of auxiliary
+        heads, which also have their other measures (`auxiliary.masked_means`).
         """
         with precision.products_of(self.dtype):
             return self._loss(batch, train)
@@ -94,14 +104,16 @@ class PolicyNetwork(nn.Module):
     def _loss(
         self, batch: Mapping[str, Any], train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        reads = {head.readout for head in self.heads.values()}
+        reads = {head.readout for head in (*self.heads.values(), *self.auxiliary.values())}
         encoded = self._encode(batch["observation"], batch["task"], train=train, reads=reads)
         context = _context(encoded, batch["embodiment"], batch["task"]["task_id"])
         mask = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         # Otherwise masked actions would reach the networks of denoising heads.
         action = jnp.where(mask, batch["action"], 0)
         metrics: dict[str, Any] = encoded.metrics | {"loss_per_example": 0.0}
-        loss = metrics.get("balance_loss", 0.0) + metrics.get("subtask_loss", 0.0)
+        if self.auxiliary:
+            metrics |= self._auxiliary_metrics(encoded, batch, mask.any(axis=(2, 3)))
+        loss = sum(metrics.get(name, 0.0) for name in SHARED_LOSSES)
         for name, head in self.heads.items():
             errors = head(encoded.groups[head.readout], action, context)
             head_loss, per_example = masked_losses(errors, mask)
@@ -109,6 +121,18 @@ class PolicyNetwork(nn.Module):
             metrics[f"{name}_loss"] = head_loss
             metrics["loss_per_example"] += per_example
         return loss, metrics
+
+    def _auxiliary_metrics(
+        self, encoded: EncodedTokens, batch: Mapping[str, Any], steps: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Return the metrics of all auxiliary heads; steps: bool [B, W], with a valid action."""
+        metrics: dict[str, jax.Array] = {}
+        total = jnp.zeros(())
+        for name, head in self.auxiliary.items():
+            errors, labelled = head(encoded.groups[head.readout], batch)
+            metrics |= auxiliaries.masked_means(name, errors, labelled, steps)
+            total += head.weight * metrics[f"{name}/loss"]
+        return metrics | {"auxiliary_loss": total}
 
     def sample_actions(
         self,
@@ -314,6 +338,13 @@ def build_network(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Po
     for name, head in network_heads.items():
         if head.readout not in groups:
             raise ConfigError(unknown(f"readout of model.heads.{name}", head.readout, groups))
+    network_auxiliary = {
+        name: auxiliaries.build(c, f"model.auxiliary.{name}", spec, dtype=dtype)
+        for name, c in model["auxiliary"].items()
+    }
+    for name, head in network_auxiliary.items():
+        if head.readout not in groups:
+            raise ConfigError(unknown(f"readout of model.auxiliary.{name}", head.readout, groups))
     return PolicyNetwork(
         tokenizers=network_tokenizers,
         readouts=dict(model["readouts"]),
@@ -332,6 +363,7 @@ def build_network(model: Mapping[str, Any], spec: BatchSpec, names: Names) -> Po
         repeat_task_tokens=model["repeat_task_tokens"],
         registers=tuple(model["registers"]),
         remat=model["remat"],
+        auxiliary=network_auxiliary,
         dtype=dtype,
     )
 

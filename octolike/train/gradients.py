@@ -38,8 +38,9 @@ def accumulated(gradient_fn: GradientFn, parts: int) -> GradientFn:
     """Return a gradient function that computes a batch of B examples in `parts` parts.
 
     Each part has B / parts examples and is weighted by its valid actions, so the sum equals the
-    gradient of the whole batch, except for the noise: each part draws its own. Per-example metrics
-    come back in the order of the batch.
+    gradient of the whole batch, except for the noise: each part draws its own, and for means over
+    labelled steps alone (subtasks, auxiliary heads). Per-example metrics come back in the order of
+    the batch.
     """
 
     def accumulate(

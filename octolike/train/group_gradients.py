@@ -3,8 +3,11 @@
 A group is a dataset, a task or an embodiment (`train.groups`). The loss of a batch is a weighted
 sum over its examples, so its gradient is the sum of one part per group:
 
-    loss = Σ_i w_i · loss_per_example_i + balance_loss      w_i: share of the batch's valid actions
-    part g: the examples of g, and the share Σ_{i in g} w_i of balance_loss
+    loss = Σ_i w_i · loss_per_example_i + shared        w_i: share of the batch's valid actions
+    part g: the examples of g, and the share Σ_{i in g} w_i of shared
+
+The shared losses are those of the whole batch (`network.SHARED_LOSSES`): of experts, subtasks and
+auxiliary heads.
 
 All parts share one forward pass. Each part costs one backward pass and the memory of one copy of
 the gradient. The part of a group without examples in the batch is zero.
@@ -19,6 +22,7 @@ import jax.numpy as jnp
 
 from octolike import types
 from octolike.config import ConfigError, unknown
+from octolike.model.network import SHARED_LOSSES
 from octolike.train import optimizer
 from octolike.train.gradients import GradientFn, LossFn, Metrics, Params
 
@@ -80,7 +84,7 @@ def group_gradients(
     The sum over groups is the gradient of the loss.
 
     Args:
-        loss_fn: must return the metric loss_per_example [B], and balance_loss if it has one.
+        loss_fn: must return the metric loss_per_example [B], and the shared losses that it has.
         params: trained parameters.
         batch: B examples.
         key: random key of the loss.
@@ -91,8 +95,9 @@ def group_gradients(
 
     def terms(params: Params) -> tuple[tuple[jax.Array, jax.Array], Any]:
         loss, metrics = loss_fn(params, batch, key)
-        balance = jnp.asarray(metrics.get("balance_loss", 0.0), jnp.float32)
-        return (metrics["loss_per_example"].astype(jnp.float32), balance), (loss, metrics)
+        shared = sum(metrics.get(name, 0.0) for name in SHARED_LOSSES)
+        shared = jnp.asarray(shared, jnp.float32)
+        return (metrics["loss_per_example"].astype(jnp.float32), shared), (loss, metrics)
 
     _, pullback, (loss, metrics) = jax.vjp(terms, params, has_aux=True)
 

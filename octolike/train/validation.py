@@ -11,6 +11,9 @@
     action_error_<conditioning>  action_error of a policy with several conditionings, conditioned on
                       one of them alone (language, goal or task_id), over the examples that have it
 
+    <name>/<measure>  of an auxiliary head, over the steps with a label: its loss, and others such
+                      as metres; <name>/labelled: the share of the steps with a label
+
 The action error is also computed per task, over all datasets. The noise is the same at every
 validation, so two results differ by the parameters only. Some chunks are returned for a figure.
 """
@@ -172,7 +175,8 @@ class Validator:
         And gripper_<sum>, int [A] each: entries on the right side, on the upper side, and all.
         """
         variables, (key_loss, key_sample) = {"params": params}, jax.random.split(fast_key(key))
-        loss, _ = self._model.apply(variables, batch, train=False, rngs={"noise": key_loss})
+        rngs = {"noise": key_loss}
+        loss, metrics = self._model.apply(variables, batch, train=False, rngs=rngs)
         trained = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         sampled = self._sample(variables, batch, key_sample)
         true, valid = batch["action"][:, -1], batch["action_mask"][:, -1]
@@ -184,6 +188,7 @@ class Validator:
         )
         return {
             "loss": jnp.stack([loss * trained.sum(), trained.sum()]),
+            **self._auxiliary_sums(metrics, trained.any(axis=(2, 3)).sum()),
             "action_error": _masked_sum(jnp.abs(sampled - true), valid),
             **{f"gripper_{k}": x for k, x in zip(GRIPPER_SUMS, per_dimension, strict=True)},
             "rows": {
@@ -195,6 +200,18 @@ class Validator:
                 "error": jax.vmap(_masked_sum)(jnp.abs(sampled - true), valid),
             },
         }
+
+    def _auxiliary_sums(
+        self, metrics: Mapping[str, jax.Array], steps: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Return {metric of an auxiliary head: [sum, count]}; steps: int [], those of the batch."""
+        sums = {}
+        for name in getattr(self._model, "auxiliary", {}):
+            labelled = metrics[f"{name}/labelled"] * steps
+            for metric in (k for k in metrics if k.startswith(f"{name}/")):
+                count = steps if metric == f"{name}/labelled" else labelled
+                sums[metric] = jnp.stack([metrics[metric] * count, count.astype(jnp.float32)])
+        return sums
 
     def _error(self, params: Any, batch: Batch, include: jax.Array, key: jax.Array) -> jax.Array:
         """Return the action error [sum, count] over the included examples; include: bool [B]."""

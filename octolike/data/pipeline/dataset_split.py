@@ -67,11 +67,7 @@ class DatasetSplit:
 
         With a representation, its actions are the chunks of all steps: [T, H, A'].
         """
-        i = self.index
-        record = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
-        content = int(i.content[episode])
-        cameras = dict.fromkeys((*self.cameras, *self.views))
-        result = self.reader.read_episode(*record, cameras, self.depth, content)
+        result = self.read(episode, (*self.cameras, *self.views), self.depth)
         if self.embodiment.transform is None:
             result.action = self.embodiment.normalize_action(result.action)
         else:
@@ -81,6 +77,13 @@ class DatasetSplit:
         if result.proprio is not None:
             result.proprio = self.embodiment.normalize_proprio(result.proprio)
         return result
+
+    def read(self, episode: int, cameras: Sequence[str] = (), depth: Sequence[str] = ()) -> Episode:
+        """Read one episode with the images of these cameras, in robot units."""
+        i = self.index
+        record = int(i.shard[episode]), int(i.offset[episode]), int(i.length[episode])
+        content = int(i.content[episode])
+        return self.reader.read_episode(*record, dict.fromkeys(cameras), depth, content)
 
     def bytes_in_memory(self) -> np.ndarray:
         """Return the bytes of each episode in the pipeline, int64 [episodes].

@@ -15,11 +15,13 @@ import numpy as np
 import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
 
+from octolike.data.pipeline.closings import next_closings, unlabelled_reason
 from octolike.data.pipeline.dataset_split import DatasetSplit, JoinedSplits
 from octolike.data.pipeline.subtasks import graph_subtasks
 from octolike.data.rlds import record_files
 from octolike.data.rlds.graph_expressions import graph_standard_steps
 from octolike.data.rlds.texts import graph_texts
+from octolike.data.specs.subtask_rules import GRIPPER
 
 
 class EpisodeTensors(NamedTuple):
@@ -33,6 +35,7 @@ class EpisodeTensors(NamedTuple):
             with 0 to the widest.
         texts: string [S, K], the instructions of each step; "" for none.
         subtasks: string [S], the subtask of each step; "" for none.
+        closings: int64 [S], the step of the episode that next closes the gripper; −1 for none.
         good: bool [S], False for a blank episode in place of a bad record.
     """
 
@@ -41,6 +44,7 @@ class EpisodeTensors(NamedTuple):
     proprio: tf.Tensor
     texts: tf.Tensor
     subtasks: tf.Tensor
+    closings: tf.Tensor
     good: tf.Tensor
 
 
@@ -65,12 +69,14 @@ class EpisodeLoader:
         proprio_dim: int,
         chunks: int = 0,
         subtasks: bool = False,
+        closings: bool = False,
     ) -> None:
         """Load chunks of learned actions, or the stored actions if `chunks` is 0.
 
-        action_dim, proprio_dim: A and P of the batch. subtasks: load those of the steps, too.
+        action_dim, proprio_dim: A and P of the batch. subtasks, closings: load those of the steps,
+        too.
         """
-        self._subtasks = subtasks
+        self._subtasks, self._closings = subtasks, closings
         self._chunks = (chunks,) if chunks else ()
         self._cameras, self._depth = tuple(cameras), tuple(depth)
         self._action_dim, self._proprio_dim = action_dim, proprio_dim
@@ -129,14 +135,14 @@ class EpisodeLoader:
         result = _call_one(self._parsers, source, record, positions, view)
         has_image = tf.gather(self._has_image, view * self._episodes + episode)
         has = tf.concat([has_image, tf.gather(self.has_depth, episode)], axis=0)
-        images, action, proprio, texts, subtasks, good = result
+        images, action, proprio, *labels, good = result
         steps = tf.gather(self.steps, episode)
         tf.debugging.assert_equal(tf.size(good, tf.int64), steps)
         tf.debugging.assert_all_finite(action, "action")
         tf.debugging.assert_all_finite(proprio, "proprio")
         # A copy of all strings only where a camera is absent.
         images = tf.cond(tf.reduce_all(has), lambda: images, lambda: tf.where(has, images, ""))
-        return EpisodeTensors(images, action, proprio, texts, subtasks, good)
+        return EpisodeTensors(images, action, proprio, *labels, good)
 
     def _record(self, episode: tf.Tensor) -> tf.Tensor:
         """Return the record of an episode; its checksums and its fingerprint are verified."""
@@ -163,6 +169,7 @@ class EpisodeLoader:
             proprio=tf.zeros([steps, self._proprio_dim]),
             texts=tf.fill([steps, self._texts], ""),
             subtasks=tf.fill([steps], ""),
+            closings=tf.fill([steps], tf.constant(-1, tf.int64)),
             good=tf.zeros([steps], tf.bool),
         )
 
@@ -205,6 +212,9 @@ class EpisodeLoader:
                 texts = [tf.gather(x, positions) for x in texts]
                 subtasks = tf.gather(subtasks, positions)
                 steps = tf.size(positions)
+            closings = tf.fill([steps], tf.constant(-1, tf.int64))
+            if self._closings and not unlabelled_reason(spec):
+                closings = next_closings(action[:, spec.action.names.index(GRIPPER)])
             if self._chunks:
                 ahead = tf.range(steps)[:, None] + tf.range(*self._chunks)
                 action = tf.gather(action, tf.minimum(ahead, steps - 1))
@@ -218,6 +228,7 @@ class EpisodeLoader:
                 proprio=_widen(proprio[:, : self._proprio_dim], self._proprio_dim),
                 texts=tf.stack(texts, axis=1),
                 subtasks=subtasks,
+                closings=closings,
                 good=tf.ones([steps], tf.bool),
             )
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
 
 from octolike.config import DataConfig
-from octolike.data.pipeline import goals, windows
+from octolike.data.pipeline import closings, goals, windows
 from octolike.data.pipeline.dataset_split import JoinedSplits
 from octolike.data.pipeline.episode_graph import EpisodeLoader, EpisodeTensors, first_without_error
 from octolike.data.rlds import decode
@@ -66,6 +66,7 @@ class Pool(NamedTuple):
     proprio: tf.Tensor
     texts: tf.Tensor
     subtasks: tf.Tensor
+    closings: tf.Tensor
     good: tf.Tensor
 
 
@@ -105,6 +106,8 @@ class ExampleGraph:
         self._swapped = np.array(
             [[c in s.reader.channels.swapped for c in config.cameras] for s in sources]
         )
+        columns = [closings.position_columns(e.proprio) for e in embodiments]
+        self._position = tf.constant(columns, tf.int32)
         self._depth_unit = tf.constant([s.spec.depth_unit for s in sources], tf.float32)
 
     def gather(self, pool: Pool, rows: Rows) -> dict[str, tf.Tensor]:
@@ -148,6 +151,9 @@ class ExampleGraph:
             subtasks = tf.gather(pool.subtasks, rows.base[:, None] + steps)
             subtasks = tf.where(tf.strings.length(subtasks) > 0, subtasks, text[:, None])
             leaves[SUBTASKS] = tf.where(in_episode & task.language[:, None], subtasks, "")
+        if d.closings:
+            end = tf.where(task.goal, task.step, length)
+            leaves |= self._closings(pool, rows, steps, in_episode, end)
         for i, camera in enumerate(d.cameras):
             leaves |= self._presence(f"image_{camera}", has_image[:, i])
             if self._has_goals:
@@ -204,6 +210,20 @@ class ExampleGraph:
             )
             leaves |= self._presence("proprio", present)
         return leaves
+
+    def _closings(
+        self, pool: Pool, rows: Rows, steps: tf.Tensor, in_episode: tf.Tensor, end: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Return the label of each slot; end: int64 [n], the first step that is not looked at."""
+        base = rows.base[:, None]
+        closing = tf.gather(pool.closings, base + steps)
+        mask = in_episode & rows.valid[:, None] & (closing >= 0) & (closing < end[:, None])
+        ahead = tf.where(mask, closing, steps)
+        change = tf.gather(pool.proprio, base + ahead) - tf.gather(pool.proprio, base + steps)
+        record = tf.gather(self._record, tf.gather(self._loader.source, rows.episode))
+        columns = tf.gather(self._position, record)
+        position = tf.gather(change, columns, axis=2, batch_dims=1)
+        return {"closing.position": position, "closing.mask": mask}
 
     def _presence(self, key: str, present: tf.Tensor) -> dict[str, tf.Tensor]:
         repeated = tf.repeat(present[:, None], self._config.window, axis=1)

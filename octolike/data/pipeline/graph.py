@@ -135,6 +135,7 @@ class BatchGraph:
             proprio_dim=max((len(e.proprio) for e in embodiments if e.proprio), default=0),
             chunks=config.horizon if any(e.transform for e in embodiments) else 0,
             subtasks=config.subtasks,
+            closings=config.closings,
         )
         self._examples = ExampleGraph(
             config,

@@ -31,7 +31,7 @@ import tensorflow as tf
 
 from octolike.config import Config, ConfigError, build_component, unknown
 from octolike.cores import usable_cores
-from octolike.data.pipeline import mixing, reach, sampling, start_table
+from octolike.data.pipeline import closings, mixing, reach, sampling, start_table
 from octolike.data.pipeline.dataset_split import (
     DatasetSplit,
     JoinedSplits,
@@ -83,6 +83,8 @@ class RldsSource:
                 raise ConfigError(unknown(f"dataset in data.{option}", name, self.datasets))
         self._sources = self._open([catalog.find_spec(name, rows) for name in self.datasets])
         self._check_cameras()
+        if d.closings:
+            closings.check_labels([s.spec for s in self._sources])
         self._strategy = build_component(sampling.SAMPLING, d.sampling, "data.sampling")
         self._groups, self._supply = self._group()
         self.shares = self._dataset_shares(SamplingSchedule(self._strategy, self._groups).shares(0))
@@ -214,6 +216,8 @@ class RldsSource:
             lines.append(f"paraphrases: {count} of {len(self._instructions)} distinct instructions")
         if self._config.subtasks:
             lines += describe_labels(self._sources)
+        if self._config.closings:
+            lines += closings.describe_labels(self._sources)
         return "\n".join(lines)
 
     def describe_reach(self, low: float, high: float) -> list[str]:

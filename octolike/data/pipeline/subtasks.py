@@ -68,12 +68,17 @@ def graph_subtasks(
     return subtasks
 
 
+def is_closed(gripper: tf.Tensor) -> tf.Tensor:
+    """Return whether each target of a gripper, 1 = open, is a closed one."""
+    return gripper < _CLOSED
+
+
 def gripper_holds(gripper: tf.Tensor) -> tf.Tensor:
     """Return whether the step before closed the gripper or kept it closed, bool [T].
 
     gripper: float32 [T], the target, 1 = open. A gripper that starts closed holds nothing until it
     has been open.
     """
-    closed = gripper < _CLOSED
+    closed = is_closed(gripper)
     was_open = tf.cumsum(tf.cast(~closed, tf.int32)) > 0
     return tf.concat([tf.zeros_like(closed[:1]), (closed & was_open)[:-1]], axis=0)

@@ -65,6 +65,9 @@ def batch_spec(d: DataConfig, specs: list[DatasetSpec]) -> BatchSpec:
     if d.subtasks:
         leaves["task.subtask.ids"] = ((window, length), "int32")
         leaves["task.subtask.mask"] = ((window, length), "bool")
+    if d.closings:
+        leaves["closing.position"] = ((window, 3), "float32")
+        leaves["closing.mask"] = ((window,), "bool")
     proprio = max(len(_record(s, d).proprio_names) for s in specs)
     if d.use_proprio and proprio:
         leaves["observation.proprio"] = ((window, proprio), "float32")
