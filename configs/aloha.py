@@ -17,8 +17,8 @@ def get_config(arg: str = "") -> Config:
     args = parse_arg(arg, demos=200, debug=False)
     config = base_config("tabletop.py", relative_to=__file__)  # its network
     config.workdir = "runs/aloha"
-    # At the benchmark's 78 degrees the cube is three pixels wide.
-    config.environment = Component(kind="aloha", primary_size=96, primary_fov=45.0, wrist_size=64)
+    # Without zoom the cube is three pixels wide.
+    config.environment = Component(kind="aloha", primary_size=96, zoom=2.0, hand_size=64)
     config.collect.dataset, config.collect.skills = "aloha", {"transfer_cube": args.demos}
     config.collect.validation_share, config.collect.episodes_per_shard = 0.04, 10
 

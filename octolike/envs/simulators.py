@@ -155,15 +155,11 @@ class AlohaSettings(SimulatorSettings):
         robots="octolike.envs.aloha:ROBOTS",
     )
     primary_size: int = option(96, "height and width of image_primary in pixels", low=8, high=640)
-    primary_fov: float = option(
-        78.0,
-        "vertical field of view of image_primary in degrees; 78 in the benchmark",
-        low=5,
-        high=120,
-    )
-    wrist_size: int = option(
+    zoom: float = option(1.0, "enlarges the middle of image_primary", low=1, high=4)
+    hand_size: int = option(
         0,
-        "height and width of image_wrist and image_left_wrist in pixels; 0: none",
+        "height and width of image_wrist and image_left_wrist, of the cameras on the hands; "
+        "0: none",
         low=0,
         high=640,
     )

@@ -48,7 +48,7 @@ def test_the_seed_alone_determines_the_positions(env):
 
 
 def test_a_narrower_view_enlarges_the_cube_and_wrist_images_follow_their_hand():
-    settings = AlohaSettings(primary_size=64, primary_fov=39.0, wrist_size=16)
+    settings = AlohaSettings(primary_size=64, zoom=2.0, hand_size=16)
     narrow, wide = AlohaEnv(settings), AlohaEnv(AlohaSettings(primary_size=64))
     try:
         observation, _ = narrow.reset(seed=0, options=CUBE)

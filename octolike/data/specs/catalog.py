@@ -107,7 +107,7 @@ _ALOHA = replace(
     name="aloha",
     cameras={
         "primary": "image_primary",
-        "wrist": "image_wrist",  # both if the environment's wrist_size is not 0
+        "wrist": "image_wrist",  # both if the environment's hand_size is not 0
         "left_wrist": "image_left_wrist",
     },
     action=replace(_BIMANUAL, normalized=((True,) * 6 + (False,)) * 2),

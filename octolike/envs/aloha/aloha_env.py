@@ -17,7 +17,7 @@ import numpy as np
 
 from octolike.config import ConfigError
 from octolike.envs.environment import check_action, episode_info, parse_reset_options
-from octolike.envs.rendering import OffscreenRenderer, load_mujoco
+from octolike.envs.rendering import OffscreenRenderer, load_mujoco, zoom_camera
 from octolike.envs.simulators import AlohaSettings
 from octolike.envs.spaces import observation_space
 from octolike.envs.task_tables import choose_tasks
@@ -55,8 +55,9 @@ class AlohaEnv(gymnasium.Env):
     """Two arms with six joints and a gripper each; hand over a cube, or insert a peg in a socket.
 
     Observation:
-        image_primary     uint8 [h, w, 3]; the benchmark's camera `top`, rendered square
-        image_wrist       uint8 [w, w, 3]; the right hand's camera, with `wrist_size` alone
+        image_primary     uint8 [h, w, 3]; the benchmark's camera `top`, square; with `zoom`
+                          its middle alone
+        image_wrist       uint8 [w, w, 3]; the right hand's camera, with `hand_size` alone
         image_left_wrist  the same of the left hand
         proprio           float32 [14]: six joints (radians) and the gripper's opening in [0, 1] of
                           the left arm, then of the right arm
@@ -76,10 +77,10 @@ class AlohaEnv(gymnasium.Env):
     def __init__(self, settings: AlohaSettings | None = None) -> None:
         settings = settings or AlohaSettings()
         self._assets = _find_assets()
-        self._fov = settings.primary_fov
+        self._zoom = settings.zoom
         self._sizes = {"primary": settings.primary_size}
-        if settings.wrist_size:
-            self._sizes |= dict.fromkeys(("wrist", "left_wrist"), settings.wrist_size)
+        if settings.hand_size:
+            self._sizes |= dict.fromkeys(("wrist", "left_wrist"), settings.hand_size)
         self._scenes: dict[str, AlohaScene] = {}
         self.render_mode = "rgb_array"
         self.observation_space = observation_space(
@@ -144,7 +145,7 @@ class AlohaEnv(gymnasium.Env):
         """The simulation of the present task."""
         if self.skill not in self._scenes:
             self._scenes[self.skill] = AlohaScene(
-                self._assets / f"bimanual_viperx_{self.skill}.xml", self._fov
+                self._assets / f"bimanual_viperx_{self.skill}.xml", self._zoom
             )
         return self._scenes[self.skill]
 
@@ -160,14 +161,14 @@ class AlohaEnv(gymnasium.Env):
 class AlohaScene:
     """One of the benchmark's scenes with a fast off-screen renderer."""
 
-    def __init__(self, path: Path, primary_fov: float) -> None:
+    def __init__(self, path: Path, zoom: float) -> None:
         self.mujoco, self.gl_context = load_mujoco()
         self.model = self.mujoco.MjModel.from_xml_path(str(path))
         quality = self.model.vis.quality
         quality.offsamples = quality.shadowsize = (
             0  # antialiasing and shadows take most of the time
         )
-        self.model.camera(_CAMERAS["primary"]).fovy[:] = primary_fov
+        zoom_camera(self.model, _CAMERAS["primary"], zoom)
         size = self.model.vis.global_
         size.offwidth = size.offheight = 640
         self.data = self.mujoco.MjData(self.model)

@@ -16,7 +16,7 @@ from octolike.envs.environment import (
     scene_digest,
 )
 from octolike.envs.metaworld.metaworld_tasks import phrasings, tasks_of
-from octolike.envs.rendering import OffscreenRenderer, load_mujoco
+from octolike.envs.rendering import OffscreenRenderer, load_mujoco, zoom_camera
 from octolike.envs.simulators import MetaworldSettings
 from octolike.envs.spaces import observation_space
 
@@ -153,9 +153,7 @@ class _MetaworldScene:
         quality = self.model.vis.quality
         quality.offsamples = 0  # antialiasing takes most of the time
         quality.shadowsize = 0  # the shadow map takes most of the memory
-        if zoom > 1:
-            view = self.model.camera(CAMERA).fovy  # degrees, of the whole image
-            view[0] = 2 * np.degrees(np.arctan(np.tan(np.radians(view[0]) / 2) / zoom))
+        zoom_camera(self.model, CAMERA, zoom)
         self._renderer = OffscreenRenderer(self)
 
     def arrange(self, seed: int) -> np.ndarray:
