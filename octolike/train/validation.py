@@ -176,7 +176,8 @@ class Validator:
         """
         variables, (key_loss, key_sample) = {"params": params}, jax.random.split(fast_key(key))
         rngs = {"noise": key_loss}
-        loss, metrics = self._model.apply(variables, batch, train=False, rngs=rngs)
+        output: Any = self._model.apply(variables, batch, train=False, rngs=rngs)
+        loss, metrics = output
         trained = batch["action_mask"] & batch["observation"]["timestep_mask"][..., None, None]
         sampled = self._sample(variables, batch, key_sample)
         true, valid = batch["action"][:, -1], batch["action_mask"][:, -1]

@@ -132,17 +132,17 @@ class EpisodeLoader:
         record = self._record(episode)
         source = tf.gather(self.source, episode)
         positions = self._positions(episode)
-        result = _call_one(self._parsers, source, record, positions, view)
+        read = _call_one(self._parsers, source, record, positions, view)
         has_image = tf.gather(self._has_image, view * self._episodes + episode)
         has = tf.concat([has_image, tf.gather(self.has_depth, episode)], axis=0)
-        images, action, proprio, *labels, good = result
         steps = tf.gather(self.steps, episode)
-        tf.debugging.assert_equal(tf.size(good, tf.int64), steps)
-        tf.debugging.assert_all_finite(action, "action")
-        tf.debugging.assert_all_finite(proprio, "proprio")
+        tf.debugging.assert_equal(tf.size(read.good, tf.int64), steps)
+        tf.debugging.assert_all_finite(read.action, "action")
+        tf.debugging.assert_all_finite(read.proprio, "proprio")
+        images = read.images
         # A copy of all strings only where a camera is absent.
         images = tf.cond(tf.reduce_all(has), lambda: images, lambda: tf.where(has, images, ""))
-        return EpisodeTensors(images, action, proprio, *labels, good)
+        return read._replace(images=images)
 
     def _record(self, episode: tf.Tensor) -> tf.Tensor:
         """Return the record of an episode; its checksums and its fingerprint are verified."""
