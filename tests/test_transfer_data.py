@@ -140,8 +140,11 @@ def with_tasks_of(s, episodes):
 def test_neighbours_come_from_other_episodes(base):
     """With two episodes per task, one in each half, similar states exist only in the episode."""
     twin = sample("twin", 1)
-    two, _ = compared(with_tasks_of(base, 2), with_tasks_of(twin, 2))
+    two, result = compared(with_tasks_of(base, 2), with_tasks_of(twin, 2))
     assert two.probes == 0
+    assert result.verdict == "share"
+    assert "The actions were not compared: 0 similar states" in result.sentence
+    assert not result.sentence.endswith("share.")
     assert {d.kind for d in two.dimensions} == {"unknown"}
     four, _ = compared(with_tasks_of(base, 4), with_tasks_of(twin, 4))
     assert four.probes >= action_agreement.MIN_PROBES

@@ -157,7 +157,11 @@ def _action_findings(pair: GroupComparison) -> list[Finding]:
                 "the other, so their actions can neither contradict nor support each other much."
             )
             return [Finding("states", "share", text)]
-        return []
+        text = (
+            f"The actions were not compared: {pair.probes} similar states were found in other "
+            f"episodes, {MIN_PROBES} are needed. A conflict would not show; read more episodes."
+        )
+        return [Finding("unknown actions", "share", text)]
     findings, matched = [], [x for x in pair.states if x in ("instruction", "task")]
     place = f"under the same {matched[0]}" if matched else "in similar states"
     if names := pair.of_kind("mirrored"):
@@ -205,5 +209,5 @@ def _sharing_sentence(pair: GroupComparison) -> str:
     if pair.probes >= MIN_PROBES and pair.of_kind("same"):
         return "Same end-effector and workspace, and agreeing actions in similar states: share."
     if pair.overlap >= MIN_OVERLAP:
-        return "Same end-effector and workspace: share."
+        return "Same end-effector and workspace; whether the actions agree is not known."
     return "Same end-effector and conventions; no reason against sharing."
