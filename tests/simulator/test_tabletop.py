@@ -403,7 +403,7 @@ def test_a_bare_goal_shows_the_finished_task_without_the_gripper():
 
 
 def test_demonstrations_with_bare_goals_end_with_one_and_are_otherwise_the_same(env):
-    from octolike.envs.demonstrations import last_images
+    from octolike.envs.environment import last_images
     from octolike.envs.registry import environment_of, make_env
     from octolike.envs.tabletop import tabletop_expert
 
