@@ -201,7 +201,7 @@ class Evaluation:
         the two shows here.
         """
         names, horizon = self.policy.embodiment.action.names, self.policy.horizon
-        dataset = self.policy.embodiment.datasets[0]
+        dataset = next(iter(self.policy.embodiment.datasets), "")  # a record may name none
         steps = [
             int(fraction * (len(d.action) - 1))
             for d, fraction in zip(demonstrations, np.linspace(0.15, 0.85, len(demonstrations)))
