@@ -6,7 +6,7 @@
     octolike evaluate --run runs/aloha --suite aloha_transfer_cube
     ... --config aloha:debug      seconds, a quick check
 
-An episode has up to 300 steps; a demonstration takes about six seconds of a core.
+An episode has up to 300 steps; a demonstration takes about three seconds of a core.
 """
 
 from octolike.config import Component, Config, base_config, parse_arg
