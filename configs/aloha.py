@@ -19,11 +19,11 @@ def get_config(arg: str = "") -> Config:
     config.workdir = "runs/aloha"
     # Without zoom the cube is three pixels wide.
     config.environment = Component(kind="aloha", primary_size=96, zoom=2.0, hand_size=64)
-    config.collect.dataset, config.collect.skills = "aloha", {"transfer_cube": args.demos}
+    config.collect.dataset, config.collect.skills = "aloha_wrist", {"transfer_cube": args.demos}
     config.collect.validation_share, config.collect.episodes_per_shard = 0.04, 10
 
     data, model = config.data, config.model
-    data.root, data.mix = "runs/aloha/data", "aloha"
+    data.root, data.mix = "runs/aloha/data", "aloha_wrist"
     data.cameras = {"primary": 96, "wrist": 64, "left_wrist": 64}
     data.window, data.horizon, data.goal = 1, 25, "none"
     data.representation = "delta"  # what `octolike inspect_data` recommends for these joints

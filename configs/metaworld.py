@@ -9,9 +9,10 @@
     ... --config metaworld:debug                                a quick check
 
 tasks: mt10, mt50, ml10 or ml45. The latter two are evaluated on held-out tasks by the suite of that
-name. The goal is a ball of 3 pixels in an image of 96: zoom enlarges the middle (1.6 still shows
-the objects and goals of MT10), pixels is the side of the images, wrist adds the camera on the hand;
-each has demonstrations and runs of its own. stride is that of the small network's first convolution
+name. The goal is a ball of 3 pixels in an image of 96: zoom enlarges the middle (at 1.6 the
+objects and goals of eight tasks of MT10 stay in view; its two window tasks were not checked),
+pixels is the side of the images, wrist adds the camera on the hand; each has demonstrations and
+runs of its own. stride is that of the small network's first convolution
 (2: four times the encoder's work). `octolike train_arrays` trains from the same config without
 tensorflow and records the demonstrations itself. RESULTS.md has the results.
 """

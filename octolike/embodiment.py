@@ -7,6 +7,7 @@ policy un-normalises with it, and every run stores it.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -298,6 +299,15 @@ def _affine(kind: str, s: Statistics) -> tuple[np.ndarray, np.ndarray]:
         rare = is_rare(s)
         low, high = np.where(rare, s.low, low), np.where(rare, s.high, high)
     return (high + low) / 2, np.maximum((high - low) / 2, MIN_SPREAD)
+
+
+def one_is_open(gripper: str) -> bool | None:
+    """Return whether 1 means open in the text of a gripper's convention; None if it is unknown.
+
+    The first statement counts; a later one is on the stored values. "-1 = open" is none on 1.
+    """
+    match = re.search(r"(?<![-.\d])1 = (open|close)", gripper)
+    return match.group(1) == "open" if match else None
 
 
 def is_rare(s: Statistics) -> np.ndarray:

@@ -143,7 +143,12 @@ def test_positions_and_grippers_of_known_datasets(name, reason):
 
 @pytest.mark.parametrize(
     ("gripper", "is_labelled"),
-    [("1 = open; stored: 0 = open", True), ("-1 = open, 1 = closed", False), ("0 = open", False)],
+    [
+        ("1 = open; stored: 0 = open", True),
+        ("-1 = open, 1 = closed", False),
+        ("1 = closed; stored: 1 = open", False),
+        ("0 = open", False),
+    ],
 )
 def test_the_spec_states_which_value_is_open(gripper, is_labelled):
     spec = dataclasses.replace(find_spec("tabletop"), gripper=gripper)

@@ -260,8 +260,10 @@ def yield_table(of_skills: Mapping[str, Yield]) -> str:
 def report_yields(of_skills: Mapping[str, Sequence[int]], noise: float) -> None:
     """Print the table of yields, perhaps read from a file, and check them as `check_yields`."""
     counts = {skill: Yield(*numbers) for skill, numbers in of_skills.items()}
-    if counts:  # datasets of earlier versions have none stored
+    if counts:
         print(yield_table(counts))
+    else:
+        print("its yields are not known: the version that collected it stored none")
     check_yields(counts, noise)
 
 

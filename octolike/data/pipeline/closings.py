@@ -11,7 +11,6 @@ actions and the gripper's position among proprio (`position_columns`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,13 +21,12 @@ from octolike.data.pipeline.dataset_split import DatasetSplit
 from octolike.data.pipeline.subtasks import is_closed
 from octolike.data.specs.spec import DatasetSpec
 from octolike.data.specs.subtask_rules import GRIPPER
-from octolike.embodiment import Layout
+from octolike.embodiment import Layout, one_is_open
 from octolike.errors import DataError
 
 POSITION = ("x", "y", "z")
 METRES = "m"
 SAMPLED = 32  # episodes of a dataset in which labels are counted at the start
-_OPEN_IS_ONE = re.compile(r"(?<![-.\d])1 = open")  # but not "-1 = open"
 
 
 def unlabelled_reason(spec: DatasetSpec) -> str:
@@ -38,7 +36,7 @@ def unlabelled_reason(spec: DatasetSpec) -> str:
         return f"no action is named {GRIPPER!r}"
     if not action.absolute[action.names.index(GRIPPER)]:
         return f"the action {GRIPPER!r} is a change, not a target"
-    if not _OPEN_IS_ONE.search(spec.gripper):
+    if not one_is_open(spec.gripper):
         return f"the spec's gripper is {spec.gripper!r}, which does not state '1 = open'"
     if spec.proprio is None:
         return "it has no proprio"
@@ -73,7 +71,7 @@ def describe_labels(splits: Sequence[DatasetSplit]) -> list[str]:
         labelled, total = np.sum(readable or [(0, 0)], axis=0)
         lines.append(
             f"next closing in {name}: {labelled:,} of {total:,} steps in {len(readable)} episodes "
-            "have a label; after the others, the gripper does not close any more"
+            "have a label; the gripper does not close after the other steps"
         )
     return lines
 

@@ -105,20 +105,28 @@ _BIMANUAL = Layout(
 _ALOHA = replace(
     _OWN,
     name="aloha",
-    cameras={
-        "primary": "image_primary",
-        "wrist": "image_wrist",  # both if the environment's hand_size is not 0
-        "left_wrist": "image_left_wrist",
-    },
+    cameras={"primary": "image_primary"},
     action=replace(_BIMANUAL, normalized=((True,) * 6 + (False,)) * 2),
     proprio=_BIMANUAL,
     control_hz=50,
     robot="two simulated ViperX arms (octolike.envs.aloha)",
 )
+# The same with the cameras on the hands.
+_ALOHA_WRIST = replace(
+    _ALOHA,
+    name="aloha_wrist",
+    cameras={
+        "primary": "image_primary",
+        "wrist": "image_wrist",
+        "left_wrist": "image_left_wrist",
+    },
+    embodiment="aloha",
+)
 
 _TABLETOP = (_OWN, _TARGET, *_CONFLICTING, _BELT, _BARE_GOAL, _BY_SKILL, *_SKILLS)
 DATASETS = {
-    spec.name: spec for spec in (*_TABLETOP, _METAWORLD, _METAWORLD_WRIST, _ALOHA, _FAKE, *OXE)
+    spec.name: spec
+    for spec in (*_TABLETOP, _METAWORLD, _METAWORLD_WRIST, _ALOHA, _ALOHA_WRIST, _FAKE, *OXE)
 }
 
 

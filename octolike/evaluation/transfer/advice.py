@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from octolike.embodiment import one_is_open
 from octolike.evaluation.transfer.action_agreement import MIN_PROBES
 from octolike.evaluation.transfer.group_comparison import GroupComparison
 from octolike.evaluation.transfer.group_sample import GroupTraits
@@ -135,17 +136,11 @@ def _convention_mismatches(a: GroupTraits, b: GroupTraits) -> list[Finding]:
                 f"{', '.join(differing)}: {texts[0]} against {texts[1]}. Convert one group first."
             )
             findings.append(Finding(name, "convert first", text))
-    is_open = _one_is_open(a.gripper), _one_is_open(b.gripper)
+    is_open = one_is_open(a.gripper), one_is_open(b.gripper)
     if is_open[0] != is_open[1] and None not in is_open:
         text = f"Gripper conventions differ ({a.gripper}; {b.gripper}). Invert one first."
         findings.append(Finding("gripper convention", "convert first", text))
     return findings
-
-
-def _one_is_open(gripper: str) -> bool | None:
-    """Return whether 1 means open in a spec's gripper convention; None if unknown."""
-    match = re.search(r"1 = (open|close)", gripper)
-    return match.group(1) == "open" if match else None
 
 
 def _action_findings(pair: GroupComparison) -> list[Finding]:
