@@ -45,7 +45,7 @@ def rows():
 def clips():
     pictures = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
     trained = [r for r in rows() if r["policy"] == "trained"]
-    return [VideoClip(r, pictures) for r in trained[3:6]]
+    return [VideoClip(r, pictures, range(4)) for r in trained[3:6]]
 
 
 def chunks():
@@ -207,7 +207,7 @@ def test_durations_are_readable():
 
 def test_the_first_clips_differ_in_skill():
     row = rows()[0]
-    many = [VideoClip({**row, "skill": s, "seed": i}, []) for i, s in enumerate("aaabbc")]
+    many = [VideoClip({**row, "skill": s, "seed": i}, [], []) for i, s in enumerate("aaabbc")]
     assert [c.row["skill"] for c in report._diverse_first(many)] == ["a", "b", "c", "a", "b", "a"]
 
 

@@ -261,7 +261,7 @@ def test_videos_replay_the_episode(tmp_path):
     )
     with EnvPool(make, 2, workers=0) as pool:
         videos = list(rollouts.render_episodes(pool, stored, tmp_path))
-        assert [len(images) for images in videos] == [r["steps"] + 1 for r in stored]
+        assert [film.steps for film in videos] == [[*range(r["steps"] + 1)] for r in stored]
 
 
 def test_a_video_that_differs_from_its_row_is_replaced_by_a_sentence(tmp_path):
@@ -275,7 +275,7 @@ def test_a_video_that_differs_from_its_row_is_replaced_by_a_sentence(tmp_path):
             f"No video of {good['skill']}, train, seed {good['seed']}: the simul"
         )
         assert "not deterministic" in text
-    assert len(last) == good["steps"] + 1
+    assert last.steps[-1] == good["steps"]
 
 
 def test_a_video_with_a_crash_is_replaced_by_a_sentence(tmp_path):

@@ -249,9 +249,19 @@ def test_a_rendered_replay_bypasses_the_wrappers():
     inner = Counter()
     inner.render = lambda: len(inner.actions)
     env = ActionSequence(inner, 2)
-    images, info = render_replay(env, 5, {}, np.zeros((4, A)))
-    assert images == [0, 1, 2, 3, 4]
-    assert info == {"seed": 5, "n": 4}
+    film = render_replay(env, 5, {}, np.zeros((4, A)))
+    assert film == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], {"seed": 5, "n": 4})
+
+
+def test_a_film_has_five_images_per_second_and_the_last_and_needs_no_observations():
+    inner = Counter()
+    inner.metadata = {"control_hz": 20}
+    inner.render = lambda: len(inner.actions)
+    step = inner.step
+    inner.act = lambda action: step(action)[1:]
+    inner.step = None
+    film = render_replay(inner, 5, {}, np.zeros((9, A)))
+    assert film == ([0, 4, 8, 9], [0, 4, 8, 9], {"seed": 5, "n": 9})
 
 
 def shout(env, word):

@@ -184,7 +184,7 @@ class Recorder:
             episode = self._pool.run({0: call})[0]
             if not isinstance(episode, EnvCrash):
                 return episode
-            crash = f"the simulator crashed at {skill!r}, seed {seed}: {episode.reason}"
+            crash = f"the simulator crashed at {skill!r}, seed {seed}: {episode.error_and_place}"
             if attempt < ATTEMPTS:
                 print(f"{crash}; recording this episode again", file=sys.stderr)
         return f"{crash}, in {ATTEMPTS} attempts"

@@ -68,11 +68,16 @@ class EnvCrash(NamedTuple):
     text: str
 
     @property
-    def reason(self) -> str:
-        """Return the last line, an exception or how the worker ended, and where it was raised."""
-        lines = [line.strip() for line in self.text.strip().splitlines()]
-        places = [line for line in lines[:-1] if line.startswith('File "')]
-        return f"{lines[-1]} ({places[-1]})" if places else lines[-1]
+    def error(self) -> str:
+        """Return the last line: an exception, or how the worker ended."""
+        return self.text.strip().splitlines()[-1].strip()
+
+    @property
+    def error_and_place(self) -> str:
+        """Return the error and where it was raised."""
+        lines = [line.strip() for line in self.text.splitlines()]
+        places = [line for line in lines if line.startswith('File "')]
+        return f"{self.error} ({places[-1]})" if places else self.error
 
 
 Command = ResetCommand | StepCommand | CallCommand

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+FILM_HZ = 5.0  # images per second of a film, in the robot's time
+
 
 class Replay(NamedTuple):
     """The result of a replay over T' steps.
@@ -21,6 +23,17 @@ class Replay(NamedTuple):
     steps: int
     proprio: np.ndarray
     pixels: np.ndarray
+
+
+class Film(NamedTuple):
+    """An episode's images, each uint8 [h, w, 3], after how many steps each was taken, and `info`.
+
+    The first image is of step 0, the last one of the last step, and `info` is of that step.
+    """
+
+    images: list[np.ndarray]
+    steps: list[int]
+    info: dict[str, Any]
 
 
 def replay(
@@ -49,20 +62,23 @@ def replay(
     return Replay(bool(info["success"]), len(proprio), np.array(proprio), np.array(pixels))
 
 
-def render_replay(
-    env: Any, seed: int, options: dict[str, Any], actions: np.ndarray
-) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Execute actions [T, A] from a seed's start; return T + 1 rendered images and the last info.
+def render_replay(env: Any, seed: int, options: dict[str, Any], actions: np.ndarray) -> Film:
+    """Execute actions [T, A] from a seed's start and render FILM_HZ images per second.
 
-    Wrappers are bypassed: the innermost environment acts and renders.
+    Wrappers are bypassed: the innermost environment acts and renders. One that has `act`, a step
+    without observations, renders nothing else.
     """
     env = getattr(env, "unwrapped", env)
+    stride = max(1, round(getattr(env, "metadata", {}).get("control_hz", FILM_HZ) / FILM_HZ))
+    act = getattr(env, "act", env.step)
     _, info = env.reset(seed=seed, options=options)
-    images = [env.render()]
-    for action in actions:
-        *_, info = env.step(action)
-        images.append(env.render())
-    return images, info
+    images, steps = [env.render()], [0]
+    for step, action in enumerate(actions, start=1):
+        *_, info = act(action)
+        if step % stride == 0 or step == len(actions):
+            images.append(env.render())
+            steps.append(step)
+    return Film(images, steps, info)
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:

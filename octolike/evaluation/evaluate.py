@@ -183,12 +183,12 @@ class Evaluation:
         clips = []
         with progress("videos", len(rows), "episodes") as bar:
             videos = rollouts.render_episodes(pool, rows, self.results.directory)
-            for row, images in zip(rows, videos):
-                if isinstance(images, str):  # the reason for a missing video
-                    bar.write(images)
-                    self._remarks.append(images)
+            for row, film in zip(rows, videos):
+                if isinstance(film, str):  # the reason for a missing video
+                    bar.write(film)
+                    self._remarks.append(film)
                 else:
-                    clips.append(VideoClip(row, images))
+                    clips.append(VideoClip(row, film.images, film.steps))
                 bar.update()
         return clips
 

@@ -63,10 +63,11 @@ DPI = 144
 
 @dataclass(frozen=True)
 class VideoClip:
-    """The video of an episode: its result row and its images, each uint8 [h, w, 3]."""
+    """An episode's result row and its images, each uint8 [h, w, 3], after `steps` steps."""
 
     row: Mapping[str, Any]
     images: Sequence[np.ndarray]
+    steps: Sequence[int]
 
     @property
     def verdict(self) -> str:
@@ -194,7 +195,9 @@ def film_strips(path: Path, clips: Sequence[VideoClip], title: str, frames: int 
                 box = (left / width, bottom / height, side / width, side / height)
                 axis = figure.add_axes(box, xticks=[], yticks=[])
                 axis.imshow(clip.images[index], interpolation="lanczos")
-                axis.text(0.03, 0.03, f"step {index}", transform=axis.transAxes, size=7.5)
+                axis.text(
+                    0.03, 0.03, f"step {clip.steps[index]}", transform=axis.transAxes, size=7.5
+                )
                 colour = SUCCESS if clip.row["success"] else FAILURE
                 for spine in axis.spines.values():
                     spine.set(visible=index == indices[-1], color=colour, linewidth=3)
@@ -261,7 +264,7 @@ def video(path: Path, clip: VideoClip, fps: float = 5.0, size: int = 224) -> Pat
         draw = ImageDraw.Draw(frame)
         draw.multiline_text((6, 3), "\n".join(words), fill=INK, font=font, spacing=2)
         last = index == len(clip.images) - 1
-        text, ink = (clip.verdict, colour) if last else (f"step {index}", FAINT)
+        text, ink = (clip.verdict, colour) if last else (f"step {clip.steps[index]}", FAINT)
         draw.text((6, top + size + 4), text, fill=ink, font=verdict)
         if last:
             draw.rectangle((0, top, size - 1, top + size - 1), outline=colour, width=4)

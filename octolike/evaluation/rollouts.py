@@ -36,7 +36,7 @@ from octolike.envs.pool import (
     StepCommand,
 )
 from octolike.envs.registry import kind_of, make_wrapped_env, simulator
-from octolike.envs.replays import render_replay
+from octolike.envs.replays import Film, render_replay
 from octolike.envs.wrappers import spaces
 from octolike.evaluation.results_file import ResultsFile, planned_episode
 from octolike.evaluation.success import ResultRow
@@ -168,7 +168,7 @@ def check_fit(policy: Policy, pool: EnvPool) -> None:
     """
     reply = pool.run({0: CallCommand(spaces)})[0]
     if isinstance(reply, EnvCrash):
-        raise RuntimeError(f"the environment cannot be built: {_crash_reason(reply)}")
+        raise RuntimeError(f"the environment cannot be built: {reply.error}")
     actions, observations, hz = reply
     width = len(policy.embodiment.action.names)
     if actions != (width,):
@@ -205,7 +205,7 @@ def check_tasks(pool: EnvPool, plan: Sequence[EpisodePlan], check: Any) -> None:
     pairs = list(dict.fromkeys((episode.split, episode.skill) for episode in plan))
     reply = pool.run({0: CallCommand(check, (pairs,))})[0]
     if isinstance(reply, EnvCrash):
-        raise RuntimeError(f"the tasks cannot be checked: {_crash_reason(reply)}")
+        raise RuntimeError(f"the tasks cannot be checked: {reply.error}")
     if reply:
         raise ValueError(reply)
 
@@ -281,14 +281,14 @@ def _start(
         goals = {s: CallCommand(settings.goal, (e.seed, e.options)) for s, e in episodes.items()}
         for slot, reply in pool.run(goals).items():
             if isinstance(reply, EnvCrash):
-                finish(slot, None, _crash_reason(reply))
+                finish(slot, None, f"crashed: {reply.error}")
                 free.remove(slot)
             else:
                 active[slot].goal = reply
     commands = {s: ResetCommand(active[s].episode.seed, active[s].episode.options) for s in free}
     for slot, reply in pool.run(commands).items():
         if isinstance(reply, EnvCrash):
-            finish(slot, None, _crash_reason(reply))
+            finish(slot, None, f"crashed: {reply.error}")
         else:
             running = active[slot]
             frames, running.info = reply
@@ -343,7 +343,7 @@ def _execute(
     timing.environment_seconds += time.perf_counter() - begin
     for slot, reply in replies.items():
         if isinstance(reply, EnvCrash):
-            finish(slot, None, _crash_reason(reply))
+            finish(slot, None, f"crashed: {reply.error}")
             continue
         running = active[slot]
         frames, reward, terminated, truncated, info = reply
@@ -360,8 +360,8 @@ def _execute(
 
 def render_episodes(
     pool: EnvPool, rows: Sequence[ResultRow], directory: Path
-) -> Iterator[list[np.ndarray] | str]:
-    """Replay episodes from their stored actions; yield each one's images, uint8 [h, w, 3].
+) -> Iterator[Film | str]:
+    """Replay episodes from their stored actions; yield each one's film.
 
     Yields an explanation instead if a replay ends differently from its row: the simulator is then
     not deterministic, and the images would show something that did not happen.
@@ -379,13 +379,13 @@ def render_episodes(
             reply = replies[slot]
             missing = "No video of {skill}, {split}, seed {seed}".format(**row)
             if isinstance(reply, EnvCrash):
-                yield f"{missing}: its replay {_crash_reason(reply)}."
+                yield f"{missing}: its replay crashed: {reply.error}."
                 continue
-            images, info = reply
-            ending = _ending(info["success"], len(images) - 1)
+            film: Film = reply
+            ending = _ending(film.info["success"], film.steps[-1])
             recorded_ending = _ending(row["success"], row["steps"])
             yield (
-                images
+                film
                 if ending == recorded_ending
                 else (
                     f"{missing}: the simulator is not deterministic; with the same actions the "
@@ -420,7 +420,3 @@ def _row(
 
 def _noise_seed(running: _RunningEpisode) -> int:
     return noise_seed(running.episode.seed, running.steps)
-
-
-def _crash_reason(crash: EnvCrash) -> str:
-    return f"crashed: {crash.text.strip().splitlines()[-1]}"
