@@ -8,8 +8,10 @@ import policy_fakes
 import pytest
 
 from octolike.config import Component, ConfigError
+from octolike.envs.replays import Film
 from octolike.evaluation import closed_loop, evaluate, rollouts
 from octolike.evaluation.demonstrated_episode import DemonstratedEpisode
+from octolike.evaluation.figures import VideoClip
 
 A, H = 2, 3
 
@@ -186,8 +188,7 @@ def test_a_missing_video_becomes_a_remark(tmp_path, monkeypatch):
         {"policy": "trained", "actions": "x", **dataclasses.asdict(e)} for e in evaluation.plan[:2]
     ]
     monkeypatch.setattr(evaluate.Evaluation, "rows", rows)
-    monkeypatch.setattr(
-        rollouts, "render_episodes", lambda *_: iter([["picture"], "No video of touch."])
-    )
-    assert [c.row for c in evaluation._render_clips(None)] == rows[:1]
+    film = Film(["picture"], [0], {})
+    monkeypatch.setattr(rollouts, "render_episodes", lambda *_: iter([film, "No video of touch."]))
+    assert evaluation._render_clips(None) == [VideoClip(rows[0], ["picture"], [0])]
     assert evaluation._remarks == ["No video of touch."]
