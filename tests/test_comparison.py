@@ -79,12 +79,12 @@ def test_a_study_stops_when_its_evidence_suffices(tmp_path):
         make_run(tmp_path, f"better-{seed}", {"train": 3 + seed % 2})
         make_run(tmp_path, f"equal-{seed}", {"train": seed % 3})
     make_run(tmp_path, "late-9", {"train": 1})
-    evidence = comparison.evidence(comparison.read(tmp_path), first="default")
+    evidence = study_design.evidence(comparison.read(tmp_path), first="default")
     assert set(evidence) == {"better", "equal"}
     assert evidence["better"].seeds == 8
     assert evidence["better"].p < 0.05 / 2
     assert evidence["equal"].p > 0.2
-    assert comparison.evidence(comparison.read(tmp_path), first="late") == {}
+    assert study_design.evidence(comparison.read(tmp_path), first="late") == {}
 
 
 def test_variants_without_a_common_scene_are_never_decided(tmp_path):
@@ -103,7 +103,7 @@ def test_evidence_comes_from_the_first_split_that_both_have(tmp_path):
     for seed in range(8):
         make_run(tmp_path, f"default-{seed}", {"train": 4, "held_out_combination": 0})
         make_run(tmp_path, f"better-{seed}", {"held_out_combination": 4})
-    evidence = comparison.evidence(comparison.read(tmp_path), first="default")
+    evidence = study_design.evidence(comparison.read(tmp_path), first="default")
     assert evidence["better"].seeds == 8
     assert evidence["better"].p < 0.05
 

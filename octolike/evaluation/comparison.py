@@ -20,7 +20,7 @@ import numpy as np
 
 from octolike import files
 from octolike.evaluation import figures, outcomes, statistics
-from octolike.evaluation.statistics import OutcomeGrid, SignFlipProcess, SuccessRate
+from octolike.evaluation.statistics import OutcomeGrid, SuccessRate
 from octolike.evaluation.success import split_name, success_rate
 from octolike.tables import markdown_table
 from octolike.train import metrics
@@ -245,42 +245,6 @@ class _Contrasts:
             return [*cells, "–"]
         low, high = (f"{-100 * x:+.0f}" for x in (difference.high, difference.low))
         return [*cells, f"{-100 * difference.value:+.0f} [{low}, {high}], p {self._p[pair]:.2g}"]
-
-
-def evidence(summaries: Sequence[VariantSummary], first: str) -> dict[str, SignFlipProcess]:
-    """Return the evidence that a variant differs from `first`, seed by seed.
-
-    On the first split that both have; of two robots, a variant may have the second one alone. Valid
-    after any number of seeds: a study may stop as soon as its p is small enough. Variants without a
-    common seed or split are omitted.
-    """
-    by_name = {v.variant: v for v in summaries}
-    if first not in by_name:
-        return {}
-    reference = by_name[first]
-    processes = {}
-    for variant, summary in by_name.items():
-        common = [s for s in summary.seeds if s in reference.seeds]
-        split = next((s for s in reference.grids if s in summary.grids), None)
-        if variant == first or not common or split is None:
-            continue
-        process = SignFlipProcess()
-        for seed in sorted(common, key=int):
-            a, b = (
-                OutcomeGrid.from_seeds([_outcomes_of(v, split, seed)], v.strata(split))
-                for v in (summary, reference)
-            )
-            difference = statistics.paired_difference(a, b).value
-            if np.isfinite(difference):
-                process.update(difference)
-        processes[variant] = process
-    return processes
-
-
-def _outcomes_of(summary: VariantSummary, split: str, seed: str) -> Mapping[Any, bool | None]:
-    grid = summary.grids[split]
-    row = grid.outcomes[summary.seeds.index(seed)]
-    return {x: bool(y) for x, y in zip(grid.scenes, row, strict=True)}
 
 
 def ordered(summaries: Sequence[VariantSummary], first: str = "") -> list[VariantSummary]:

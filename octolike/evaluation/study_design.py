@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from octolike.config import Config, ConfigError, unknown
 from octolike.evaluation import comparison, statistics, suites
+from octolike.evaluation.comparison import VariantSummary
+from octolike.evaluation.statistics import OutcomeGrid, SignFlipProcess
 from octolike.evaluation.success import SEEN
 
 
@@ -101,11 +105,11 @@ def decided(directory: Path, variants: Sequence[str], block: str = "") -> tuple[
     """
     level = statistics.LEVEL / max(1, len(variants) - 1)
     summaries = [v for v in comparison.read(directory, block) if v.variant in variants]
-    evidence = comparison.evidence(summaries, first=variants[0])
-    certain = {name for name, process in evidence.items() if process.p <= level}
+    processes = evidence(summaries, first=variants[0])
+    certain = {name for name, process in processes.items() if process.p <= level}
     lines = []
     for name in variants[1:]:
-        process = evidence.get(name)
+        process = processes.get(name)
         if process is None or not process.seeds:
             lines.append(f"{name} shares no scene with {variants[0]}: never decided")
             continue
@@ -114,3 +118,39 @@ def decided(directory: Path, variants: Sequence[str], block: str = "") -> tuple[
             f"at any time ({level:.2g} decides): {'decided' if name in certain else 'open'}"
         )
     return certain, "\n".join(lines)
+
+
+def evidence(summaries: Sequence[VariantSummary], first: str) -> dict[str, SignFlipProcess]:
+    """Return the evidence that a variant differs from `first`, seed by seed.
+
+    On the first split that both have; of two robots, a variant may have the second one alone. Valid
+    after any number of seeds: a study may stop as soon as its p is small enough. Variants without a
+    common seed or split are omitted.
+    """
+    by_name = {v.variant: v for v in summaries}
+    if first not in by_name:
+        return {}
+    reference = by_name[first]
+    processes = {}
+    for variant, summary in by_name.items():
+        common = [s for s in summary.seeds if s in reference.seeds]
+        split = next((s for s in reference.grids if s in summary.grids), None)
+        if variant == first or not common or split is None:
+            continue
+        process = SignFlipProcess()
+        for seed in sorted(common, key=int):
+            a, b = (
+                OutcomeGrid.from_seeds([_outcomes_of(v, split, seed)], v.strata(split))
+                for v in (summary, reference)
+            )
+            difference = statistics.paired_difference(a, b).value
+            if math.isfinite(difference):
+                process.update(difference)
+        processes[variant] = process
+    return processes
+
+
+def _outcomes_of(summary: VariantSummary, split: str, seed: str) -> Mapping[Any, bool | None]:
+    grid = summary.grids[split]
+    row = grid.outcomes[summary.seeds.index(seed)]
+    return {x: bool(y) for x, y in zip(grid.scenes, row, strict=True)}

@@ -29,13 +29,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from octolike import types
 from octolike.config import Component, Config, load_module
 from octolike.data.specs.planned import plan_data
 from octolike.embodiment import Embodiment, Statistics
 from octolike.model import attention, tokens
 from octolike.policy import Policy
-from octolike.train import device_flops, flops, lowering, memory_plan, optimizer, sharding
+from octolike.train import (
+    device_flops,
+    flops,
+    lowering,
+    memory_plan,
+    optimizer,
+    sharding,
+    step_seconds,
+)
 from octolike.train import state as states
 from octolike.train.checkpoint import Run
 
@@ -126,7 +133,7 @@ def _training(rehearse: bool, batch_size: int) -> Iterator[dict[str, Any]]:
     step = jax.jit(work.step(), donate_argnums=0)
     with jax.set_mesh(mesh):
         compiled = step.lower(work.state, work.batch).compile()
-    batch = sharding.put_batch(_random(work.spec, batch_size), mesh)
+    batch = sharding.put_batch(step_seconds.random_batch(work.spec, batch_size), mesh)
     first = jax.device_get(compiled(jax.tree.map(jnp.copy, state), batch)[0].params)
     again = jax.device_get(compiled(jax.tree.map(jnp.copy, state), batch)[0].params)
     same = jax.tree.all(jax.tree.map(np.array_equal, first, again))
@@ -158,7 +165,7 @@ def _training(rehearse: bool, batch_size: int) -> Iterator[dict[str, Any]]:
 def _acting(rehearse: bool, head: str) -> Iterator[dict[str, Any]]:
     work = _workload(rehearse, HEADS[head], 1)
     function, (params, *_) = work.policy()
-    params, batch = _filled(params), jax.device_put(_random(work.spec, 1))
+    params, batch = _filled(params), jax.device_put(step_seconds.random_batch(work.spec, 1))
     act = jax.jit(function)
     inputs = params, batch["observation"], batch["task"]
     jax.block_until_ready(act(*inputs))
@@ -244,16 +251,3 @@ def _filled(tree: Any) -> Any:
         return jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32), x.dtype)
 
     return jax.tree.map(fill, tree)
-
-
-def _random(spec: types.BatchSpec, size: int) -> types.Batch:
-    batch, rng = types.zeros(spec, size), np.random.default_rng(1)
-    leaves = dict(types.flatten(batch))
-    for path, x in leaves.items():
-        if x.dtype == np.uint8:
-            leaves[path] = rng.integers(0, 256, x.shape, np.uint8)
-        elif x.dtype == bool:
-            leaves[path] = np.ones(x.shape, bool)
-        elif x.dtype == np.float32:
-            leaves[path] = rng.standard_normal(x.shape, np.float32)
-    return types.unflatten(leaves)
