@@ -132,7 +132,7 @@ class MetaworldSettings(SimulatorSettings):
     primary_size: int = option(96, "height and width of image_primary in pixels", low=8, high=640)
     zoom: float = option(
         1.0,
-        "enlarges the middle of image_primary; at 1.6, eight tasks of MT10 stay in view",
+        "enlarges the middle of image_primary; at 1.6, the objects and goals of MT10 stay in view",
         low=1,
         high=4,
     )
