@@ -15,7 +15,7 @@ from octolike.config import Component, Config, base_config, parse_arg
 def get_config(arg: str = "") -> Config:
     """Return the config; arguments: demos, debug."""
     args = parse_arg(arg, demos=200, debug=False)
-    config = base_config("tabletop.py", relative_to=__file__)  # its network
+    config = base_config("tabletop.py", "subtasks=false", relative_to=__file__)  # its network
     config.workdir = "runs/aloha"
     # Without zoom the cube is three pixels wide.
     config.environment = Component(kind="aloha", primary_size=96, zoom=2.0, hand_size=64)
@@ -32,8 +32,8 @@ def get_config(arg: str = "") -> Config:
 
     left = {**model.tokenizers["wrist"], "cameras": ("left_wrist",)}
     model.tokenizers["left_wrist"] = Component(left)
-    config.train.checkpoint_every, config.train.keep = 2000, 4
-    config.evaluate.execute, config.evaluate.episodes = 12, 50
+    config.train.steps, config.train.checkpoint_every, config.train.keep = 12_000, 2000, 4
+    config.evaluate.execute, config.evaluate.release, config.evaluate.episodes = 12, 0, 50
     config.evaluate.splits = ("train",)
 
     if args.debug:

@@ -32,7 +32,9 @@ def get_config(arg: str = "") -> Config:
     if args.size not in SIZES:
         raise ConfigError(unknown("size", args.size, SIZES))
     name = f"libero-{args.suite}" + (f"-{args.size}" if args.size != "cpu" else "")
-    config = base_config("tabletop.py", relative_to=__file__)  # its network and optimizer
+    config = base_config(
+        "tabletop.py", "subtasks=false", relative_to=__file__
+    )  # its network and optimizer
     config.workdir = f"runs/{name}"
     # As large as the stored images, so the policy resizes both alike.
     config.environment = Component(kind="libero", primary_size=256, wrist_size=256)
@@ -41,6 +43,8 @@ def get_config(arg: str = "") -> Config:
     # A dataset for each suite, as the public ones; "all" collects none.
     if args.suite != "all":
         config.collect.skills = dict.fromkeys(skills, args.demos)
+    else:
+        config.collect.skills = {}
     config.collect.dataset = f"libero_{chosen[0]}_no_noops"
     config.collect.validation_share, config.collect.episodes_per_shard = 0.04, 10
 
@@ -53,7 +57,7 @@ def get_config(arg: str = "") -> Config:
     model.tokenizers["language"]["vocabulary"] = 2048
     config.train.steps, config.train.validate_every = 16_000, 2000
     config.train.checkpoint_every, config.train.log_every = 4000, 100
-    config.evaluate.execute, config.evaluate.episodes = 8, 50
+    config.evaluate.execute, config.evaluate.release, config.evaluate.episodes = 8, 0, 50
     config.evaluate.splits, config.evaluate.batch = ("train",), 10
     config.evaluate.skills = tuple(skills)
     if args.size == "27m":

@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> Config:
 
 def _small(config: Config, cameras: tuple[str, ...]) -> None:
     """The network of configs/tabletop.py, with these cameras."""
-    model, data, table = config.model, config.data, base_config("tabletop.py", relative_to=__file__)
+    model, data, table = config.model, config.data, _tabletop()
     model.width, model.layers, model.attention_heads, model.mlp_width = 192, 3, 6, 768
     model.tokenizers, model.heads = table.model.tokenizers, table.model.heads
     model.tokenizers["language"]["width"] = 192
@@ -105,10 +105,14 @@ def _large(config: Config, cameras: tuple[str, ...]) -> None:
         },
         "proprio": Component(kind="proprio"),
     }
-    model.heads = base_config("tabletop.py", relative_to=__file__).model.heads
+    model.heads = _tabletop().model.heads
     data.batch_size = 256
     config.optim.learning_rate, config.optim.warmup, config.optim.ema = 5e-4, 2000, 0.999
     config.train.steps, config.train.validate_every = 60_000, 5000
     config.train.checkpoint_every, config.train.log_every = 10_000, 100
     augment = config.train.augment
     augment.brightness, augment.contrast, augment.saturation = 0.1, 0.1, 0.1
+
+
+def _tabletop() -> Config:
+    return base_config("tabletop.py", "subtasks=false", relative_to=__file__)
