@@ -19,7 +19,6 @@ first one: FIRST).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,12 +27,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmarks._random_policy import filled, random_policy
 
 from octolike.config import Component, Config, load_module
 from octolike.data.specs.planned import plan_data
-from octolike.embodiment import Embodiment, Statistics
 from octolike.model import attention, tokens
-from octolike.policy import Policy
 from octolike.train import (
     device_flops,
     flops,
@@ -44,7 +42,6 @@ from octolike.train import (
     step_seconds,
 )
 from octolike.train import state as states
-from octolike.train.checkpoint import Run
 
 PRETRAIN = Path(__file__).parents[2] / "configs/pretrain.py"
 HEADS: dict[str, dict[str, Any]] = {
@@ -128,7 +125,7 @@ def _training(rehearse: bool, batch_size: int) -> Iterator[dict[str, Any]]:
     work = _workload(rehearse, HEADS["diffusion"], batch_size)
     mesh = sharding.make_mesh()
     tx, ema = optimizer.make_optimizer(work.config.optim, work.config.train.steps), True
-    state = states.create(_filled(work.state.params), tx, (), ema=ema)
+    state = states.create(filled(work.state.params), tx, (), ema=ema)
     state = jax.device_put(state, sharding.replicated(mesh))
     step = jax.jit(work.step(), donate_argnums=0)
     with jax.set_mesh(mesh):
@@ -165,7 +162,7 @@ def _training(rehearse: bool, batch_size: int) -> Iterator[dict[str, Any]]:
 def _acting(rehearse: bool, head: str) -> Iterator[dict[str, Any]]:
     work = _workload(rehearse, HEADS[head], 1)
     function, (params, *_) = work.policy()
-    params, batch = _filled(params), jax.device_put(step_seconds.random_batch(work.spec, 1))
+    params, batch = filled(params), jax.device_put(step_seconds.random_batch(work.spec, 1))
     act = jax.jit(function)
     inputs = params, batch["observation"], batch["task"]
     jax.block_until_ready(act(*inputs))
@@ -174,11 +171,8 @@ def _acting(rehearse: bool, head: str) -> Iterator[dict[str, Any]]:
 
 
 def _policy(rehearse: bool, name: str) -> Iterator[dict[str, Any]]:
-    work = _workload(rehearse, POLICIES[name], 1)
-    planned = plan_data(work.config)
-    params = _filled(jax.eval_shape(lambda state: state.policy_params(), work.state))
-    robot = _robot(planned.embodiments[0])
-    policy = Policy(Run(work.config, [robot], planned.spec, planned.names, params, 0), robot.name)
+    policy = random_policy(_config(rehearse, POLICIES[name], 1))
+    robot = policy.embodiment
     warmup, rng = _seconds(policy.warmup), np.random.default_rng(2)
     observation: dict[str, Any] = {
         key: rng.integers(0, 256, shape, np.uint8) for key, shape in policy.image_shapes.items()
@@ -203,23 +197,6 @@ def _policy(rehearse: bool, name: str) -> Iterator[dict[str, Any]]:
     }
 
 
-def _robot(robot: Embodiment) -> Embodiment:
-    """Return the record of a robot with statistics of a vector that is uniform in [0, 1]."""
-
-    def statistics(width: int) -> Statistics:
-        zero, one = np.zeros(width, np.float32), np.ones(width, np.float32)
-        ends = dict.fromkeys(("min", "p01", "low"), zero) | dict.fromkeys(
-            ("max", "p99", "high"), one
-        )
-        return Statistics(mean=one / 2, std=one / 2, **ends, steps=1, episodes=1)
-
-    return dataclasses.replace(
-        robot,
-        action_statistics=statistics(len(robot.learned)),
-        proprio_statistics=statistics(len(robot.proprio)) if robot.proprio else None,
-    )
-
-
 def _seconds(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
@@ -232,22 +209,15 @@ def _percentiles(times: list[float]) -> dict[str, float]:
 
 
 def _workload(rehearse: bool, head: dict[str, Any], batch_size: int) -> lowering.Workload:
+    config = _config(rehearse, head, batch_size)
+    planned = plan_data(config)
+    return lowering.workload(config, planned.spec, planned.names)
+
+
+def _config(rehearse: bool, head: dict[str, Any], batch_size: int) -> Config:
     options = "debug" if rehearse else "size=base"
     config: Config = load_module(PRETRAIN).get_config(options)
     config.data.batch_size = batch_size
     shared = {k: v for k, v in config.model.heads["action"].items() if k == "network"}
     config.model.heads = {"action": Component(head | (shared if head["kind"] != "l1" else {}))}
-    planned = plan_data(config)
-    return lowering.workload(config, planned.spec, planned.names)
-
-
-def _filled(tree: Any) -> Any:
-    """Return small random arrays for floating-point leaves, zeros for others."""
-    rng = np.random.default_rng(0)
-
-    def fill(x: Any) -> jax.Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return jnp.zeros(x.shape, x.dtype)
-        return jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32), x.dtype)
-
-    return jax.tree.map(fill, tree)
+    return config

@@ -12,14 +12,11 @@ environment busy. Prints a row per number of environments that share one batched
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import time
 from typing import Any
 
 import numpy as np
-
-CAMERA_KEY = "image_"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +38,14 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure(args: argparse.Namespace, config: Any, slots: int) -> dict[str, Any]:
+    from benchmarks._random_policy import random_policy
+
     from octolike.envs.pool import CallCommand, EnvPool, ResetCommand, StepCommand, default_workers
     from octolike.envs.registry import make_wrapped_env
     from octolike.policy.execution import FrameHistory
 
     workers, execute = args.workers or default_workers(slots), config.evaluate.execute
-    policy = _policy(config, slots)
+    policy = random_policy(config, slots)
     make = functools.partial(make_wrapped_env, dict(config.environment), policy.window)
     skill = config.evaluate.skills or tuple(config.collect.skills)
     options = {"split": "train", "skills": [skill[0]]}
@@ -111,68 +110,3 @@ def profile(env: Any, options: dict[str, Any], steps: int = 40) -> dict[str, flo
             env.reset(seed=0, options=options)
     seconds = float(np.median(rendering))
     return {"physics": float(np.median(total)) - seconds, "rendering": seconds}
-
-
-def _policy(config: Any, slots: int) -> Any:
-    """Return the config's policy with random parameters."""
-    import jax
-
-    from octolike.model.network import build_network
-    from octolike.policy import Policy
-    from octolike.train.checkpoint import Run
-    from octolike.train.state import init_params
-    from octolike.types import Names
-
-    robot, spec = _robot(), _spec(config)
-    names = Names(("tabletop",), (robot.name,))
-    network = build_network(dataclasses.asdict(config.model), spec, names)
-    shapes = jax.eval_shape(lambda: init_params(network, spec, jax.random.key(0)))
-    rng = np.random.default_rng(0)  # sampled here: compiling the initialisation takes long
-    params = jax.tree.map(lambda x: rng.normal(0, 0.02, x.shape).astype(np.float32), shapes)
-    return Policy(Run(config, [robot], spec, names, params, 0), None, slots)
-
-
-def _robot() -> Any:
-    from octolike.embodiment import Embodiment, Layout, Statistics
-
-    names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-    grips = tuple(n == "gripper" for n in names)
-    layout = Layout(
-        names=names, units=("m",) * 7, absolute=grips, normalized=tuple(not g for g in grips)
-    )
-    values = np.ones(7, np.float32)
-    fields = ("mean", "std", "min", "max", "p01", "p99")
-    statistics = Statistics(**dict.fromkeys(fields, values), steps=1, episodes=1)
-    return Embodiment(
-        name="tabletop",
-        robot="simulated",
-        control_hz=5.0,
-        gripper="1 = open",
-        action=layout,
-        proprio=layout,
-        action_statistics=statistics,
-        proprio_statistics=statistics,
-    )
-
-
-def _spec(config: Any) -> dict[str, Any]:
-    data, words = config.data, config.data.text["length"]
-    w, h = data.window, data.horizon
-    out = {
-        "observation.proprio": ((w, 7), "float32"),
-        "observation.timestep_mask": ((w,), "bool"),
-        "observation.present.proprio": ((w,), "bool"),
-        "action": ((w, h, 7), "float32"),
-        "action_mask": ((w, h, 7), "bool"),
-        "task.language.ids": ((words,), "int32"),
-        "task.language.mask": ((words,), "bool"),
-        "task.present.language": ((), "bool"),
-        "task.task_id": ((), "int32"),
-        "task.present.task_id": ((), "bool"),
-        "dataset": ((), "int32"),
-        "embodiment": ((), "int32"),
-    }
-    for camera, side in data.cameras.items():
-        out[f"observation.{CAMERA_KEY}{camera}"] = ((w, side, side, 3), "uint8")
-        out[f"observation.present.{CAMERA_KEY}{camera}"] = ((w,), "bool")
-    return out
