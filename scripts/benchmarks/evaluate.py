@@ -1,6 +1,6 @@
 """Measure the speed of closed-loop evaluation and the share of its parts.
 
-    octolike benchmark evaluate                                      the serious network
+    octolike benchmark evaluate                          the network of configs/tabletop.py
     octolike benchmark evaluate --config quickstart --slots 1,16 --workers 1
     octolike benchmark --output evaluate.json evaluate --rounds 60
 
