@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> Config:
         encoder["features"], encoder["keypoints"] = (48, 96, 96), 32
 
     config.optim.warmup = 500
-    config.train.steps, config.train.validate_every = 16_000, 2000
+    config.train.steps, config.train.validate_every = 12_000, 2000
     config.train.checkpoint_every, config.train.keep = 2000, 8
     config.evaluate.episodes = 50
     config.evaluate.splits = (*config.evaluate.splits, "held_out_family")
