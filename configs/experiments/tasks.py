@@ -11,7 +11,7 @@ order of the data, the demonstrations and the tasks; those of N are among those 
 
 The measure is the success on pairs of colour and shape that no variant has as a target
 (`held_out_combination`), less that of `default`; `train` are all 79 tasks in new arrangements.
-Not run yet.
+RESULTS.md has the results of three seeds.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
