@@ -6,7 +6,7 @@
     ... --config tabletop:subtasks=false  without the subtask level: one text for a whole episode
     ... --config tabletop:debug           seconds, a quick check
 
-About an hour on two cores. RESULTS.md has the results.
+An hour and a half on one core. RESULTS.md has the results.
 """
 
 from octolike.config import Component, Config, base_config, parse_arg
