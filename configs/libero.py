@@ -32,19 +32,15 @@ def get_config(arg: str = "") -> Config:
     if args.size not in SIZES:
         raise ConfigError(unknown("size", args.size, SIZES))
     name = f"libero-{args.suite}" + (f"-{args.size}" if args.size != "cpu" else "")
-    config = base_config(
-        "tabletop.py", "subtasks=false", relative_to=__file__
-    )  # its network and optimizer
+    # The table's network and optimizer.
+    config = base_config("tabletop.py", "subtasks=false", relative_to=__file__)
     config.workdir = f"runs/{name}"
     # As large as the stored images, so the policy resizes both alike.
     config.environment = Component(kind="libero", primary_size=256, wrist_size=256)
     chosen = suites if args.suite == "all" else (args.suite,)
     skills = [s for s in DEMONSTRATED if s.split("/")[0] in chosen]
     # A dataset for each suite, as the public ones; "all" collects none.
-    if args.suite != "all":
-        config.collect.skills = dict.fromkeys(skills, args.demos)
-    else:
-        config.collect.skills = {}
+    config.collect.skills = {} if args.suite == "all" else dict.fromkeys(skills, args.demos)
     config.collect.dataset = f"libero_{chosen[0]}_no_noops"
     config.collect.validation_share, config.collect.episodes_per_shard = 0.04, 10
 
