@@ -7,7 +7,8 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from matplotlib.axes import Axes
+from PIL import Image, ImageDraw
 
 from octolike.evaluation import figures, report, statistics
 from octolike.evaluation.figures import ChunkComparison, VideoClip
@@ -225,3 +226,20 @@ def test_a_table_has_a_column_per_group_as_benchmarks_publish_theirs():
         ["seen", "50.0%", "25.0%", "37.5%"],
         ["held-out", "phrasing", "0.0%", "–", "0.0%"],
     ]
+
+
+def test_images_are_labelled_with_the_film_s_steps(tmp_path, monkeypatch):
+    """A film of a robot at 20 Hz shows every fourth step."""
+    texts = []
+    for artist in (ImageDraw.ImageDraw, Axes):
+        monkeypatch.setattr(
+            artist, "text", lambda *args, **_: texts.extend(a for a in args if isinstance(a, str))
+        )
+    clip = VideoClip(rows()[0], [np.zeros((8, 8, 3), np.uint8)] * 4, [0, 4, 8, 9])
+    figures.video(tmp_path / "video.gif", clip)
+    labels = [t for t in texts if t.startswith("step")]
+    assert labels == ["step 0", "step 4", "step 8"]
+    texts.clear()
+    figures.film_strips(tmp_path / "strips.png", [clip], "title")
+    labels = [t for t in texts if t.startswith("step")]
+    assert labels == ["step 0", "step 4", "step 8", "step 9"]
