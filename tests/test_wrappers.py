@@ -462,15 +462,16 @@ def test_a_seed_whose_simulator_crashes_twice_is_skipped_and_counted(capsys, mon
         list(make_recorder(8).record(shard))
 
 
-def test_the_stored_settings_name_the_version_of_the_scenes():
-    """Scenes of LIBERO with fixtures were others; those of the suite object were not."""
+def test_the_stored_settings_name_the_versions_of_scenes_and_experts():
+    """Scenes of LIBERO with fixtures, and the expert who puts on the table, were others once."""
 
     def settings(kind, skill):
         return demonstrations.settings({"kind": kind}, CollectConfig(skills={skill: 1}))
 
     assert settings("libero", "spatial/0")["scene_version"] == 1
     assert "scene_version" not in settings("libero", "object/0")
-    assert "scene_version" not in settings("tabletop", "touch")
+    assert settings("tabletop", "put")["expert_version"] == 1
+    assert not {"scene_version", "expert_version"} & settings("tabletop", "touch").keys()
 
 
 class Misconfigured:

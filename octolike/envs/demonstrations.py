@@ -123,14 +123,16 @@ def _first_seed(collect: CollectConfig, split: str, episodes: int) -> int:
 def settings(environment: Mapping[str, Any], collect: CollectConfig) -> dict[str, Any]:
     """Return the settings that determine the demonstrations; an interrupted run must match them.
 
-    `scene_version` changes when a version of octolike draws other scenes from the same seeds.
+    `scene_version` changes when a version of octolike draws other scenes from the same seeds, and
+    `expert_version` when its expert acts otherwise.
     """
     names = ("skills", "validation_share", "noise", "episodes_per_shard")
     # Defaults are not stored, so that datasets from before these options existed still match.
     later = {"split": collect.split if collect.split != "train" else None, "draw": collect.draw}
     parts = simulator(kind_of(environment))
-    if parts.scene_version:
-        later["scene_version"] = parts.load("scene_version")(tuple(collect.skills))
+    for version in ("scene_version", "expert_version"):
+        if getattr(parts, version):
+            later[version] = parts.load(version)(tuple(collect.skills))
     later = {name: value for name, value in later.items() if value}
     robot = {"environment": environment_of(environment, collect.dataset)}
     robot["environment"].pop("bare_goal", None)  # of the evaluation alone

@@ -31,6 +31,7 @@ class Simulator:
     check: (env, [(split, skill), …]) -> a sentence on missing files of the installation, or "".
     scene_version: skills -> a number stored with their demonstrations; another one means that the
         same seeds gave other scenes in an earlier version. 0 for the first.
+    expert_version: the same for the actions of the expert.
     """
 
     env: str
@@ -43,6 +44,7 @@ class Simulator:
     groups: str = ""
     check: str = ""
     scene_version: str = ""
+    expert_version: str = ""
 
     def load(self, part: str) -> Any:
         """Import one part: 'env', 'skills', …"""
@@ -71,6 +73,7 @@ class TabletopSettings(SimulatorSettings):
         collect_episode="octolike.envs.tabletop.tabletop_expert:noisy_episode",
         goal="octolike.envs.tabletop.tabletop_expert:goal",
         robots="octolike.envs.tabletop.conventions:ROBOTS",
+        expert_version="octolike.envs.tabletop.tabletop_expert:expert_version",
     )
     primary_size: int | tuple[int, int] = option(
         96, "height and width of image_primary in pixels; one number for both", low=8, high=640
