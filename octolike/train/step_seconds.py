@@ -7,7 +7,6 @@ data arrive while the device works, and cost every config about the same.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -45,7 +44,7 @@ def measure(inputs: Mapping[str, StepInputs], repeats: int = REPEATS) -> dict[st
             function()
             if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(x) for name, x in seconds.items()}
+    return {name: float(np.median(x)) for name, x in seconds.items()}
 
 
 def random_batch(spec: types.BatchSpec, size: int) -> types.Batch:
