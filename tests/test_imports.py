@@ -114,6 +114,13 @@ def test_scripts_are_thin(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < 80
 
 
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_import_is_shadowed_by_a_script(path):
+    """`python scripts/compare.py` puts scripts/ first on the path, statistics.py included."""
+    scripts = {script.stem for script in (ROOT / "scripts").glob("*.py")}
+    assert not {n.split(".")[0] for n in imports(path)} & scripts
+
+
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
