@@ -211,8 +211,11 @@ def test_the_expert_drops_an_object_wherever_the_bowl_catches_it(env, aside):
     """Within a narrower margin, a policy would hang over the bowl with a closed gripper."""
     env.reset(seed=3, options={"skills": ["put"]})
     expert = TabletopExpert(env)
-    while not (env.task_state().grasped == env.task.target and expert.act()[6] > 0.5):
-        env.step(expert.act())
+    action = expert.act()
+    while not (env.task_state().grasped == env.task.target and action[6] > 0.5):
+        _, _, _, truncated, _ = env.step(action)
+        assert not truncated
+        action = expert.act()
     env.step(np.array([*aside, 0, 0, 0, 0.0]))
     assert env.task_state().grasped == env.task.target
     action, done = expert.act(), False

@@ -24,9 +24,10 @@ _GRASP_HEIGHT = 0.022
 _HOVER_HEIGHT = 2 * SIZE + 0.006  # just above the objects
 _CARRY_HEIGHT = 0.14
 _DROP_HEIGHT = 0.075  # above a bowl
-# A bowl catches what is dropped so far from its middle, and so much above or below that height. Not
-# smaller: a policy that has to hit a narrow place hangs there with a closed gripper.
+# A bowl catches what is dropped so far from its middle, and so much above or below that height. As
+# wide as it can be: a policy that has to hit a narrow place hangs there with a closed gripper.
 _DROP_RADIUS, _DROP_MARGIN = 0.03, 0.02
+_STACK_MARGIN = 0.006  # above or below the height of release on an object
 _PUSH_HEIGHT = 0.025
 _BEHIND = 0.06  # from the object's centre to the start of a push
 _ALIGNED = 0.012
@@ -128,7 +129,7 @@ def _carry(state: TaskState, skill: str) -> tuple[np.ndarray, float]:
     distance = float(np.linalg.norm(offset))
     release_height, radius, margin = _DROP_HEIGHT, _DROP_RADIUS, _DROP_MARGIN
     if skill == "stack":
-        radius, margin = _ALIGNED, 0.006
+        radius, margin = _ALIGNED, _STACK_MARGIN
         held_at = state.target[2] - state.tip[2]
         release_height = state.reference[2] + 2 * state.size + 0.004 - held_at
     if distance < radius and abs(state.tip[2] - release_height) < margin:
