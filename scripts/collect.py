@@ -12,11 +12,9 @@ unchanged, and its table printed again.
 """
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 from octolike import config as configs
-from octolike.envs import demonstrations, pool
-from octolike.progress import progress
+from octolike.envs import demonstrations
 
 FIRST_VERSION = "1.0.0"
 
@@ -44,28 +42,9 @@ def collect(config: configs.Config) -> None:
         print(f"{writer.directory} exists already; remove it to collect again")
         demonstrations.report_yields(writer.summary().get("yields", {}), config.collect.noise)
         return
-    missing = [s for s in plan if not writer.shard_note(s.split, s.index)]
-    total = sum(len(s.episodes) for s in plan)
-    done = total - sum(len(s.episodes) for s in missing)
-    most = pool.default_workers(len(missing))
-    workers = min(config.collect.workers or most, max(len(missing), 1))
-    recorders = demonstrations.RecorderPool(config.environment, config.collect, workers)
-
-    def record_shard(shard: demonstrations.DemonstrationShard) -> None:
-        recorded = recorders.record(shard, bar.update)
-        tries = demonstrations.count_tries(recorded)
-        episodes = [r.episode for r in recorded if r.episode is not None]
-        writer.write(shard.split, shard.index, episodes, may_be_empty=True, tries=tries)
-
-    with (
-        progress("demonstrations", total=total, unit="episodes", initial=done) as bar,
-        ThreadPoolExecutor(workers) as threads,
-    ):
-        for _ in threads.map(record_shard, missing):
-            pass
-    notes = [(s, writer.shard_note(s.split, s.index)) for s in plan]
-    yields = demonstrations.yields((s, n["tries"]) for s, n in notes if n and "tries" in n)
+    yields = demonstrations.record_missing(config.environment, config.collect, plan, writer)
     recorded = sum(counts.recorded for counts in yields.values())
+    total = sum(len(s.episodes) for s in plan)
     print(f"{recorded} of {total} demonstrations in {writer.finish({'yields': yields})}")
     demonstrations.report_yields(yields, config.collect.noise)
 

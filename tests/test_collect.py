@@ -1,4 +1,4 @@
-"""octolike collect on the tabletop, with an expert that fails."""
+"""octolike collect and train_arrays on the tabletop, with an expert that fails."""
 
 import runpy
 from pathlib import Path
@@ -28,7 +28,7 @@ class InterruptionError(Exception):
 
 @pytest.fixture
 def collect(monkeypatch):
-    """Return a function that collects three skills' demonstrations with failing_expert."""
+    """Return a function that records skills with failing_expert, by collect or train_arrays."""
     prepare = demonstrations.Recorder.__init__
 
     def use_expert(self, *arguments):
@@ -37,13 +37,13 @@ def collect(monkeypatch):
 
     monkeypatch.setattr(demonstrations.Recorder, "__init__", use_expert)
 
-    def run(root, workers, skills):
+    def run(root, workers, skills, script="collect.py"):
         config = configs.Config()
         config.environment = configs.Component(kind="tabletop", primary_size=16, wrist_size=16)
         config.data.root = str(root)
         config.collect.skills, config.collect.validation_share = skills, 0.2
         config.collect.episodes_per_shard, config.collect.workers = 1, workers
-        runpy.run_path(str(ROOT / "scripts" / "collect.py"))["main"](config)
+        runpy.run_path(str(ROOT / "scripts" / script))["main"](config)
 
     return run
 
@@ -131,3 +131,30 @@ def test_without_any_demonstration_there_is_no_dataset(collect, tmp_path):
     with pytest.raises(SystemExit, match=r"^error: tabletop has no episodes$"):
         collect(tmp_path, 1, {"push": 1})
     assert not (tmp_path / "tabletop" / "1.0.0").exists()
+
+
+def test_recording_without_tensorflow_continues_and_a_missing_skill_stays_an_error(
+    collect, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    tries = demonstrations.count_tries
+
+    def interrupted(recorded):
+        if len([*tmp_path.iterdir()]) == 2:
+            raise InterruptionError
+        return tries(recorded)
+
+    monkeypatch.setattr(demonstrations, "count_tries", interrupted)
+    arguments = (tmp_path, 1, {"touch": 3, "push": 1}, "train_arrays.py")
+    with pytest.raises(InterruptionError):
+        collect(*arguments)
+    kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert len(kept) == 2
+    monkeypatch.setattr(demonstrations, "count_tries", tries)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"^error: the expert failed .* of 'push' at noise"):
+            collect(*arguments)
+        assert "touch" in capsys.readouterr().out
+    files = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert len(files) == 6
+    assert {name: files[name] for name in kept} == kept

@@ -10,6 +10,7 @@ import pytest
 
 from octolike import types
 from octolike.config import Component, Config, ConfigError
+from octolike.data.array_shards import ArrayShards
 from octolike.data.arrays import ArrayFrames, ArraySource
 from octolike.embodiment import Embodiment, Layout
 
@@ -181,32 +182,57 @@ def test_dropout_never_removes_all_conditioning():
     assert batch["task"]["present"]["language"].all()
 
 
-def test_frames_survive_a_file(tmp_path):
-    frames = ArrayFrames.from_episodes(episodes())
-    frames.save(tmp_path / "sub" / "train.npz")
-    loaded = ArrayFrames.load(tmp_path / "sub" / "train.npz")
+def assert_equal(frames, expected):
     for f in dataclasses.fields(frames):
-        a, b = getattr(frames, f.name), getattr(loaded, f.name)
+        a, b = getattr(frames, f.name), getattr(expected, f.name)
         if f.name == "images":
+            assert a.keys() == b.keys()
             a, b = a["primary"], b["primary"]
         np.testing.assert_array_equal(a, b)
-    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["train.npz"]
-    data = (tmp_path / "sub" / "train.npz").read_bytes()
-    (tmp_path / "truncated.npz").write_bytes(data[: len(data) // 2])
-    for name in ("truncated.npz", "missing.npz"):
-        with pytest.raises(ConfigError, match=f"{name} cannot be read as a file of ArrayFrames"):
-            ArrayFrames.load(tmp_path / name)
+
+
+def test_frames_survive_their_files(tmp_path):
+    root, recorded = tmp_path / "data", list(episodes())
+    store = ArrayShards(str(root), {"train": 3, "val": 1})
+    store.write("train", 2, recorded[2:], tries={"do": [1, 0, 0]})
+    store.write("train", 0, recorded[:2])
+    assert store.write("train", 1, [], may_be_empty=True, tries={"do": [0, 8, 0]}) == 0
+    assert store.write("train", 0, []) == 2, "an existing shard is kept"
+    store = ArrayShards(str(root), {"train": 3, "val": 1})
+    assert store.shard_note("train", 1)["tries"] == {"do": [0, 8, 0]}
+    assert store.shard_note("val", 0) is None
+    assert_equal(store.frames("train"), ArrayFrames.from_episodes(recorded))
+    store.write("val", 0, [], may_be_empty=True)
+    assert store.frames("val") is None
+    with pytest.raises(ConfigError, match="no episodes"):
+        ArrayShards(str(tmp_path / "empty"), {"train": 1}).write("train", 0, [])
+    assert len([*root.iterdir()]) == 4, "nothing but the shards"
+
+
+def test_a_file_that_is_no_whole_shard_is_named(tmp_path):
+    shards = {"train": 1}
+    ArrayShards(str(tmp_path), shards).write("train", 0, episodes())
+    (shard,) = tmp_path.iterdir()
+    data = shard.read_bytes()
+    np.savez(tmp_path / "train.npz", action=np.zeros((3, 4)))
+    with pytest.raises(ConfigError, match=r"train.npz cannot be read as demonstrations: .*note"):
+        ArrayShards(str(tmp_path), shards)
+    (tmp_path / "train.npz").unlink()
+    shard.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ConfigError, match=r"00000-of-00001.npz cannot be read .*remove it"):
+        ArrayShards(str(tmp_path), shards)
 
 
 def test_frames_made_with_other_settings_are_rejected(tmp_path):
-    path = tmp_path / "train.npz"
-    ArrayFrames.from_episodes(episodes()).save(path, {"noise": 0.5, "skills": {"reach": 3}})
-    assert len(ArrayFrames.load(path, {"skills": {"reach": 3}, "noise": 0.5}).action)
-    with pytest.raises(ConfigError, match=r'made with .*"reach": 3.*this config has .*"reach": 9'):
-        ArrayFrames.load(path, {"noise": 0.5, "skills": {"reach": 9}})
-    ArrayFrames.from_episodes(episodes()).save(path)
-    with pytest.raises(ConfigError, match="were made with unknown settings"):
-        ArrayFrames.load(path, {"noise": 0.5})
+    def opened(settings, train=1):
+        return ArrayShards(str(tmp_path), {"train": train}, settings)
+
+    opened({"noise": 0.5, "skills": {"reach": 3}}).write("train", 0, episodes())
+    assert opened({"skills": {"reach": 3}, "noise": 0.5}).frames("train")
+    with pytest.raises(ConfigError, match=r"recorded with .*'reach': 3.*this config has .*: 9"):
+        opened({"noise": 0.5, "skills": {"reach": 9}})
+    with pytest.raises(ConfigError, match=r"recorded with train-00000-of-00001.npz.*'train': 2"):
+        opened({"noise": 0.5, "skills": {"reach": 3}}, train=2)
 
 
 def test_errors_name_the_setting_or_frame():
@@ -232,11 +258,13 @@ def test_errors_name_the_setting_or_frame():
         dataclasses.replace(frames, action=bad)
     with pytest.raises(ConfigError, match="no episodes"):
         ArrayFrames.from_episodes([])
+    with pytest.raises(ConfigError, match="no episode for training"):
+        ArraySource(config(), None, frames, ROBOT)
 
 
 def test_neither_the_module_nor_the_script_needs_tensorflow():
     code = (
-        "import sys, octolike.data.arrays, octolike.data.specs.catalog; "
+        "import sys, octolike.data.array_shards, octolike.data.specs.catalog; "
         "import octolike.envs.demonstrations; "
         "print([m for m in sys.modules if m.startswith(('tensorflow', 'jax'))])"
     )

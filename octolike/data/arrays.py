@@ -1,6 +1,6 @@
 """Batches from episodes in memory, with numpy alone: for machines without tensorflow.
 
-    frames = ArrayFrames.from_episodes(episodes)    or ArrayFrames.load(path)
+    frames = ArrayFrames.from_episodes(episodes)    or of files: data.array_shards
     data = ArraySource(config, frames, held_out, robot)
     loop.train(config, data)
 
@@ -13,17 +13,14 @@ and its number, so resuming is arithmetic.
 from __future__ import annotations
 
 import dataclasses
-import json
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from octolike import files, ranges
+from octolike import ranges
 from octolike.config import Config, ConfigError, DataConfig, build_component
 from octolike.data.pipeline import goals, windows
 from octolike.embodiment import EXTREME, Embodiment, Statistics, recorded_representation
@@ -104,42 +101,21 @@ class ArrayFrames:
             tasks=tuple(str(m["task"]) for m in metadata),
         )
 
-    def save(self, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
-        """Write an .npz file atomically.
-
-        settings: how the episodes were generated, as JSON data; `load` compares them.
-        """
-        arrays = {f"image_{camera}": x for camera, x in self.images.items()}
-        arrays |= {n: getattr(self, n) for n in ("proprio", "action", "starts")}
-        arrays |= {n: np.array(getattr(self, n), np.str_) for n in ("instructions", "tasks")}
-        arrays["settings"] = np.array(_to_json(settings), np.str_)
-        files.write_npz(path, arrays)
-
     @classmethod
-    def load(cls, path: str | Path, settings: Mapping[str, Any] | None = None) -> ArrayFrames:
-        """Return the frames of a file that `save` wrote.
-
-        Raises ConfigError for a file that is missing, corrupted or of another format, and for
-        episodes generated with other settings (None: not compared).
-        """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            saved_settings = str(arrays.pop("settings", ""))
-            images = {k.removeprefix("image_"): arrays.pop(k) for k in [*arrays] if "image_" in k}
-            instructions, tasks = (tuple(arrays.pop(n).tolist()) for n in ("instructions", "tasks"))
-            frames = cls(images=images, instructions=instructions, tasks=tasks, **arrays)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise ConfigError(
-                f"{path} cannot be read as a file of ArrayFrames.save: {error}"
-            ) from None
-        if settings is not None and saved_settings != _to_json(settings):
-            raise ConfigError(
-                f"the demonstrations of {path} were made with "
-                f"{saved_settings or 'unknown settings'}, this config has {_to_json(settings)}; "
-                "remove the file, or use another data.root"
-            )
-        return frames
+    def concatenate(cls, parts: Sequence[ArrayFrames]) -> ArrayFrames:
+        """Return the frames of parts with the same cameras, in their order."""
+        if not parts:
+            raise ConfigError("there are no episodes")
+        offsets = np.cumsum([0] + [len(p.action) for p in parts])
+        starts = [p.starts[:-1] + offset for p, offset in zip(parts, offsets[:-1], strict=True)]
+        return cls(
+            images={c: np.concatenate([p.images[c] for p in parts]) for c in parts[0].images},
+            proprio=np.concatenate([p.proprio for p in parts]),
+            action=np.concatenate([p.action for p in parts]),
+            starts=np.concatenate([*starts, offsets[-1:]]),
+            instructions=tuple(x for p in parts for x in p.instructions),
+            tasks=tuple(x for p in parts for x in p.tasks),
+        )
 
 
 class ArraySource:
@@ -152,13 +128,17 @@ class ArraySource:
     """
 
     def __init__(
-        self, config: Config, train: ArrayFrames, held_out: ArrayFrames | None, robot: Embodiment
+        self,
+        config: Config,
+        train: ArrayFrames | None,
+        held_out: ArrayFrames | None,
+        robot: Embodiment,
     ) -> None:
         """Compute the statistics and the batch spec.
 
         Args:
             config: the run's config; data.mix names one dataset.
-            train: training frames; the statistics come from them.
+            train: training frames; the statistics come from them. None is an error.
             held_out: validation frames, or None.
             robot: the record without statistics.
 
@@ -166,6 +146,8 @@ class ArraySource:
             ConfigError: a setting that only `RldsSource` supports, or frames that do not match.
         """
         d = config.data
+        if train is None:
+            raise ConfigError("there is no episode for training")
         _check_config(config, train, robot)
         self._config, self._frames, self._held_out = config, train, held_out
         self.embodiments: Sequence[Embodiment] = [_with_statistics(robot, train, d)]
@@ -376,10 +358,6 @@ def _task_names(frames: ArrayFrames, config: DataConfig) -> Sequence[str]:
     """Return the task of each episode, as data.tasks defines it."""
     by_kind = {"instruction": frames.instructions, "label": frames.tasks}
     return by_kind.get(config.tasks, (config.mix,) * len(frames.tasks))
-
-
-def _to_json(settings: Mapping[str, Any] | None) -> str:
-    return json.dumps(settings, sort_keys=True) if settings else ""
 
 
 def _check_config(config: Config, frames: ArrayFrames, robot: Embodiment) -> None:

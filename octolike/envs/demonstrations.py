@@ -16,14 +16,16 @@ import functools
 import queue
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from octolike.config import CollectConfig, ConfigError
-from octolike.envs.pool import EPISODE_LIMIT, CallCommand, EnvCrash, EnvPool
+from octolike.envs.pool import EPISODE_LIMIT, CallCommand, EnvCrash, EnvPool, default_workers
 from octolike.envs.registry import choose_names, environment_of, kind_of, make_env, simulator
+from octolike.progress import progress
 from octolike.tables import text_table
 
 TRIES = 8
@@ -58,6 +60,24 @@ class Recorded(NamedTuple):
     episode: dict[str, Any] | None
     failed: int
     crashed: int = 0
+
+
+class ShardStore(Protocol):
+    """Where shards are written; octolike.data has one of RLDS files and one of arrays."""
+
+    def shard_note(self, split: str, index: int) -> Mapping[str, Any] | None:
+        """Return what `write` stored with a shard; None for a shard that is not written."""
+
+    def write(
+        self,
+        split: str,
+        index: int,
+        episodes: Iterable[Mapping[str, Any]],
+        *,
+        may_be_empty: bool = False,
+        **notes: Any,
+    ) -> int:
+        """Write the episodes of a shard, perhaps none, and plain values as its note."""
 
 
 class Yield(NamedTuple):
@@ -216,6 +236,35 @@ class RecorderPool:
             return recorded
         finally:
             self._free.put(recorder)
+
+
+def record_missing(
+    environment: Mapping[str, Any],
+    collect: CollectConfig,
+    shards: Sequence[DemonstrationShard],
+    store: ShardStore,
+) -> dict[str, Yield]:
+    """Record the shards that are not in a store, in parallel, and return the yields of all."""
+    missing = [s for s in shards if not store.shard_note(s.split, s.index)]
+    planned, left = (sum(len(s.episodes) for s in of) for of in (shards, missing))
+    most = default_workers(len(missing))
+    workers = min(collect.workers or most, max(len(missing), 1))
+    recorders = RecorderPool(environment, collect, workers)
+
+    def record_shard(shard: DemonstrationShard) -> None:
+        recorded = recorders.record(shard, bar.update)
+        episodes = [r.episode for r in recorded if r.episode is not None]
+        tries = count_tries(recorded)
+        store.write(shard.split, shard.index, episodes, may_be_empty=True, tries=tries)
+
+    with (
+        progress("demonstrations", total=planned, unit="episodes", initial=planned - left) as bar,
+        ThreadPoolExecutor(workers) as threads,
+    ):
+        for _ in threads.map(record_shard, missing):
+            pass
+    notes = [(s, store.shard_note(s.split, s.index)) for s in shards]
+    return yields((s, note["tries"]) for s, note in notes if note and "tries" in note)
 
 
 def count_tries(recorded: Iterable[Recorded]) -> dict[str, list[int]]:
