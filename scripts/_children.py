@@ -14,6 +14,14 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plugins", action="append", default=[], help=text)
 
 
+def add_question(parser: argparse.ArgumentParser) -> None:
+    """Add the options --block, and --against and --split, which replace what a study names."""
+    parser.add_argument("--block", default="", help="of scenes: development, test or test2")
+    against = "variant with which the others are compared; default: that of the study"
+    parser.add_argument("--against", default="", help=against)
+    parser.add_argument("--split", default="", help="where; default: that of the study, or seen")
+
+
 def positive(text: str) -> int:
     """Return the number of an argument that must be at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -39,7 +47,7 @@ def call(script: str, *arguments: str) -> None:
         )
 
 
-def complete_run(run: Any, config: str, args: argparse.Namespace) -> Path:
+def complete_run(run: Any, args: argparse.Namespace) -> Path:
     """Collect (args.collect), train and evaluate a run of a study; return its directory.
 
     The scripts resume what was interrupted and do nothing for what is finished.
@@ -47,6 +55,7 @@ def complete_run(run: Any, config: str, args: argparse.Namespace) -> Path:
     from octolike import files
 
     directory = files.local_path(run.config.workdir, "run")
+    config = args.config.partition(":")[0]
     options = (*run.overrides, *flags("config.plugins", args.plugins))
     for script in ["collect.py"] * args.collect + ["train.py"]:
         call(script, f"--config={config}:{run.arg}", *options)

@@ -7,6 +7,7 @@
     ... --equal-time                            steps that take as long as the first variant's
     ... --block test                            scenes that no choice of the recipe has seen
     octolike compare --table runs/compare       only the table of existing results
+    ... --against alone_20 --split held_out_combination      another question than the study's
 
 A config takes the arguments variant and seed, and names its workdir <comparison>/<variant>-<seed>.
 Expect the difference that the study can find, then <comparison>/comparison.md and comparison.png.
@@ -17,8 +18,9 @@ import argparse
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
-from _children import add_plugins, complete_run, positive
+from _children import add_plugins, add_question, complete_run, positive
 from _step_seconds import measure_steps
 
 
@@ -32,45 +34,45 @@ def main() -> None:
     parser.add_argument("--until-decided", action="store_true", help="--seeds is the maximum")
     parser.add_argument("--equal-time", action="store_true", help="measured before the runs")
     parser.add_argument("--collect", action="store_true", help="collect missing demonstrations")
-    parser.add_argument("--block", default="", help="of scenes: development, the default, or test")
+    add_question(parser)
     add_plugins(parser)
     parser.add_argument("--table", default="", help="print only the table of this directory")
     args = parser.parse_args()
     if bool(args.config) == bool(args.table):
         parser.error("give either --config or --table")
-    from octolike.evaluation import comparison
+    from octolike.evaluation import comparison, study_design
 
     try:
-        directory = Path(args.table) if args.table else run_all(args)
-        print(comparison.write(directory, "default", args.block))
+        question = study_design.question(args.config, args.against, args.split)
+        directory, evidence = run_all(args, question) if args.config else (Path(args.table), "")
+        names = args.variants.split(",") if args.table and args.variants else ()
+        print(comparison.write(directory, question, args.block, names, evidence))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 
-def run_all(args: argparse.Namespace) -> Path:
-    """Train and evaluate every variant and seed without results; return their directory."""
-    from octolike.config import load_module
+def run_all(args: argparse.Namespace, question: Any) -> tuple[Path, str]:
+    """Complete the runs of every variant and seed; return their directory and the evidence."""
     from octolike.evaluation import equal_time, study_design, suites
 
     suites.overrides(block=args.block)  # a wrong name ends before any training
-    path, _, further = args.config.partition(":")
-    module = load_module(path)
-    variants = study_design.choose_variants(path, module, args.variants)
-    runs = study_design.plan_runs(module, variants, further, args.seeds)
+    variants, runs = study_design.plan_study(args.config, args.variants, args.seeds)
     if args.equal_time:
         runs, table = equal_time.plan(runs, measure_steps)
         print(table, flush=True)
-    print(study_design.sentence({r.variant: r.config for r in runs}, args.seeds), flush=True)
-    decided: set[str] = set()
+    design = {r.variant: r.config for r in runs}, args.seeds, question, args.until_decided
+    print(study_design.sentence(*design), flush=True)
+    decided, evidence = set(), ""
     for _, of_seed in itertools.groupby(runs, key=lambda run: run.seed):
         for run in (r for r in of_seed if r.variant not in decided):
-            directory = complete_run(run, path, args)
+            directory = complete_run(run, args)
         if args.until_decided:
-            decided, evidence = study_design.decided(directory.parent, variants, args.block)
+            known = directory.parent, variants, question, args.block
+            decided, evidence = study_design.decided(*known)
             print(evidence, flush=True)
         if len(decided) >= max(1, len(variants) - 1):
             break
-    return directory.parent
+    return directory.parent, evidence
 
 
 if __name__ == "__main__":

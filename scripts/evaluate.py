@@ -20,7 +20,7 @@ SUITE = flags.DEFINE_string("suite", None, "a suite of octolike/evaluation/suite
 SPLITS = flags.DEFINE_list("splits", None, "splits, instead of the run's or the suite's")
 SKILLS = flags.DEFINE_list("skills", None, "skills, instead of the run's or the suite's")
 BLOCK = flags.DEFINE_string(
-    "block", None, "scenes to choose a recipe (development) or report it: test"
+    "block", None, "scenes to choose a recipe (development) or report it: test, test2"
 )
 EPISODES = flags.DEFINE_integer("episodes", None, "episodes per skill and split", lower_bound=1)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; default: the newest")

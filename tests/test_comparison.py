@@ -9,12 +9,14 @@ import pytest
 from octolike.config import Config
 from octolike.envs.tabletop.tabletop_tasks import SKILLS
 from octolike.evaluation import comparison, study_design, suites
-from octolike.evaluation.statistics import SuccessRate, detectable_difference
+from octolike.evaluation.contrasts import Question
+from octolike.evaluation.statistics import SignFlipProcess, SuccessRate, detectable_difference
 
 
-def table_lines(summaries, first=""):
+def table_lines(summaries, *question):
     """Return the lines of the Markdown table without padding."""
-    return [re.sub(" +", " ", x) for x in comparison.table(summaries, first).splitlines()]
+    text = comparison.table(summaries, Question(*question))
+    return [re.sub(" +", " ", x) for x in text.splitlines()]
 
 
 def make_run(directory, name, wins, error=0.2, costs=True):
@@ -39,7 +41,7 @@ def test_seeds_are_pooled_and_variants_ordered(tmp_path):
     default = summaries[0]
     assert (default.pooled("train").successes, default.pooled("train").episodes) == (3, 8)
     assert default.step_seconds == pytest.approx((0.05, 0.05))
-    lines = table_lines(summaries, first="default")
+    lines = table_lines(summaries)
     assert lines[2].startswith("| default | 2 | 38 % [1 %, 97 %]; seeds 25 % to 50 % |")
     assert "| 0.200 | 2.00 M | 3.00 | 50 |" in lines[2]
     assert [line.split()[1] for line in lines[3:5]] == ["moe", "goal-image"]
@@ -50,7 +52,7 @@ def test_seeds_are_pooled_and_variants_ordered(tmp_path):
     text = " ".join(lines)
     assert "over training seeds and scenes" in text
     assert "Holm over 3 pairs" in text
-    picture = comparison.draw(summaries, tmp_path / "comparison.png", first="default")
+    picture = comparison.draw(summaries, tmp_path / "comparison.png")
     assert picture.stat().st_size > 5000
 
 
@@ -79,12 +81,12 @@ def test_a_study_stops_when_its_evidence_suffices(tmp_path):
         make_run(tmp_path, f"better-{seed}", {"train": 3 + seed % 2})
         make_run(tmp_path, f"equal-{seed}", {"train": seed % 3})
     make_run(tmp_path, "late-9", {"train": 1})
-    evidence = study_design.evidence(comparison.read(tmp_path), first="default")
+    evidence = study_design.evidence(comparison.read(tmp_path), Question())
     assert set(evidence) == {"better", "equal"}
     assert evidence["better"].seeds == 8
     assert evidence["better"].p < 0.05 / 2
     assert evidence["equal"].p > 0.2
-    assert study_design.evidence(comparison.read(tmp_path), first="late") == {}
+    assert study_design.evidence(comparison.read(tmp_path), Question("late")) == {}
 
 
 def test_variants_without_a_common_scene_are_never_decided(tmp_path):
@@ -92,7 +94,7 @@ def test_variants_without_a_common_scene_are_never_decided(tmp_path):
         make_run(tmp_path, f"default-{seed}", {"train": 0})
         make_run(tmp_path, f"better-{seed}", {"train": 4})
         make_run(tmp_path, f"elsewhere-{seed}", {"held_out_combination": 4})
-    decided, text = study_design.decided(tmp_path, ("default", "better", "elsewhere"))
+    decided, text = study_design.decided(tmp_path, ("default", "better", "elsewhere"), Question())
     assert decided == {"better"}
     assert re.search(r"better against default after 8 seeds: p = .*: decided", text)
     assert "elsewhere shares no scene with default: never decided" in text
@@ -103,16 +105,118 @@ def test_evidence_comes_from_the_first_split_that_both_have(tmp_path):
     for seed in range(8):
         make_run(tmp_path, f"default-{seed}", {"train": 4, "held_out_combination": 0})
         make_run(tmp_path, f"better-{seed}", {"held_out_combination": 4})
-    evidence = study_design.evidence(comparison.read(tmp_path), first="default")
+    evidence = study_design.evidence(comparison.read(tmp_path), Question())
     assert evidence["better"].seeds == 8
     assert evidence["better"].p < 0.05
+
+
+def test_evidence_pairs_the_seeds_of_the_split_that_is_asked(tmp_path):
+    """Seed 0 of the better variant lacks the split: its seed 1 meets seed 1, not seed 0."""
+    for seed in range(3):
+        lost = {"train": 4, "held_out_combination": 2 * (seed > 1)}
+        make_run(tmp_path, f"default-{seed}", lost)
+        make_run(tmp_path, f"better-{seed}", {"train": 0, "held_out_combination": 2})
+    seen_alone = episodes("touch", 0)  # the evaluation of seed 0 is not finished
+    add_rows(tmp_path / "better-0" / "evaluation", seen_alone)
+    question = Question(split="held_out_combination")
+    process = study_design.evidence(comparison.read(tmp_path), question)["better"]
+    assert process.seeds == 2
+    expected = SignFlipProcess()
+    for difference in (0.5, 0.0):
+        expected.update(difference)
+    assert process.p == expected.p
+
+
+def test_a_study_says_when_its_seeds_cannot_decide_early():
+    """Evidence doubles at most with a seed; of nine comparisons the first needs p = 0.05 / 9."""
+    configs = {f"v{i}": design_config() for i in range(9)} | {"default": design_config()}
+    assert study_design.seeds_to_decide(len(configs)) == 9
+    text = study_design.sentence(configs, 8, Question(), until_decided=True)
+    assert text.endswith("with --seeds 8 nothing is decided early, and all seeds are run")
+    text = study_design.sentence(configs, 9, Question(), until_decided=True)
+    assert text.endswith("decides from 9 seeds on, if all have one sign")
+    process = SignFlipProcess()
+    for _ in range(8):
+        process.update(1.0)
+    assert process.p == pytest.approx(SignFlipProcess.smallest_p(8), rel=0.02)
+    assert process.p > 0.05 / 9
+
+
+def test_the_table_answers_the_question_of_the_study(tmp_path):
+    """On held-out tasks against `narrow`; on seen tasks all are equal."""
+    for seed in range(3):
+        for name, wins in (("narrow", 0), ("broad", 4), ("same", 0)):
+            make_run(tmp_path, f"{name}-{seed}", {"train": 2, "held_out_combination": wins})
+    lines = table_lines(comparison.read(tmp_path), "narrow", "held_out_combination")
+    assert "| letters | minus narrow |" in lines[0]
+    assert [line.split()[1] for line in lines[2:5]] == ["narrow", "broad", "same"]
+    assert "| a | – |" in lines[2]
+    assert "| a | +100 [" in lines[3]
+    text = " ".join(lines)
+    assert "Letters (held-out combination): " in text
+    assert "Differences to narrow (held-out combination): Holm over 2." in text
+    gaps = "broad on held-out combination +50.0 ["
+    assert "Points more than on seen tasks of the same skills, with 95 % intervals over" in text
+    assert gaps in text
+    with pytest.raises(ValueError, match=r"'held_out_family', where .* compared; these were: t"):
+        table_lines(comparison.read(tmp_path), "narrow", "held_out_family")
+    text = comparison.write(tmp_path, Question(), names=("narrow",), evidence="p = 0.01")
+    assert "broad" not in text
+    assert "only these p-values hold, not those of the table:\n\np = 0.01" in text
+
+
+def test_held_out_tasks_are_set_against_seen_ones_of_the_same_skills(tmp_path):
+    """Touching always succeeds and lifting, the only held-out skill, never does."""
+    for seed in range(2):
+        make_run(tmp_path, f"default-{seed}", {"train": 0, "held_out_family": 0})
+        write_config(tmp_path / f"default-{seed}", ("train", "held_out_family"), ("touch", "lift"))
+        rows = [*episodes("touch", 4), *episodes("lift", 0)]
+        rows += episodes("lift", 0, split="held_out_family")
+        add_rows(tmp_path / f"default-{seed}" / "evaluation", rows)
+    text = " ".join(table_lines(comparison.read(tmp_path)))
+    assert "default on held-out family +0.0 [" in text
+
+
+def test_a_study_is_named_by_its_config_file(tmp_path):
+    path = tmp_path / "study.py"
+    path.write_text('REFERENCE, SPLIT = "alone_80", "held_out_combination"\n')
+    stated = Question("alone_80", "held_out_combination")
+    assert study_design.question(f"{path}:debug") == stated
+    assert study_design.question(str(path), "b", "train") == Question("b", "train")
+    assert study_design.question("") == Question()
+
+
+def test_equality_is_stated_only_if_it_is_shown(tmp_path):
+    """400 scenes of each of three seeds at the same rate, or 4 of each."""
+    for seed in range(3):
+        for name in ("default", "same"):
+            make_run(tmp_path / "few", f"{name}-{seed}", {"train": 2})
+            run = tmp_path / "many" / f"{name}-{seed}"
+            make_run(tmp_path / "many", f"{name}-{seed}", {"train": 2})
+            add_rows(run / "evaluation", episodes("touch", 200, count=400))
+            stored = json.loads((run / "config.json").read_text())
+            stored["evaluate"]["episodes"] = 400
+            (run / "config.json").write_text(json.dumps(stored))
+    few, many = (" ".join(table_lines(comparison.read(tmp_path / x))) for x in ("few", "many"))
+    assert "5 % for each): none is shown to be." in few
+    assert "Equal to it within 10 points (two one-sided tests, 5 % for each): same." in many
+
+
+def test_a_run_without_a_number_is_a_seed_of_those_beside_it(tmp_path):
+    """As the quick start's: runs/quickstart has seed 0, runs/quickstart-1 seed 1."""
+    make_run(tmp_path, "default", {"train": 3})
+    make_run(tmp_path, "default-1", {"train": 1})
+    make_run(tmp_path, "default-10", {"train": 2})
+    (summary,) = comparison.read(tmp_path)
+    assert summary.seeds["train"] == ("0", "1", "10")
+    assert [r.successes for r in summary.success["train"]] == [3, 1, 2]
 
 
 def test_a_run_without_a_seed_is_left_out_and_named(tmp_path, capsys):
     make_run(tmp_path, "default-0", {"train": 1})
     make_run(tmp_path, "default-old", {"train": 4})
     (summary,) = comparison.read(tmp_path)
-    assert (summary.variant, summary.seeds) == ("default", ("0",))
+    assert (summary.variant, summary.seeds["train"]) == ("default", ("0",))
     assert f"{tmp_path / 'default-old'} is left out" in capsys.readouterr().out
 
 
@@ -126,7 +230,7 @@ def test_a_block_of_scenes_has_a_table_of_its_own(tmp_path):
     add_rows(evaluation, [*episodes("touch", 1), *test])
     pooled = [comparison.read(tmp_path, x)[0].pooled("train").successes for x in ("", "test")]
     assert pooled == [1, 3]
-    assert "Scenes: the block test." in comparison.write(tmp_path, "default", "test")
+    assert "Scenes: the block test." in comparison.write(tmp_path, block="test")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"default-0", "comparison-test.md", "comparison-test.png"}
 
@@ -170,22 +274,28 @@ def design_config(episodes=60, splits=("train", "held_out_combination")):
 @pytest.mark.parametrize(
     ("variants", "scenes", "pairs"),
     [
-        ({"default": {}, "same": {}, "short": {"episodes": 20}}, 20, "3 pairs"),
-        ({"default": {}, "other": {"splits": ("held_out_combination",)}, "same": {}}, 60, "1 pair"),
-        ({"default": {"splits": SEEN_LAST}, "a": {}, "b": {}}, 60, "3 pairs"),
-        ({"default": {}}, 60, "1 pair"),
+        ({"default": {}, "same": {}, "short": {"episodes": 20}}, 20, "2 comparisons"),
+        (
+            {"default": {}, "other": {"splits": ("held_out_combination",)}, "same": {}},
+            60,
+            "1 comparison",
+        ),
+        ({"default": {"splits": SEEN_LAST}, "a": {}, "b": {}}, 60, "2 comparisons"),
+        ({"default": {}}, 60, "1 comparison"),
     ],
 )
 def test_the_design_counts_the_scenes_that_all_pairs_meet(variants, scenes, pairs):
     configs = {name: design_config(**fields) for name, fields in variants.items()}
-    text = study_design.sentence(configs, 3)
+    text = study_design.sentence(configs, 3, Question())
     assert text.startswith(f"design: {len(configs)} variants, 3 seeds, {scenes} common scenes; ")
     assert f"(adjusted for {pairs};" in text
     smallest = detectable_difference(3, scenes, int(pairs.split()[0]), len(configs))
     assert f"at least {100 * smallest:.0f} points" in text
-    assert study_design.sentence(configs, 1).endswith("one seed compares policies, not recipes")
+    assert study_design.sentence(configs, 1, Question()).endswith(
+        "one seed compares policies, not recipes"
+    )
     configs["default"].environment = {}
-    assert study_design.sentence(configs, 3).endswith("3 seeds, no simulator")
+    assert study_design.sentence(configs, 3, Question()).endswith("3 seeds, no simulator")
 
 
 @pytest.mark.parametrize(
@@ -272,6 +382,23 @@ def test_each_robot_has_its_own_columns(tmp_path):
     assert summaries["both"].pooled("right: train").rate == 0.75
     assert list(summaries["alone"].success) == ["left: train"]
     assert "| left: seen | right: seen |" in table_lines(list(summaries.values()))[0]
+
+
+def test_variants_are_compared_for_each_robot(tmp_path):
+    """`heads` is better for both; the p-values are adjusted over the robots together."""
+    for variant, wins in (("default", 0), ("heads", 4)):
+        for seed in range(3):
+            make_run(tmp_path, f"{variant}-{seed}", {"train": 0})
+            evaluation = tmp_path / f"{variant}-{seed}" / "evaluation"
+            (evaluation / "results.jsonl").unlink()
+            for robot in ("left", "right"):
+                add_rows(evaluation / robot, episodes("touch", wins), {"embodiment": robot})
+    head, _, default, heads, *notes = table_lines(comparison.read(tmp_path))
+    names = "letters (left) | letters (right) | minus default (left) | minus default (right)"
+    assert f"| {names} |" in head
+    assert heads.count("+100 [") == 2
+    assert "| a | a | – | – |" in default
+    assert "Differences to default (seen): Holm over 2." in " ".join(notes)
 
 
 def test_variants_are_compared_on_the_split_of_most(tmp_path):

@@ -27,6 +27,7 @@ SKILLS = {"touch": 400, "push": 400, "lift": 400}
 COUNTS = (5, 10, 20, 50)
 SOURCES = ("default", "no_language", "single")
 TARGET = "tabletop_target"
+SPLIT = "held_out_family"  # where octolike compare compares the variants
 VARIANTS = (*SOURCES, *(f"{s}_{n}" for n in COUNTS for s in (*SOURCES, "scratch")))
 
 

@@ -19,6 +19,7 @@ from octolike.envs.tabletop.tabletop_tasks import names_in_turn
 
 SKILLS = {"touch": 800, "push": 800, "lift": 800}
 VARIANTS = ("default", "tasks_27", "tasks_9", "tasks_3", "tasks_1")
+SPLIT = "held_out_combination"  # where octolike compare compares the variants
 STEPS = 3000
 
 

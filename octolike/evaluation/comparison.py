@@ -8,7 +8,6 @@ every run, so all policies meet the same scenes, and differences are taken scene
 from __future__ import annotations
 
 import collections
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +19,15 @@ import numpy as np
 
 from octolike import files
 from octolike.evaluation import figures, outcomes, statistics
+from octolike.evaluation.contrasts import Contrasts, Question, asked, without_robot
+from octolike.evaluation.equivalent_count import equivalent_count
 from octolike.evaluation.statistics import OutcomeGrid, SuccessRate
-from octolike.evaluation.success import split_name, success_rate
+from octolike.evaluation.success import SEEN, split_name, success_rate
 from octolike.tables import markdown_table
 from octolike.train import metrics
 from octolike.train.checkpoint import COSTS
 
+DEFAULT_QUESTION = Question()
 CURVE = "alone"  # variants alone_<count>: success over the number of demonstrations
 
 
@@ -34,7 +36,7 @@ class VariantSummary:
     """One variant, summarised over its seeds.
 
     success: {split: one rate per seed}, with keys "robot: split" if any run has several robots;
-    grids: {split: the outcomes of all seeds}; seeds: their numbers;
+    grids: {split: the outcomes of all seeds}; seeds: {split: the seeds that were evaluated on it};
     action_error: per seed, in normalised units; step_seconds: per seed, the median of the run;
     parameters, flops (per step): None for older runs without that record; skills: {skill: rate
     over all seeds} on the first split; missing: number of episodes that crashed or were not run.
@@ -43,7 +45,7 @@ class VariantSummary:
     variant: str
     success: dict[str, tuple[SuccessRate, ...]]
     grids: dict[str, OutcomeGrid]
-    seeds: tuple[str, ...]
+    seeds: dict[str, tuple[str, ...]]
     action_error: tuple[float, ...]
     step_seconds: tuple[float, ...]
     parameters: int | None
@@ -72,56 +74,72 @@ class VariantSummary:
         return float(np.mean([r.rate for r in self.skills.values()])) if self.skills else np.nan
 
 
-def read(directory: str | Path, block: str = "") -> list[VariantSummary]:
+def read(directory: str | Path, block: str = "", names: Sequence[str] = ()) -> list[VariantSummary]:
     """Return the evaluated variants of a comparison in alphabetical order.
 
     Only episodes of the runs' own settings count, in the block of scenes if one is given
-    (`outcomes`). Raises FileNotFoundError without any evaluated run.
+    (`outcomes`). names: of the variants; default: all. Raises FileNotFoundError without any
+    evaluated run.
     """
-    evaluated = (run for run in sorted(Path(directory).glob("*-*")) if outcomes.result_files(run))
-    variants = outcomes.by_variant(evaluated)
+    evaluated = [run for run in sorted(Path(directory).glob("*")) if outcomes.result_files(run)]
+    named = [r for r in evaluated if not names or {r.name, r.name.rpartition("-")[0]} & {*names}]
+    variants = outcomes.by_variant(named)
     if not variants:
         raise FileNotFoundError(
             f"{directory} contains no evaluated run <variant>-<seed>/{outcomes.RESULTS}; create "
             "them with octolike compare"
         )
     # If any run has several robots, splits carry the robot's name in all runs.
-    runs = [run for variant_runs in variants.values() for run in variant_runs]
+    runs = [run for variant_runs in variants.values() for run in variant_runs.values()]
     with_robots = any("" not in outcomes.result_files(run) for run in runs)
     return [_summarize(name, runs, with_robots, block) for name, runs in variants.items()]
 
 
-def write(directory: Path, first: str = "", block: str = "") -> str:
+def write(
+    directory: Path,
+    question: Question = DEFAULT_QUESTION,
+    block: str = "",
+    names: Sequence[str] = (),
+    evidence: str = "",
+) -> str:
     """Write the table and the figure into the directory; return the table and the figure's path.
 
     They are comparison.md and comparison.png; with a block of scenes, comparison-<block>.md, ….
+    names: of the variants; default: all. evidence: by which the study stopped, a note.
     """
-    summaries = read(directory, block)
-    text = table(summaries, first)
+    summaries = read(directory, block, names)
+    text = table(summaries, question)
+    if evidence:
+        text += (
+            "\n\nAfter every seed it was tested whether to go on. Of such a study, only these "
+            f"p-values hold, not those of the table:\n\n{evidence}"
+        )
     if block:
         text += f"\n\nScenes: the block {block}."
     name = f"comparison-{block}" if block else "comparison"
     files.write_text(directory / f"{name}.md", text + "\n")
-    return f"{text}\n\n{draw(summaries, directory / f'{name}.png', first)}"
+    return f"{text}\n\n{draw(summaries, directory / f'{name}.png', question)}"
 
 
-def table(summaries: Sequence[VariantSummary], first: str = "") -> str:
-    """Return a Markdown table: the variant `first`, then by success on the first split.
+def table(summaries: Sequence[VariantSummary], question: Question = DEFAULT_QUESTION) -> str:
+    """Return a Markdown table: the reference of the question, then by success on its split.
 
     A cell holds the rate with its 95 % interval over seeds and scenes, and the lowest and highest
-    seed; the second line of columns compares on the first split: the difference to `first`, and
-    letters. With several skills, the table has a column per skill (on the first split, over its
-    episodes), the worst skill and the mean over skills. Notes below explain it.
+    seed; further columns compare on the question's split, for each robot: letters, and the
+    difference to the reference. With several skills, the table has a column per skill (on the first
+    split, over its episodes), the worst skill and the mean over skills. Notes below explain it.
     """
-    rows_in_order = ordered(summaries, first)
+    rows_in_order = ordered(summaries, question)
     splits = _splits(summaries)
     skills = list(dict.fromkeys(skill for v in summaries for skill in v.skills))
     skills = skills if len(skills) > 1 else []
-    contrasts = _Contrasts(rows_in_order, splits[0], first)
+    compared = asked(splits, question)
+    effects = {s: seed_effect(summaries, s) for s in splits}
+    grids = {s: {v.variant: v.grids[s] for v in rows_in_order if s in v.grids} for s in compared}
+    contrasts = Contrasts(grids, effects, question.reference)
     headers = ["variant", "seeds", *map(split_name, splits), *contrasts.headers, *skills]
     headers += ["worst skill", "mean over skills"] if skills else []
     headers += ["action error", "parameters", "GFLOP/step", "ms/step"]
-    effects = {s: seed_effect(summaries, s) for s in splits}
     rows = [
         [
             v.variant,
@@ -137,7 +155,8 @@ def table(summaries: Sequence[VariantSummary], first: str = "") -> str:
         for v in rows_in_order
     ]
     notes = [*_notes(summaries, effects[splits[0]]), *contrasts.notes]
-    notes += _equivalents(rows_in_order, splits[0], effects[splits[0]])
+    notes += _gaps(rows_in_order, splits)
+    notes += _equivalents(rows_in_order, compared[0], effects[compared[0]])
     return "\n\n".join([markdown_table(rows, headers), *notes])
 
 
@@ -152,7 +171,7 @@ def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -
         notes = [
             "Rates: 95 % intervals over training seeds and scenes (`evaluation/statistics.py`); "
             f"the seed explains {effect.share:.1%} of the variance of an outcome, estimated with "
-            f"{effect.freedom} degrees of freedom. Skills: Wilson intervals over episodes."
+            f"{effect.freedom:.3g} degrees of freedom. Skills: Wilson intervals over episodes."
         ]
     else:
         notes = [
@@ -192,7 +211,7 @@ def _equivalents(
         return [f"Equivalent demonstrations: none yet, {CURVE}_<count> have unequal seeds."]
     texts = []
     for summary in others:
-        worth = statistics.equivalent_count(summary.grids[split], curve, effect)
+        worth = equivalent_count(summary.grids[split], curve, effect)
         low, high = (_count_text(x, curve) for x in (worth.low, worth.high))
         texts.append(f"{summary.variant} {_count_text(worth.value, curve)} [{low}, {high}]")
     return [
@@ -208,53 +227,50 @@ def _count_text(count: float, curve: Mapping[int, Any]) -> str:
     return f"above {max(curve)}" if np.isinf(count) else f"{count:.0f}"
 
 
-class _Contrasts:
-    """The pairwise comparisons of a table on one split: adjusted p-values, letters, notes."""
-
-    def __init__(self, summaries: Sequence[VariantSummary], split: str, first: str) -> None:
-        grids = {v.variant: v.grids[split] for v in summaries if split in v.grids}
-        effect = seed_effect(summaries, split)
-        pairs = list(itertools.combinations(grids, 2))
-        self._of_pair = {
-            (a, b): statistics.paired_difference(grids[a], grids[b], effect) for a, b in pairs
-        }
-        p_values = statistics.holm([d.p for d in self._of_pair.values()])
-        self._p = dict(zip(pairs, p_values, strict=True))
-        by_rate = sorted(grids, key=lambda name: -grids[name].rate)
-        different = [pair for pair, p in self._p.items() if p < statistics.LEVEL]
-        self._letters = statistics.compact_letters(by_rate, different)
-        self._first = first if first in grids else ""
-        self.headers = ["letters"] if pairs else []
-        self.headers += [f"minus {first}"] if pairs and self._first else []
-        self.notes = []
-        if pairs:
-            self.notes.append(
-                f"Letters ({split_name(split)}): variants without a common letter differ (5 % for "
-                f"the whole table, Holm over {len(pairs)} pairs, scene by scene). A common letter "
-                "is not equality."
+def _gaps(summaries: Sequence[VariantSummary], splits: Sequence[str]) -> list[str]:
+    """Return a note: how each variant with several seeds differs on tasks that are not seen."""
+    texts = []
+    for summary in summaries:
+        for split in splits:
+            robot, _, name = split.rpartition(": ")
+            seen = f"{robot}: {SEEN}" if robot else SEEN
+            both = [summary.seeds.get(x, ()) for x in (seen, split)]
+            if name == SEEN or len(both[0]) < 2 or both[0] != both[1]:
+                continue
+            a, b = _of_common_skills(summary.grids[split], summary.grids[seen])
+            d = statistics.split_difference(a, b)
+            value, low, high = (100 * x for x in (d.value, d.low, d.high))
+            texts.append(
+                f"{summary.variant} on {split_name(split)} {value:+.1f} [{low:+.1f}, {high:+.1f}]"
             )
-
-    def cells(self, variant: str) -> list[str]:
-        """Return the cells of a variant under `headers`."""
-        cells = [self._letters.get(variant, "–")] if self.headers else []
-        if len(self.headers) < 2:
-            return cells
-        pair = (self._first, variant)
-        difference = self._of_pair.get(pair)
-        if difference is None or not np.isfinite(difference.value):
-            return [*cells, "–"]
-        low, high = (f"{-100 * x:+.0f}" for x in (difference.high, difference.low))
-        return [*cells, f"{-100 * difference.value:+.0f} [{low}, {high}], p {self._p[pair]:.2g}"]
+    if not texts:
+        return []
+    return [
+        f"Points more than on {split_name(SEEN)} tasks of the same skills, with 95 % intervals "
+        f"over seeds and scenes (not adjusted): {'; '.join(texts)}."
+    ]
 
 
-def ordered(summaries: Sequence[VariantSummary], first: str = "") -> list[VariantSummary]:
-    """Return the variant `first`, then by descending success on the first split of `_splits`.
+def _of_common_skills(a: OutcomeGrid, b: OutcomeGrid) -> tuple[OutcomeGrid, OutcomeGrid]:
+    common = {*a.strata} & {*b.strata}
+
+    def restricted(grid: OutcomeGrid) -> OutcomeGrid:
+        scenes = zip(grid.scenes, grid.strata, strict=True)
+        return grid.select([scene for scene, skill in scenes if skill in common])
+
+    return restricted(a), restricted(b)
+
+
+def ordered(
+    summaries: Sequence[VariantSummary], question: Question = DEFAULT_QUESTION
+) -> list[VariantSummary]:
+    """Return the question's reference, then by descending success on its split.
 
     Variants without that split come last.
     """
-    split = _splits(summaries)[0]
+    split = asked(_splits(summaries), question)[0]
     by_rate = sorted(summaries, key=lambda v: -v.pooled(split).rate if split in v.success else 1)
-    return sorted(by_rate, key=lambda v: v.variant != first)
+    return sorted(by_rate, key=lambda v: v.variant != question.reference)
 
 
 def _splits(summaries: Sequence[VariantSummary]) -> list[str]:
@@ -263,9 +279,11 @@ def _splits(summaries: Sequence[VariantSummary]) -> list[str]:
     return [split for split, _ in counts.most_common()]
 
 
-def draw(summaries: Sequence[VariantSummary], path: Path, first: str = "") -> Path:
+def draw(
+    summaries: Sequence[VariantSummary], path: Path, question: Question = DEFAULT_QUESTION
+) -> Path:
     """Draw success per variant and split, with intervals and a dot per seed; return the path."""
-    summaries = ordered(summaries, first)
+    summaries = ordered(summaries, question)
     splits = _splits(summaries)
     with matplotlib.rc_context({"text.parse_math": False}):
         figure, (axis,) = figures.new(9, 0.42 * len(summaries) * len(splits) / 2 + 1.2, 1)
@@ -308,19 +326,19 @@ def _draw_split(
         axis.plot(dots, [position] * len(dots), ".", color=figures.INK, markersize=4)
 
 
-def _without_robot(split: str) -> str:
-    return split.rpartition(": ")[2]
-
-
-def _summarize(variant: str, runs: Sequence[Path], with_robots: bool, block: str) -> VariantSummary:
+def _summarize(
+    variant: str, runs: Mapping[str, Path], with_robots: bool, block: str
+) -> VariantSummary:
     success: dict[str, list[SuccessRate]] = {}
     by_scene: dict[str, list[dict[Any, bool | None]]] = {}
     errors, seconds, costs = [], [], {}
     first_split: list[dict[str, Any]] = []
     missing = 0
-    robots_of = {run: outcomes.read_outcomes(run, block) for run in runs}
+    seeds_of: dict[str, list[str]] = {}
+    robots_of = {run: outcomes.read_outcomes(run, block) for run in runs.values()}
     outcomes.check_settings(robots_of)
-    for run, robots in robots_of.items():
+    for seed, run in runs.items():
+        robots = robots_of[run]
         rows = []
         for outcome in robots:
             robot = f"{outcome.robot}: " if with_robots else ""
@@ -328,12 +346,13 @@ def _summarize(variant: str, runs: Sequence[Path], with_robots: bool, block: str
             missing += outcome.missing
         for split in dict.fromkeys(r["split"] for r in rows):
             success.setdefault(split, []).append(success_rate(rows, split=split))
+            seeds_of.setdefault(split, []).append(seed)
             of_split = [r for r in rows if r["split"] == split]
             by_scene.setdefault(split, []).append(
                 {(r["skill"], r["seed"]): r["success"] for r in of_split}
             )
-        split = _without_robot(rows[0]["split"])
-        first_split += [r for r in rows if _without_robot(r["split"]) == split]
+        split = without_robot(rows[0]["split"])
+        first_split += [r for r in rows if without_robot(r["split"]) == split]
         log = metrics.read(run / metrics.FILE)
         action_errors = [v for r in log for k, v in r.items() if k.endswith("/action_error")]
         errors.append(action_errors[-1] if action_errors else np.nan)
@@ -349,7 +368,7 @@ def _summarize(variant: str, runs: Sequence[Path], with_robots: bool, block: str
             split: OutcomeGrid.from_seeds(seeds, {x: x[0] for s in seeds for x in s})
             for split, seeds in by_scene.items()
         },
-        tuple(run.name.rpartition("-")[2] for run in runs),
+        {split: tuple(seeds) for split, seeds in seeds_of.items()},
         tuple(errors),
         tuple(seconds),
         costs.get("parameters"),

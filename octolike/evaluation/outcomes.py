@@ -36,16 +36,27 @@ class RobotOutcomes:
     settings: Mapping[str, Any]
 
 
-def by_variant(runs: Iterable[Path]) -> dict[str, list[Path]]:
-    """Return {variant: its runs} of runs <variant>-<seed>; prints which others are left out."""
-    variants: dict[str, list[Path]] = {}
+def by_variant(runs: Iterable[Path]) -> dict[str, dict[str, Path]]:
+    """Return {variant: {seed: run}} of runs <variant>-<seed>, seeds in ascending order.
+
+    A run <variant> beside them has the seed of its config. Prints which others are left out.
+    """
+    variants: dict[str, dict[str, Path]] = {}
+    unnumbered = []
     for run in runs:
         variant, _, seed = run.name.rpartition("-")
         if seed.isdecimal():
-            variants.setdefault(variant, []).append(run)
+            variants.setdefault(variant, {})[seed] = run
+        else:
+            unnumbered.append(run)
+    for run in unnumbered:
+        others = variants.get(run.name, {})
+        seed = str(stored_config(str(run)).seed) if others else ""
+        if others and seed not in others:
+            others[seed] = run
         else:
             print(f"note: {run} is left out: its name does not end with -<seed>")
-    return variants
+    return {v: dict(sorted(r.items(), key=lambda x: int(x[0]))) for v, r in variants.items()}
 
 
 def result_files(run: Path) -> dict[str, Path]:

@@ -14,14 +14,15 @@ The questions, in the order of this file:
  1. How often does one policy succeed? `wilson_interval`; two independent groups of episodes:
     `rate_difference`. They hold for this policy, not for the recipe that trained it.
  2. How often does a recipe succeed? `recipe_rate`: seeds and scenes are crossed random effects.
- 3. Which of two recipes, or of two policies, is better? `paired_difference`: scene by scene. For
-    other measures than success, one value per seed: `seed_difference`.
+ 3. Which of two recipes, or of two policies, is better? `paired_difference`: scene by scene. One
+    recipe on two splits: `split_difference`. For other measures than success, one value per seed:
+    `seed_difference`.
  4. Which of many? `holm` adjusts the p-values of a table, `compact_letters` writes them into it.
  5. Are two equal? `is_equivalent`: the whole 90 % interval lies within a margin.
  6. Which difference can a study detect? `detectable_difference`, before it runs.
  7. May it stop now? `SignFlipProcess`: its evidence is valid at any time.
- 8. How many demonstrations is it worth? `equivalent_count`: against a curve over their number.
 
+How many demonstrations a recipe is worth is asked in `equivalent_count`, with these answers.
 `tests/test_statistics.py` simulates the coverage of every interval and the rate of false alarms.
 """
 
@@ -33,14 +34,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 LEVEL = 0.05  # all intervals are 95 %
 Z = float(stats.norm.isf(LEVEL / 2))
 # Assumptions of a plan without earlier runs: shares of the variance of a single outcome. In the
-# studies of RESULTS.md the seeds of one variant had a share of 0.02 to 0.07.
-SEED_SHARE, SCENE_SHARE, POWER = 0.05, 0.2, 0.8
-_POINTS_PER_COUNT = 16  # steps of a curve from one count to the next: 4 % if the count doubles
+# studies of RESULTS.md the seeds of one variant had a share of 0.02 to 0.07, and what one variant
+# finds hard in a scene and another does not had 0.07 to 0.25.
+SEED_SHARE, SCENE_SHARE, INTERACTION_SHARE, POWER = 0.05, 0.2, 0.1, 0.8
 
 # 1. one policy
 
@@ -177,12 +178,13 @@ class SeedEffect:
     In shares of p (1 − p), the variance of an outcome, which shrinks towards 0 % and 100 %.
 
     excess: the seed's share, an unbiased estimate that can be negative. residual: the share that
-    neither seed nor scene explains. freedom: degrees of freedom, 0 if no recipe has two seeds.
+    neither seed nor scene explains. freedom: degrees of freedom, 0 if no recipe has two seeds;
+    recipes near 0 and 100 % say little of the share and add little (Satterthwaite 1946).
     """
 
     excess: float = 0.0
     residual: float = 1.0
-    freedom: int = 0
+    freedom: float = 0.0
 
     @property
     def share(self) -> float:
@@ -193,10 +195,22 @@ class SeedEffect:
         """Return the variance of a seed's rate over `scenes`, as observed: seed and noise."""
         return max(0.0, self.excess + self.residual / scenes)
 
+    def of(self, grid: OutcomeGrid) -> SeedEffect:
+        """Return the effect for one recipe: its own if that is larger, else the pooled one.
+
+        The seeds of one recipe may differ more than those of the others. Its own estimate alone
+        would have few degrees of freedom, the pooled one alone would be too small. If its seeds
+        differ twice as much as the others', intervals of its rate cover about 90 %.
+        """
+        own = seed_effect([grid])
+        if not own.freedom or own.excess <= self.excess:
+            return self
+        return SeedEffect(own.excess, own.residual, self.freedom)
+
 
 def seed_effect(grids: Iterable[OutcomeGrid]) -> SeedEffect:
     """Estimate the seed's effect from the recipes with several seeds (analysis of variance)."""
-    excess, residual, scale, freedom = 0.0, 0.0, 0.0, 0
+    excess, residual, scale, squares = 0.0, 0.0, 0.0, 0.0
     for grid in grids:
         seeds, scenes = grid.outcomes.shape
         if seeds < 2 or scenes < 2:
@@ -206,9 +220,12 @@ def seed_effect(grids: Iterable[OutcomeGrid]) -> SeedEffect:
         remainder = float(((y - rows - columns + y.mean()) ** 2).sum()) / (scenes - 1)
         residual += remainder
         excess += (seeds - 1) * float(rows.var(ddof=1)) - remainder / scenes
-        scale += (seeds - 1) * grid.rate * (1 - grid.rate)
-        freedom += seeds - 1
-    return SeedEffect(excess / scale, residual / scale, freedom) if scale else SeedEffect()
+        weight = (seeds - 1) * grid.rate * (1 - grid.rate)
+        scale += weight
+        squares += weight**2 / (seeds - 1)
+    if not scale:
+        return SeedEffect()
+    return SeedEffect(excess / scale, residual / scale, scale**2 / squares)
 
 
 def recipe_rate(grid: OutcomeGrid, seeds: SeedEffect | None = None) -> tuple[float, float, float]:
@@ -223,7 +240,7 @@ def recipe_rate(grid: OutcomeGrid, seeds: SeedEffect | None = None) -> tuple[flo
         seeds: the effect pooled over all recipes of a study; default: of this one alone. With one
             seed and no pooled effect, the interval holds for that policy only.
     """
-    effect = seed_effect([grid]) if seeds is None else seeds
+    effect = seed_effect([grid]) if seeds is None else seeds.of(grid)
     count, scenes = grid.outcomes.shape
     p = grid.rate
     if not scenes:
@@ -259,7 +276,7 @@ def paired_difference(
     if not common:
         return Difference(math.nan, math.nan, math.nan, math.nan, "no common scene")
     a, b = a.select(common), b.select(common)
-    effect = seed_effect([a, b]) if seeds is None else seeds
+    pooled = seed_effect([a, b]) if seeds is None else seeds
     counts = len(a.outcomes), len(b.outcomes)
     per_scene = a.outcomes.mean(axis=0) - b.outcomes.mean(axis=0)
     value = float(per_scene.mean())
@@ -268,14 +285,17 @@ def paired_difference(
     won = math.sqrt((1 / counts[0] + 1 / counts[1]) / 2)
     padded = np.array([*per_scene, won, -won])
     by_scene = float(padded.var()) / len(padded)
-    by_seed = sum(g.rate * (1 - g.rate) / n for g, n in zip((a, b), counts, strict=True))
-    deviations = [(math.inf, math.sqrt(by_scene + effect.share * by_seed))]
-    if effect.freedom:
-        between = effect.between_seeds(len(common)) * by_seed
-        deviations.append((effect.freedom, math.sqrt(between)))
+    weighted = [
+        (pooled.of(g), g.rate * (1 - g.rate) / n) for g, n in zip((a, b), counts, strict=True)
+    ]
+    by_seed = sum(effect.share * weight for effect, weight in weighted)
+    deviations = [(math.inf, math.sqrt(by_scene + by_seed))]
+    if pooled.freedom:
+        between = sum(effect.between_seeds(len(common)) * weight for effect, weight in weighted)
+        deviations.append((pooled.freedom, math.sqrt(between)))
     half = max(float(stats.t.isf(LEVEL / 2, f)) * s for f, s in deviations)
     middle = float(padded.mean())  # of both, so that p < 5 % exactly if 0 is outside
-    if effect.freedom:
+    if pooled.freedom:
         p = max(float(2 * stats.t.sf(abs(middle) / s, f)) if s else 0.0 for f, s in deviations)
         method = "same scenes, over training seeds and scenes"
     else:
@@ -283,6 +303,42 @@ def paired_difference(
         method = "same scenes: Bonett and Price's interval, McNemar's test"
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
     return Difference(value, min(low, value), max(high, value), p, method)
+
+
+def split_difference(a: OutcomeGrid, b: OutcomeGrid) -> Difference:
+    """Return rate(a) − rate(b) of one recipe on two splits; row s of both is the same policy.
+
+    What a seed adds to both splits cancels. The wider of two intervals and the larger of their
+    p-values: over the seeds' differences (t), and over scenes, pairwise where the splits share
+    them; the others are independent. With one seed, over scenes alone. NaN without scenes.
+    """
+    if len(a.outcomes) != len(b.outcomes):
+        raise ValueError(f"{len(a.outcomes)} and {len(b.outcomes)} seeds; expected the same ones")
+    seeds = len(a.outcomes)
+    if not (a.outcomes.size and b.outcomes.size):
+        return Difference(math.nan, math.nan, math.nan, math.nan, "no scene")
+    # As in `paired_difference`, two more scenes keep the interval valid near 0 and 1.
+    if set(a.scenes) == set(b.scenes):
+        paired = (a.outcomes - b.select(a.scenes).outcomes).mean(axis=0)
+        by_scene = _mean_variance(paired, a.strata) + 2 / seeds / len(paired) ** 2
+        scenes = "same scenes"
+    else:
+        by_scene = sum(
+            _mean_variance(g.outcomes.mean(axis=0), g.strata) + 0.5 / seeds / len(g.scenes) ** 2
+            for g in (a, b)
+        )
+        scenes = "other scenes"
+    per_seed = a.outcomes.mean(axis=1) - b.outcomes.mean(axis=1)
+    value = float(per_seed.mean())
+    deviations = [(math.inf, math.sqrt(by_scene))]
+    if seeds > 1:
+        deviations.append((seeds - 1, float(per_seed.std(ddof=1)) / math.sqrt(seeds)))
+    half = max(float(stats.t.isf(LEVEL / 2, f)) * s for f, s in deviations)
+    p = max(
+        float(2 * stats.t.sf(abs(value) / s, f)) if s else float(not value) for f, s in deviations
+    )
+    method = f"{scenes}, over training seeds and scenes" if seeds > 1 else f"{scenes}, one seed"
+    return Difference(value, max(-1.0, value - half), min(1.0, value + half), p, method)
 
 
 def _mcnemar(per_scene: np.ndarray) -> float:
@@ -390,6 +446,7 @@ def detectable_difference(
     rate: float = 0.5,
     seed_share: float = SEED_SHARE,
     scene_share: float = SCENE_SHARE,
+    interaction_share: float = INTERACTION_SHARE,
 ) -> float:
     """Return the smallest difference of two recipes that a study finds with 80 % probability.
 
@@ -401,18 +458,29 @@ def detectable_difference(
         rate: the success rate around which the recipes lie.
         seed_share: the share of an outcome's variance due to the seed.
         scene_share: the share due to the scene; it cancels between recipes.
+        interaction_share: the share due to the scene for one recipe; more seeds do not lower it.
 
     Returns:
         The difference in success rate; 1 if a study of this size finds none (a single seed).
     """
     if seeds < 2:
         return 1.0
-    spread = rate * (1 - rate)
-    single = (1 - seed_share - scene_share) / scenes
-    deviation = math.sqrt(2 * spread * (seed_share + single) / seeds)
-    freedom = recipes * (seeds - 1)
-    quantiles = stats.t.isf(LEVEL / comparisons / 2, freedom) + stats.t.isf(1 - POWER, freedom)
-    return float(min(1.0, quantiles * deviation))
+    spread = 2 * rate * (1 - rate)  # of two recipes
+    rest = spread * (1 - seed_share - scene_share - interaction_share) / scenes / seeds
+    by_scene = math.sqrt(spread * (interaction_share / scenes + seed_share / seeds) + rest)
+    by_seed = spread * seed_share / seeds + rest
+    # The larger of a recipe's own and the pooled estimate is used (`SeedEffect.of`): on average
+    # E max(1, chi²(k) / k) times the variance.
+    k = seeds - 1
+    larger = float(stats.chi2.cdf(k, k) + stats.chi2.sf(k, k + 2))
+    limits = [
+        float(stats.t.isf(LEVEL / comparisons / 2, freedom)) * deviation
+        for freedom, deviation in (
+            (math.inf, by_scene),
+            (recipes * k, math.sqrt(larger * by_seed)),
+        )
+    ]
+    return min(1.0, max(limits) + float(stats.norm.isf(1 - POWER)) * by_scene)
 
 
 # 7. while a study runs
@@ -422,9 +490,10 @@ class SignFlipProcess:
     """Evidence that two recipes differ, valid whenever one looks (an e-process).
 
     Each seed gives the difference d of two success rates on the same scenes. If the recipes are
-    equal, d and −d are equally likely, so exp(s d) / cosh(s d) has mean 1 for any stake s, and
-    products of it exceed 1 / α with probability at most α, at any time (Ville's inequality). The
-    evidence is the mean over several stakes.
+    equal on these scenes, d and −d are equally likely, so exp(s d) / cosh(s d) has mean 1 for any
+    stake s, and products of it exceed 1 / α with probability at most α, at any time (Ville's
+    inequality). The evidence is the mean over several stakes. It is about these scenes: other
+    scenes, and demonstrations that all seeds share, are not drawn again.
     """
 
     _STAKES = np.array([s * sign for s in (3.0, 10.0, 30.0, 100.0) for sign in (-1, 1)])
@@ -448,88 +517,7 @@ class SignFlipProcess:
         """A p-value that may be read after every seed."""
         return min(1.0, 1 / self.largest)
 
-
-# 8. against a curve
-
-
-@dataclass(frozen=True)
-class EquivalentCount:
-    """The number on a curve at which it succeeds as often as a recipe, with a 95 % interval.
-
-    A value or bound beyond the measured counts is 0 (fewer than the smallest) or inf (more than
-    the largest).
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-def equivalent_count(
-    recipe: OutcomeGrid, curve: Mapping[int, OutcomeGrid], seeds: SeedEffect | None = None
-) -> EquivalentCount:
-    """Return the number of demonstrations alone that a recipe with other data is worth.
-
-    Between two measured counts, the curve's outcomes are interpolated scene by scene over the
-    logarithm of the count. The interval holds every count whose interpolated rate does not differ
-    from the recipe's (`paired_difference`, 5 %), and those between. The value is where the curve,
-    made monotone by isotonic regression, reaches the recipe's rate.
-
-    Args:
-        recipe: the outcomes of the recipe.
-        curve: {count: outcomes}, at least two counts, with as many seeds at each.
-        seeds: the effect pooled over all recipes of the study; default: of these alone.
-
-    Raises:
-        ValueError: the curve has fewer than two counts, or other seeds at some of them.
-    """
-    counts = sorted(curve)
-    if len(counts) < 2 or len({len(curve[n].outcomes) for n in counts}) > 1:
-        raise ValueError(
-            f"a curve over {counts} demonstrations with "
-            f"{[len(curve[n].outcomes) for n in counts]} seeds; expected at least two counts, and "
-            "the same number of seeds at each"
-        )
-    effect = seed_effect([recipe, *curve.values()]) if seeds is None else seeds
-    between = np.geomspace(counts[0], counts[-1], 1 + _POINTS_PER_COUNT * (len(counts) - 1))
-    differences = [
-        paired_difference(recipe, _interpolated(curve, counts, x), effect) for x in between
-    ]
-    equal = [x for x, d in zip(between, differences, strict=True) if d.low <= 0 <= d.high]
-    low, high = (equal[0], equal[-1]) if equal else _crossing(between, differences)
-    low = 0.0 if low == between[0] else float(low)
-    high = math.inf if high == between[-1] else float(high)
-
-    rates = optimize.isotonic_regression([curve[n].rate for n in counts]).x
-    if recipe.rate < rates[0]:
-        value = 0.0
-    elif recipe.rate > rates[-1]:
-        value = math.inf
-    else:
-        rising = np.interp(np.log(between), np.log(counts), rates)
-        value = float(between[int(np.argmax(rising >= recipe.rate - 1e-12))])
-    return EquivalentCount(value, min(low, value), max(high, value))
-
-
-def _interpolated(
-    curve: Mapping[int, OutcomeGrid], counts: Sequence[int], count: float
-) -> OutcomeGrid:
-    """Return the outcomes at a count between two measured ones, over their common scenes."""
-    i = min(max(int(np.searchsorted(counts, count)), 1), len(counts) - 1)
-    below, above = counts[i - 1], counts[i]
-    share = math.log(count / below) / math.log(above / below)
-    met = set(curve[above].scenes)
-    common = [x for x in curve[below].scenes if x in met]
-    a, b = curve[below].select(common), curve[above].select(common)
-    outcomes = (1 - share) * a.outcomes + share * b.outcomes
-    return OutcomeGrid(outcomes, a.scenes, a.strata)
-
-
-def _crossing(counts: np.ndarray, differences: Sequence[Difference]) -> tuple[float, float]:
-    """Return the bounds if the recipe differs from the curve at every count that was tried."""
-    if differences[-1].value > 0:
-        return float(counts[-1]), math.inf
-    if differences[0].value < 0:
-        return 0.0, float(counts[0])
-    last = max(i for i, d in enumerate(differences) if d.value > 0)
-    return float(counts[last]), float(counts[last + 1])
+    @staticmethod
+    def smallest_p(seeds: int) -> float:
+        """Return the limit of p after a number of seeds: all of one sign, however different."""
+        return min(1.0, 2.0 ** (1 - seeds))

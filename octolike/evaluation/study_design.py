@@ -10,9 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from octolike.config import Config, ConfigError, unknown
+from octolike.config import Config, ConfigError, load_module, unknown
 from octolike.evaluation import comparison, statistics, suites
 from octolike.evaluation.comparison import VariantSummary
+from octolike.evaluation.contrasts import DEFAULT, Question, without_robot
 from octolike.evaluation.statistics import OutcomeGrid, SignFlipProcess
 from octolike.evaluation.success import SEEN
 
@@ -41,6 +42,27 @@ def choose_variants(path: str, module: ModuleType, text: str) -> list[str]:
     return variants
 
 
+def question(config: str, against: str = "", split: str = "") -> Question:
+    """Return the question of a study: what a command names, else the constants of its config file.
+
+    REFERENCE is the variant with which the others are compared, `default` without it; SPLIT is
+    where, by default on seen tasks.
+
+    config: path of the config file, perhaps with arguments; "" for the defaults.
+    """
+    module = load_module(config.partition(":")[0]) if config else None
+    reference = against or getattr(module, "REFERENCE", DEFAULT)
+    return Question(reference, split or getattr(module, "SPLIT", ""))
+
+
+def plan_study(config: str, names: str, seeds: int) -> tuple[list[str], list[StudyRun]]:
+    """Return the variants and runs of a config file; names: as in `choose_variants`."""
+    path, _, further = config.partition(":")
+    module = load_module(path)
+    variants = choose_variants(path, module, names)
+    return variants, plan_runs(module, variants, further, seeds)
+
+
 def plan_runs(module: ModuleType, variants: Sequence[str], arg: str, seeds: int) -> list[StudyRun]:
     """Return the runs of a config file, all variants of a seed together.
 
@@ -53,19 +75,31 @@ def plan_runs(module: ModuleType, variants: Sequence[str], arg: str, seeds: int)
     return runs
 
 
-def sentence(configs: Mapping[str, Config], seeds: int) -> str:
+def sentence(
+    configs: Mapping[str, Config], seeds: int, question: Question, until_decided: bool = False
+) -> str:
     """Return the design as a sentence, with the smallest difference that it can find.
 
-    configs: {variant: config of one of its runs}. Pairs of variants are compared on the scenes
-    that both meet; the sentence is about the pair with the fewest.
+    configs: {variant: config of one of its runs}; until_decided: whether the study may stop early.
+    Each variant is compared with the reference on the scenes that both meet, or all pairs if the
+    reference is none of them; the sentence is about the pair with the fewest scenes.
     """
     if not all(config.environment for config in configs.values()):
         return f"design: {len(configs)} variants, {seeds} seeds, no simulator"
-    scenes = [_first_scenes(config) for config in configs.values()]
-    common = [len(a & b) for a, b in itertools.combinations(scenes, 2)]
-    pairs = [n for n in common if n] or [min(map(len, scenes))]
-    number = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"
-    return _text(len(configs), seeds, min(pairs), len(pairs), number)
+    scenes = {name: _scenes(config, question.split) for name, config in configs.items()}
+    pairs = list(itertools.combinations(scenes, 2))
+    pairs = [pair for pair in pairs if question.reference in pair] or pairs
+    common = [n for n in (len(scenes[a] & scenes[b]) for a, b in pairs) if n]
+    common = common or [min(map(len, scenes.values()))]
+    number = f"{len(common)} {'comparison' if len(common) == 1 else 'comparisons'}"
+    text = _text(len(configs), seeds, min(common), len(common), number)
+    if not until_decided:
+        return text
+    least = seeds_to_decide(len(configs))
+    text += f"; evidence after every seed decides from {least} seeds on, if all have one sign"
+    if seeds < least:
+        text += f": with --seeds {seeds} nothing is decided early, and all seeds are run"
+    return text
 
 
 def effects_sentence(config: Config, variants: int, seeds: int, effects: int) -> str:
@@ -75,15 +109,15 @@ def effects_sentence(config: Config, variants: int, seeds: int, effects: int) ->
     """
     if not config.environment:
         return f"design: {variants} variants, {seeds} seeds, no simulator"
-    return _text(variants, seeds, len(_first_scenes(config)), effects, f"{effects} effects")
+    return _text(variants, seeds, len(_scenes(config)), effects, f"{effects} effects")
 
 
-def _first_scenes(config: Config) -> frozenset[suites.EpisodePlan]:
-    """Return the episodes of the split with which a table begins."""
+def _scenes(config: Config, split: str = "") -> frozenset[suites.EpisodePlan]:
+    """Return the episodes of a split; "": of that with which a table begins."""
     skills = tuple(config.collect.skills)
     plan = suites.suite_from_config(config.environment, config.evaluate, skills).plan()
     first = SEEN if any(e.split == SEEN for e in plan) else plan[0].split
-    return frozenset(episode for episode in plan if episode.split == first)
+    return frozenset(episode for episode in plan if episode.split == (split or first))
 
 
 def _text(variants: int, seeds: int, scenes: int, comparisons: int, number: str) -> str:
@@ -98,47 +132,60 @@ def _text(variants: int, seeds: int, scenes: int, comparisons: int, number: str)
     )
 
 
-def decided(directory: Path, variants: Sequence[str], block: str = "") -> tuple[set[str], str]:
-    """Return (the variants that certainly differ from the first, the evidence as text).
+def decided(
+    directory: Path, variants: Sequence[str], question: Question, block: str = ""
+) -> tuple[set[str], str]:
+    """Return (the variants that certainly differ from the reference, the evidence as text).
 
-    5 % for all of them together (Bonferroni), whenever it is called.
+    5 % for all of them together (Holm), whenever it is called.
     """
-    level = statistics.LEVEL / max(1, len(variants) - 1)
-    summaries = [v for v in comparison.read(directory, block) if v.variant in variants]
-    processes = evidence(summaries, first=variants[0])
-    certain = {name for name, process in processes.items() if process.p <= level}
+    summaries = comparison.read(directory, block, variants)
+    processes = evidence(summaries, question)
+    others = [name for name in variants if name != question.reference]
+    p_values = [processes[n].p if n in processes else math.nan for n in others]
+    adjusted = dict(zip(others, statistics.holm(p_values), strict=True))
+    certain = {name for name, p in adjusted.items() if p <= statistics.LEVEL}
     lines = []
-    for name in variants[1:]:
-        process = processes.get(name)
-        if process is None or not process.seeds:
-            lines.append(f"{name} shares no scene with {variants[0]}: never decided")
+    for name in others:
+        if not math.isfinite(adjusted[name]):
+            lines.append(f"{name} shares no scene with {question.reference}: never decided")
             continue
         lines.append(
-            f"{name} against {variants[0]} after {process.seeds} seeds: p = {process.p:.2g}, valid "
-            f"at any time ({level:.2g} decides): {'decided' if name in certain else 'open'}"
+            f"{name} against {question.reference} after {processes[name].seeds} seeds: p = "
+            f"{adjusted[name]:.2g}, valid at any time, Holm over {len(processes)}: "
+            f"{'decided' if name in certain else 'open'}"
         )
     return certain, "\n".join(lines)
 
 
-def evidence(summaries: Sequence[VariantSummary], first: str) -> dict[str, SignFlipProcess]:
-    """Return the evidence that a variant differs from `first`, seed by seed.
+def seeds_to_decide(variants: int) -> int:
+    """Return how many seeds can decide a difference to the reference at all, the first of many.
 
-    On the first split that both have; of two robots, a variant may have the second one alone. Valid
-    after any number of seeds: a study may stop as soon as its p is small enough. Variants without a
-    common seed or split are omitted.
+    Evidence doubles at most with each seed, so a study with fewer seeds never stops early.
+    """
+    level = statistics.LEVEL / max(1, variants - 1)
+    return next(n for n in itertools.count(1) if SignFlipProcess.smallest_p(n) <= level)
+
+
+def evidence(summaries: Sequence[VariantSummary], question: Question) -> dict[str, SignFlipProcess]:
+    """Return the evidence that a variant differs from the question's reference, seed by seed.
+
+    On the question's split, of the first robot that both have. Valid after any number of seeds: a
+    study may stop as soon as its p is small enough. Variants without a common seed or scene are
+    omitted.
     """
     by_name = {v.variant: v for v in summaries}
-    if first not in by_name:
+    if question.reference not in by_name:
         return {}
-    reference = by_name[first]
+    reference = by_name[question.reference]
     processes = {}
     for variant, summary in by_name.items():
-        common = [s for s in summary.seeds if s in reference.seeds]
-        split = next((s for s in reference.grids if s in summary.grids), None)
-        if variant == first or not common or split is None:
+        common = [s for s in reference.grids if s in summary.grids]
+        split = next((s for s in common if question.split in ("", without_robot(s))), None)
+        if variant == question.reference or split is None:
             continue
         process = SignFlipProcess()
-        for seed in sorted(common, key=int):
+        for seed in sorted({*summary.seeds[split]} & {*reference.seeds[split]}, key=int):
             a, b = (
                 OutcomeGrid.from_seeds([_outcomes_of(v, split, seed)], v.strata(split))
                 for v in (summary, reference)
@@ -146,11 +193,12 @@ def evidence(summaries: Sequence[VariantSummary], first: str) -> dict[str, SignF
             difference = statistics.paired_difference(a, b).value
             if math.isfinite(difference):
                 process.update(difference)
-        processes[variant] = process
+        if process.seeds:
+            processes[variant] = process
     return processes
 
 
 def _outcomes_of(summary: VariantSummary, split: str, seed: str) -> Mapping[Any, bool | None]:
     grid = summary.grids[split]
-    row = grid.outcomes[summary.seeds.index(seed)]
+    row = grid.outcomes[summary.seeds[split].index(seed)]
     return {x: bool(y) for x, y in zip(grid.scenes, row, strict=True)}

@@ -6,6 +6,7 @@ are fixed, so every policy meets the same scenes:
     below 1,000,000              demonstrations
     BLOCKS["development"] + i    the default: for choosing a recipe, looked at as often as one likes
     BLOCKS["test"] + i           for the figures that are reported, once the recipe is chosen
+    BLOCKS["test2"] + i          the same, if failures in "test" have led to another recipe
     + 10,000,000 per skill       the scenes of two skills are independent
     + 5,000,000                  in splits with scenes of their own; the splits SAME_SCENES differ
                                  from the seen one in words, task or distractors alone
@@ -25,7 +26,7 @@ from octolike.envs.registry import choose_names, kind_of, simulator
 from octolike.envs.task_tables import FIRST_SEED, OTHER_SCENES, seed_offset
 from octolike.evaluation.success import HELD_OUT_TASKS, SEEN, SPLIT_MEANINGS
 
-BLOCKS = {"development": FIRST_SEED, "test": 3_000_000}
+BLOCKS = {"development": FIRST_SEED, "test": 3_000_000, "test2": 4_000_000}
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def suite_by_name(name: str, environment: Mapping[str, Any]) -> Suite:
 
 
 def block_of(episode: EpisodePlan) -> str:
-    """Return the block of an episode's seed: "development", "test" or "demonstrations"."""
+    """Return the block of an episode's seed, a name of BLOCKS or "demonstrations"."""
     seed = episode.seed % OTHER_SCENES
-    return next((n for n in ("test", "development") if seed >= BLOCKS[n]), "demonstrations")
+    return next((n for n in reversed(BLOCKS) if seed >= BLOCKS[n]), "demonstrations")
 
 
 def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:

@@ -138,9 +138,8 @@ class TransferEffect:
 
 def find_runs(directory: Path) -> dict[str, list[Path]]:
     """Return {variant: its started runs} in the directory of a comparison."""
-    return outcomes.by_variant(
-        run for run in sorted(directory.glob("*-*")) if (run / "names.json").exists()
-    )
+    started = [run for run in sorted(directory.glob("*-*")) if (run / "names.json").exists()]
+    return {v: list(runs.values()) for v, runs in outcomes.by_variant(started).items()}
 
 
 def read_results(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantResults]:
@@ -198,9 +197,7 @@ def _estimate_effects(variants: Mapping[str, VariantResults]) -> list[TransferEf
     def variants_with(groups: set[str]) -> list[str]:
         return [name for name in order if set(variants[name].groups) == groups]
 
-    seeds = seed_effect(
-        r.success for v in variants.values() for r in v.results.values() if r.success
-    )
+    seeds = _seed_effect(variants)
     shared, effects = variants_with(all_groups), []
     for measure in ("success", "error"):
         for name in shared:
@@ -215,6 +212,17 @@ def _estimate_effects(variants: Mapping[str, VariantResults]) -> list[TransferEf
                 for group in pair[1].groups:
                     effects += _effect(FROM, group, source, measure, seeds, *pair)
     return effects
+
+
+def _seed_effect(variants: Mapping[str, VariantResults]) -> SeedEffect:
+    """Return the seed's effect, pooled over variants and groups.
+
+    The groups of a run share its seed: they add no degrees of freedom.
+    """
+    grids = [[r.success for r in v.results.values() if r.success] for v in variants.values()]
+    effect = seed_effect(grid for of_variant in grids for grid in of_variant)
+    runs = sum(bool(of_variant) for of_variant in grids)
+    return replace(effect, freedom=effect.freedom * runs / max(1, sum(map(len, grids))))
 
 
 def count_effects(mixes: Sequence[frozenset[str]]) -> int:
