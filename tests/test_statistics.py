@@ -102,6 +102,9 @@ def test_crashed_scenes_are_left_out_and_counted():
     seeds = [{"a": True, "b": None, "c": False}, {"a": False, "b": True, "c": True, "d": True}]
     g = OutcomeGrid.from_seeds(seeds, dict.fromkeys("abcd", "skill"))
     assert (g.scenes, g.left_out) == (("a", "c"), 2)
+    other = OutcomeGrid.from_seeds([{"a": True, "c": None, "e": True}], dict.fromkeys("ace", "s"))
+    d = paired_difference(g, other)
+    assert (d.value, d.left_out) == (pytest.approx(-0.5), 4), "of a to e, only a has both outcomes"
     assert g.outcomes.tolist() == [[1, 0], [0, 1]]
     disjoint = OutcomeGrid.from_seeds([{"c": True, "z": True}], dict.fromkeys("cz", "skill"))
     assert paired_difference(g, disjoint).value == pytest.approx(-0.5)

@@ -19,9 +19,9 @@ from typing import Any
 from octolike import files
 from octolike.evaluation import figures, milestones, success
 from octolike.evaluation.figures import ChunkComparison, VideoClip, split_colour
+from octolike.evaluation.headline import headline, headline_scope
 from octolike.evaluation.statistics import SuccessRate
 from octolike.evaluation.success import (
-    SEEN,
     SPLIT_MEANINGS,
     ResultRow,
     split_name,
@@ -98,6 +98,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
     """Return the content of report.json: rates with intervals, gaps, failures, curves, setup."""
     rows, table = content.rows, success.rate_table(content.rows)
     following = success.instruction_following(rows)
+    above_untrained = success.untrained_difference(rows, **headline_scope(rows))
     return {
         "title": content.title,
         "headline": headline(rows),
@@ -118,6 +119,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
             policy: {s: success.mean_rates(rates, content.groups) for s, rates in splits.items()}
             for policy, splits in table.items()
         },
+        "above_untrained": above_untrained.to_json() if above_untrained else None,
         "gaps": [gap.to_json() for gap in success.generalization_gaps(rows)],
         "following": following.to_json() if following else None,
         "failures": {
@@ -145,33 +147,6 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         },
         "remarks": list(content.remarks),
     }
-
-
-def headline(rows: Sequence[ResultRow]) -> str:
-    """Return the main result in one or two sentences."""
-    trained, untrained = (
-        success.success_rate(rows, policy=p, split=SEEN) for p in ("trained", "untrained")
-    )
-    result = f"On seen tasks the policy succeeds in {_rate_text(trained, 'of the episodes')}"
-    if not trained.episodes:  # the seen split was not evaluated, or all its episodes crashed
-        crashes = f"All {trained.crashed} episodes on seen tasks crashed. " * bool(trained.crashed)
-        trained, untrained = (
-            success.success_rate(rows, policy=p) for p in ("trained", "untrained")
-        )
-        if not trained.episodes:
-            return f"No episode finished: all {trained.crashed} crashed."
-        episodes = "of the other episodes" if crashes else "of the episodes"
-        result = f"{crashes}The policy succeeds in {_rate_text(trained, episodes)}"
-    if not untrained.episodes:
-        crashed = untrained.crashed
-        reason = f"crashed in all {crashed}" if crashed else "was not evaluated"
-        return f"{result}; the untrained network {reason}."
-    verdict = (
-        "The intervals do not overlap, so it has learned something."
-        if trained.interval[0] > untrained.interval[1]
-        else "The intervals overlap, so these episodes do not show that it has learned anything."
-    )
-    return f"{result}, the untrained network in {_rate_text(untrained)}. {verdict}"
 
 
 def success_table(rows: Sequence[ResultRow], groups: Mapping[str, str] | None = None) -> str:
@@ -284,13 +259,6 @@ def _means_text(rates: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> 
         return over_tasks
     per_group = ", ".join(f"{k} {v}" for k, v in texts.items())
     return f"{over_tasks}; over the {len(texts)} groups {over_groups} ({per_group})"
-
-
-def _rate_text(rate: SuccessRate, episodes: str = "") -> str:
-    low, high = rate.interval
-    counts = f"{rate.successes} of {rate.episodes}"
-    share = f"{rate.rate:.0%} {episodes}".strip()
-    return f"{share} ({counts}; 95 % interval {low:.0%} to {high:.0%})"
 
 
 def _fields(policy: str, split: str, skill: str) -> dict[str, str]:
@@ -444,12 +412,13 @@ def _method_html(content: ReportContent) -> str:
         "Every episode starts from a fixed seed that no demonstration uses; with equal seeds, "
         "every policy meets the same scenes. Success is judged by the simulator's state.",
         "The untrained network has the same architecture with random parameters. It shows the "
-        "success rate of chance: on a small table even random motion touches objects.",
-        "Rates have Wilson's 95 % intervals. Seen and held-out tasks are compared scene by scene "
-        "where both splits have the same scenes (Bonett and Price's interval, McNemar's test), and "
-        "as independent episodes otherwise (Newcombe's, Fisher's); p-values are adjusted for the "
-        "number of gaps (Holm). Rates are equal within a margin if two one-sided tests at 5 % each "
-        "say so.",
+        "success rate of chance: on a small table even random motion touches objects. The policy "
+        "has learned something if it succeeds more often than that (p below 5 %).",
+        "Rates have Wilson's 95 % intervals. Two sides of a comparison are paired scene by scene "
+        "if most of their scenes are the same (Bonett and Price's interval, McNemar's test), and "
+        "compared as independent episodes otherwise (Newcombe's, Fisher's). The p-values of gaps "
+        "between seen and held-out tasks are adjusted for their number (Holm). Rates are equal "
+        "within a margin if two one-sided tests at 5 % each say so.",
         f"{crashed} {'episode' if crashed == 1 else 'episodes'} crashed; rates exclude them."
         if crashed
         else "No episode crashed; rates include every episode.",
@@ -475,7 +444,8 @@ def _img(path: Path, alt: str) -> str:
 
 _BARS = (
     "Success rate per skill and split with 95 % intervals. The narrow grey bar next to each is the "
-    "untrained network. Bars differ significantly if their intervals do not overlap."
+    "untrained network. An interval is of one bar alone and does not show whether two bars differ; "
+    "the tests of differences are in the first lines of the page and in “Memorising or learning?”."
 )
 _LOSS = (
     "Loss on training examples and on held-out demonstrations. A validation loss that rises while "

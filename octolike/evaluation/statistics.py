@@ -42,6 +42,7 @@ Z = float(stats.norm.isf(LEVEL / 2))
 # studies of RESULTS.md the seeds of one variant had a share of 0.02 to 0.07, and what one variant
 # finds hard in a scene and another does not had 0.07 to 0.25.
 SEED_SHARE, SCENE_SHARE, INTERACTION_SHARE, POWER = 0.05, 0.2, 0.1, 0.8
+_PAIRED = "same scenes"  # start of the method of a paired difference
 
 # 1. one policy
 
@@ -102,7 +103,8 @@ class SuccessRate:
 class Difference:
     """A difference of two rates with its 95 % interval and two-sided p-value.
 
-    method: the interval and the test, for the reader. NaN if one side has no outcome.
+    method: the interval and the test, for the reader. NaN if one side has no outcome. left_out: the
+    number of scenes without an outcome on both sides, if scenes were paired.
     """
 
     value: float
@@ -110,12 +112,29 @@ class Difference:
     high: float
     p: float
     method: str
+    left_out: int = 0
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether both sides met the same scenes."""
+        return self.method.startswith(_PAIRED)
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether it is above zero beyond chance, without adjustment for other comparisons."""
+        return self.p < LEVEL and self.value > 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for report.json."""
         numbers = {"difference": self.value, "low": self.low, "high": self.high, "p": self.p}
         finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        return finite | {"method": self.method}
+        return finite | {"method": self.method, "scenes_left_out": self.left_out}
+
+
+def left_out_note(scenes: int) -> str:
+    """Return the number of scenes that a paired comparison leaves out, in words; "" for none."""
+    plural = "" if scenes == 1 else "s"
+    return f"{scenes} scene{plural} left out, as a side has no outcome there" if scenes else ""
 
 
 def rate_difference(a: SuccessRate, b: SuccessRate) -> Difference:
@@ -138,13 +157,14 @@ class OutcomeGrid:
 
     scenes: a key per column; policies met equal scenes under equal keys. strata: a name per column,
     such as its skill; the choice of strata is fixed, so differences between them are not noise.
-    left_out: columns without an outcome for every seed (crashed or missing episodes).
+    incomplete: keys of the scenes without an outcome for every seed (crashed or missing episodes),
+    which have no column.
     """
 
     outcomes: np.ndarray
     scenes: tuple[Hashable, ...]
     strata: tuple[str, ...]
-    left_out: int = 0
+    incomplete: tuple[Hashable, ...] = ()
 
     @classmethod
     def from_seeds(
@@ -153,10 +173,16 @@ class OutcomeGrid:
         """Return the grid of {scene: success or None} per seed, over the scenes of all seeds."""
         scenes = dict.fromkeys(scene for seed in seeds for scene in seed)
         complete = tuple(x for x in scenes if all(s.get(x) is not None for s in seeds))
+        incomplete = tuple(scenes.keys() - set(complete))
         outcomes = np.array([[float(bool(s[x])) for x in complete] for s in seeds])
         outcomes = outcomes.reshape(len(seeds), len(complete))
         names = tuple(strata[x] for x in complete)
-        return cls(outcomes, complete, names, len(scenes) - len(complete))
+        return cls(outcomes, complete, names, incomplete)
+
+    @property
+    def left_out(self) -> int:
+        """The number of scenes without an outcome for every seed."""
+        return len(self.incomplete)
 
     @property
     def rate(self) -> float:
@@ -168,7 +194,7 @@ class OutcomeGrid:
         column = {x: i for i, x in enumerate(self.scenes)}
         chosen = [column[x] for x in scenes]
         strata = tuple(self.strata[i] for i in chosen)
-        return OutcomeGrid(self.outcomes[:, chosen], tuple(scenes), strata, self.left_out)
+        return OutcomeGrid(self.outcomes[:, chosen], tuple(scenes), strata, self.incomplete)
 
 
 @dataclass(frozen=True)
@@ -266,6 +292,8 @@ def paired_difference(
 ) -> Difference:
     """Return rate(a) − rate(b) over the scenes that both met; NaN without a common one.
 
+    Scenes that only one side met, or that lack an outcome of a seed, are counted (`left_out`).
+
     With one seed each and no pooled effect: the interval of Bonett and Price (2012) and McNemar's
     exact test; they hold for this pair of policies. Otherwise the wider of two intervals and the
     larger of their p-values: over the seeds' rates, with a t quantile, and over scenes plus the
@@ -273,8 +301,9 @@ def paired_difference(
     """
     met = set(b.scenes)
     common = [x for x in a.scenes if x in met]
+    left_out = len(met.union(a.scenes, a.incomplete, b.incomplete)) - len(common)
     if not common:
-        return Difference(math.nan, math.nan, math.nan, math.nan, "no common scene")
+        return Difference(math.nan, math.nan, math.nan, math.nan, "no common scene", left_out)
     a, b = a.select(common), b.select(common)
     pooled = seed_effect([a, b]) if seeds is None else seeds
     counts = len(a.outcomes), len(b.outcomes)
@@ -297,12 +326,12 @@ def paired_difference(
     middle = float(padded.mean())  # of both, so that p < 5 % exactly if 0 is outside
     if pooled.freedom:
         p = max(float(2 * stats.t.sf(abs(middle) / s, f)) if s else 0.0 for f, s in deviations)
-        method = "same scenes, over training seeds and scenes"
+        method = f"{_PAIRED}, over training seeds and scenes"
     else:
         p = _mcnemar(per_scene)
-        method = "same scenes: Bonett and Price's interval, McNemar's test"
+        method = f"{_PAIRED}: Bonett and Price's interval, McNemar's test"
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
-    return Difference(value, min(low, value), max(high, value), p, method)
+    return Difference(value, min(low, value), max(high, value), p, method, left_out)
 
 
 def split_difference(a: OutcomeGrid, b: OutcomeGrid) -> Difference:
@@ -321,7 +350,7 @@ def split_difference(a: OutcomeGrid, b: OutcomeGrid) -> Difference:
     if set(a.scenes) == set(b.scenes):
         paired = (a.outcomes - b.select(a.scenes).outcomes).mean(axis=0)
         by_scene = _mean_variance(paired, a.strata) + 2 / seeds / len(paired) ** 2
-        scenes = "same scenes"
+        scenes = _PAIRED
     else:
         by_scene = sum(
             _mean_variance(g.outcomes.mean(axis=0), g.strata) + 0.5 / seeds / len(g.scenes) ** 2

@@ -6,6 +6,7 @@ ones, and in a familiar scene it follows the instruction instead of repeating th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from octolike.evaluation.statistics import (
     SuccessRate,
     holm,
     is_equivalent,
+    left_out_note,
     paired_difference,
     rate_difference,
 )
@@ -154,7 +156,6 @@ def generalization_gaps(
     Episodes in equal scenes are paired; splits with other scenes are compared as independent.
     """
     policy_rows = [r for r in rows if r["policy"] == policy]
-    untrained_rows = [r for r in rows if r["policy"] == "untrained" and r["split"] == SEEN]
     skills_of = {
         split: _distinct([r for r in policy_rows if r["split"] == split], "skill")
         for split in _distinct(policy_rows, "split")
@@ -167,39 +168,81 @@ def generalization_gaps(
         skill_rows = [r for r in policy_rows if r["skill"] in skills]
         seen, held_out = success_rate(skill_rows, split=SEEN), success_rate(skill_rows, split=split)
         if seen.episodes and held_out.episodes:
-            compared.append((split, skills, seen, held_out, _difference(skill_rows, split)))
+            of_split = [[r for r in skill_rows if r["split"] == x] for x in (SEEN, split)]
+            difference = _difference(*of_split, ("skill", "seed"))
+            compared.append((split, skills, seen, held_out, difference))
     gaps = []
     p_values = holm([difference.p for *_, difference in compared])
     for (split, skills, seen, held_out, difference), p in zip(compared, p_values, strict=True):
-        untrained = success_rate([r for r in untrained_rows if r["skill"] in skills])
-        sentence = _gap_sentence(split, seen, held_out, difference, p, untrained)
+        seen_rows = [r for r in rows if r["split"] == SEEN and r["skill"] in skills]
+        above_untrained = untrained_difference(seen_rows, policy)
+        sentence = _gap_sentence(split, seen, held_out, difference, p, above_untrained)
         if split == HELD_OUT_TASKS:
             sentence += " " + _other_tasks_caveat(skills_of[SEEN], skills_of[split])
         gaps.append(GeneralizationGap(split, skills, seen, held_out, difference, p, sentence))
     return gaps
 
 
-def _difference(rows: Sequence[ResultRow], split: str) -> Difference:
-    """Return seen minus held-out success, paired if the splits share most of their scenes.
+def untrained_difference(
+    rows: Iterable[ResultRow], policy: str = "trained", **fields: str
+) -> Difference | None:
+    """Return trained minus untrained success of the rows with the given field values.
 
-    A pair is the same skill and seed. Single pairs may have different scenes: one crashed at its
-    start, or the split `counterfactual` drew another scene, as the first allows no other task. Such
-    a pair is valid, too; it only narrows nothing.
+    Returns:
+        The difference, paired if the two met the same scenes; None if one finished no episode.
     """
-    seen, held_out = (
-        {(r["skill"], r["seed"]): r for r in rows if r["split"] == name} for name in (SEEN, split)
+    selected = [r for r in rows if all(r[k] == v for k, v in fields.items())]
+    trained, untrained = (
+        [r for r in selected if r["policy"] == name] for name in (policy, "untrained")
     )
-    scenes = [(seen[x].get("scene"), held_out[x].get("scene")) for x in seen.keys() & held_out]
-    equal = sum(bool(a) and a == b for a, b in scenes)  # older results have no scenes on record
-    if 2 * equal <= max(len(seen), len(held_out)):
-        return rate_difference(*(success_rate(rows, split=x) for x in (SEEN, split)))
-    return paired_difference(_grid(seen), _grid(held_out))
+    if not all(success_rate(x).episodes for x in (trained, untrained)):
+        return None
+    return _difference(trained, untrained, ("split", "skill", "seed"))
 
 
-def _grid(rows: Mapping[tuple[str, int], ResultRow]) -> OutcomeGrid:
-    """Return the outcomes of one policy, {(skill, seed): row}."""
+def _difference(
+    a_rows: Iterable[ResultRow], b_rows: Iterable[ResultRow], pair: tuple[str, ...]
+) -> Difference:
+    """Return success(a) − success(b), paired if the two sides share most of their scenes.
+
+    Single pairs may have different scenes: one crashed at its start, or the split `counterfactual`
+    drew another scene, as the first allows no other task. Such a pair is valid, too; it only
+    narrows nothing.
+
+    Args:
+        a_rows: one row per scene.
+        b_rows: of the other side.
+        pair: the fields that two rows of a pair share. With the split among them, equal seeds start
+            equal scenes, also in older results without scenes on record.
+    """
+    a, b = ({tuple(r[k] for k in pair): r for r in rows} for rows in (a_rows, b_rows))
+    scenes = [(a[x].get("scene"), b[x].get("scene")) for x in a.keys() & b]
+    seed_decides = "split" in pair
+    equal = sum(x == y if x and y else seed_decides for x, y in scenes)
+    difference = paired_difference(_grid(a), _grid(b))
+    if 2 * equal <= max(len(a), len(b)) or math.isnan(difference.value):  # no pair finished
+        return rate_difference(success_rate(a.values()), success_rate(b.values()))
+    return difference
+
+
+def _grid(rows: Mapping[tuple[Any, ...], ResultRow]) -> OutcomeGrid:
+    """Return the outcomes of one policy, {scene: row}."""
     outcome = {scene: row["success"] for scene, row in rows.items()}
-    return OutcomeGrid.from_seeds([outcome], {scene: scene[0] for scene in outcome})
+    return OutcomeGrid.from_seeds([outcome], {x: row["skill"] for x, row in rows.items()})
+
+
+def bounds_text(difference: Difference, sides: str, p: str) -> str:
+    """Return how a difference was measured, in words.
+
+    sides: "trained minus untrained"; p: the name of the p-value to print after the interval.
+    """
+    low, high = 100 * difference.low, 100 * difference.high
+    pairing = "the same scenes" if difference.is_paired else "other scenes, compared unpaired"
+    left_out = left_out_note(difference.left_out)
+    return (
+        f"{pairing}{left_out and f', {left_out}'}; {sides}: 95 % interval {low:+.0f} to "
+        f"{high:+.0f} points, {p}"
+    )
 
 
 def _skills_to_compare(split: str, seen: Sequence[str], held_out: Sequence[str]) -> tuple[str, ...]:
@@ -230,20 +273,17 @@ def _gap_sentence(
     held_out: SuccessRate,
     difference: Difference,
     p: float,
-    untrained: SuccessRate,
+    above_untrained: Difference | None,
 ) -> str:
     """Return a gap and its interpretation as a sentence; p: adjusted."""
-    low, high = difference.low, difference.high
     rates = f"{seen.rate:.0%} on seen tasks, {held_out.rate:.0%} on “{split_name(split)}”"
-    pairing = "the same scenes" if difference.method.startswith("same") else "other scenes"
-    bounds = (
-        f"{pairing}; seen minus held-out: 95 % interval {100 * low:+.0f} to {100 * high:+.0f} "
-        f"points, adjusted p = {p:.2g}"
-    )
-    if untrained.episodes and seen.interval[0] <= untrained.interval[1]:
+    bounds = bounds_text(difference, "seen minus held-out", f"adjusted p = {p:.2g}")
+    if above_untrained and not above_untrained.is_positive:
+        p_untrained = f"p = {above_untrained.p:.2g}"
+        chance = bounds_text(above_untrained, "trained minus untrained", p_untrained)
         return (
-            f"{rates}: seen tasks succeed no more often than without training (the intervals "
-            "overlap), so the gap is not informative."
+            f"{rates}: these episodes do not show that seen tasks succeed more often than without "
+            f"training ({chance}), so the gap is not informative."
         )
     if p < LEVEL and difference.value > 0 and held_out.rate < seen.rate / 2:
         signal = SIGNALS.get(split, "This suggests memorising, not learning")
@@ -256,10 +296,9 @@ def _gap_sentence(
         return f"{rates}: the held-out tasks succeed more often; they may be easier ({bounds})."
     if is_equivalent(difference, EQUAL):
         return f"{rates}: equal within {100 * EQUAL:.0f} points ({bounds})."
-    return (
-        f"{rates}: no significant gap, but one of up to {100 * max(0.0, high):.0f} points is "
-        f"possible ({bounds})."
-    )
+    largest = 100 * max(0.0, difference.high)
+    possible = f"one of up to {largest:.0f} points is possible"
+    return f"{rates}: no significant gap, but {possible} ({bounds})."
 
 
 @dataclass(frozen=True)
