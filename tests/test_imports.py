@@ -20,6 +20,7 @@ TENSORFLOW = {"tensorflow", "tensorflow_datasets", "rlds"}
 LOWEST = {
     "types",
     "errors",
+    "caveats",
     "config",
     "files",
     "manifest",
@@ -35,6 +36,7 @@ LOWEST = {
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
+    "caveats": set(),
     "config": {"config", "errors", "files", "tables", "terminal"},
     "files": {"errors"},
     "manifest": {"errors", "files"},

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 from scipy import stats
 
+from octolike.caveats import ONE_RUN
 from octolike.evaluation import figures, report, statistics
 from octolike.evaluation.figures import ChunkComparison, VideoClip
 from octolike.evaluation.report import LearningCurves, ReportContent
@@ -135,6 +136,7 @@ def test_report_json_contains_the_numbers(written):
     assert data["failures"]["train"] == {"time ran out": 4, "touched red <cube>": 2}
     assert data["curves"]["train"] == [[0, 2.0], [10, 1.0]]
     assert data["setup"] == {"checkpoint": 7}
+    assert data["remarks"] == [ONE_RUN, "9 steps/s"]
 
 
 def test_the_headline_states_whether_the_policy_learned(content):

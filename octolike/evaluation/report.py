@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from octolike import files
+from octolike.caveats import ONE_RUN
 from octolike.evaluation import figures, milestones, success
 from octolike.evaluation.figures import ChunkComparison, VideoClip, split_colour
 from octolike.evaluation.headline import headline, headline_scope
@@ -31,11 +32,6 @@ from octolike.pictures import PictureAttempts
 from octolike.tables import text_table
 
 STRIP_EPISODES = 4  # per film strip
-ONE_RUN = (
-    "This is one training run: the intervals cover episodes. Another training seed of the same "
-    "recipe can differ by more than they show; to compare recipes, train several seeds (octolike "
-    "compare)."
-)
 MAX_VIDEOS = 16  # on the page, a few hundred kilobytes each at most
 
 RateTable = Mapping[str, Mapping[str, Mapping[str, SuccessRate]]]  # of success.rate_table
@@ -145,7 +141,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
             "action_error": {k: _points(v) for k, v in content.curves.action_error.items()},
             "seconds": content.curves.seconds,
         },
-        "remarks": list(content.remarks),
+        "remarks": [ONE_RUN, *content.remarks],
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octolike import files
+from octolike.caveats import ONE_RUN
 from octolike.embodiment import Embodiment, Layout, embodiments_from_json
 from octolike.errors import RunError
 from octolike.files import Path
@@ -168,7 +169,7 @@ def _success(directory: Path, step: int) -> str:
     warning = ""
     if isinstance(evaluated, int) and evaluated != step:
         warning = f"\n\n**These are of checkpoint {evaluated}, not of {step}.**"
-    return f"{title}{report['headline']}\n\n{_markdown(header, rows)}{warning}"
+    return f"{title}{report['headline']}\n\n{_markdown(header, rows)}\n\n{ONE_RUN}{warning}"
 
 
 def _use(name: str, records: Sequence[Embodiment]) -> str:

@@ -1,0 +1,7 @@
+"""What limits the figures of a run, in the words of every document that shows them."""
+
+ONE_RUN = (
+    "This is one training run: the intervals cover episodes. Another training seed of the same "
+    "recipe can differ by more than they show; to compare recipes, train several seeds (octolike "
+    "compare)."
+)
