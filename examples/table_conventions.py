@@ -247,19 +247,37 @@ def read_results(files: str) -> OutcomeGrid:
 
 
 def compare(results: dict[str, OutcomeGrid]) -> Iterator[str]:
-    """Yield a line per convention: its success, and its difference to that of the first one."""
-    from octolike.evaluation.statistics import paired_difference, recipe_rate, seed_effect
+    """Yield a line per convention: its success, and its difference to that of the first one.
+
+    The last line names the number of differences that the p-values are adjusted for.
+    """
+    from octolike.evaluation.statistics import (
+        holm,
+        left_out_note,
+        paired_difference,
+        recipe_rate,
+        seed_effect,
+    )
 
     first, effect = next(iter(results.values())), seed_effect(results.values())
+    differences = {
+        name: paired_difference(grid, first, effect)
+        for name, grid in results.items()
+        if grid is not first
+    }
+    adjusted = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
     for name, grid in results.items():
         rate, low, high = recipe_rate(grid, effect)
         skills = np.array(grid.strata)
         per_skill = ", ".join(f"{s} {grid.outcomes[:, skills == s].mean():.0%}" for s in SKILLS)
         line = f"{name}: {rate:.0%} [{low:.0%}, {high:.0%}] of {grid.outcomes.size} ({per_skill})"
-        if grid is not first:
-            d = paired_difference(grid, first, effect)
-            line += f"; difference {d.value:+.0%} [{d.low:+.0%}, {d.high:+.0%}], {d.method}"
+        if d := differences.get(name):
+            line += f"; difference {d.value:+.0%} [{d.low:+.0%}, {d.high:+.0%}], "
+            line += f"adjusted p {adjusted[name]:.2g}, {d.method}"
+            line += f"; {left_out_note(d.left_out)}" if d.left_out else ""
         yield line
+    if differences:
+        yield f"p adjusted for the whole table (Holm over {len(differences)} differences)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,7 +3,8 @@
     octolike benchmark delay --runs runs/real-time-0,runs/real-time-1,runs/real-time-2
 
 Expect a row per run, method and delay, and one over all runs with the difference to "continue" in
-the same scenes; with --figure a figure of them. Episodes that exist in RUN/delay are not run again.
+the same scenes, its p-value adjusted for the number of differences (Holm), and the number of scenes
+left out of it; with --figure a figure of them. Episodes that exist in RUN/delay are not run again.
 configs/experiments/real_time.py states the design.
 """
 
@@ -55,13 +56,17 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = [row for row, _ in measured]
     if args.figure:
         draw(rows, args.figure)
-    return rows + list(_over_runs(measured))
+    return rows + over_runs(measured)
 
 
-def _over_runs(measured: list[tuple[dict[str, Any], Outcomes]]) -> Iterator[dict[str, Any]]:
-    """Yield success over runs and scenes per method and delay, and its difference to REFERENCE."""
+def over_runs(measured: list[tuple[dict[str, Any], Outcomes]]) -> list[dict[str, Any]]:
+    """Return success over runs and scenes per method and delay, and its difference to REFERENCE.
+
+    Prints how many differences the p-values are adjusted for.
+    """
     from octolike.evaluation.statistics import (
         OutcomeGrid,
+        holm,
         paired_difference,
         recipe_rate,
         seed_effect,
@@ -73,14 +78,27 @@ def _over_runs(measured: list[tuple[dict[str, Any], Outcomes]]) -> Iterator[dict
     skill = {scene: scene[0] for _, outcomes in measured for scene in outcomes}
     grids = {cell: OutcomeGrid.from_seeds(runs, skill) for cell, runs in seeds.items()}
     effect = seed_effect(grids.values())
+    differences = {
+        (method, delay): paired_difference(grid, grids[REFERENCE, delay], effect)
+        for (method, delay), grid in grids.items()
+        if method != REFERENCE and (REFERENCE, delay) in grids
+    }
+    adjusted = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
+    rows = []
     for (method, delay), grid in grids.items():
         rate, low, high = recipe_rate(grid, effect)
         row = {"run": "all", "method": method, "delay": delay, "success": rate}
         row |= {"episodes": grid.outcomes.size, "low": low, "high": high}
-        if method != REFERENCE and (REFERENCE, delay) in grids:
-            less = paired_difference(grid, grids[REFERENCE, delay], effect)
+        if less := differences.get((method, delay)):
             row |= {f"less {REFERENCE}": less.value, "from": less.low, "to": less.high}
-        yield row
+            row |= {"adjusted p": adjusted[method, delay], "left out": less.left_out}
+        rows.append(row)
+    if differences:
+        print(
+            f"less {REFERENCE}: p adjusted for the whole table (Holm over {len(differences)} "
+            "differences, scene by scene); left out: scenes where a side has no outcome"
+        )
+    return rows
 
 
 def _measure(
