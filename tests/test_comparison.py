@@ -8,7 +8,7 @@ import pytest
 
 from octolike.config import Config
 from octolike.envs.tabletop.tabletop_tasks import SKILLS
-from octolike.evaluation import comparison, study_design, suites
+from octolike.evaluation import comparison, statistics, study_design, suites
 from octolike.evaluation.contrasts import Question
 from octolike.evaluation.statistics import SignFlipProcess, SuccessRate, detectable_difference
 
@@ -357,6 +357,27 @@ def test_skills_have_columns_and_the_worst_skill_is_named(tmp_path):
     assert any(note.startswith("One training seed per variant: the intervals") for note in notes)
     assert "| seen | touch | lift | worst skill | mean over skills |" in head
     assert "| 75 % [30 %, 95 %] | 25 % [5 %, 70 %] | lift 25 % | 50 % |" in line
+
+
+def test_intervals_of_skills_cover_training_seeds(tmp_path):
+    """Lifts succeed always in one seed and never in the other; one of them crashes."""
+    for seed in range(2):
+        make_run(tmp_path, f"default-{seed}", {"train": 0})
+        write_config(tmp_path / f"default-{seed}", ("train",), ("touch", "lift"))
+        lifts = episodes("lift", 4 * seed)
+        lifts[3]["success"] = None if seed else False
+        add_rows(tmp_path / f"default-{seed}" / "evaluation", episodes("touch", 4) + lifts)
+    (summary,) = comparison.read(tmp_path)
+    effect = statistics.seed_effect([summary.skill_grids["lift"]])
+    rate, low, high = statistics.recipe_rate(summary.skill_grids["lift"], effect)
+    assert (rate, low < 0.02, high > 0.98) == (0.5, True, True), "two seeds say little"
+    lines = table_lines([summary])
+    cells = f"| {100 * rate:.0f} % [{100 * low:.0f} %, {100 * high:.0f} %] | lift 50 % | 75 % |"
+    assert cells in lines[2]
+    text = " ".join(lines)
+    assert "Skills likewise" in text
+    assert "Wilson" not in text
+    assert "as a seed has no outcome there: default 1." in text
 
 
 def test_seen_tasks_come_first_for_any_order_of_episodes(tmp_path):

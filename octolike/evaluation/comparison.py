@@ -39,7 +39,8 @@ class VariantSummary:
     grids: {split: the outcomes of all seeds}; seeds: {split: the seeds that were evaluated on it};
     action_error: per seed, in normalised units; step_seconds: per seed, the median of the run;
     parameters, flops (per step): None for older runs without that record; skills: {skill: rate
-    over all seeds} on the first split; missing: number of episodes that crashed or were not run.
+    over all seeds} on the first split; skill_grids: {skill: the outcomes of all seeds} there;
+    missing: number of episodes that crashed or were not run.
     """
 
     variant: str
@@ -51,6 +52,7 @@ class VariantSummary:
     parameters: int | None
     flops: float | None
     skills: dict[str, SuccessRate] = field(default_factory=dict)
+    skill_grids: dict[str, OutcomeGrid] = field(default_factory=dict)
     missing: int = 0
 
     def pooled(self, split: str) -> SuccessRate:
@@ -62,16 +64,6 @@ class VariantSummary:
         """Return {scene: its skill} of a split."""
         grid = self.grids[split]
         return dict(zip(grid.scenes, grid.strata, strict=True))
-
-    @property
-    def worst(self) -> str:
-        """The skill with the lowest rate; "" without any."""
-        return min(self.skills, key=lambda s: self.skills[s].rate, default="")
-
-    @property
-    def mean(self) -> float:
-        """The mean rate over skills, each with the same weight; NaN without any."""
-        return float(np.mean([r.rate for r in self.skills.values()])) if self.skills else np.nan
 
 
 def read(directory: str | Path, block: str = "", names: Sequence[str] = ()) -> list[VariantSummary]:
@@ -127,7 +119,7 @@ def table(summaries: Sequence[VariantSummary], question: Question = DEFAULT_QUES
     A cell holds the rate with its 95 % interval over seeds and scenes, and the lowest and highest
     seed; further columns compare on the question's split, for each robot: letters, and the
     difference to the reference. With several skills, the table has a column per skill (on the first
-    split, over its episodes), the worst skill and the mean over skills. Notes below explain it.
+    split), the worst skill and the mean over skills. Notes below explain it.
     """
     rows_in_order = ordered(summaries, question)
     splits = _splits(summaries)
@@ -140,13 +132,17 @@ def table(summaries: Sequence[VariantSummary], question: Question = DEFAULT_QUES
     headers = ["variant", "seeds", *map(split_name, splits), *contrasts.headers, *skills]
     headers += ["worst skill", "mean over skills"] if skills else []
     headers += ["action error", "parameters", "GFLOP/step", "ms/step"]
+    skill_effects = {
+        s: statistics.seed_effect(v.skill_grids[s] for v in summaries if s in v.skill_grids)
+        for s in skills
+    }
     rows = [
         [
             v.variant,
             len(v.action_error),
             *(_split_cell(v, split, effects[split]) for split in splits),
             *contrasts.cells(v.variant),
-            *(_skill_cells(v, skills) if skills else ()),
+            *(_skill_cells(v, skill_effects) if skills else ()),
             f"{np.mean(v.action_error):.3f}",
             f"{v.parameters / 1e6:.2f} M" if v.parameters else "–",
             f"{v.flops / 1e9:.2f}" if v.flops else "–",
@@ -171,7 +167,7 @@ def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -
         notes = [
             "Rates: 95 % intervals over training seeds and scenes (`evaluation/statistics.py`); "
             f"the seed explains {effect.share:.1%} of the variance of an outcome, estimated with "
-            f"{effect.freedom:.3g} degrees of freedom. Skills: Wilson intervals over episodes."
+            f"{effect.freedom:.3g} degrees of freedom. Skills likewise, each with a share of its own."
         ]
     else:
         notes = [
@@ -333,6 +329,7 @@ def _summarize(
     by_scene: dict[str, list[dict[Any, bool | None]]] = {}
     errors, seconds, costs = [], [], {}
     first_split: list[dict[str, Any]] = []
+    first_by_scene: list[dict[Any, bool | None]] = []
     missing = 0
     seeds_of: dict[str, list[str]] = {}
     robots_of = {run: outcomes.read_outcomes(run, block) for run in runs.values()}
@@ -352,7 +349,9 @@ def _summarize(
                 {(r["skill"], r["seed"]): r["success"] for r in of_split}
             )
         split = without_robot(rows[0]["split"])
-        first_split += [r for r in rows if without_robot(r["split"]) == split]
+        of_first = [r for r in rows if without_robot(r["split"]) == split]
+        first_split += of_first
+        first_by_scene.append({(r["skill"], r["seed"], r["split"]): r["success"] for r in of_first})
         log = metrics.read(run / metrics.FILE)
         action_errors = [v for r in log for k, v in r.items() if k.endswith("/action_error")]
         errors.append(action_errors[-1] if action_errors else np.nan)
@@ -364,32 +363,56 @@ def _summarize(
     return VariantSummary(
         variant,
         {split: tuple(rates) for split, rates in success.items()},
-        {
-            split: OutcomeGrid.from_seeds(seeds, {x: x[0] for s in seeds for x in s})
-            for split, seeds in by_scene.items()
-        },
+        {split: _grid(seeds) for split, seeds in by_scene.items()},
         {split: tuple(seeds) for split, seeds in seeds_of.items()},
         tuple(errors),
         tuple(seconds),
         costs.get("parameters"),
         costs.get("flops_per_step"),
         {s: success_rate(first_split, skill=s) for s in skills},
+        {
+            s: _grid([{x: y for x, y in seed.items() if x[0] == s} for seed in first_by_scene])
+            for s in skills
+        },
         missing,
     )
 
 
-def _skill_cells(summary: VariantSummary, skills: Sequence[str]) -> list[str]:
-    """Return the cells of each skill, the worst one, and the mean."""
-    cells = [_rate_cell(summary.skills[s]) if s in summary.skills else "–" for s in skills]
-    worst = (
-        f"{summary.worst} {_percent(summary.skills[summary.worst].rate)}" if summary.worst else "–"
-    )
-    return [*cells, worst, _percent(summary.mean)]
+def _grid(seeds: Sequence[Mapping[Any, bool | None]]) -> OutcomeGrid:
+    """Return the outcomes of {(skill, …): success} per seed."""
+    return OutcomeGrid.from_seeds(seeds, {x: x[0] for s in seeds for x in s})
 
 
-def _rate_cell(rate: SuccessRate) -> str:
-    low, high = rate.interval
-    return f"{_percent(rate.rate)} [{_percent(low)}, {_percent(high)}]"
+def _skill_cells(
+    summary: VariantSummary, effects: Mapping[str, statistics.SeedEffect]
+) -> list[str]:
+    """Return the cells of each skill of {skill: seed's effect}, the worst one, and the mean."""
+    rates = {
+        skill: _skill_rate(summary, skill, effect)
+        for skill, effect in effects.items()
+        if skill in summary.skills
+    }
+    cells = [_rate_cell(*rates[skill]) if skill in rates else "–" for skill in effects]
+    measured = {skill: rate for skill, (rate, *_) in rates.items() if np.isfinite(rate)}
+    worst = min(measured, key=measured.__getitem__, default="")
+    mean = _percent(float(np.mean(list(measured.values())))) if measured else "–"
+    return [*cells, f"{worst} {_percent(measured[worst])}" if worst else "–", mean]
+
+
+def _skill_rate(
+    summary: VariantSummary, skill: str, effect: statistics.SeedEffect
+) -> tuple[float, float, float]:
+    """Return (rate, low, high): of the recipe, or of one policy's episodes without more seeds."""
+    if effect.freedom:
+        return statistics.recipe_rate(summary.skill_grids[skill], effect)
+    rate = summary.skills[skill]
+    return (rate.rate, *rate.interval)
+
+
+def _rate_cell(rate: float, low: float, high: float) -> str:
+    if not np.isfinite(rate):
+        return "–"
+    return f"{_percent(rate)} [{_percent(low)}, {_percent(high)}]"
 
 
 def _split_cell(summary: VariantSummary, split: str, effect: statistics.SeedEffect) -> str:
@@ -399,7 +422,7 @@ def _split_cell(summary: VariantSummary, split: str, effect: statistics.SeedEffe
     seeds = [r.rate for r in rates]
     spread = f"; seeds {_percent(min(seeds))} to {_percent(max(seeds))}" if len(seeds) > 1 else ""
     rate, low, high = statistics.recipe_rate(summary.grids[split], effect)
-    return f"{_percent(rate)} [{_percent(low)}, {_percent(high)}]" + spread
+    return _rate_cell(rate, low, high) + spread
 
 
 def _percent(share: float) -> str:

@@ -168,8 +168,8 @@ def generalization_gaps(
         skill_rows = [r for r in policy_rows if r["skill"] in skills]
         seen, held_out = success_rate(skill_rows, split=SEEN), success_rate(skill_rows, split=split)
         if seen.episodes and held_out.episodes:
-            of_split = [[r for r in skill_rows if r["split"] == x] for x in (SEEN, split)]
-            difference = _difference(*of_split, ("skill", "seed"))
+            a, b = ([r for r in skill_rows if r["split"] == x] for x in (SEEN, split))
+            difference = _difference(a, b, ("skill", "seed"))
             compared.append((split, skills, seen, held_out, difference))
     gaps = []
     p_values = holm([difference.p for *_, difference in compared])
