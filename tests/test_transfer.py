@@ -160,6 +160,21 @@ def test_seeds_that_disagree_widen_the_interval():
     assert single_seed.high < 0
 
 
+def test_scenes_left_out_of_an_effect_are_counted():
+    """An episode of the group alone crashed in one seed."""
+    seeds = [{i: i < n for i in range(50)} for n in (40, 42, 41)]
+    seeds[1][7] = None
+    crashed = OutcomeGrid.from_seeds(seeds, dict.fromkeys(range(50), "skill"))
+    results = variants((10, 12, 11), (40, 42, 41))
+    alone = {"a": transfer_effects.GroupResult(crashed, (0.2, 0.2))}
+    results["alone"] = transfer_effects.VariantResults(("a",), 100, alone)
+    effects = transfer_effects.estimate_effects(results)
+    (of_a,) = [e for e in effects if (e.kind, e.group, e.measure) == ("default", "a", "success")]
+    assert of_a.sentence.endswith("; 1 scene left out, as a side has no outcome there).")
+    assert of_a.to_json()["left_out"] == 1
+    assert all("left out" not in e.sentence for e in effects if e.group == "b")
+
+
 def test_a_smaller_error_is_a_gain():
     with_sharing, alone = (transfer_effects.GroupResult(None, (x, x)) for x in (0.1, 0.3))
     assert transfer_effects.gain("error", with_sharing, alone).value == pytest.approx(0.2)

@@ -39,6 +39,7 @@ from octolike.evaluation.statistics import (
     OutcomeGrid,
     SeedEffect,
     holm,
+    left_out_note,
     paired_difference,
     seed_difference,
     seed_effect,
@@ -85,6 +86,7 @@ class TransferEffect:
     the mix without `source`. steps: of both. measure: "success" or "error". with_, without: the
     means; gain: their difference, positive if sharing helped; low, high: its interval, NaN for
     errors of one seed. p: adjusted over all effects of the measure. method: of the interval.
+    left_out: number of scenes without an outcome on both sides.
     """
 
     kind: str
@@ -99,6 +101,7 @@ class TransferEffect:
     high: float
     p: float
     method: str
+    left_out: int = 0
 
     @property
     def verdict(self) -> str:
@@ -121,6 +124,7 @@ class TransferEffect:
         low, high = self.low, self.high
         if not np.isfinite(low):
             return f"{self.group} {setting} ({steps}): {change}; no interval with one seed."
+        left_out = left_out_note(self.left_out)
         interval = (
             f"{100 * low:+.0f} to {100 * high:+.0f} points"
             if self.measure == "success"
@@ -128,7 +132,7 @@ class TransferEffect:
         )
         return (
             f"{self.group} {setting} ({steps}): {word} ({change}; 95 % interval {interval}, "
-            f"adjusted p = {self.p:.2g}; {self.method})."
+            f"adjusted p = {self.p:.2g}; {self.method}{left_out and f'; {left_out}'})."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -333,7 +337,7 @@ def _effect(
         means = float(np.mean(a.error)), float(np.mean(b.error))
     steps = shared.steps, without.steps
     result = (*means, d.value, d.low, d.high, d.p)
-    return [TransferEffect(kind, group, source, measure, steps, *result, d.method)]
+    return [TransferEffect(kind, group, source, measure, steps, *result, d.method, d.left_out)]
 
 
 def _stored_errors(run: Path) -> dict[str, Any]:
