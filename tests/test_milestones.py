@@ -49,6 +49,21 @@ def test_grasps_are_told_apart_by_colour_and_shape():
     assert milestones.grasps([row(("reached",))]) == {}
 
 
+def test_asked_and_grasped_objects_are_tabled_by_colour_and_shape():
+    """The five grasps of ROWS: three cubes, a ball for a cube twice; blue for red twice."""
+    tables = milestones.confusions(ROWS)["train"]
+    assert tables == {
+        "colour": {"blue": {"blue": 0, "red": 0}, "red": {"blue": 2, "red": 3}},
+        "shape": {"ball": {"ball": 0, "cube": 0}, "cube": {"ball": 2, "cube": 3}},
+    }
+    page = milestones.to_html(ROWS)
+    assert "grasped first (columns), seen: colour</h3>" in page
+    assert "<tr><th>red</th><td>2</td><td><b>3</b></td></tr>" in page
+    right = [row((), "red cube"), row(())]
+    assert milestones.confusions(right) == {}, "nothing is confused"
+    assert milestones.confusions([*ROWS, row((), "lid")]) == {}, "a lid has no colour"
+
+
 def test_objects_of_other_simulators_may_have_any_name():
     """Their names may have one word or three, and the object to grasp may be unknown."""
     named = [

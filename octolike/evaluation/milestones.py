@@ -1,13 +1,16 @@
 """Progress of episodes: the share that passes each milestone, and the object grasped first.
 
+Objects named "colour shape" also have tables of the asked against the grasped colour and shape.
+
 A simulator may report {milestone: passed} for each episode, in the order of a good one, and the
 first object that was grasped next to the one to grasp (`octolike.evaluation.rollouts.OUTCOMES`).
 """
 
 from __future__ import annotations
 
+import collections
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from octolike.evaluation.statistics import SuccessRate
 from octolike.evaluation.success import ResultRow, split_name
@@ -15,6 +18,7 @@ from octolike.evaluation.success import ResultRow, split_name
 SUCCESS = "success"
 NOTHING, TARGET = "nothing", "the target"
 OUTCOMES = (TARGET, "another of its colour", "another of its shape", "another", NOTHING)
+PROPERTIES = ("colour", "shape")  # the words of an object's name
 
 
 def funnels(
@@ -53,6 +57,31 @@ def grasps(
     return table
 
 
+def confusions(
+    rows: Sequence[ResultRow], policy: str = "trained"
+) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    """Return {split: {property: {asked: {grasped first: episodes}}}}, keys of PROPERTIES.
+
+    All skills of a split together, every value of the property in both directions. Episodes that
+    grasped nothing are omitted, and so are splits without a wrong object and those with an object
+    that is not named "colour shape".
+    """
+    pairs: dict[str, list[tuple[list[str], list[str]]]] = {}
+    for split, _, episodes in _groups(rows, policy, "grasped", "target"):
+        words = [(r["target"].split(), r["grasped"].split()) for r in episodes if r["grasped"]]
+        pairs.setdefault(split, []).extend(words)
+    table: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+    for split, words in pairs.items():
+        if all(a == b for a, b in words) or any(len(x) != 2 for pair in words for x in pair):
+            continue
+        table[split] = {}
+        for i, name in enumerate(PROPERTIES):
+            values = sorted({x[i] for pair in words for x in pair})
+            counts = collections.Counter((a[i], b[i]) for a, b in words)
+            table[split][name] = {a: {b: counts[a, b] for b in values} for a in values}
+    return table
+
+
 def to_html(rows: Sequence[ResultRow]) -> str:
     """Return the funnels and the objects grasped first as HTML; "" without reported milestones."""
     body = ""
@@ -79,7 +108,27 @@ def to_html(rows: Sequence[ResultRow]) -> str:
             f'names.</p><div class="wide"><table class="rates"><tr><th></th>{head}</tr>\n{lines}'
             "</table></div>\n"
         )
+    body += "".join(
+        _confusion_html(f"{split_name(split)}: {name}", table)
+        for split, tables in confusions(rows).items()
+        for name, table in tables.items()
+    )
     return body and "<p>Share of the episodes that pass each milestone.</p>\n" + body
+
+
+def _confusion_html(title: str, table: Mapping[str, Mapping[str, int]]) -> str:
+    """Return a table {asked: {grasped: episodes}}, asked in rows."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table)
+    lines = "".join(
+        f"<tr><th>{html.escape(asked)}</th>"
+        + "".join(f"<td>{f'<b>{n}</b>' if b == asked else n}</td>" for b, n in grasped.items())
+        + "</tr>\n"
+        for asked, grasped in table.items()
+    )
+    return (
+        f"<h3>Asked (rows) and grasped first (columns), {html.escape(title)}</h3>\n"
+        f'<div class="wide"><table class="rates"><tr><th></th>{head}</tr>\n{lines}</table></div>\n'
+    )
 
 
 def _groups(

@@ -130,6 +130,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
             for split, skills in milestones.funnels(rows).items()
         },
         "grasped": milestones.grasps(rows),
+        "confused": milestones.confusions(rows),
         "crashed": [
             {k: r[k] for k in ("policy", "split", "skill", "seed", "failure")}
             for r in rows
