@@ -167,7 +167,7 @@ def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -
         notes = [
             "Rates: 95 % intervals over training seeds and scenes (`evaluation/statistics.py`); "
             f"the seed explains {effect.share:.1%} of the variance of an outcome, estimated with "
-            f"{effect.freedom:.3g} degrees of freedom. Skills likewise, each with a share of its own."
+            f"{effect.freedom:.3g} degrees of freedom. Skills likewise, each with its own share."
         ]
     else:
         notes = [
