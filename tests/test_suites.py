@@ -105,6 +105,20 @@ def test_liberos_published_suites_and_variants_are_planned_by_the_benchmarks_pro
         dataclasses.replace(suites.SUITES["libero_90"], splits=("distractors",)).plan()
 
 
+def test_libero_has_no_more_scenes_than_the_benchmarks_initial_states():
+    libero = suites.SUITES["libero_object"]
+    with pytest.raises(ConfigError, match=r"^51 episodes of each task; expected at most 50: "):
+        dataclasses.replace(libero, episodes=51).plan()
+    with pytest.raises(ConfigError, match=r"no block 'test' \(seed 3,000,000\): .* --block test"):
+        dataclasses.replace(libero, **suites.overrides(block="test")).plan()
+    own = EvaluateConfig(episodes=60, splits=("train",))
+    with pytest.raises(ConfigError, match=r"^60 episodes of each task; expected at most 50: "):
+        suites.suite_from_config({"kind": "libero"}, own, ["object/0"]).plan()
+    assert len(dataclasses.replace(libero, **suites.overrides(block="development")).plan()) == 500
+    aloha = dataclasses.replace(suites.SUITES["aloha"], episodes=51)  # draws a scene per seed
+    assert len(dataclasses.replace(aloha, **suites.overrides(block="test")).plan()) == 102
+
+
 def test_the_yield_of_an_expert_counts_every_try():
     recorded = [
         demonstrations.Recorded(skill, episode, failed)

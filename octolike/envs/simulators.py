@@ -32,6 +32,8 @@ class Simulator:
     scene_version: skills -> a number stored with their demonstrations; another one means that the
         same seeds gave other scenes in an earlier version. 0 for the first.
     expert_version: the same for the actions of the expert.
+    states: the number of initial states of each task, if a benchmark fixes them; an evaluation has
+        no other scenes.
     """
 
     env: str
@@ -45,6 +47,7 @@ class Simulator:
     check: str = ""
     scene_version: str = ""
     expert_version: str = ""
+    states: str = ""
 
     def load(self, part: str) -> Any:
         """Import one part: 'env', 'skills', …"""
@@ -183,6 +186,7 @@ class LiberoSettings(SimulatorSettings):
         groups="octolike.envs.libero.libero_tasks:GROUPS",
         check="octolike.envs.libero.libero_package:missing_task",
         scene_version="octolike.envs.libero.libero_tasks:scene_version",
+        states="octolike.envs.libero.libero_tasks:STATES",
     )
     primary_size: int = option(128, "height and width of image_primary in pixels", low=8, high=256)
     wrist_size: int = option(128, "height and width of image_wrist in pixels", low=8, high=256)

@@ -62,7 +62,7 @@ class Suite:
         """Return the episodes: the first of each (split, skill), then the second of each, …
 
         Pairs of a split and a skill without tasks are omitted. Raises ConfigError for unknown names
-        and for an empty plan.
+        for an empty plan, and for more episodes of a task than a benchmark has initial states.
         """
         entry = simulator(self.simulator)
         splits = choose_names("split", self.splits, entry.load("splits"))
@@ -76,6 +76,8 @@ class Suite:
                 f"{self.episodes} episodes from seed {self.seed}; expected at least one episode "
                 f"and seeds from 0 to {OTHER_SCENES - 1:,}"
             )
+        if entry.states:
+            self._check_states(entry.load("states"))
         tasks_of = entry.load("tasks_of")
         pairs = [
             (split, skill)
@@ -90,6 +92,21 @@ class Suite:
             )
         first = {p: self.seed + seed_offset(p[0], tuple(all_skills).index(p[1])) for p in pairs}
         return [EpisodePlan(*pair, first[pair] + i) for i in range(self.episodes) for pair in pairs]
+
+    def _check_states(self, states: int) -> None:
+        """Raise ConfigError for scenes that a benchmark with fixed initial states does not have."""
+        if self.episodes > states:
+            raise ConfigError(
+                f"{self.episodes} episodes of each task; expected at most {states}: a task of "
+                f"{self.simulator} has {states} initial states, and repeated ones are no "
+                "independent episodes"
+            )
+        if self.seed >= BLOCKS["test"]:
+            raise ConfigError(
+                f"{self.simulator} has no block 'test' (seed {self.seed:,}): its {states} initial "
+                "states are the same in every block; leave out --block test, or set evaluate.seed "
+                f"to {FIRST_SEED:,}"
+            )
 
 
 def suite_from_config(

@@ -15,6 +15,7 @@ from octolike.envs.task_tables import check_choice, choose_tasks
 # Step limits of the published tables: of the longest demonstration, rounded up.
 LIMITS = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
 COUNTS = {"spatial": 10, "object": 10, "goal": 10, "10": 10, "90": 90}
+STATES = 50  # initial states of every task, also in LIBERO-PRO
 SKILLS = tuple(f"{suite}/{i}" for suite, n in COUNTS.items() for i in range(n))
 # The published tables have a column per suite, "10" under the name Long.
 GROUPS = {skill: skill.split("/")[0] for skill in SKILLS}
