@@ -22,7 +22,7 @@ MOVE_SCALE, TURN_SCALE = 0.05, 0.5  # metres, radians: of an action of 1
 DEVIATION = np.array([0.15] * 3 + [0.05] * 3)  # of executed actions, per unit of noise
 KICK, KICK_STEPS = 0.7, 4  # size and length of a push away from the path
 KICK_SHARE = 0.03  # of the steps without a grasp begin a kick, per unit of noise
-IDLE = 1e-4  # the public conversions leave out steps with smaller actions and an unmoved gripper
+IDLE = 1e-4  # the public conversions leave out steps with smaller moves and an unchanged gripper
 _GAIN = 1.5
 
 
@@ -33,7 +33,7 @@ def collect_episode(
 
     The label `action` is the expert's action in each visited state; `executed_action` is the label
     plus noise. Both as the public conversions store them: the gripper is -1 to open and 1 to close.
-    Idle steps are neither executed nor recorded.
+    Steps with an idle label are neither executed nor recorded, whatever noise they would have had.
 
     Returns:
         {"steps": {"observation": {"image", "wrist_image": uint8 [T, h, w, 3], "state": float32
@@ -43,7 +43,8 @@ def collect_episode(
     """
     env.reset(seed=seed, options={"split": split, "skills": list(skills)})
     rng = np.random.default_rng([seed, 1])
-    frames, states, joints, labels = [], [], [], []
+    frames, states, joints = [], [], []
+    labels: list[np.ndarray] = []
     executed: list[np.ndarray] = []
     scene, idle, kick, push = Scene(env.sim.env), 0, 0, np.zeros(6)
     info: dict[str, Any] = {"success": False}
@@ -56,7 +57,7 @@ def collect_episode(
         action[:6] += push * (kick > 0)
         action = np.clip(action, -1, 1).astype(np.float32)
         kick = max(kick - 1, 0)
-        if executed and is_idle(action, executed[-1]):
+        if is_idle(label, labels[-1] if labels else None):
             idle += 1
             continue
         frames.append(env.sim.frame())
@@ -121,9 +122,14 @@ def servo(scene: Scene, target: Target) -> np.ndarray:
     return np.concatenate([move, turn, [1.0 if target.is_closed else -1.0]])
 
 
-def is_idle(action: np.ndarray, previous: np.ndarray) -> bool:
-    """Return whether the public conversions leave a step with this action out."""
-    return bool(np.linalg.norm(action[:6]) < IDLE and action[6] == previous[6])
+def is_idle(label: np.ndarray, previous: np.ndarray | None) -> bool:
+    """Return whether the public conversions leave out a step with this label.
+
+    previous: the label of the last recorded step; None before the first, whose gripper then does
+    not count.
+    """
+    is_unchanged = previous is None or label[6] == previous[6]
+    return bool(np.linalg.norm(label[:6]) < IDLE and is_unchanged)
 
 
 def to_env(action: np.ndarray) -> np.ndarray:
