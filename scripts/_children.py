@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 
-def add_plugins(parser: argparse.ArgumentParser) -> None:
-    """Add the option --plugins, a list of files."""
+def study_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options --block and --plugins, a list of files."""
+    text_format = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=text_format)
     text = "plug-in of every run, in place of those that the config names"
     parser.add_argument("--plugins", action="append", default=[], help=text)
+    parser.add_argument("--block", default="", help="of scenes: development, test or test2")
+    return parser
 
 
 def add_question(parser: argparse.ArgumentParser) -> None:
-    """Add the options --block, and --against and --split, which replace what a study names."""
-    parser.add_argument("--block", default="", help="of scenes: development, test or test2")
+    """Add the options --against and --split, which replace what a study names."""
     against = "variant with which the others are compared; default: that of the study"
     parser.add_argument("--against", default="", help=against)
     parser.add_argument("--split", default="", help="where; default: that of the study, or seen")
@@ -52,13 +55,18 @@ def complete_run(run: Any, args: argparse.Namespace) -> Path:
 
     The scripts resume what was interrupted and do nothing for what is finished.
     """
-    from octolike import files
-
-    directory = files.local_path(run.config.workdir, "run")
     config = args.config.partition(":")[0]
     options = (*run.overrides, *flags("config.plugins", args.plugins))
     for script in ["collect.py"] * args.collect + ["train.py"]:
         call(script, f"--config={config}:{run.arg}", *options)
+    return evaluate(run, args)
+
+
+def evaluate(run: Any, args: argparse.Namespace) -> Path:
+    """Evaluate a run of a study in the scenes of args.block, "": its own; return its directory."""
+    from octolike import files
+
+    directory = files.local_path(run.config.workdir, "run")
     allowed = flags("plugins", args.plugins or run.config.plugins)
     scenes = flags("block", [args.block] * bool(args.block))
     call("evaluate.py", f"--run={directory}", *scenes, *allowed)

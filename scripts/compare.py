@@ -20,14 +20,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from _children import add_plugins, add_question, complete_run, positive
+from _children import add_question, complete_run, positive, study_parser
 from _step_seconds import measure_steps
 
 
 def main() -> None:
     """Run the missing variants and seeds, then draw the figure and print the table."""
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = study_parser(__doc__)
     parser.add_argument("--config", help="configs/x.py or configs/x.py:arguments")
     parser.add_argument("--variants", default="", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=positive, default=3, help="seeds 0, 1, … of each variant")
@@ -35,7 +34,6 @@ def main() -> None:
     parser.add_argument("--equal-time", action="store_true", help="measured before the runs")
     parser.add_argument("--collect", action="store_true", help="collect missing demonstrations")
     add_question(parser)
-    add_plugins(parser)
     parser.add_argument("--table", default="", help="print only the table of this directory")
     args = parser.parse_args()
     if bool(args.config) == bool(args.table):

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import data_fakes
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -137,6 +138,77 @@ def test_a_comparison_hands_its_block_of_scenes_on(load, monkeypatch):
     with pytest.raises(SystemExit, match="error: unknown block of scenes: 'tset'"):
         run(script, monkeypatch, *arguments, "--block", "tset")
     assert not commands
+
+
+def test_a_transfer_study_hands_its_block_of_scenes_on(load, monkeypatch):
+    from octolike.data.pipeline import decoded_episodes
+    from octolike.evaluation.transfer import study, transfer_effects
+
+    written = []
+    monkeypatch.setattr(decoded_episodes, "decode_mix", lambda data, **_: [])
+    monkeypatch.setattr(transfer_effects, "measure_errors", lambda *_: None)
+    monkeypatch.setattr(study, "write_report", lambda *arguments: written.append(arguments[1:]))
+    monkeypatch.setattr(study.transfer_report, "summary", lambda _: [])
+    script = load("transfer")
+    commands = started(script, monkeypatch)
+    arguments = ("--config", "configs/experiments/transfer.py:debug", "--seeds", "1")
+    run(script, monkeypatch, *arguments, "--stage", "after", "--block", "test")
+    evaluations = [command for command in commands if command[0] == "evaluate.py"]
+    assert len(evaluations) == 8
+    assert all(command[2:] == ["--block=test"] for command in evaluations)
+    assert written == [("test",)]
+    commands.clear()
+    with pytest.raises(SystemExit, match="error: unknown block of scenes: 'tset'"):
+        run(script, monkeypatch, *arguments, "--block", "tset")
+    assert not commands
+
+
+class NoPool:
+    """Stands in for a pool of environments: none is stepped."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_late_chunks_are_measured_in_the_chosen_block_of_scenes(load, monkeypatch, tmp_path):
+    """Test scenes are won, the others lost; episodes of another block do not count."""
+    from octolike.envs import pool
+    from octolike.evaluation import rollouts, suites
+    from octolike.policy import Policy
+
+    config = load_module(shipped_config("real_time")).get_config("debug")
+    policy = types.SimpleNamespace(
+        config=config, step=20, embodiment=types.SimpleNamespace(name="tabletop_belt")
+    )
+    monkeypatch.setattr(Policy, "load", lambda *_, **__: policy)
+    monkeypatch.setattr(pool, "EnvPool", NoPool)
+    monkeypatch.setattr(rollouts, "env_maker", lambda *_: None)
+
+    def run_episodes(policy, label, plan, pool, results, on_episode, settings):
+        for e in plan:
+            success = e.seed % suites.OTHER_SCENES >= suites.BLOCKS["test"]
+            row = {"policy": label, "split": e.split, "skill": e.skill, "seed": e.seed}
+            results.add(row | {"success": success, "failure": ""}, [np.zeros((3, 7))])
+
+    monkeypatch.setattr(rollouts, "run_episodes", run_episodes)
+    script, rates = load("benchmark"), []
+    monkeypatch.setattr(script, "table", lambda rows: rates.append([r["success"] for r in rows]))
+    arguments = ("delay", "--runs", tmp_path, "--methods", "continue", "--delays", "0,2")
+    for options in ((), ("--block", "test"), ("--block=development",)):
+        run(script, monkeypatch, *arguments, "--episodes", 3, *options)
+    assert rates == [[0] * 4, [1] * 4, [0] * 4]
+
+
+def test_late_chunks_need_a_known_block_of_scenes(load, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(load("benchmark"), monkeypatch, "delay", "--runs", "x", "--block", "tset")
+    assert "unknown block of scenes: 'tset'" in capsys.readouterr().err
 
 
 HEAD = """

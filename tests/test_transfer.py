@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transfer_fakes import mirrored, sample
 
-from octolike.config import Config, load_module, stored_config
+from octolike.config import Config, ConfigError, load_module, stored_config
 from octolike.config.python_files import shipped_config
 from octolike.envs.tabletop.tabletop_tasks import SKILLS
 from octolike.evaluation import suites
@@ -298,6 +298,27 @@ def test_the_report_contains_all_results(runs, base):
     for picture in ("pairs", "dimensions", "gradients_together", "effects"):
         assert (runs / "transfer" / f"{picture}.png").stat().st_size > 10_000
     assert material.names == ["base", "mirror", "far"]
+
+
+def test_a_block_of_scenes_has_a_report_of_its_own(runs):
+    with pytest.raises(ConfigError, match="unknown block of scenes: 'tset'"):
+        study.report_folder(runs, "tset")
+    with pytest.raises(ValueError, match=r"in the block test; run them: .* --block test"):
+        study.write_report(runs, "test")
+    for path in runs.glob("*-*/evaluation/results.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        rows = [x | {"seed": x["seed"] + suites.BLOCKS["test"], "success": True} for x in lines]
+        with path.open("a") as file:
+            file.write("".join(json.dumps(x) + "\n" for x in rows))
+    rates = [
+        e.with_
+        for block in ("", "test")
+        for e in study.write_report(runs, block).effects
+        if (e.kind, e.group, e.measure) == ("together", "t_lift", "success")
+    ]
+    assert rates == [pytest.approx(0.1), 1]
+    assert "the block test" in (runs / "transfer-test" / "report.html").read_text()
+    assert "the block test" not in (runs / "transfer" / "report.html").read_text()
 
 
 def test_a_new_study_has_a_report(tmp_path):

@@ -4,7 +4,8 @@
 
 Expect a row per run, method and delay, and one over all runs with the difference to "continue" in
 the same scenes, its p-value adjusted for the number of differences (Holm), and the number of scenes
-left out of it; with --figure a figure of them. Episodes that exist in RUN/delay are not run again.
+left out of it; with --figure a figure of them. Episodes that exist in RUN/delay are not run again,
+and only the planned ones count. Scenes: --block test has those that no choice of the recipe saw.
 configs/experiments/real_time.py states the design.
 """
 
@@ -45,9 +46,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delays", default="0,1,2,4,6", help="control steps, comma-separated")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
     parser.add_argument("--episodes", type=int, default=20, help="per skill, method and delay")
+    text = "of scenes: development, test or test2"
+    parser.add_argument("--block", type=_block, default="", help=text)
     parser.add_argument("--slots", type=int, default=20, help="environments stepped together")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--figure", type=Path, help="figure to write")
+
+
+def _block(text: str) -> str:
+    """Return the name of a block of scenes; an unknown one is an error of the command line."""
+    from octolike.config import ConfigError
+    from octolike.evaluation import suites
+
+    try:
+        suites.overrides(block=text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -108,13 +123,14 @@ def _measure(
     from octolike.envs.pool import EnvPool
     from octolike.envs.registry import environment_of, kind_of
     from octolike.evaluation import rollouts, suites
-    from octolike.evaluation.results_file import ResultsFile
+    from octolike.evaluation.results_file import ResultsFile, planned_episode
     from octolike.policy import Policy
 
     policy = Policy.load(directory, batch_size=args.slots)
     config, robot = policy.config, policy.embodiment.name
     kind, skills = kind_of(config.environment), tuple(config.collect.skills)
     suite = suites.Suite(kind, "", ("train",), skills, args.episodes, config.evaluate.seed)
+    plan = dataclasses.replace(suite, **suites.overrides(block=args.block)).plan()
     make = rollouts.env_maker(policy, environment_of(config.environment, robot))
     with EnvPool(make, args.slots, args.workers) as pool:
         for method in args.methods.split(","):
@@ -128,14 +144,17 @@ def _measure(
                 rollouts.run_episodes(
                     policy,
                     "trained",
-                    suite.plan(),
+                    plan,
                     pool,
                     results,
                     lambda _: None,
                     rollouts.RolloutSettings(execution=settings, delay=delay),
                 )
-                outcomes = {(row["skill"], row["seed"]): row["success"] for row in results.rows}
-                yield {"run": directory.name} | _summary(results, method, delay), outcomes
+                # the file may have episodes of another block, or of a larger number
+                rows = [row for row in results.rows if planned_episode(row) in plan]
+                outcomes = {(row["skill"], row["seed"]): row["success"] for row in rows}
+                summary = _summary(rows, results.directory, method, delay)
+                yield {"run": directory.name} | summary, outcomes
 
 
 def _settings(method: str, release: int) -> Any:
@@ -144,14 +163,16 @@ def _settings(method: str, release: int) -> Any:
     return ExecutionSettings(**{"execute": PERIOD, "release": release, **METHODS[method]})
 
 
-def _summary(results: Any, method: str, delay: int) -> dict[str, Any]:
+def _summary(
+    episodes: list[dict[str, Any]], directory: Path, method: str, delay: int
+) -> dict[str, Any]:
     from octolike.evaluation.success import success_rate
 
-    rate, borders, inside = success_rate(results.rows), [], []
-    for row in results.rows:
+    rate, borders, inside = success_rate(episodes), [], []
+    for row in episodes:
         if not row["actions"]:
             continue
-        move = _before_release(np.load(results.directory / row["actions"]))[:, :3]
+        move = _before_release(np.load(directory / row["actions"]))[:, :3]
         change = 1e3 * np.linalg.norm(np.diff(move, axis=0), axis=1)  # at steps 1, 2, …
         is_border = np.isin(np.arange(1, len(move)), takeovers(method, delay, len(move)))
         borders.extend(change[is_border])

@@ -4,6 +4,7 @@
   <variant>-<seed>/          the runs (see `transfer_effects`)
   transfer/before.json       the comparison of the data
   transfer/report.html, report.json, *.png
+  transfer-<block>/          the same with the success in another block of scenes
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import ModuleType
 
 from octolike import files
 from octolike.config import stored_config
-from octolike.evaluation import study_design
+from octolike.evaluation import study_design, suites
 from octolike.evaluation.study_design import StudyRun
 from octolike.evaluation.transfer import gradient_agreement, transfer_effects, transfer_report
 from octolike.evaluation.transfer.advice import Advice, Finding, advise
@@ -74,8 +75,20 @@ def write_comparison(samples: Sequence[GroupSample], directory: Path) -> None:
     files.write_text(directory / FOLDER / BEFORE, text)
 
 
-def write_report(directory: Path, title: str = "") -> TransferReportContent:
-    """Write the report of all results so far; return its content."""
+def report_folder(directory: Path, block: str = "") -> Path:
+    """Return the folder of a study's report, which a block of scenes has of its own.
+
+    Raises ConfigError for an unknown block.
+    """
+    suites.overrides(block=block)
+    return directory / (f"{FOLDER}-{block}" if block else FOLDER)
+
+
+def write_report(directory: Path, block: str = "", title: str = "") -> TransferReportContent:
+    """Write the report of all results so far; return its content.
+
+    block: of the scenes in which success was measured; "": the runs' own.
+    """
     path = directory / FOLDER / BEFORE
     data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     variants = transfer_effects.find_runs(directory)
@@ -86,13 +99,13 @@ def write_report(directory: Path, title: str = "") -> TransferReportContent:
     content = TransferReportContent(
         title=title or f"Does sharing help? {directory.name}",
         names=names,
-        facts=_facts(data, variants),
+        facts=_facts(data, variants) | ({"Scenes": f"the block {block}"} if block else {}),
         pairs=[GroupComparison.from_json(p) for p in data.get("pairs", ())],
         advices=[_read_advice(a) for a in data.get("advice", ())],
         gradients=gradients,
-        effects=transfer_effects.estimate_effects(transfer_effects.read_results(variants)),
+        effects=transfer_effects.estimate_effects(transfer_effects.read_results(variants, block)),
     )
-    transfer_report.write(content, directory / FOLDER)
+    transfer_report.write(content, report_folder(directory, block))
     return content
 
 

@@ -146,8 +146,13 @@ def find_runs(directory: Path) -> dict[str, list[Path]]:
     return {v: list(runs.values()) for v, runs in outcomes.by_variant(started).items()}
 
 
-def read_results(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantResults]:
-    """Return the results of the variants; variants without any result are omitted."""
+def read_results(
+    variants: Mapping[str, Sequence[Path]], block: str = ""
+) -> dict[str, VariantResults]:
+    """Return the results of the variants; variants without any result are omitted.
+
+    block: of scenes, a name of `suites.BLOCKS`; "": the runs' own.
+    """
     mixes = {v: _datasets(runs[0]) for v, runs in variants.items()}
     skills = {
         names[0]: tuple(stored_config(variants[v][0]).collect.skills)
@@ -158,7 +163,7 @@ def read_results(variants: Mapping[str, Sequence[Path]]) -> dict[str, VariantRes
     for variant, runs in variants.items():
         values_of: dict[str, dict[str, list[Any]]] = {g: {} for g in mixes[variant]}
         evaluated = [run for run in runs if outcomes.result_files(run)]
-        robots_of = {run: outcomes.read_outcomes(run) for run in evaluated}
+        robots_of = {run: outcomes.read_outcomes(run, block) for run in evaluated}
         outcomes.check_settings(robots_of)
         for run in runs:
             success = _success(run, robots_of.get(run, ()), skills)
