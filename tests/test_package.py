@@ -1,8 +1,10 @@
 """The command `octolike`, the wheel, and a robot's installation of it."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from octolike import commands
+from octolike.config import load_module
 from octolike.config.python_files import shipped, shipped_config
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +103,29 @@ def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit, match=r"needs tensorflow.*octolike\[train\]"):
         commands.main(["train"])
+
+
+def extras():
+    """Return the extras of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["optional-dependencies"]
+
+
+def test_the_installation_page_lists_every_extra():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = page.partition("| extra | installs |")[2].partition("\n\n")[0].splitlines()
+    cells = [row.split("|")[1] for row in rows if row]
+    assert {name for cell in cells for name in re.findall("`(.+?)`", cell)} == set(extras())
+
+
+def test_minilm_is_the_package_that_its_extra_the_docs_and_the_tests_install():
+    (requirement,) = (r for r in extras()["minilm"] if not r.startswith("octolike"))
+    module = requirement.partition("==")[0].replace("-", "_")
+    for config in ("compare:variant=minilm", "pretrain:text=minilm"):
+        path, _, arg = shipped_config(config).partition(":")
+        assert load_module(path).get_config(arg).data.text["path"] == f"package:{module}/model"
+    for name in ("docs/install.md", ".github/workflows/test.yml", "tests/test_model_language.py"):
+        assert f"--no-deps {requirement}" in (ROOT / name).read_text(encoding="utf-8"), name
 
 
 @pytest.mark.slow

