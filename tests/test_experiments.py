@@ -81,6 +81,17 @@ def test_the_second_robot_of_a_conflict_is_one_that_the_simulator_knows():
     assert len(roots) == len(module.CONFLICTS)
 
 
+def test_a_hypernetwork_is_the_one_of_the_comparison_and_knows_the_robot():
+    conflict, compare = (
+        load_module(EXPERIMENTS / f"{name}.py").get_config("variant=hypernet")
+        for name in ("conflict", "compare")
+    )
+    assert conflict.model.heads == compare.model.heads
+    assert conflict.model.tokenizers["robot"]["kind"] == "task_id"
+    assert conflict.evaluate.condition_on == ("language", "task_id")
+    assert (conflict.data.task_ids, conflict.data.tasks) == (True, "dataset")
+
+
 def test_a_longer_comparison_has_runs_of_its_own():
     module = load_module(EXPERIMENTS / "compare.py")
     short, long = (module.get_config(x) for x in ("variant=vit", "variant=vit,steps=6000"))

@@ -328,7 +328,7 @@ def test_a_new_study_has_a_report(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "variants", "effects", "scenes"),
-    [("transfer", 8, 12, 50), ("conflict", 10, 16, 60)],
+    [("transfer", 8, 12, 50), ("conflict", 11, 18, 60)],
 )
 def test_the_design_of_a_study_counts_its_effects(config, variants, effects, scenes):
     module = load_module(shipped_config(config))

@@ -16,8 +16,10 @@ one robot is wrong for the other. With conflict=… (and robot=… to collect) i
 
 `alone` and `other_alone` learn one robot in half the steps, at equal data and equal steps per
 robot; `default` shares everything without conditioning on the robot; the other variants are
-remedies. Expect runs/conflict/comparison.md with success per robot; a run takes two to four minutes
-on one core. RESULTS.md has the results of opposite signs.
+remedies: a robot token, a head per robot, both, experts or a hypernetwork that see the token,
+sampling by difficulty, PCGrad with and without the token. Expect runs/conflict/comparison.md with
+success per robot; a run takes two to four minutes on one core, of the hypernetwork about five.
+RESULTS.md has the results of opposite signs.
 """
 
 from octolike.config import Component, Config, ConfigError, base_config, parse_arg, unknown
@@ -101,6 +103,13 @@ def experts(config: Config) -> None:
     config.model.experts = Component(kind="top_k", count=4, k=2, gate="task")
 
 
+def hypernet(config: Config) -> None:
+    """Generate changes of the shared head's weights from the conditioning, the robot included."""
+    robot_token(config)
+    inner = config.model.heads["action"]
+    config.model.heads = {"action": Component(kind="hypernet", rank=4, hidden=64, head=inner)}
+
+
 def reweighted(config: Config) -> None:
     """Sample more of the robot with the larger error."""
     config.data.sampling = Component(kind="difficulty", over="dataset", power=2.0)
@@ -120,6 +129,7 @@ VARIANTS = {
     "heads": lambda c, second: heads(c),
     "robot_token_heads": lambda c, second: (robot_token(c), heads(c)),
     "experts_by_task": lambda c, second: experts(c),
+    "hypernet": lambda c, second: hypernet(c),
     "reweighted": lambda c, second: reweighted(c),
     "pcgrad": lambda c, second: pcgrad(c),
     "robot_token_pcgrad": lambda c, second: (robot_token(c), pcgrad(c)),
