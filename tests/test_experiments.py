@@ -92,6 +92,32 @@ def test_a_hypernetwork_is_the_one_of_the_comparison_and_knows_the_robot():
     assert (conflict.data.task_ids, conflict.data.tasks) == (True, "dataset")
 
 
+def test_longer_stages_of_an_adaptation_keep_their_ratios():
+    module = load_module(EXPERIMENTS / "adapt.py")
+    configs = {
+        steps: [
+            module.get_config(f"variant={v}_20,seed=3,steps={steps}")
+            for v in ("alone", "cotrain", "finetune")
+        ]
+        for steps in (1500, 6000)
+    }
+    assert [c.train.steps for c in configs[1500]] == [1500, 1500, 750]
+    assert [c.train.steps for c in configs[6000]] == [6000, 6000, 3000]
+    usual, longer = (configs[steps][2] for steps in (1500, 6000))
+    assert (usual.workdir, usual.train.init_from) == (
+        "runs/adapt/finetune_20-3",
+        "runs/adapt/prior-3",
+    )
+    assert (longer.workdir, longer.train.init_from) == (
+        "runs/adapt-6000/finetune_20-3",
+        "runs/adapt-6000/prior-3",
+    )
+    prior = module.get_config("variant=prior,seed=3,steps=6000")
+    assert (prior.workdir, prior.train.steps) == (longer.train.init_from, 6000)
+    assert longer.train.checkpoint_every == 3000
+    assert longer.data.root == prior.data.root == usual.data.root
+
+
 def test_a_longer_comparison_has_runs_of_its_own():
     module = load_module(EXPERIMENTS / "compare.py")
     short, long = (module.get_config(x) for x in ("variant=vit", "variant=vit,steps=6000"))
