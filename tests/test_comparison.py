@@ -324,6 +324,31 @@ def test_scenes_without_an_outcome_of_every_seed_are_named(tmp_path):
     assert text.endswith("as a seed has no outcome there: default 1.")
 
 
+SAME_DATA = "were trained on the same demonstrations: intervals do not cover other demonstrations."
+
+
+def test_seeds_that_share_their_demonstrations_are_named(tmp_path):
+    """Only a does: b has a directory of data per seed, c another draw, d a single seed."""
+    data = {
+        "a-0": ({}, {}),
+        "a-1": ({}, {}),
+        "b-0": ({"root": "data/0"}, {}),
+        "b-1": ({"root": "data/1"}, {}),
+        "c-0": ({}, {}),
+        "c-1": ({}, {"draw": 1}),
+        "d-0": ({}, {}),
+    }
+    for name, (of_data, collect) in data.items():
+        make_run(tmp_path, name, {"train": 1})
+        path = tmp_path / name / "config.json"
+        config = json.loads(path.read_text()) | {"data": of_data, "collect": collect}
+        path.write_text(json.dumps(config))
+    summaries = comparison.read(tmp_path)
+    assert f"All seeds of a {SAME_DATA}" in table_lines(summaries)
+    assert f"All seeds {SAME_DATA}" in table_lines([summaries[0], summaries[3]])
+    assert SAME_DATA not in comparison.table(summaries[1:])
+
+
 def test_a_directory_without_evaluated_runs_is_rejected(tmp_path):
     (tmp_path / "default-0").mkdir()
     with pytest.raises(FileNotFoundError, match="no evaluated run <variant>-<seed>"):

@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 
 from octolike import files
+from octolike.config import stored_config
 from octolike.evaluation import figures, outcomes, statistics
 from octolike.evaluation.contrasts import Contrasts, Question, asked, without_robot
 from octolike.evaluation.equivalent_count import equivalent_count
@@ -40,7 +41,8 @@ class VariantSummary:
     action_error: per seed, in normalised units; step_seconds: per seed, the median of the run;
     parameters, flops (per step): None for older runs without that record; skills: {skill: rate
     over all seeds} on the first split; skill_grids: {skill: the outcomes of all seeds} there;
-    missing: number of episodes that crashed or were not run.
+    missing: number of episodes that crashed or were not run; shared_data: whether all of several
+    seeds were trained on the same demonstrations.
     """
 
     variant: str
@@ -54,6 +56,7 @@ class VariantSummary:
     skills: dict[str, SuccessRate] = field(default_factory=dict)
     skill_grids: dict[str, OutcomeGrid] = field(default_factory=dict)
     missing: int = 0
+    shared_data: bool = False
 
     def pooled(self, split: str) -> SuccessRate:
         """Return the rate over the episodes of all seeds."""
@@ -162,7 +165,7 @@ def seed_effect(summaries: Sequence[VariantSummary], split: str) -> statistics.S
 
 
 def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -> list[str]:
-    """Return the notes below a table: the meaning of intervals, and missing episodes."""
+    """Return the notes below a table: the meaning and scope of intervals, missing episodes."""
     if effect.freedom:
         notes = [
             "Rates: 95 % intervals over training seeds and scenes (`evaluation/statistics.py`); "
@@ -174,6 +177,7 @@ def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -
             "One training seed per variant: the intervals cover scenes only and hold for these "
             "policies, not for the variants."
         ]
+    notes += _shared_data(summaries)
     missing = [f"{v.variant} {v.missing}" for v in summaries if v.missing]
     if missing:
         notes.append(f"Episodes that crashed or were not run: {', '.join(missing)}.")
@@ -184,6 +188,25 @@ def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -
             f"Scenes left out of the intervals, as a seed has no outcome there: {', '.join(texts)}."
         )
     return notes
+
+
+def _shared_data(summaries: Sequence[VariantSummary]) -> list[str]:
+    """Return a note if the seeds of variants share their demonstrations; [] if none do."""
+    of_several = [v for v in summaries if len(v.seeds) > 1]
+    names = [v.variant for v in of_several if v.shared_data]
+    if not names:
+        return []
+    whose = "All seeds" if len(names) == len(of_several) else f"All seeds of {', '.join(names)}"
+    return [
+        f"{whose} were trained on the same demonstrations: intervals do not cover other "
+        "demonstrations."
+    ]
+
+
+def _demonstrations(run: Path) -> tuple[Any, ...]:
+    """Return what tells a run's demonstrations from those of the other seeds of its variant."""
+    config = stored_config(run)
+    return config.data.root, tuple(sorted(config.data.roots.items())), config.collect.draw
 
 
 def _equivalents(
@@ -375,6 +398,7 @@ def _summarize(
             for s in skills
         },
         missing,
+        shared_data=len(runs) > 1 and len({_demonstrations(run) for run in runs.values()}) == 1,
     )
 
 
