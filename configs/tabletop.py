@@ -4,6 +4,7 @@
     octolike train --config tabletop
     octolike evaluate --run runs/tabletop
     ... --config tabletop:subtasks=false  without the subtask level: one text for a whole episode
+    ... --config tabletop:seed=1          another seed, on demonstrations of its own (0 to 4)
     ... --config tabletop:debug           seconds, a quick check
 
 An hour and a half on one core. RESULTS.md has the results.
@@ -13,17 +14,18 @@ from octolike.config import Component, Config, base_config, parse_arg
 
 
 def get_config(arg: str = "") -> Config:
-    """Return the config; arguments: subtasks, debug."""
-    args = parse_arg(arg, subtasks=True, debug=False)
+    """Return the config; arguments: subtasks, seed, debug."""
+    args = parse_arg(arg, subtasks=True, seed=0, debug=False)
+    run = f"runs/tabletop-{args.seed}" if args.seed else "runs/tabletop"
     level = "" if args.subtasks else "subtasks=false"
     config = base_config("quickstart.py", level, relative_to=__file__)
-    config.workdir = "runs/tabletop"
+    config.workdir, config.seed, config.collect.draw = run, args.seed, args.seed
     config.environment = Component(kind="tabletop", primary_size=96, wrist_size=64)
     skills = {"touch": 1600, "push": 1800, "lift": 1000, "put": 1800, "stack": 1800}
     config.collect.skills, config.collect.validation_share = skills, 0.02
 
     data, model = config.data, config.model
-    data.root, data.cameras = "runs/tabletop/data", {"primary": 96, "wrist": 64}
+    data.root, data.cameras = f"{run}/data", {"primary": 96, "wrist": 64}
     data.pool, data.memory = 16_384, 6.0
     model.width, model.layers, model.attention_heads, model.mlp_width = 192, 3, 6, 768
     for camera in data.cameras:

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from octolike.config import build_component, load_module
+from octolike.config import ConfigError, build_component, load_module
 from octolike.data.pipeline.sampling import SAMPLING, SamplingGroups
+from octolike.envs.demonstrations import plan
 from octolike.envs.tabletop import tabletop_tasks as tasks
 from octolike.envs.tabletop.conventions import ROBOTS
 
@@ -116,6 +117,45 @@ def test_longer_stages_of_an_adaptation_keep_their_ratios():
     assert (prior.workdir, prior.train.steps) == (longer.train.init_from, 6000)
     assert longer.train.checkpoint_every == 3000
     assert longer.data.root == prior.data.root == usual.data.root
+
+
+RECIPES = {
+    "quickstart": "runs/quickstart",
+    "tabletop": "runs/tabletop",
+    "metaworld": "runs/metaworld-mt10",
+}
+
+
+@pytest.mark.parametrize(("name", "run"), RECIPES.items())
+def test_another_seed_of_a_recipe_has_a_run_and_demonstrations_of_its_own(name, run):
+    module = load_module(EXPERIMENTS.parent / f"{name}.py")
+    for seed, expected in ((0, run), (3, f"{run}-3")):
+        config = module.get_config(f"seed={seed}")
+        config.check()
+        assert (config.workdir, config.data.root) == (expected, f"{expected}/data")
+        assert (config.seed, config.collect.draw) == (seed, seed)
+        plan(config.environment, config.collect)  # there are seeds enough
+    assert "debug" in module.get_config("seed=3,debug").data.root
+
+
+def test_the_recipe_for_fifty_tasks_can_see_more():
+    module = load_module(EXPERIMENTS.parent / "metaworld.py")
+    more = "zoom=1.6,wrist=true,pixels=128"
+    config = module.get_config(f"tasks=mt50,size=27m,{more},stride=2")
+    config.check()
+    assert config.workdir == "runs/metaworld-mt50-zoom1.6-wrist-128px-27m"
+    assert config.data.root == "runs/metaworld-mt50-zoom1.6-wrist-128px/data"
+    assert config.environment == {
+        "kind": "metaworld",
+        "primary_size": 128,
+        "zoom": 1.6,
+        "hand_size": 128,
+    }
+    assert config.data.cameras == {"primary": 128, "wrist": 128}
+    assert len(config.collect.skills) == 50
+    assert module.get_config(f"tasks=mt50,size=27m,{more}") == config  # its stride is 2 anyway
+    with pytest.raises(ConfigError, match="stride is 4; the network of size=27m has 2"):
+        module.get_config("size=27m,stride=4")
 
 
 def test_a_longer_comparison_has_runs_of_its_own():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import signal
 import subprocess
@@ -382,14 +383,30 @@ def test_two_draws_of_demonstrations_share_no_seed():
     assert settings[1] == settings[0] | {"draw": 1}
 
 
+def test_two_large_draws_share_no_seed():
+    """8,000 demonstrations, as configs/tabletop.py has, need 64,000 seeds."""
+    ranges = []
+    for draw in range(5):
+        collect = CollectConfig(skills={"touch": 8000}, draw=draw, validation_share=0.02)
+        for split in ("train", "val"):
+            shards = [s for s in demonstrations.plan(TABLE, collect) if s.split == split]
+            firsts = [first for shard in shards for _, first in shard.episodes]
+            ranges.append((min(firsts), max(firsts) + demonstrations.TRIES))
+    ranges.sort()
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
+    assert ranges[-1][1] <= demonstrations.LAST_SEED
+
+
 def test_bad_plans_are_rejected():
     with pytest.raises(ConfigError, match=r"collect.skills is \{\}"):
         demonstrations.plan(TABLE, CollectConfig())
     with pytest.raises(ConfigError, match="'tuch'; did you mean 'touch'"):
         demonstrations.plan(TABLE, CollectConfig(skills={"tuch": 1}))
     demonstrations.plan(TABLE, CollectConfig(skills={"touch": 6251}))
-    with pytest.raises(ConfigError, match=r"6251 train episodes of collect.draw=1 .* most 6250"):
-        demonstrations.plan(TABLE, CollectConfig(skills={"touch": 6251}, draw=1))
+    with pytest.raises(ConfigError, match=r"6251 train episodes of collect.draw=5 .* most 6250"):
+        demonstrations.plan(TABLE, CollectConfig(skills={"touch": 6251}, draw=5))
+    with pytest.raises(ConfigError, match=r"62501 train episodes of collect.draw=0 .* most 62500"):
+        demonstrations.plan(TABLE, CollectConfig(skills={"touch": 62501}))
 
 
 CRASHES = []  # seeds that still crash; a seed is listed once per crash

@@ -3,16 +3,18 @@
 A shard is one worker's unit of work. Its content depends on the plan alone, so the dataset is the
 same for any number and order of workers. Seeds: training starts at 0, validation at 500,000,
 evaluation at 1,000,000 (octolike.evaluation.suites); `collect.draw` starts 50,000 seeds later per
-draw. An episode owns `TRIES` seeds: if the expert fails with one, the next is tried; if it fails
-with all of them, the episode is left out. So a skill gets the requested number of demonstrations,
-or fewer. A seed at which the simulator crashes twice is skipped and counted; if it would not crash
-again, another collection has another demonstration in its place.
+draw, 100,000 with more than 6,250 episodes, and so on. An episode owns `TRIES` seeds: if the expert
+fails with one, the next is tried; if it fails with all of them, the episode is left out. So a skill
+gets the requested number of demonstrations, or fewer. A seed at which the simulator crashes twice
+is skipped and counted; if it would not crash again, another collection has another demonstration in
+its place.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
+import math
 import queue
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,16 +130,16 @@ def plan(environment: Mapping[str, Any], collect: CollectConfig) -> list[Demonst
 
 def _first_seed(collect: CollectConfig, split: str, episodes: int) -> int:
     """Return the seed of a split's first episode; ConfigError if its episodes need too many."""
-    start = FIRST_SEEDS[split] + SEEDS_PER_DRAW * collect.draw
-    end = FIRST_SEEDS["val"] if split == "train" else LAST_SEED
-    if collect.draw:  # draw 0 alone is as large as the reserved seeds allow
-        end = min(end, start + SEEDS_PER_DRAW)
-    if start + TRIES * episodes > end:
+    first = FIRST_SEEDS[split]
+    reserved = (FIRST_SEEDS["val"] if split == "train" else LAST_SEED) - first
+    per_draw = SEEDS_PER_DRAW * math.ceil(TRIES * episodes / SEEDS_PER_DRAW)
+    if per_draw * (collect.draw + 1) > reserved:
+        largest = SEEDS_PER_DRAW * (reserved // (collect.draw + 1) // SEEDS_PER_DRAW)
         raise ConfigError(
             f"{episodes} {split} episodes of collect.draw={collect.draw} need more seeds than are "
-            f"reserved; expected at most {(end - start) // TRIES}"
+            f"reserved; expected at most {largest // TRIES}"
         )
-    return start
+    return first + per_draw * collect.draw
 
 
 def settings(environment: Mapping[str, Any], collect: CollectConfig) -> dict[str, Any]:
