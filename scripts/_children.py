@@ -19,7 +19,9 @@ def study_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_question(parser: argparse.ArgumentParser) -> None:
-    """Add the options --against and --split, which replace what a study names."""
+    """Add --episodes, and --against and --split, which replace what a study names."""
+    text = "of each skill and split; default: those of the runs' settings"
+    parser.add_argument("--episodes", type=positive, help=text)
     against = "variant with which the others are compared; default: that of the study"
     parser.add_argument("--against", default="", help=against)
     parser.add_argument("--split", default="", help="where; default: that of the study, or seen")
@@ -59,15 +61,15 @@ def complete_run(run: Any, args: argparse.Namespace) -> Path:
     options = (*run.overrides, *flags("config.plugins", args.plugins))
     for script in ["collect.py"] * args.collect + ["train.py"]:
         call(script, f"--config={config}:{run.arg}", *options)
-    return evaluate(run, args)
+    return evaluate(run, args, *flags("episodes", [args.episodes] * bool(args.episodes)))
 
 
-def evaluate(run: Any, args: argparse.Namespace) -> Path:
+def evaluate(run: Any, args: argparse.Namespace, *options: str) -> Path:
     """Evaluate a run of a study in the scenes of args.block, "": its own; return its directory."""
     from octolike import files
 
     directory = files.local_path(run.config.workdir, "run")
     allowed = flags("plugins", args.plugins or run.config.plugins)
     scenes = flags("block", [args.block] * bool(args.block))
-    call("evaluate.py", f"--run={directory}", *scenes, *allowed)
+    call("evaluate.py", f"--run={directory}", *scenes, *options, *allowed)
     return directory

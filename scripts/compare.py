@@ -5,7 +5,7 @@
     ... --config conflict:conflict=rescaled     further arguments for each run's config
     ... --until-decided --seeds 12              stop a variant once its difference is certain
     ... --equal-time                            steps that take as long as the first variant's
-    ... --block test                            scenes that no choice of the recipe has seen
+    ... --block test --episodes 200             scenes that no choice of the recipe has seen, more
     octolike compare --table runs/compare       only the table of existing results
     ... --against alone_20 --split held_out_combination      another question than the study's
 
@@ -44,7 +44,8 @@ def main() -> None:
         question = study_design.question(args.config, args.against, args.split)
         directory, evidence = run_all(args, question) if args.config else (Path(args.table), "")
         names = args.variants.split(",") if args.table and args.variants else ()
-        print(comparison.write(directory, question, args.block, names, evidence))
+        scenes = args.block, names, args.episodes
+        print(comparison.write(directory, question, *scenes, evidence))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
@@ -65,7 +66,7 @@ def run_all(args: argparse.Namespace, question: Any) -> tuple[Path, str]:
         for run in (r for r in of_seed if r.variant not in decided):
             directory = complete_run(run, args)
         if args.until_decided:
-            known = directory.parent, variants, question, args.block
+            known = directory.parent, variants, question, args.block, args.episodes
             decided, evidence = study_design.decided(*known)
             print(evidence, flush=True)
         if len(decided) >= max(1, len(variants) - 1):

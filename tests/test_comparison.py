@@ -230,6 +230,8 @@ def test_a_block_of_scenes_has_a_table_of_its_own(tmp_path):
     add_rows(evaluation, [*episodes("touch", 1), *test])
     pooled = [comparison.read(tmp_path, x)[0].pooled("train").successes for x in ("", "test")]
     assert pooled == [1, 3]
+    (few,) = comparison.read(tmp_path, "test", episodes=2)
+    assert (few.pooled("train").successes, few.pooled("train").episodes) == (2, 2)
     assert "Scenes: the block test." in comparison.write(tmp_path, block="test")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"default-0", "comparison-test.md", "comparison-test.png"}

@@ -18,6 +18,7 @@ from absl.testing import flagsaver
 from octolike.config import Component, load_module
 from octolike.config.python_files import shipped_config
 from octolike.evaluation import comparison
+from octolike.evaluation.contrasts import Question
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONFIGS = sorted((SCRIPTS.parent / "configs").rglob("*.py"))
@@ -131,9 +132,10 @@ def test_a_comparison_hands_its_block_of_scenes_on(load, monkeypatch):
     commands, written = started(script, monkeypatch), []
     monkeypatch.setattr(comparison, "write", lambda *arguments: written.append(arguments[1:]))
     arguments = ("--config", "configs/experiments/compare.py", "--variants", "vit", "--seeds", 1)
-    run(script, monkeypatch, *arguments, "--block", "test")
-    assert commands[1] == ["evaluate.py", "--run=runs/compare/vit-0", "--block=test"]
-    assert written == [("default", "test")]
+    run(script, monkeypatch, *arguments, "--block", "test", "--episodes", 200)
+    options = ["--block=test", "--episodes=200"]
+    assert commands[1] == ["evaluate.py", "--run=runs/compare/vit-0", *options]
+    assert written == [(Question("default"), "test", (), 200, "")]
     commands.clear()
     with pytest.raises(SystemExit, match="error: unknown block of scenes: 'tset'"):
         run(script, monkeypatch, *arguments, "--block", "tset")

@@ -69,12 +69,17 @@ class VariantSummary:
         return dict(zip(grid.scenes, grid.strata, strict=True))
 
 
-def read(directory: str | Path, block: str = "", names: Sequence[str] = ()) -> list[VariantSummary]:
+def read(
+    directory: str | Path,
+    block: str = "",
+    names: Sequence[str] = (),
+    episodes: int | None = None,
+) -> list[VariantSummary]:
     """Return the evaluated variants of a comparison in alphabetical order.
 
-    Only episodes of the runs' own settings count, in the block of scenes if one is given
-    (`outcomes`). names: of the variants; default: all. Raises FileNotFoundError without any
-    evaluated run.
+    Only episodes of the runs' own settings count, in the block of scenes and as many as given
+    (`outcomes.read_outcomes`). names: of the variants; default: all. Raises FileNotFoundError
+    without any evaluated run.
     """
     evaluated = [run for run in sorted(Path(directory).glob("*")) if outcomes.result_files(run)]
     named = [r for r in evaluated if not names or {r.name, r.name.rpartition("-")[0]} & {*names}]
@@ -87,7 +92,8 @@ def read(directory: str | Path, block: str = "", names: Sequence[str] = ()) -> l
     # If any run has several robots, splits carry the robot's name in all runs.
     runs = [run for variant_runs in variants.values() for run in variant_runs.values()]
     with_robots = any("" not in outcomes.result_files(run) for run in runs)
-    return [_summarize(name, runs, with_robots, block) for name, runs in variants.items()]
+    scenes = block, episodes
+    return [_summarize(name, runs, with_robots, scenes) for name, runs in variants.items()]
 
 
 def write(
@@ -95,14 +101,15 @@ def write(
     question: Question = DEFAULT_QUESTION,
     block: str = "",
     names: Sequence[str] = (),
+    episodes: int | None = None,
     evidence: str = "",
 ) -> str:
     """Write the table and the figure into the directory; return the table and the figure's path.
 
     They are comparison.md and comparison.png; with a block of scenes, comparison-<block>.md, ….
-    names: of the variants; default: all. evidence: by which the study stopped, a note.
+    block, names, episodes: as in `read`. evidence: by which the study stopped, a note.
     """
-    summaries = read(directory, block, names)
+    summaries = read(directory, block, names, episodes)
     text = table(summaries, question)
     if evidence:
         text += (
@@ -192,7 +199,7 @@ def _notes(summaries: Sequence[VariantSummary], effect: statistics.SeedEffect) -
 
 def _shared_data(summaries: Sequence[VariantSummary]) -> list[str]:
     """Return a note if the seeds of variants share their demonstrations; [] if none do."""
-    of_several = [v for v in summaries if len(v.seeds) > 1]
+    of_several = [v for v in summaries if len(v.action_error) > 1]
     names = [v.variant for v in of_several if v.shared_data]
     if not names:
         return []
@@ -346,7 +353,7 @@ def _draw_split(
 
 
 def _summarize(
-    variant: str, runs: Mapping[str, Path], with_robots: bool, block: str
+    variant: str, runs: Mapping[str, Path], with_robots: bool, scenes: tuple[str, int | None]
 ) -> VariantSummary:
     success: dict[str, list[SuccessRate]] = {}
     by_scene: dict[str, list[dict[Any, bool | None]]] = {}
@@ -355,7 +362,7 @@ def _summarize(
     first_by_scene: list[dict[Any, bool | None]] = []
     missing = 0
     seeds_of: dict[str, list[str]] = {}
-    robots_of = {run: outcomes.read_outcomes(run, block) for run in runs.values()}
+    robots_of = {run: outcomes.read_outcomes(run, *scenes) for run in runs.values()}
     outcomes.check_settings(robots_of)
     for seed, run in runs.items():
         robots = robots_of[run]

@@ -65,10 +65,11 @@ def result_files(run: Path) -> dict[str, Path]:
     return {"": run / RESULTS} if (run / RESULTS).exists() else files
 
 
-def read_outcomes(run: Path, block: str = "") -> list[RobotOutcomes]:
+def read_outcomes(run: Path, block: str = "", episodes: int | None = None) -> list[RobotOutcomes]:
     """Return the outcomes of the run's planned episodes, robot by robot.
 
-    block: of scenes, a name of `suites.BLOCKS`; "": the run's own.
+    block: of scenes, a name of `suites.BLOCKS`; "": the run's own. episodes: of each skill and
+    split; None: as many as the run's own settings have.
 
     Raises ValueError if none of them was evaluated, or not with the last checkpoint, or the file is
     malformed.
@@ -76,9 +77,10 @@ def read_outcomes(run: Path, block: str = "") -> list[RobotOutcomes]:
     config = stored_config(str(run))
     skills = tuple(config.collect.skills)
     own = suites.suite_from_config(config.environment, config.evaluate, skills)
-    suite = dataclasses.replace(own, **suites.overrides(block=block))
+    suite = dataclasses.replace(own, **suites.overrides(episodes=episodes, block=block))
     plan, outcomes = suite.plan(), []
     of_block, option = (f" in the block {block}", f" --block {block}") if block else ("", "")
+    option += f" --episodes {episodes}" if episodes else ""
     for path in result_files(run).values():
         setup, lines = _read_results(path)
         step = setup["checkpoint"]

@@ -133,13 +133,17 @@ def _text(variants: int, seeds: int, scenes: int, comparisons: int, number: str)
 
 
 def decided(
-    directory: Path, variants: Sequence[str], question: Question, block: str = ""
+    directory: Path,
+    variants: Sequence[str],
+    question: Question,
+    block: str = "",
+    episodes: int | None = None,
 ) -> tuple[set[str], str]:
     """Return (the variants that certainly differ from the reference, the evidence as text).
 
     5 % for all of them together (Holm), whenever it is called.
     """
-    summaries = comparison.read(directory, block, variants)
+    summaries = comparison.read(directory, block, variants, episodes)
     processes = evidence(summaries, question)
     others = [name for name in variants if name != question.reference]
     p_values = [processes[n].p if n in processes else math.nan for n in others]
