@@ -33,7 +33,7 @@ def main(_: list[str]) -> None:
     """Run the episodes and write the report; expected errors are one line without a traceback."""
     logging.set_verbosity(logging.WARNING)
     # Here, as worker processes do not need jax.
-    from octolike.evaluation import evaluate, report, suites
+    from octolike.evaluation import evaluate, suites
 
     try:
         plan = suites.overrides(SPLITS.value, SKILLS.value, EPISODES.value, BLOCK.value)
@@ -45,7 +45,7 @@ def main(_: list[str]) -> None:
             evaluation = evaluate.Evaluation(RUN.value, *options, untrained=UNTRAINED.value)
             evaluation.run()
             page = evaluation.report(predict_chunks(evaluation))
-            print(report.success_table(evaluation.rows, evaluation.groups))
+            print(evaluation.table())
             print(f"\nreport: {page}")
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -8,6 +8,7 @@ import policy_fakes
 import pytest
 
 from octolike.config import Component, ConfigError
+from octolike.envs import registry
 from octolike.envs.replays import Film
 from octolike.evaluation import closed_loop, evaluate, rollouts
 from octolike.evaluation.demonstrated_episode import DemonstratedEpisode
@@ -91,6 +92,44 @@ def test_a_run_is_evaluated_and_reported(tmp_path):
     assert list((tmp_path / "evaluation").glob("*.gif"))
     again = evaluate.Evaluation(tmp_path, overrides={"skills": ("touch",)})
     assert again.rows == rows  # nothing is left to run
+
+
+def test_the_caveats_of_a_run_are_in_its_table_and_report(tmp_path, capsys):
+    """Its datasets are not found, so the instructions decide which tasks were demonstrated."""
+    run = policy_fakes.run_of()
+    run.config.environment = Component(kind="tabletop", primary_size=policy_fakes.SIDE)
+    run.config.evaluate.episodes, run.config.evaluate.videos = 2, 0
+    run.config.collect.dataset, run.config.evaluate.skills = "arm", ("touch", "push")
+    names = policy_fakes.RUN_NAMES._replace(tasks=("Touch the  red cube",))
+    policy_fakes.save_run(tmp_path, dataclasses.replace(run, names=names))
+    evaluation = evaluate.Evaluation(tmp_path)
+    (before,) = evaluation.caveats
+    assert before.startswith("Unknown which of these tasks were demonstrated (data is not in")
+    fields = {"failure": "", "steps": 1, "success": False, "scene": ""}
+    for e in evaluation.plan:
+        row = {"policy": "trained", "instruction": f"{e.skill} the red cube", **fields}
+        evaluation.results.add({**row, **dataclasses.asdict(e)}, [])
+    (after,) = evaluation.caveats
+    assert after.startswith(
+        "Not demonstrated, by the instructions of the training's datasets: push"
+    )
+    assert f"- {after}" in evaluation.table()
+    evaluation.report()
+    stored = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    assert stored["caveats"] == [after]
+    assert "On tasks without demonstrations it succeeds in 0%" in stored["headline"]
+
+
+@pytest.mark.parametrize("keeps_task", [True, False])
+def test_a_simulator_that_is_slow_to_build_keeps_its_tasks(tmp_path, monkeypatch, keeps_task):
+    simulated_run(tmp_path)
+    evaluation = evaluate.Evaluation(tmp_path, overrides={"episodes": 4})
+    table = registry.simulator("tabletop")
+    parts = dataclasses.replace(table, keeps_task=keeps_task)
+    monkeypatch.setattr(evaluate, "simulator", lambda kind: parts)
+    skills = [e.skill for e in evaluation._order(1)[:4]]
+    assert (skills == 4 * ["touch"]) is keeps_task
+    assert registry.simulator("libero").keeps_task
 
 
 def test_a_run_without_a_simulator_is_rejected(tmp_path):

@@ -20,7 +20,7 @@ TENSORFLOW = {"tensorflow", "tensorflow_datasets", "rlds"}
 LOWEST = {
     "types",
     "errors",
-    "caveats",
+    "remarks",
     "config",
     "files",
     "manifest",
@@ -36,7 +36,7 @@ LOWEST = {
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
-    "caveats": set(),
+    "remarks": set(),
     "config": {"config", "errors", "files", "tables", "terminal"},
     "files": {"errors"},
     "manifest": {"errors", "files"},

@@ -11,11 +11,13 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 from scipy import stats
 
-from octolike.caveats import ONE_RUN
-from octolike.evaluation import figures, report, statistics
+from octolike.envs.libero import libero_tasks
+from octolike.evaluation import figures, report, statistics, success_tables
 from octolike.evaluation.figures import ChunkComparison, VideoClip
+from octolike.evaluation.headline import headline
 from octolike.evaluation.report import LearningCurves, ReportContent
 from octolike.evaluation.statistics import SuccessRate
+from octolike.remarks import ONE_RUN
 
 SPLITS = ("train", "held_out_combination")
 
@@ -140,16 +142,34 @@ def test_report_json_contains_the_numbers(written):
 
 
 def test_the_headline_states_whether_the_policy_learned(content):
-    assert "4 of 10" in report.headline(content.rows)
-    assert "do not show that it has learned anything" in report.headline(content.rows)
+    assert "4 of 10" in headline(content.rows)
+    assert "do not show that it has learned anything" in headline(content.rows)
     touch = [r for r in rows() if r["skill"] == "touch"]
     many = [{**r, "seed": r["seed"] + 5 * i} for i in range(10) for r in touch]
-    assert "It has learned something (the same scenes; trained minus" in report.headline(many)
+    assert "It has learned something (the same scenes; trained minus" in headline(many)
     exchanged = {"trained": "untrained", "untrained": "trained"}
     worse = [r | {"policy": exchanged[r["policy"]]} for r in many]
-    assert "less often than without training" in report.headline(worse)
+    assert "less often than without training" in headline(worse)
     trained = [r for r in rows() if r["policy"] == "trained"]
-    assert "was not evaluated" in report.headline(trained)
+    assert "was not evaluated" in headline(trained)
+
+
+def test_tasks_without_demonstrations_are_not_called_seen():
+    both = headline(rows(), {"lift"})
+    assert both.startswith("On seen tasks the policy succeeds in 80% of the episodes (4 of 5;")
+    assert "On tasks without demonstrations it succeeds in 0% (0 of 5;" in both
+    none = headline(rows(), {"lift", "touch"})
+    assert none.startswith("On tasks without demonstrations the policy succeeds in 40% of the")
+    assert "seen" not in none
+
+
+def test_caveats_stand_beside_the_rates_everywhere(content, tmp_path):
+    notes = ["Not <comparable>."]
+    bare = dataclasses.replace(content, clips=(), chunks=None, caveats=notes)
+    page = report.write(bare, tmp_path, tmp_path / "page.html").read_text()
+    assert "Not &lt;comparable&gt;." in page.partition("Memorising or learning?")[0]
+    assert json.loads((tmp_path / "report.json").read_text())["caveats"] == notes
+    assert "- Not <comparable>." in success_tables.success_table(content.rows, caveats=notes)
 
 
 def test_a_policy_that_wins_in_the_same_scenes_has_learned_though_intervals_overlap(tmp_path):
@@ -160,16 +180,16 @@ def test_a_policy_that_wins_in_the_same_scenes_has_learned_though_intervals_over
         for policy, wins in won.items()
         for i, row in enumerate([rows()[0]] * 100)
     ]
-    text = report.headline(rows_)
+    text = headline(rows_)
     p = stats.binomtest(1, 12).pvalue
     assert "It has learned something (the same scenes; trained minus untrained: 95 %" in text
     assert text.endswith(f"p = {p:.2g}).")
     moved = [r | {"scene": f"{r['policy']} {r['seed']}"} for r in rows_]
-    text = report.headline(moved)
+    text = headline(moved)
     assert "do not show that it has learned anything (other scenes, compared unpaired;" in text
     rows_[50] = rows_[50] | {"success": None}
     note = "the same scenes, 1 scene left out, as a side has no outcome there; trained"
-    assert note in report.headline(rows_)
+    assert note in headline(rows_)
     report.write(ReportContent("x", {}, {}, rows_), tmp_path, tmp_path / "page.html")
     data = json.loads((tmp_path / "report.json").read_text())["above_untrained"]
     assert (data["p"], data["scenes_left_out"]) == (pytest.approx(p), 1)
@@ -178,19 +198,19 @@ def test_a_policy_that_wins_in_the_same_scenes_has_learned_though_intervals_over
 def test_the_headline_has_no_rate_without_finished_episodes(tmp_path):
     crash = {"success": None, "failure": "crashed: ArithmeticError"}
     crashed = [r | crash if r["split"] == "train" else r for r in rows()]
-    text = report.headline(crashed)
+    text = headline(crashed)
     assert text.startswith(
         "All 10 episodes on seen tasks crashed. The policy succeeds in 10% of the other"
     )
     floor = [r | crash if r["policy"] == "untrained" else r for r in rows()]
-    assert report.headline(floor).endswith("; the untrained network crashed in all 10.")
+    assert headline(floor).endswith("; the untrained network crashed in all 10.")
     every = [r | crash for r in rows()]
-    assert report.headline(every) == "No episode finished: all 20 crashed."
+    assert headline(every) == "No episode finished: all 20 crashed."
     page = report.write(
         ReportContent("x", {}, {}, every), tmp_path, tmp_path / "page.html"
     ).read_text()
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
-    assert "nan" not in report.success_table(every)
+    assert "nan" not in success_tables.success_table(every)
 
 
 def test_a_report_of_results_alone_omits_the_other_sections(content, tmp_path):
@@ -218,7 +238,7 @@ def test_a_report_without_results_is_rejected(tmp_path):
 
 
 def test_the_success_table_for_a_terminal(content):
-    lines = report.success_table(content.rows).splitlines()
+    lines = success_tables.success_table(content.rows).splitlines()
     assert lines[0].split() == ["split", "skill", "trained", "median", "steps", "untrained"]
     assert re.search(r"^seen +touch +80% \[38, 96\] of 5 +3 +0% \[0, 43\] of 5$", lines[1])
 
@@ -249,12 +269,31 @@ def test_a_table_has_a_column_per_group_as_benchmarks_publish_theirs():
         "goal/0": SuccessRate(1, 4),
     }
     held_out = {"object/0": SuccessRate(0, 4)}
-    table = report.group_table({"train": rates, "held_out_phrasing": held_out}, groups)
-    assert [line.split() for line in table.splitlines()] == [
-        ["success", "object", "goal", "mean"],
-        ["seen", "50.0%", "25.0%", "37.5%"],
-        ["held-out", "phrasing", "0.0%", "–", "0.0%"],
+    table = success_tables.group_table({"train": rates, "held_out_phrasing": held_out}, groups)
+    low, high = (f"{100 * x:.1f}" for x in statistics.wilson_interval(4, 8))
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0] == ["success", "object", "goal", "mean"]
+    assert lines[1][:4] == ["seen", "50.0%", f"[{low},", f"{high}]"]
+    assert [x for x in lines[1] if "%" in x] == ["50.0%", "25.0%", "37.5%"]
+    assert [x for x in lines[2] if x.strip("[0.,]")] != []
+    assert (lines[2][2], lines[2].count("–")) == ("0.0%", 1)
+
+
+def test_the_page_has_the_table_of_published_ones(tmp_path):
+    groups = {skill: libero_tasks.GROUPS[skill] for skill in ("10/0", "10/1", "object/0")}
+    skills = dict(zip(groups, (1, 3, 2), strict=True))
+    results = [
+        {**rows()[0], "skill": skill, "seed": seed, "success": seed < wins}
+        for skill, wins in skills.items()
+        for seed in range(4)
     ]
+    content = ReportContent("x", {}, {}, results, groups=groups)
+    page = report.write(content, tmp_path, tmp_path / "page.html").read_text()
+    assert "<th>Long</th><th>Object</th><th>mean</th>" in page
+    low, high = (f"{100 * x:.1f}" for x in statistics.wilson_interval(4, 8))
+    assert f"<td><b>50.0%</b><br><small>{low}–{high}</small></td>" in page
+    stored = json.loads((tmp_path / "report.json").read_text())["mean_intervals"]
+    assert stored["trained"]["train"]["Long"] == pytest.approx(statistics.wilson_interval(4, 8))
 
 
 def test_images_are_labelled_with_the_film_s_steps(tmp_path, monkeypatch):

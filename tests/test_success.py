@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from octolike.evaluation import success
-from octolike.evaluation.statistics import SuccessRate
+from octolike.evaluation.statistics import SuccessRate, wilson_interval
 from octolike.evaluation.success import generalization_gaps
 
 
@@ -207,3 +207,15 @@ def test_steps_to_success_count_successful_episodes_only():
         row["steps"] = steps
     assert success.steps_to_success(mixed, skill="touch") == 5.5
     assert success.steps_to_success(mixed, skill="push") is None
+
+
+def test_intervals_of_means_are_wilsons_of_all_episodes_if_skills_have_equally_many():
+    groups = {"a": "one", "b": "one", "c": "two"}
+    rates = {"a": SuccessRate(3, 10), "b": SuccessRate(9, 10), "c": SuccessRate(10, 10)}
+    intervals = success.mean_intervals(rates | {"all": SuccessRate(22, 30)}, groups)
+    assert intervals["one"] == pytest.approx(wilson_interval(12, 20))
+    assert intervals["tasks"] == pytest.approx(wilson_interval(22, 30))
+    assert intervals["two"] == pytest.approx(wilson_interval(10, 10))
+    # c has the weight of a and b together: 1 / (2 * 0.25² / 10 + 0.5² / 10) episodes
+    assert intervals["groups"] == pytest.approx(wilson_interval(0.8 * 80 / 3, 80 / 3))
+    assert success.mean_intervals({"a": SuccessRate(0, 0, 3)}, groups) == {}

@@ -1,10 +1,12 @@
 """Evaluation suites: the episodes that they plan."""
 
 import dataclasses
+import itertools
+from collections import Counter
 
 import pytest
 
-from octolike.config import CollectConfig, ConfigError, EvaluateConfig
+from octolike.config import ConfigError, EvaluateConfig
 from octolike.envs import demonstrations
 from octolike.envs.libero import libero_tasks
 from octolike.evaluation import suites
@@ -38,22 +40,6 @@ def test_every_suite_has_a_plan(name):
 def test_invalid_suites_are_rejected(suite, match):
     with pytest.raises(ConfigError, match=match):
         suite.plan()
-
-
-def test_caveats_name_splits_that_contradict_the_demonstrations():
-    collect = CollectConfig(skills={"touch": 3, "lift": 3})
-    table = suites.suite_by_name("tabletop", {"kind": "tabletop"})
-    (note,) = suites.caveats(table.plan(), collect)
-    assert "no demonstrations of push, put, stack: unless" in note
-    demonstrated = dataclasses.replace(table, skills=("touch", "lift"))
-    assert suites.caveats(demonstrated.plan(), collect) == []
-    collect.split = "held_out_family"
-    assert "of the split 'held_out_family'" in suites.caveats(demonstrated.plan(), collect)[0]
-    early = dataclasses.replace(demonstrated, seed=5).plan()
-    assert "Seeds below 1,000,000" in suites.caveats(early, collect)[1]
-    ml10 = suites.suite_by_name("metaworld_ml10", {"kind": "metaworld"})
-    collect = CollectConfig(skills=dict.fromkeys((*ml10.skills, "drawer-open"), 1))
-    assert "the held-out tasks: drawer-open." in suites.caveats(ml10.plan(), collect)[0]
 
 
 def test_suites_come_from_a_name_or_a_config():
@@ -117,6 +103,46 @@ def test_libero_has_no_more_scenes_than_the_benchmarks_initial_states():
     assert len(dataclasses.replace(libero, **suites.overrides(block="development")).plan()) == 500
     aloha = dataclasses.replace(suites.SUITES["aloha"], episodes=51)  # draws a scene per seed
     assert len(dataclasses.replace(aloha, **suites.overrides(block="test")).plan()) == 102
+
+
+def changes_of_task(plan, slots):
+    """Return how often each slot changes its task; the first task counts, too."""
+    pairs = [[(e.split, e.skill) for e in plan[slot::slots]] for slot in range(slots)]
+    return [1 + sum(a != b for a, b in itertools.pairwise(queue)) for queue in pairs]
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "most"),
+    [
+        ("libero_goal", tuple(f"goal/{i}" for i in (0, 1, 2, 4, 6, 7, 8)), 4),
+        ("libero_goal", (), 1),
+        ("libero", (), 4 * 5),  # turns of 10 of 50 episodes
+        ("libero_goal_pro", (), 6 * 5),
+        ("libero_90", (), 9 * 5),
+        ("libero_object_pro", tuple(f"object/{i}" for i in range(3)), 2 * 5),
+    ],
+)
+def test_an_environment_keeps_its_task_for_a_turn(name, tasks, most):
+    """Interleaved, the slots change their task at nearly every episode: 7 tasks, 10 slots."""
+    plan = dataclasses.replace(suites.SUITES[name], skills=tasks or suites.SUITES[name].skills)
+    plan, slots = plan.plan(), 10
+    order = suites.keep_tasks(plan, slots)
+    assert sorted(map(repr, order)) == sorted(map(repr, plan))
+    changes = changes_of_task(order, slots)
+    assert max(changes) <= most
+    loads = [len(order[slot::slots]) for slot in range(slots)]
+    assert max(loads) - min(loads) <= 1
+
+
+def test_an_interrupted_evaluation_has_run_its_tasks_equally_often_but_for_a_turn():
+    plan = suites.SUITES["libero"].plan()
+    order = suites.keep_tasks(plan, 10)
+    for share in (0.2, 0.5, 0.9):
+        counts = Counter(e.skill for e in order[: int(share * len(order))])
+        assert len(counts) == 40
+        assert max(counts.values()) - min(counts.values()) <= suites.TURN
+    quick = suites.keep_tasks(plan[:3], 10)  # fewer episodes than slots
+    assert quick == plan[:3]
 
 
 def test_the_yield_of_an_expert_counts_every_try():

@@ -34,6 +34,11 @@ class Simulator:
     expert_version: the same for the actions of the expert.
     states: the number of initial states of each task, if a benchmark fixes them; an evaluation has
         no other scenes.
+    odd_tasks: {(split, skill): a sentence on a task whose success says less than its name}.
+    published_demonstrations: how those behind published scores were made, as the end of a sentence,
+        if scores of policies trained on other demonstrations are not comparable.
+    keeps_task: whether building a task's simulation takes seconds, so that an environment should
+        keep its task.
     """
 
     env: str
@@ -48,6 +53,9 @@ class Simulator:
     scene_version: str = ""
     expert_version: str = ""
     states: str = ""
+    odd_tasks: str = ""
+    published_demonstrations: str = ""
+    keeps_task: bool = False
 
     def load(self, part: str) -> Any:
         """Import one part: 'env', 'skills', …"""
@@ -187,9 +195,12 @@ class LiberoSettings(SimulatorSettings):
         check="octolike.envs.libero.libero_package:missing_task",
         scene_version="octolike.envs.libero.libero_tasks:scene_version",
         states="octolike.envs.libero.libero_tasks:STATES",
+        odd_tasks="octolike.envs.libero.libero_tasks:ODD_TASKS",
+        published_demonstrations="were recorded by people",
+        keeps_task=True,
     )
-    primary_size: int = option(128, "height and width of image_primary in pixels", low=8, high=256)
-    wrist_size: int = option(128, "height and width of image_wrist in pixels", low=8, high=256)
+    primary_size: int = option(256, "height and width of image_primary in pixels", low=8, high=256)
+    wrist_size: int = option(256, "height and width of image_wrist in pixels", low=8, high=256)
     settle_steps: int = option(
         10, "steps without motion before an episode, in which objects come to rest", low=0
     )

@@ -15,12 +15,14 @@ from octolike.config import ConfigError, stored_config
 from octolike.config import plugins as plug_ins
 from octolike.envs.pool import EnvPool, default_workers
 from octolike.envs.registry import check_robot, environment_of, kind_of, simulator
-from octolike.evaluation import report, rollouts, suites
+from octolike.evaluation import caveats, report, rollouts, success_tables, suites
+from octolike.evaluation.caveats import Demonstrated
 from octolike.evaluation.demonstrated_episode import DemonstratedEpisode
 from octolike.evaluation.figures import ChunkComparison, VideoClip, duration
 from octolike.evaluation.report import LearningCurves, ReportContent
 from octolike.evaluation.results_file import ResultsFile, planned_episode
 from octolike.evaluation.success import ResultRow, success_rate
+from octolike.evaluation.suites import EpisodePlan
 from octolike.policy import Policy
 from octolike.progress import progress
 from octolike.train import checkpoint, metrics
@@ -128,7 +130,9 @@ class Evaluation:
         directory = self.directory / "evaluation" / self._subdirectory
         self.results = ResultsFile(directory, self.setup, settings.videos)
         self._untrained = settings.untrained if untrained is None else untrained
-        self._remarks = suites.caveats(self.plan, self.config.collect)
+        self._names = run.names
+        self._demonstrated = caveats.find_demonstrated(run.config, run.names.datasets)
+        self._remarks: list[str] = []
         self._clips: list[VideoClip] = []
 
     def run(self) -> None:
@@ -138,8 +142,8 @@ class Evaluation:
         RuntimeError if the simulator cannot be built.
         """
         settings = self.config.evaluate
-        for remark in self._remarks:
-            print(f"note: {remark}")
+        for caveat in self.caveats:
+            print(f"note: {caveat}")
         make = rollouts.env_maker(self.policy, self.environment)
         slots = self.policy.batch_size
         policies = {"trained": self.policy}
@@ -166,7 +170,7 @@ class Evaluation:
             timing = rollouts.run_episodes(
                 policy,
                 label,
-                self.plan,
+                self._order(pool.slots),
                 pool,
                 self.results,
                 show_row,
@@ -176,6 +180,11 @@ class Evaluation:
             throughput = f"Throughput: {timing.sentence()}, {pool.slots} environments in parallel."
             print(throughput)
             self._remarks.append(throughput)
+
+    def _order(self, slots: int) -> list[EpisodePlan]:
+        """Return the plan in the order in which its episodes are run."""
+        keeps_task = simulator(kind_of(self.environment)).keeps_task
+        return suites.keep_tasks(self.plan, slots) if keeps_task else self.plan
 
     def _render_clips(self, pool: EnvPool) -> list[VideoClip]:
         """Render the episodes of the trained policy with stored actions."""
@@ -242,9 +251,27 @@ class Evaluation:
             chunks=chunks,
             remarks=self._remarks,
             groups=self.groups,
+            caveats=self.caveats,
+            undemonstrated=self.demonstrated.missing(e.skill for e in self.plan),
         )
         name = f"report-{robot}.html" if robot else "report.html"
         return report.write(content, self.results.directory, self.directory / name)
+
+    def table(self) -> str:
+        """Return the success table for a terminal."""
+        return success_tables.success_table(self.rows, self.groups, self.caveats)
+
+    @property
+    def demonstrated(self) -> Demonstrated:
+        """What is known of the demonstrations; more after the episodes (`compare_instructions`)."""
+        has_instructions = self.config.data.tasks == "instruction"
+        tasks = self._names.tasks if has_instructions else ()
+        return caveats.compare_instructions(self._demonstrated, self.rows, tasks)
+
+    @property
+    def caveats(self) -> list[str]:
+        """Sentences on the meaning of the rates."""
+        return caveats.sentences(self.environment, self.plan, self.demonstrated)
 
     @property
     def groups(self) -> Mapping[str, str]:

@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from octolike.evaluation import success
 from octolike.evaluation.statistics import LEVEL, Difference, SuccessRate
 from octolike.evaluation.success import SEEN, ResultRow
 
 
-def headline(rows: Sequence[ResultRow]) -> str:
-    """Return the main result in one or two sentences."""
-    seen, scope = success.success_rate(rows, policy="trained", split=SEEN), headline_scope(rows)
-    trained, untrained = (
-        success.success_rate(rows, policy=p, **scope) for p in ("trained", "untrained")
-    )
-    difference = success.untrained_difference(rows, **scope)
-    result = f"On seen tasks the policy succeeds in {_rate_text(trained, 'of the episodes')}"
-    if not scope:
-        crashes = f"All {seen.crashed} episodes on seen tasks crashed. " * bool(seen.crashed)
+def headline(rows: Sequence[ResultRow], undemonstrated: Collection[str] = ()) -> str:
+    """Return the main result in one or two sentences.
+
+    undemonstrated: skills without demonstrations: of these, the seen split is counted apart.
+    """
+    seen, new = _seen_and_new(rows, undemonstrated)
+    where = "seen tasks" if seen or not new else "tasks without demonstrations"
+    chosen = headline_rows(rows, undemonstrated)
+    trained, untrained = (success.success_rate(chosen, policy=p) for p in ("trained", "untrained"))
+    result = f"On {where} the policy succeeds in {_rate_text(trained, 'of the episodes')}"
+    if len(chosen) == len(rows) and chosen not in (seen, new):
+        crashed = success.success_rate(seen or new, policy="trained").crashed
+        crashes = f"All {crashed} episodes on {where} crashed. " * bool(crashed)
         if not trained.episodes:
             return f"No episode finished: all {trained.crashed} crashed."
         episodes = "of the other episodes" if crashes else "of the episodes"
         result = f"{crashes}The policy succeeds in {_rate_text(trained, episodes)}"
+    others = success.success_rate(new if seen else [], policy="trained")
+    apart = f" On tasks without demonstrations it succeeds in {_rate_text(others)}."
+    apart *= bool(others.episodes)
+    difference = success.untrained_difference(chosen)
     if difference is None:
         crashed = untrained.crashed
         reason = f"crashed in all {crashed}" if crashed else "was not evaluated"
-        return f"{result}; the untrained network {reason}."
-    return f"{result}, the untrained network in {_rate_text(untrained)}. {_verdict(difference)}"
+        return f"{result}; the untrained network {reason}.{apart}"
+    verdict = _verdict(difference)
+    return f"{result}, the untrained network in {_rate_text(untrained)}. {verdict}{apart}"
 
 
-def headline_scope(rows: Sequence[ResultRow]) -> dict[str, str]:
-    """Return the fields of the episodes behind the headline.
+def headline_rows(
+    rows: Sequence[ResultRow], undemonstrated: Collection[str] = ()
+) -> list[ResultRow]:
+    """Return the episodes behind the headline: those on seen tasks, if any of them finished.
 
-    Those on seen tasks, or all if the seen split was not evaluated or all its episodes crashed.
+    Else those on tasks without demonstrations, or, without the seen split, all.
     """
-    seen = success.success_rate(rows, policy="trained", split=SEEN)
-    return {"split": SEEN} if seen.episodes else {}
+    seen, new = _seen_and_new(rows, undemonstrated)
+    finished = success.success_rate(seen or new, policy="trained").episodes
+    return (seen or new) if finished else list(rows)
+
+
+def _seen_and_new(
+    rows: Sequence[ResultRow], undemonstrated: Collection[str]
+) -> tuple[list[ResultRow], list[ResultRow]]:
+    """Return the rows of the seen split with and without demonstrations."""
+    of_split = [row for row in rows if row["split"] == SEEN]
+    seen = [row for row in of_split if row["skill"] not in undemonstrated]
+    return seen, [row for row in of_split if row["skill"] in undemonstrated]
 
 
 def _verdict(difference: Difference) -> str:

@@ -11,30 +11,22 @@ import base64
 import dataclasses
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from octolike import files
-from octolike.caveats import ONE_RUN
 from octolike.evaluation import figures, milestones, success
-from octolike.evaluation.figures import ChunkComparison, VideoClip, split_colour
-from octolike.evaluation.headline import headline, headline_scope
-from octolike.evaluation.statistics import SuccessRate
-from octolike.evaluation.success import (
-    SPLIT_MEANINGS,
-    ResultRow,
-    split_name,
-    steps_to_success,
-)
+from octolike.evaluation.figures import ChunkComparison, VideoClip
+from octolike.evaluation.headline import headline, headline_rows
+from octolike.evaluation.success import ResultRow, steps_to_success
+from octolike.evaluation.success_tables import RateTable, row_fields, success_html
 from octolike.pictures import PictureAttempts
-from octolike.tables import text_table
+from octolike.remarks import ONE_RUN
 
 STRIP_EPISODES = 4  # per film strip
 MAX_VIDEOS = 16  # on the page, a few hundred kilobytes each at most
-
-RateTable = Mapping[str, Mapping[str, Mapping[str, SuccessRate]]]  # of success.rate_table
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,8 @@ class ReportContent:
 
     facts: {name: text} about the training; setup: of the evaluation (see results_file.ResultsFile);
     remarks: sentences about the evaluation, such as its throughput; groups: {skill: group}, for
-    means over groups of skills.
+    means over groups of skills; caveats: sentences on the meaning of the rates, which stand beside
+    them; undemonstrated: skills that are certainly not demonstrated.
     """
 
     title: str
@@ -69,6 +62,8 @@ class ReportContent:
     chunks: ChunkComparison | None = None
     remarks: Sequence[str] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
+    caveats: Sequence[str] = ()
+    undemonstrated: Collection[str] = ()
 
 
 def write(content: ReportContent, directory: Path, page: Path) -> Path:
@@ -94,10 +89,10 @@ def to_json(content: ReportContent) -> dict[str, Any]:
     """Return the content of report.json: rates with intervals, gaps, failures, curves, setup."""
     rows, table = content.rows, success.rate_table(content.rows)
     following = success.instruction_following(rows)
-    above_untrained = success.untrained_difference(rows, **headline_scope(rows))
+    above_untrained = success.untrained_difference(headline_rows(rows, content.undemonstrated))
     return {
         "title": content.title,
-        "headline": headline(rows),
+        "headline": headline(rows, content.undemonstrated),
         "facts": dict(content.facts),
         "setup": dict(content.setup),
         "success": {
@@ -106,7 +101,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         },
         "steps_to_success": {
             policy: {
-                s: {k: steps_to_success(rows, **_fields(policy, s, k)) for k in rates}
+                s: {k: steps_to_success(rows, **row_fields(policy, s, k)) for k in rates}
                 for s, rates in splits.items()
             }
             for policy, splits in table.items()
@@ -116,6 +111,10 @@ def to_json(content: ReportContent) -> dict[str, Any]:
             for policy, splits in table.items()
         },
         "above_untrained": above_untrained.to_json() if above_untrained else None,
+        "mean_intervals": {
+            policy: {s: success.mean_intervals(r, content.groups) for s, r in splits.items()}
+            for policy, splits in table.items()
+        },
         "gaps": [gap.to_json() for gap in success.generalization_gaps(rows)],
         "following": following.to_json() if following else None,
         "failures": {
@@ -142,59 +141,9 @@ def to_json(content: ReportContent) -> dict[str, Any]:
             "action_error": {k: _points(v) for k, v in content.curves.action_error.items()},
             "seconds": content.curves.seconds,
         },
+        "caveats": list(content.caveats),
         "remarks": [ONE_RUN, *content.remarks],
     }
-
-
-def success_table(rows: Sequence[ResultRow], groups: Mapping[str, str] | None = None) -> str:
-    """Return the success table for a terminal, followed by the verdicts on memorising.
-
-    groups: {skill: group}; adds means over the groups.
-    """
-    table = success.rate_table(rows)
-    trained, untrained = table.get("trained", {}), table.get("untrained", {})
-    cells, means = [], []
-    for split, rates in trained.items():
-        for i, (skill, rate) in enumerate(rates.items()):
-            steps = steps_to_success(rows, **_fields("trained", split, skill))
-            cells.append(
-                (
-                    "" if i else split_name(split),
-                    skill,
-                    _cell(rate),
-                    f"{steps:g}" if steps is not None else "–",
-                    _cell(untrained.get(split, {}).get(skill)),
-                )
-            )
-        means += [f"{split_name(split)}: {_means_text(rates, groups)}"] if groups else []
-    headers = ("split", "skill", "trained", "median steps", "untrained")
-    lines = [text_table(cells, headers, "llr"), *means, ""]
-    if groups:
-        lines += [group_table(trained, groups), ""]
-    sentences = [*success.verdicts(rows), ONE_RUN]
-    return "\n".join([*lines, *(f"- {sentence}" for sentence in sentences)])
-
-
-def group_table(splits: Mapping[str, Mapping[str, SuccessRate]], groups: Mapping[str, str]) -> str:
-    """Return the table in the form in which benchmarks publish theirs: a column per group.
-
-    Args:
-        splits: {split: {skill: rate}} of one policy; a row each.
-        groups: {skill: group}.
-
-    Returns:
-        Means over the skills of each group, and over the groups; "–" where none was evaluated.
-    """
-    means = {split: success.mean_rates(rates, groups) for split, rates in splits.items()}
-    names = [g for g in dict.fromkeys(groups.values()) if any(g in m for m in means.values())]
-    rows = [
-        (
-            split_name(split),
-            *(f"{of_split[n]:.1%}" if n in of_split else "–" for n in (*names, "groups")),
-        )
-        for split, of_split in means.items()
-    ]
-    return text_table(rows, ("success", *names, "mean"), "lr")
 
 
 def _draw(
@@ -244,34 +193,8 @@ def _points(curve: Sequence[tuple[float, float]]) -> list[list[float]]:
     return [[float(step), float(value)] for step, value in curve]
 
 
-def _means_text(rates: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> str:
-    """Return the means over tasks, within groups and over groups, in words."""
-    means = success.mean_rates(rates, groups)
-    if not means:
-        return "no finished episode"
-    texts = {k: f"{v:.1%}" for k, v in means.items()}
-    over_tasks = f"mean over tasks {texts.pop('tasks')}"
-    over_groups = texts.pop("groups", None)
-    if over_groups is None:
-        return over_tasks
-    per_group = ", ".join(f"{k} {v}" for k, v in texts.items())
-    return f"{over_tasks}; over the {len(texts)} groups {over_groups} ({per_group})"
-
-
-def _fields(policy: str, split: str, skill: str) -> dict[str, str]:
-    """Return the fields that select the rows of a table cell; skill 'all' selects every skill."""
-    return {"policy": policy, "split": split} | ({} if skill == "all" else {"skill": skill})
-
-
-def _cell(rate: SuccessRate | None) -> str:
-    if rate is None or not rate.episodes:
-        return "all crashed" if rate and rate.crashed else "–"
-    low, high = (round(100 * v) for v in rate.interval)
-    return f"{rate.rate:.0%} [{low}, {high}] of {rate.episodes}"
-
-
 def _page(content: ReportContent, table: RateTable, images: Mapping[str, Sequence[Path]]) -> str:
-    rates = _success_html(table, content.rows, content.groups)
+    rates = success_html(table, content.rows, content.groups, content.caveats)
     sections = [
         _section("Success", rates + _figure(images, "bars", _BARS)),
         _section("Memorising or learning?", _gaps_html(content.rows)),
@@ -287,7 +210,7 @@ def _page(content: ReportContent, table: RateTable, images: Mapping[str, Sequenc
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{_CSS}</style></head>\n<body><main>\n<h1>{title}</h1>\n"
-        f'<p class="lead">{html.escape(headline(content.rows))}</p>\n'
+        f'<p class="lead">{html.escape(headline(content.rows, content.undemonstrated))}</p>\n'
         + "".join(sections)
         + "</main></body></html>\n"
     )
@@ -295,56 +218,6 @@ def _page(content: ReportContent, table: RateTable, images: Mapping[str, Sequenc
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>\n" if body else ""
-
-
-def _success_html(table: RateTable, rows: Sequence[ResultRow], groups: Mapping[str, str]) -> str:
-    trained, untrained = table["trained"], table.get("untrained", {})
-    skills = list(dict.fromkeys(k for rates in trained.values() for k in rates if k != "all"))
-    head = "".join(f"<th>{html.escape(s)}</th>" for s in [*skills, "all skills"])
-    body = ""
-    for split, rates in trained.items():
-        name = f'<i style="background:{split_colour(split)}"></i>{html.escape(split_name(split))}'
-        cells = "".join(
-            _rate_html(rates.get(s), steps_to_success(rows, **_fields("trained", split, s)))
-            for s in [*skills, "all"]
-        )
-        meaning = html.escape(SPLIT_MEANINGS.get(split, ""))
-        body += f'<tr title="{meaning}"><th>{name}</th>{cells}</tr>\n'
-        if split in untrained:
-            cells = "".join(_rate_html(untrained[split].get(s)) for s in [*skills, "all"])
-            body += f'<tr class="floor"><th>– untrained network</th>{cells}</tr>\n'
-    meanings = "".join(
-        f"<li><b>{html.escape(split_name(s))}</b>: {html.escape(SPLIT_MEANINGS[s])}</li>"
-        for s in trained
-        if s in SPLIT_MEANINGS
-    )
-    means = "".join(
-        f"<p>{html.escape(split_name(s))}: {html.escape(_means_text(rates, groups))}.</p>\n"
-        for s, rates in trained.items()
-        if groups
-    )
-    return (
-        "<p>Share of episodes in which the policy completed the instructed task. Below each rate: "
-        "its 95 % confidence interval in percent, and the median number of steps of the successful "
-        "episodes.</p>\n"
-        f'<div class="wide"><table class="rates"><tr><th></th>{head}</tr>\n{body}</table></div>\n'
-        f"{means}<p>{html.escape(ONE_RUN)}</p>\n<ul>{meanings}</ul>\n"
-    )
-
-
-def _rate_html(rate: SuccessRate | None, steps: float | None = None) -> str:
-    if rate is None or not (rate.episodes or rate.crashed):
-        return '<td class="none" title="no such tasks">·</td>'
-    crashed = f"<br><small>{rate.crashed} crashed</small>" if rate.crashed else ""
-    if not rate.episodes:
-        return f"<td>–{crashed}</td>"
-    low, high = (round(100 * v) for v in rate.interval)
-    shade = f"background:rgba(46,139,87,{0.05 + 0.4 * rate.rate:.2f})" if rate.rate else ""
-    median = f"<br><small>{steps:g} steps</small>" if steps is not None else ""
-    return (
-        f'<td style="{shade}" title="{rate.successes} of {rate.episodes}"><b>{rate.rate:.0%}</b>'
-        f"<br><small>{low}–{high}</small>{median}{crashed}</td>"
-    )
 
 
 def _gaps_html(rows: Sequence[ResultRow]) -> str:

@@ -23,6 +23,7 @@ from octolike.evaluation.statistics import (
     left_out_note,
     paired_difference,
     rate_difference,
+    wilson_interval,
 )
 
 SEEN = "train"
@@ -105,18 +106,46 @@ def mean_rates(rates: Mapping[str, SuccessRate], groups: Mapping[str, str]) -> d
         "tasks": the mean over skills; per group, the mean over its skills; "groups": the mean over
         groups. Skills without a finished episode are excluded.
     """
-    shares = {k: r.rate for k, r in rates.items() if k != "all" and r.episodes}
-    if not shares:
-        return {}
-    members: dict[str, list[float]] = {}
-    for group in dict.fromkeys(groups.values()):
-        group_shares = [share for skill, share in shares.items() if groups.get(skill) == group]
-        members |= {group: group_shares} if group_shares else {}
-    means = {"tasks": float(np.mean(list(shares.values())))}
-    means |= {group: float(np.mean(group_shares)) for group, group_shares in members.items()}
-    if members:
-        means["groups"] = float(np.mean([np.mean(m) for m in members.values()]))
+    means = {}
+    for name, weights in _weights(rates, groups).items():
+        means[name] = float(sum(weight * rates[k].rate for k, weight in weights.items()))
     return means
+
+
+def mean_intervals(
+    rates: Mapping[str, SuccessRate], groups: Mapping[str, str]
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % intervals of `mean_rates`.
+
+    Wilson's, of that mean in 1 / Σ w²/n episodes (w: weight of a skill, n: its episodes), which are
+    all episodes if the skills have equally many. They cover episodes; the tasks are fixed.
+    """
+    intervals = {}
+    for name, mean in mean_rates(rates, groups).items():
+        weights = _weights(rates, groups)[name]
+        episodes = 1 / sum(weight**2 / rates[k].episodes for k, weight in weights.items())
+        intervals[name] = wilson_interval(min(mean, 1) * episodes, episodes)
+    return intervals
+
+
+def _weights(
+    rates: Mapping[str, SuccessRate], groups: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Return the weights of the skills in each mean of `mean_rates`."""
+    skills = [k for k, r in rates.items() if k != "all" and r.episodes]
+    if not skills:
+        return {}
+    members: dict[str, list[str]] = {}
+    for group in dict.fromkeys(groups.values()):
+        of_group = [skill for skill in skills if groups.get(skill) == group]
+        members |= {group: of_group} if of_group else {}
+    weights = {"tasks": dict.fromkeys(skills, 1 / len(skills))}
+    weights |= {group: dict.fromkeys(names, 1 / len(names)) for group, names in members.items()}
+    if members:
+        weights["groups"] = {
+            k: weight / len(members) for group in members for k, weight in weights[group].items()
+        }
+    return weights
 
 
 @dataclass(frozen=True)

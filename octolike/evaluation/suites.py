@@ -8,8 +8,10 @@ are fixed, so every policy meets the same scenes:
     BLOCKS["test"] + i           for the figures that are reported, once the recipe is chosen
     BLOCKS["test2"] + i          the same, if failures in "test" have led to another recipe
     + 10,000,000 per skill       the scenes of two skills are independent
-    + 5,000,000                  in splits with scenes of their own; the splits SAME_SCENES differ
-                                 from the seen one in words, task or distractors alone
+    + 5,000,000                  in splits with scenes of their own; the splits SAME_SCENES have the
+                                 seeds of the seen one, and differ from it in words, task or
+                                 distractors alone (LIBERO-PRO's also in the places of objects, of
+                                 which its suites have initial states of their own)
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from octolike.config import CollectConfig, ConfigError, EvaluateConfig, unknown
+from octolike.config import ConfigError, EvaluateConfig, unknown
 from octolike.envs import simpler_tasks
 from octolike.envs.libero import libero_tasks
 from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS
 from octolike.envs.registry import choose_names, kind_of, simulator
 from octolike.envs.task_tables import FIRST_SEED, OTHER_SCENES, seed_offset
-from octolike.evaluation.success import HELD_OUT_TASKS, SEEN, SPLIT_MEANINGS
+from octolike.evaluation.success import SPLIT_MEANINGS
 
 BLOCKS = {"development": FIRST_SEED, "test": 3_000_000, "test2": 4_000_000}
+TURN = 10  # episodes of a task before the slot's next task, see keep_tasks
 
 
 @dataclass(frozen=True)
@@ -158,41 +161,40 @@ def block_of(episode: EpisodePlan) -> str:
     return next((n for n in reversed(BLOCKS) if seed >= BLOCKS[n]), "demonstrations")
 
 
-def caveats(plan: Sequence[EpisodePlan], collect: CollectConfig) -> list[str]:
-    """Return a sentence for each split with a misleading name: seen tasks without demonstrations.
+def keep_tasks(plan: Sequence[EpisodePlan], slots: int) -> list[EpisodePlan]:
+    """Return a plan in an order in which `plan[slot::slots]` seldom changes the task.
 
-    collect: the collection settings of the run's config; other datasets are unknown here.
+    For simulators that build a task's simulation for seconds. A slot gets whole tasks, each
+    slots-th, and a share of those that remain. It runs TURN episodes of one, then of the next, and
+    so on, so an interrupted evaluation has run as many of each task, but for a turn.
     """
-    demonstrated, sentences = set(collect.skills), []
-    skills_of: dict[str, set[str]] = {}
+    tasks: dict[tuple[str, str], list[EpisodePlan]] = {}
     for episode in plan:
-        skills_of.setdefault(episode.split, set()).add(episode.skill)
-    held_out = skills_of.get(HELD_OUT_TASKS, set())
-    seen_skills = set().union(*(x for split, x in skills_of.items() if split != HELD_OUT_TASKS))
-    new = seen_skills - demonstrated
-    if demonstrated and new:
-        sentences.append(
-            f"The run's config collects no demonstrations of {_join(new)}: unless another dataset "
-            "of its mixture contains some, these tasks are not seen, whatever the split's name."
-        )
-    if held_out & demonstrated:
-        sentences.append(
-            f"Demonstrated, although among the held-out tasks: {_join(held_out & demonstrated)}."
-        )
-    if collect.split != SEEN:
-        sentences.append(
-            f"The run's config collects demonstrations of the split {collect.split!r}, so that "
-            "split is seen too."
-        )
-    if any(episode.seed % OTHER_SCENES < FIRST_SEED for episode in plan):
-        sentences.append(
-            f"Seeds below {FIRST_SEED:,} belong to demonstrations: these scenes may be known."
-        )
-    return sentences
+        tasks.setdefault((episode.split, episode.skill), []).append(episode)
+    whole = len(tasks) // slots * slots
+    if len({len(x) for x in tasks.values()}) > 1:
+        whole = 0  # else some slots would have more to do
+    queues: list[list[list[EpisodePlan]]] = [[] for _ in range(slots)]
+    for i, episodes in enumerate(list(tasks.values())[:whole]):
+        queues[i % slots].append(episodes)
+    rest = [e for episodes in list(tasks.values())[whole:] for e in episodes]
+    start = 0
+    for slot, queue in enumerate(queues):
+        end = start + len(rest) // slots + (slot < len(rest) % slots)
+        shares: dict[tuple[str, str], list[EpisodePlan]] = {}
+        for episode in rest[start:end]:
+            shares.setdefault((episode.split, episode.skill), []).append(episode)
+        queue += shares.values()
+        start = end
+    orders = [_take_turns(queue) for queue in queues]
+    return [order[i] for i in range(len(orders[0])) for order in orders if i < len(order)]
 
 
-def _join(names: set[str]) -> str:
-    return ", ".join(sorted(names))
+def _take_turns(tasks: Sequence[Sequence[EpisodePlan]]) -> list[EpisodePlan]:
+    """Return the episodes of some tasks: TURN of each, then the next TURN of each, …"""
+    longest = max(map(len, tasks), default=0)
+    starts = range(0, longest, TURN)
+    return [e for start in starts for task in tasks for e in task[start : start + TURN]]
 
 
 def _libero_suites() -> dict[str, Suite]:
@@ -203,6 +205,7 @@ def _libero_suites() -> dict[str, Suite]:
     suites = {
         "libero": Suite("libero", "LIBERO's spatial, object, goal and 10", ("train",), published)
     }
+    pro = f"LIBERO-PRO's {', '.join(libero_tasks.PERTURBATIONS.values())}"
     for name in names:
         about = f"LIBERO's suite {name}, every task"
         suites[f"libero_{name}"] = Suite("libero", about, ("train",), skills[name])
@@ -211,7 +214,7 @@ def _libero_suites() -> dict[str, Suite]:
             about = f"LIBERO-PRO's suite {suite}: {SPLIT_MEANINGS[split]}"
             suites[suite] = Suite("libero", about, (split,), skills[name])
         if name != "90":
-            about = f"LIBERO's suite {name}, and all of LIBERO-PRO's variants of it"
+            about = f"LIBERO's suite {name}, and {pro} of it"
             suites[f"libero_{name}_pro"] = Suite("libero", about, libero_tasks.SPLITS, skills[name])
     return suites
 

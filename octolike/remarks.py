@@ -1,4 +1,4 @@
-"""What limits the figures of a run, in the words of every document that shows them."""
+"""Sentences that every document prints beside the figures of a run."""
 
 ONE_RUN = (
     "This is one training run: the intervals cover episodes. Another training seed of the same "
