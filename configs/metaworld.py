@@ -1,6 +1,6 @@
 """Meta-World: one policy from one camera (or two) and language, for ten tasks or for fifty.
 
-    pip install packaging imageio scipy && pip install --no-deps 'metaworld>=3.1,<4'
+    pip install --no-deps packaging 'metaworld>=3.1,<4'    # next to octolike[sim]; docs/install.md
     octolike collect --config metaworld:tasks=mt10
     octolike train --config metaworld:tasks=mt10
     octolike evaluate --run runs/metaworld-mt10 --suite metaworld_mt10

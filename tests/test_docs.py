@@ -194,3 +194,15 @@ def test_the_short_commands_run(tmp_path):
     assert "Traceback" not in output
     assert "my_robot.py: verify and correct it" in output
     assert "my_robot: 3 episodes, 18 steps" in output.partition("COMMAND statistics")[2]
+
+
+def test_meta_world_has_one_command_of_installation():
+    from octolike.envs.metaworld.metaworld_env import INSTALL
+
+    places = ["docs/install.md", "configs/metaworld.py", "tests/simulator/test_metaworld.py"]
+    for path in (ROOT / place for place in places):
+        commands_found = re.findall(
+            r"pip install [^\n#\"]*metaworld>=[^\n#\"]*", path.read_text(encoding="utf-8")
+        )
+        assert {command.strip() for command in commands_found} == {INSTALL}, path
+    assert INSTALL.removeprefix("pip install ") in (ROOT / "Makefile").read_text(encoding="utf-8")

