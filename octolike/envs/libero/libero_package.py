@@ -61,7 +61,7 @@ def load_libero() -> Any:
         raise ConfigError(
             "MUJOCO_GL is 'osmesa': LIBERO's robosuite needs EGL (it frees its contexts with EGL "
             "calls, and asks for shaders that OSMesa's library lacks on many systems); "
-            "unset it, or set MUJOCO_GL=egl after apt-get install libegl1 libgl1-mesa-dri"
+            "unset it, or set MUJOCO_GL=egl after apt-get install libegl1 libgl1 libgl1-mesa-dri"
         )
     if sys.platform.startswith("linux"):
         os.environ["MUJOCO_GL"] = "egl"
