@@ -395,8 +395,11 @@ def test_intervals_of_skills_cover_training_seeds(tmp_path):
         lifts[3]["success"] = None if seed else False
         add_rows(tmp_path / f"default-{seed}" / "evaluation", episodes("touch", 4) + lifts)
     (summary,) = comparison.read(tmp_path)
-    effect = statistics.seed_effect([summary.skill_grids["lift"]])
-    rate, low, high = statistics.recipe_rate(summary.skill_grids["lift"], effect)
+    grid = summary.grids["train"]
+    lift = grid.select(
+        [x for x, skill in zip(grid.scenes, grid.strata, strict=True) if skill == "lift"]
+    )
+    rate, low, high = statistics.recipe_rate(lift, statistics.seed_effect([lift]))
     assert (rate, low < 0.02, high > 0.98) == (0.5, True, True), "two seeds say little"
     lines = table_lines([summary])
     cells = f"| {100 * rate:.0f} % [{100 * low:.0f} %, {100 * high:.0f} %] | lift 50 % | 75 % |"
@@ -405,6 +408,16 @@ def test_intervals_of_skills_cover_training_seeds(tmp_path):
     assert "Skills likewise" in text
     assert "Wilson" not in text
     assert "as a seed has no outcome there: default 1." in text
+
+
+def test_columns_of_skills_are_of_the_split_that_is_asked(tmp_path):
+    make_run(tmp_path, "default-0", {"train": 0})
+    write_config(tmp_path / "default-0", ("train", "held_out_combination"), ("touch", "lift"))
+    rows = [*episodes("touch", 4), *episodes("lift", 4)]
+    rows += [r for s in ("touch", "lift") for r in episodes(s, 1, split="held_out_combination")]
+    add_rows(tmp_path / "default-0" / "evaluation", rows)
+    _, _, line, *_ = table_lines(comparison.read(tmp_path), "default", "held_out_combination")
+    assert "| 25 % [5 %, 70 %] | 25 % [5 %, 70 %] | touch 25 % | 25 % |" in line
 
 
 def test_seen_tasks_come_first_for_any_order_of_episodes(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from octolike import files
 from octolike.config import stored_config
 from octolike.evaluation import figures, outcomes, statistics
-from octolike.evaluation.contrasts import Contrasts, Question, asked, without_robot
+from octolike.evaluation.contrasts import Contrasts, Question, asked
 from octolike.evaluation.equivalent_count import equivalent_count
 from octolike.evaluation.statistics import OutcomeGrid, SuccessRate
 from octolike.evaluation.success import SEEN, split_name, success_rate
@@ -39,10 +39,9 @@ class VariantSummary:
     success: {split: one rate per seed}, with keys "robot: split" if any run has several robots;
     grids: {split: the outcomes of all seeds}; seeds: {split: the seeds that were evaluated on it};
     action_error: per seed, in normalised units; step_seconds: per seed, the median of the run;
-    parameters, flops (per step): None for older runs without that record; skills: {skill: rate
-    over all seeds} on the first split; skill_grids: {skill: the outcomes of all seeds} there;
-    missing: number of episodes that crashed or were not run; shared_data: whether all of several
-    seeds were trained on the same demonstrations.
+    parameters, flops (per step): None for older runs without that record; missing: number of
+    episodes that crashed or were not run; shared_data: whether all of several seeds were trained on
+    the same demonstrations.
     """
 
     variant: str
@@ -53,8 +52,6 @@ class VariantSummary:
     step_seconds: tuple[float, ...]
     parameters: int | None
     flops: float | None
-    skills: dict[str, SuccessRate] = field(default_factory=dict)
-    skill_grids: dict[str, OutcomeGrid] = field(default_factory=dict)
     missing: int = 0
     shared_data: bool = False
 
@@ -128,23 +125,24 @@ def table(summaries: Sequence[VariantSummary], question: Question = DEFAULT_QUES
 
     A cell holds the rate with its 95 % interval over seeds and scenes, and the lowest and highest
     seed; further columns compare on the question's split, for each robot: letters, and the
-    difference to the reference. With several skills, the table has a column per skill (on the first
-    split), the worst skill and the mean over skills. Notes below explain it.
+    difference to the reference. With several skills, the table has a column per skill (there, too),
+    the worst skill and the mean over skills. Notes below explain it.
     """
     rows_in_order = ordered(summaries, question)
     splits = _splits(summaries)
-    skills = list(dict.fromkeys(skill for v in summaries for skill in v.skills))
-    skills = skills if len(skills) > 1 else []
     compared = asked(splits, question)
     effects = {s: seed_effect(summaries, s) for s in splits}
     grids = {s: {v.variant: v.grids[s] for v in rows_in_order if s in v.grids} for s in compared}
     contrasts = Contrasts(grids, effects, question.reference)
+    by_skill = {v.variant: _by_skill(v, compared) for v in rows_in_order}
+    skills = list(dict.fromkeys(skill for of_skill in by_skill.values() for skill in of_skill))
+    skills = skills if len(skills) > 1 else []
     headers = ["variant", "seeds", *map(split_name, splits), *contrasts.headers, *skills]
     headers += ["worst skill", "mean over skills"] if skills else []
     headers += ["action error", "parameters", "GFLOP/step", "ms/step"]
     skill_effects = {
-        s: statistics.seed_effect(v.skill_grids[s] for v in summaries if s in v.skill_grids)
-        for s in skills
+        skill: statistics.seed_effect(x[skill] for x in by_skill.values() if skill in x)
+        for skill in skills
     }
     rows = [
         [
@@ -152,7 +150,7 @@ def table(summaries: Sequence[VariantSummary], question: Question = DEFAULT_QUES
             len(v.action_error),
             *(_split_cell(v, split, effects[split]) for split in splits),
             *contrasts.cells(v.variant),
-            *(_skill_cells(v, skill_effects) if skills else ()),
+            *(_skill_cells(by_skill[v.variant], skill_effects) if skills else ()),
             f"{np.mean(v.action_error):.3f}",
             f"{v.parameters / 1e6:.2f} M" if v.parameters else "–",
             f"{v.flops / 1e9:.2f}" if v.flops else "–",
@@ -358,8 +356,6 @@ def _summarize(
     success: dict[str, list[SuccessRate]] = {}
     by_scene: dict[str, list[dict[Any, bool | None]]] = {}
     errors, seconds, costs = [], [], {}
-    first_split: list[dict[str, Any]] = []
-    first_by_scene: list[dict[Any, bool | None]] = []
     missing = 0
     seeds_of: dict[str, list[str]] = {}
     robots_of = {run: outcomes.read_outcomes(run, *scenes) for run in runs.values()}
@@ -378,10 +374,6 @@ def _summarize(
             by_scene.setdefault(split, []).append(
                 {(r["skill"], r["seed"]): r["success"] for r in of_split}
             )
-        split = without_robot(rows[0]["split"])
-        of_first = [r for r in rows if without_robot(r["split"]) == split]
-        first_split += of_first
-        first_by_scene.append({(r["skill"], r["seed"], r["split"]): r["success"] for r in of_first})
         log = metrics.read(run / metrics.FILE)
         action_errors = [v for r in log for k, v in r.items() if k.endswith("/action_error")]
         errors.append(action_errors[-1] if action_errors else np.nan)
@@ -389,7 +381,6 @@ def _summarize(
         seconds.append(float(np.median(np.diff(times[:, 1]) / np.diff(times[:, 0]))))
         if (run / COSTS).exists():
             costs = json.loads((run / COSTS).read_text(encoding="utf-8"))
-    skills = dict.fromkeys(r["skill"] for r in first_split)
     return VariantSummary(
         variant,
         {split: tuple(rates) for split, rates in success.items()},
@@ -399,11 +390,6 @@ def _summarize(
         tuple(seconds),
         costs.get("parameters"),
         costs.get("flops_per_step"),
-        {s: success_rate(first_split, skill=s) for s in skills},
-        {
-            s: _grid([{x: y for x, y in seed.items() if x[0] == s} for seed in first_by_scene])
-            for s in skills
-        },
         missing,
         shared_data=len(runs) > 1 and len({_demonstrations(run) for run in runs.values()}) == 1,
     )
@@ -414,15 +400,30 @@ def _grid(seeds: Sequence[Mapping[Any, bool | None]]) -> OutcomeGrid:
     return OutcomeGrid.from_seeds(seeds, {x: x[0] for s in seeds for x in s})
 
 
+def _by_skill(summary: VariantSummary, splits: Sequence[str]) -> dict[str, OutcomeGrid]:
+    """Return {skill: outcomes on the splits of all robots, of the seeds that have them all}."""
+    grids = {split: summary.grids[split] for split in splits if split in summary.grids}
+    seeds = [summary.seeds[split] for split in grids]
+    common = [x for x in seeds[0] if all(x in s for s in seeds)] if seeds else []
+    skills = dict.fromkeys(skill for grid in grids.values() for skill in grid.strata)
+    result = {}
+    for skill in skills:
+        parts, scenes = [], []
+        for split, grid in grids.items():
+            rows = [summary.seeds[split].index(x) for x in common]
+            columns = [i for i, name in enumerate(grid.strata) if name == skill]
+            parts.append(grid.outcomes[np.ix_(rows, columns)])
+            scenes += [(split, grid.scenes[i]) for i in columns]
+        outcomes_of = np.concatenate(parts, axis=1)
+        result[skill] = OutcomeGrid(outcomes_of, tuple(scenes), (skill,) * len(scenes))
+    return result
+
+
 def _skill_cells(
-    summary: VariantSummary, effects: Mapping[str, statistics.SeedEffect]
+    grids: Mapping[str, OutcomeGrid], effects: Mapping[str, statistics.SeedEffect]
 ) -> list[str]:
     """Return the cells of each skill of {skill: seed's effect}, the worst one, and the mean."""
-    rates = {
-        skill: _skill_rate(summary, skill, effect)
-        for skill, effect in effects.items()
-        if skill in summary.skills
-    }
+    rates = {s: _skill_rate(grids[s], effect) for s, effect in effects.items() if s in grids}
     cells = [_rate_cell(*rates[skill]) if skill in rates else "–" for skill in effects]
     measured = {skill: rate for skill, (rate, *_) in rates.items() if np.isfinite(rate)}
     worst = min(measured, key=measured.__getitem__, default="")
@@ -430,13 +431,11 @@ def _skill_cells(
     return [*cells, f"{worst} {_percent(measured[worst])}" if worst else "–", mean]
 
 
-def _skill_rate(
-    summary: VariantSummary, skill: str, effect: statistics.SeedEffect
-) -> tuple[float, float, float]:
+def _skill_rate(grid: OutcomeGrid, effect: statistics.SeedEffect) -> tuple[float, float, float]:
     """Return (rate, low, high): of the recipe, or of one policy's episodes without more seeds."""
-    if effect.freedom:
-        return statistics.recipe_rate(summary.skill_grids[skill], effect)
-    rate = summary.skills[skill]
+    if effect.freedom or len(grid.outcomes) > 1:
+        return statistics.recipe_rate(grid, effect)
+    rate = SuccessRate(int(grid.outcomes.sum()), grid.outcomes.size)
     return (rate.rate, *rate.interval)
 
 
