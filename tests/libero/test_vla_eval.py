@@ -213,7 +213,7 @@ def test_an_untrained_policy_has_the_same_episodes_in_both(tiny_policy, tmp_path
     with EnvPool(rollouts.env_maker(tiny_policy, environment), slots=1, workers=0) as pool:
         rollouts.check_fit(tiny_policy, pool)
         arguments = tiny_policy, "trained", plan, pool, results, lambda row: None
-        rollouts.run_episodes(*arguments, execution=execution)
+        rollouts.run_episodes(*arguments, rollouts.RolloutSettings(execution=execution))
     ours = {row["seed"]: np.load(results.directory / row["actions"]) for row in results.rows}
 
     theirs, step = [], LIBEROBenchmark.step
