@@ -220,7 +220,7 @@ def test_a_run_without_a_seed_is_left_out_and_named(tmp_path, capsys):
     assert f"{tmp_path / 'default-old'} is left out" in capsys.readouterr().out
 
 
-def test_a_block_of_scenes_has_a_table_of_its_own(tmp_path):
+def test_a_block_of_scenes_has_a_table_of_its_own(tmp_path, capsys):
     make_run(tmp_path, "default-0", {"train": 0})
     evaluation = tmp_path / "default-0" / "evaluation"
     with pytest.raises(ValueError, match=r"in the block test; run them: .*default-0 --block test"):
@@ -230,6 +230,14 @@ def test_a_block_of_scenes_has_a_table_of_its_own(tmp_path):
     add_rows(evaluation, [*episodes("touch", 1), *test])
     pooled = [comparison.read(tmp_path, x)[0].pooled("train").successes for x in ("", "test")]
     assert pooled == [1, 3]
+    make_run(tmp_path, "default-1", {"train": 0})
+    make_run(tmp_path, "other-0", {"train": 0})
+    (without,) = comparison.read(tmp_path, "test")  # those runs have no episode of the block yet
+    assert (without.variant, without.seeds["train"]) == ("default", ("0",))
+    notes = capsys.readouterr().out.splitlines()
+    assert [re.search(r"(default-1|other-0) --block test", x) is not None for x in notes] == [1, 1]
+    shutil.rmtree(tmp_path / "default-1")
+    shutil.rmtree(tmp_path / "other-0")
     (few,) = comparison.read(tmp_path, "test", episodes=2)
     assert (few.pooled("train").successes, few.pooled("train").episodes) == (2, 2)
     assert "Scenes: the block test." in comparison.write(tmp_path, block="test")

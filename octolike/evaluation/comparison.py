@@ -75,8 +75,9 @@ def read(
     """Return the evaluated variants of a comparison in alphabetical order.
 
     Only episodes of the runs' own settings count, in the block of scenes and as many as given
-    (`outcomes.read_outcomes`). names: of the variants; default: all. Raises FileNotFoundError
-    without any evaluated run.
+    (`outcomes.read_outcomes`). names: of the variants; default: all. Runs without any, as in a
+    study that goes on, are left out and printed. Raises FileNotFoundError without any evaluated
+    run, and NoEpisodesError if none has such episodes.
     """
     evaluated = [run for run in sorted(Path(directory).glob("*")) if outcomes.result_files(run)]
     named = [r for r in evaluated if not names or {r.name, r.name.rpartition("-")[0]} & {*names}]
@@ -89,8 +90,21 @@ def read(
     # If any run has several robots, splits carry the robot's name in all runs.
     runs = [run for variant_runs in variants.values() for run in variant_runs.values()]
     with_robots = any("" not in outcomes.result_files(run) for run in runs)
-    scenes = block, episodes
-    return [_summarize(name, runs, with_robots, scenes) for name, runs in variants.items()]
+    summaries, reasons = [], []
+    for name, of_variant in variants.items():
+        robots_of = {}
+        for seed, run in of_variant.items():
+            try:
+                robots_of[seed] = outcomes.read_outcomes(run, block, episodes)
+            except outcomes.NoEpisodesError as error:
+                reasons.append(error)
+        if robots_of:
+            summaries.append(_summarize(name, of_variant, robots_of, with_robots))
+    if not summaries:
+        raise reasons[0]
+    for reason in reasons:
+        print(f"note: left out, as {reason}")
+    return summaries
 
 
 def write(
@@ -351,17 +365,21 @@ def _draw_split(
 
 
 def _summarize(
-    variant: str, runs: Mapping[str, Path], with_robots: bool, scenes: tuple[str, int | None]
+    variant: str,
+    runs: Mapping[str, Path],
+    robots_of: Mapping[str, Sequence[outcomes.RobotOutcomes]],
+    with_robots: bool,
 ) -> VariantSummary:
+    """Return the summary of a variant from its runs, and the outcomes of its evaluated seeds."""
     success: dict[str, list[SuccessRate]] = {}
     by_scene: dict[str, list[dict[Any, bool | None]]] = {}
     errors, seconds, costs = [], [], {}
     missing = 0
     seeds_of: dict[str, list[str]] = {}
-    robots_of = {run: outcomes.read_outcomes(run, *scenes) for run in runs.values()}
-    outcomes.check_settings(robots_of)
+    runs = {seed: runs[seed] for seed in robots_of}
+    outcomes.check_settings({runs[seed]: robots for seed, robots in robots_of.items()})
     for seed, run in runs.items():
-        robots = robots_of[run]
+        robots = robots_of[seed]
         rows = []
         for outcome in robots:
             robot = f"{outcome.robot}: " if with_robots else ""

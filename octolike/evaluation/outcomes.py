@@ -36,6 +36,10 @@ class RobotOutcomes:
     settings: Mapping[str, Any]
 
 
+class NoEpisodesError(ValueError):
+    """A run has no episode that counts: its evaluation has not begun, or was of other scenes."""
+
+
 def by_variant(runs: Iterable[Path]) -> dict[str, dict[str, Path]]:
     """Return {variant: {seed: run}} of runs <variant>-<seed>, seeds in ascending order.
 
@@ -71,8 +75,8 @@ def read_outcomes(run: Path, block: str = "", episodes: int | None = None) -> li
     block: of scenes, a name of `suites.BLOCKS`; "": the run's own. episodes: of each skill and
     split; None: as many as the run's own settings have.
 
-    Raises ValueError if none of them was evaluated, or not with the last checkpoint, or the file is
-    malformed.
+    Raises NoEpisodesError if none of them was evaluated; ValueError if not with the last
+    checkpoint, or for a malformed file.
     """
     config = stored_config(str(run))
     skills = tuple(config.collect.skills)
@@ -93,7 +97,7 @@ def read_outcomes(run: Path, block: str = "", episodes: int | None = None) -> li
         latest = {planned_episode(row): row for row in lines if row["policy"] == "trained"}
         rows = tuple(latest[e] for e in plan if e in latest)
         if not rows:
-            raise ValueError(
+            raise NoEpisodesError(
                 f"{path} has no episode of the run's own settings (evaluate.splits, skills, "
                 f"episodes, seed){of_block}; run them: octolike evaluate --run {run}{option}"
             )
