@@ -160,6 +160,8 @@ def test_the_table_answers_the_question_of_the_study(tmp_path):
     assert gaps in text
     with pytest.raises(ValueError, match=r"'held_out_family', where .* compared; these were: t"):
         table_lines(comparison.read(tmp_path), "narrow", "held_out_family")
+    note = "No column of differences, as no variant is named 'default'; --against names another."
+    assert note in table_lines(comparison.read(tmp_path))
     text = comparison.write(tmp_path, Question(), names=("narrow",), evidence="p = 0.01")
     assert "broad" not in text
     assert "only these p-values hold, not those of the table:\n\np = 0.01" in text

@@ -130,7 +130,8 @@ class Contrasts:
             f"table, Holm over {pairs} pairs, scene by scene). A common letter is not equality."
         ]
         if not to_reference:
-            return notes
+            missing = f"No column of differences, as no variant is named {self._reference!r}"
+            return [*notes, f"{missing}; --against names another."]
         equal = [
             f"{variant}{_of_robot(split, splits)}"
             for split, variant, _ in to_reference
