@@ -150,11 +150,18 @@ def test_recording_without_tensorflow_continues_and_a_missing_skill_stays_an_err
         collect(*arguments)
     kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert len(kept) == 2
-    monkeypatch.setattr(demonstrations, "count_tries", tries)
+    shards = []
+
+    def count(recorded):
+        shards.append(recorded)
+        return tries(recorded)
+
+    monkeypatch.setattr(demonstrations, "count_tries", count)
     for _ in range(2):
         with pytest.raises(SystemExit, match=r"^error: the expert failed .* of 'push' at noise"):
             collect(*arguments)
         assert "touch" in capsys.readouterr().out
     files = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert len(files) == 6
+    assert len(shards) == 4, "a shard that exists is not recorded again"
     assert {name: files[name] for name in kept} == kept
