@@ -10,7 +10,8 @@ from octolike.config import Config
 from octolike.envs.tabletop.tabletop_tasks import SKILLS
 from octolike.evaluation import comparison, statistics, study_design, suites
 from octolike.evaluation.contrasts import Question
-from octolike.evaluation.statistics import SignFlipProcess, SuccessRate, detectable_difference
+from octolike.evaluation.statistics import SuccessRate
+from octolike.evaluation.study_design import SignFlipProcess, detectable_difference
 
 
 def table_lines(summaries, *question):
@@ -96,8 +97,13 @@ def test_variants_without_a_common_scene_are_never_decided(tmp_path):
         make_run(tmp_path, f"elsewhere-{seed}", {"held_out_combination": 4})
     decided, text = study_design.decided(tmp_path, ("default", "better", "elsewhere"), Question())
     assert decided == {"better"}
-    assert re.search(r"better against default after 8 seeds: p = .*: decided", text)
-    assert "elsewhere shares no scene with default: never decided" in text
+    assert re.search(r"better against default after 8 seeds: p = .*Holm over 2: decided", text)
+    assert "elsewhere shares no scene and seed with default: not decided" in text
+    chosen = study_design.decided(tmp_path, ("better",), Question())  # the reference's runs exist
+    assert chosen[0] == {"better"}
+    decided, text = study_design.decided(tmp_path, ("better",), Question("late"))
+    assert decided == set()
+    assert text == "better shares no scene and seed with late: not decided"
 
 
 def test_evidence_comes_from_the_first_split_that_both_have(tmp_path):
@@ -164,7 +170,7 @@ def test_the_table_answers_the_question_of_the_study(tmp_path):
     assert note in table_lines(comparison.read(tmp_path))
     text = comparison.write(tmp_path, Question(), names=("narrow",), evidence="p = 0.01")
     assert "broad" not in text
-    assert "only these p-values hold, not those of the table:\n\np = 0.01" in text
+    assert "these p-values hold, not those of the table:\n\np = 0.01" in text
 
 
 def test_held_out_tasks_are_set_against_seen_ones_of_the_same_skills(tmp_path):
@@ -177,6 +183,10 @@ def test_held_out_tasks_are_set_against_seen_ones_of_the_same_skills(tmp_path):
         add_rows(tmp_path / f"default-{seed}" / "evaluation", rows)
     text = " ".join(table_lines(comparison.read(tmp_path)))
     assert "default on held-out family +0.0 [" in text
+    for seed in range(2):
+        rows = [*episodes("touch", 4), *episodes("lift", 0, split="held_out_family")]
+        add_rows(tmp_path / f"default-{seed}" / "evaluation", rows)
+    assert "Points more than" not in comparison.table(comparison.read(tmp_path))
 
 
 def test_a_study_is_named_by_its_config_file(tmp_path):
@@ -406,9 +416,7 @@ def test_intervals_of_skills_cover_training_seeds(tmp_path):
         add_rows(tmp_path / f"default-{seed}" / "evaluation", episodes("touch", 4) + lifts)
     (summary,) = comparison.read(tmp_path)
     grid = summary.grids["train"]
-    lift = grid.select(
-        [x for x, skill in zip(grid.scenes, grid.strata, strict=True) if skill == "lift"]
-    )
+    lift = grid.of_strata({"lift"})
     rate, low, high = statistics.recipe_rate(lift, statistics.seed_effect([lift]))
     assert (rate, low < 0.02, high > 0.98) == (0.5, True, True), "two seeds say little"
     lines = table_lines([summary])

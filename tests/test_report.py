@@ -206,6 +206,8 @@ def test_the_headline_has_no_rate_without_finished_episodes(tmp_path):
     assert headline(floor).endswith("; the untrained network crashed in all 10.")
     every = [r | crash for r in rows()]
     assert headline(every) == "No episode finished: all 20 crashed."
+    seen_alone = [r for r in every if r["split"] == "train"]
+    assert headline(seen_alone) == "No episode finished: all 10 crashed."
     page = report.write(
         ReportContent("x", {}, {}, every), tmp_path, tmp_path / "page.html"
     ).read_text()

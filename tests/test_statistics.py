@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from octolike.evaluation import statistics
+from octolike.evaluation import statistics, study_design
 from octolike.evaluation.equivalent_count import EquivalentCount, equivalent_count
 from octolike.evaluation.statistics import (
     Difference,
     OutcomeGrid,
-    SignFlipProcess,
     SuccessRate,
     compact_letters,
     holm,
@@ -30,6 +29,7 @@ from octolike.evaluation.statistics import (
     split_difference,
     wilson_interval,
 )
+from octolike.evaluation.study_design import SignFlipProcess
 
 REPEATS = 300
 NOISE = 3 * math.sqrt(0.05 * 0.95 / REPEATS)
@@ -261,6 +261,9 @@ def test_two_splits_need_the_same_seeds():
     with pytest.raises(ValueError, match="2 and 3 seeds; expected the same ones"):
         split_difference(grid(np.ones((2, 5))), grid(np.ones((3, 5))))
     assert math.isnan(split_difference(grid(np.ones((2, 5))), grid(np.ones((2, 0)))).value)
+    few = dataclasses.replace(grid(np.ones((2, 4))), incomplete=(4,))  # one crashed
+    paired = split_difference(grid(np.zeros((2, 5))), few)
+    assert (paired.value, paired.left_out, paired.is_paired) == (-1, 1, True)
     certain = split_difference(grid(np.ones((2, 5))), grid(np.ones((2, 5))))
     assert certain.low < 0 < certain.high
     assert certain.p == 1
@@ -422,23 +425,23 @@ def test_equality_needs_a_narrow_interval():
 def test_a_study_finds_the_difference_that_its_design_promises():
     """At the announced difference, about 80 % of simulated studies find it."""
     rng, seeds, scenes = np.random.default_rng(2), 5, 100
-    smallest = statistics.detectable_difference(seeds, scenes)
+    smallest = study_design.detectable_difference(seeds, scenes)
     assert 0.1 < smallest < 0.35
     spread = 0.25
     detections = 0
     for _ in range(REPEATS):
-        difficulty = rng.normal(0, math.sqrt(statistics.SCENE_SHARE * spread), scenes)
+        difficulty = rng.normal(0, math.sqrt(study_design.SCENE_SHARE * spread), scenes)
         grids = []
         for rate in (0.5 + smallest / 2, 0.5 - smallest / 2):
-            luck = rng.normal(0, math.sqrt(statistics.SEED_SHARE * spread), (seeds, 1))
+            luck = rng.normal(0, math.sqrt(study_design.SEED_SHARE * spread), (seeds, 1))
             p = np.clip(rate + difficulty + luck, 0, 1)
             grids.append(grid(rng.random((seeds, scenes)) < p))
         detections += paired_difference(*grids).p < statistics.LEVEL
     assert 0.65 < detections / REPEATS < 0.92
-    more = [statistics.detectable_difference(n, scenes) for n in (2, 3, 5, 12)]
+    more = [study_design.detectable_difference(n, scenes) for n in (2, 3, 5, 12)]
     assert more == sorted(more, reverse=True)
-    assert statistics.detectable_difference(5, scenes, comparisons=10) > smallest
-    assert statistics.detectable_difference(1, scenes) == 1
+    assert study_design.detectable_difference(5, scenes, comparisons=10) > smallest
+    assert study_design.detectable_difference(1, scenes) == 1
 
 
 @pytest.mark.parametrize(("recipes", "seeds"), [(6, 3), (10, 3), (3, 5)])
@@ -446,13 +449,13 @@ def test_a_table_finds_the_difference_that_its_design_promises(recipes, seeds):
     """The seed's effect is estimated from all recipes; Holm's strictest step finds the pair."""
     rng, scenes, spread = np.random.default_rng(7), 60, 0.25
     pairs = recipes * (recipes - 1) // 2
-    smallest = statistics.detectable_difference(seeds, scenes, pairs, recipes)
+    smallest = study_design.detectable_difference(seeds, scenes, pairs, recipes)
     detections = 0
     for _ in range(REPEATS):
-        difficulty = rng.normal(0, math.sqrt(statistics.SCENE_SHARE * spread), scenes)
+        difficulty = rng.normal(0, math.sqrt(study_design.SCENE_SHARE * spread), scenes)
         grids = []
         for rate in (0.5 + smallest / 2, *[0.5 - smallest / 2] * (recipes - 1)):
-            luck = rng.normal(0, math.sqrt(statistics.SEED_SHARE * spread), (seeds, 1))
+            luck = rng.normal(0, math.sqrt(study_design.SEED_SHARE * spread), (seeds, 1))
             p = np.clip(rate + difficulty + luck, 0, 1)
             grids.append(grid(rng.random((seeds, scenes)) < p))
         p_value = paired_difference(grids[0], grids[1], seed_effect(grids)).p

@@ -103,9 +103,7 @@ class ArrayFrames:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ArrayFrames]) -> ArrayFrames:
-        """Return the frames of parts with the same cameras, in their order."""
-        if not parts:
-            raise ConfigError("there are no episodes")
+        """Return the frames of one part or more with the same cameras, in their order."""
         offsets = np.cumsum([0] + [len(p.action) for p in parts])
         starts = [p.starts[:-1] + offset for p, offset in zip(parts, offsets[:-1], strict=True)]
         return cls(

@@ -113,14 +113,14 @@ def compare_instructions(
     the skills are known already, or if a skill's instructions are not: all its episodes crashed.
     """
     known = {_plain(text) for text in instructions}
-    said: dict[str, set[str]] = {}
+    asked: dict[str, set[str]] = {}
     for row in rows:
         if row["split"] == SEEN:
-            said.setdefault(row["skill"], set()).add(_plain(row.get("instruction", "")))
-    said = {skill: texts - {""} for skill, texts in said.items()}
-    if not demonstrated.others or not known or not said or not all(said.values()):
+            asked.setdefault(row["skill"], set()).add(_plain(row.get("instruction", "")))
+    asked = {skill: texts - {""} for skill, texts in asked.items()}
+    if not demonstrated.others or not known or not asked or not all(asked.values()):
         return demonstrated
-    skills = {skill for skill, texts in said.items() if texts & known}
+    skills = {skill for skill, texts in asked.items() if texts & known}
     return replace(
         demonstrated,
         skills=demonstrated.skills | skills,

@@ -75,9 +75,9 @@ def read(
     """Return the evaluated variants of a comparison in alphabetical order.
 
     Only episodes of the runs' own settings count, in the block of scenes and as many as given
-    (`outcomes.read_outcomes`). names: of the variants; default: all. Runs without any, as in a
-    study that goes on, are left out and printed. Raises FileNotFoundError without any evaluated
-    run, and NoEpisodesError if none has such episodes.
+    (`outcomes.read_outcomes`). names: of the variants; default: all. Runs without any, as in an
+    unfinished study, are left out and printed, and so are names without a run. Raises
+    FileNotFoundError without any evaluated run, and NoEpisodesError if none has such episodes.
     """
     evaluated = [run for run in sorted(Path(directory).glob("*")) if outcomes.result_files(run)]
     named = [r for r in evaluated if not names or {r.name, r.name.rpartition("-")[0]} & {*names}]
@@ -87,6 +87,8 @@ def read(
             f"{directory} contains no evaluated run <variant>-<seed>/{outcomes.RESULTS}; create "
             "them with octolike compare"
         )
+    if missing := [name for name in names if name not in variants]:
+        print(f"note: {directory} has no evaluated run of {', '.join(missing)}")
     # If any run has several robots, splits carry the robot's name in all runs.
     runs = [run for variant_runs in variants.values() for run in variant_runs.values()]
     with_robots = any("" not in outcomes.result_files(run) for run in runs)
@@ -124,8 +126,8 @@ def write(
     text = table(summaries, question)
     if evidence:
         text += (
-            "\n\nAfter every seed it was tested whether to go on. Of such a study, only these "
-            f"p-values hold, not those of the table:\n\n{evidence}"
+            "\n\nThe study could stop after every seed. For such a study these p-values hold, not "
+            f"those of the table:\n\n{evidence}"
         )
     if block:
         text += f"\n\nScenes: the block {block}."
@@ -275,28 +277,22 @@ def _gaps(summaries: Sequence[VariantSummary], splits: Sequence[str]) -> list[st
             both = [summary.seeds.get(x, ()) for x in (seen, split)]
             if name == SEEN or len(both[0]) < 2 or both[0] != both[1]:
                 continue
-            a, b = _of_common_skills(summary.grids[split], summary.grids[seen])
-            d = statistics.split_difference(a, b)
+            a, b = summary.grids[split], summary.grids[seen]
+            skills = {*a.strata} & {*b.strata}
+            if not skills:  # held-out tasks are of other skills
+                continue
+            d = statistics.split_difference(a.of_strata(skills), b.of_strata(skills))
             value, low, high = (100 * x for x in (d.value, d.low, d.high))
-            texts.append(
-                f"{summary.variant} on {split_name(split)} {value:+.1f} [{low:+.1f}, {high:+.1f}]"
-            )
+            text = f"{summary.variant} on {split_name(split)} "
+            text += f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+            left_out = statistics.left_out_note(d.left_out)
+            texts.append(f"{text} ({left_out})" if left_out else text)
     if not texts:
         return []
     return [
         f"Points more than on {split_name(SEEN)} tasks of the same skills, with 95 % intervals "
         f"over seeds and scenes (not adjusted): {'; '.join(texts)}."
     ]
-
-
-def _of_common_skills(a: OutcomeGrid, b: OutcomeGrid) -> tuple[OutcomeGrid, OutcomeGrid]:
-    common = {*a.strata} & {*b.strata}
-
-    def restricted(grid: OutcomeGrid) -> OutcomeGrid:
-        scenes = zip(grid.scenes, grid.strata, strict=True)
-        return grid.select([scene for scene, skill in scenes if skill in common])
-
-    return restricted(a), restricted(b)
 
 
 def ordered(
@@ -429,11 +425,11 @@ def _by_skill(summary: VariantSummary, splits: Sequence[str]) -> dict[str, Outco
         parts, scenes = [], []
         for split, grid in grids.items():
             rows = [summary.seeds[split].index(x) for x in common]
-            columns = [i for i, name in enumerate(grid.strata) if name == skill]
-            parts.append(grid.outcomes[np.ix_(rows, columns)])
-            scenes += [(split, grid.scenes[i]) for i in columns]
-        outcomes_of = np.concatenate(parts, axis=1)
-        result[skill] = OutcomeGrid(outcomes_of, tuple(scenes), (skill,) * len(scenes))
+            of_skill = grid.of_strata({skill})
+            parts.append(of_skill.outcomes[rows])
+            scenes += [(split, scene) for scene in of_skill.scenes]
+        joined = np.concatenate(parts, axis=1)
+        result[skill] = OutcomeGrid(joined, tuple(scenes), (skill,) * len(scenes))
     return result
 
 

@@ -16,14 +16,15 @@ def headline(rows: Sequence[ResultRow], undemonstrated: Collection[str] = ()) ->
     """
     seen, new = _seen_and_new(rows, undemonstrated)
     where = "seen tasks" if seen or not new else "tasks without demonstrations"
+    of_split = success.success_rate(seen or new, policy="trained")
     chosen = headline_rows(rows, undemonstrated)
     trained, untrained = (success.success_rate(chosen, policy=p) for p in ("trained", "untrained"))
-    result = f"On {where} the policy succeeds in {_rate_text(trained, 'of the episodes')}"
-    if len(chosen) == len(rows) and chosen not in (seen, new):
-        crashed = success.success_rate(seen or new, policy="trained").crashed
-        crashes = f"All {crashed} episodes on {where} crashed. " * bool(crashed)
-        if not trained.episodes:
-            return f"No episode finished: all {trained.crashed} crashed."
+    if not trained.episodes:
+        return f"No episode finished: all {trained.crashed} crashed."
+    if of_split.episodes:
+        result = f"On {where} the policy succeeds in {_rate_text(trained, 'of the episodes')}"
+    else:
+        crashes = f"All {of_split.crashed} episodes on {where} crashed. " * bool(of_split.crashed)
         episodes = "of the other episodes" if crashes else "of the episodes"
         result = f"{crashes}The policy succeeds in {_rate_text(trained, episodes)}"
     others = success.success_rate(new if seen else [], policy="trained")

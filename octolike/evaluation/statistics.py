@@ -19,17 +19,16 @@ The questions, in the order of this file:
     `seed_difference`.
  4. Which of many? `holm` adjusts the p-values of a table, `compact_letters` writes them into it.
  5. Are two equal? `is_equivalent`: the whole 90 % interval lies within a margin.
- 6. Which difference can a study detect? `detectable_difference`, before it runs.
- 7. May it stop now? `SignFlipProcess`: its evidence is valid at any time.
 
-How many demonstrations a recipe is worth is asked in `equivalent_count`, with these answers.
+Studies ask further questions with these answers: which difference they can detect, and whether they
+may stop (`study_design`), and how many demonstrations a recipe is worth (`equivalent_count`).
 `tests/test_statistics.py` simulates the coverage of every interval and the rate of false alarms.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +37,6 @@ from scipy import stats
 
 LEVEL = 0.05  # all intervals are 95 %
 Z = float(stats.norm.isf(LEVEL / 2))
-# Assumptions of a plan without earlier runs: shares of the variance of a single outcome. In the
-# studies of RESULTS.md the seeds of one variant had a share of 0.02 to 0.07, and what one variant
-# finds hard in a scene and another does not had 0.07 to 0.25.
-SEED_SHARE, SCENE_SHARE, INTERACTION_SHARE, POWER = 0.05, 0.2, 0.1, 0.8
 _PAIRED = "same scenes"  # start of the method of a paired difference
 
 # 1. one policy
@@ -189,6 +184,11 @@ class OutcomeGrid:
         """The mean over seeds and scenes; NaN without any."""
         return float(self.outcomes.mean()) if self.outcomes.size else math.nan
 
+    def of_strata(self, names: Collection[str]) -> OutcomeGrid:
+        """Return the columns of the named strata."""
+        scenes = zip(self.scenes, self.strata, strict=True)
+        return self.select([scene for scene, stratum in scenes if stratum in names])
+
     def select(self, scenes: Iterable[Hashable]) -> OutcomeGrid:
         """Return the columns of the given scenes, in their order."""
         column = {x: i for i, x in enumerate(self.scenes)}
@@ -301,7 +301,7 @@ def paired_difference(
     """
     met = set(b.scenes)
     common = [x for x in a.scenes if x in met]
-    left_out = len(met.union(a.scenes, a.incomplete, b.incomplete)) - len(common)
+    left_out = _left_out(a, b, len(common))
     if not common:
         return Difference(math.nan, math.nan, math.nan, math.nan, "no common scene", left_out)
     a, b = a.select(common), b.select(common)
@@ -338,17 +338,21 @@ def split_difference(a: OutcomeGrid, b: OutcomeGrid) -> Difference:
     """Return rate(a) − rate(b) of one recipe on two splits; row s of both is the same policy.
 
     What a seed adds to both splits cancels. The wider of two intervals and the larger of their
-    p-values: over the seeds' differences (t), and over scenes, pairwise where the splits share
-    them; the others are independent. With one seed, over scenes alone. NaN without scenes.
+    p-values: over the seeds' differences (t), and over scenes. Scenes that both splits have are
+    paired and the rest is left out and counted; without any, the splits are independent. With one
+    seed, over scenes alone. NaN without scenes.
     """
     if len(a.outcomes) != len(b.outcomes):
         raise ValueError(f"{len(a.outcomes)} and {len(b.outcomes)} seeds; expected the same ones")
     seeds = len(a.outcomes)
     if not (a.outcomes.size and b.outcomes.size):
         return Difference(math.nan, math.nan, math.nan, math.nan, "no scene")
+    left_out, met = 0, set(b.scenes)
     # As in `paired_difference`, two more scenes keep the interval valid near 0 and 1.
-    if set(a.scenes) == set(b.scenes):
-        paired = (a.outcomes - b.select(a.scenes).outcomes).mean(axis=0)
+    if common := [x for x in a.scenes if x in met]:
+        left_out = _left_out(a, b, len(common))
+        a, b = a.select(common), b.select(common)
+        paired = (a.outcomes - b.outcomes).mean(axis=0)
         by_scene = _mean_variance(paired, a.strata) + 2 / seeds / len(paired) ** 2
         scenes = _PAIRED
     else:
@@ -367,7 +371,13 @@ def split_difference(a: OutcomeGrid, b: OutcomeGrid) -> Difference:
         float(2 * stats.t.sf(abs(value) / s, f)) if s else float(not value) for f, s in deviations
     )
     method = f"{scenes}, over training seeds and scenes" if seeds > 1 else f"{scenes}, one seed"
-    return Difference(value, max(-1.0, value - half), min(1.0, value + half), p, method)
+    low, high = max(-1.0, value - half), min(1.0, value + half)
+    return Difference(value, low, high, p, method, left_out)
+
+
+def _left_out(a: OutcomeGrid, b: OutcomeGrid, common: int) -> int:
+    """Return the number of scenes of either side, also incomplete ones, that are not common."""
+    return len({*a.scenes, *b.scenes, *a.incomplete, *b.incomplete}) - common
 
 
 def _mcnemar(per_scene: np.ndarray) -> float:
@@ -462,91 +472,3 @@ def is_equivalent(difference: Difference, margin: float) -> bool:
     middle = (difference.low + difference.high) / 2
     half = shrink * (difference.high - difference.low) / 2
     return bool(-margin < middle - half and middle + half < margin)
-
-
-# 6. before a study
-
-
-def detectable_difference(
-    seeds: int,
-    scenes: int,
-    comparisons: int = 1,
-    recipes: int = 2,
-    rate: float = 0.5,
-    seed_share: float = SEED_SHARE,
-    scene_share: float = SCENE_SHARE,
-    interaction_share: float = INTERACTION_SHARE,
-) -> float:
-    """Return the smallest difference of two recipes that a study finds with 80 % probability.
-
-    Args:
-        seeds: training seeds of each recipe.
-        scenes: number of scenes of each seed, the same for all recipes.
-        comparisons: number of comparisons of the table, for Holm's first and strictest step.
-        recipes: number of recipes, over which the seed's effect is pooled.
-        rate: the success rate around which the recipes lie.
-        seed_share: the share of an outcome's variance due to the seed.
-        scene_share: the share due to the scene; it cancels between recipes.
-        interaction_share: the share due to the scene for one recipe; more seeds do not lower it.
-
-    Returns:
-        The difference in success rate; 1 if a study of this size finds none (a single seed).
-    """
-    if seeds < 2:
-        return 1.0
-    spread = 2 * rate * (1 - rate)  # of two recipes
-    rest = spread * (1 - seed_share - scene_share - interaction_share) / scenes / seeds
-    by_scene = math.sqrt(spread * (interaction_share / scenes + seed_share / seeds) + rest)
-    by_seed = spread * seed_share / seeds + rest
-    # The larger of a recipe's own and the pooled estimate is used (`SeedEffect.of`): on average
-    # E max(1, chi²(k) / k) times the variance.
-    k = seeds - 1
-    larger = float(stats.chi2.cdf(k, k) + stats.chi2.sf(k, k + 2))
-    limits = [
-        float(stats.t.isf(LEVEL / comparisons / 2, freedom)) * deviation
-        for freedom, deviation in (
-            (math.inf, by_scene),
-            (recipes * k, math.sqrt(larger * by_seed)),
-        )
-    ]
-    return min(1.0, max(limits) + float(stats.norm.isf(1 - POWER)) * by_scene)
-
-
-# 7. while a study runs
-
-
-class SignFlipProcess:
-    """Evidence that two recipes differ, valid whenever one looks (an e-process).
-
-    Each seed gives the difference d of two success rates on the same scenes. If the recipes are
-    equal on these scenes, d and −d are equally likely, so exp(s d) / cosh(s d) has mean 1 for any
-    stake s, and products of it exceed 1 / α with probability at most α, at any time (Ville's
-    inequality). The evidence is the mean over several stakes. It is about these scenes: other
-    scenes, and demonstrations that all seeds share, are not drawn again.
-    """
-
-    _STAKES = np.array([s * sign for s in (3.0, 10.0, 30.0, 100.0) for sign in (-1, 1)])
-
-    def __init__(self) -> None:
-        self._logs = np.zeros(len(self._STAKES))
-        self.largest = 1.0
-        self.seeds = 0
-
-    def update(self, difference: float) -> float:
-        """Add a seed's difference of success rates; return the evidence so far."""
-        bets = self._STAKES * difference
-        self._logs += bets - np.logaddexp(bets, -bets) + math.log(2)
-        self.seeds += 1
-        evidence = float(np.exp(np.clip(self._logs, -700, 700)).mean())
-        self.largest = max(self.largest, evidence)
-        return evidence
-
-    @property
-    def p(self) -> float:
-        """A p-value that may be read after every seed."""
-        return min(1.0, 1 / self.largest)
-
-    @staticmethod
-    def smallest_p(seeds: int) -> float:
-        """Return the limit of p after a number of seeds: all of one sign, however different."""
-        return min(1.0, 2.0 ** (1 - seeds))

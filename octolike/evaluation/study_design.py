@@ -10,12 +10,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from octolike.config import Config, ConfigError, load_module, unknown
-from octolike.evaluation import comparison, statistics, suites
+from octolike.evaluation import comparison, suites
 from octolike.evaluation.comparison import VariantSummary
 from octolike.evaluation.contrasts import DEFAULT, Question, without_robot
-from octolike.evaluation.statistics import OutcomeGrid, SignFlipProcess
+from octolike.evaluation.statistics import LEVEL, OutcomeGrid, holm, paired_difference
 from octolike.evaluation.success import SEEN
+
+# Assumptions of a plan without earlier runs: shares of the variance of a single outcome. In the
+# studies of RESULTS.md the seeds of one variant had a share of 0.02 to 0.07, and what one variant
+# finds hard in a scene and another does not had 0.07 to 0.25.
+SEED_SHARE, SCENE_SHARE, INTERACTION_SHARE, POWER = 0.05, 0.2, 0.1, 0.8
 
 
 @dataclass(frozen=True)
@@ -124,11 +132,11 @@ def _text(variants: int, seeds: int, scenes: int, comparisons: int, number: str)
     text = f"design: {variants} variants, {seeds} seeds, {scenes} common scenes; "
     if seeds < 2:
         return text + "one seed compares policies, not recipes"
-    smallest = statistics.detectable_difference(seeds, scenes, comparisons, variants)
+    smallest = detectable_difference(seeds, scenes, comparisons, variants)
     return text + (
-        f"with {statistics.POWER:.0%} probability the table shows differences of at least "
+        f"with {POWER:.0%} probability the table shows differences of at least "
         f"{100 * smallest:.0f} points between variants near 50 % (adjusted for {number}; assumes "
-        f"that the seed explains {statistics.SEED_SHARE:.0%} of the variance of an outcome)"
+        f"that the seed explains {SEED_SHARE:.0%} of the variance of an outcome)"
     )
 
 
@@ -143,20 +151,21 @@ def decided(
 
     5 % for all of them together (Holm), whenever it is called.
     """
-    summaries = comparison.read(directory, block, variants, episodes)
-    processes = evidence(summaries, question)
     others = [name for name in variants if name != question.reference]
-    p_values = [processes[n].p if n in processes else math.nan for n in others]
-    adjusted = dict(zip(others, statistics.holm(p_values), strict=True))
-    certain = {name for name, p in adjusted.items() if p <= statistics.LEVEL}
+    names = [question.reference, *others]
+    processes = evidence(comparison.read(directory, block, names, episodes), question)
+    # One without evidence counts in the family: it may have some after the next seed.
+    p_values = [processes[name].p if name in processes else 1.0 for name in others]
+    adjusted = dict(zip(others, holm(p_values), strict=True))
+    certain = {name for name, p in adjusted.items() if p <= LEVEL}
     lines = []
     for name in others:
-        if not math.isfinite(adjusted[name]):
-            lines.append(f"{name} shares no scene with {question.reference}: never decided")
+        if name not in processes:
+            lines.append(f"{name} shares no scene and seed with {question.reference}: not decided")
             continue
         lines.append(
             f"{name} against {question.reference} after {processes[name].seeds} seeds: p = "
-            f"{adjusted[name]:.2g}, valid at any time, Holm over {len(processes)}: "
+            f"{adjusted[name]:.2g}, valid at any time, Holm over {len(others)}: "
             f"{'decided' if name in certain else 'open'}"
         )
     return certain, "\n".join(lines)
@@ -167,7 +176,7 @@ def seeds_to_decide(variants: int) -> int:
 
     Evidence doubles at most with each seed, so a study with fewer seeds never stops early.
     """
-    level = statistics.LEVEL / max(1, variants - 1)
+    level = LEVEL / max(1, variants - 1)
     return next(n for n in itertools.count(1) if SignFlipProcess.smallest_p(n) <= level)
 
 
@@ -194,7 +203,7 @@ def evidence(summaries: Sequence[VariantSummary], question: Question) -> dict[st
                 OutcomeGrid.from_seeds([_outcomes_of(v, split, seed)], v.strata(split))
                 for v in (summary, reference)
             )
-            difference = statistics.paired_difference(a, b).value
+            difference = paired_difference(a, b).value
             if math.isfinite(difference):
                 process.update(difference)
         if process.seeds:
@@ -206,3 +215,85 @@ def _outcomes_of(summary: VariantSummary, split: str, seed: str) -> Mapping[Any,
     grid = summary.grids[split]
     row = grid.outcomes[summary.seeds[split].index(seed)]
     return {x: bool(y) for x, y in zip(grid.scenes, row, strict=True)}
+
+
+def detectable_difference(
+    seeds: int,
+    scenes: int,
+    comparisons: int = 1,
+    recipes: int = 2,
+    rate: float = 0.5,
+    seed_share: float = SEED_SHARE,
+    scene_share: float = SCENE_SHARE,
+    interaction_share: float = INTERACTION_SHARE,
+) -> float:
+    """Return the smallest difference of two recipes that a study finds with 80 % probability.
+
+    Args:
+        seeds: training seeds of each recipe.
+        scenes: number of scenes of each seed, the same for all recipes.
+        comparisons: number of comparisons of the table, for Holm's first and strictest step.
+        recipes: number of recipes, over which the seed's effect is pooled.
+        rate: the success rate around which the recipes lie.
+        seed_share: the share of an outcome's variance due to the seed.
+        scene_share: the share due to the scene; it cancels between recipes.
+        interaction_share: the share due to the scene for one recipe; more seeds do not lower it.
+
+    Returns:
+        The difference in success rate; 1 if a study of this size finds none (a single seed).
+    """
+    if seeds < 2:
+        return 1.0
+    spread = 2 * rate * (1 - rate)  # of two recipes
+    rest = spread * (1 - seed_share - scene_share - interaction_share) / scenes / seeds
+    by_scene = math.sqrt(spread * (interaction_share / scenes + seed_share / seeds) + rest)
+    by_seed = spread * seed_share / seeds + rest
+    # The larger of a recipe's own and the pooled estimate is used (`SeedEffect.of`): on average
+    # E max(1, chi²(k) / k) times the variance.
+    k = seeds - 1
+    larger = float(stats.chi2.cdf(k, k) + stats.chi2.sf(k, k + 2))
+    limits = [
+        float(stats.t.isf(LEVEL / comparisons / 2, freedom)) * deviation
+        for freedom, deviation in (
+            (math.inf, by_scene),
+            (recipes * k, math.sqrt(larger * by_seed)),
+        )
+    ]
+    return min(1.0, max(limits) + float(stats.norm.isf(1 - POWER)) * by_scene)
+
+
+class SignFlipProcess:
+    """Evidence that two recipes differ, valid whenever one looks (an e-process).
+
+    Each seed gives the difference d of two success rates on the same scenes. If the recipes are
+    equal on these scenes, d and −d are equally likely, so exp(s d) / cosh(s d) has mean 1 for any
+    stake s, and products of it exceed 1 / α with probability at most α, at any time (Ville's
+    inequality). The evidence is the mean over several stakes. It is about these scenes: other
+    scenes, and demonstrations that all seeds share, are not drawn again.
+    """
+
+    _STAKES = np.array([s * sign for s in (3.0, 10.0, 30.0, 100.0) for sign in (-1, 1)])
+
+    def __init__(self) -> None:
+        self._logs = np.zeros(len(self._STAKES))
+        self.largest = 1.0
+        self.seeds = 0
+
+    def update(self, difference: float) -> float:
+        """Add a seed's difference of success rates; return the evidence so far."""
+        bets = self._STAKES * difference
+        self._logs += bets - np.logaddexp(bets, -bets) + math.log(2)
+        self.seeds += 1
+        evidence = float(np.exp(np.clip(self._logs, -700, 700)).mean())
+        self.largest = max(self.largest, evidence)
+        return evidence
+
+    @property
+    def p(self) -> float:
+        """A p-value that may be read after every seed."""
+        return min(1.0, 1 / self.largest)
+
+    @staticmethod
+    def smallest_p(seeds: int) -> float:
+        """Return the limit of p after a number of seeds: all of one sign, however different."""
+        return min(1.0, 2.0 ** (1 - seeds))

@@ -30,7 +30,7 @@ from octolike.envs.libero.libero_package import LiberoTask, load_libero
 _T = TypeVar("_T")
 CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
 RENDER_SIZE = 256
-BENCHMARK_SEED = 0  # as in the evaluations behind the published tables
+BENCHMARK_SEED = 0  # as in OpenVLA's script
 _FALL_STEPS, _AT_REST = 40, 0.05  # steps; metres or radians per second
 _MOST_ATTEMPTS = 100  # to place the objects of an episode; each gives up after 5000 draws
 NO_MOTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # the gripper opens
