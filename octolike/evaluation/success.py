@@ -212,18 +212,13 @@ def generalization_gaps(
     return gaps
 
 
-def untrained_difference(
-    rows: Iterable[ResultRow], policy: str = "trained", **fields: str
-) -> Difference | None:
-    """Return trained minus untrained success of the rows with the given field values.
+def untrained_difference(rows: Sequence[ResultRow], policy: str = "trained") -> Difference | None:
+    """Return trained minus untrained success of the rows.
 
     Returns:
         The difference, paired if the two met the same scenes; None if one finished no episode.
     """
-    selected = [r for r in rows if all(r[k] == v for k, v in fields.items())]
-    trained, untrained = (
-        [r for r in selected if r["policy"] == name] for name in (policy, "untrained")
-    )
+    trained, untrained = ([r for r in rows if r["policy"] == x] for x in (policy, "untrained"))
     if not all(success_rate(x).episodes for x in (trained, untrained)):
         return None
     return _difference(trained, untrained, ("split", "skill", "seed"))
